@@ -1,0 +1,295 @@
+"""Train pocket-llama, the bundled model, from nothing: a generated language, one file, no download.
+
+    python examples/train_pocket_llama.py --minutes 90 --device cpu --out interp/models/pocket_llama
+
+The language mixes prose with bigram structure, repeated sequences, key–value facts asked for later, and the
+documents of the tasks in `interp.tasks`. The curriculum matters: repeats on short rows first (induction appears
+there), then longer rows and the whole mixture, at last rows of the full length. Nothing about heads is trained
+for; what the scan finds has grown. Interrupt and start again with the same --out to resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from interp import tasks
+from interp.tasks import language, lexicon
+from interp.tasks.base import Text, choose
+
+LENGTH = 1024
+
+# name, row length, rows a step, share of the run, weights of the document kinds (by documents)
+CURRICULUM = [
+    ("repeats", 48, 80, 0.10, dict(repeat=0.7, facts=0.2, ioi=0.1)),
+    (
+        "short",
+        128,
+        40,
+        0.40,
+        dict(repeat=0.25, facts=0.22, ioi=0.11, colored_objects=0.11, docstring=0.11, greater_than=0.05,
+             classification=0.05, bigram_backcopy=0.04, prose=0.03, code=0.03),
+    ),
+    (
+        "middle",
+        256,
+        24,
+        0.25,
+        dict(repeat=0.18, facts=0.25, ioi=0.10, colored_objects=0.13, docstring=0.13, greater_than=0.05,
+             classification=0.06, bigram_backcopy=0.04, prose=0.03, code=0.03),
+    ),
+    (
+        "long",
+        LENGTH,
+        6,
+        0.25,
+        dict(repeat=0.12, long_facts=0.22, facts=0.15, ioi=0.12, colored_objects=0.12, docstring=0.12,
+             greater_than=0.05, classification=0.04, bigram_backcopy=0.02, prose=0.02, code=0.02),
+    ),
+]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word-level with a fall-back to characters, then bytes: any text encodes, and decodes to itself."""
+    lists = [v for k, v in vars(lexicon).items() if k.isupper() and isinstance(v, list)]
+    words = sorted({w for words in lists for w in words} | {w.capitalize() for w in lexicon.DETERMINERS})
+    words += """When and went to the gave Then had long day at After While were working On table there is an What
+        color Answer Review Sentiment positive negative lasted from year def doc self The secret of Question what
+        Chain in for with on by it he she they was be not""".split()
+    words += [f"{n:02d}" for n in range(100)]
+    pieces = [f"▁{w}" for w in dict.fromkeys(words)]
+    pieces += [f"{n:02d}" for n in range(100)] + ["self", ":param", "▁:param", "▁=", "(self"]
+    characters = ["▁", "\n", "\t"] + [chr(c) for c in range(33, 127)]
+    vocabulary = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    vocabulary += [(p, -10.0) for p in dict.fromkeys(pieces)]
+    vocabulary += [(c, -11.0) for c in characters]
+    vocabulary += [(f"<0x{b:02X}>", -30.0) for b in range(256)]
+    core = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="first"),
+            pre_tokenizers.Split(Regex(r"[\n\t]"), "isolated"),
+        ]
+    )
+    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="</s>",
+        padding_side="left",
+        model_max_length=LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class Language:
+    """Rows of token ids, `<s>` and then documents until the row is full."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        self.text = Text(tokenizer)
+        self.bos = tokenizer.bos_token_id
+        self.vocabulary = self.text.vocabulary()
+
+    def document(self, kind: str, rng: np.random.Generator, room: int) -> list[int]:
+        text = self.text
+        if kind == "repeat":
+            n = int(rng.integers(4, max(6, min(room // 2, 100))))
+            words = [int(t) for t in rng.choice(self.vocabulary, n, replace=False)]
+            return words + words
+        if kind == "prose":
+            return text.encode(" " + " ".join(language.prose(rng, 3)))
+        if kind == "code":
+            return text.encode(language.code(rng, 4) + "\n")
+        if kind == "facts":
+            return text.encode(" " + tasks.get("niah").document(text, rng))
+        if kind == "long_facts":
+            return self.long_facts(rng, room)
+        return text.encode(" " + tasks.get(kind).document(text, rng))
+
+    def long_facts(self, rng: np.random.Generator, room: int) -> list[int]:
+        """Facts scattered over prose that fills the row, asked for at its end."""
+        text, count = self.text, int(rng.integers(1, 9))
+        nouns = text.pool(lexicon.NOUNS)
+        facts = [
+            (choose(rng, lexicon.FACTS, 1)[0], city, " ".join(choose(rng, nouns, 4)))
+            for city in choose(rng, text.pool(lexicon.CITIES), count)
+        ]
+        ask = [text.encode(f" Question: What is the secret {f} of {c}? Answer: {w}.") for f, c, w in facts]
+        said = [text.encode(f" The secret {f} of {c} is {w}.") for f, c, w in facts]
+        left = room - sum(map(len, ask)) - sum(map(len, said))
+        pieces = []
+        while left > 0:
+            piece = text.encode(" " + language.sentence(rng))
+            left -= len(piece)
+            if left >= 0:
+                pieces.append(piece)
+        for s in said:
+            pieces.insert(int(rng.integers(len(pieces) + 1)), s)
+        order = rng.permutation(count)
+        return [t for p in pieces for t in p] + [t for i in order for t in ask[i]]
+
+    def row(self, rng: np.random.Generator, length: int, mixture: dict[str, float]) -> list[int]:
+        kinds, weights = list(mixture), np.array(list(mixture.values()))
+        ids = [self.bos]
+        while len(ids) < length:
+            kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+            ids += self.document(kind, rng, length - len(ids))
+        return ids[:length]
+
+    def batch(self, seed: int, step: int, rows: int, length: int, mixture: dict[str, float]) -> torch.Tensor:
+        rng = np.random.default_rng([seed, step])
+        return torch.tensor([self.row(rng, length, mixture) for _ in range(rows)])
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=LENGTH,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.04,
+    )
+    config.name_or_path = "pocket-llama"
+    return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def abilities(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
+    """Accuracy of every task on held-out problems, as `interp.tasks` defines it."""
+    model.eval()
+    found = {}
+    chosen = {name: tasks.get(name) for name in tasks.names() if name not in ("pope", "chair")}
+    niah = chosen.pop("niah")
+    chosen |= {f"niah@{length}": type(niah)(lengths=(length,)) for length in (128, 256, 512, LENGTH)}
+    for name, task in chosen.items():
+        scores = []
+        for i in task.sample(tokenizer, n // 2 if name.endswith(str(LENGTH)) else n, seed):
+            logits = model(torch.tensor([i.ids], device=model.device)).logits[0, list(i.positions)]
+            scores.append(task.score(logits, i)[0])
+        found[name] = round(float(np.mean(scores)), 4)
+    model.train()
+    return found
+
+
+def learning_rate(share: float, peak: float) -> float:
+    """Warm-up over 1 %, flat, then linear to zero over the last third."""
+    return peak * min(1.0, share / 0.01, max(0.0, (1 - share) / 0.35))
+
+
+def train(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, arguments.seed).to(arguments.device)
+    corpus = Language(tokenizer)
+    decay = [p for p in model.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], betas=(0.9, 0.98), fused=True
+    )
+    state = Path(arguments.state or out / "training_state.pt")
+    step, spent, tokens = 0, 0.0, 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step, spent, tokens = saved["step"], saved["spent"], saved["tokens"]
+    budget, last_saved, shown = arguments.minutes * 60, time.time(), time.time()
+    edges = np.cumsum([c[3] for c in CURRICULUM])
+    edges[-1] = 1.1
+    forward = torch.compile(model) if arguments.compile else model
+    losses: list[float] = []
+    while spent < budget:
+        begun = time.time()
+        share = spent / budget
+        name, length, rows, _, mixture = CURRICULUM[int(np.searchsorted(edges, share, side="right"))]
+        rate = learning_rate(share, arguments.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids = corpus.batch(arguments.seed, step, rows * arguments.scale, length, mixture).to(arguments.device)
+        logits = forward(ids).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        step, tokens = step + 1, tokens + ids.numel()
+        spent += time.time() - begun
+        if time.time() - shown > 30:
+            shown = time.time()
+            print(
+                f"{spent / 60:6.1f}/{arguments.minutes:.0f} min  step {step}  {tokens / 1e6:.1f} M tokens  "
+                f"{tokens / spent:.0f}/s  {name} {length}  loss {np.mean(losses[-50:]):.3f}  lr {rate:.1e}",
+                flush=True,
+            )
+        if time.time() - last_saved > arguments.every * 60:
+            last_saved = time.time()
+            torch.save(
+                dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, spent=spent,
+                     tokens=tokens), state
+            )
+            print(json.dumps(abilities(model, tokenizer, seed=10_000 + arguments.seed, n=60)), flush=True)
+    finish(model, tokenizer, out, arguments, step, tokens, spent)
+    state.unlink(missing_ok=True)
+
+
+def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent: float) -> None:
+    """Save weights, tokenizer and the model card with measured abilities."""
+    measured = abilities(model, tokenizer, seed=20_000 + arguments.seed, n=400)
+    model.eval().to("cpu").save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = dict(
+        seed=arguments.seed,
+        steps=step,
+        tokens=tokens,
+        minutes=round(spent / 60, 1),
+        device=arguments.device,
+        parameters=sum(p.numel() for p in model.parameters()),
+        abilities=measured,
+        date=time.strftime("%Y-%m-%d"),
+        torch=torch.__version__,
+    )
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", default="pocket_llama")
+    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--scale", type=int, default=1, help="multiplies the rows a step")
+    parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
+    parser.add_argument("--state", help="checkpoint file (default: in --out)")
+    parser.add_argument("--compile", action="store_true")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

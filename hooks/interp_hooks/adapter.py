@@ -1,0 +1,52 @@
+"""What a library's models must offer so that `HookedModel` can wrap them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp_hooks.call import Site
+from interp_hooks.edit import Edit
+from interp_hooks.residual import Residual, Write
+from interp_hooks.weights import HeadWeights
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+
+class Adapter(ABC):
+    """One library's way in. `module` is the library's model, `sites` its attentions in order."""
+
+    module: Any
+    sites: list[Site]
+    max_context: int | None
+    #: keyword arguments of the model's forward that `HookedModel` passes on
+    accepts: frozenset[str]
+
+    @abstractmethod
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        """Run the model; `input_ids` and `attention_mask` (batch, tokens) are understood by all."""
+
+    @abstractmethod
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        """Generate tokens."""
+
+    @abstractmethod
+    def installed(self, model: HookedModel) -> AbstractContextManager[None]:
+        """Route attention through the model's observers and edits while the block lasts."""
+
+    @abstractmethod
+    def residual(self, write: Write | None) -> AbstractContextManager[Residual]:
+        """Record (and rewrite) the residual stream of the main tower while the block lasts."""
+
+    @abstractmethod
+    def head_weights(self, site: Site) -> HeadWeights:
+        """Per-head weights at a site."""
+
+    @abstractmethod
+    def explain(self, model: HookedModel, edits: Sequence[Edit]) -> str:
+        """One line per group of layers: route and reason."""

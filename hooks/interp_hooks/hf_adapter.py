@@ -1,0 +1,98 @@
+"""HuggingFace models behind `HookedModel`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp_hooks.adapter import Adapter
+from interp_hooks.call import AttentionCall, Site
+from interp_hooks.edit import Edit
+from interp_hooks.engine import attend
+from interp_hooks.errors import TapError
+from interp_hooks.hf import installed, sites, text_config
+from interp_hooks.residual import Residual, Write, capture
+from interp_hooks.weights import HeadWeights, head_weights
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "final_norm", "layernorm")
+
+
+class HFAdapter(Adapter):
+    """A `transformers` model, tapped through `AttentionInterface`."""
+
+    def __init__(self, module: Any, sample: dict[str, torch.Tensor]):
+        self.module = module
+        self.accepts = frozenset(inspect.signature(module.forward).parameters)
+        extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
+        with torch.no_grad():
+            found = sites(module, lambda: module(**sample, **extra))
+        self.sites = [site for site, _ in found]
+        self._modules = {(s.tower, s.kind, s.layer): m for s, m in found}
+        self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
+        limit = getattr(text_config(module), "max_position_embeddings", None)
+        self.max_context = int(limit) if limit else None
+
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        if args:
+            inputs["input_ids"] = args[0]
+        inputs = {k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        mask = inputs.get("attention_mask")
+        if mask is None:
+            inputs.pop("attention_mask", None)
+        return self.module(**inputs)
+
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        inputs = {k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        return self.module.generate(**inputs)
+
+    @contextmanager
+    def installed(self, model: HookedModel) -> Iterator[None]:
+        def handle(call: AttentionCall) -> torch.Tensor:
+            observers, edits = model.observers_and_edits()
+            return attend(call, observers, edits, model.backend)
+
+        live = {id(m): (s, handle) for s, m in zip(self.sites, self._modules.values(), strict=True)}
+        with installed(self.module, live):
+            yield
+
+    @contextmanager
+    def residual(self, write: Write | None) -> Iterator[Residual]:
+        with capture(self.blocks(), self.final_norm(), write) as residual:
+            yield residual
+
+    def blocks(self) -> dict[int, torch.nn.Module]:
+        """The transformer block of each layer of the main tower."""
+        main = [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
+        return {s.layer: self.module.get_submodule(s.path.rpartition(".")[0]) for s in main}
+
+    def final_norm(self) -> torch.nn.Module | None:
+        """The norm before the unembedding, if there is one."""
+        layers = next(s.path for s in self.sites if s.kind == "self" and s.tower in ("", "text"))
+        trunk = self.module.get_submodule(layers.rsplit(".", 3)[0]) if layers.count(".") >= 3 else self.module
+        for name in NORMS:
+            if isinstance(found := getattr(trunk, name, None), torch.nn.Module):
+                return found
+        return None
+
+    def attention_module(self, site: Site) -> torch.nn.Module:
+        """The attention module at a site."""
+        return self._modules[(site.tower, site.kind, site.layer)]
+
+    def head_weights(self, site: Site) -> HeadWeights:
+        if site in self.unsure_output:
+            raise TapError(f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}")
+        return head_weights(self.attention_module(site), site)
+
+    def explain(self, model: HookedModel, edits: Sequence[Edit]) -> str:
+        lines = []
+        for site in self.sites:
+            mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
+            lines.append(f"{site.tower or site.kind} layer {site.layer}: {'; '.join(mine) or 'untouched weights'}")
+        return "\n".join(lines)

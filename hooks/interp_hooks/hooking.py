@@ -1,0 +1,58 @@
+"""`hook(module)`: wrap a model and check the tap on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from interp_hooks.errors import TapError
+from interp_hooks.hf_adapter import HFAdapter
+from interp_hooks.model import HookedModel
+from interp_hooks.tl_adapter import TLAdapter, is_transformer_lens
+from interp_hooks.verify import verify
+
+
+def sample_input(vocabulary: int, device: torch.device, padded: bool = True) -> dict[str, torch.Tensor]:
+    """Two short rows of token ids, the second left-padded by two."""
+    ids = (torch.arange(14, device=device).reshape(2, 7) * 37 + 11) % vocabulary
+    if not padded:
+        return dict(input_ids=ids)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    return dict(input_ids=ids, attention_mask=mask)
+
+
+def hook(
+    module: Any,
+    name: str | None = None,
+    tokenizer: Any = None,
+    backend: str = "auto",
+    note: str | None = None,
+    sample: dict[str, torch.Tensor] | None = None,
+) -> HookedModel:
+    """Wrap a HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`.
+
+    `sample` is a short input for the load-time check (default: a few token ids, one row left-padded).
+    Raises `TapError` when a layer can't be tapped or the tap would change the model.
+    """
+    if isinstance(module, HookedModel):
+        return module
+    if not isinstance(module, torch.nn.Module):
+        raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
+    module.eval()
+    if is_transformer_lens(module):
+        adapter: Any = TLAdapter(module)
+        sample = sample or sample_input(module.cfg.d_vocab, next(module.parameters()).device, padded=False)
+        tokenizer = tokenizer if tokenizer is not None else getattr(module, "tokenizer", None)
+        name = name or getattr(module.cfg, "model_name", None) or type(module).__name__
+    elif hasattr(module, "config") and hasattr(module, "set_attn_implementation"):
+        vocabulary = getattr(module.config.get_text_config(), "vocab_size", None) or 100
+        sample = sample or sample_input(vocabulary, module.device)
+        adapter = HFAdapter(module, sample)
+        name = name or getattr(module.config, "name_or_path", "") or type(module).__name__
+    else:
+        raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
+    model = HookedModel(adapter, str(name), tokenizer, backend, note)
+    verify(model, sample)
+    return model

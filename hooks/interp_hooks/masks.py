@@ -1,0 +1,123 @@
+"""Our mask function for transformers: says *which* mask is meant instead of building it.
+
+Plain causal, sliding-window, bidirectional and padding masks become an `interp_kernels.Mask` in O(L) memory.
+Anything else (image blocks that see each other, packed sequences, chunks) stays a 4-D boolean mask. It travels
+through the model as a tensor with the description attached, because models hand masks on as tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from interp_hooks.errors import TapError
+from interp_kernels import Mask
+
+
+class DescribedMask(torch.Tensor):
+    """The (batch, keys) padding mask, or the 4-D mask, carrying `description`. Derived tensors lose it."""
+
+    description: Mask | None = None
+
+    @staticmethod
+    def wrap(tensor: torch.Tensor, description: Mask) -> DescribedMask:
+        out = tensor.as_subclass(DescribedMask)
+        out.description = description
+        return out
+
+
+def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """The mask function as {"causal": bool, "window": int | None}, None if it is anything more."""
+    name = getattr(function, "__qualname__", "")
+    if name == "causal_mask_function":
+        return dict(causal=True, window=None)
+    if name == "bidirectional_mask_function":
+        return dict(causal=False, window=None)
+    cells = dict(
+        zip(function.__code__.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True)
+    )
+    if name == "sliding_window_overlay.<locals>.inner_mask":
+        return dict(causal=None, window=cells["sliding_window"])
+    if name == "and_masks.<locals>.and_mask":
+        found: dict[str, Any] = dict(causal=None, window=None)
+        for part in cells["mask_functions"]:
+            one = _conditions(part)
+            if one is None:
+                return None
+            if one["causal"] is not None:
+                found["causal"] = bool(found["causal"]) or one["causal"]
+            if one["window"] is not None:
+                found["window"] = min(one["window"], found["window"] or one["window"])
+        return found
+    return None
+
+
+def describe(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int | torch.Tensor = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: torch.Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> DescribedMask:
+    """The function registered with `transformers.AttentionMaskInterface`."""
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    mask_function = mask_function or causal_mask_function
+    q_start, k_start = int(q_offset), int(kv_offset)
+    keys = queries = None
+    if attention_mask is not None and attention_mask.ndim == 2:
+        seen = attention_mask.bool()
+        missing = max(k_start + kv_length, q_start + q_length) - seen.shape[1]
+        if missing > 0:  # a static cache is wider than what was seen; causality hides the rest
+            seen = torch.nn.functional.pad(seen, (0, missing))
+        if not bool(attention_mask.all()):
+            keys = seen[:, k_start : k_start + kv_length]
+            queries = seen[:, q_start : q_start + q_length]
+    # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
+    plain = _conditions(mask_function)
+    if plain is not None and plain["causal"] is not None and (plain["causal"] or plain["window"] is None):
+        description = Mask(plain["causal"], plain["window"], q_start, k_start, keys, queries)
+        carrier = keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
+        return DescribedMask.wrap(carrier, description)
+    dense = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        allow_is_causal_skip=False,
+        allow_is_bidirectional_skip=False,
+        use_vmap=kwargs.get("use_vmap", False),
+        device=device,
+    )
+    return DescribedMask.wrap(dense, Mask(False, None, q_start, k_start, None, queries, dense))
+
+
+def read(mask: torch.Tensor | None, module: torch.nn.Module, n_queries: int, n_keys: int, kwargs: dict) -> Mask:
+    """The description of the mask that reached an attention call.
+
+    None means: nothing but the module's own causality, bottom-right aligned (the queries are the last rows).
+    A 4-D tensor of the caller's own is used as it is. Raises `TapError` if the model changed our mask on the way.
+    """
+    description = getattr(mask, "description", None)
+    if description is not None:
+        return description
+    if mask is None:
+        causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        return Mask(bool(causal) and n_queries > 1, q_start=max(0, n_keys - n_queries) if causal else 0)
+    if mask.ndim == 4:
+        plain = mask.as_subclass(torch.Tensor)[..., :n_keys]
+        return Mask(False, q_start=max(0, n_keys - n_queries), dense=plain)
+    raise TapError(
+        f"{type(module).__name__} changed the attention mask into shape {tuple(mask.shape)} on its way to attention, "
+        "so the tap cannot tell who sees whom; this model can't be tapped."
+    )

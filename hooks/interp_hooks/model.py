@@ -1,0 +1,262 @@
+"""`HookedModel`: one face for HuggingFace and TransformerLens models, to see and change attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from interp_hooks.adapter import Adapter
+from interp_hooks.call import AttentionCall, Site
+from interp_hooks.edit import Edit
+from interp_hooks.engine import Observer
+from interp_hooks.errors import HeadError, TapError
+from interp_hooks.heads import Head, check_head
+from interp_hooks.observe import NAMES, LayerStats, Question, Seen
+from interp_hooks.residual import Residual, Write
+from interp_hooks.weights import HeadWeights
+from interp_kernels import Received
+
+
+class HookedModel:
+    """A model whose attention can be observed and edited. Made by `interp.load` or `interp_hooks.hook`.
+
+    Attributes: `name`, `module` (the wrapped model), `tokenizer`, `towers` (names; [""] when there is one),
+    `n_layers`, `n_heads`, `n_kv_heads`, `d_head` (of the main tower), `sites`, `device`, `backend`, `note`.
+    """
+
+    def __init__(self, adapter: Adapter, name: str, tokenizer: Any = None, backend: str = "auto", note: str | None = None):
+        self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
+        self.backend = backend
+        self._observers: list[Observer] = []
+        self._edits: list[Edit] = []
+        self._depth = 0  # blocks that use the tap now
+
+    # --- what it is -------------------------------------------------------------------------------------------
+
+    @property
+    def module(self) -> Any:
+        return self._adapter.module
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every attention of the model, in order."""
+        return self._adapter.sites
+
+    @property
+    def towers(self) -> list[str]:
+        return list(dict.fromkeys(s.tower for s in self.sites))
+
+    def _main(self) -> list[Site]:
+        main = "" if "" in self.towers else "text" if "text" in self.towers else self.towers[0]
+        return [s for s in self.sites if s.tower == main and s.kind == "self"]
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the main tower (hybrid models: the number of the last attention layer plus one)."""
+        return max(s.layer for s in self._main()) + 1
+
+    @property
+    def n_heads(self) -> int:
+        return max(s.n_heads for s in self._main())
+
+    @property
+    def n_kv_heads(self) -> int:
+        return max(s.n_kv_heads for s in self._main())
+
+    @property
+    def d_head(self) -> int:
+        return self._main()[0].d_head
+
+    @property
+    def max_context(self) -> int | None:
+        """The model's position limit in tokens, None where it has none."""
+        return self._adapter.max_context
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """The keyword arguments that the model's forward takes."""
+        return self._adapter.accepts
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether forwards can return and take `past_key_values`."""
+        return {"past_key_values", "use_cache"} <= self.accepts
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def heads(self) -> list[Head]:
+        """All query heads of all self-attention layers."""
+        return [Head(s.layer, h, s.tower) for s in self.sites if s.kind == "self" for h in range(s.n_heads)]
+
+    def check(self, head: Head) -> Head:
+        """`head` itself; raises `HeadError` if the model has no such head."""
+        if head.tower and head.tower not in self.towers:
+            raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {', '.join(filter(None, self.towers)) or 'one'}.")
+        check_head(head, self.n_layers, self.n_heads, self.name)
+        return head
+
+    def __repr__(self) -> str:
+        return f"HookedModel({self.name}: {self.n_layers} layers × {self.n_heads} heads, {self.n_kv_heads} kv heads)"
+
+    # --- running it -------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        return self._adapter.forward(*args, **inputs)
+
+    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+        """(batch, tokens, vocabulary) of one forward."""
+        out = self(input_ids=input_ids.to(self.device), attention_mask=attention_mask, **more)
+        return out if isinstance(out, torch.Tensor) else out.logits
+
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        """`module.generate(**inputs)`; observers and edits act at prefill and at every decode step."""
+        return self._adapter.generate(**inputs)
+
+    # --- blocks -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _block(self, observers: Sequence[Observer] = (), edits: Sequence[Edit] = ()) -> Iterator[None]:
+        """Add observers and edits for the length of a block; the tap itself is installed by the outermost one."""
+        for edit in edits:
+            edit.bind(self)
+        active = [e for e in edits if not e.is_identity()]
+        outer_observers, outer_edits = self._observers, self._edits
+        with ExitStack() as stack:
+            if self._depth == 0 and (observers or active):
+                stack.enter_context(self._adapter.installed(self))
+            self._depth += bool(observers or active)
+            self._observers, self._edits = [*outer_observers, *observers], [*outer_edits, *active]
+            try:
+                yield
+            finally:
+                self._observers, self._edits = outer_observers, outer_edits
+                self._depth -= bool(observers or active)
+
+    @contextmanager
+    def clean(self) -> Iterator[None]:
+        """Suspend outer observers and edits for the length of a block (reference runs)."""
+        outer = self._observers, self._edits
+        self._observers, self._edits = [], []
+        try:
+            yield
+        finally:
+            self._observers, self._edits = outer
+
+    @contextmanager
+    def watch(
+        self, question: Question, tell: Callable[[LayerStats], None], stage: str = "before"
+    ) -> Iterator[None]:
+        """Hand each layer's answer to `tell` as it comes and keep nothing: what scans are built on."""
+        with self._block([Observer(question, tell, stage)]):
+            yield
+
+    @contextmanager
+    def observe(
+        self,
+        *names: str,
+        labels: torch.Tensor | None = None,
+        reduce: str = "none",
+        stage: str = "before",
+        pairs: Mapping[str, torch.Tensor] | None = None,
+        received: Mapping[str, Received] | None = None,
+        cap: int = 10,
+        topk: int = 8,
+    ) -> Iterator[Seen]:
+        """Record statistics of the attention weights, O(L) memory.
+
+        Args:
+            names: any of entropy, max, argmax, distance, capped_distance, group_mass, received, pair_mass, topk,
+                value_norm. Row statistics come as (batch, heads, queries) float32; entropy in nats; `received` as
+                (batch, heads, keys), mean over the queries that see the key.
+            labels: (batch, keys) int groups for group_mass, negative for none, at most 16 groups.
+            reduce: "none", "mean" (over queries: (batch, heads)) or "histogram" (counts, (batch, heads, bins)).
+            stage: "before" edits (the model's own weights) or "after".
+            pairs: name → (batch, queries or 1, m) key positions for `pair_mass`, −1 for none.
+            received: name → `Received` (query set, band), read with `seen[layer].received_by(name)`.
+            cap: for capped_distance, in tokens. topk: for topk.
+
+        Raises:
+            TapError: an unknown name, reducer or stage.
+        """
+        unknown = [n for n in names if n not in NAMES]
+        if unknown:
+            raise TapError(f"There is no statistic {unknown[0]!r}; observe knows {', '.join(NAMES)}.")
+        if reduce not in ("none", "mean", "histogram") or stage not in ("before", "after"):
+            raise TapError("reduce is 'none', 'mean' or 'histogram', and stage is 'before' or 'after'.")
+        if "group_mass" in names and labels is None:
+            raise TapError("group_mass needs labels=, a (batch, keys) integer tensor of key groups.")
+        sets = dict(received or {})
+        if "received" in names:
+            sets["all"] = Received()
+        groups = int(labels.max()) + 1 if labels is not None else 0
+        wanted = frozenset(names) - {"received", "pair_mass", "topk"}
+        question = Question(wanted, pairs or {}, sets, labels, groups, cap, topk if "topk" in names else 0)
+        seen = Seen(question, reduce, stage)
+        with self.watch(question, seen.add, stage):
+            yield seen
+
+    @contextmanager
+    def capture_z(self) -> Iterator[dict[int | tuple[str, int], torch.Tensor]]:
+        """z[layer]: (batch, queries, heads, d_head), after edits, appended along queries over forwards."""
+        store: dict[Any, torch.Tensor] = {}
+
+        def tell(stats: LayerStats) -> None:
+            site = stats.site
+            key = site.layer if not site.tower and site.kind == "self" else (site.tower or site.kind, site.layer)
+            assert stats.z is not None
+            store[key] = torch.cat([store[key], stats.z], 1) if key in store else stats.z
+
+        with self.watch(Question(z=True), tell):
+            yield store
+
+    @contextmanager
+    def capture_resid(
+        self, write: Write | None = None
+    ) -> Iterator[Residual]:
+        """The residual stream: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model), resid["final"].
+
+        `write(place, layer, tensor)` may return a replacement. ["mid", l] is absent in parallel-attention blocks.
+        """
+        with self._adapter.residual(write) as residual:
+            yield residual
+
+    @contextmanager
+    def edit(self, *edits: Edit) -> Iterator[None]:
+        """Apply edits, left to right, inside those of outer blocks; everything is undone on exit.
+
+        Raises `EditError` or `HeadError` when an edit cannot apply to this model.
+        """
+        with self._block(edits=edits):
+            yield
+
+    def explain(self, *edits: Edit) -> str:
+        """Which route each layer takes under `edits`, and why."""
+        for edit in edits:
+            edit.bind(self)
+        return self._adapter.explain(self, [e for e in edits if not e.is_identity()])
+
+    # --- weights ----------------------------------------------------------------------------------------------
+
+    def head_weights(self, layer: int, tower: str = "") -> HeadWeights:
+        """W_Q, W_K, W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model) per query head, GQA mapped.
+
+        Raises `TapError` where the model's projections are not understood or failed the load-time check.
+        """
+        for site in self.sites:
+            if site.layer == layer and site.tower == tower and site.kind == "self":
+                return self._adapter.head_weights(site)
+        raise HeadError(f"{self.name} has no attention layer {layer}; it has layers 0 to {self.n_layers - 1}.")
+
+    def observers_and_edits(self) -> tuple[list[Observer], list[Edit]]:
+        """What is active now (for the adapters)."""
+        return self._observers, self._edits
+
+    def busy(self, call: AttentionCall) -> bool:
+        """Whether anything observes or edits this call."""
+        return bool(self._observers) or any(e.touches(call) for e in self._edits)

@@ -1,0 +1,260 @@
+"""What is asked about attention (`Question`), one forward's answer (`LayerStats`), and a recording (`Seen`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from interp_hooks.call import AttentionCall, Site
+from interp_hooks.errors import TapError
+from interp_kernels import Received, Request, Result
+
+ROW = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
+NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Statistics wanted of each attention call. All indices are absolute slots of the padded sequence.
+
+    names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)); pairs: name → (batch, queries or 1, m) slots,
+    −1 for none; received: name → `Received` with queries (batch, slots); labels (batch, slots), negative = no group;
+    z: also hand over the per-head output (batch, queries, heads, d).
+    """
+
+    names: frozenset[str] = frozenset()
+    pairs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    received: Mapping[str, Received] = field(default_factory=dict)
+    labels: torch.Tensor | None = None
+    n_groups: int = 0
+    cap: int = 10
+    topk: int = 0
+    z: bool = False
+
+    def __or__(self, other: Question) -> Question:
+        """Both questions in one. The same pair or received name must mean the same thing in both."""
+        if self.labels is not None and other.labels is not None and self.labels is not other.labels:
+            raise TapError("Two questions in one pass have different key labels; observe them in nested blocks.")
+        if self.cap != other.cap and {"capped_distance"} <= self.names & other.names:
+            raise TapError("Two questions in one pass cap the distance differently; observe them in nested blocks.")
+        return Question(
+            self.names | other.names,
+            {**self.pairs, **other.pairs},
+            {**self.received, **other.received},
+            self.labels if self.labels is not None else other.labels,
+            max(self.n_groups, other.n_groups),
+            self.cap if "capped_distance" in self.names else other.cap,
+            max(self.topk, other.topk),
+            self.z or other.z,
+        )
+
+    def request(self, call: AttentionCall) -> Request:
+        """This question in the coordinates of one call: rows and columns instead of slots."""
+        q0, nq, k0, nk = call.mask.q_start, call.n_queries, call.mask.k_start, call.n_keys
+        pairs = {}
+        for name, index in self.pairs.items():
+            rows = index if index.shape[1] == 1 else _slice(index, 1, q0, nq, -1)
+            column = rows - k0
+            pairs[name] = torch.where((rows >= 0) & (column >= 0) & (column < nk), column, -1).to(call.value.device)
+        received = {
+            name: r if r.queries is None else replace(r, queries=_slice(r.queries, 1, q0, nq, False).to(call.value.device))
+            for name, r in self.received.items()
+        }
+        labels = None if self.labels is None else _slice(self.labels, 1, k0, nk, -1).to(call.value.device)
+        names = self.names & set(ROW)
+        return Request(names, labels, self.n_groups, pairs, received, self.cap, self.topk)
+
+
+def _slice(tensor: torch.Tensor, dim: int, start: int, length: int, fill: Any) -> torch.Tensor:
+    """`tensor[start : start+length]` along `dim`, filled up where the prompt's tensor ends (generated tokens)."""
+    part = tensor.narrow(dim, min(start, tensor.shape[dim]), max(0, min(length, tensor.shape[dim] - start)))
+    missing = length - part.shape[dim]
+    if missing:
+        shape = list(part.shape)
+        shape[dim] = missing
+        part = torch.cat([part, part.new_full(shape, fill)], dim)
+    return part
+
+
+class LayerStats:
+    """One layer's answers from one forward. Row statistics are attributes: `.entropy` (batch, heads, queries).
+
+    `.pair_mass[name]`, `.received[name]` (batch, heads, keys), `.received_count[name]` (batch, 1, keys),
+    `.topk_index`, `.topk_prob`; positions are absolute slots. `.site`, `.queries` (batch, queries) bool: real rows;
+    `.keys` (batch, keys) bool: real keys.
+    """
+
+    def __init__(self, call: AttentionCall, result: Result, question: Question, z: torch.Tensor | None):
+        self.site, self.z = call.site, z
+        self.q_start, self.k_start = call.mask.q_start, call.mask.k_start
+        device = call.value.device
+        batch = call.batch
+        self.queries = _real(call.mask.queries, batch, call.n_queries, device)
+        self.keys = _real(call.mask.keys, batch, call.n_keys, device)
+        self.rows: dict[str, torch.Tensor] = {}
+        self.pair_mass: dict[str, torch.Tensor] = {}
+        self.received: dict[str, torch.Tensor] = {}
+        self.received_count: dict[str, torch.Tensor] = {}
+        for name, value in result.stats.items():
+            kind, _, label = name.partition(":")
+            if kind in ("argmax", "topk_index"):
+                value = torch.where(value >= 0, value + self.k_start, value)
+            if kind in ("pair_mass", "received", "received_count"):
+                getattr(self, kind)[label] = value
+            else:
+                self.rows[kind] = value
+        if "value_norm" in question.names:
+            self.rows["value_norm"] = call.value.float().norm(dim=-1)  # (batch, kv_heads, keys)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        rows = self.__dict__.get("rows", {})
+        if name in rows:
+            return rows[name]
+        raise AttributeError(f"{name!r} was not asked for; pass it to observe(...).")
+
+    def mean(self, name: str, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, heads): mean of a row statistic over real queries (and those in `keep`, (batch, queries))."""
+        rows = self.queries if keep is None else self.queries & keep.to(self.queries.device)
+        weight = rows[:, None].float()
+        total = weight.sum(-1)
+        summed = (self.rows[name] * weight).sum(-1)
+        return torch.where(total > 0, summed / total.clamp_min(1), torch.nan)
+
+
+def _real(mask: torch.Tensor | None, batch: int, length: int, device: torch.device) -> torch.Tensor:
+    return torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.expand(batch, -1)
+
+
+@dataclass(frozen=True)
+class Span:
+    """One forward within a recording: queries start … stop (rows of the recording), first at slot `q_start`."""
+
+    start: int
+    stop: int
+    q_start: int
+
+
+#: bin edges of reduce="histogram": probabilities, nats, tokens (powers of two)
+EDGES = {
+    "entropy": torch.linspace(0, 12, 49),
+    "distance": torch.cat([torch.zeros(1), 2.0 ** torch.arange(0, 18)]),
+    "capped_distance": torch.linspace(0, 64, 65),
+}
+PROBABILITY_EDGES = torch.linspace(0, 1, 51)
+
+
+class LayerRecord:
+    """What was seen of one layer over all forwards of an `observe` block."""
+
+    def __init__(self, site: Site, reduce: str):
+        self.site, self.reduce = site, reduce
+        self._rows: dict[str, list[torch.Tensor]] = {}
+        self._joined: dict[str, torch.Tensor] = {}
+        self._columns: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._queries: list[torch.Tensor] = []
+
+    def add(self, stats: LayerStats) -> None:
+        self._joined.clear()
+        self._queries.append(stats.queries)
+        row_like = {**stats.rows, **{f"pair_mass:{k}": v for k, v in stats.pair_mass.items()}}
+        for name, value in row_like.items():
+            if name == "value_norm":
+                self._rows[name] = [value]  # keys already include the earlier ones
+            elif self.reduce == "none":
+                self._rows.setdefault(name, []).append(value)
+            elif name not in ("argmax", "topk_index", "topk_prob"):
+                self._accumulate(name, value, stats.queries)
+        for name, mean in stats.received.items():
+            count = stats.received_count[name]
+            self._add_columns(name, mean * count, count, stats.k_start)
+
+    def _accumulate(self, name: str, value: torch.Tensor, queries: torch.Tensor) -> None:
+        weight = queries[:, None].float()  # (batch, 1, queries)
+        if value.ndim == 4:
+            weight = weight[..., None]
+        if self.reduce == "mean":
+            new = torch.stack([(value * weight).sum(2), weight.sum(2).expand(value.shape[:2] + value.shape[3:])])
+        else:
+            edges = EDGES.get(name, PROBABILITY_EDGES).to(value.device)
+            bins = torch.bucketize(value.contiguous(), edges[1:-1], right=True)  # 0 … len(edges) − 2
+            one_hot_weight = weight.expand(value.shape)
+            new = value.new_zeros(*value.shape[:2], *value.shape[3:], len(edges) - 1)
+            moved = (bins, one_hot_weight) if value.ndim == 3 else (bins.movedim(2, -1), one_hot_weight.movedim(2, -1))
+            new.scatter_add_(-1, *moved)
+        self._rows[name] = [self._rows[name][0] + new] if name in self._rows else [new]
+
+    def _add_columns(self, name: str, total: torch.Tensor, count: torch.Tensor, k_start: int) -> None:
+        total, count = (torch.nn.functional.pad(t, (k_start, 0)) for t in (total, count))
+        if name in self._columns:
+            old_total, old_count = self._columns[name]
+            more = total.shape[-1] - old_total.shape[-1]
+            total = total + torch.nn.functional.pad(old_total, (0, more))
+            count = count + torch.nn.functional.pad(old_count, (0, more))
+        self._columns[name] = (total, count)
+
+    def received_by(self, name: str) -> torch.Tensor:
+        """(batch, heads, slots): mean attention received from the queries of set `name`, all forwards together."""
+        total, count = self._columns[name]
+        return total / count.clamp_min(1)
+
+    @property
+    def queries(self) -> torch.Tensor:
+        """(batch, queries) bool: real rows, not padding."""
+        return torch.cat(self._queries, 1)
+
+    @property
+    def pair_mass(self) -> dict[str, torch.Tensor]:
+        """name → (batch, heads, queries)."""
+        return {n.partition(":")[2]: self[n] for n in self._rows if n.startswith("pair_mass:")}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name == "received" and "all" in self._columns:
+            return self.received_by("all")
+        if name not in self._rows:
+            raise AttributeError(f"{name!r} was not asked for; pass it to observe(...).")
+        if name not in self._joined:
+            parts = self._rows[name]
+            if self.reduce == "mean" and name != "value_norm":
+                total, count = parts[0]
+                self._joined[name] = total / count.clamp_min(1)
+            else:
+                self._joined[name] = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return self._joined[name]
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+
+class Seen:
+    """The recording of an `observe` block: `seen[layer].entropy`, `seen["vision", 2].max`, `seen.calls`."""
+
+    def __init__(self, question: Question, reduce: str, stage: str):
+        self.question, self.reduce, self.stage = question, reduce, stage
+        self.calls: list[Span] = []
+        self._records: dict[tuple[str, str, int], LayerRecord] = {}
+
+    def add(self, stats: LayerStats) -> None:
+        site = stats.site
+        record = self._records.setdefault((site.tower, site.kind, site.layer), LayerRecord(site, self.reduce))
+        record.add(stats)
+        if record is next(iter(self._records.values())):
+            start = self.calls[-1].stop if self.calls else 0
+            self.calls.append(Span(start, start + stats.queries.shape[1], stats.q_start))
+
+    def __getitem__(self, key: int | tuple[str, int]) -> LayerRecord:
+        tower, layer = key if isinstance(key, tuple) else (None, key)
+        for (t, kind, number), record in self._records.items():
+            if number == layer and (tower == t or kind == tower or (tower is None and kind == "self")):
+                return record
+        raise TapError(f"Layer {key} was not seen: run the model inside the block, and check the layer's number.")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[LayerRecord]:
+        return iter(self._records.values())

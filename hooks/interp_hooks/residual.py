@@ -1,0 +1,85 @@
+"""The residual stream, read and written by plain module hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+Write = Callable[[str, int, torch.Tensor], "torch.Tensor | None"]
+
+#: The norm that reads the stream between attention and MLP, by the names libraries give it. Order matters:
+#: Gemma2 also has a post_attention_layernorm, but there it is on the branch.
+MIDDLE = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ln2", "final_layer_norm")
+
+
+class Residual(dict[Any, torch.Tensor]):
+    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over forwards."""
+
+    def append(self, key: Any, value: torch.Tensor) -> None:
+        self[key] = torch.cat([self[key], value], 1) if key in self else value
+
+
+def middle(block: torch.nn.Module) -> torch.nn.Module | None:
+    """The submodule whose input is the stream after attention; None in parallel-attention blocks."""
+    if getattr(block, "use_parallel_residual", False):
+        return None
+    names = dict(block.named_children())
+    if "post_feedforward_layernorm" in names and "pre_feedforward_layernorm" not in names:
+        return names.get("mlp")  # OLMo2 normalises branches only: the MLP reads the stream itself
+    for name in MIDDLE:
+        if name in names:
+            return names[name]
+    return None
+
+
+def _first(value: Any) -> torch.Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _swap(value: Any, new: torch.Tensor) -> Any:
+    return (new, *value[1:]) if isinstance(value, tuple) else new
+
+
+@contextmanager
+def capture(
+    blocks: dict[int, torch.nn.Module], norm: torch.nn.Module | None, write: Write | None
+) -> Iterator[Residual]:
+    """Hooks on transformer `blocks` (by layer) and the final `norm` for the length of the with-block."""
+    residual = Residual()
+
+    def see(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        new = None if write is None else write(place, layer, tensor)
+        seen = tensor if new is None else new
+        residual.append("final" if place == "final" else (place, layer), seen.detach())
+        return new
+
+    def reads(place: str, layer: int) -> Callable[..., Any]:
+        def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
+            named = "hidden_states" in kwargs
+            new = see(place, layer, kwargs["hidden_states"] if named else args[0])
+            if new is None:
+                return None
+            return (args, {**kwargs, "hidden_states": new}) if named else ((new, *args[1:]), kwargs)
+
+        return hook
+
+    def makes(place: str, layer: int) -> Callable[..., Any]:
+        def hook(module: torch.nn.Module, args: tuple, output: Any) -> Any:
+            new = see(place, layer, _first(output))
+            return None if new is None else _swap(output, new)
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, block in blocks.items():
+            stack.enter_context(block.register_forward_pre_hook(reads("pre", layer), with_kwargs=True))
+            between = middle(block)
+            if between is not None:
+                stack.enter_context(between.register_forward_pre_hook(reads("mid", layer), with_kwargs=True))
+            stack.enter_context(block.register_forward_hook(makes("post", layer)))
+        if norm is not None:
+            stack.enter_context(norm.register_forward_hook(makes("final", max(blocks))))
+        yield residual

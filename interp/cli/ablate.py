@@ -1,0 +1,140 @@
+"""`interp ablate`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from interp.cli import common
+from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+
+if TYPE_CHECKING:
+    from interp_hooks.heads import Head
+
+
+class Mode(str, Enum):
+    """What takes the place of a head's output."""
+
+    zero = "zero"
+    mean = "mean"
+    resample = "resample"
+    uniform = "uniform"
+
+
+def ablate(
+    model: ModelOption = "llama",
+    heads: Annotated[str | None, typer.Option(help="Heads, layer first: 3.1,4.2 or L3H1,L4H2.")] = None,
+    top: Annotated[
+        str | None, typer.Option(help="The strongest heads of a score: retrieval:5. Scans it first.")
+    ] = None,
+    atlas: Annotated[
+        Path | None, typer.Option(help="With --top: take them from this saved scan.", metavar="DIR")
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="What replaces a head's output.")] = Mode.zero,
+    task: Annotated[str, typer.Option(help="Task to evaluate: niah, ioi, induction, …")] = "niah",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    seed: SeedOption = 0,
+) -> None:
+    """Take heads out and see what a task loses, against as many other heads taken out."""
+    from interp.errors import InputError
+
+    if (heads is None) == (top is None):
+        raise InputError("Say which heads to ablate: either --heads 3.1,4.2 or --top retrieval:5.")
+    if atlas is not None and top is None:
+        raise InputError("--atlas says where --top takes its heads from; add --top retrieval:5, or leave it out.")
+    chosen = named(heads) if heads is not None else []
+    score, count = parse_top(top) if top is not None else ("", 0)
+    if atlas is not None:
+        chosen = from_atlas(atlas, score, count)
+    import interp
+
+    loaded = common.load(model, device, dtype, backend)
+    if top is not None and atlas is None:
+        chosen = scanned(loaded, score, count, seed)
+    check(chosen, loaded)
+    note(f"Ablating {', '.join(map(str, chosen))} of {loaded.name} ({mode.value}).")
+    with common.progress(f"Ablating on {task}") as report:
+        result = interp.ablate(loaded, chosen, mode=mode.value, task=task, n=n, seed=seed, progress=report)
+    console = out()
+    console.print(
+        Text.assemble((loaded.name, "bold"), f", {task}, {result.baseline.n} instances, {mode.value} ablation")
+    )
+    made = common.table("", "score [95 %]", "change [95 %]", "heads", right=("score [95 %]", "change [95 %]"))
+    made.add_row("untouched", common.interval(result.baseline), "", "")
+    made.add_row("ablated", common.interval(result.ablated), common.interval(result.difference), _join(result.heads))
+    if result.control is not None:
+        made.add_row(
+            "control",
+            common.interval(result.control),
+            common.interval(result.control_difference),
+            _join(result.control_heads),
+        )
+    console.print(made)
+
+
+def named(written: str) -> list[Head]:
+    """`--heads` as heads. Raises `HeadError`, or `InputError` when it names none."""
+    from interp.errors import InputError
+    from interp_hooks.heads import parse_heads
+
+    chosen = list(dict.fromkeys(parse_heads(written)))
+    if not chosen:
+        raise InputError("--heads names no head; write them layer first, like 3.1,4.2.")
+    return chosen
+
+
+def from_atlas(folder: Path, score: str, count: int) -> list[Head]:
+    """The top heads of a saved scan. Raises `InputError` when it has none."""
+    from interp.atlas import Atlas
+
+    return _measured(Atlas.load(folder).top(score, count), score)
+
+
+def scanned(model: Any, score: str, count: int, seed: int) -> list[Head]:
+    """The top heads of a scan made now; nothing is saved."""
+    import interp
+
+    plan = interp.plan_scan(model, scores=score, seed=seed)
+    with common.progress(f"Scanning {score}") as report:
+        atlas = plan.run(None, report)
+    for remark in atlas.notes:
+        note(remark)
+    return _measured(atlas.top(score, count), score)
+
+
+def check(heads: list[Head], model: Any) -> None:
+    """Raise `HeadError` for a head that the model lacks, before anything expensive runs."""
+    from interp_hooks.heads import check_head
+
+    for head in heads:
+        if not head.tower:  # the sizes of other towers are the model's to check
+            check_head(head, model.n_layers, model.n_heads, model.name)
+
+
+def parse_top(written: str) -> tuple[str, int]:
+    """Read "retrieval:5" as ("retrieval", 5). Raises `InputError`."""
+    from interp.errors import InputError
+
+    score, colon, count = written.rpartition(":")
+    if not colon or not score or not count.isdecimal() or int(count) < 1:
+        raise InputError(f"--top takes a score and a number of heads, like retrieval:5, and not {written!r}.")
+    return score, int(count)
+
+
+def _measured(heads: list[Head], score: str) -> list[Head]:
+    from interp.errors import InputError
+
+    if not heads:
+        raise InputError(f"No head has a {score} score here, so there is none to ablate; name them with --heads.")
+    return heads
+
+
+def _join(heads: list[Head]) -> Text:
+    return Text(" ".join(map(str, heads)))

@@ -1,0 +1,218 @@
+"""What the subcommands share: consoles, options, progress, and how errors are shown.
+
+Only typer and rich are imported here; `interp --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from interp.atlas import Atlas
+    from interp_hooks.heads import Head
+
+Progress = Callable[[int, int, str], None]
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Bundled name, alias (see `interp models`), Hugging Face id or folder."),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16; as the model was saved if not given.")
+]
+BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or triton.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the inputs; the same seed gives the same numbers.")]
+EditOption = Annotated[
+    Path | None, typer.Option("--edit", help="Edits to apply, as JSON (what `interp.edits.save` writes).")
+]
+
+
+def out() -> Console:
+    """Where results go. Made anew each time, so that it follows a redirected stdout."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Where notes, progress and errors go, so that results can be piped."""
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str | None) -> None:
+    """A dimmed remark on stderr; nothing for None."""
+    if text:
+        err().print(Text(text, style="dim"), soft_wrap=True)
+
+
+def fail(sentence: str, mark: str = "Error: ") -> None:
+    """One sentence on stderr, in one line however narrow the terminal."""
+    err().print(Text.assemble((mark, "bold red"), sentence), soft_wrap=True)
+
+
+def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) -> Table:
+    """A plain table: rules under the heading, no box; columns in `right` hold numbers."""
+    from rich import box
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        number = column in right
+        made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return made
+
+
+def load(model: str, device: str, dtype: str | None, backend: str = "auto") -> Any:
+    """Load a model and print what it has to say about itself."""
+    import interp
+
+    loaded = interp.load(model, device=device, dtype=dtype, backend=backend)
+    note(getattr(loaded, "note", None))
+    return loaded
+
+
+def load_edits(path: Path) -> list[Any]:
+    """The edits in a JSON file. Raises `InputError` when there is no such file."""
+    from interp.errors import InputError
+
+    if not path.is_file():
+        raise InputError(f"There is no edit file {path}; --edit takes a JSON file of edits.")
+    from interp import edits
+
+    return list(edits.load(path))
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises `InputError` when it can't be read, isn't UTF-8 or is empty."""
+    from interp.errors import InputError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"There is no text file {path}.") from error
+    except OSError as error:
+        raise InputError(f"Can't read the text file {path} ({(error.strerror or str(error)).lower()}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; convert it, or choose another --text.") from error
+    if not text.strip():
+        raise InputError(f"The text file {path} is empty; --text needs some text to measure on.")
+    return text
+
+
+def top_cells(ranking: list[tuple[Head, float, float | None]], width: int) -> str:
+    """As many "L3H2 0.98" as fit into `width` characters, at least one."""
+    from interp.plots import number
+
+    line = ""
+    for head, value, _ in ranking:
+        cell = f"{head} {number(value)}"
+        if line and len(line) + 2 + len(cell) > width:
+            break
+        line += ("  " if line else "") + cell
+    return line
+
+
+def top_table(atlas: Atlas, width: int) -> Table:
+    """The top heads of every score, a row a score, in at most `width` characters."""
+    from interp.plots import number
+
+    rows = []
+    for score in atlas.scores:
+        above, threshold = atlas.above(score), atlas.about(score).threshold
+        count = "" if above is None or threshold is None else f"{above} ≥ {number(threshold)}"
+        rows.append((score, atlas.ranking(score, 10), count))
+    name = max([len("score"), *(len(r[0]) for r in rows)])
+    counts = max([len("at threshold"), *(len(r[2]) for r in rows)])
+    # Columns are separated by two characters of padding each, in this box.
+    left = max(12, width - name - counts - 6)
+    made = table("score", "top heads", "at threshold", right=("at threshold",))
+    for score, ranking, count in rows:
+        heads = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
+        made.add_row(Text(score, style="bold"), heads, Text(count, style="dim"))
+    made.columns[0].no_wrap = True
+    return made
+
+
+def about_line(atlas: Atlas) -> Text:
+    """One line of what was scanned: model, layers × heads, context, samples, seed."""
+    settings = atlas.provenance.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    parts = [atlas.shape_text()]
+    parts += [f"context {settings['context']}"] if settings.get("context") is not None else []
+    parts += [f"{settings['samples']} samples"] if settings.get("samples") is not None else []
+    parts += [f"seed {atlas.provenance['seed']}"] if atlas.provenance.get("seed") is not None else []
+    return Text.assemble((atlas.model, "bold"), ", " + ", ".join(parts))
+
+
+def interval(value: Any) -> str:
+    """Something with mean, low and high as "0.91 [0.86, 0.95]"; None as "–"."""
+    from interp.plots import number
+
+    if value is None:
+        return "–"
+    return f"{number(value.mean, 3)} [{number(value.low, 3)}, {number(value.high, 3)}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "40 s", "12 min" or "3 h 20 min"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """One progress bar with the time left, on stderr; a line every tenth where stderr is not a terminal.
+
+    Yields ``report(done, total, what)``.
+    """
+    console = err()
+    if not console.is_terminal:
+        yield _Lines(console, title)
+        return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Bar(*columns, console=console, expand=True, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def report(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=_clip(f"{title}: {what}" if what else title))
+
+        yield report
+
+
+class _Lines:
+    """Progress for logs and pipes: a line at the first report, then whenever another tenth is done."""
+
+    def __init__(self, console: Console, title: str):
+        self._console, self._title, self._tenth = console, title, -1
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        tenth = 10 * done // total if total else 0
+        if tenth > self._tenth:
+            self._tenth = tenth
+            self._console.print(Text(f"{self._title}: {done}/{total} {what}".rstrip()), soft_wrap=True)
+
+
+def _clip(text: str, width: int = 36) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def is_interactive() -> bool:
+    """Whether someone can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -1,0 +1,110 @@
+"""`interp`: the command line's entry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from interp.cli import ablate, compare, evaluate, generate, models, scan_heads, show
+from interp.cli.common import fail
+
+OUT_OF_MEMORY = (
+    "Out of memory: use a shorter --context, fewer --samples, --dtype bfloat16 or a device with more memory; what "
+    "was already measured is kept, and the same command resumes."
+)
+
+
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """A subcommand whose foreseeable errors end in one sentence and exit code 2, an interrupt in 130.
+
+    Around each subcommand rather than around the app, because typer makes "Aborted!" of an interrupt before the
+    app's caller sees it.
+    """
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            fail("Interrupted; run the same command again to resume.", mark="")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            fail(sentence)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error that a user can do something about; None for a bug, which keeps its traceback."""
+    from interp.errors import InterpError
+
+    if isinstance(error, InterpError):
+        return str(error)
+    # By name, so that torch need not be imported to recognise its errors; on CPU it is a plain RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return OUT_OF_MEMORY
+    return None
+
+
+app = typer.Typer(
+    name="interp",
+    help="See and steer every attention head of a model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        import interp
+
+        typer.echo(f"interp {interp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """See and steer every attention head of a model."""
+
+
+for _name, _command in {
+    "models": models.models,
+    "scan-heads": scan_heads.scan_heads,
+    "show": show.show,
+    "compare": compare.compare,
+    "ablate": ablate.ablate,
+    "evaluate": evaluate.evaluate,
+    "generate": generate.generate,
+}.items():
+    app.command(_name)(explained(_command))
+
+
+def main() -> None:
+    """The `interp` command. Exit codes: 0 done, 1 declined, 2 an error that was explained, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # "≥" must not end a long scan where the terminal's encoding lacks it.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""`interp scan-heads`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from interp.cli import common
+from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+
+#: a plan that takes longer than this is asked about
+ASK_FROM_SECONDS = 600
+FOLDER = Path("interp-scans")
+
+
+def scan_heads(
+    model: ModelOption = "llama",
+    scores: Annotated[str, typer.Option(help="default, all, or names: sink,retrieval,induction.")] = "default",
+    context: Annotated[int, typer.Option(min=2, help="Length of the inputs in tokens.")] = 1024,
+    samples: Annotated[int, typer.Option(min=1, help="How many inputs a score is averaged over.")] = 16,
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the atlas and the report.", show_default="interp-scans/MODEL"),
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text file to measure on, instead of generated text.")] = None,
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    seed: SeedOption = 0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a long scan.")] = False,
+) -> None:
+    """Score every attention head: sinks, retrieval, induction, …
+
+    Prints a plan, then the top heads of every score; saves an atlas, and a report that opens in a browser.
+
+    An interrupted scan resumes when the same command runs again.
+    """
+    # What can go wrong without the model goes wrong before it is loaded.
+    from interp.atlas import check_writable
+
+    check_writable(target or FOLDER)
+    written = common.read_text(text) if text else None
+    import interp
+
+    loaded = common.load(model, device, dtype, backend)
+    plan = interp.plan_scan(
+        loaded, scores=scores, context=context, samples=samples, seed=seed, text=written, extrapolate=extrapolate
+    )
+    show_plan(plan, loaded.name)
+    if plan.seconds > ASK_FROM_SECONDS and not yes:
+        agree(plan.seconds)
+    folder = target or FOLDER / folder_name(loaded.name)
+    with common.progress("Scanning") as report:
+        atlas = plan.run(folder, report)
+    atlas.save(folder)
+    page = atlas.report(folder / "report.html")
+    console = out()
+    console.print(common.about_line(atlas), soft_wrap=True)
+    console.print(common.top_table(atlas, console.width))
+    for remark in atlas.notes:
+        console.print(Text(remark, style="yellow"), soft_wrap=True)
+    console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
+    console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
+
+
+def show_plan(plan: Any, name: str) -> None:
+    """What will be measured, how, and what it costs; on stderr, for it is not a result."""
+    made = common.table("probe", "measured", "passes", right=("passes",), title=f"Plan for {name}")
+    for probe, measured, passes in plan.rows:
+        made.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
+    common.err().print(made)
+    note(f"About {common.duration(plan.seconds)} and {plan.gigabytes:.1f} GB of memory.")
+
+
+def agree(seconds: float) -> None:
+    """Ask before a long scan. Raises `InputError` where nobody can be asked, exits with 1 on a no."""
+    from interp.errors import InputError
+
+    if not common.is_interactive():
+        raise InputError(
+            f"This scan takes about {common.duration(seconds)}; add --yes to run it without being asked, or choose "
+            "fewer --samples, a shorter --context or fewer --scores."
+        )
+    if not typer.confirm("Run it?", err=True):
+        note("Nothing was run.")
+        raise typer.Exit(1)
+
+
+def folder_name(model: str) -> str:
+    """A model's name as one folder: "meta-llama/Llama-3.1-8B" → "meta-llama--Llama-3.1-8B"."""
+    name = re.sub(r"[^\w.\-]+", "-", model.strip("/\\").replace("/", "--").replace("\\", "--"))
+    return name.strip(".-") or "model"

@@ -1,0 +1,66 @@
+"""`interp show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from interp.cli import common
+from interp.cli.common import note, out
+
+if TYPE_CHECKING:
+    from interp.atlas import Atlas
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(help="Folder of a scan.", metavar="DIR")],
+    score: Annotated[str | None, typer.Option(help="Rank the heads by this score; without it, all scores.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many heads.")] = 20,
+    tower: Annotated[str | None, typer.Option(help="Only this tower, in models of several.")] = None,
+) -> None:
+    """Show a saved scan: the top heads of all scores, or the ranking by one."""
+    from interp.atlas import Atlas
+
+    atlas = Atlas.load(folder)
+    console = out()
+    if score is None:
+        console.print(common.about_line(atlas), soft_wrap=True)
+        console.print(common.top_table(atlas, console.width))
+        for remark in atlas.notes:
+            console.print(Text(remark, style="yellow"), soft_wrap=True)
+        return
+    ranking(atlas, score, top, tower)
+
+
+def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
+    """One score: how to read it, and its strongest heads."""
+    from interp.plots import number
+
+    about, ranked = atlas.about(score), atlas.ranking(score, top, tower)
+    console = out()
+    console.print(common.about_line(atlas), soft_wrap=True)
+    if about.reading:
+        note(about.reading)
+    for remark in atlas.notes:
+        if remark.startswith(f"{score}:"):
+            console.print(Text(remark, style="yellow"), soft_wrap=True)
+    if not ranked:
+        console.print(f"{about.title}: not measured in any head.")
+        return
+    sampled = any(error is not None for _, _, error in ranked)
+    value = f"{score} ({about.unit})" if about.unit else score
+    columns = ["#", "head", "kv head", value, *(["±"] if sampled else [])]
+    made = common.table(*columns, right=("#", "kv head", value, "±"))
+    places = atlas.frame.set_index(["tower", "layer", "head"])["kv_head"]
+    places = places[~places.index.duplicated()]
+    for n, (head, mean, error) in enumerate(ranked, 1):
+        counts = about.threshold is not None and mean >= about.threshold
+        row = [str(n), Text(str(head), style="bold" if counts else ""), str(places[head.tower, head.layer, head.head])]
+        row += [number(mean, 3), *([number(error, 3) if error is not None else ""] if sampled else [])]
+        made.add_row(*row)
+    console.print(made)
+    if about.threshold is not None:
+        note(f"{atlas.above(score)} heads are at or above {number(about.threshold)}, from which a head counts.")

@@ -1,0 +1,128 @@
+"""Ablate heads: zero, mean, resample, or uniform attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.edits.base import HeadEdit
+from interp.edits.reference import reference_z
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head, parse_heads
+from interp_kernels import visible
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+    from interp_hooks.model import HookedModel
+
+MODES = ("zero", "mean", "resample", "uniform")
+
+
+@dataclass(frozen=True, init=False)
+class Ablate(HeadEdit):
+    """Replace the per-head output z of `heads` (None: all) before W_O.
+
+    * zero: z = 0;
+    * mean: z = mean of the head's z over a reference, pooled over its samples and positions;
+    * resample: z of a random sample and position of the reference, seeded, the same for a token at prefill and
+      at decode;
+    * uniform: equal attention to every visible key (Wu et al. 2024, arXiv 2404.15574, "masking" a head).
+
+    Args:
+        reference: for mean and resample, a task name (its corrupted prompts are used) or a text file.
+        scope: "all", "prefill" or "decode".
+
+    Raises:
+        EditError: an unknown mode, or mean/resample without reference.
+    """
+
+    heads: tuple[Head, ...] | None
+    mode: str
+    reference: str | None
+    seed: int
+    scope: Scope
+
+    name = "ablate"
+
+    def __init__(
+        self,
+        heads: str | Head | Iterable[Any] | None = None,
+        mode: str = "zero",
+        reference: str | None = None,
+        seed: int = 0,
+        scope: Scope = "all",
+    ):
+        parsed = None if heads is None else tuple(parse_heads(heads))
+        for name, value in dict(heads=parsed, mode=mode, reference=reference, seed=seed, scope=scope).items():
+            object.__setattr__(self, name, value)
+        self._check_scope()
+        if mode not in MODES:
+            raise EditError(f"The ablation mode is one of {', '.join(MODES)}, not {mode!r}.")
+        if mode in ("mean", "resample") and reference is None:
+            raise EditError(f"Ablation mode {mode!r} needs reference=: a task name, or a text file.")
+        object.__setattr__(self, "_pools", {})
+
+    def bind(self, model: HookedModel) -> None:
+        super().bind(model)
+        if self.mode in ("mean", "resample"):
+            assert self.reference is not None
+            layers = {s.layer for s in model.sites if self.at(s)}
+            # layer → (vectors, heads, d), from the model without any edit
+            object.__setattr__(self, "_pools", reference_z(model, self.reference, layers, self.seed))
+
+    def is_identity(self) -> bool:
+        return self.heads == ()
+
+    def before(self, call: AttentionCall) -> AttentionCall:
+        if self.mode != "uniform":
+            return call
+        chosen = self.heads_at(call.site)
+        if call.pattern is not None:
+            seen = visible(call.mask, call.batch, call.n_queries, call.n_keys, call.pattern.device)
+            flat = seen / seen.sum(-1, keepdim=True).clamp_min(1)  # (batch or 1, heads or 1, queries, keys)
+            pattern = call.pattern.clone()
+            pattern[:, chosen] = flat.to(pattern.dtype).expand(call.batch, pattern.shape[1], -1, -1)[:, chosen]
+            return replace(call, pattern=pattern)
+        if call.mask.dense is not None and call.mask.dense.dtype != torch.bool:
+            raise EditError("Uniform attention is not defined here: this model adds position biases to the scores.")
+        assert call.query is not None
+        # all scores equal: a zero query; with sink logits their share must go as well
+        query = call.query.clone()
+        query[:, chosen] = 0
+        sinks = call.sinks
+        if sinks is not None:
+            sinks = sinks.clone()
+            sinks[chosen] = -torch.inf
+        return replace(call, query=query, sinks=sinks)
+
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        if self.mode == "uniform":
+            return z
+        chosen = self.heads_at(call.site)
+        z = z.clone()
+        if self.mode == "zero":
+            z[:, :, chosen] = 0
+            return z
+        pool = self._pools[call.site.layer].to(z)  # type: ignore[attr-defined]
+        if self.mode == "mean":
+            z[:, :, chosen] = pool.mean(0)[chosen]
+            return z
+        rows = torch.arange(z.shape[0], device=z.device)[:, None]
+        slots = torch.arange(z.shape[1], device=z.device)[None] + call.mask.q_start
+        # a fixed hash of (row, slot, seed), so that prefill and decode draw the same vector
+        index = (slots * 7919 + rows * 104729 + self.seed * 15485863) % len(pool)
+        z[:, :, chosen] = pool[index][:, :, chosen]
+        return z
+
+    def route(self, site: Site) -> str:
+        heads = ", ".join(map(str, self.heads_at(site)))
+        how = "queries set to zero before the kernel" if self.mode == "uniform" else "z replaced after the kernel"
+        return f"ablate {self.mode} heads {heads}: {how}"
+
+    def fields(self) -> dict[str, Any]:
+        heads = None if self.heads is None else [str(h) for h in self.heads]
+        return dict(heads=heads, mode=self.mode, reference=self.reference, seed=self.seed, scope=self.scope)

@@ -1,0 +1,45 @@
+"""Reference outputs for mean and resample ablation: z of the unedited model on a task's corrupted prompts or a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp import tasks
+from interp.inputs import forward, text_rows
+from interp_hooks.observe import LayerStats, Question
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+SAMPLES = 32
+#: vectors kept a layer: plenty for a mean, small enough to keep
+KEEP = 4096
+
+
+@torch.no_grad()
+def reference_z(model: HookedModel, reference: str, layers: set[int], seed: int) -> dict[int, torch.Tensor]:
+    """layer → (vectors, heads, d_head): z over the reference's samples and positions, pooled, at most `KEEP`.
+
+    Raises `UnknownNameError` if `reference` is neither a task nor a file.
+    """
+    if Path(reference).suffix and Path(reference).is_file():
+        batches = text_rows(model, Path(reference), 256, SAMPLES, seed)
+    else:
+        instances = tasks.get(reference).sample(model.tokenizer, SAMPLES, seed)
+        batches = [tasks.collate([i], 0, "corrupted") for i in instances]
+    pools: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+
+    def tell(stats: LayerStats) -> None:
+        if stats.site.layer in pools and stats.site.kind == "self":
+            assert stats.z is not None
+            pools[stats.site.layer].append(stats.z[stats.queries].detach().cpu())  # (real tokens, heads, d)
+
+    with model.clean(), model.watch(Question(z=True), tell):
+        for batch in batches:
+            forward(model, batch.input_ids, batch.attention_mask)
+    generator = torch.Generator().manual_seed(seed)
+    joined = {layer: torch.cat(parts) for layer, parts in pools.items()}
+    return {layer: z[torch.randperm(len(z), generator=generator)[:KEEP]] for layer, z in joined.items()}

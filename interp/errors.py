@@ -1,0 +1,47 @@
+"""Every error a user can cause: one sentence that says what was wrong and what to do.
+
+The command line prints that sentence and exits with 2; in Python the class says what kind it is.
+"""
+
+from __future__ import annotations
+
+from interp_hooks.errors import (
+    ActivationError,
+    ContextError,
+    EditError,
+    HeadError,
+    InterpError,
+    TapError,
+)
+
+__all__ = [
+    "ActivationError",
+    "ContextError",
+    "EditError",
+    "HeadError",
+    "InputError",
+    "InterpError",
+    "ModelError",
+    "OutputError",
+    "TapError",
+    "UnknownNameError",
+]
+
+
+class UnknownNameError(InterpError, KeyError):
+    """A score, task, edit or model name that is not registered."""
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+class ModelError(InterpError):
+    """A model that cannot be found, read or loaded."""
+
+
+class InputError(InterpError, ValueError):
+    """An input that cannot be used: empty text, wrong option, unusable tokenizer."""
+
+
+class OutputError(InterpError):
+    """A place that cannot be written to, or a saved result that cannot be read."""

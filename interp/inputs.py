@@ -1,0 +1,117 @@
+"""Token rows and forwards that treat every model alike: padding, positions, context limits, text files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.errors import ContextError, InputError
+from interp.tasks import language
+from interp.tasks.base import Text
+
+if TYPE_CHECKING:
+    import torch
+
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of tokens: `input_ids` (1, tokens) and `attention_mask` or None."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A token to pad with; it is masked, so any valid id will do."""
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+        if getattr(tokenizer, name, None) is not None:
+            return int(getattr(tokenizer, name))
+    return 0
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Position ids under left padding: the first real token stands at 0."""
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def forward(
+    model: HookedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    keep: int | None = None,
+    **more: Any,
+) -> Any:
+    """One forward. Pads are masked and positions start at the first real token; `keep`: logits of the last rows only."""
+    inputs: dict[str, Any] = dict(input_ids=input_ids, **more)
+    accepts = model.accepts
+    if attention_mask is not None and not bool(attention_mask.all()):
+        inputs["attention_mask"] = attention_mask
+        if "position_ids" in accepts and "position_ids" not in more:
+            inputs["position_ids"] = positions(attention_mask)[:, -input_ids.shape[1] :]
+    if keep is not None and "logits_to_keep" in accepts:
+        inputs["logits_to_keep"] = keep
+    if "use_cache" in accepts and "use_cache" not in more:
+        inputs["use_cache"] = False
+    return model(**inputs)
+
+
+def check_context(model: HookedModel, context: int, extrapolate: bool = False) -> None:
+    """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not asked for."""
+    limit = model.max_context
+    if limit is not None and context > limit and not extrapolate:
+        raise ContextError(
+            f"{model.name} has positions for {limit} tokens and the context asked for is {context}; "
+            f"use --context {limit}, or --extrapolate to go beyond what it was trained for."
+        )
+
+
+def read_text(path: str | Path) -> str:
+    """A text file's content. Raises `InputError` when it is missing, not text, or empty."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"The text file {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The file {path} is not UTF-8 text.") from error
+    if not text.strip():
+        raise InputError(f"The text file {path} is empty; give a file with some text.")
+    return text
+
+
+def rows_of_text(tokenizer: Any, text: str | None, context: int, samples: int, seed: int) -> list[list[int]]:
+    """`samples` rows of exactly `context` tokens, BOS first where the tokenizer has one.
+
+    From `text` (random starts, wrapping around), else from the generated prose.
+    """
+    reader = Text(tokenizer)
+    bos = reader.bos
+    need = context - len(bos)
+    source = None if text is None else reader.encode(text)
+    if source is not None and len(source) < 2:
+        raise InputError("The text has fewer than two tokens; give a longer one.")
+    rows = []
+    for i in range(samples):
+        rng = np.random.default_rng([seed, i])
+        if source is None:
+            ids: list[int] = []
+            while len(ids) < need:
+                ids += reader.encode(" " + " ".join(language.prose(rng, max(4, (need - len(ids)) // 8))))
+        else:
+            start = int(rng.integers(len(source)))
+            repeats = -(-(start + need) // len(source))
+            ids = (source * (repeats + 1))[start : start + need]
+        rows.append(bos + ids[:need])
+    return rows
+
+
+def text_rows(model: HookedModel, path: Path, context: int, samples: int, seed: int) -> list[Row]:
+    """Rows from a text file, ready for `forward`."""
+    import torch
+
+    rows = rows_of_text(model.tokenizer, read_text(path), context, samples, seed)
+    return [Row(torch.tensor([r])) for r in rows]

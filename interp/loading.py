@@ -1,0 +1,167 @@
+"""`interp.load`: a name, a folder or a model object becomes a `HookedModel`, checked."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import ModelError
+from interp.models import ALIASES, BUNDLED, FOLDER, SHORTCUTS
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+
+def load(
+    source: Any,
+    device: str = "auto",
+    dtype: str | None = None,
+    backend: str = "auto",
+    tokenizer: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> HookedModel:
+    """Load and tap a model.
+
+    Args:
+        source: bundled name or shortcut, alias (`interp models` lists both), hub id, folder, or a loaded
+            `PreTrainedModel`, `HookedTransformer` or `TransformerBridge`.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …; loaded objects stay where they are.
+        dtype: "float32", "bfloat16", "float16"; by default float32 on CPU and the checkpoint's own on CUDA.
+        backend: attention backend, "auto", "reference", "streaming" or "triton".
+        tokenizer: needed only for loaded objects that carry none.
+        revision: hub revision.
+        trust_remote_code: run the repository's own code; off unless asked for.
+
+    Raises:
+        ModelError: unknown name, no network, corrupt or missing weights.
+        TapError: a model whose attention can't be tapped, with layer and reason.
+    """
+    import torch
+
+    from interp_hooks.hooking import hook
+    from interp_kernels import check_backend
+
+    check_backend(backend)
+    if not isinstance(source, (str, Path)):
+        name = None
+        return hook(source, name=name, tokenizer=tokenizer, backend=backend)
+    device = _device(device)
+    target, name, note = _resolve(str(source))
+    chosen = _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
+    module = _pretrained(target, name, chosen, revision, trust_remote_code).to(device)
+    if tokenizer is None:
+        tokenizer = _tokenizer(target, revision, trust_remote_code)
+    if note is not None:
+        millions = sum(p.numel() for p in module.parameters()) / 1e6
+        note = note.format(millions=millions)
+    return hook(module, name=name, tokenizer=tokenizer, backend=backend, note=note)
+
+
+def _resolve(source: str) -> tuple[str, str, str | None]:
+    """(folder or hub id, full name, note) of what the user wrote."""
+    if source in SHORTCUTS:
+        name, other = SHORTCUTS[source]
+        note = f"using the bundled {name} ({{millions:.1f}} M parameters, generated language); for {other}"
+        return _bundled(name), name, note
+    if source in BUNDLED:
+        return _bundled(source), source, None
+    if source.lower() in ALIASES:
+        return ALIASES[source.lower()], ALIASES[source.lower()], None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"The folder {path} has no config.json; give a folder saved by save_pretrained.")
+        return str(path), path.resolve().name, None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return source, source, None
+    known = [*SHORTCUTS, *BUNDLED, *ALIASES]
+    near = difflib.get_close_matches(source.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`interp models` lists the names."
+    raise ModelError(f"There is no model or folder called {source!r}; {hint} Hub ids are written owner/name.")
+
+
+def _bundled(name: str) -> str:
+    folder = FOLDER / BUNDLED[name]
+    if not (folder / "model.safetensors").is_file():
+        raise ModelError(f"The bundled {name} is missing from this installation; reinstall interp.")
+    return str(folder)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"{device!r} is not a device; use auto, cpu or cuda.") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("There is no CUDA device here; use --device cpu.")
+    return device
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    found = getattr(torch, name, None)
+    if name not in ("float32", "float64", "bfloat16", "float16") or found is None:
+        raise ModelError(f"{name!r} is not a dtype for a model; use float32, bfloat16 or float16.")
+    return found
+
+
+def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust: bool) -> Any:
+    import transformers
+    from safetensors import SafetensorError
+
+    options = dict(revision=revision, trust_remote_code=trust)
+    try:
+        config = transformers.AutoConfig.from_pretrained(target, **options)
+        if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+            kind = transformers.AutoModelForCausalLM
+        elif hasattr(config, "vision_config"):
+            kind = transformers.AutoModelForImageTextToText
+        else:
+            kind = transformers.AutoModel
+        module, info = kind.from_pretrained(
+            target, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except SafetensorError as error:
+        raise ModelError(f"The weights of {name} are corrupt ({error}); download or save them again.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(_why(name, error)) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The weights of {name} lack {len(missing)} tensors, {missing[0]} among them; the checkpoint is not "
+            "complete or is of another architecture."
+        )
+    return module.eval()
+
+
+def _why(name: str, error: Exception) -> str:
+    """One sentence for what transformers says in many."""
+    text = str(error)
+    if "gated" in text or "401" in text or "403" in text:
+        return f"The hub does not let you read {name}: accept its licence there and log in with `hf auth login`."
+    offline = ("connect", "offline", "Connection", "resolve", "Max retries", "cached files", "local cache", "internet")
+    if any(word in text for word in offline) and "safetensors" not in text:
+        return (
+            f"{name} is not on this machine and the hub can't be reached (or has no such model); check the name and the "
+            "network, or use a folder or the bundled `llama`, which works offline."
+        )
+    if "safetensors" in text and "no file" in text.lower():
+        return f"{name} has no safetensors weights; only safetensors are loaded."
+    return f"{name} can't be loaded: {text.splitlines()[0] if text else type(error).__name__}"
+
+
+def _tokenizer(target: str, revision: str | None, trust: bool) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(target, revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError):
+        return None  # the tasks say so in one sentence when they need one

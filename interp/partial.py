@@ -1,0 +1,79 @@
+"""Finished pieces of a scan on disk, so that an interrupted one resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from interp.errors import OutputError
+
+
+class Record(NamedTuple):
+    """One score of one head in one sample."""
+
+    score: str
+    sample: int
+    tower: str
+    kind: str
+    layer: int
+    head: int
+    value: float
+
+
+class Partial:
+    """`folder/partial/<job>.parquet` for each finished job, and the fingerprint of the scan they belong to.
+
+    Pieces of a scan with another fingerprint (other model, inputs or settings) are discarded. Without a folder the
+    pieces are kept in memory.
+    """
+
+    def __init__(self, folder: Path | None, fingerprint: dict[str, Any]):
+        self._memory: dict[str, Any] = {}
+        self.folder = None if folder is None else Path(folder) / "partial"
+        if self.folder is None:
+            return
+        written = json.dumps(fingerprint, sort_keys=True)
+        mark = self.folder / "fingerprint.json"
+        try:
+            if mark.is_file() and mark.read_text(encoding="utf-8") != written:
+                self.clear()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text(written, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"The folder {folder} can't be written to: {error.strerror}; choose another --out.") from error
+
+    def has(self, key: str) -> bool:
+        return key in self._memory or (self.folder is not None and (self.folder / f"{key}.parquet").is_file())
+
+    def save(self, key: str, records: Sequence[Record]) -> None:
+        import pandas as pd
+
+        frame = pd.DataFrame(records, columns=Record._fields)
+        if self.folder is None:
+            self._memory[key] = frame
+            return
+        path = self.folder / f"{key}.parquet"
+        temporary = path.with_suffix(".tmp")
+        try:
+            frame.to_parquet(temporary)
+            temporary.replace(path)  # a piece is there whole or not at all
+        except OSError as error:
+            raise OutputError(f"{path} can't be written: {error.strerror}.") from error
+
+    def records(self, keys: Sequence[str]) -> Any:
+        """All pieces, in the order of `keys`: the same frame whether run at once or in parts."""
+        import pandas as pd
+
+        parts = [
+            self._memory[k] if self.folder is None else pd.read_parquet(self.folder / f"{k}.parquet") for k in keys
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+    def clear(self) -> None:
+        """Remove the pieces."""
+        if self.folder is not None and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()

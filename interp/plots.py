@@ -1,0 +1,193 @@
+"""Figures. plotly is imported when a figure is made, not when this module is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+#: up to this many cells, each cell shows its value; above, only the outlined ones show their rank
+_CELLS_WITH_VALUES = 160
+#: above this many heads a layer, a cell is too narrow for a rank
+_HEADS_WITH_RANKS = 48
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a figure: text, axes, cells that were not measured, outlines, and the scale from low to high."""
+
+    ink: str
+    muted: str
+    gap: str
+    ring: str
+    hover: str
+    scale: tuple[tuple[float, str], ...]
+
+
+LIGHT = Palette(
+    ink="#1f2933",
+    muted="#5f6b7a",
+    gap="#d5d9df",
+    ring="#d9480f",
+    hover="#ffffff",
+    scale=((0.0, "#f5f7fa"), (0.25, "#c4d3e4"), (0.5, "#7d9cc0"), (0.75, "#3d6494"), (1.0, "#122f55")),
+)
+DARK = Palette(
+    ink="#e6e9ee",
+    muted="#9aa5b4",
+    gap="#3a414c",
+    ring="#ff922b",
+    hover="#232a34",
+    scale=((0.0, "#151b24"), (0.25, "#24405f"), (0.5, "#41709f"), (0.75, "#83add4"), (1.0, "#e3effa")),
+)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A value as people read it, with at most `digits` decimals: "0.98", "12.3", "1480"; "<0.01" for a trace."""
+    if not np.isfinite(value):
+        return "–"
+    size, least = abs(value), 10.0**-digits
+    if size == 0:
+        return "0"
+    if size < least:
+        return f"{'<' if value > 0 else '>−'}{least:.{digits}f}"
+    if size < 10:
+        return f"{value:.{digits}f}"
+    return f"{value:.1f}" if size < 100 else f"{value:.0f}" if size < 1e6 else f"{value:.3g}"
+
+
+def heatmap(
+    values: np.ma.MaskedArray,
+    stderr: np.ma.MaskedArray | None = None,
+    *,
+    title: str = "",
+    subtitle: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+    tower: str = "",
+    outlined: Sequence[tuple[int, int]] = (),
+) -> go.Figure:
+    """A layer × head heat map with layer 0 at the top, as `atlas[score]` prints.
+
+    Args:
+        values: (layers, heads), masked where not measured; those cells stay grey.
+        stderr: standard errors of `values`, shown on hover.
+        low, high: the colour range; None takes the data's.
+        unit: printed over the colour bar.
+        tower: prefix of head names on hover.
+        outlined: (layer, head) of the heads to point out, strongest first.
+    """
+    import plotly.graph_objects as go
+
+    data = np.ma.masked_invalid(values).astype(float)
+    n_layers, n_heads = data.shape
+    zmin, zmax = _range(data, low, high)
+    prefix = f"{tower}." if tower else ""
+    text = [[""] * n_heads for _ in range(n_layers)]
+    if data.size <= _CELLS_WITH_VALUES:
+        text = [[_in_cell(v) for v in row] for row in data.filled(np.nan)]
+    elif n_heads <= _HEADS_WITH_RANKS:
+        for rank, (layer, head) in enumerate(outlined, 1):
+            text[layer][head] = str(rank)
+    has_error = stderr is not None and bool(np.ma.count(np.ma.masked_invalid(stderr)))
+    hover = f"<b>{prefix}L%{{y}}H%{{x}}</b><br>%{{z:.4g}}"
+    cell = _cell_height(n_layers)
+    width = n_heads * 64 + 150
+    figure = go.Figure(
+        go.Heatmap(
+            z=data.filled(np.nan),
+            x=np.arange(n_heads),
+            y=np.arange(n_layers),
+            zmin=zmin,
+            zmax=zmax,
+            xgap=1 if n_heads <= 64 else 0,
+            ygap=1 if n_layers <= 64 else 0,
+            colorscale=[list(stop) for stop in LIGHT.scale],
+            colorbar={
+                "title": {"text": unit, "side": "top"},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "len": 1.0,
+                "nticks": 6,
+                "ticks": "",
+            },
+            customdata=np.ma.masked_invalid(stderr).filled(0.0) if stderr is not None and has_error else None,
+            hovertemplate=hover + (" ± %{customdata:.2g}" if has_error else "") + "<extra></extra>",
+            hoverongaps=False,
+            text=text if any(any(row) for row in text) else None,
+            texttemplate="%{text}" if any(any(row) for row in text) else None,
+            textfont={"size": 11},
+        )
+    )
+    figure.update_layout(
+        template="none",
+        title={
+            "text": title,
+            "subtitle": {"text": subtitle, "font": {"size": 13, "color": LIGHT.muted}},
+            "x": 0.01,
+            "xanchor": "left",
+            "font": {"size": 18},
+        },
+        font={"family": FONT, "size": 12, "color": LIGHT.ink},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor=LIGHT.gap,
+        margin={"l": 60, "r": 20, "t": 80, "b": 48},
+        width=width if width < 900 else None,
+        height=n_layers * cell + 128,
+        hoverlabel={"bgcolor": LIGHT.hover, "font": {"family": FONT, "color": LIGHT.ink}},
+        xaxis={**_axis("Head", n_heads), "range": [-0.5, n_heads - 0.5]},
+        yaxis={**_axis("Layer", n_layers), "range": [n_layers - 0.5, -0.5]},
+        shapes=[
+            {
+                "type": "rect",
+                "x0": head - 0.5,
+                "x1": head + 0.5,
+                "y0": layer - 0.5,
+                "y1": layer + 0.5,
+                "line": {"color": LIGHT.ring, "width": 2},
+            }
+            for layer, head in outlined
+        ],
+    )
+    return figure
+
+
+def _range(data: np.ma.MaskedArray, low: float | None, high: float | None) -> tuple[float, float]:
+    """The colour range: what is fixed, else the data's, never empty."""
+    measured = data.compressed()
+    zmin = low if low is not None else float(measured.min()) if measured.size else 0.0
+    zmax = high if high is not None else float(measured.max()) if measured.size else 1.0
+    return (zmin, zmax) if zmax > zmin else (zmin, zmin + 1.0)
+
+
+def _in_cell(value: float) -> str:
+    """Two decimals at most; a cell is no place for "<0.01", its colour says that it is near zero."""
+    return "" if not np.isfinite(value) else f"{value:.2f}" if abs(value) < 10 else number(value)
+
+
+def _axis(title: str, n: int) -> dict[str, object]:
+    # A tick a cell while they fit, then every 2nd, 4th, 8th, …
+    step = 1
+    while n / step > 32:
+        step *= 2
+    return {
+        "title": {"text": title, "standoff": 8},
+        "tick0": 0,
+        "dtick": step,
+        "showgrid": False,
+        "zeroline": False,
+        "ticks": "",
+        "fixedrange": n <= 32,
+    }
+
+
+def _cell_height(n_layers: int) -> int:
+    """Pixels a layer: 34 for small models, 12 for the deepest."""
+    return int(min(34, max(12, 900 / max(n_layers, 1))))

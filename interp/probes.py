@@ -1,0 +1,173 @@
+"""The kinds of input that scores are measured on, and how each is run. One forward serves all scores of a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from interp import tasks
+from interp.inputs import forward, pad_id, rows_of_text
+from interp.tasks import language
+from interp.tasks.base import Text
+from interp.tasks.niah import NeedleInAHaystack
+from interp_hooks.observe import LayerStats, Question
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a scan fixes for all probes."""
+
+    context: int = 1024
+    samples: int = 16
+    seed: int = 0
+    text: str | None = None
+
+
+@dataclass
+class ProbeBatch:
+    """Rows run together: input_ids (batch, tokens), attention_mask or None, and what the scores need to know."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    samples: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+
+Tell = Callable[[LayerStats], None]
+
+
+class Probe:
+    """Makes batches and runs one of them under a question."""
+
+    name: str
+    what: str
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        raise NotImplementedError
+
+    def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
+        """One forward; each layer's statistics go to `tell`."""
+        with model.watch(question, tell):
+            forward(model, batch.input_ids, batch.attention_mask, keep=1)
+
+
+class TextProbe(Probe):
+    """Running text of `context` tokens, one row a sample."""
+
+    name, what = "text", "running text"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        rows = rows_of_text(tokenizer, settings.text, settings.context, settings.samples, settings.seed)
+        return [ProbeBatch(torch.tensor([r])) for r in rows]
+
+
+class RepeatProbe(Probe):
+    """Random tokens, twice, all samples in one batch; `info`: start (first random token), repeat (length)."""
+
+    name, what = "repeat", "repeated random tokens"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        made = tasks.get("induction").sample(tokenizer, settings.samples, settings.seed)
+        ids = torch.tensor([[*i.ids] for i in made])
+        return [ProbeBatch(ids, None, dict(made[0].info), len(made))]
+
+
+class DomainsProbe(Probe):
+    """Prose and code side by side: rows 2i and 2i+1 are sample i in the first and the second domain."""
+
+    name, what = "domains", "prose against code, 256 tokens"
+    length = 256
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        length = min(self.length, settings.context)
+        prose = rows_of_text(tokenizer, None, length, settings.samples, settings.seed)
+        found = []
+        reader = Text(tokenizer)
+        for i, row in enumerate(prose):
+            rng = np.random.default_rng([settings.seed, i, 1])
+            code = language.code(rng, length)
+            other = rows_of_text(tokenizer, code, length, 1, settings.seed)[0]
+            other[: len(reader.bos)] = reader.bos
+            found.append(ProbeBatch(torch.tensor([row, other])))
+        return found
+
+
+class QuestionProbe(Probe):
+    """A needle prompt (row 0) and the same with the question replaced by "N/A" (row 1), left-padded.
+
+    `info`: needle and question (start, end) of each row, in padded slots.
+    """
+
+    name, what = "question", "needle prompts, with the question and with N/A"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        found = []
+        reader = Text(tokenizer)
+        for i in needles(tokenizer, settings):
+            (n0, n1), (q0, q1) = i.info["needle"], i.info["question"]
+            prompt = list(i.prompt)
+            null = reader.encode(" N/A")
+            empty = prompt[:q0] + null + prompt[q1:]
+            width = max(len(prompt), len(empty))
+            rows, mask, spans = [], [], []
+            for row, question in ((prompt, (q0, q1)), (empty, (q0, q0 + len(null)))):
+                pad = width - len(row)
+                rows.append([pad_id(tokenizer)] * pad + row)
+                mask.append([0] * pad + [1] * len(row))
+                spans.append(((n0 + pad, n1 + pad), (question[0] + pad, question[1] + pad)))
+            found.append(ProbeBatch(torch.tensor(rows), torch.tensor(mask), dict(spans=spans)))
+        return found
+
+
+class NeedleProbe(Probe):
+    """Greedy decoding after a needle prompt: the prompt but its last token is prefilled, then each step is watched.
+
+    After `run`, `info["generated"]` holds the greedy tokens and `info["solved"]` whether they are the answer.
+    """
+
+    name, what = "needle", "needle in a haystack, greedy decode"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        return [
+            ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i)) for i in needles(tokenizer, settings)
+        ]
+
+    def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
+        instance = batch.info["instance"]
+        generated: list[int] = []
+        ids = batch.input_ids
+        steps = len(instance.accept)
+        cache: dict[str, Any] = {}
+        if model.has_cache:
+            out = forward(model, ids[:, :-1], keep=1, use_cache=True)
+            cache, ids = dict(past_key_values=out.past_key_values, use_cache=True), ids[:, -1:]
+        for _ in range(steps):
+            with model.watch(question, tell):
+                out = forward(model, ids, keep=1, **cache)
+            logits = out if isinstance(out, torch.Tensor) else out.logits
+            token = logits[:, -1].argmax(-1, keepdim=True).cpu()
+            generated.append(int(token))
+            ids = token if cache else torch.cat([ids, token], 1)
+        batch.info["generated"] = generated
+        batch.info["solved"] = all(t in ok for t, ok in zip(generated, instance.accept, strict=True))
+
+
+def needles(tokenizer: Any, settings: Settings) -> Sequence[tasks.Instance]:
+    """Needle problems at a quarter, a half and the whole of the context."""
+    return NeedleInAHaystack().at(settings.context).sample(tokenizer, settings.samples, settings.seed)
+
+
+PROBES: dict[str, Probe] = {
+    p.name: p for p in (TextProbe(), RepeatProbe(), DomainsProbe(), QuestionProbe(), NeedleProbe())
+}

@@ -1,0 +1,304 @@
+"""Scan every head for the chosen scores in the fewest forward passes; interruptible, resumable."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import ActivationError, InputError
+from interp.inputs import check_context, forward, read_text, rows_of_text
+from interp.partial import Partial, Record
+from interp.probes import PROBES, ProbeBatch, Settings
+from interp.provenance import provenance
+from interp.scores import select
+from interp.scores.base import DecodeScore, ModelScore, Score
+from interp_hooks.call import Site
+from interp_hooks.observe import LayerStats, Question
+
+if TYPE_CHECKING:
+    from interp.atlas import Atlas
+    from interp_hooks.model import HookedModel
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work that is saved when done: one batch of a probe, or one score that runs the model itself."""
+
+    key: str
+    label: str
+    tokens: int
+    run: Callable[[], Iterator[list[Record]]]
+
+
+class Plan:
+    """What a scan will do. `rows`: (probe, what it measures, passes); `seconds`, `gigabytes`: estimates."""
+
+    def __init__(self, model: HookedModel, scores: Sequence[Score], settings: Settings, extrapolate: bool = False):
+        check_context(model, settings.context, extrapolate)
+        if settings.samples < 1 or settings.context < 32:
+            raise InputError("A scan needs at least 1 sample and a context of at least 32 tokens.")
+        self.model, self.scores, self.settings, self.extrapolate = model, list(scores), settings, extrapolate
+        self.notes: list[str] = []
+        self._by_probe: dict[str, list[Score]] = {}
+        for score in scores:
+            if not isinstance(score, ModelScore):
+                self._by_probe.setdefault(score.probe, []).append(score)
+        self._batches = {name: PROBES[name].batches(model.tokenizer, settings) for name in self._by_probe}
+        self._own = [s for s in scores if isinstance(s, ModelScore)]
+        self._solved: dict[str, list[bool]] = {}
+        self.rows = self._describe()
+        self.seconds, self.gigabytes = self._estimate()
+
+    # --- the plan ---------------------------------------------------------------------------------------------
+
+    def _describe(self) -> list[tuple[str, str, str]]:
+        rows = []
+        for name, scores in self._by_probe.items():
+            batches = self._batches[name]
+            longest = max(b.input_ids.shape[1] for b in batches)
+            steps = f" + {len(batches[0].info['instance'].accept)} steps" if name == "needle" else ""
+            passes = f"{len(batches)} × {longest} tokens{steps}"
+            rows.append((PROBES[name].what, ", ".join(s.name for s in scores), passes))
+        for score in self._own:
+            rows.append(("own passes", score.name, f"{score.passes}: {score.cost(self.model, self.settings):,} tokens"))
+        return rows
+
+    def _tokens(self) -> list[tuple[int, int]]:
+        """(tokens, row length) of every batch, and of the scores that run the model themselves."""
+        found = [(b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches]
+        return found + [(s.cost(self.model, self.settings), min(256, self.settings.context)) for s in self._own]
+
+    @torch.no_grad()
+    def _estimate(self) -> tuple[float, float]:
+        """Seconds from two short timed forwards (time = a·L + b·L²), gigabytes from shapes."""
+        lengths = sorted({64, min(256, self.settings.context)})
+        times = []
+        for length in lengths:
+            row = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0))
+            with self.model.watch(Question(frozenset({"entropy"})), lambda stats: None):
+                forward(self.model, row, keep=1)
+                start = time.perf_counter()
+                forward(self.model, row, keep=1)
+                times.append(time.perf_counter() - start)
+        per_token = [t / n for t, n in zip(times, lengths, strict=True)]
+        slope = max(0.0, (per_token[-1] - per_token[0]) / max(1, lengths[-1] - lengths[0]))
+        base = max(per_token[-1] - slope * lengths[-1], 0.3 * per_token[-1])
+        seconds = sum(tokens * (base + slope * length) for tokens, length in self._tokens())
+        module = self.model.module
+        size = sum(p.numel() * p.element_size() for p in module.parameters())
+        element = next(module.parameters()).element_size()
+        longest = max(length for _, length in self._tokens())
+        heads, d_head, layers = self.model.n_heads, self.model.d_head, self.model.n_layers
+        working = longest * heads * d_head * 16 * 4 + 2 * longest * self.model.n_kv_heads * d_head * layers * element
+        return seconds, (size + working) / 1e9
+
+    # --- the run ----------------------------------------------------------------------------------------------
+
+    def run(self, out: Path | None = None, progress: Progress | None = None) -> Atlas:
+        """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
+
+        Raises `ActivationError` when a layer's activations are not finite, `OutputError` when `out` can't be written.
+        """
+        from interp.atlas import Atlas
+
+        started = time.time()
+        record = provenance(self.model, self.settings.seed, self._settings(), self._inputs())
+        partial = Partial(out, {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")})
+        jobs = list(self._jobs())
+        total, done = sum(j.tokens for j in jobs), 0
+        with torch.no_grad():
+            for job in jobs:
+                if progress:
+                    progress(done, total, job.label)
+                if not partial.has(job.key):
+                    records: list[Record] = []
+                    for i, some in enumerate(pieces := job.run()):
+                        records += some
+                        if progress and job.key.startswith("own"):
+                            steps = job_steps(self, job)
+                            progress(done + job.tokens * (i + 1) // steps, total, job.label)
+                    del pieces
+                    partial.save(job.key, records)
+                done += job.tokens
+        if progress:
+            progress(total, total, "done")
+        records = partial.records([j.key for j in jobs])
+        frame = self._frame(records)
+        record["seconds"] = round(time.time() - started, 2)
+        atlas = Atlas(frame, record, self._notes(records))
+        if out is not None:
+            atlas.save(out)
+            partial.clear()
+        return atlas
+
+    def _settings(self) -> dict[str, Any]:
+        kept = {k: v for k, v in asdict(self.settings).items() if k not in ("seed", "text")}
+        return dict(kept, scores=[s.name for s in self.scores], text=self.settings.text is not None,
+                    extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
+                    backend=self.model.backend)
+
+    def _inputs(self) -> list[torch.Tensor]:
+        return [b.input_ids for batches in self._batches.values() for b in batches]
+
+    def _jobs(self) -> Iterator[Job]:
+        for name, scores in self._by_probe.items():
+            for i, batch in enumerate(self._batches[name]):
+                first = sum(b.samples for b in self._batches[name][:i])
+                run = lambda name=name, scores=scores, batch=batch, first=first: iter(  # noqa: E731
+                    [self._probe(name, scores, batch, first)]
+                )
+                yield Job(f"{name}-{i:04d}", PROBES[name].what, batch.tokens, run)
+        for score in self._own:
+            run = lambda score=score: self._compute(score)  # noqa: E731
+            yield Job(f"own-{score.name}", score.title.lower(), score.cost(self.model, self.settings), run)
+
+    def _compute(self, score: ModelScore) -> Iterator[list[Record]]:
+        for step in score.compute(self.model, self.settings):
+            yield [
+                Record(score.name, i, head.tower, "self", head.layer, head.head, value)
+                for head, values in step
+                for i, value in enumerate(values)
+            ]
+
+    def _probe(self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int) -> list[Record]:
+        """Run one batch and turn each layer's statistics into records."""
+        question = Question()
+        for score in scores:
+            question = question | score.ask(batch)
+        records: list[Record] = []
+        steps: dict[Site, list[LayerStats]] = {}
+
+        def tell(stats: LayerStats) -> None:
+            if stats.site.kind != "self":
+                return
+            if name == "needle":
+                steps.setdefault(stats.site, []).append(stats)
+                return
+            for score in scores:
+                records.extend(_records(score, stats.site, score.measure(stats, batch), first))
+
+        PROBES[name].run(self.model, batch, question, tell)
+        for site, seen in steps.items():
+            for score in scores:
+                assert isinstance(score, DecodeScore)
+                records.extend(_records(score, site, score.measure_steps(seen, batch), first))
+        if "solved" in batch.info:
+            value = float(batch.info["solved"])
+            records.append(Record("_solved", first, "", "self", -1, -1, value))
+        return records
+
+    def _frame(self, records: Any) -> Any:
+        """One row a head; means over samples (NaN left out) and standard errors."""
+        import pandas as pd
+
+        index = ["tower", "kind", "layer", "head"]
+        rows = [
+            dict(tower=s.tower, kind=s.kind, layer=s.layer, head=h, kv_head=s.kv_head(h))
+            for s in self.model.sites
+            if s.kind == "self"
+            for h in range(s.n_heads)
+        ]
+        frame = pd.DataFrame(rows)
+        for score in self.scores:
+            mine = records[records.score == score.name]
+            values = mine.groupby(index, sort=False)["value"]
+            summary = values.mean().rename(score.name).to_frame()
+            summary[f"{score.name}_stderr"] = values.sem()
+            frame = frame.merge(summary.reset_index(), on=index, how="left")
+        return frame
+
+    def _notes(self, records: Any) -> list[str]:
+        notes = list(self.notes)
+        solved = records[records.score == "_solved"]["value"]
+        if len(solved):
+            accuracy = float(solved.mean())
+            if accuracy == 0:
+                notes.append("retrieval: task not solved (needle accuracy 0.00), so retrieval heads can't be told.")
+            else:
+                notes.append(f"retrieval: measured on the {int(solved.sum())} of {len(solved)} needle problems solved.")
+        if self._settings()["extrapolate"]:
+            notes.append(f"context {self.settings.context} is beyond the model's {self.model.max_context} positions.")
+        return notes
+
+
+def job_steps(plan: Plan, job: Job) -> int:
+    """How many results an own-passes job yields, for progress within it."""
+    score = next(s for s in plan._own if job.key == f"own-{s.name}")
+    return max(1, score.steps(plan.model, plan.settings))
+
+
+def _records(score: Score, site: Site, values: torch.Tensor, first: int) -> list[Record]:
+    """(samples, heads) values as records. Infinity is an error; NaN means "not defined in this sample"."""
+    if bool(torch.isinf(values).any()):
+        raise ActivationError(f"The score {score.name} of layer {site.layer} is infinite; its activations look broken.")
+    return [
+        Record(score.name, first + i, site.tower, site.kind, site.layer, h, value)
+        for i, row in enumerate(values.float().cpu().tolist())
+        for h, value in enumerate(row)
+    ]
+
+
+def plan_scan(
+    model: Any,
+    scores: str | list[str] = "default",
+    context: int = 1024,
+    samples: int = 16,
+    seed: int = 0,
+    text: str | Path | None = None,
+    extrapolate: bool = False,
+) -> Plan:
+    """The plan of a scan, before running it: `plan.rows`, `plan.seconds`, `plan.run()`.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        scores: "default", "all", or names.
+        context: tokens of the text rows and the longest needle prompt.
+        samples: rows or problems a probe.
+        text: a text file to read instead of the generated prose.
+        extrapolate: allow a context beyond the model's positions.
+
+    Raises:
+        UnknownNameError, ContextError, InputError.
+    """
+    from interp.loading import load
+
+    chosen = select(scores)  # names are checked before a model is loaded
+    if not chosen:
+        raise InputError("No score was named; use default, all, or names from `interp.scores.names()`.")
+    content = read_text(text) if text is not None else None
+    hooked = load(model)
+    if hooked.tokenizer is None:
+        raise InputError(f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...).")
+    return Plan(hooked, chosen, Settings(context, samples, seed, content), extrapolate)
+
+
+def scan_heads(
+    model: Any,
+    scores: str | list[str] = "default",
+    context: int = 1024,
+    samples: int = 16,
+    seed: int = 0,
+    text: str | Path | None = None,
+    extrapolate: bool = False,
+    out: str | Path | None = None,
+    progress: Progress | None | bool = True,
+) -> Atlas:
+    """Score every head. Arguments as in `plan_scan`; `out`: folder to save to (and resume from).
+
+    `progress`: True shows a bar with time left, False nothing, or a function (done, total, label).
+    """
+    from interp.progress import bar
+
+    plan = plan_scan(model, scores, context, samples, seed, text, extrapolate)
+    folder = Path(out) if out is not None else None
+    if callable(progress):
+        return plan.run(folder, progress)
+    with bar("scan", enabled=bool(progress)) as tell:
+        return plan.run(folder, tell)

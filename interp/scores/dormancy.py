@@ -1,0 +1,30 @@
+"""Active-dormant heads: idle on one kind of text, at work on another."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp.scores.sink import Sink, first_slot
+from interp_hooks.observe import LayerStats, Question
+
+
+class Dormancy(Score):
+    """α₁(prose) − α₁(code): difference of first-token attention between two text domains, in [−1, 1]."""
+
+    name = "dormancy"
+    title = "Active or dormant"
+    reading = "Positive: the head sleeps (parks on the first token) on prose and wakes on code; negative: the other way."
+    formula = "α₁(prose) − α₁(code)"
+    citation = "Guo et al. 2024, arXiv 2410.13835"
+    low = -1.0
+    high = 1.0
+    probe = "domains"
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(pairs={"first": first_slot(batch)})
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        alpha = Sink().measure(layer, batch)  # (2, heads): prose, code
+        return (alpha[0] - alpha[1])[None]

@@ -1,0 +1,29 @@
+"""How spread out a head attends."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp_hooks.observe import LayerStats, Question
+
+
+class Entropy(Score):
+    """mean_q −Σ_k A[q, k] ln A[q, k], averaged over the real tokens of a text."""
+
+    name = "entropy"
+    title = "Entropy"
+    reading = "How spread out the head attends: 0 is a single token, ln(T) is uniform attention."
+    formula = "mean_q −Σ_k A[q, k] ln A[q, k]"
+    citation = "Zhai et al. 2023, arXiv 2303.06296"
+    unit = "nats"
+    high = None
+    probe = "text"
+    default = True
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"entropy"}))
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        return layer.mean("entropy")

@@ -1,0 +1,57 @@
+"""Importance of a head: what the model loses without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.edits.scale_heads import ScaleHeads
+from interp.inputs import forward, rows_of_text
+from interp.scores.base import ModelScore
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    from interp.probes import Settings
+    from interp_hooks.model import HookedModel
+
+LENGTH = 256
+
+
+class Importance(ModelScore):
+    """loss(head's z = 0) − loss: rise of the mean next-token loss on text, one pass a head and sample."""
+
+    name = "importance"
+    title = "Importance"
+    reading = "How much the next-token loss on text rises when this head is removed; negative heads are better off."
+    formula = "loss(z_h := 0) − loss"
+    citation = "Michel et al. 2019, arXiv 1905.10650"
+    unit = "nats"
+    low = None
+    high = None
+    probe = "own"
+    passes = "1 a head and sample"
+
+    def cost(self, model: HookedModel, settings: Settings) -> int:
+        return settings.samples * min(LENGTH, settings.context) * (len(model.heads) + 1)
+
+    def steps(self, model: HookedModel, settings: Settings) -> int:
+        return len(model.heads)
+
+    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+        length = min(LENGTH, settings.context)
+        rows = torch.tensor(rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed))
+        plain = _losses(model, rows)
+        for head in model.heads:
+            with model.edit(ScaleHeads({head: 0.0})):
+                yield [(head, (_losses(model, rows) - plain).tolist())]
+
+
+@torch.no_grad()
+def _losses(model: HookedModel, rows: torch.Tensor) -> torch.Tensor:
+    """(samples,) mean next-token loss in nats."""
+    out = forward(model, rows)
+    logits = (out if isinstance(out, torch.Tensor) else out.logits).float().cpu()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")
+    return loss.mean(-1)

@@ -1,0 +1,30 @@
+"""Induction heads."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp.scores.duplicate_token import repeat_slots
+from interp_hooks.observe import LayerStats, Question
+
+
+class Induction(Score):
+    """mean over the second copy of A[q, q−n+1]: attention to the token after the earlier occurrence."""
+
+    name = "induction"
+    title = "Induction"
+    reading = "Mean attention to what followed the last time this token occurred; such heads continue patterns in context."
+    formula = "mean_{q in 2nd copy} A[q, q−n+1]"
+    citation = "Olsson et al. 2022, arXiv 2209.11895; threshold as in ARENA"
+    threshold = 0.4
+    probe = "repeat"
+    default = True
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(pairs={"induction": repeat_slots(batch, 1)})
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        second = batch.info["start"] + batch.info["repeat"]
+        return layer.pair_mass["induction"][:, :, second:].mean(-1)

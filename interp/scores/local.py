@@ -1,0 +1,32 @@
+"""How local a head is."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp_hooks.observe import LayerStats, Question
+from interp_kernels import Received
+
+WINDOW = 10
+
+
+class Local(Score):
+    """mean_q Σ_{q−10 < k ≤ q} A[q, k]: share of attention within the last ten tokens, the current one included."""
+
+    name = "local"
+    title = "Local attention"
+    reading = "Share of attention on the last ten tokens; near 1 the head only looks at its neighbourhood."
+    formula = "mean_q Σ_{q−10<k≤q} A[q, k]"
+    citation = "Li et al. 2025, Attention Illuminates LLM Reasoning (local heads, W = 10)"
+    probe = "text"
+    default = True
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(received={"near": Received(band=(0, WINDOW - 1))})
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        # column means × counts = the sum over all (query, key) pairs of the band
+        total = (layer.received["near"] * layer.received_count["near"]).sum(-1)
+        return total / layer.queries.sum(-1, keepdim=True)

@@ -1,0 +1,29 @@
+"""How decided a head is."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp_hooks.observe import LayerStats, Question
+
+
+class MaxProb(Score):
+    """mean_q max_k A[q, k], averaged over the real tokens of a text."""
+
+    name = "max_prob"
+    title = "Largest weight"
+    reading = "How decided the head is: the mean of its largest attention weight."
+    formula = "mean_q max_k A[q, k]"
+    citation = "Voita et al. 2019, arXiv 1905.09418 (head confidence)"
+    unit = ""
+    high = 1.0
+    probe = "text"
+    default = True
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"max"}))
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        return layer.mean("max")

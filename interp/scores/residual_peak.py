@@ -1,0 +1,53 @@
+"""Residual-state peak at the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.inputs import forward
+from interp.scores.base import ModelScore
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    from interp.probes import Settings
+    from interp_hooks.model import HookedModel
+
+LENGTH = 256
+
+
+class ResidualPeak(ModelScore):
+    """‖x_first‖ / mean_{k>1} ‖x_k‖ of the residual stream entering the layer; the same for all heads of a layer."""
+
+    name = "residual_peak"
+    title = "Residual peak"
+    reading = "How much larger the residual stream is at the first token than elsewhere, on entering this layer."
+    formula = "‖x₁‖ / mean_{k>1} ‖x_k‖ at the layer's input"
+    citation = "Guo et al. 2024, arXiv 2410.13835; Sun et al. 2024, arXiv 2402.17762 (massive activations)"
+    low = None
+    high = None
+    probe = "own"
+    passes = "1 a sample"
+
+    def cost(self, model: HookedModel, settings: Settings) -> int:
+        return settings.samples * min(LENGTH, settings.context)
+
+    def steps(self, model: HookedModel, settings: Settings) -> int:
+        return 1
+
+    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+        from interp.inputs import rows_of_text
+
+        length = min(LENGTH, settings.context)
+        rows = rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed)
+        by_layer: dict[int, list[float]] = {}
+        for row in rows:
+            with model.capture_resid() as residual:
+                forward(model, torch.tensor([row]), keep=1)
+            for key, value in residual.items():
+                if key != "final" and key[0] == "pre":
+                    norm = value[0].float().norm(dim=-1)  # (tokens,)
+                    by_layer.setdefault(key[1], []).append(float(norm[0] / norm[1:].mean()))
+        yield [(h, by_layer[h.layer]) for h in model.heads if h.layer in by_layer]

@@ -1,0 +1,32 @@
+"""How often a retrieval head is active."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import DecodeScore
+from interp.scores.retrieval import copied
+from interp_hooks.observe import LayerStats, Question
+
+
+class RetrievalActivation(DecodeScore):
+    """Share of solved needle problems in which the head copied at least one needle token."""
+
+    name = "retrieval_activation"
+    title = "Retrieval activation"
+    reading = "In which share of solved needle problems the head copies at all; 1 means it is always at work."
+    formula = "mean over solved problems of 1[|g_h| ≥ 1]"
+    citation = "Wu et al. 2024, arXiv 2404.15574, section 3"
+    probe = "needle"
+    default = True
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"argmax"}))
+
+    def measure_steps(self, steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
+        if not batch.info["solved"]:
+            return torch.full((1, steps[0].argmax.shape[1]), torch.nan)
+        return copied(steps, batch).any(-1).float()[None]

@@ -1,0 +1,33 @@
+"""Value-state drain of the first token."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp_hooks.observe import LayerStats, Question
+
+
+class ValueDrain(Score):
+    """1 − ‖v_first‖ / mean_{k>1} ‖v_k‖, per key/value head, given to each of its query heads."""
+
+    name = "value_drain"
+    title = "Value-state drain"
+    reading = "Near 1 the first token's value vector is nearly zero: attending to it adds nothing, a mark of a true sink."
+    formula = "1 − ‖v₁‖ / mean_{k>1} ‖v_k‖"
+    citation = "Guo et al. 2024, arXiv 2410.13835"
+    low = None
+    probe = "text"
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"value_norm"}))
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        norm = layer.value_norm  # (batch, kv_heads, keys)
+        order = layer.keys.long().cumsum(-1)[:, None]
+        first = torch.where((order == 1) & layer.keys[:, None], norm, 0.0).sum(-1)
+        rest = ((order > 1) & layer.keys[:, None]).float()
+        mean = (norm * rest).sum(-1) / rest.sum(-1)
+        drain = 1 - first / mean.clamp_min(1e-9)
+        return drain.repeat_interleave(layer.site.n_heads // layer.site.n_kv_heads, 1)

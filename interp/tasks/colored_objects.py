@@ -1,0 +1,51 @@
+"""Coloured objects (Merullo et al. 2024, ICLR, "Circuit component reuse across tasks")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.tasks import lexicon
+from interp.tasks.base import Instance, Problem, Task, Text, choose
+
+
+def _scene(things: list[str], colors: list[str], asked: str) -> str:
+    listed = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {t}" for c, t in zip(colors, things, strict=True)]
+    table = f"{', '.join(listed[:-1])}, and {listed[-1]}"
+    return f"On the table, there is {table}. What color is the {asked}? Answer:"
+
+
+@dataclass(frozen=True)
+class ColoredObjects(Task):
+    """ "On the table, there is a red pencil, a blue cup, and a green ball. What color is the cup? Answer:" → " blue".
+
+    Optionally after solved examples (`shots`); the corrupted prompt asks for another of the objects.
+    """
+
+    shots: int = 0
+
+    name = "colored_objects"
+    summary = "colour of one of three listed objects"
+    citation = "Merullo et al. 2024, ICLR (circuit component reuse); BIG-bench"
+
+    def compose(self, text: Text, rng: np.random.Generator) -> Problem:
+        things, colors = text.pool(lexicon.OBJECTS, 3), text.pool(lexicon.COLORS, 3)
+        context = ""
+        for _ in range(self.shots):
+            t, c = choose(rng, things, 3), choose(rng, colors, 3)
+            k = int(rng.integers(3))
+            context += f"{_scene(t, c, t[k])} {c[k]}. "
+        t, c = choose(rng, things, 3), choose(rng, colors, 3)
+        k = int(rng.integers(3))
+        other = (k + int(rng.integers(1, 3))) % 3
+        return Problem(
+            clean=context + _scene(t, c, t[k]),
+            corrupted=context + _scene(t, c, t[other]),
+            answer=f" {c[k]}",
+            wrong=tuple(f" {c[i]}" for i in range(3) if i != k),
+            info=dict(objects=t, colors=c, asked=t[k]),
+        )
+
+    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
+        return self._from_problem(text, self.compose(text, rng))

@@ -1,0 +1,41 @@
+"""Induction: a random token sequence, repeated (Olsson et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.tasks.base import Instance, Task, Text
+
+
+@dataclass(frozen=True)
+class Induction(Task):
+    """BOS, then `length` distinct random tokens twice; the second copy is to be predicted.
+
+    Judged at every position of the second copy but the first. `info["repeat"]` is the length, `info["start"]`
+    the index of the first random token. Corrupted: the first copy is replaced by other tokens.
+    """
+
+    length: int = 50
+
+    name = "induction"
+    summary = "repeat a sequence of random tokens"
+    citation = "Olsson et al. 2022, arXiv 2209.11895"
+
+    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
+        vocabulary = text.vocabulary()
+        replace = len(vocabulary) < 2 * self.length
+        drawn = [int(t) for t in rng.choice(vocabulary, 2 * self.length, replace=replace)]
+        first, other, bos = drawn[: self.length], drawn[self.length :], text.bos
+        start = len(bos)
+        ids = bos + first + first
+        positions = tuple(range(start + self.length, start + 2 * self.length - 1))
+        return Instance(
+            tuple(ids),
+            positions,
+            tuple((ids[p + 1],) for p in positions),
+            tuple(() for _ in positions),
+            tuple(bos + other + first),
+            dict(repeat=self.length, start=start),
+        )

@@ -1,0 +1,53 @@
+"""Indirect object identification (Wang et al. 2022, arXiv 2211.00593)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.tasks import lexicon
+from interp.tasks.base import Instance, Problem, Task, Text, choose, names
+
+TEMPLATES = (
+    "When {A} and {B} went to the {place}, {S} gave a {gift} to",
+    "Then, {A} and {B} had a long day at the {place}, and {S} gave a {gift} to",
+    "After {A} and {B} went to the {place}, {S} gave a {gift} to",
+    "While {A} and {B} were working at the {place}, {S} gave a {gift} to",
+    "Then, {A} and {B} went to the {place}. {S} gave a {gift} to",
+)
+
+
+@dataclass(frozen=True)
+class IndirectObject(Task):
+    """ "When Mary and John went to the store, John gave a drink to" → " Mary", both orders of the names.
+
+    corruption="distinct": the second subject becomes a third name (no indirect object is determined);
+    "swap": the roles of the two names are exchanged, so the other name is right.
+    """
+
+    corruption: str = "distinct"
+
+    name = "ioi"
+    summary = "indirect object: which of two names receives the gift"
+    citation = "Wang et al. 2022, arXiv 2211.00593"
+
+    def compose(self, text: Text, rng: np.random.Generator) -> Problem:
+        io, subject, third = choose(rng, names(text), 3)
+        pair = dict(A=io, B=subject) if rng.random() < 0.5 else dict(A=subject, B=io)
+        fill = dict(
+            pair,
+            place=choose(rng, text.pool(lexicon.PLACES), 1)[0],
+            gift=choose(rng, text.pool(lexicon.GIFTS), 1)[0],
+        )
+        template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+        return Problem(
+            clean=template.format(S=subject, **fill),
+            corrupted=template.format(S=third if self.corruption == "distinct" else io, **fill),
+            answer=f" {io}",
+            wrong=(f" {subject}",),
+            info=dict(io=io, subject=subject, third=third),
+        )
+
+    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
+        return self._from_problem(text, self.compose(text, rng))

@@ -1,0 +1,18 @@
+"""Attention mathematics on tensors: one call, its log-sum-exp and the statistics of its weights."""
+
+from .dispatch import BackendError, attention, check_backend, explain
+from .patterns import pattern_statistics, visible
+from .spec import Mask, Received, Request, Result
+
+__all__ = [
+    "BackendError",
+    "Mask",
+    "Received",
+    "Request",
+    "Result",
+    "attention",
+    "check_backend",
+    "explain",
+    "pattern_statistics",
+    "visible",
+]

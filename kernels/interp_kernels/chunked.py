@@ -1,0 +1,316 @@
+"""The pass over all keys: chunks of query rows, each against the keys it may see, all statistics at once.
+
+With t = logit − m (m the row maximum) and p = exp(t), one product p [V | one-hot labels | 1 | k − q₀] gives the
+output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, for each row,
+
+    lse = m + ln l        entropy = (lse − m)·Σp/l − Σ p·t / l        distance = (q − q₀)·Σp/l − Σ p·(k − q₀) / l
+
+(Σp/l < 1 with a sink logit). The centred entropy loses nothing to cancellation and holds for soft-caps and biases too.
+Buffers are reused and everything large is in place: on a CPU this is bound by memory traffic, not by arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .masking import FLOOR, Visibility, compute_dtype
+from .spec import Request, Result
+
+#: Logits held at a time (elements); a second buffer of this size is needed for entropy, top-k and two-sided distance.
+_BUDGET = 1 << 23
+#: Query rows a chunk: fewer make products thin, more waste work on the causal diagonal.
+_MIN_ROWS, _MAX_ROWS = 64, 256
+#: Columns whose maximum is taken together when looking for the argmax.
+_ARGMAX_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Batch entries b0:b1 and kv heads n0:n1, that is query heads n0·group : n1·group."""
+
+    b0: int
+    b1: int
+    n0: int
+    n1: int
+    group: int
+
+    @property
+    def bs(self) -> slice:
+        return slice(self.b0, self.b1)
+
+    @property
+    def ns(self) -> slice:
+        return slice(self.n0, self.n1)
+
+    @property
+    def hs(self) -> slice:
+        return slice(self.n0 * self.group, self.n1 * self.group)
+
+
+def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list[_Block], int]:
+    """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget."""
+    per_unit = group * min(_MIN_ROWS, lq) * lk
+    units = min(max(1, _BUDGET // per_unit), batch * kv_heads)
+    nb, nn = (max(1, units // kv_heads), kv_heads) if units >= kv_heads else (1, units)
+    rows = min(max(_BUDGET // (nb * nn * group * lk), 1 if units == 1 else _MIN_ROWS), _MAX_ROWS, lq)
+    blocks = [
+        _Block(b, min(b + nb, batch), n, min(n + nn, kv_heads), group)
+        for b in range(0, batch, nb)
+        for n in range(0, kv_heads, nn)
+    ]
+    return blocks, rows
+
+
+def run_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    vis: Visibility,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    request: Request,
+) -> Result:
+    """Output, log-sum-exp and all requested statistics; call it without gradients."""
+    (batch, heads, lq, _), (kv_heads, lk, d_v) = q.shape, (k.shape[1], k.shape[2], v.shape[3])
+    dtype = compute_dtype(q, k, v)
+    out = torch.zeros(batch, heads, lq, d_v, dtype=v.dtype, device=q.device)
+    lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
+    stats = _empty_stats(request, batch, heads, lq, lk, dtype, q.device)
+    if lq and lk and batch:
+        blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk)
+        buffers = _Buffers(dtype, q.device)
+        for block in blocks:
+            _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, buffers, out, lse, stats)
+        for name, question in request.received.items():
+            count = vis.key_counts(question)
+            stats[f"received_count:{name}"] = count
+            stats[f"received:{name}"] /= count.clamp_min(1)
+    return Result(out, lse, stats)
+
+
+def _empty_stats(
+    request: Request, batch: int, heads: int, lq: int, lk: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """What rows that see nothing report: 0, and −1 for an index."""
+    stats: dict[str, Tensor] = {}
+    for name in sorted(request.names - {"pair_mass", "argmax", "group_mass"}):
+        stats[name] = torch.zeros(batch, heads, lq, dtype=dtype, device=device)
+    if "argmax" in request.names:
+        stats["argmax"] = torch.full((batch, heads, lq), -1, dtype=torch.int64, device=device)
+    if "group_mass" in request.names:
+        stats["group_mass"] = torch.zeros(batch, heads, lq, request.n_groups, dtype=dtype, device=device)
+    for name in request.pairs:
+        stats[f"pair_mass:{name}"] = torch.zeros(batch, heads, lq, dtype=dtype, device=device)
+    for name in request.received:
+        stats[f"received:{name}"] = torch.zeros(batch, heads, lk, dtype=dtype, device=device)
+        stats[f"received_count:{name}"] = torch.zeros(batch, 1, lk, dtype=torch.int64, device=device)
+    if request.topk:
+        stats["topk_index"] = torch.full((batch, heads, lq, request.topk), -1, dtype=torch.int64, device=device)
+        stats["topk_prob"] = torch.zeros(batch, heads, lq, request.topk, dtype=dtype, device=device)
+    return stats
+
+
+class _Buffers:
+    """Named scratch tensors that grow to the largest shape asked for and are handed out as views."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device, self.store = dtype, device, dict[str, Tensor]()
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        size = int(torch.Size(shape).numel())
+        if name not in self.store or self.store[name].numel() < size:
+            self.store[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self.store[name][:size].view(shape)
+
+
+def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> Tensor:
+    """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0 …], a multiple of 16
+    columns, which the matrix product likes."""
+    value = v[block.bs, block.ns].to(dtype)
+    nb, nn, lk, d_v = value.shape
+    groups = request.n_groups if "group_mass" in request.names else 0
+    width = -(-(d_v + groups + 2) // 16) * 16
+    columns = torch.zeros(nb, nn, lk, width, dtype=dtype, device=v.device)
+    columns[..., :d_v] = value
+    if groups:
+        assert request.labels is not None
+        labels = request.labels.to(v.device)[block.bs, None, :, None]
+        columns[..., d_v : d_v + groups] = labels == torch.arange(groups, device=v.device)
+    columns[..., d_v + groups] = 1.0
+    return columns.reshape(nb * nn, lk, width)
+
+
+def _row_max(s: Tensor, want_index: bool) -> tuple[Tensor, Tensor | None]:
+    """(…, rows) maximum and lowest column that has it. The maximum of blocks of columns first: `max` with indices
+    over a long row is several times slower than `amax`."""
+    if not want_index:
+        return s.amax(-1), None
+    size = s.shape[-1]
+    whole = size - size % _ARGMAX_BLOCK
+    parts = [s[..., :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)] if whole else []
+    parts += [s[..., whole:].amax(-1, keepdim=True)] if whole < size else []
+    top, best = torch.cat(parts, dim=-1).max(-1)
+    columns = best[..., None] * _ARGMAX_BLOCK + torch.arange(_ARGMAX_BLOCK, device=s.device)
+    columns.clamp_(max=size - 1)
+    inside = s.gather(-1, columns).argmax(-1, keepdim=True)
+    return top, columns.gather(-1, inside)[..., 0]
+
+
+def _run_block(
+    block: _Block,
+    rows: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vis: Visibility,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    request: Request,
+    buffers: _Buffers,
+    out: Tensor,
+    lse: Tensor,
+    stats: dict[str, Tensor],
+) -> None:
+    dtype, names, bs, hs = buffers.dtype, request.names, block.bs, block.hs
+    keys_t = k[bs, block.ns].to(dtype).flatten(0, 1).transpose(1, 2)
+    values = _values(block, v, request, dtype)
+    nb, nn, group, d, d_v = block.b1 - block.b0, block.n1 - block.n0, block.group, q.shape[3], v.shape[3]
+    heads, groups = nn * group, request.n_groups if "group_mass" in names else 0
+    sink = None if sinks is None else sinks[hs].to(dtype)[None, :, None]
+    two_sided = not vis.mask.causal
+    keep_t = "entropy" in names or request.topk or ("distance" in names and two_sided)
+    real = vis.row_set()[bs]
+    row_sets = {name: vis.row_set(question.queries)[bs] for name, question in request.received.items()}
+
+    for r0 in range(0, vis.lq, rows):
+        r1 = min(r0 + rows, vis.lq)
+        c0, c1 = vis.span(r0, r1)
+        n, width = r1 - r0, c1 - c0
+        if not width:
+            continue
+        # Query heads of a kv head stand side by side as rows: keys are never repeated.
+        queries = (q[bs, hs, r0:r1].to(dtype) * scale).reshape(nb * nn, group * n, d)
+        t = torch.bmm(queries, keys_t[:, :, c0:c1], out=buffers.get("t", nb * nn, group * n, width))
+        t = t.view(nb, heads, n, width)
+        if softcap is not None:
+            t.mul_(1 / softcap).tanh_().mul_(softcap)
+        vis.hide_(t, bs, hs, r0, r1, c0, c1)
+        top, best = _row_max(t, "argmax" in names)
+        empty = top <= FLOOR
+        shift = top.clamp_min(FLOOR) if sink is None else torch.maximum(top, sink)
+        t.sub_(shift[..., None])
+        p = torch.exp(t, out=buffers.get("p", nb, heads, n, width)) if keep_t else t.exp_()
+
+        if "distance" in names and not two_sided:
+            values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(dtype)
+        sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
+        mass = sums[..., d_v + groups]
+        total = mass if sink is None else mass + torch.exp(sink - shift)
+        inverse = torch.where(empty, 0.0, 1.0 / total)
+        out[bs, hs, r0:r1] = sums[..., :d_v] * inverse[..., None]
+        lse[bs, hs, r0:r1] = torch.where(empty, -torch.inf, shift + total.log())
+
+        # From here on: statistics, 0 for rows that are padding.
+        counted = real[:, None, r0:r1]
+        inverse = inverse * counted
+        share = mass * inverse
+        if groups:
+            stats["group_mass"][bs, hs, r0:r1] = sums[..., d_v : d_v + groups] * inverse[..., None]
+        if best is not None:
+            stats["argmax"][bs, hs, r0:r1] = (best + c0).masked_fill_(empty | ~counted, -1)
+        if "max" in names:
+            stats["max"][bs, hs, r0:r1] = torch.exp(top - shift) * inverse
+        if request.topk:
+            index, prob = _topk(t, request.topk)
+            hidden = (prob <= FLOOR) | ~counted[..., None]
+            stats["topk_index"][bs, hs, r0:r1, : index.shape[-1]] = (index + c0).masked_fill_(hidden, -1)
+            stats["topk_prob"][bs, hs, r0:r1, : index.shape[-1]] = prob.exp() * inverse[..., None]
+        if "entropy" in names:
+            # ln(total) = lse − shift; t is not needed any more, so the product goes into it.
+            product = t.mul_(p).sum(-1)
+            stats["entropy"][bs, hs, r0:r1] = torch.where(empty, 0.0, total.log() * share) - product * inverse
+        if "distance" in names:
+            stats["distance"][bs, hs, r0:r1] = (
+                _two_sided_distance(p, t, vis, r0, r1, c0, c1) * inverse
+                if two_sided
+                else torch.arange(n, device=q.device) * share - sums[..., d_v + groups + 1] * inverse
+            )
+        if "capped_distance" in names:
+            near = _nearness(p, vis, request.cap, r0, r1, c0, c1)
+            stats["capped_distance"][bs, hs, r0:r1] = request.cap * share - near * inverse
+        for name, index in request.pairs.items():
+            stats[f"pair_mass:{name}"][bs, hs, r0:r1] = _picked(p, index, bs, r0, r1, c0, c1) * inverse
+        _receive(p, inverse, row_sets, request, vis, block, r0, r1, c0, c1, stats)
+
+
+def _topk(t: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    prob, index = t.topk(min(k, t.shape[-1]), dim=-1)
+    return index, prob
+
+
+def _two_sided_distance(
+    p: Tensor, scratch: Tensor, vis: Visibility, r0: int, r1: int, c0: int, c1: int
+) -> Tensor:
+    """Σ p·|q − k|. Without causality |q − k| is not linear in k, so it takes an element-wise product."""
+    distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(c0, c1)).abs().to(p.dtype)
+    return torch.mul(p, distance, out=scratch).sum(-1)
+
+
+def _nearness(p: Tensor, vis: Visibility, cap: int, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+    """Σ p·(cap − |q − k|)⁺: only keys nearer than cap count, a band along the diagonal; min(d, cap) is cap less it."""
+    offset = vis.mask.q_start - vis.mask.k_start
+    a, b = max(c0, r0 + offset - cap + 1), min(c1, r1 + offset + cap - 1)
+    if a >= b:
+        return p.new_zeros(p.shape[:3])
+    distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(a, b)).abs().to(p.dtype)
+    return (p[..., a - c0 : b - c0] * (cap - distance).clamp_min_(0)).sum(-1)
+
+
+def _picked(p: Tensor, index: Tensor, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+    """Σ p over the listed columns; index (batch or 1, queries or 1, m)."""
+    index = (index[bs] if index.shape[0] > 1 else index).to(p.device)
+    index = (index[:, r0:r1] if index.shape[1] > 1 else index)[:, None]
+    inside = (index >= c0) & (index < c1)
+    column = (index - c0).clamp(0, c1 - c0 - 1).expand(*p.shape[:3], -1)
+    return (p.gather(-1, column) * inside).sum(-1)
+
+
+def _receive(
+    p: Tensor,
+    inverse: Tensor,
+    row_sets: dict[str, Tensor],
+    request: Request,
+    vis: Visibility,
+    block: _Block,
+    r0: int,
+    r1: int,
+    c0: int,
+    c1: int,
+    stats: dict[str, Tensor],
+) -> None:
+    """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice of columns."""
+    heads, n, offset = p.shape[1], r1 - r0, vis.mask.q_start - vis.mask.k_start
+    plain = [name for name, question in request.received.items() if question.band is None]
+    if plain:
+        sets = torch.stack([row_sets[name][:, r0:r1] for name in plain], dim=1)
+        weight = inverse[:, :, None] * sets[:, None]  # (batch, heads, sets, rows)
+        sums = torch.bmm(weight.reshape(-1, len(plain), n), p.view(-1, n, c1 - c0)).view(-1, heads, len(plain), c1 - c0)
+        for i, name in enumerate(plain):
+            stats[f"received:{name}"][block.bs, block.hs, c0:c1] += sums[:, :, i]
+    for name, question in request.received.items():
+        if question.band is None:
+            continue
+        low, high = question.band
+        a, b = max(c0, r0 + offset - high), min(c1, r1 + offset - low)
+        if a >= b:
+            continue
+        weight = inverse * row_sets[name][:, None, r0:r1]
+        inside = p[..., a - c0 : b - c0] * vis.band(question.band, r0, r1, a, b)
+        stats[f"received:{name}"][block.bs, block.hs, a:b] += (weight[:, :, None] @ inside)[:, :, 0]

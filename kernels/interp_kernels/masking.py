@@ -1,0 +1,178 @@
+"""Which keys a block of query rows sees, without ever building the whole (queries, keys) matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .spec import Mask, Received
+
+#: Logit of a key that is not seen. Finite, so that 0 · INVISIBLE = 0 (−inf would give NaN in Σ p·s).
+INVISIBLE = -1e30
+#: A running maximum is never below this: a row that sees nothing then gets exp(INVISIBLE − FLOOR) = 0 everywhere.
+FLOOR = -1e29
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if anything is float64, else float32: half inputs are always upcast."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def bias_visible(bias: Tensor) -> Tensor:
+    """bool: the float bias does not hide the key. −inf, finfo.min and everything near −1e30 and below hide it."""
+    return bias > max(torch.finfo(bias.dtype).min / 2, FLOOR)
+
+
+class Visibility:
+    """A `Mask` prepared for one call: rows 0…lq, columns 0…lk, (batch, heads) of the queries.
+
+    Block arguments are half-open: rows r0:r1, columns c0:c1, `bs` a slice of the batch, `hs` a slice of query heads.
+    """
+
+    def __init__(self, mask: Mask, batch: int, heads: int, lq: int, lk: int, device: torch.device) -> None:
+        self.mask, self.batch, self.heads, self.lq, self.lk, self.device = mask, batch, heads, lq, lk, device
+        if mask.window is not None and mask.window < 1:
+            raise ValueError(f"A sliding window of {mask.window} keys sees nothing; it must be at least 1.")
+        self._check("keys", mask.keys, [(batch, lk)])
+        self._check("queries", mask.queries, [(batch, lq)])
+        if mask.dense is not None:
+            self._check("dense", mask.dense, [(b, h, lq, lk) for b in (1, batch) for h in (1, heads)])
+        self.keys = None if mask.keys is None else mask.keys.to(device=device, dtype=torch.bool)
+        self.rows = None if mask.queries is None else mask.queries.to(device=device, dtype=torch.bool)
+        # Padding is usually at one end: only the columns that are padding somewhere need masking.
+        self.padded = (0, 0)
+        if self.keys is not None and lk:
+            columns = (~self.keys).any(0).nonzero()
+            if len(columns):
+                self.padded = (int(columns[0]), int(columns[-1]) + 1)
+            else:
+                self.keys = None
+
+    @staticmethod
+    def _check(name: str, value: Tensor | None, shapes: list[tuple[int, ...]]) -> None:
+        if value is not None and tuple(value.shape) not in shapes:
+            raise ValueError(f"mask.{name} has shape {tuple(value.shape)}, expected {' or '.join(map(str, shapes))}.")
+
+    def q_slots(self, r0: int, r1: int) -> Tensor:
+        """(rows,) int64 sequence slots of the query rows."""
+        return torch.arange(r0, r1, device=self.device) + self.mask.q_start
+
+    def k_slots(self, c0: int, c1: int) -> Tensor:
+        """(columns,) int64 sequence slots of the key columns."""
+        return torch.arange(c0, c1, device=self.device) + self.mask.k_start
+
+    def span(self, r0: int, r1: int) -> tuple[int, int]:
+        """Columns that some row of r0:r1 may see, by causality and window; (0, 0) if none."""
+        first, last = self.mask.q_start + r0 - self.mask.k_start, self.mask.q_start + r1 - 1 - self.mask.k_start
+        lo, hi, window = 0, self.lk, self.mask.window
+        if self.mask.causal:
+            hi = min(hi, last + 1)
+        elif window is not None:
+            hi = min(hi, last + window)
+        if window is not None:
+            lo = max(lo, first - window + 1)
+        return (lo, hi) if lo < hi else (0, 0)
+
+    def _edges(self, r0: int, r1: int, c0: int, c1: int) -> list[tuple[int, int]]:
+        """Column ranges inside c0:c1 that some, but not all, rows see: the only ones where geometry needs a mask."""
+        first, last = self.mask.q_start + r0 - self.mask.k_start, self.mask.q_start + r1 - 1 - self.mask.k_start
+        inner0, inner1, window = c0, c1, self.mask.window
+        if self.mask.causal:
+            inner1 = min(inner1, first + 1)
+        elif window is not None:
+            inner1 = min(inner1, first + window)
+        if window is not None:
+            inner0 = max(inner0, last - window + 1)
+        if inner0 >= inner1:
+            return [(c0, c1)]
+        return [(a, b) for a, b in ((c0, inner0), (inner1, c1)) if a < b]
+
+    def geometry(self, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """(rows, columns) bool: seen by causality and window alone."""
+        distance = self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1)
+        seen = distance >= 0 if self.mask.causal else torch.ones_like(distance, dtype=torch.bool)
+        return seen if self.mask.window is None else seen & (distance.abs() < self.mask.window)
+
+    def _dense(self, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        dense = self.mask.dense
+        assert dense is not None
+        dense = dense[bs] if dense.shape[0] > 1 else dense
+        dense = dense[:, hs] if dense.shape[1] > 1 else dense
+        return dense[:, :, r0:r1, c0:c1].to(self.device)
+
+    def visible(self, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """(batch or 1, heads or 1, rows, columns) bool."""
+        seen = self.geometry(r0, r1, c0, c1)[None, None]
+        if self.keys is not None:
+            seen = seen & self.keys[bs, None, None, c0:c1]
+        if self.mask.dense is not None:
+            dense = self._dense(bs, hs, r0, r1, c0, c1)
+            seen = seen & (dense if dense.dtype == torch.bool else bias_visible(dense))
+        return seen
+
+    def hide_(self, logits: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """Adds a dense bias and writes INVISIBLE over unseen keys, in place; logits (batch, heads, rows, columns)."""
+        if self.mask.dense is not None:
+            dense = self._dense(bs, hs, r0, r1, c0, c1)
+            if dense.dtype == torch.bool:
+                logits.masked_fill_(~dense, INVISIBLE)
+            else:
+                logits.add_(dense.to(logits.dtype)).masked_fill_(~bias_visible(dense), INVISIBLE)
+        if self.keys is not None:
+            a, b = max(self.padded[0], c0), min(self.padded[1], c1)
+            if a < b:
+                logits[..., a - c0 : b - c0].masked_fill_(~self.keys[bs, None, None, a:b], INVISIBLE)
+        for a, b in self._edges(r0, r1, c0, c1):
+            logits[..., a - c0 : b - c0].masked_fill_(~self.geometry(r0, r1, a, b), INVISIBLE)
+        return logits
+
+    def row_set(self, which: Tensor | None = None) -> Tensor:
+        """(batch, queries) bool: real rows, and in `which` if given."""
+        rows = torch.ones(self.batch, self.lq, dtype=torch.bool, device=self.device) if self.rows is None else self.rows
+        return rows if which is None else rows & which.to(device=self.device, dtype=torch.bool)
+
+    def row_counts(self) -> Tensor:
+        """(batch, queries) how many keys each row sees; compact masks only. O(L), by prefix sums over the keys."""
+        assert self.mask.dense is None
+        keys = torch.ones(self.batch, self.lk, dtype=torch.bool, device=self.device) if self.keys is None else self.keys
+        slots, window = self.q_slots(0, self.lq) - self.mask.k_start, self.mask.window
+        lo = torch.zeros_like(slots) if window is None else slots - window + 1
+        hi = torch.full_like(slots, self.lk - 1) if window is None else slots + window - 1
+        return _interval_counts(keys, lo, torch.minimum(hi, slots) if self.mask.causal else hi)
+
+    def key_counts(self, question: Received, chunk: int = 256) -> Tensor:
+        """(batch, 1, keys) int64: counted queries of the question that see each key ((batch, heads, keys) if the
+        dense mask differs by head). By prefix sums over the queries; in chunks of rows for a dense mask."""
+        rows, mask = self.row_set(question.queries), self.mask
+        if mask.dense is None:
+            slots = self.k_slots(0, self.lk) - mask.q_start
+            lo, hi = torch.full_like(slots, 0), torch.full_like(slots, self.lq - 1)
+            if mask.causal:
+                lo = torch.maximum(lo, slots)
+            if mask.window is not None:
+                lo, hi = torch.maximum(lo, slots - mask.window + 1), torch.minimum(hi, slots + mask.window - 1)
+            if question.band is not None:
+                lo, hi = torch.maximum(lo, slots + question.band[0]), torch.minimum(hi, slots + question.band[1])
+            counts = _interval_counts(rows, lo, hi)
+            return (counts if self.keys is None else counts * self.keys)[:, None]
+        total = torch.zeros(self.batch, mask.dense.shape[1], self.lk, dtype=torch.int64, device=self.device)
+        for r0 in range(0, self.lq, chunk):
+            r1 = min(r0 + chunk, self.lq)
+            seen = self.visible(slice(None), slice(None), r0, r1, 0, self.lk) & rows[:, None, r0:r1, None]
+            if question.band is not None:
+                seen = seen & self.band(question.band, r0, r1, 0, self.lk)
+            total += seen.sum(-2)
+        return total
+
+    def band(self, band: tuple[int, int], r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """(rows, columns) bool: the query stands between k+a and k+b inclusive."""
+        distance = self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1)
+        return (distance >= band[0]) & (distance <= band[1])
+
+
+def _interval_counts(flags: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """(batch, n) how many of flags (batch, m) are set in each inclusive interval lo[n]…hi[n], cut to 0…m−1."""
+    size = flags.shape[1]
+    sums = torch.nn.functional.pad(flags.long().cumsum(1), (1, 0))
+    start, stop = lo.clamp(0, size), (hi + 1).clamp(0, size)
+    return (sums[:, stop] - sums[:, start]).clamp_min(0)
