@@ -1,6 +1,6 @@
 """Train pocket-llama, the bundled model, from nothing: a generated language, one file, no download.
 
-    python examples/train_pocket_llama.py --minutes 90 --device cpu --out interp/models/pocket_llama
+    python examples/train_pocket_llama.py --out interp/models/pocket_llama
 
 The language mixes prose with bigram structure, repeated sequences, key–value facts asked for later, and the
 documents of the tasks in `interp.tasks`. The curriculum matters: repeats on short rows first (induction appears
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -27,14 +26,19 @@ from interp.tasks.base import Text, choose
 
 LENGTH = 1024
 
+# Group lasso on heads (proximal, so it does not mix with Adam's scaling): each step shrinks the norm of every head's
+# W_O block by rate × HEAD_SPARSITY. Heads that the loss does not need fade, so the circuits left are few and clear,
+# where without it a whole layer becomes induction heads. Which heads live, and as what, is left to training.
+HEAD_SPARSITY = 0.5
+
 # name, row length, rows a step, share of the run, weights of the document kinds (by documents)
 CURRICULUM = [
-    ("repeats", 48, 80, 0.10, dict(repeat=0.7, facts=0.2, ioi=0.1)),
+    ("repeats", 48, 80, 0.17, dict(repeat=0.7, facts=0.2, ioi=0.1)),
     (
         "short",
         128,
         40,
-        0.40,
+        0.26,
         dict(repeat=0.25, facts=0.22, ioi=0.11, colored_objects=0.11, docstring=0.11, greater_than=0.05,
              classification=0.05, bigram_backcopy=0.04, prose=0.03, code=0.03),
     ),
@@ -42,17 +46,17 @@ CURRICULUM = [
         "middle",
         256,
         24,
-        0.25,
-        dict(repeat=0.18, facts=0.25, ioi=0.10, colored_objects=0.13, docstring=0.13, greater_than=0.05,
-             classification=0.06, bigram_backcopy=0.04, prose=0.03, code=0.03),
+        0.20,
+        dict(repeat=0.20, long_facts=0.10, facts=0.18, ioi=0.10, colored_objects=0.12, docstring=0.12,
+             greater_than=0.05, classification=0.06, bigram_backcopy=0.03, prose=0.02, code=0.02),
     ),
     (
         "long",
         LENGTH,
         6,
-        0.25,
-        dict(repeat=0.12, long_facts=0.22, facts=0.15, ioi=0.12, colored_objects=0.12, docstring=0.12,
-             greater_than=0.05, classification=0.04, bigram_backcopy=0.02, prose=0.02, code=0.02),
+        0.37,
+        dict(repeat=0.14, long_facts=0.25, facts=0.12, ioi=0.11, colored_objects=0.11, docstring=0.11,
+             greater_than=0.05, classification=0.05, bigram_backcopy=0.02, prose=0.02, code=0.02),
     ),
 ]
 
@@ -192,6 +196,16 @@ def abilities(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def fade_heads(model: LlamaForCausalLM, amount: float) -> None:
+    """Shrink the Frobenius norm of every head's block of W_O by `amount`, down to zero."""
+    for layer in model.model.layers:
+        weight = layer.self_attn.o_proj.weight  # (d_model, heads · d_head)
+        blocks = weight.view(weight.shape[0], -1, layer.self_attn.head_dim)
+        norm = blocks.square().sum((0, 2), keepdim=True).sqrt()
+        blocks.mul_((1 - amount / norm.clamp_min(1e-9)).clamp_min(0))
+
+
 def learning_rate(share: float, peak: float) -> float:
     """Warm-up over 1 %, flat, then linear to zero over the last third."""
     return peak * min(1.0, share / 0.01, max(0.0, (1 - share) / 0.35))
@@ -207,7 +221,7 @@ def train(arguments: argparse.Namespace) -> None:
     decay = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [dict(params=decay, weight_decay=0.05), dict(params=rest, weight_decay=0.0)], betas=(0.9, 0.98), fused=True
+        [dict(params=decay, weight_decay=0.15), dict(params=rest, weight_decay=0.0)], betas=(0.9, 0.98), fused=True
     )
     state = Path(arguments.state or out / "training_state.pt")
     step, spent, tokens = 0, 0.0, 0
@@ -216,14 +230,17 @@ def train(arguments: argparse.Namespace) -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step, spent, tokens = saved["step"], saved["spent"], saved["tokens"]
-    budget, last_saved, shown = arguments.minutes * 60, time.time(), time.time()
+    last_saved, shown = time.time(), time.time()
     edges = np.cumsum([c[3] for c in CURRICULUM])
     edges[-1] = 1.1
     forward = torch.compile(model) if arguments.compile else model
     losses: list[float] = []
-    while spent < budget:
+    while True:
         begun = time.time()
-        share = spent / budget
+        # where in the curriculum we are: by tokens (the same on every machine), or by time
+        share = tokens / arguments.tokens if arguments.tokens else spent / (arguments.minutes * 60)
+        if share >= 1:
+            break
         name, length, rows, _, mixture = CURRICULUM[int(np.searchsorted(edges, share, side="right"))]
         rate = learning_rate(share, arguments.lr)
         for group in optimizer.param_groups:
@@ -235,13 +252,14 @@ def train(arguments: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        fade_heads(model, rate * HEAD_SPARSITY)
         losses.append(float(loss.detach()))
         step, tokens = step + 1, tokens + ids.numel()
         spent += time.time() - begun
         if time.time() - shown > 30:
             shown = time.time()
             print(
-                f"{spent / 60:6.1f}/{arguments.minutes:.0f} min  step {step}  {tokens / 1e6:.1f} M tokens  "
+                f"{share:6.1%}  {spent / 60:.1f} min  step {step}  {tokens / 1e6:.1f} M tokens  "
                 f"{tokens / spent:.0f}/s  {name} {length}  loss {np.mean(losses[-50:]):.3f}  lr {rate:.1e}",
                 flush=True,
             )
@@ -279,7 +297,8 @@ def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="pocket_llama")
-    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--tokens", type=float, default=36e6, help="length of the run")
+    parser.add_argument("--minutes", type=float, default=0, help="length of the run in minutes instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -288,7 +307,12 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
     parser.add_argument("--state", help="checkpoint file (default: in --out)")
     parser.add_argument("--compile", action="store_true")
-    train(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.minutes:
+        arguments.tokens = 0
+    if not arguments.tokens and not arguments.minutes:
+        parser.error("say how long to train: --tokens or --minutes")
+    train(arguments)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,8 @@ class About:
             score = scores.get(name)
         except UnknownNameError:
             return About(title=name.replace("_", " ").capitalize())
-        return About(
-            title=getattr(score, "title", name),
-            **{f.name: getattr(score, f.name, f.default) for f in fields(About) if f.name != "title"},
-        )
+        said: dict[str, Any] = {f.name: getattr(score, f.name) for f in fields(About) if hasattr(score, f.name)}
+        return About(**{"title": name, **said})
 
 
 class Atlas:

@@ -46,7 +46,7 @@ def forward(
     keep: int | None = None,
     **more: Any,
 ) -> Any:
-    """One forward. Pads are masked and positions start at the first real token; `keep`: logits of the last rows only."""
+    """One forward. Pads are masked, positions start at the first real token; `keep`: logits of the last rows only."""
     inputs: dict[str, Any] = dict(input_ids=input_ids, **more)
     accepts = model.accepts
     if attention_mask is not None and not bool(attention_mask.all()):
@@ -65,8 +65,8 @@ def check_context(model: HookedModel, context: int, extrapolate: bool = False) -
     limit = model.max_context
     if limit is not None and context > limit and not extrapolate:
         raise ContextError(
-            f"{model.name} has positions for {limit} tokens and the context asked for is {context}; "
-            f"use --context {limit}, or --extrapolate to go beyond what it was trained for."
+            f"{model.name} has positions for {limit} tokens and {context} are needed; use a context of at most "
+            f"{limit}, or allow extrapolation (--extrapolate) to go beyond what it was trained for."
         )
 
 

@@ -117,15 +117,15 @@ def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust:
     import transformers
     from safetensors import SafetensorError
 
-    options = dict(revision=revision, trust_remote_code=trust)
+    transformers.utils.logging.disable_progress_bar()  # our own bar is the only one
+    options: dict[str, Any] = dict(revision=revision, trust_remote_code=trust)
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
+        kind: Any = transformers.AutoModel
         if type(config) in transformers.AutoModelForCausalLM._model_mapping:
             kind = transformers.AutoModelForCausalLM
         elif hasattr(config, "vision_config"):
             kind = transformers.AutoModelForImageTextToText
-        else:
-            kind = transformers.AutoModel
         module, info = kind.from_pretrained(
             target, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
@@ -150,8 +150,8 @@ def _why(name: str, error: Exception) -> str:
     offline = ("connect", "offline", "Connection", "resolve", "Max retries", "cached files", "local cache", "internet")
     if any(word in text for word in offline) and "safetensors" not in text:
         return (
-            f"{name} is not on this machine and the hub can't be reached (or has no such model); check the name and the "
-            "network, or use a folder or the bundled `llama`, which works offline."
+            f"{name} is not on this machine and the hub can't be reached (or has no such model); check the name and "
+            "the network, or use a folder or the bundled `llama`, which works offline."
         )
     if "safetensors" in text and "no file" in text.lower():
         return f"{name} has no safetensors weights; only safetensors are loaded."

@@ -42,7 +42,8 @@ class Partial:
             self.folder.mkdir(parents=True, exist_ok=True)
             mark.write_text(written, encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"The folder {folder} can't be written to: {error.strerror}; choose another --out.") from error
+            why = f"The folder {folder} can't be written to: {error.strerror}; choose another --out."
+            raise OutputError(why) from error
 
     def has(self, key: str) -> bool:
         return key in self._memory or (self.folder is not None and (self.folder / f"{key}.parquet").is_file())

@@ -86,7 +86,7 @@ def heatmap(
     """
     import plotly.graph_objects as go
 
-    data = np.ma.masked_invalid(values).astype(float)
+    data: np.ma.MaskedArray = np.ma.masked_invalid(np.ma.asarray(values, dtype=float))
     n_layers, n_heads = data.shape
     zmin, zmax = _range(data, low, high)
     prefix = f"{tower}." if tower else ""
@@ -96,7 +96,8 @@ def heatmap(
     elif n_heads <= _HEADS_WITH_RANKS:
         for rank, (layer, head) in enumerate(outlined, 1):
             text[layer][head] = str(rank)
-    has_error = stderr is not None and bool(np.ma.count(np.ma.masked_invalid(stderr)))
+    errors: np.ma.MaskedArray | None = None if stderr is None else np.ma.masked_invalid(stderr)
+    has_error = errors is not None and bool(np.ma.count(errors))
     hover = f"<b>{prefix}L%{{y}}H%{{x}}</b><br>%{{z:.4g}}"
     cell = _cell_height(n_layers)
     width = n_heads * 64 + 150
@@ -118,7 +119,7 @@ def heatmap(
                 "nticks": 6,
                 "ticks": "",
             },
-            customdata=np.ma.masked_invalid(stderr).filled(0.0) if stderr is not None and has_error else None,
+            customdata=errors.filled(0.0) if errors is not None and has_error else None,
             hovertemplate=hover + (" ± %{customdata:.2g}" if has_error else "") + "<extra></extra>",
             hoverongaps=False,
             text=text if any(any(row) for row in text) else None,

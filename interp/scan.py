@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 Progress = Callable[[int, int, str], None]
+
+DEFAULT_CONTEXT = 1024
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,14 @@ class Plan:
         for score in scores:
             if not isinstance(score, ModelScore):
                 self._by_probe.setdefault(score.probe, []).append(score)
-        self._batches = {name: PROBES[name].batches(model.tokenizer, settings) for name in self._by_probe}
+        self._batches: dict[str, list[ProbeBatch]] = {}
+        for name in list(self._by_probe):
+            try:
+                self._batches[name] = PROBES[name].batches(model.tokenizer, settings)
+            except InputError as reason:  # this tokenizer can't pose that problem: the other scores stand
+                if len(self._by_probe) == 1 and len(scores) == len(self._by_probe[name]):
+                    raise
+                self.notes += [f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)]
         self._own = [s for s in scores if isinstance(s, ModelScore)]
         self._solved: dict[str, list[bool]] = {}
         self.rows = self._describe()
@@ -110,32 +120,31 @@ class Plan:
 
         started = time.time()
         record = provenance(self.model, self.settings.seed, self._settings(), self._inputs())
-        partial = Partial(out, {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")})
+        pieces = Partial(out, {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")})
         jobs = list(self._jobs())
         total, done = sum(j.tokens for j in jobs), 0
         with torch.no_grad():
             for job in jobs:
                 if progress:
                     progress(done, total, job.label)
-                if not partial.has(job.key):
+                if not pieces.has(job.key):
                     records: list[Record] = []
-                    for i, some in enumerate(pieces := job.run()):
+                    for i, some in enumerate(job.run()):
                         records += some
                         if progress and job.key.startswith("own"):
                             steps = job_steps(self, job)
                             progress(done + job.tokens * (i + 1) // steps, total, job.label)
-                    del pieces
-                    partial.save(job.key, records)
+                    pieces.save(job.key, records)
                 done += job.tokens
         if progress:
             progress(total, total, "done")
-        records = partial.records([j.key for j in jobs])
-        frame = self._frame(records)
+        frames = pieces.records([j.key for j in jobs])
+        frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
-        atlas = Atlas(frame, record, self._notes(records))
+        atlas = Atlas(frame, record, self._notes(frames))
         if out is not None:
             atlas.save(out)
-            partial.clear()
+            pieces.clear()
         return atlas
 
     def _settings(self) -> dict[str, Any]:
@@ -148,16 +157,16 @@ class Plan:
         return [b.input_ids for batches in self._batches.values() for b in batches]
 
     def _jobs(self) -> Iterator[Job]:
-        for name, scores in self._by_probe.items():
+        for name in self._by_probe:
             for i, batch in enumerate(self._batches[name]):
                 first = sum(b.samples for b in self._batches[name][:i])
-                run = lambda name=name, scores=scores, batch=batch, first=first: iter(  # noqa: E731
-                    [self._probe(name, scores, batch, first)]
-                )
-                yield Job(f"{name}-{i:04d}", PROBES[name].what, batch.tokens, run)
+                yield Job(f"{name}-{i:04d}", PROBES[name].what, batch.tokens, partial(self._one, name, batch, first))
         for score in self._own:
-            run = lambda score=score: self._compute(score)  # noqa: E731
-            yield Job(f"own-{score.name}", score.title.lower(), score.cost(self.model, self.settings), run)
+            cost = score.cost(self.model, self.settings)
+            yield Job(f"own-{score.name}", score.title.lower(), cost, partial(self._compute, score))
+
+    def _one(self, name: str, batch: ProbeBatch, first: int) -> Iterator[list[Record]]:
+        yield self._probe(name, self._by_probe[name], batch, first)
 
     def _compute(self, score: ModelScore) -> Iterator[list[Record]]:
         for step in score.compute(self.model, self.settings):
@@ -248,7 +257,7 @@ def _records(score: Score, site: Site, values: torch.Tensor, first: int) -> list
 def plan_scan(
     model: Any,
     scores: str | list[str] = "default",
-    context: int = 1024,
+    context: int | None = None,
     samples: int = 16,
     seed: int = 0,
     text: str | Path | None = None,
@@ -259,7 +268,8 @@ def plan_scan(
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
         scores: "default", "all", or names.
-        context: tokens of the text rows and the longest needle prompt.
+        context: tokens of the text rows and the longest needle prompt; by default 1024, or the model's limit if
+            that is lower.
         samples: rows or problems a probe.
         text: a text file to read instead of the generated prose.
         extrapolate: allow a context beyond the model's positions.
@@ -276,19 +286,21 @@ def plan_scan(
     hooked = load(model)
     if hooked.tokenizer is None:
         raise InputError(f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...).")
+    if context is None:
+        context = min(DEFAULT_CONTEXT, hooked.max_context or DEFAULT_CONTEXT)
     return Plan(hooked, chosen, Settings(context, samples, seed, content), extrapolate)
 
 
 def scan_heads(
     model: Any,
     scores: str | list[str] = "default",
-    context: int = 1024,
+    context: int | None = None,
     samples: int = 16,
     seed: int = 0,
     text: str | Path | None = None,
     extrapolate: bool = False,
     out: str | Path | None = None,
-    progress: Progress | None | bool = True,
+    progress: Progress | bool | None = True,
 ) -> Atlas:
     """Score every head. Arguments as in `plan_scan`; `out`: folder to save to (and resume from).
 

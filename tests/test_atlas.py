@@ -110,7 +110,7 @@ def test_value_of_a_head() -> None:
     atlas = make()
     assert atlas.value("L2H1", "entropy") == atlas["entropy"][2, 1]
     assert atlas.value(Head(2, 1), "entropy") == atlas.value((2, 1), "entropy")
-    with pytest.raises(HeadError, match="no head L9H0 .*4 layers × 3 heads"):
+    with pytest.raises(HeadError, match=r"no head L9H0 .*4 layers × 3 heads"):
         atlas.value("L9H0", "entropy")
 
 
@@ -171,7 +171,7 @@ def test_compare_does_not_depend_on_the_order_of_rows() -> None:
 
 
 def test_compare_refuses_other_shapes_and_no_shared_score() -> None:
-    with pytest.raises(InputError, match="4 layers × 3 heads.*5 layers × 3 heads"):
+    with pytest.raises(InputError, match=r"4 layers × 3 heads.*5 layers × 3 heads"):
         make().compare(make(layers=5))
     other = Atlas(frame().rename(columns={"retrieval": "a", "entropy": "b", "flat": "c"}), {})
     with pytest.raises(InputError, match="share no score"):
@@ -209,7 +209,7 @@ def test_load_says_what_is_missing_or_damaged(tmp_path: Path) -> None:
         Atlas.load(tmp_path)
     (tmp_path / "atlas.json").write_text(good)
     (tmp_path / "atlas.parquet").write_bytes(b"PAR1")
-    with pytest.raises(OutputError, match="not the one that atlas.json describes"):
+    with pytest.raises(OutputError, match=r"not the one that atlas.json describes"):
         Atlas.load(tmp_path)
     (tmp_path / "atlas.parquet").unlink()
     with pytest.raises(OutputError, match=r"atlas\.parquet is missing"):

@@ -59,6 +59,8 @@ class Plan:
             progress(done, 40, "niah")
         if self.error:
             raise self.error
+        if out is not None:
+            self.atlas.save(out)
         return self.atlas
 
 
@@ -165,14 +167,15 @@ def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Pat
     assert "niah" in result.stderr
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_tables_fit(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [60, 80, 81, 82, 100, 120])
+def test_tables_fit_with_a_line_a_score(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = run("scan-heads").output.splitlines()
-    table = [line for line in lines if "entropy" in line and "L" in line]
-    assert table and all(len(line) <= width for line in table)
-    heads = table[-1].count("H")
-    assert heads >= (3 if width == 80 else 6)
+    lines = run("scan-heads").stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if "──" in line)
+    rows = [line.split() for line in lines[start + 1 : start + 4]]
+    assert [row[0] for row in rows] == ["sink", "retrieval", "entropy"]
+    assert all(len(line) <= width for line in lines[start - 1 : start + 4])
+    assert sum(cell.startswith("L") for cell in rows[2]) >= (width - 30) // 13
 
 
 def test_long_scans_want_yes_where_nobody_can_be_asked(stand_ins: SimpleNamespace) -> None:
@@ -198,9 +201,16 @@ def test_an_unwritable_folder_is_found_before_the_model_is_loaded(stand_ins: Sim
     assert not stand_ins.seen
 
 
+def test_unknown_names_are_found_before_the_model_is_loaded(stand_ins: SimpleNamespace) -> None:
+    assert "did you mean" in run("scan-heads", "--scores", "sink,retreival", code=2).output
+    assert "did you mean" in run("evaluate", "--task", "nia", code=2).output
+    assert "did you mean" in run("ablate", "--heads", "0.0", "--task", "nia", code=2).output
+    assert not stand_ins.seen
+
+
 def test_text_is_read_and_checked_first(stand_ins: SimpleNamespace, tmp_path: Path) -> None:
     text = tmp_path / "text"
-    assert "no text file" in run("scan-heads", "--text", str(text), code=2).output
+    assert "can't be read" in run("scan-heads", "--text", str(text), code=2).output
     text.write_text(" \n")
     assert "is empty" in run("scan-heads", "--text", str(text), code=2).output
     text.write_bytes(b"\xff\xfe\xff")
@@ -208,7 +218,7 @@ def test_text_is_read_and_checked_first(stand_ins: SimpleNamespace, tmp_path: Pa
     assert not stand_ins.seen
     text.write_text("Once upon a time", encoding="utf-8")
     run("scan-heads", "--text", str(text))
-    assert stand_ins.seen["plan"]["text"] == "Once upon a time"
+    assert stand_ins.seen["plan"]["text"] == text
 
 
 class OutOfMemoryError(RuntimeError):
@@ -416,7 +426,7 @@ def test_progress_without_a_terminal_is_a_few_lines(capsys: pytest.CaptureFixtur
         for done in range(1001):
             report(done, 1000, "text")
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 11 and lines[-1] == "Scanning: 1000/1000 text"
+    assert len(lines) == 11 and lines[-1] == "Scanning: 100% text"
 
 
 def test_interrupted_process_says_how_to_resume(tmp_path: Path) -> None:

@@ -94,8 +94,18 @@ def test_everything_is_escaped(page: Path) -> None:
 
 def test_what_it_says(page: Path) -> None:
     text = re.sub(r"\s+", " ", Tags(page.read_text(encoding="utf-8")).text)
-    for part in ("1,024 tokens", "Share on the first token.", "mean A[q, 0]", "Xiao et al. 2023", "task not solved",
-                 "Not measured in any head.", "a head counts from 0.50", "Vision tower", "Not<registered>", "nats"):
+    for part in (
+        "1,024 tokens",
+        "Share on the first token.",
+        "mean A[q, 0]",
+        "Xiao et al. 2023",
+        "task not solved",
+        "Not measured in any head.",
+        "a head counts from 0.50",
+        "Vision tower",
+        "Not<registered>",
+        "nats",
+    ):
         assert part in text, part
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from interp_hooks.call import AttentionCall
+from interp_hooks.call import AttentionCall, Site
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -23,7 +23,7 @@ class Edit(ABC):
 
     scope: Scope = "all"
 
-    def bind(self, model: HookedModel) -> None:
+    def bind(self, model: HookedModel) -> None:  # noqa: B027 (most edits need no check)
         """Check that the edit applies to `model`; raise `EditError` or `HeadError` if not."""
 
     def is_identity(self) -> bool:
@@ -46,6 +46,6 @@ class Edit(ABC):
         """Whether `call` belongs to the edit's scope (prefill: everything that is not a one-token decode step)."""
         return self.scope == "all" or (self.scope == "decode") == call.is_decode
 
-    def route(self, call_site: object) -> str:
+    def route(self, site: Site) -> str:
         """Which route it takes there, for `explain`."""
         return "epilogue on z, after the attention kernel"

@@ -34,7 +34,7 @@ class Head:
             found = _SPELLINGS.fullmatch(written.strip())
             if found:
                 return Head(int(found["layer"]), int(found["head"]), found["tower"] or "")
-        elif isinstance(written, Sequence) and len(written) == 2 and all(isinstance(n, int) and n >= 0 for n in written):
+        elif len(written) == 2 and all(isinstance(n, int) and n >= 0 for n in written):
             return Head(int(written[0]), int(written[1]))
         raise HeadError(f"{written!r} is not a head; write L5H1, 5.1, 5-1, a5.h1 or (5, 1), layer first, from 0.")
 

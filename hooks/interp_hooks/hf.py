@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,7 +88,7 @@ def _configs(model: Any) -> dict[int, Any]:
 
 
 @contextmanager
-def installed(model: Any, live: dict[int, tuple[Site | None, Callable[..., torch.Tensor]]]) -> Iterator[None]:
+def installed(model: Any, live: Mapping[int, tuple[Site | None, Callable[..., torch.Tensor]]]) -> Iterator[None]:
     """Route the model's attention through `_tap` until the block ends, then put everything back as it was."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -157,11 +157,9 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
         tower, kind = "", "cross" if "cross" in path.lower() or "encoder_attn" in path else "self"
         if layer is None:  # vision towers and encoders number nothing: take the order of calls
             tower, layer, vision = "vision" if "vis" in path else "encoder", vision, vision + 1
+        seen = call.site  # sizes as the call had them
         found.append(
-            (
-                Site(tower, int(layer), kind, path, call.query.shape[1], call.key.shape[1], call.query.shape[-1]),
-                module,
-            )
+            (Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head), module)
         )
     if found and all(site.tower for site, _ in found):  # an encoder alone is the only tower
         found = [(Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m) for s, m in found]

@@ -40,17 +40,17 @@ def hook(
         return module
     if not isinstance(module, torch.nn.Module):
         raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
-    module.eval()
+    wrapped: Any = module.eval()
     if is_transformer_lens(module):
-        adapter: Any = TLAdapter(module)
-        sample = sample or sample_input(module.cfg.d_vocab, next(module.parameters()).device, padded=False)
-        tokenizer = tokenizer if tokenizer is not None else getattr(module, "tokenizer", None)
-        name = name or getattr(module.cfg, "model_name", None) or type(module).__name__
+        adapter: Any = TLAdapter(wrapped)
+        sample = sample or sample_input(wrapped.cfg.d_vocab, next(wrapped.parameters()).device, padded=False)
+        tokenizer = tokenizer if tokenizer is not None else getattr(wrapped, "tokenizer", None)
+        name = name or getattr(wrapped.cfg, "model_name", None) or type(module).__name__
     elif hasattr(module, "config") and hasattr(module, "set_attn_implementation"):
-        vocabulary = getattr(module.config.get_text_config(), "vocab_size", None) or 100
-        sample = sample or sample_input(vocabulary, module.device)
-        adapter = HFAdapter(module, sample)
-        name = name or getattr(module.config, "name_or_path", "") or type(module).__name__
+        vocabulary = getattr(wrapped.config.get_text_config(), "vocab_size", None) or 100
+        sample = sample or sample_input(vocabulary, wrapped.device)
+        adapter = HFAdapter(wrapped, sample)
+        name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     else:
         raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
     model = HookedModel(adapter, str(name), tokenizer, backend, note)

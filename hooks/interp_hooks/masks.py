@@ -85,12 +85,12 @@ def describe(
         description = Mask(plain["causal"], plain["window"], q_start, k_start, keys, queries)
         carrier = keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
         return DescribedMask.wrap(carrier, description)
-    dense = sdpa_mask(
+    dense: Any = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
-        q_offset=q_offset,
-        kv_offset=kv_offset,
+        q_offset=q_start,
+        kv_offset=k_start,
         mask_function=mask_function,
         attention_mask=attention_mask,
         allow_is_causal_skip=False,

@@ -27,7 +27,9 @@ class HookedModel:
     `n_layers`, `n_heads`, `n_kv_heads`, `d_head` (of the main tower), `sites`, `device`, `backend`, `note`.
     """
 
-    def __init__(self, adapter: Adapter, name: str, tokenizer: Any = None, backend: str = "auto", note: str | None = None):
+    def __init__(
+        self, adapter: Adapter, name: str, tokenizer: Any = None, backend: str = "auto", note: str | None = None
+    ):
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
         self.backend = backend
         self._observers: list[Observer] = []
@@ -97,7 +99,8 @@ class HookedModel:
     def check(self, head: Head) -> Head:
         """`head` itself; raises `HeadError` if the model has no such head."""
         if head.tower and head.tower not in self.towers:
-            raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {', '.join(filter(None, self.towers)) or 'one'}.")
+            known = ", ".join(filter(None, self.towers)) or "only one, without a name"
+            raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {known}.")
         check_head(head, self.n_layers, self.n_heads, self.name)
         return head
 

@@ -60,7 +60,9 @@ class Question:
             column = rows - k0
             pairs[name] = torch.where((rows >= 0) & (column >= 0) & (column < nk), column, -1).to(call.value.device)
         received = {
-            name: r if r.queries is None else replace(r, queries=_slice(r.queries, 1, q0, nq, False).to(call.value.device))
+            name: r
+            if r.queries is None
+            else replace(r, queries=_slice(r.queries, 1, q0, nq, False).to(call.value.device))
             for name, r in self.received.items()
         }
         labels = None if self.labels is None else _slice(self.labels, 1, k0, nk, -1).to(call.value.device)

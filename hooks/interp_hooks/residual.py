@@ -23,8 +23,8 @@ class Residual(dict[Any, torch.Tensor]):
 
 
 def middle(block: torch.nn.Module) -> torch.nn.Module | None:
-    """The submodule whose input is the stream after attention; None in parallel-attention blocks."""
-    if getattr(block, "use_parallel_residual", False):
+    """The submodule whose input is the stream after attention; None in parallel-attention and post-norm blocks."""
+    if getattr(block, "use_parallel_residual", False) or not getattr(block, "do_layer_norm_before", True):
         return None
     names = dict(block.named_children())
     if "post_feedforward_layernorm" in names and "pre_feedforward_layernorm" not in names:
@@ -49,6 +49,8 @@ def capture(
 ) -> Iterator[Residual]:
     """Hooks on transformer `blocks` (by layer) and the final `norm` for the length of the with-block."""
     residual = Residual()
+    shapes: dict[int, torch.Size] = {}  # of each block's input
+    skipped: dict[int, torch.Tensor] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
 
     def see(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         new = None if write is None else write(place, layer, tensor)
@@ -56,10 +58,22 @@ def capture(
         residual.append("final" if place == "final" else (place, layer), seen.detach())
         return new
 
+    def middle_of(layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The norm's hook sees only one branch of the stream; the other one is made up for at the block's output."""
+        stream = tensor.reshape(shapes[layer])  # OPT flattens batch and queries here
+        new = see("mid", layer, stream)
+        if new is None:
+            return None
+        skipped[layer] = new - stream
+        return new.reshape(tensor.shape)
+
     def reads(place: str, layer: int) -> Callable[..., Any]:
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
             named = "hidden_states" in kwargs
-            new = see(place, layer, kwargs["hidden_states"] if named else args[0])
+            tensor = kwargs["hidden_states"] if named else args[0]
+            if place == "pre":
+                shapes[layer] = tensor.shape
+            new = middle_of(layer, tensor) if place == "mid" else see(place, layer, tensor)
             if new is None:
                 return None
             return (args, {**kwargs, "hidden_states": new}) if named else ((new, *args[1:]), kwargs)
@@ -68,8 +82,14 @@ def capture(
 
     def makes(place: str, layer: int) -> Callable[..., Any]:
         def hook(module: torch.nn.Module, args: tuple, output: Any) -> Any:
-            new = see(place, layer, _first(output))
-            return None if new is None else _swap(output, new)
+            tensor = _first(output)
+            moved = place == "post" and layer in skipped
+            if moved:
+                tensor = tensor + skipped.pop(layer)
+            new = see(place, layer, tensor)
+            if new is None and not moved:
+                return None
+            return _swap(output, tensor if new is None else new)
 
         return hook
 

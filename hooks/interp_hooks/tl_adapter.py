@@ -41,10 +41,14 @@ class TLAdapter(Adapter):
         self.max_context = getattr(cfg, "n_ctx", None)
         kv = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
         self.sites = [
-            Site("", layer, "self", f"blocks.{layer}.attn", cfg.n_heads, kv, cfg.d_head) for layer in range(cfg.n_layers)
+            Site("", layer, "self", f"blocks.{layer}.attn", cfg.n_heads, kv, cfg.d_head)
+            for layer in range(cfg.n_layers)
         ]
         missing = [
-            site for site in self.sites for point in ("pattern", "z") if f"{site.path}.hook_{point}" not in module.hook_dict
+            site
+            for site in self.sites
+            for point in ("pattern", "z")
+            if f"{site.path}.hook_{point}" not in module.hook_dict
         ]
         if missing:
             raise TapError(f"Layer {missing[0].layer} of this TransformerLens model has no pattern or z hook point.")
@@ -159,10 +163,11 @@ class TLAdapter(Adapter):
 
     def head_weights(self, site: Site) -> HeadWeights:
         attention = self.module.blocks[site.layer].attn
+        names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
         try:
-            found = {name: getattr(attention, name) for name in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")}
+            found = {name: getattr(attention, name) for name in names}
         except AttributeError as error:
-            raise TapError(f"This TransformerLens model does not offer per-head weights of layer {site.layer}: {error}.") from error
+            raise TapError(f"This TransformerLens model offers no weights of layer {site.layer}: {error}.") from error
         for name in ("W_K", "W_V", "b_K", "b_V"):
             tensor = found[name]
             if tensor is not None and tensor.shape[0] != site.n_heads:

@@ -48,14 +48,15 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     if not bool(torch.isfinite(plain[keep]).all()):
         raise ActivationError(f"{model.name} gives NaN or infinity on a short input: its weights look corrupt.")
     outputs: dict[Any, torch.Tensor] = {}
-    adapter = model._adapter
+    hf = model._adapter if isinstance(model._adapter, HFAdapter) else None
     handles = []
-    if isinstance(adapter, HFAdapter):
-        for site in adapter.sites:
+    if hf is not None:
+        for site in hf.sites:
+
             def note(module: Any, args: Any, output: Any, site: Any = site) -> None:
                 outputs[site] = output[0] if isinstance(output, tuple) else output
 
-            handles.append(adapter.attention_module(site).register_forward_hook(note))
+            handles.append(hf.attention_module(site).register_forward_hook(note))
     try:
         with model.capture_z() as z:
             tapped = _output(model(**sample)).float()
@@ -71,20 +72,22 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
             f"their size (allowed {allowed:.0e}): its attention does something the tap does not see, so it is refused."
         )
     for site, out in outputs.items():
+        assert hf is not None
         key = site.layer if not site.tower and site.kind == "self" else (site.tower or site.kind, site.layer)
         try:
-            weight, bias = head_output(adapter.attention_module(site), site)
+            weight, bias = head_output(hf.attention_module(site), site)
         except TapError as reason:
-            adapter.unsure_output[site] = str(reason)
+            hf.unsure_output[site] = str(reason)
             continue
         if z[key].shape[-1] != weight.shape[1]:
-            adapter.unsure_output[site] = f"W_O takes {weight.shape[1]} numbers a head, z has {z[key].shape[-1]}."
+            hf.unsure_output[site] = f"W_O takes {weight.shape[1]} numbers a head, z has {z[key].shape[-1]}."
             continue
         expected = torch.einsum("bqhd,hdm->bqm", z[key].float(), weight.float())
         expected = expected + bias.float() if bias is not None else expected
-        error = float((expected - out.float().reshape(expected.shape)).abs().max() / out.float().abs().max().clamp_min(1e-6))
+        actual = out.float().reshape(expected.shape)
+        error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))
         if error > 10 * allowed:
-            adapter.unsure_output[site] = f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
+            hf.unsure_output[site] = f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
     with model.edit(_Silence()):
         silenced = _output(model(**sample)).float()
     if float((plain - silenced)[keep].abs().max()) <= allowed * scale * 0.01:

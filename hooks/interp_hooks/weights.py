@@ -35,7 +35,7 @@ class HeadWeights:
         return torch.einsum("bqhd,hdm->bqhm", z, self.W_O.to(z))
 
 
-def _matrix(linear: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _matrix(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(out, in) weight and bias of a Linear or a GPT-2 Conv1D (which stores it transposed)."""
     weight: Any = linear.weight
     if type(linear).__name__ == "Conv1D":

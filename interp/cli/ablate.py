@@ -43,6 +43,7 @@ def ablate(
     seed: SeedOption = 0,
 ) -> None:
     """Take heads out and see what a task loses, against as many other heads taken out."""
+    from interp import tasks
     from interp.errors import InputError
 
     if (heads is None) == (top is None):
@@ -53,6 +54,7 @@ def ablate(
     score, count = parse_top(top) if top is not None else ("", 0)
     if atlas is not None:
         chosen = from_atlas(atlas, score, count)
+    tasks.get(task)  # what is wrong without the model is found before it is loaded
     import interp
 
     loaded = common.load(model, device, dtype, backend)
@@ -74,7 +76,7 @@ def ablate(
             "control",
             common.interval(result.control),
             common.interval(result.control_difference),
-            _join(result.control_heads),
+            Text("random, like ") + _join(result.control_heads),
         )
     console.print(made)
 

@@ -89,23 +89,6 @@ def load_edits(path: Path) -> list[Any]:
     return list(edits.load(path))
 
 
-def read_text(path: Path) -> str:
-    """A text file. Raises `InputError` when it can't be read, isn't UTF-8 or is empty."""
-    from interp.errors import InputError
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"There is no text file {path}.") from error
-    except OSError as error:
-        raise InputError(f"Can't read the text file {path} ({(error.strerror or str(error)).lower()}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; convert it, or choose another --text.") from error
-    if not text.strip():
-        raise InputError(f"The text file {path} is empty; --text needs some text to measure on.")
-    return text
-
-
 def top_cells(ranking: list[tuple[Head, float, float | None]], width: int) -> str:
     """As many "L3H2 0.98" as fit into `width` characters, at least one."""
     from interp.plots import number
@@ -130,8 +113,8 @@ def top_table(atlas: Atlas, width: int) -> Table:
         rows.append((score, atlas.ranking(score, 10), count))
     name = max([len("score"), *(len(r[0]) for r in rows)])
     counts = max([len("at threshold"), *(len(r[2]) for r in rows)])
-    # Columns are separated by two characters of padding each, in this box.
-    left = max(12, width - name - counts - 6)
+    # This box puts three characters between columns and one at each edge.
+    left = max(12, width - name - counts - 8)
     made = table("score", "top heads", "at threshold", right=("at threshold",))
     for score, ranking, count in rows:
         heads = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
@@ -206,7 +189,7 @@ class _Lines:
         tenth = 10 * done // total if total else 0
         if tenth > self._tenth:
             self._tenth = tenth
-            self._console.print(Text(f"{self._title}: {done}/{total} {what}".rstrip()), soft_wrap=True)
+            self._console.print(Text(f"{self._title}: {done / max(total, 1):4.0%} {what}".rstrip()), soft_wrap=True)
 
 
 def _clip(text: str, width: int = 36) -> str:

@@ -22,6 +22,9 @@ def evaluate(
     seed: SeedOption = 0,
 ) -> None:
     """Measure a model on a task, with and without edits."""
+    from interp import tasks
+
+    tasks.get(task)  # an unknown name is found before the model is loaded
     edits = common.load_edits(edit) if edit is not None else []
     import interp
 

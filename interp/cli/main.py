@@ -85,7 +85,7 @@ def _root(
     """See and steer every attention head of a model."""
 
 
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "models": models.models,
     "scan-heads": scan_heads.scan_heads,
     "show": show.show,
@@ -93,7 +93,8 @@ for _name, _command in {
     "ablate": ablate.ablate,
     "evaluate": evaluate.evaluate,
     "generate": generate.generate,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name)(explained(_command))
 
 

@@ -20,7 +20,10 @@ FOLDER = Path("interp-scans")
 def scan_heads(
     model: ModelOption = "llama",
     scores: Annotated[str, typer.Option(help="default, all, or names: sink,retrieval,induction.")] = "default",
-    context: Annotated[int, typer.Option(min=2, help="Length of the inputs in tokens.")] = 1024,
+    context: Annotated[
+        int | None,
+        typer.Option(min=32, help="Length of the inputs in tokens.", show_default="1024, or the model's limit"),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many inputs a score is averaged over.")] = 16,
     target: Annotated[
         Path | None,
@@ -41,23 +44,27 @@ def scan_heads(
     An interrupted scan resumes when the same command runs again.
     """
     # What can go wrong without the model goes wrong before it is loaded.
+    from interp import scores as registered
     from interp.atlas import check_writable
 
     check_writable(target or FOLDER)
-    written = common.read_text(text) if text else None
+    registered.select(scores)
+    if text is not None:
+        from interp.inputs import read_text
+
+        read_text(text)
     import interp
 
     loaded = common.load(model, device, dtype, backend)
     plan = interp.plan_scan(
-        loaded, scores=scores, context=context, samples=samples, seed=seed, text=written, extrapolate=extrapolate
+        loaded, scores=scores, context=context, samples=samples, seed=seed, text=text, extrapolate=extrapolate
     )
     show_plan(plan, loaded.name)
     if plan.seconds > ASK_FROM_SECONDS and not yes:
         agree(plan.seconds)
     folder = target or FOLDER / folder_name(loaded.name)
     with common.progress("Scanning") as report:
-        atlas = plan.run(folder, report)
-    atlas.save(folder)
+        atlas = plan.run(folder, report)  # saves the atlas too
     page = atlas.report(folder / "report.html")
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
@@ -74,7 +81,8 @@ def show_plan(plan: Any, name: str) -> None:
     for probe, measured, passes in plan.rows:
         made.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
     common.err().print(made)
-    note(f"About {common.duration(plan.seconds)} and {plan.gigabytes:.1f} GB of memory.")
+    size = f"{plan.gigabytes:.1f} GB" if plan.gigabytes >= 0.1 else f"{max(1, round(plan.gigabytes * 1000))} MB"
+    note(f"About {common.duration(plan.seconds)} and {size} of memory.")
 
 
 def agree(seconds: float) -> None:

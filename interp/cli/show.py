@@ -58,7 +58,11 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
     places = places[~places.index.duplicated()]
     for n, (head, mean, error) in enumerate(ranked, 1):
         counts = about.threshold is not None and mean >= about.threshold
-        row = [str(n), Text(str(head), style="bold" if counts else ""), str(places[head.tower, head.layer, head.head])]
+        row: list[str | Text] = [
+            str(n),
+            Text(str(head), style="bold" if counts else ""),
+            str(places[head.tower, head.layer, head.head]),
+        ]
         row += [number(mean, 3), *([number(error, 3) if error is not None else ""] if sampled else [])]
         made.add_row(*row)
     console.print(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,7 +26,7 @@ def reference_z(model: HookedModel, reference: str, layers: set[int], seed: int)
     Raises `UnknownNameError` if `reference` is neither a task nor a file.
     """
     if Path(reference).suffix and Path(reference).is_file():
-        batches = text_rows(model, Path(reference), 256, SAMPLES, seed)
+        batches: list[Any] = list(text_rows(model, Path(reference), 256, SAMPLES, seed))
     else:
         instances = tasks.get(reference).sample(model.tokenizer, SAMPLES, seed)
         batches = [tasks.collate([i], 0, "corrupted") for i in instances]

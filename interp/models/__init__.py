@@ -57,4 +57,5 @@ def catalog() -> list[Entry]:
         shortcuts = ", ".join(s for s, (target, _) in SHORTCUTS.items() if target == name)
         here = "" if (FOLDER / folder / "model.safetensors").is_file() else " (not trained here yet)"
         found.append(Entry(name, "bundled", folder, f"shortcut: {shortcuts}; works offline{here}"))
-    return found + [Entry(name, "alias", target, "downloaded from the hub when asked for") for name, target in ALIASES.items()]
+    note = "downloaded from the hub when asked for"
+    return found + [Entry(name, "alias", target, note) for name, target in ALIASES.items()]

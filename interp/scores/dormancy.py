@@ -15,7 +15,7 @@ class Dormancy(Score):
 
     name = "dormancy"
     title = "Active or dormant"
-    reading = "Positive: the head sleeps (parks on the first token) on prose and wakes on code; negative: the other way."
+    reading = "Positive: the head sleeps (parks on the first token) on prose and wakes on code; negative: the reverse."
     formula = "α₁(prose) − α₁(code)"
     citation = "Guo et al. 2024, arXiv 2410.13835"
     low = -1.0

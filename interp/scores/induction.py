@@ -15,7 +15,7 @@ class Induction(Score):
 
     name = "induction"
     title = "Induction"
-    reading = "Mean attention to what followed the last time this token occurred; such heads continue patterns in context."
+    reading = "Mean attention to what followed this token last time; such heads continue patterns in context."
     formula = "mean_{q in 2nd copy} A[q, q−n+1]"
     citation = "Olsson et al. 2022, arXiv 2209.11895; threshold as in ARENA"
     threshold = 0.4

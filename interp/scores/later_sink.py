@@ -21,7 +21,7 @@ class LaterSink(Score):
 
     name = "later_sink"
     title = "Later sinks"
-    reading = "The strongest sink other than the first token, such as a full stop or a line break that collects attention."
+    reading = "The strongest sink other than the first token: a full stop, say, that collects attention."
     formula = "max_{k>1} (1/(T−k+1)) Σ_{q≥k} A[q, k]"
     citation = "Yu et al. 2024 (ACT), arXiv 2406.15765; Gu et al. 2025, arXiv 2410.10781"
     threshold = 0.1

@@ -39,7 +39,7 @@ class Retrieval(DecodeScore):
 
     name = "retrieval"
     title = "Retrieval"
-    reading = "Share of the needle that the head itself looked at while the model copied it; from 0.1 it is a retrieval head."
+    reading = "Share of the needle that the head looked at while the model copied it; 0.1 makes a retrieval head."
     formula = "|g_h ∩ k| / |k|, averaged over solved needle problems"
     citation = "Wu et al. 2024, arXiv 2404.15574"
     threshold = 0.1

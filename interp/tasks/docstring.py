@@ -34,7 +34,7 @@ class Docstring(Task):
         arguments, others, nouns = picked[:6], picked[6:11], choose(rng, text.pool(lexicon.NOUNS), 6)
         function = choose(rng, text.pool(lexicon.FUNCTIONS), 1)[0]
         documented = arguments[2:4]  # self, two undocumented ones, two documented, then the answer and one more
-        corrupted_arguments = others + [picked[11]]
+        corrupted_arguments = [*others, picked[11]]
         return Problem(
             clean=_prompt(function, arguments, documented, nouns),
             corrupted=_prompt(function, corrupted_arguments, documented, nouns),

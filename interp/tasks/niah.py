@@ -78,7 +78,7 @@ class NeedleInAHaystack(Task):
         fixed = len(text.bos) + len(lead) + len(answer) + len(stop) + len(question) + len(ask) + len(answer)
         room = length - fixed
         if room < 0:
-            raise InputError(f"A needle with its question takes {fixed} tokens, more than the length {length} asked for.")
+            raise InputError(f"A needle with its question takes {fixed} tokens, more than the {length} asked for.")
         hay: list[list[int]] = []
         used = 0
         for s in self._sentences(rng, room):

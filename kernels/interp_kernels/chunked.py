@@ -11,6 +11,7 @@ Buffers are reused and everything large is in place: on a CPU this is bound by m
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,10 @@ from torch import Tensor
 from .masking import FLOOR, Visibility, compute_dtype
 from .spec import Request, Result
 
-#: Logits held at a time (elements); a second buffer of this size is needed for entropy, top-k and two-sided distance.
-_BUDGET = 1 << 23
+#: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second buffer of this size.
+_BUDGET = 1 << 21
 #: Query rows a chunk: fewer make products thin, more waste work on the causal diagonal.
-_MIN_ROWS, _MAX_ROWS = 64, 256
+_MIN_ROWS, _MAX_ROWS = 64, 128
 #: Columns whose maximum is taken together when looking for the argmax.
 _ARGMAX_BLOCK = 64
 
@@ -84,7 +85,9 @@ def run_chunks(
     stats = _empty_stats(request, batch, heads, lq, lk, dtype, q.device)
     if lq and lk and batch:
         blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk)
-        buffers = _Buffers(dtype, q.device)
+        spans = [vis.span(r0, min(r0 + rows, lq)) for r0 in range(0, lq, rows)]
+        size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * max(c1 - c0 for c0, c1 in spans)
+        buffers = _Buffers(size, dtype, q.device)
         for block in blocks:
             _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, buffers, out, lse, stats)
         for name, question in request.received.items():
@@ -117,16 +120,21 @@ def _empty_stats(
 
 
 class _Buffers:
-    """Named scratch tensors that grow to the largest shape asked for and are handed out as views."""
+    """Named scratch tensors of `size` elements, handed out as views. On a CPU those that fit the budget are kept for
+    the thread's next call: the first touch of fresh memory costs as much as the arithmetic done in it."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device, self.store = dtype, device, dict[str, Tensor]()
+    _kept = threading.local()
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.dtype, self.device = size, dtype, device
+        keep = device.type == "cpu" and size <= _BUDGET
+        self.store: dict[tuple[str, torch.dtype], Tensor] = self._kept.__dict__ if keep else {}
 
     def get(self, name: str, *shape: int) -> Tensor:
-        size = int(torch.Size(shape).numel())
-        if name not in self.store or self.store[name].numel() < size:
-            self.store[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return self.store[name][:size].view(shape)
+        key = (name, self.dtype)
+        if key not in self.store or self.store[key].numel() < self.size:
+            self.store[key] = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        return self.store[key][: int(torch.Size(shape).numel())].view(shape)
 
 
 def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> Tensor:

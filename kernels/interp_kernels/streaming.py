@@ -92,13 +92,15 @@ def _differentiable(
 
     def rows(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, r0: int, r1: int) -> tuple[Tensor, Tensor]:
         c0, c1 = vis.span(r0, r1)
+        n, width = r1 - r0, c1 - c0
         # Query heads of one kv head side by side, so that keys are not repeated: (batch, kv_heads, group · rows, d)
-        queries = (q[:, :, r0:r1].to(dtype) * scale).reshape(batch, kv_heads, -1, d)
-        s = (queries @ k[:, :, c0:c1].to(dtype).transpose(-1, -2)).reshape(batch, heads, r1 - r0, c1 - c0)
+        side = heads // kv_heads * n
+        queries = (q[:, :, r0:r1].to(dtype) * scale).reshape(batch, kv_heads, side, d)
+        s = (queries @ k[:, :, c0:c1].to(dtype).transpose(-1, -2)).reshape(batch, heads, n, width)
         if softcap is not None:
             s = softcap * torch.tanh(s / softcap)
         s = vis.hide_(s, everything, everything, r0, r1, c0, c1)
-        top = s.detach().amax(-1) if c1 > c0 else s.new_full(s.shape[:3], FLOOR)
+        top = s.detach().amax(-1) if width else s.new_full(s.shape[:3], FLOOR)
         top = top.clamp_min(FLOOR)
         empty = top <= FLOOR
         if sinks is not None:
@@ -108,7 +110,7 @@ def _differentiable(
         if sinks is not None:
             total = total + torch.exp(sinks.to(dtype)[None, :, None] - top)
         total = total.masked_fill(empty, 1.0)
-        out = (p.reshape(batch, kv_heads, -1, c1 - c0) @ v[:, :, c0:c1].to(dtype)).reshape(batch, heads, r1 - r0, -1)
+        out = (p.reshape(batch, kv_heads, side, width) @ v[:, :, c0:c1].to(dtype)).reshape(batch, heads, n, -1)
         return out / total[..., None], (top + total.log()).masked_fill(empty, -torch.inf)
 
     parts = [

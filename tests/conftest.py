@@ -1,0 +1,79 @@
+"""Shared fixtures: tiny random models by architecture, the pocket tokenizer; few threads, quiet libraries."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, int(os.environ.get("INTERP_TEST_THREADS", "2"))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    """No chatter from transformers."""
+    warnings.filterwarnings("ignore", module="transformers")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The tokenizer of the bundled model, built anew."""
+    from train_pocket_llama import build_tokenizer
+
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """name → a fresh tiny random model (see `tiny.build`)."""
+    import tiny
+
+    return tiny.build
+
+
+@pytest.fixture(scope="session")
+def tapped(tokenizer: Any) -> Callable[[str], Any]:
+    """name → (HookedModel, untouched eager twin), built once; vocabulary of 101 tokens, no tokenizer."""
+    import tiny
+
+    from interp_hooks import hook
+
+    made: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in made:
+            model = tiny.build(name)
+            made[name] = hook(model, name=name), tiny.eager(model)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def worded(tokenizer: Any) -> Callable[[str], Any]:
+    """name → (HookedModel with the pocket tokenizer, untouched eager twin), built once."""
+    import tiny
+
+    from interp_hooks import hook
+
+    made: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in made:
+            model = tiny.build(name, len(tokenizer))
+            made[name] = hook(model, name=name, tokenizer=tokenizer), tiny.eager(model)
+        return made[name]
+
+    return get
