@@ -297,7 +297,7 @@ def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="pocket_llama")
-    parser.add_argument("--tokens", type=float, default=36e6, help="length of the run")
+    parser.add_argument("--tokens", type=float, default=28e6, help="length of the run")
     parser.add_argument("--minutes", type=float, default=0, help="length of the run in minutes instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

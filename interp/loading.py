@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import ModelError
+from interp.errors import InputError, ModelError
 from interp.models import ALIASES, BUNDLED, FOLDER, SHORTCUTS
 
 if TYPE_CHECKING:
@@ -42,9 +42,12 @@ def load(
     import torch
 
     from interp_hooks.hooking import hook
-    from interp_kernels import check_backend
+    from interp_kernels import BackendError, check_backend
 
-    check_backend(backend)
+    try:
+        check_backend(backend)
+    except BackendError as reason:
+        raise InputError(str(reason)) from reason
     if not isinstance(source, (str, Path)):
         name = None
         return hook(source, name=name, tokenizer=tokenizer, backend=backend)

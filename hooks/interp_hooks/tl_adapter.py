@@ -72,6 +72,8 @@ class TLAdapter(Adapter):
             raise TapError("Padded batches in TransformerLens' generate are not supported; generate row by row.")
         self._mask = None
         inputs.setdefault("verbose", False)
+        if getattr(self.module, "tokenizer", None) is None and inputs.get("eos_token_id") is None:
+            inputs.setdefault("stop_at_eos", False)  # TransformerLens does not know where to stop
         return self.module.generate(ids, **inputs)
 
     @contextmanager
@@ -140,13 +142,25 @@ class TLAdapter(Adapter):
     @contextmanager
     def residual(self, write: Write | None) -> Iterator[Residual]:
         residual = Residual()
+        points_by_name = self.module.hook_dict
+        skipped: dict[int, torch.Tensor] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
+
+        def branch_only(layer: int) -> bool:
+            """A bridge's hook_resid_mid is the input of ln2: a write there misses the skip connection."""
+            mid = points_by_name.get(f"blocks.{layer}.hook_resid_mid")
+            return mid is not None and mid is points_by_name.get(f"blocks.{layer}.ln2.hook_in")
 
         def at(place: str, layer: int) -> Callable[..., Any]:
             def hook(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:
+                moved = place == "post" and layer in skipped
+                if moved:
+                    tensor = tensor + skipped.pop(layer)
                 new = None if write is None else write(place, layer, tensor)
+                if new is not None and place == "mid" and branch_only(layer):
+                    skipped[layer] = new - tensor
                 seen = tensor if new is None else new
                 residual.append("final" if place == "final" else (place, layer), seen.detach())
-                return new
+                return seen if moved else new
 
             return hook
 
@@ -154,7 +168,7 @@ class TLAdapter(Adapter):
             (f"blocks.{layer}.{point}", at(place, layer))
             for layer in range(self.module.cfg.n_layers)
             for place, point in PLACES.items()
-            if f"blocks.{layer}.{point}" in self.module.hook_dict
+            if f"blocks.{layer}.{point}" in points_by_name
         ]
         if "ln_final.hook_normalized" in self.module.hook_dict:
             points.append(("ln_final.hook_normalized", at("final", self.module.cfg.n_layers - 1)))

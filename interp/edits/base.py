@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from interp.errors import EditError, OutputError
+from interp.errors import EditError, InterpError, OutputError
 from interp.registry import Registry
 from interp_hooks.edit import Edit
 
@@ -79,17 +79,22 @@ def to_json(edits: Sequence[HeadEdit]) -> list[dict[str, Any]]:
     return [e.to_json() for e in edits]
 
 
-def from_json(data: Iterable[dict[str, Any]] | dict[str, Any]) -> list[HeadEdit]:
-    """Edits from their JSON form. Raises `UnknownNameError` or `EditError`."""
+def from_json(data: list[dict[str, Any]] | dict[str, Any]) -> list[HeadEdit]:
+    """Edits from their JSON form. Raises `UnknownNameError`, `HeadError` or `EditError`."""
     found = []
-    for entry in [data] if isinstance(data, dict) else data:
+    entries = [data] if isinstance(data, dict) else data
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise EditError('Edits in JSON are an object, or a list of objects, like {"edit": "scale_heads", …}.')
+    for entry in entries:
         fields = dict(entry)
         name = fields.pop("edit", None)
         if name is None:
             raise EditError('An edit in JSON needs its name, like {"edit": "scale_heads", "gains": {"L5H1": 0}}.')
         try:
-            found.append(registry.get(name)(**fields))
-        except TypeError as error:
+            found.append(registry.get(str(name))(**fields))
+        except InterpError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
             raise EditError(f"The edit {name} does not take these settings: {error}.") from error
     return found
 

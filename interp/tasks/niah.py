@@ -72,7 +72,7 @@ class NeedleInAHaystack(Task):
         answer, other = drawn[: self.words], drawn[self.words :]
         lead = text.encode(f" The secret {fact} of {city} is")
         answer_ids = [text.one(w) for w in answer]
-        stop = text.encode(".")
+        stop = text.encode(f" {answer[-1]}.")[1:]  # as it stands after a word: alone, "." may get a space before it
         question = text.encode(f" Question: What is the secret {fact} of {city}?")
         ask = text.encode(" Answer:")
         fixed = len(text.bos) + len(lead) + len(answer) + len(stop) + len(question) + len(ask) + len(answer)

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .masking import FLOOR, Visibility, compute_dtype
 from .spec import Request, Result
+from .threads import run_jobs, workers
 
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second buffer of this size.
 _BUDGET = 1 << 21
+#: Logits from which on blocks are spread over threads.
+_THREADED = 1 << 19
 #: Query rows a chunk: fewer make products thin, more waste work on the causal diagonal.
 _MIN_ROWS, _MAX_ROWS = 64, 128
 #: Columns whose maximum is taken together when looking for the argmax.
@@ -52,10 +55,12 @@ class _Block:
         return slice(self.n0 * self.group, self.n1 * self.group)
 
 
-def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list[_Block], int]:
-    """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget."""
+def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int, count: int) -> tuple[list[_Block], int]:
+    """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget; at least two blocks for
+    each of `count` threads if there are heads enough."""
     per_unit = group * min(_MIN_ROWS, lq) * lk
-    units = min(max(1, _BUDGET // per_unit), batch * kv_heads)
+    share = batch * kv_heads if count == 1 else max(1, batch * kv_heads // (2 * count))
+    units = min(max(1, _BUDGET // per_unit), share)
     nb, nn = (max(1, units // kv_heads), kv_heads) if units >= kv_heads else (1, units)
     rows = min(max(_BUDGET // (nb * nn * group * lk), 1 if units == 1 else _MIN_ROWS), _MAX_ROWS, lq)
     blocks = [
@@ -84,16 +89,21 @@ def run_chunks(
     lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
     stats = _empty_stats(request, batch, heads, lq, lk, dtype, q.device)
     if lq and lk and batch:
-        blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk)
+        # Threads pay from about a millisecond of work on.
+        count = workers(q.device) if batch * heads * lq * lk >= _THREADED else 1
+        blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk, count)
         spans = [vis.span(r0, min(r0 + rows, lq)) for r0 in range(0, lq, rows)]
         size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * max(c1 - c0 for c0, c1 in spans)
-        buffers = _Buffers(size, dtype, q.device)
-        for block in blocks:
+
+        def job(block: _Block) -> None:
+            buffers = _Buffers(size, dtype, q.device)
             _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, buffers, out, lse, stats)
+
+        run_jobs([partial(job, block) for block in blocks], count)
         for name, question in request.received.items():
-            count = vis.key_counts(question)
-            stats[f"received_count:{name}"] = count
-            stats[f"received:{name}"] /= count.clamp_min(1)
+            seen = vis.key_counts(question)
+            stats[f"received_count:{name}"] = seen
+            stats[f"received:{name}"] /= seen.clamp_min(1)
     return Result(out, lse, stats)
 
 
@@ -127,14 +137,20 @@ class _Buffers:
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.dtype, self.device = size, dtype, device
-        keep = device.type == "cpu" and size <= _BUDGET
-        self.store: dict[tuple[str, torch.dtype], Tensor] = self._kept.__dict__ if keep else {}
+        self.store: dict[tuple[str, torch.dtype], Tensor] = {}
+        if device.type == "cpu" and size <= _BUDGET:
+            self.store = self._kept.__dict__.setdefault("store", self.store)
 
     def get(self, name: str, *shape: int) -> Tensor:
         key = (name, self.dtype)
-        if key not in self.store or self.store[key].numel() < self.size:
-            self.store[key] = torch.empty(self.size, dtype=self.dtype, device=self.device)
-        return self.store[key][: int(torch.Size(shape).numel())].view(shape)
+        buffer = self.store.get(key)
+        if buffer is None or buffer.numel() < self.size:
+            # A tensor born in inference mode could not be written to outside it.
+            with torch.inference_mode(False):
+                buffer = torch.empty(self.size, dtype=self.dtype, device=self.device)
+            if type(buffer) is Tensor:  # not a fake one of some tracing mode
+                self.store[key] = buffer
+        return buffer[: int(torch.Size(shape).numel())].view(shape)
 
 
 def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> Tensor:
@@ -236,7 +252,7 @@ def _run_block(
         if "max" in names:
             stats["max"][bs, hs, r0:r1] = torch.exp(top - shift) * inverse
         if request.topk:
-            index, prob = _topk(t, request.topk)
+            prob, index = t.topk(min(request.topk, width), dim=-1)
             hidden = (prob <= FLOOR) | ~counted[..., None]
             stats["topk_index"][bs, hs, r0:r1, : index.shape[-1]] = (index + c0).masked_fill_(hidden, -1)
             stats["topk_prob"][bs, hs, r0:r1, : index.shape[-1]] = prob.exp() * inverse[..., None]
@@ -258,14 +274,7 @@ def _run_block(
         _receive(p, inverse, row_sets, request, vis, block, r0, r1, c0, c1, stats)
 
 
-def _topk(t: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    prob, index = t.topk(min(k, t.shape[-1]), dim=-1)
-    return index, prob
-
-
-def _two_sided_distance(
-    p: Tensor, scratch: Tensor, vis: Visibility, r0: int, r1: int, c0: int, c1: int
-) -> Tensor:
+def _two_sided_distance(p: Tensor, scratch: Tensor, vis: Visibility, r0: int, r1: int, c0: int, c1: int) -> Tensor:
     """Σ p·|q − k|. Without causality |q − k| is not linear in k, so it takes an element-wise product."""
     distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(c0, c1)).abs().to(p.dtype)
     return torch.mul(p, distance, out=scratch).sum(-1)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .masking import Visibility, compute_dtype
+from .threads import run_jobs, workers
 
 #: Elements of gathered keys held at a time.
 _BUDGET = 1 << 22
+#: Elements of work from which on rows are spread over threads.
+_THREADED = 1 << 17
 
 
 def pair_mass(
@@ -29,13 +34,17 @@ def pair_mass(
         return mass
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, lq, d)
     rows = vis.row_set()
+    # Not worth a thread below some thousand elements each.
+    count = workers(q.device) if batch * heads * lq * m * d >= _THREADED else 1
     chunk = lq if shared else max(1, _BUDGET // (batch * kv_heads * m * d))
-    for r0 in range(0, lq, chunk):
+    chunk = min(chunk, -(-lq // count))
+
+    def job(r0: int) -> None:
         r1 = min(r0 + chunk, lq)
         picked = index if shared else index[:, r0:r1]
         column = picked.clamp_min(0)
-        # (batch, kv_heads, rows or 1, m, d)
-        keys = k.gather(2, column.reshape(batch, 1, -1, 1).expand(-1, kv_heads, -1, d)).to(dtype)
+        # (batch, kv_heads, rows or 1, m, d); index_select copies whole rows, gather would go element by element
+        keys = torch.stack([k[b].index_select(1, column[b].flatten()) for b in range(batch)]).to(dtype)
         keys = keys.unflatten(2, column.shape[1:])
         queries = grouped[:, :, :, r0:r1].to(dtype)
         if shared:
@@ -51,6 +60,8 @@ def pair_mass(
         seen = (picked >= 0) & _seen(vis, column, r0, r1) & rows[:, r0:r1, None]
         weight = torch.exp(logits - lse[:, :, r0:r1, None].to(dtype))
         mass[:, :, r0:r1] = weight.masked_fill_(~seen[:, None], 0.0).sum(-1)
+
+    run_jobs([partial(job, r0) for r0 in range(0, lq, chunk)], count)
     return mass
 
 

@@ -76,8 +76,9 @@ def attention(
     if sinks is not None:
         out, lse = vendor.add_sink(out, lse, sinks)
     stats = {}
-    for name, index in request.pairs.items():
-        stats[f"pair_mass:{name}"] = pair_mass(q, k, lse, index, vis=vis, scale=scale)
+    with torch.no_grad():
+        for name, index in request.pairs.items():
+            stats[f"pair_mass:{name}"] = pair_mass(q, k, lse, index, vis=vis, scale=scale)
     return Result(out, lse, stats)
 
 

@@ -66,9 +66,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, vis: Visibility, shape: str, scal
     return out[..., :d_v], lse
 
 
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, scale: float, *, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _call(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:
     """One fused call; padding goes in as a broadcast (batch, 1, 1, keys) bias. The bias is finite: with −inf the
     backward of a row that sees nothing is NaN, and its log-sum-exp is returned as 0."""
     bias = None
@@ -76,9 +74,7 @@ def _call(
         hidden = max(INVISIBLE, torch.finfo(q.dtype).min / 2)
         bias = torch.zeros(keys.shape, dtype=q.dtype, device=q.device).masked_fill(~keys, hidden)[:, None, None]
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, causal, attn_mask=bias, scale=scale
-    )
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
 
 
 def add_sink(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:

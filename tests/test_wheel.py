@@ -1,0 +1,22 @@
+"""What is installed is complete: run in the checkout, and by .ci/run against the built wheel outside of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import interp
+import interp_hooks
+import interp_kernels
+
+
+def test_the_bundled_model_is_packaged_and_scans() -> None:
+    model = interp.load("llama")
+    atlas = interp.scan_heads(model, scores="sink,induction", context=64, samples=2, progress=False)
+    assert atlas.model == "pocket-llama"
+    assert len(atlas.frame) == model.n_layers * model.n_heads
+    assert atlas.frame["induction"].max() > 0.4
+
+
+def test_the_three_packages_come_from_one_place() -> None:
+    places = {Path(p.__file__).resolve().parents[1].name for p in (interp, interp_hooks, interp_kernels)}
+    assert places in ({"site"}, {"site-packages"}, {Path(interp.__file__).resolve().parents[1].name, "hooks", "kernels"})
