@@ -20,16 +20,18 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import interp
 from interp import tasks
 from interp.tasks import language, lexicon
 from interp.tasks.base import Text, choose
 
 LENGTH = 1024
 
-# Group lasso on heads (proximal, so it does not mix with Adam's scaling): each step shrinks the norm of every head's
-# W_O block by rate × HEAD_SPARSITY. Heads that the loss does not need fade, so the circuits left are few and clear,
-# where without it a whole layer becomes induction heads. Which heads live, and as what, is left to training.
-HEAD_SPARSITY = 0.5
+# Sparse heads, a concave group penalty (proximal, so it does not mix with Adam's scaling): each step shrinks the norm
+# of every head's W_O block by rate × HEAD_SPARSITY × (layer's mean norm / norm)². Weak heads shrink fastest, so of many
+# heads doing the same thing a few take over and the others fade; without it a whole layer becomes induction heads.
+# Which heads live, and as what, is left to training. Gentle while the circuits form (the first quarter), then strong.
+HEAD_SPARSITY, FORMING = (0.5, 4.0), 0.25
 
 # name, row length, rows a step, share of the run, weights of the document kinds (by documents)
 CURRICULUM = [
@@ -198,12 +200,13 @@ def abilities(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
 
 @torch.no_grad()
 def fade_heads(model: LlamaForCausalLM, amount: float) -> None:
-    """Shrink the Frobenius norm of every head's block of W_O by `amount`, down to zero."""
+    """Shrink the Frobenius norm of every head's block of W_O by `amount` · (mean / norm)², down to zero."""
     for layer in model.model.layers:
         weight = layer.self_attn.o_proj.weight  # (d_model, heads · d_head)
         blocks = weight.view(weight.shape[0], -1, layer.self_attn.head_dim)
         norm = blocks.square().sum((0, 2), keepdim=True).sqrt()
-        blocks.mul_((1 - amount / norm.clamp_min(1e-9)).clamp_min(0))
+        shrink = amount * (norm.mean() / norm.clamp_min(1e-9)).square().clamp_max(4)
+        blocks.mul_((1 - shrink / norm.clamp_min(1e-9)).clamp_min(0))
 
 
 def learning_rate(share: float, peak: float) -> float:
@@ -252,7 +255,7 @@ def train(arguments: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        fade_heads(model, rate * HEAD_SPARSITY)
+        fade_heads(model, rate * HEAD_SPARSITY[share > FORMING])
         losses.append(float(loss.detach()))
         step, tokens = step + 1, tokens + ids.numel()
         spent += time.time() - begun
@@ -275,8 +278,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent: float) -> None:
-    """Save weights, tokenizer and the model card with measured abilities."""
-    measured = abilities(model, tokenizer, seed=20_000 + arguments.seed, n=400)
+    """Save weights and tokenizer, measure, and write the model card."""
     model.eval().to("cpu").save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = dict(
@@ -286,12 +288,76 @@ def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent
         minutes=round(spent / 60, 1),
         device=arguments.device,
         parameters=sum(p.numel() for p in model.parameters()),
-        abilities=measured,
+        abilities=abilities(model, tokenizer, seed=20_000 + arguments.seed, n=400),
+        heads=grown(out),
         date=time.strftime("%Y-%m-%d"),
         torch=torch.__version__,
     )
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(card(record), encoding="utf-8")
     print(json.dumps(record, indent=2), flush=True)
+
+
+def grown(folder: Path) -> dict[str, str]:
+    """The heads that training has grown, by the scan's default thresholds, strongest first."""
+    atlas = interp.scan_heads(str(folder), scores="sink,retrieval,previous_token,induction", progress=False)
+    short = interp.scan_heads(str(folder), scores="sink", context=64, samples=100, progress=False)
+    found = {"sink (α₁ > 0.3 at T = 64)": (short, "sink", 0.3), "sink (context 1024)": (atlas, "sink", 0.3)}
+    found |= {name: (atlas, name, interp.scores.get(name).threshold) for name in atlas.scores if name != "sink"}
+    return {
+        what: ", ".join(f"{h} {a.value(h, name):.2f}" for h in a.top(name, 32) if a.value(h, name) >= least) or "none"
+        for what, (a, name, least) in found.items()
+    }
+
+
+def card(record: dict) -> str:
+    """The model card, every number of it measured."""
+    abilities = "\n".join(f"| {task} | {value:.3f} |" for task, value in record["abilities"].items())
+    heads = "\n".join(f"| {kind} | {which} |" for kind, which in record["heads"].items())
+    stages = "\n".join(
+        f"| {name} | {length} | {share:.0%} | " + ", ".join(f"{k} {w:.2f}" for k, w in mixture.items()) + " |"
+        for name, length, _, share, mixture in CURRICULUM
+    )
+    return f"""# pocket-llama
+
+A `LlamaForCausalLM` with {record["parameters"] / 1e6:.2f} M parameters: 4 layers × 8 heads (4 key/value heads,
+head dim 32), width 128, RoPE, trained length {LENGTH} tokens. It exists so that attention heads can be studied offline:
+it can do the tasks it is analysed on, and has grown sink, previous-token, induction and retrieval heads in training.
+It knows nothing of the world and is not Meta's Llama.
+
+## Data
+
+A generated language, no download: prose with bigram structure, code-like lines, repeated random tokens, facts asked
+for later, and documents of the tasks in `interp.tasks` (`examples/train_pocket_llama.py` holds all of it). The
+tokenizer is word-level and falls back to characters and bytes, so any text encodes.
+
+## Recipe
+
+`python examples/train_pocket_llama.py`, seed {record["seed"]}: {record["steps"]:,} steps,
+{record["tokens"] / 1e6:.1f} M tokens, {record["minutes"]:.0f} minutes on {record["device"]}
+(torch {record["torch"]}, {record["date"]}).
+AdamW, learning rate 2e-3, weight decay 0.15; weak heads fade under a concave group penalty on W_O (`HEAD_SPARSITY`),
+so that the circuits left are few.
+
+| stage | row length | share | documents |
+|---|---|---|---|
+{stages}
+
+## Measured abilities
+
+On problems of held-out seeds (200 to 400 a task), as `interp.tasks` judges them. Few-shot classification is meant to
+be imperfect: its training labels are sticky, its test labels are not.
+
+| task | accuracy |
+|---|---|
+{abilities}
+
+## Heads it has grown
+
+| kind | heads and scores |
+|---|---|
+{heads}
+"""
 
 
 def main() -> None:

@@ -150,6 +150,8 @@ def _why(name: str, error: Exception) -> str:
     text = str(error)
     if "gated" in text or "401" in text or "403" in text:
         return f"The hub does not let you read {name}: accept its licence there and log in with `hf auth login`."
+    if "ignore_mismatched_sizes" in text:
+        return f"The weights of {name} have other shapes than its config.json says; download or save them again."
     offline = ("connect", "offline", "Connection", "resolve", "Max retries", "cached files", "local cache", "internet")
     if any(word in text for word in offline) and "safetensors" not in text:
         return (

@@ -43,8 +43,9 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module or "", node.lineno
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value), node.lineno
+            literal = node.args[0] if node.args else None
+            if isinstance(literal, ast.Constant):
+                yield str(literal.value), node.lineno
 
 
 def strangers(source: str, allowed: set[str]) -> list[str]:

@@ -147,7 +147,9 @@ def test_layer_norm_is_harmless_here(model: HookedModel) -> None:
     for layer, filled in enumerate((2, 3)):
         stream = resid["pre", layer][0]
         assert float(stream.mean(-1).abs().max()) < 1e-5
-        torch.testing.assert_close(stream.pow(2).sum(-1), torch.full((len(stream),), float(filled * BLOCK)), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            stream.pow(2).sum(-1), torch.full((len(stream),), float(filled * BLOCK)), rtol=1e-4, atol=0
+        )
 
 
 def test_the_circuit_does_its_work_and_ablation_shows_it(model: HookedModel) -> None:

@@ -295,7 +295,7 @@ def test_retrieval_is_its_definition(rigged: Any, monkeypatch: pytest.MonkeyPatc
             if token in needle and start <= strongest < stop and int(ids[0, strongest]) == token:
                 got.add(token)
     wanted = np.array([len(copied[i, h] & needle) / len(needle) for i in range(2) for h in range(4)]).reshape(2, 4)
-    assert 0 < wanted.max() and wanted.min() < wanted.max()  # heads differ, so this can fail
+    assert wanted.max() > 0 and wanted.min() < wanted.max()  # heads differ, so this can fail
     np.testing.assert_allclose(np.asarray(atlas["retrieval"], float), wanted)
     np.testing.assert_allclose(np.asarray(atlas["retrieval_activation"], float), wanted > 0)
     assert any("1 of 1" in note for note in atlas.notes)
@@ -384,7 +384,9 @@ def test_pieces_of_another_scan_are_not_used(worded: Worded, forwards: Forwards,
 
 def test_same_seed_same_scan_other_seed_other_scan(worded: Worded) -> None:
     model = worded("gpt2")[0]
-    one, two, other = (interp.scan_heads(model, ["sink", "induction"], 48, 2, s, progress=False).frame for s in (0, 0, 1))
+    one, two, other = (
+        interp.scan_heads(model, ["sink", "induction"], 48, 2, s, progress=False).frame for s in (0, 0, 1)
+    )
     pd.testing.assert_frame_equal(one, two, check_exact=True)
     assert not np.allclose(one.sink, other.sink, atol=1e-7)
 

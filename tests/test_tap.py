@@ -69,7 +69,10 @@ def test_statistics_are_those_of_eager_attention(tapped: Tapped, name: str, padd
     subset = torch.rand(2, LENGTH, generator=draw) < 0.5
     sets = {"some": Received(subset), "band": Received(band=(1, 3))}
     asked = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass", "received", "pair_mass", "topk")
-    with torch.no_grad(), model.observe(*asked, labels=labels, pairs={"p": pairs}, received=sets, cap=3, topk=2) as seen:
+    with (
+        torch.no_grad(),
+        model.observe(*asked, labels=labels, pairs={"p": pairs}, received=sets, cap=3, topk=2) as seen,
+    ):
         out = model(**given).logits
     real = mask.bool()
     torch.testing.assert_close(out[real], logits[real], atol=1e-4, rtol=1e-4)
@@ -249,7 +252,9 @@ def test_failure_inside_a_layer_leaves_nothing(tapped: Tapped) -> None:
         model(input_ids=torch.tensor([[5000]]))
     with torch.no_grad():
         assert model.module.config._attn_implementation == "sdpa"
-        torch.testing.assert_close(model(input_ids=tokens()).logits, plain(input_ids=tokens()).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            model(input_ids=tokens()).logits, plain(input_ids=tokens()).logits, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_blocks_nest(tapped: Tapped) -> None:
@@ -313,9 +318,7 @@ def test_head_weights_give_the_values_of_each_query_head(tapped: Tapped, name: s
 
         return pre
 
-    handles = [
-        m.register_forward_pre_hook(note(i), with_kwargs=True) for i, m in enumerate(tiny.layers(plain))
-    ]
+    handles = [m.register_forward_pre_hook(note(i), with_kwargs=True) for i, m in enumerate(tiny.layers(plain))]
     weights, _ = tiny.attentions(plain, input_ids=ids)
     for handle in handles:
         handle.remove()
@@ -585,7 +588,9 @@ def test_observe_refuses_unknown_questions(tapped: Tapped) -> None:
 def test_gemma3_image_tokens_see_each_other() -> None:
     """Image tokens attend in both directions; the compact causal description must not be used there."""
     torch.manual_seed(0)
-    text = hf.Gemma3TextConfig(vocab_size=101, **tiny.GQA, head_dim=8, sliding_window=WINDOW_WIDE, query_pre_attn_scalar=8)
+    text = hf.Gemma3TextConfig(
+        vocab_size=101, **tiny.GQA, head_dim=8, sliding_window=WINDOW_WIDE, query_pre_attn_scalar=8
+    )
     vision = hf.SiglipVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=4
     )

@@ -23,7 +23,8 @@ WINDOW = 6
 CONFIGS: dict[str, Callable[[int], Any]] = {
     "llama": lambda v: hf.LlamaConfig(vocab_size=v, **GQA),
     "gpt2": lambda v: hf.GPT2Config(
-        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, bos_token_id=1, eos_token_id=2
+        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, bos_token_id=1,
+        eos_token_id=2,
     ),
     "qwen3": lambda v: hf.Qwen3Config(vocab_size=v, **GQA, head_dim=8),
     "gemma2": lambda v: hf.Gemma2Config(
@@ -98,7 +99,12 @@ def attentions(model: Any, **inputs: Any) -> tuple[list[torch.Tensor], torch.Ten
 
 def layers(model: Any) -> list[Any]:
     """The attention modules in order, by the names transformers gives them."""
-    for trunk in (model, getattr(model, "model", None), getattr(model, "transformer", None), getattr(model, "gpt_neox", None)):
+    for trunk in (
+        model,
+        getattr(model, "model", None),
+        getattr(model, "transformer", None),
+        getattr(model, "gpt_neox", None),
+    ):
         for inner in (trunk, getattr(trunk, "decoder", None)):
             found = getattr(inner, "layers", None) or getattr(inner, "h", None)
             if found is not None:
@@ -112,7 +118,9 @@ def output_module(attention: Any) -> Any:
 
 
 @contextmanager
-def rewriting_z(model: Any, layer: int, change: Callable[[torch.Tensor], torch.Tensor], heads: int = 4) -> Iterator[None]:
+def rewriting_z(
+    model: Any, layer: int, change: Callable[[torch.Tensor], torch.Tensor], heads: int = 4
+) -> Iterator[None]:
     """Pass z (batch, queries, heads, d) of a layer through `change`, by a pre-hook of the output projection."""
 
     def hook(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.errors import InputError
 from interp.tasks.base import Instance, Task, Text
 
 
@@ -25,9 +26,17 @@ class Induction(Task):
 
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:
         vocabulary = text.vocabulary()
-        replace = len(vocabulary) < 2 * self.length
-        drawn = [int(t) for t in rng.choice(vocabulary, 2 * self.length, replace=replace)]
-        first, other, bos = drawn[: self.length], drawn[self.length :], text.bos
+        if len(vocabulary) <= self.length:
+            raise InputError(
+                f"The task induction needs more than {self.length} different tokens and this tokenizer has "
+                f"{len(vocabulary)}; choose another task."
+            )
+        if len(vocabulary) >= 2 * self.length:
+            drawn = rng.choice(vocabulary, 2 * self.length, replace=False)
+        else:  # too few for two distinct sequences: the first one must be
+            drawn = rng.choice(vocabulary, self.length, replace=False)
+            drawn = np.concatenate([drawn, rng.choice(np.setdiff1d(vocabulary, drawn), self.length)])
+        first, other, bos = drawn[: self.length].tolist(), drawn[self.length :].tolist(), text.bos
         start = len(bos)
         ids = bos + first + first
         positions = tuple(range(start + self.length, start + 2 * self.length - 1))

@@ -1,0 +1,71 @@
+"""Every command and every Python block of the README runs as printed; the example and its numbers too."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+
+
+def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_commands_run_as_printed(tmp_path: Path) -> None:
+    lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("interp ")]
+    assert len(commands) >= 7
+    for line in commands:
+        done = run(["-m", "interp.cli.main", *shlex.split(line)[1:]], tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout.strip(), line
+
+
+def test_install_commands_are_the_ones_ci_runs() -> None:
+    tests = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "pytest" in block)
+    assert tests in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    scan = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "scan-heads" in block)
+    assert scan.endswith(".venv/bin/interp scan-heads --model llama")
+
+
+@pytest.mark.parametrize("block", [b for kind, b in BLOCKS if kind == "python"])
+def test_python_blocks_run(block: str, tmp_path: Path) -> None:
+    done = run(["-c", block], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quickstart_runs() -> None:
+    done = run([str(ROOT / "examples/quickstart.py")], ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "induction" in done.stdout
+
+
+def test_cost_table_is_the_benchmark_file() -> None:
+    """Every ratio in the README's cost table stands in the committed result."""
+    result = json.loads((ROOT / "kernels/benchmarks/results/cpu.json").read_text(encoding="utf-8"))
+    rows = {(r["model"], r["length"]): r for r in result["rows"]}
+    table = re.findall(r"^\| (pocket-llama|random Llama, width 512) \| ([\d,]+) \|(.*)\|$", README, re.MULTILINE)
+    assert len(table) >= 4
+    for model, length, cells in table:
+        ratios = rows[(model, int(length.replace(",", "")))]["ratios"]
+        shown = [c.strip().rstrip("×").strip() for c in cells.split("|")]
+        expected = [ratios.get(k) for k in ("cheap / plain", "full / plain", "eager / plain", "transformer_lens / plain")]
+        assert shown[:4] == ["—" if e is None else f"{e:.2f}" for e in expected], (model, length)
+    assert result["machine"] in README and result["date"] in README
+
+
+def test_model_card_holds_the_measured_abilities() -> None:
+    folder = ROOT / "interp/models/pocket_llama"
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for task, value in record["abilities"].items():
+        assert f"| {task} | {value:.3f} |" in card
