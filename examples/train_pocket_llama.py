@@ -30,8 +30,9 @@ LENGTH = 1024
 # Sparse heads, a concave group penalty (proximal, so it does not mix with Adam's scaling): each step shrinks the norm
 # of every head's W_O block by rate × HEAD_SPARSITY × (layer's mean norm / norm)². Weak heads shrink fastest, so of many
 # heads doing the same thing a few take over and the others fade; without it a whole layer becomes induction heads.
-# Which heads live, and as what, is left to training. Gentle while the circuits form (the first quarter), then strong.
-HEAD_SPARSITY, FORMING = (0.5, 4.0), 0.25
+# Which heads live, and as what, is left to training. (until this share of the run, strength): gentle while the first
+# circuits form, strong for a while, then weak, so that the later tasks can recruit heads again.
+HEAD_SPARSITY = ((0.25, 0.5), (0.43, 4.0), (1.01, 1.0))
 
 # name, row length, rows a step, share of the run, weights of the document kinds (by documents)
 CURRICULUM = [
@@ -255,7 +256,7 @@ def train(arguments: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        fade_heads(model, rate * HEAD_SPARSITY[share > FORMING])
+        fade_heads(model, rate * next(strength for until, strength in HEAD_SPARSITY if share < until))
         losses.append(float(loss.detach()))
         step, tokens = step + 1, tokens + ids.numel()
         spent += time.time() - begun

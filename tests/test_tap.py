@@ -19,10 +19,18 @@ NAMES = list(tiny.CONFIGS)
 Tapped = Callable[[str], tuple[HookedModel, Any]]
 LENGTH = 14
 PADS = (0, 5)
+WIDE = 8
 
 
 def tokens(seed: int = 1, batch: int = 2, length: int = LENGTH) -> torch.Tensor:
     return torch.randint(3, 101, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def padded(side: str) -> torch.Tensor:
+    mask = torch.ones(2, LENGTH, dtype=torch.long)
+    if side:
+        mask[1, slice(PADS[1]) if side == "left" else slice(-PADS[1], None)] = 0
+    return mask
 
 
 def left_padded(padding: bool, length: int = LENGTH) -> torch.Tensor:
@@ -55,11 +63,11 @@ def close(found: torch.Tensor, wanted: torch.Tensor, keep: torch.Tensor | None =
 # --- what is seen -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", [False, True], ids=["full", "left-padded"])
+@pytest.mark.parametrize("side", ["", "left", "right"], ids=["full", "left-padded", "right-padded"])
 @pytest.mark.parametrize("name", NAMES)
-def test_statistics_are_those_of_eager_attention(tapped: Tapped, name: str, padding: bool) -> None:
+def test_statistics_are_those_of_eager_attention(tapped: Tapped, name: str, side: str) -> None:
     model, plain = tapped(name)
-    ids, mask = tokens(), left_padded(padding)
+    ids, mask = tokens(), padded(side)
     given = inputs_for(model, ids, mask)
     weights, logits = tiny.attentions(plain, **given)
     draw = torch.Generator().manual_seed(3)
@@ -305,7 +313,7 @@ def test_z_through_head_weights_is_the_attention_output(tapped: Tapped, name: st
         torch.testing.assert_close(total, outputs[layer], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "neox", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "phi3", "neox", "opt"])
 def test_head_weights_give_the_values_of_each_query_head(tapped: Tapped, name: str) -> None:
     """z = A (x W_V + b_V) with x the normalised input that the module reads: checks the split and the GQA map."""
     model, plain = tapped(name)
@@ -488,9 +496,11 @@ def test_mean_and_resample_against_the_plain_definition(worded: Tapped, tokenize
     with torch.no_grad():
         with tiny.rewriting_z(plain, 1, change):
             wanted = plain(**given).logits
-        # the outer edit must not reach the reference runs
-        with model.edit(ScaleHeads({"0.0": 0.0})), model.edit(Ablate("1.2", "mean", "ioi", seed=5)):
+        # an outer edit must not reach the reference runs
+        outer, inner = ScaleHeads({"0.0": 9.0, "0.3": -9.0}), Ablate("1.2", "mean", "ioi", seed=5)
+        with model.edit(outer), model.edit(inner), model.capture_z() as z:
             model(**given)
+        close(z[1][:, :, 2], mean[2].expand(2, LENGTH, -1), atol=1e-4)
         with model.edit(Ablate("1.2", "mean", "ioi", seed=5)):
             found = model(**given).logits
         torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
@@ -588,9 +598,7 @@ def test_observe_refuses_unknown_questions(tapped: Tapped) -> None:
 def test_gemma3_image_tokens_see_each_other() -> None:
     """Image tokens attend in both directions; the compact causal description must not be used there."""
     torch.manual_seed(0)
-    text = hf.Gemma3TextConfig(
-        vocab_size=101, **tiny.GQA, head_dim=8, sliding_window=WINDOW_WIDE, query_pre_attn_scalar=8
-    )
+    text = hf.Gemma3TextConfig(vocab_size=101, **tiny.GQA, head_dim=8, sliding_window=WIDE, query_pre_attn_scalar=8)
     vision = hf.SiglipVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=4
     )
@@ -610,6 +618,9 @@ def test_gemma3_image_tokens_see_each_other() -> None:
         with model.observe("entropy", "argmax", "received", pairs={"next": later_image_token(ids)}) as seen:
             found = model(**given)
     torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+    with torch.no_grad(), model.observe("max") as plainly:
+        model(**given)
+    assert plainly[0].max.shape[-1] == ids.shape[1]  # a bare number is a layer of the text, not of the image tower
     main = "" if "" in model.towers else "text"
     for layer, a in enumerate(w.double() for w in wanted.attentions):
         assert float(a[0, :, 4, 5:8].sum(-1).min()) > 0  # the first image token sees the later ones
@@ -618,12 +629,65 @@ def test_gemma3_image_tokens_see_each_other() -> None:
         close(seen[main, layer].pair_mass["next"][0, :, 4:7], torch.stack([a[0, :, q, q + 1] for q in (4, 5, 6)], -1))
 
 
-WINDOW_WIDE = 8
-
-
 def later_image_token(ids: torch.Tensor) -> torch.Tensor:
     slots = torch.arange(ids.shape[1])[None, :, None]
     return torch.where((slots >= 4) & (slots < 7), slots + 1, -1)
+
+
+def encoder_decoders() -> dict[str, Any]:
+    bart = dict(encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)
+    bart |= dict(encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64)
+    return {
+        "bart": lambda: hf.BartForConditionalGeneration(
+            hf.BartConfig(vocab_size=101, d_model=32, init_std=0.2, bos_token_id=1, eos_token_id=2, **bart)
+        ),
+        "t5": lambda: hf.T5ForConditionalGeneration(
+            hf.T5Config(
+                vocab_size=101, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+            )
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_encoder_decoder_and_cross_attention(name: str) -> None:
+    torch.manual_seed(0)
+    module = encoder_decoders()[name]().eval()
+    tiny.stir(module)
+    plain = tiny.eager(module)
+    ids, mask = tokens(), padded("right")
+    given = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=tokens(5, length=6))
+    model = hook(module, sample=given)
+    assert [(s.tower, s.kind, s.layer) for s in model.sites if s.tower] == [("encoder", "self", i) for i in range(2)]
+    with torch.no_grad():
+        wanted = plain(**given, output_attentions=True)
+        with model.observe("max", "entropy") as seen:
+            found = model(**given)
+    torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+    real = mask.bool()[:, None].expand(2, 4, -1)
+    for layer in range(2):
+        encoder = wanted.encoder_attentions[layer]
+        close(seen["encoder", layer].max[real], encoder.amax(-1)[real], atol=1e-4)
+        for key, a in ((layer, wanted.decoder_attentions[layer]), (("cross", layer), wanted.cross_attentions[layer])):
+            close(seen[key].max, a.amax(-1), atol=1e-4)
+            close(seen[key].entropy, torch.special.entr(a).sum(-1), atol=1e-4)
+
+
+def test_encoder_alone() -> None:
+    torch.manual_seed(0)
+    module = hf.BertForMaskedLM(hf.BertConfig(vocab_size=101, **tiny.BASE)).eval()
+    plain, model = tiny.eager(module), hook(module)
+    ids, mask = tokens(), padded("right")
+    with torch.no_grad(), model.observe("entropy", "received") as seen:
+        found = model(input_ids=ids, attention_mask=mask).logits
+    real = mask.bool()
+    with torch.no_grad():
+        wanted = plain(input_ids=ids, attention_mask=mask, output_attentions=True)
+    torch.testing.assert_close(found[real], wanted.logits[real], atol=1e-4, rtol=1e-4)
+    sees = (real[:, None, :, None] & real[:, None, None, :]).double()
+    for layer, a in enumerate(wanted.attentions):
+        close(seen[layer].entropy, torch.special.entr(a.double() * sees).sum(-1), rows(mask))
+        close(seen[layer].received, (a * sees).sum(2) / sees.sum(2).clamp_min(1))
 
 
 def test_a_model_outside_the_interface_is_refused_with_its_layer() -> None:

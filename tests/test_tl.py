@@ -128,18 +128,18 @@ def test_same_counts_up_to_ties(atlases: Any, name: str, library: str) -> None:
     assert other.notes == one.notes
 
 
-def inputs(padded: bool) -> dict[str, torch.Tensor]:
+def inputs(padded: str | bool) -> dict[str, torch.Tensor]:
     ids = torch.randint(3, 500, (2, 13), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     if padded:
-        mask[1, :4] = 0
+        mask[1, slice(-4, None) if padded == "right" else slice(4)] = 0
     return dict(input_ids=ids, attention_mask=mask)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["full", "left-padded"])
+@pytest.mark.parametrize("padded", ["", "left", "right"], ids=["full", "left-padded", "right-padded"])
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_statistics_z_and_logits_agree(trio: Trio, name: str, library: str, padded: bool) -> None:
+def test_statistics_z_and_logits_agree(trio: Trio, name: str, library: str, padded: str) -> None:
     found = {}
     given = inputs(padded)
     real = given["attention_mask"].bool()
@@ -199,7 +199,7 @@ def test_residual_stream_agrees(trio: Trio, name: str, library: str) -> None:
         with torch.no_grad(), model.capture_resid() as resid:
             model(input_ids=ids)
         found.append(resid)
-    for key in [(p, layer) for p in ("pre", "mid", "post") for layer in range(2)]:
+    for key in [*((p, layer) for p in ("pre", "mid", "post") for layer in range(2)), "final"]:
         torch.testing.assert_close(found[1][key], found[0][key], atol=2e-4, rtol=1e-3)
     model = trio(name)[library]
     source = found[0]["mid", 1] * 0.5

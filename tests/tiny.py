@@ -26,6 +26,7 @@ CONFIGS: dict[str, Callable[[int], Any]] = {
         vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, bos_token_id=1,
         eos_token_id=2,
     ),
+    "qwen2": lambda v: hf.Qwen2Config(vocab_size=v, **GQA),  # grouped keys with biases
     "qwen3": lambda v: hf.Qwen3Config(vocab_size=v, **GQA, head_dim=8),
     "gemma2": lambda v: hf.Gemma2Config(
         vocab_size=v, **GQA, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=2.0

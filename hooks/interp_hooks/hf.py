@@ -151,12 +151,16 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
         )
     calls = discover(model, run)
     found: list[tuple[Site, torch.nn.Module]] = []
-    vision = 0
+    unnumbered: dict[str, int] = {}  # attentions so far of each tower that is counted in order of calls
+    two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
     for path, module, call in calls:
         layer = getattr(module, "layer_idx", None)
-        tower, kind = "", "cross" if "cross" in path.lower() or "encoder_attn" in path else "self"
-        if layer is None:  # vision towers and encoders number nothing: take the order of calls
-            tower, layer, vision = "vision" if "vis" in path else "encoder", vision, vision + 1
+        kind = "cross" if any(name in path.lower() for name in ("cross", "encoder_attn", "encdec")) else "self"
+        tower = "encoder" if two_stacks and "encoder" in path.split(".") else ""
+        if layer is None or tower:  # vision towers and encoders number nothing, or start from 0 as the decoder does
+            tower = tower or ("vision" if "vis" in path else "encoder")
+            layer = unnumbered.get(tower, 0)
+            unnumbered[tower] = layer + 1
         seen = call.site  # sizes as the call had them
         found.append(
             (Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head), module)
@@ -164,7 +168,7 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
     if found and all(site.tower for site, _ in found):  # an encoder alone is the only tower
         found = [(Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m) for s, m in found]
         return found
-    fired = {site.layer for site, _ in found if not site.tower}
+    fired = {site.layer for site, _ in found if not site.tower and site.kind == "self"}
     missing = [layer for layer in expected_layers(model) if layer not in fired]
     if missing:
         raise TapError(

@@ -69,17 +69,26 @@ class HFAdapter(Adapter):
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         """The transformer block of each layer of the main tower."""
-        main = [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
-        return {s.layer: self.module.get_submodule(s.path.rpartition(".")[0]) for s in main}
+        return {s.layer: self.module.get_submodule(self._block_path(s)) for s in self._main_sites()}
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm before the unembedding, if there is one."""
-        layers = next(s.path for s in self.sites if s.kind == "self" and s.tower in ("", "text"))
-        trunk = self.module.get_submodule(layers.rsplit(".", 3)[0]) if layers.count(".") >= 3 else self.module
+        trunk = self.module.get_submodule(".".join(self._block_path(self._main_sites()[0]).split(".")[:-2]))
         for name in NORMS:
             if isinstance(found := getattr(trunk, name, None), torch.nn.Module):
                 return found
         return None
+
+    def _main_sites(self) -> list[Site]:
+        return [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
+
+    @staticmethod
+    def _block_path(site: Site) -> str:
+        """ "model.layers.3" of "model.layers.3.self_attn", "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention":
+        up to the first number, which counts the blocks."""
+        parts = site.path.split(".")
+        numbered = next(i for i, part in enumerate(parts) if part.isdigit())
+        return ".".join(parts[: numbered + 1])
 
     def attention_module(self, site: Site) -> torch.nn.Module:
         """The attention module at a site."""

@@ -250,8 +250,13 @@ class Seen:
 
     def __getitem__(self, key: int | tuple[str, int]) -> LayerRecord:
         tower, layer = key if isinstance(key, tuple) else (None, key)
-        for (t, kind, number), record in self._records.items():
-            if number == layer and (tower == t or kind == tower or (tower is None and kind == "self")):
+        here = [(t, kind, record) for (t, kind, number), record in self._records.items() if number == layer]
+        if tower is None:  # the main tower's self-attention, not a vision tower's or an encoder's
+            here.sort(key=lambda found: (found[0] not in ("", "text"), found[1] != "self"))
+            if here and here[0][1] == "self":
+                return here[0][2]
+        for t, kind, record in here:
+            if tower is not None and tower in (t, kind):
                 return record
         raise TapError(f"Layer {key} was not seen: run the model inside the block, and check the layer's number.")
 

@@ -7,7 +7,7 @@ statistics are taken from it; for long contexts use the plain HuggingFace model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,9 +170,13 @@ class TLAdapter(Adapter):
             for place, point in PLACES.items()
             if f"blocks.{layer}.{point}" in points_by_name
         ]
-        if "ln_final.hook_normalized" in self.module.hook_dict:
-            points.append(("ln_final.hook_normalized", at("final", self.module.cfg.n_layers - 1)))
-        with self.module.hooks(fwd_hooks=points):
+        norm = getattr(self.module, "ln_final", None)
+        # its output, gain included, as in HuggingFace models: hook_normalized sits before the gain
+        last = at("final", self.module.cfg.n_layers - 1)
+        with ExitStack() as stack:
+            if norm is not None:
+                stack.enter_context(norm.register_forward_hook(lambda module, args, output: last(output, None)))
+            stack.enter_context(self.module.hooks(fwd_hooks=points))
             yield residual
 
     def head_weights(self, site: Site) -> HeadWeights:
