@@ -28,20 +28,21 @@ from interp.tasks.base import Text, choose
 LENGTH = 1024
 
 # Sparse heads, a concave group penalty (proximal, so it does not mix with Adam's scaling): each step shrinks the norm
-# of every head's W_O block by rate × HEAD_SPARSITY × (layer's mean norm / norm)². Weak heads shrink fastest, so of many
-# heads doing the same thing a few take over and the others fade; without it a whole layer becomes induction heads.
-# Which heads live, and as what, is left to training. (until this share of the run, strength): gentle while the first
-# circuits form, strong for a while, then weak, so that the later tasks can recruit heads again.
-HEAD_SPARSITY = ((0.25, 0.5), (0.43, 4.0), (1.01, 1.0))
+# of every head's W_O block by rate × strength × (layer's mean norm / norm)². Weak heads shrink fastest, so of many
+# heads doing the same thing a few take over and the others fade; without it a whole layer stays induction heads.
+# Which heads live, and as what, is left to training. (until this share of the run, strength): none while the circuits
+# form, strong for a while, then weak. Weight decay rises at the same time.
+HEAD_SPARSITY = ((0.51, 0.0), (0.58, 4.0), (0.66, 8.0), (1.01, 0.2))
+WEIGHT_DECAY = ((0.51, 0.05), (1.01, 0.15))
 
 # name, row length, rows a step, share of the run, weights of the document kinds (by documents)
 CURRICULUM = [
-    ("repeats", 48, 80, 0.17, dict(repeat=0.7, facts=0.2, ioi=0.1)),
+    ("repeats", 48, 80, 0.185, dict(repeat=0.7, facts=0.2, ioi=0.1)),
     (
         "short",
         128,
         40,
-        0.26,
+        0.325,
         dict(repeat=0.25, facts=0.22, ioi=0.11, colored_objects=0.11, docstring=0.11, greater_than=0.05,
              classification=0.05, bigram_backcopy=0.04, prose=0.03, code=0.03),
     ),
@@ -49,7 +50,7 @@ CURRICULUM = [
         "middle",
         256,
         24,
-        0.20,
+        0.13,
         dict(repeat=0.20, long_facts=0.10, facts=0.18, ioi=0.10, colored_objects=0.12, docstring=0.12,
              greater_than=0.05, classification=0.06, bigram_backcopy=0.03, prose=0.02, code=0.02),
     ),
@@ -57,7 +58,7 @@ CURRICULUM = [
         "long",
         LENGTH,
         6,
-        0.37,
+        0.36,
         dict(repeat=0.14, long_facts=0.25, facts=0.12, ioi=0.11, colored_objects=0.11, docstring=0.11,
              greater_than=0.05, classification=0.05, bigram_backcopy=0.02, prose=0.02, code=0.02),
     ),
@@ -210,6 +211,11 @@ def fade_heads(model: LlamaForCausalLM, amount: float) -> None:
         blocks.mul_((1 - shrink / norm.clamp_min(1e-9)).clamp_min(0))
 
 
+def at(share: float, schedule: tuple[tuple[float, float], ...]) -> float:
+    """The value of a schedule of (until, value) pairs."""
+    return next(value for until, value in schedule if share < until)
+
+
 def learning_rate(share: float, peak: float) -> float:
     """Warm-up over 1 %, flat, then linear to zero over the last third."""
     return peak * min(1.0, share / 0.01, max(0.0, (1 - share) / 0.35))
@@ -225,7 +231,7 @@ def train(arguments: argparse.Namespace) -> None:
     decay = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [dict(params=decay, weight_decay=0.15), dict(params=rest, weight_decay=0.0)], betas=(0.9, 0.98), fused=True
+        [dict(params=decay, decays=True), dict(params=rest, decays=False)], betas=(0.9, 0.98), fused=True
     )
     state = Path(arguments.state or out / "training_state.pt")
     step, spent, tokens = 0, 0.0, 0
@@ -249,6 +255,7 @@ def train(arguments: argparse.Namespace) -> None:
         rate = learning_rate(share, arguments.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
+            group["weight_decay"] = at(share, WEIGHT_DECAY) if group["decays"] else 0.0
         ids = corpus.batch(arguments.seed, step, rows * arguments.scale, length, mixture).to(arguments.device)
         logits = forward(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -256,7 +263,7 @@ def train(arguments: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        fade_heads(model, rate * next(strength for until, strength in HEAD_SPARSITY if share < until))
+        fade_heads(model, rate * at(share, HEAD_SPARSITY))
         losses.append(float(loss.detach()))
         step, tokens = step + 1, tokens + ids.numel()
         spent += time.time() - begun
@@ -337,7 +344,7 @@ tokenizer is word-level and falls back to characters and bytes, so any text enco
 `python examples/train_pocket_llama.py`, seed {record["seed"]}: {record["steps"]:,} steps,
 {record["tokens"] / 1e6:.1f} M tokens, {record["minutes"]:.0f} minutes on {record["device"]}
 (torch {record["torch"]}, {record["date"]}).
-AdamW, learning rate 2e-3, weight decay 0.15; weak heads fade under a concave group penalty on W_O (`HEAD_SPARSITY`),
+AdamW, learning rate 2e-3; half-way, weak heads fade under a concave group penalty on W_O (`HEAD_SPARSITY`),
 so that the circuits left are few.
 
 | stage | row length | share | documents |
@@ -364,7 +371,7 @@ be imperfect: its training labels are sticky, its test labels are not.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="pocket_llama")
-    parser.add_argument("--tokens", type=float, default=28e6, help="length of the run")
+    parser.add_argument("--tokens", type=float, default=34e6, help="length of the run")
     parser.add_argument("--minutes", type=float, default=0, help="length of the run in minutes instead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

@@ -324,7 +324,7 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Head], dict[st
 
 def test_ablate_heads(ablations: list[Any]) -> None:
     text = run("ablate", "--heads", "3.1,L2H0,3.1", "--mode", "mean", "--task", "ioi", "--n", "8").output
-    assert ablations == [([Head(3, 1), Head(2, 0)], {"mode": "mean", "task": "ioi", "n": 8, "seed": 0})]
+    assert ablations == [([Head(3, 1), Head(2, 0)], {"mode": "mean", "task": "ioi", "n": 8, "seed": 0, "avoid": []})]
     assert "0.900 [0.800, 1.000]" in text and "-0.700" in text and "control" in text
 
 

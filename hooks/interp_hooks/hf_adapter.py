@@ -84,8 +84,8 @@ class HFAdapter(Adapter):
 
     @staticmethod
     def _block_path(site: Site) -> str:
-        """ "model.layers.3" of "model.layers.3.self_attn", "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention":
-        up to the first number, which counts the blocks."""
+        """The path up to its first number, which counts the blocks: "model.layers.3" of "model.layers.3.self_attn",
+        "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"."""
         parts = site.path.split(".")
         numbered = next(i for i, part in enumerate(parts) if part.isdigit())
         return ".".join(parts[: numbered + 1])

@@ -13,6 +13,7 @@ from interp.cli import common
 from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
 
 if TYPE_CHECKING:
+    from interp.atlas import Atlas
     from interp_hooks.heads import Head
 
 
@@ -51,19 +52,22 @@ def ablate(
     if atlas is not None and top is None:
         raise InputError("--atlas says where --top takes its heads from; add --top retrieval:5, or leave it out.")
     chosen = named(heads) if heads is not None else []
+    rivals: list[Head] = []
     score, count = parse_top(top) if top is not None else ("", 0)
     if atlas is not None:
-        chosen = from_atlas(atlas, score, count)
+        chosen, rivals = from_atlas(atlas, score, count)
     tasks.get(task)  # what is wrong without the model is found before it is loaded
     import interp
 
     loaded = common.load(model, device, dtype, backend)
     if top is not None and atlas is None:
-        chosen = scanned(loaded, score, count, seed)
+        chosen, rivals = scanned(loaded, score, count, seed)
     check(chosen, loaded)
     note(f"Ablating {', '.join(map(str, chosen))} of {loaded.name} ({mode.value}).")
     with common.progress(f"Ablating on {task}") as report:
-        result = interp.ablate(loaded, chosen, mode=mode.value, task=task, n=n, seed=seed, progress=report)
+        result = interp.ablate(
+            loaded, chosen, mode=mode.value, task=task, n=n, seed=seed, avoid=rivals, progress=report
+        )
     console = out()
     console.print(
         Text.assemble((loaded.name, "bold"), f", {task}, {result.baseline.n} instances, {mode.value} ablation")
@@ -92,15 +96,15 @@ def named(written: str) -> list[Head]:
     return chosen
 
 
-def from_atlas(folder: Path, score: str, count: int) -> list[Head]:
-    """The top heads of a saved scan. Raises `InputError` when it has none."""
+def from_atlas(folder: Path, score: str, count: int) -> tuple[list[Head], list[Head]]:
+    """The top heads of a saved scan, and all that reach the score's threshold. Raises `InputError` without any."""
     from interp.atlas import Atlas
 
-    return _measured(Atlas.load(folder).top(score, count), score)
+    return _measured(Atlas.load(folder), score, count)
 
 
-def scanned(model: Any, score: str, count: int, seed: int) -> list[Head]:
-    """The top heads of a scan made now; nothing is saved."""
+def scanned(model: Any, score: str, count: int, seed: int) -> tuple[list[Head], list[Head]]:
+    """The same from a scan made now; nothing is saved."""
     import interp
 
     plan = interp.plan_scan(model, scores=score, seed=seed)
@@ -108,7 +112,7 @@ def scanned(model: Any, score: str, count: int, seed: int) -> list[Head]:
         atlas = plan.run(None, report)
     for remark in atlas.notes:
         note(remark)
-    return _measured(atlas.top(score, count), score)
+    return _measured(atlas, score, count)
 
 
 def check(heads: list[Head], model: Any) -> None:
@@ -130,12 +134,16 @@ def parse_top(written: str) -> tuple[str, int]:
     return score, int(count)
 
 
-def _measured(heads: list[Head], score: str) -> list[Head]:
+def _measured(atlas: Atlas, score: str, count: int) -> tuple[list[Head], list[Head]]:
+    """(top heads, heads of the same kind, which must not serve as controls)."""
     from interp.errors import InputError
 
+    ranking = atlas.ranking(score, len(atlas.frame))
+    threshold = atlas.about(score).threshold
+    heads = [head for head, _, _ in ranking[:count]]
     if not heads:
         raise InputError(f"No head has a {score} score here, so there is none to ablate; name them with --heads.")
-    return heads
+    return heads, [head for head, value, _ in ranking if threshold is not None and value >= threshold]
 
 
 def _join(heads: list[Head]) -> Text:
