@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,7 @@ def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust:
     from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()  # our own bar is the only one
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the outcome is told in one sentence
     options: dict[str, Any] = dict(revision=revision, trust_remote_code=trust)
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
