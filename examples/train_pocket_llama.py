@@ -33,7 +33,7 @@ LENGTH = 1024
 # Which heads live, and as what, is left to training. (until this share of the run, strength): none while the circuits
 # form, strong for a while, then weak. Weight decay rises at the same time.
 HEAD_SPARSITY = ((0.51, 0.0), (0.58, 4.0), (0.66, 8.0), (1.01, 0.2))
-WEIGHT_DECAY = ((0.51, 0.05), (1.01, 0.15))
+WEIGHT_DECAY = ((0.51, 0.05), (0.72, 0.15), (1.01, 0.3))
 
 # name, row length, rows a step, share of the run, weights of the document kinds (by documents)
 CURRICULUM = [
