@@ -343,7 +343,7 @@ tokenizer is word-level and falls back to characters and bytes, so any text enco
 
 `python examples/train_pocket_llama.py`, seed {record["seed"]}: {record["steps"]:,} steps,
 {record["tokens"] / 1e6:.1f} M tokens, {record["minutes"]:.0f} minutes on {record["device"]}
-(torch {record["torch"]}, {record["date"]}).
+(torch {record["torch"]}, {record["date"]}). {record.get("remark", "")}
 AdamW, learning rate 2e-3; half-way, weak heads fade under a concave group penalty on W_O (`HEAD_SPARSITY`),
 so that the circuits left are few.
 

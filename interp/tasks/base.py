@@ -80,11 +80,11 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
     def prompt(self, text: str) -> list[int]:
         """Token ids as the tokenizer makes a prompt: with BOS where its own default has one."""
-        return list(self.tokenizer.encode(text))
+        return list(self.tokenizer.encode(text, verbose=False))
 
     @property
     def bos(self) -> list[int]:
