@@ -10,11 +10,13 @@ memory is the peak resident size during the forward minus the size before it (Li
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -64,6 +66,8 @@ def transformer_lens_model(module: Any) -> Any:
 def peak(run: Callable[[], Any]) -> tuple[float, float]:
     """(seconds, extra megabytes) of one call. Writing 5 to clear_refs resets the kernel's high-water mark."""
     gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what earlier runs freed would be taken again unseen
     measurable = os.path.exists("/proc/self/clear_refs")
     if measurable:
         Path("/proc/self/clear_refs").write_text("5")

@@ -173,17 +173,24 @@ def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> T
 def _row_max(s: Tensor, want_index: bool) -> tuple[Tensor, Tensor | None]:
     """(…, rows) maximum and lowest column that has it. The maximum of blocks of columns first: `max` with indices
     over a long row is several times slower than `amax`."""
+    size = s.shape[-1]
     if not want_index:
         return s.amax(-1), None
-    size = s.shape[-1]
+    if size <= _ARGMAX_BLOCK:
+        return s.max(-1)
     whole = size - size % _ARGMAX_BLOCK
-    parts = [s[..., :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)] if whole else []
+    parts = [s[..., :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)]
     parts += [s[..., whole:].amax(-1, keepdim=True)] if whole < size else []
     top, best = torch.cat(parts, dim=-1).max(-1)
-    columns = best[..., None] * _ARGMAX_BLOCK + torch.arange(_ARGMAX_BLOCK, device=s.device)
-    columns.clamp_(max=size - 1)
-    inside = s.gather(-1, columns).argmax(-1, keepdim=True)
-    return top, columns.gather(-1, inside)[..., 0]
+    # The block's columns, all of them inside the row: the last window overlaps the block before, which lacks the
+    # maximum, or it would have been chosen.
+    start = (best * _ARGMAX_BLOCK).clamp_max_(size - _ARGMAX_BLOCK).flatten()
+    row = torch.arange(len(start), device=s.device) * size
+    windows = s.reshape(-1)[(row + start)[:, None] + torch.arange(_ARGMAX_BLOCK, device=s.device)]
+    # The first hit by counting down: `amax` is vectorised, `argmax` is not.
+    countdown = torch.arange(_ARGMAX_BLOCK, 0, -1, device=s.device, dtype=torch.int32)
+    first = _ARGMAX_BLOCK - ((windows == top.reshape(-1, 1)) * countdown).amax(-1)
+    return top, (start + first).view(best.shape)
 
 
 def _run_block(
@@ -286,6 +293,12 @@ def _nearness(p: Tensor, vis: Visibility, cap: int, r0: int, r1: int, c0: int, c
     a, b = max(c0, r0 + offset - cap + 1), min(c1, r1 + offset + cap - 1)
     if a >= b:
         return p.new_zeros(p.shape[:3])
+    if vis.mask.causal and r0 + offset - cap + 1 >= c0 and r1 + offset <= c1 and p.is_contiguous():
+        # Away from the edges each row's last `cap` keys are a skewed view of p: no mask, no copy.
+        batch, heads, n, width = p.shape
+        first = p.storage_offset() + r0 + offset - cap + 1 - c0
+        near = p.as_strided((batch, heads, n, cap), (heads * n * width, n * width, width + 1, 1), first)
+        return near @ torch.arange(1, cap + 1, dtype=p.dtype, device=p.device)
     distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(a, b)).abs().to(p.dtype)
     return (p[..., a - c0 : b - c0] * (cap - distance).clamp_min_(0)).sum(-1)
 
