@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interp_kernels import BackendError, Mask, Received, Request, Result, attention, chunked, explain, masking, pairs
+from interp_kernels import BackendError, Mask, Received, Request, Result, attention, chunked, explain, masking
 from interp_kernels.reference import weights
 from interp_kernels.spec import ROW
 
@@ -409,28 +409,6 @@ def test_scratch_reuse_does_not_leak_into_results() -> None:
     attention(q * 2, k, v * 3, request=request)
     assert torch.equal(first.out, kept[0])
     assert torch.equal(first.stats["entropy"], kept[1])
-
-
-@pytest.mark.parametrize("inference", [False, True])
-def test_threads_change_nothing(inference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = torch.randn(2, 4, 150, 8), torch.randn(2, 2, 150, 8), torch.randn(2, 2, 150, 8)
-    request = Request(names=frozenset({"entropy", "argmax", "distance"}), received={"r": Received()})
-    cheap = Request(pairs={"p": torch.randint(-1, 150, (2, 150, 2))})
-    alone, alone_cheap = attention(q, k, v, request=request), attention(q, k, v, request=cheap)
-    monkeypatch.setattr(chunked, "_THREADED", 0)
-    monkeypatch.setattr(pairs, "_THREADED", 0)
-    torch.set_num_threads(2)
-    try:
-        with torch.inference_mode(inference):
-            together, together_cheap = attention(q, k, v, request=request), attention(q, k, v, request=cheap)
-        assert torch.get_num_threads() == 2
-        with pytest.raises(RuntimeError, match="index"):  # an error in a worker comes out
-            attention(q, k, v, request=Request(pairs={"p": torch.zeros(1, 1)}, topk=1))
-    finally:
-        torch.set_num_threads(1)
-    a = weights(q, k, mask=Mask(), scale=8**-0.5)
-    assert_same(together, alone, a, 1e-5)
-    assert_same(together_cheap, alone_cheap, a, 1e-5)
 
 
 def test_inference_mode_leaves_scratch_usable() -> None:

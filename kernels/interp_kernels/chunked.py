@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from .masking import FLOOR, Visibility, compute_dtype
 from .spec import Request, Result
-from .threads import run_jobs, workers
 
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second buffer of this size.
-_BUDGET = 1 << 21
-#: Logits from which on blocks are spread over threads.
-_THREADED = 1 << 19
+_BUDGET = 1 << 22
 #: Query rows a chunk: fewer make products thin, more waste work on the causal diagonal.
 _MIN_ROWS, _MAX_ROWS = 64, 128
 #: Columns whose maximum is taken together when looking for the argmax.
@@ -55,12 +51,10 @@ class _Block:
         return slice(self.n0 * self.group, self.n1 * self.group)
 
 
-def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int, count: int) -> tuple[list[_Block], int]:
-    """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget; at least two blocks for
-    each of `count` threads if there are heads enough."""
+def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list[_Block], int]:
+    """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget."""
     per_unit = group * min(_MIN_ROWS, lq) * lk
-    share = batch * kv_heads if count == 1 else max(1, batch * kv_heads // (2 * count))
-    units = min(max(1, _BUDGET // per_unit), share)
+    units = min(max(1, _BUDGET // per_unit), batch * kv_heads)
     nb, nn = (max(1, units // kv_heads), kv_heads) if units >= kv_heads else (1, units)
     rows = min(max(_BUDGET // (nb * nn * group * lk), 1 if units == 1 else _MIN_ROWS), _MAX_ROWS, lq)
     blocks = [
@@ -89,17 +83,12 @@ def run_chunks(
     lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
     stats = _empty_stats(request, batch, heads, lq, lk, dtype, q.device)
     if lq and lk and batch:
-        # Threads pay from about a millisecond of work on.
-        count = workers(q.device) if batch * heads * lq * lk >= _THREADED else 1
-        blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk, count)
+        blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk)
         spans = [vis.span(r0, min(r0 + rows, lq)) for r0 in range(0, lq, rows)]
         size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * max(c1 - c0 for c0, c1 in spans)
-
-        def job(block: _Block) -> None:
-            buffers = _Buffers(size, dtype, q.device)
+        buffers = _Buffers(size, dtype, q.device)
+        for block in blocks:
             _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, buffers, out, lse, stats)
-
-        run_jobs([partial(job, block) for block in blocks], count)
         for name, question in request.received.items():
             seen = vis.key_counts(question)
             stats[f"received_count:{name}"] = seen

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from .masking import Visibility, compute_dtype
-from .threads import run_jobs, workers
 
 #: Elements of gathered keys held at a time.
 _BUDGET = 1 << 22
-#: Elements of work from which on rows are spread over threads.
-_THREADED = 1 << 17
 
 
 def pair_mass(
@@ -34,12 +29,8 @@ def pair_mass(
         return mass
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, lq, d)
     rows = vis.row_set()
-    # Not worth a thread below some thousand elements each.
-    count = workers(q.device) if batch * heads * lq * m * d >= _THREADED else 1
     chunk = lq if shared else max(1, _BUDGET // (batch * kv_heads * m * d))
-    chunk = min(chunk, -(-lq // count))
-
-    def job(r0: int) -> None:
+    for r0 in range(0, lq, chunk):
         r1 = min(r0 + chunk, lq)
         picked = index if shared else index[:, r0:r1]
         column = picked.clamp_min(0)
@@ -60,8 +51,6 @@ def pair_mass(
         seen = (picked >= 0) & _seen(vis, column, r0, r1) & rows[:, r0:r1, None]
         weight = torch.exp(logits - lse[:, :, r0:r1, None].to(dtype))
         mass[:, :, r0:r1] = weight.masked_fill_(~seen[:, None], 0.0).sum(-1)
-
-    run_jobs([partial(job, r0) for r0 in range(0, lq, chunk)], count)
     return mass
 
 
