@@ -63,8 +63,15 @@ def transformer_lens_model(module: Any) -> Any:
     return model.eval()
 
 
-def peak(run: Callable[[], Any]) -> tuple[float, float]:
-    """(seconds, extra megabytes) of one call. Writing 5 to clear_refs resets the kernel's high-water mark."""
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def peak(run: Callable[[], Any]) -> float:
+    """Extra megabytes of one call. Writing 5 to clear_refs resets the kernel's high-water mark."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what earlier runs freed would be taken again unseen
@@ -72,12 +79,10 @@ def peak(run: Callable[[], Any]) -> tuple[float, float]:
     if measurable:
         Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS") if measurable else 0.0
-    start = time.perf_counter()
     result = run()
-    seconds = time.perf_counter() - start
     extra = _status("VmHWM") - before if measurable else float("nan")
     del result
-    return seconds, extra
+    return extra
 
 
 def _status(field: str) -> float:
@@ -135,18 +140,15 @@ def measure(name: str, module: Any, lengths: list[int], rounds: int, limit_gb: f
         if 3.2 * square > limit_gb:
             skipped["transformer_lens"] = f"cached scores and patterns take {2 * square:.1f} GB"
             runs.pop("transformer_lens")
-        times: dict[str, list[tuple[float, float]]] = {key: [] for key in runs}
-        for i in range(rounds + 1):
+        # a first round for memory, which also warms up; then rounds for time
+        memory = {key: peak(run) for key, run in runs.items()}
+        times: dict[str, list[float]] = {key: [] for key in runs}
+        for _ in range(rounds):
             for key, run in runs.items():
-                found = peak(run)
-                if i:  # the first round warms up
-                    times[key].append(found)
+                times[key].append(timed(run))
         row: dict[str, Any] = dict(model=name, length=length, skipped=skipped)
         for key, values in times.items():
-            row[key] = dict(
-                seconds=round(statistics.median(v[0] for v in values), 4),
-                extra_mb=round(statistics.median(v[1] for v in values), 1),
-            )
+            row[key] = dict(seconds=round(statistics.median(values), 4), extra_mb=round(memory[key], 1))
         plain = row["plain"]["seconds"]
         row["ratios"] = {f"{k} / plain": round(row[k]["seconds"] / plain, 2) for k in times if k != "plain"}
         if "eager" in row:
