@@ -236,7 +236,10 @@ class Atlas:
         names = [about.title, where if several else "", "cross-attention" if which == "cross" else "", self.model]
         subtitle = [] if about.threshold is None else [f"a head counts from {plots.number(about.threshold)}"]
         values = self._matrix(score, where, which)
-        outlined = [(h.layer, h.head) for h in self.top(score, top, where, which)]
+        ranking = self.ranking(score, top, where, which)
+        # a head at a hundredth of the strongest is not worth pointing at
+        least = 0.01 * max((abs(value) for _, value, _ in ranking), default=0.0)
+        outlined = [(h.layer, h.head) for h, value, _ in ranking if abs(value) > least]
         if outlined:
             subtitle.append(f"outlined: the top {len(outlined)}")
         if np.ma.getmaskarray(values).any():

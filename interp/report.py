@@ -187,7 +187,7 @@ def _panel(
     best = ", ".join(f"{h} {number(v)}" for h, v, _ in ranked[:3])
     label = f"Heat map of {about.title} over {n_layers} layers and {n_heads} heads; highest: {best}."
     masked = int(np.ma.getmaskarray(atlas.matrix(score, tower, kind)).sum())
-    caption = f"Layer 0 at the top. Outlined: the top {len(ranked)}." + (
+    caption = "Layer 0 at the top. Outlined: the strongest heads." + (
         f" Grey: not measured ({masked} heads)." if masked else ""
     )
     has_error = any(e is not None for _, _, e in ranked)
