@@ -163,9 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="kernels/benchmarks/results/cpu.json")
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit-gb", type=float, default=14, help="leave out runs whose patterns take more")
+    parser.add_argument("--limit-gb", type=float, default=6, help="leave out runs whose patterns take more")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lengths = [int(n) for n in arguments.lengths.split(",")]
