@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,14 +48,15 @@ class ProbeBatch:
 Tell = Callable[[LayerStats], None]
 
 
-class Probe:
+class Probe(ABC):
     """Makes batches and runs one of them under a question."""
 
     name: str
     what: str
 
+    @abstractmethod
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        raise NotImplementedError
+        """The inputs, the same for the same settings."""
 
     def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
         """One forward; each layer's statistics go to `tell`."""
