@@ -26,6 +26,7 @@ from interp.tasks import language, lexicon
 from interp.tasks.base import Text, choose
 
 LENGTH = 1024
+PROBLEMS = 400  # a task, for the model card
 
 # Sparse heads, a concave group penalty (proximal, so it does not mix with Adam's scaling): each step shrinks the norm
 # of every head's W_O block by rate × strength × (layer's mean norm / norm)². Weak heads shrink fastest, so of many
@@ -296,7 +297,7 @@ def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent
         minutes=round(spent / 60, 1),
         device=arguments.device,
         parameters=sum(p.numel() for p in model.parameters()),
-        abilities=abilities(model, tokenizer, seed=20_000 + arguments.seed, n=400),
+        abilities=abilities(model, tokenizer, seed=20_000 + arguments.seed, n=PROBLEMS),
         heads=grown(out),
         date=time.strftime("%Y-%m-%d"),
         torch=torch.__version__,

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from interp import tasks as tasks
     from interp.ablation import ablate as ablate
     from interp.atlas import Atlas as Atlas
+    from interp.curves import rhythm as rhythm
     from interp.errors import InterpError as InterpError
     from interp.evaluation import evaluate as evaluate
     from interp.loading import load as load
-    from interp.rhythm import rhythm as rhythm
     from interp.scan import plan_scan as plan_scan
     from interp.scan import scan_heads as scan_heads
     from interp_hooks.heads import Head as Head
@@ -38,7 +38,7 @@ _HOME = {
     "evaluate": "interp.evaluation",
     "load": "interp.loading",
     "plan_scan": "interp.scan",
-    "rhythm": "interp.rhythm",
+    "rhythm": "interp.curves",
     "scan_heads": "interp.scan",
 }
 _MODULES = ("edits", "models", "scores", "tasks")

@@ -22,12 +22,14 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
+from interp.files import check_writable, reason, write_atomic
+from interp.statistics import spearman
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["About", "Atlas", "check_writable", "write_atomic"]
+__all__ = ["About", "Atlas"]
 
 FORMAT = 1
 KEYS = ("tower", "kind", "layer", "head", "kv_head")
@@ -213,7 +215,7 @@ class Atlas:
         for score in shared:
             a, b = mine[score].to_numpy(), theirs[score].to_numpy()
             both = np.isfinite(a) & np.isfinite(b)
-            rank, remark = _spearman(a[both], b[both])
+            rank, remark = spearman(a[both], b[both])
             k = min(10, int(both.sum()))
             overlap = len(_strongest(a, both, k) & _strongest(b, both, k)) / k if k else None
             rows.append(
@@ -369,50 +371,6 @@ class Atlas:
         return np.ma.masked_invalid(values)
 
 
-def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Raise `OutputError` unless files can be written into `folder`, which need not exist yet.
-
-    Nothing is left behind: a probe file is made and removed in the nearest folder that exists.
-    """
-    target = Path(folder)
-    existing = target
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise OutputError(f"Can't write into {target}: {existing} is a file, not a folder; choose another --out.")
-    probe = existing / f".interp-write-test-{os.getpid()}"
-    try:
-        probe.touch(exist_ok=True)
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"Can't write into {target} ({_reason(error)}); choose another folder.") from error
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the whole new one; its folder is made if need be.
-
-    Raises `OutputError` when it can't be written.
-    """
-    # Not tempfile: its files are private (0600) and would stay so after the rename.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"Can't write {path} ({_reason(error)}); choose another place or make room.") from error
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno is not None else str(error)
-
-
 def _read(path: Path, folder: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -421,7 +379,7 @@ def _read(path: Path, folder: Path) -> bytes:
             f"There is no atlas in {folder} ({path.name} is missing); `interp scan-heads --out {folder}` makes one."
         ) from error
     except OSError as error:
-        raise OutputError(f"Can't read {path} ({_reason(error)}).") from error
+        raise OutputError(f"Can't read {path} ({reason(error)}).") from error
 
 
 def _is_stderr(column: str, columns: Sequence[str]) -> bool:
@@ -454,23 +412,6 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
 def _strongest(values: np.ndarray, allowed: np.ndarray, k: int) -> set[int]:
     order = np.argsort(np.where(allowed, -values, np.inf), kind="stable")
     return set(order[:k].tolist())
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties averaged."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place]
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> tuple[float | None, str]:
-    """Spearman's ρ, or None and the reason there is none."""
-    if len(a) < 2:
-        return None, "measured in fewer than two heads of both"
-    flat = [name for name, values in (("first", a), ("second", b)) if np.ptp(values) == 0]
-    if flat:
-        return None, f"the same for all heads in the {' and the '.join(flat)}"
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1]), ""
 
 
 def _plain(value: Any) -> Any:

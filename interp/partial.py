@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from interp.errors import OutputError
+from interp.files import write_atomic
 
 
 class Record(NamedTuple):
@@ -36,14 +37,9 @@ class Partial:
             return
         written = json.dumps(fingerprint, sort_keys=True)
         mark = self.folder / "fingerprint.json"
-        try:
-            if mark.is_file() and mark.read_text(encoding="utf-8") != written:
-                self.clear()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            mark.write_text(written, encoding="utf-8")
-        except OSError as error:
-            why = f"The folder {folder} can't be written to: {error.strerror}; choose another --out."
-            raise OutputError(why) from error
+        if mark.is_file() and mark.read_text(encoding="utf-8") != written:
+            self.clear()
+        write_atomic(mark, written.encode())
 
     def has(self, key: str) -> bool:
         return key in self._memory or (self.folder is not None and (self.folder / f"{key}.parquet").is_file())
@@ -55,13 +51,9 @@ class Partial:
         if self.folder is None:
             self._memory[key] = frame
             return
-        path = self.folder / f"{key}.parquet"
-        temporary = path.with_suffix(".tmp")
-        try:
-            frame.to_parquet(temporary)
-            temporary.replace(path)  # a piece is there whole or not at all
-        except OSError as error:
-            raise OutputError(f"{path} can't be written: {error.strerror}.") from error
+        table = io.BytesIO()
+        frame.to_parquet(table)
+        write_atomic(self.folder / f"{key}.parquet", table.getvalue())  # a piece is there whole or not at all
 
     def records(self, keys: Sequence[str]) -> Any:
         """All pieces, in the order of `keys`: the same frame whether run at once or in parts."""

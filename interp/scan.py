@@ -62,7 +62,6 @@ class Plan:
                     raise
                 self.notes += [f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)]
         self._own = [s for s in scores if isinstance(s, ModelScore)]
-        self._solved: dict[str, list[bool]] = {}
         self.rows = self._describe()
         self.seconds, self.gigabytes = self._estimate()
 

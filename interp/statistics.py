@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals."""
+"""Means with bootstrap intervals, and rank correlation."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     means = array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float | None, str]:
+    """Spearman's ρ, or None and the reason there is none."""
+    if len(a) < 2:
+        return None, "measured in fewer than two heads of both"
+    flat = [name for name, values in (("first", a), ("second", b)) if np.ptp(values) == 0]
+    if flat:
+        return None, f"the same for all heads in the {' and the '.join(flat)}"
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1]), ""
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties averaged."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[place]

@@ -14,6 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
+
 torch.set_num_threads(min(2, int(os.environ.get("INTERP_TEST_THREADS", "2"))))
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from interp.atlas import About, Atlas, check_writable, write_atomic
+from interp.atlas import About, Atlas
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
+from interp.files import check_writable, write_atomic
 from interp_hooks.heads import Head
 
 ABOUT = {

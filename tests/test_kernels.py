@@ -102,6 +102,10 @@ def make_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[t
             "set": Received(chosen),
             "band": Received(band=band),
             "both": Received(chosen, band),
+            "sum": Received(chosen, reduce="sum"),
+            "largest": Received(band=band, reduce="max"),
+            "peak": Received(reduce="max"),
+            "few": Received(keys=torch.randint(-1, lk, (draw(st.sampled_from([1, batch])), 1, 3), generator=gen)),
         },
         cap=draw(st.sampled_from([1, 3, 10])),
         topk=draw(st.integers(0, 4)),
@@ -180,10 +184,15 @@ def loop_statistics(a: np.ndarray, visible: np.ndarray, mask: Mask, request: Req
                 if question.queries is not None and not question.queries[b, i]:
                     continue
                 if question.band is None or question.band[0] <= delta <= question.band[1]:
-                    stats[f"received:{n}"][b, h, j] += weight
+                    column = stats[f"received:{n}"][b, h]
+                    column[j] = max(column[j], weight) if question.reduce == "max" else column[j] + weight
                     stats[f"received_count:{n}"][b, h, j] += 1
-    for n in request.received:
-        stats[f"received:{n}"] /= np.maximum(stats[f"received_count:{n}"], 1)
+    for n, question in request.received.items():
+        if question.reduce == "mean":
+            stats[f"received:{n}"] /= np.maximum(stats[f"received_count:{n}"], 1)
+        if question.keys is not None:
+            columns = np.broadcast_to(question.keys.numpy(), (batch, heads, question.keys.shape[-1]))
+            stats[f"received:{n}"] = np.take_along_axis(stats[f"received:{n}"], columns.clip(0), -1) * (columns >= 0)
     return stats
 
 

@@ -61,10 +61,6 @@ class AttentionCall:
         return self.pattern.shape[2]
 
     @property
-    def n_heads(self) -> int:
-        return self.site.n_heads
-
-    @property
     def is_decode(self) -> bool:
         """One new query on top of a cache: a step of generation."""
         return self.n_queries == 1 and self.mask.q_start > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,6 @@ from interp_hooks.masks import describe, read
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers looks for those.
 NAME = "interp_tap"
-
-Handler = Callable[[AttentionCall], torch.Tensor]
 
 # Which attention modules are tapped now, and by whom. Filled on entry of a block, emptied on exit.
 _LIVE: dict[int, tuple[Site | None, Callable[..., torch.Tensor]]] = {}
@@ -44,8 +43,6 @@ def _tap(
     mask = read(attention_mask, module, query.shape[2], key.shape[2], kwargs)
     bias = kwargs.get("position_bias")
     if bias is not None:
-        from dataclasses import replace
-
         mask = replace(mask, dense=_with_bias(mask, bias, query, key))
     call = AttentionCall(
         site if site is not None else _provisional(module, query, key),

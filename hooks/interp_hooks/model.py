@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from interp_hooks.adapter import Adapter
-from interp_hooks.call import AttentionCall, Site
+from interp_hooks.call import Site
 from interp_hooks.edit import Edit
 from interp_hooks.engine import Observer
 from interp_hooks.errors import HeadError, TapError
@@ -259,7 +259,3 @@ class HookedModel:
     def observers_and_edits(self) -> tuple[list[Observer], list[Edit]]:
         """What is active now (for the adapters)."""
         return self._observers, self._edits
-
-    def busy(self, call: AttentionCall) -> bool:
-        """Whether anything observes or edits this call."""
-        return bool(self._observers) or any(e.touches(call) for e in self._edits)

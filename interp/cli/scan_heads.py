@@ -45,7 +45,7 @@ def scan_heads(
     """
     # What can go wrong without the model goes wrong before it is loaded.
     from interp import scores as registered
-    from interp.atlas import check_writable
+    from interp.files import check_writable
 
     check_writable(target or FOLDER)
     registered.select(scores)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import EditError, InterpError, OutputError
+from interp.files import write_atomic
 from interp.registry import Registry
 from interp_hooks.edit import Edit
 
@@ -102,10 +103,7 @@ def from_json(data: list[dict[str, Any]] | dict[str, Any]) -> list[HeadEdit]:
 def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
     """Write edits to a JSON file that `load` and `--edit FILE.json` read."""
     path = Path(path)
-    try:
-        path.write_text(json.dumps(to_json(edits), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"The edits can't be written to {path}: {error.strerror}.") from error
+    write_atomic(path, (json.dumps(to_json(edits), indent=2) + "\n").encode())
     return path
 
 

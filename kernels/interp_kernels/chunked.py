@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .masking import FLOOR, Visibility, compute_dtype
+from .reference import pick
 from .spec import Request, Result
 
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second buffer of this size.
@@ -92,7 +93,9 @@ def run_chunks(
         for name, question in request.received.items():
             seen = vis.key_counts(question)
             stats[f"received_count:{name}"] = seen
-            stats[f"received:{name}"] /= seen.clamp_min(1)
+            if question.reduce == "mean":
+                stats[f"received:{name}"] /= seen.clamp_min(1)
+            stats[f"received:{name}"] = pick(stats[f"received:{name}"], question.keys)
     return Result(out, lse, stats)
 
 
@@ -314,9 +317,10 @@ def _receive(
     c1: int,
     stats: dict[str, Tensor],
 ) -> None:
-    """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice of columns."""
+    """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice of columns. The
+    largest weight of a column needs a pass over A itself."""
     heads, n, offset = p.shape[1], r1 - r0, vis.mask.q_start - vis.mask.k_start
-    plain = [name for name, question in request.received.items() if question.band is None]
+    plain = [n for n, question in request.received.items() if question.band is None and question.reduce != "max"]
     if plain:
         sets = torch.stack([row_sets[name][:, r0:r1] for name in plain], dim=1)
         weight = inverse[:, :, None] * sets[:, None]  # (batch, heads, sets, rows)
@@ -324,12 +328,20 @@ def _receive(
         for i, name in enumerate(plain):
             stats[f"received:{name}"][block.bs, block.hs, c0:c1] += sums[:, :, i]
     for name, question in request.received.items():
-        if question.band is None:
+        if name in plain:
             continue
-        low, high = question.band
-        a, b = max(c0, r0 + offset - high), min(c1, r1 + offset - low)
+        a, b = c0, c1
+        if question.band is not None:
+            low, high = question.band
+            a, b = max(c0, r0 + offset - high), min(c1, r1 + offset - low)
         if a >= b:
             continue
         weight = inverse * row_sets[name][:, None, r0:r1]
-        inside = p[..., a - c0 : b - c0] * vis.band(question.band, r0, r1, a, b)
-        stats[f"received:{name}"][block.bs, block.hs, a:b] += (weight[:, :, None] @ inside)[:, :, 0]
+        inside = p[..., a - c0 : b - c0]
+        if question.band is not None:
+            inside = inside * vis.band(question.band, r0, r1, a, b)
+        column = stats[f"received:{name}"][block.bs, block.hs, a:b]
+        if question.reduce == "max":
+            column.copy_(torch.maximum(column, (inside * weight[..., None]).amax(-2)))
+        else:
+            column += (weight[:, :, None] @ inside)[:, :, 0]

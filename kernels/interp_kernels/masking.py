@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -39,14 +41,13 @@ class Visibility:
             self._check("dense", mask.dense, [(b, h, lq, lk) for b in (1, batch) for h in (1, heads)])
         self.keys = None if mask.keys is None else mask.keys.to(device=device, dtype=torch.bool)
         self.rows = None if mask.queries is None else mask.queries.to(device=device, dtype=torch.bool)
-        # Padding is usually at one end: only the columns that are padding somewhere need masking.
-        self.padded = (0, 0)
-        if self.keys is not None and lk:
-            columns = (~self.keys).any(0).nonzero()
-            if len(columns):
-                self.padded = (int(columns[0]), int(columns[-1]) + 1)
-            else:
-                self.keys = None
+
+    @cached_property
+    def padded(self) -> tuple[int, int]:
+        """Padding is usually at one end: only the columns that are padding somewhere need masking. (On a GPU this
+        waits for the device.)"""
+        columns = torch.empty(0) if self.keys is None else (~self.keys).any(0).nonzero()
+        return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
 
     @staticmethod
     def _check(name: str, value: Tensor | None, shapes: list[tuple[int, ...]]) -> None:

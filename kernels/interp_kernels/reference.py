@@ -106,7 +106,9 @@ def statistics(a: Tensor, visible: Tensor, vis: Visibility, request: Request) ->
         if question.band is not None:
             counted = counted & vis.band(question.band, 0, lq, 0, lk)
         count = counted.sum(-2)
-        stats[f"received:{name}"] = (a * counted).sum(-2) / count.clamp_min(1)
+        received = (a * counted).amax(-2) if question.reduce == "max" else (a * counted).sum(-2)
+        received = received / count.clamp_min(1) if question.reduce == "mean" else received
+        stats[f"received:{name}"] = pick(received, question.keys)
         per_head = vis.mask.dense is not None and vis.mask.dense.shape[1] > 1
         stats[f"received_count:{name}"] = count if per_head else count[:, :1]
     if request.topk:
@@ -115,3 +117,11 @@ def statistics(a: Tensor, visible: Tensor, vis: Visibility, request: Request) ->
         stats["topk_index"] = torch.nn.functional.pad(index.masked_fill(prob < 0, -1), (0, request.topk - n), value=-1)
         stats["topk_prob"] = torch.nn.functional.pad(prob.clamp_min(0), (0, request.topk - n))
     return stats
+
+
+def pick(received: Tensor, keys: Tensor | None) -> Tensor:
+    """(batch, heads, n): the asked columns of (batch, heads, keys), 0 for −1; all of them for None."""
+    if keys is None:
+        return received
+    keys = keys.to(received.device).expand(*received.shape[:2], -1)
+    return received.gather(-1, keys.clamp_min(0)) * (keys >= 0)

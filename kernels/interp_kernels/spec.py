@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -32,19 +33,21 @@ class Mask:
     queries: torch.Tensor | None = None
     dense: torch.Tensor | None = None
 
-    def with_queries(self, queries: torch.Tensor | None) -> Mask:
-        return replace(self, queries=queries)
-
 
 @dataclass(frozen=True)
 class Received:
-    """A question to the columns: mean attention a key receives from the queries that see it and are in the set.
+    """A question to the columns: attention a key receives from the queries that see it and are in the set.
 
     queries: (batch, queries) bool, None for all; band (a, b): only queries at slots k+a … k+b inclusive.
+    reduce: the mean over those queries, their sum, or the largest. keys: (batch or 1, heads or 1, n) int columns,
+    −1 for none: only these, and the answer is (batch, heads, n), 0 for −1. A set that leaves out most queries, or
+    asks for few keys, is cheaper in proportion on the fused route.
     """
 
     queries: torch.Tensor | None = None
     band: tuple[int, int] | None = None
+    reduce: Literal["mean", "sum", "max"] = "mean"
+    keys: torch.Tensor | None = None
 
 
 #: Row statistics, (batch, heads, queries) float32 unless said otherwise.

@@ -1,0 +1,85 @@
+"""What the kernels share: constants, dots that are right under the interpreter, masks, and launch helpers.
+
+Inside the kernels logits are in base 2 (× log₂ e): exp2 is what the hardware has. A hidden key has logit `HIDDEN`, a
+running maximum starts at `FLOOR` ≫ HIDDEN, so that a row that sees nothing gets exp2(HIDDEN − FLOOR) = 0 everywhere
+and no infinity or NaN arises anywhere. `TRITON_INTERPRET=1` must be set before this module is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
+HIDDEN = tl.constexpr(-1e30)
+FLOOR = tl.constexpr(-1e29)
+
+#: True in a process that runs kernels through Triton's interpreter, on the CPU.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+#: What the kernels read: anything is accumulated in float32.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+#: Larger head dimensions would not fit a tile.
+MAX_DIM = 256
+
+
+@triton.jit
+def dot(a, b, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
+    """acc + a @ b in float32. The interpreter multiplies bf16 bit patterns as integers, so it gets float32."""
+    if INTERP:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def soft_cap(s, cap):
+    """cap·tanh(s / cap), s and cap in base-2 units. tanh from exp2: it saturates at ±1 and never overflows to NaN."""
+    # tanh(x) = 1 − 2 / (1 + e^{2x}); with s = x·cap, e^{2x} = 2^{2·log2(e)·s/cap}
+    e = tl.exp2(tl.minimum(2.885390081777927 * s / cap, 126.0))
+    return cap * (1.0 - 2.0 / (1.0 + e))
+
+
+@triton.jit
+def seen(rows, cols, off, lk, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """Geometry: row i stands at column i + off; bool of the broadcast shape of rows and cols."""
+    ahead = rows + off - cols  # how far the query is past the key
+    ok = (cols < lk) & (ahead == ahead)
+    if CAUSAL:
+        ok = ok & (ahead >= 0)
+    if WINDOW:
+        ok = ok & (ahead < window) & (ahead > -window)
+    return ok
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How a dot of this dtype is done: float32 by three tf32 products (error near 1e-6), which tensor cores can."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def padded_dim(d: int) -> int:
+    """The tile width of a head dimension: a power of two, at least 16 (the smallest a dot takes)."""
+    return max(16, triton.next_power_of_2(d))
+
+
+def flags(value: Tensor | None) -> Tensor | None:
+    """A bool tensor as uint8, which kernels can load; not a copy."""
+    return None if value is None else value.view(torch.uint8)
+
+
+def strides(value: Tensor | None, n: int) -> tuple[int, ...]:
+    """The n strides of a tensor, 0 for dimensions of size 1 (so that they broadcast) and for an absent tensor."""
+    if value is None:
+        return (0,) * n
+    return tuple(0 if size == 1 else stride for size, stride in zip(value.shape, value.stride(), strict=True))
+
+
+def device_of(value: Tensor) -> AbstractContextManager[object]:
+    """Context in which a kernel launches on the tensor's device."""
+    return torch.cuda.device(value.device) if value.is_cuda else nullcontext()
