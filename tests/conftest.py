@@ -20,6 +20,14 @@ if not torch.cuda.is_available():
 torch.set_num_threads(min(2, int(os.environ.get("INTERP_TEST_THREADS", "2"))))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked `gpu` needs one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet() -> None:
     """No chatter from transformers."""

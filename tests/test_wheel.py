@@ -21,3 +21,11 @@ def test_the_three_packages_come_from_one_place() -> None:
     """An editable install has them in the checkout and its hooks/ and kernels/, a wheel side by side."""
     root, hooks, kernels = (Path(p.__file__).resolve().parents[1] for p in (interp, interp_hooks, interp_kernels))
     assert (hooks, kernels) in ((root, root), (root / "hooks", root / "kernels"))
+
+
+def test_the_benchmark_results_are_packaged() -> None:
+    from interp.cli.bench import committed
+
+    folder = committed()
+    assert folder is not None
+    assert {"cpu.json", "h200_kernels.json", "h200_model.json"} <= {file.name for file in folder.iterdir()}

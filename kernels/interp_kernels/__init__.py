@@ -3,6 +3,7 @@
 from .dispatch import BackendError, attention, check_backend, explain
 from .patterns import pattern_statistics, visible
 from .spec import Mask, Received, Request, Result
+from .steer import Rule, Steer
 
 __all__ = [
     "BackendError",
@@ -10,6 +11,8 @@ __all__ = [
     "Received",
     "Request",
     "Result",
+    "Rule",
+    "Steer",
     "attention",
     "check_backend",
     "explain",

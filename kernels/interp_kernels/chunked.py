@@ -6,6 +6,8 @@ output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, f
     lse = m + ln l        entropy = (lse − m)·Σp/l − Σ p·t / l        distance = (q − q₀)·Σp/l − Σ p·(k − q₀) / l
 
 (Σp/l < 1 with a sink logit). The centred entropy loses nothing to cancellation and holds for soft-caps and biases too.
+An edit's rule multiplies p by factors of the groups' masses before that product; where it or a blend
+changes the weights that statistics are asked of, those are computed from A itself (`tally.from_weights`).
 Buffers are reused and everything large is in place: on a CPU this is bound by memory traffic, not by arithmetic.
 """
 
@@ -18,8 +20,11 @@ import torch
 from torch import Tensor
 
 from .masking import FLOOR, Visibility, compute_dtype
-from .reference import pick
+from .reference import choose_rows, pick
 from .spec import Request, Result
+from .steer import Steer
+from .steered import SteerBlock, finish
+from .tally import Chunk, from_weights, nearness, picked, receive, row_max, two_sided_distance
 
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second buffer of this size.
 _BUDGET = 1 << 22
@@ -76,6 +81,7 @@ def run_chunks(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
+    steer: Steer | None = None,
 ) -> Result:
     """Output, log-sum-exp and all requested statistics; call it without gradients."""
     (batch, heads, lq, _), (kv_heads, lk, d_v) = q.shape, (k.shape[1], k.shape[2], v.shape[3])
@@ -89,14 +95,16 @@ def run_chunks(
         size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * max(c1 - c0 for c0, c1 in spans)
         buffers = _Buffers(size, dtype, q.device)
         for block in blocks:
-            _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, buffers, out, lse, stats)
+            _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, steer, buffers, out, lse, stats)
         for name, question in request.received.items():
             seen = vis.key_counts(question)
             stats[f"received_count:{name}"] = seen
             if question.reduce == "mean":
                 stats[f"received:{name}"] /= seen.clamp_min(1)
             stats[f"received:{name}"] = pick(stats[f"received:{name}"], question.keys)
-    return Result(out, lse, stats)
+    if request.topk:
+        choose_rows(stats, request)
+    return Result(finish(out, v, vis, steer) if steer else out, lse, stats)
 
 
 def _empty_stats(
@@ -162,29 +170,6 @@ def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> T
     return columns.reshape(nb * nn, lk, width)
 
 
-def _row_max(s: Tensor, want_index: bool) -> tuple[Tensor, Tensor | None]:
-    """(…, rows) maximum and lowest column that has it. The maximum of blocks of columns first: `max` with indices
-    over a long row is several times slower than `amax`."""
-    size = s.shape[-1]
-    if not want_index:
-        return s.amax(-1), None
-    if size <= _ARGMAX_BLOCK:
-        return s.max(-1)
-    whole = size - size % _ARGMAX_BLOCK
-    parts = [s[..., :whole].unflatten(-1, (-1, _ARGMAX_BLOCK)).amax(-1)]
-    parts += [s[..., whole:].amax(-1, keepdim=True)] if whole < size else []
-    top, best = torch.cat(parts, dim=-1).max(-1)
-    # The block's columns, all of them inside the row: the last window overlaps the block before, which lacks the
-    # maximum, or it would have been chosen.
-    start = (best * _ARGMAX_BLOCK).clamp_max_(size - _ARGMAX_BLOCK).flatten()
-    row = torch.arange(len(start), device=s.device) * size
-    windows = s.reshape(-1)[(row + start)[:, None] + torch.arange(_ARGMAX_BLOCK, device=s.device)]
-    # The first hit by counting down: `amax` is vectorised, `argmax` is not.
-    countdown = torch.arange(_ARGMAX_BLOCK, 0, -1, device=s.device, dtype=torch.int32)
-    first = _ARGMAX_BLOCK - ((windows == top.reshape(-1, 1)) * countdown).amax(-1)
-    return top, (start + first).view(best.shape)
-
-
 def _run_block(
     block: _Block,
     rows: int,
@@ -196,6 +181,7 @@ def _run_block(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
+    steer: Steer | None,
     buffers: _Buffers,
     out: Tensor,
     lse: Tensor,
@@ -208,7 +194,10 @@ def _run_block(
     heads, groups = nn * group, request.n_groups if "group_mass" in names else 0
     sink = None if sinks is None else sinks[hs].to(dtype)[None, :, None]
     two_sided = not vis.mask.causal
-    keep_t = "entropy" in names or request.topk or ("distance" in names and two_sided)
+    edit = SteerBlock(steer, vis, bs, hs, dtype) if steer else None
+    rule = edit is not None and edit.rule is not None
+    final = edit is not None and edit.reweighs and bool(request)  # statistics are of p·factors, blended
+    keep_t = not final and ("entropy" in names or request.topk or ("distance" in names and two_sided))
     real = vis.row_set()[bs]
     row_sets = {name: vis.row_set(question.queries)[bs] for name, question in request.received.items()}
 
@@ -224,24 +213,49 @@ def _run_block(
         t = t.view(nb, heads, n, width)
         if softcap is not None:
             t.mul_(1 / softcap).tanh_().mul_(softcap)
+        if edit is not None:
+            edit.logits(t, r0, r1, c0, c1, in_place=True)
         vis.hide_(t, bs, hs, r0, r1, c0, c1)
-        top, best = _row_max(t, "argmax" in names)
+        if edit is not None and edit.sigmoid is not None:
+            p = t.add_(edit.sigmoid).sigmoid_()
+            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
+            out[bs, hs, r0:r1] = sums[..., :d_v]
+            lse[bs, hs, r0:r1] = sums[..., d_v].log()
+            continue
+        top, best = row_max(t, "argmax" in names and not final, _ARGMAX_BLOCK)
         empty = top <= FLOOR
         shift = top.clamp_min(FLOOR) if sink is None else torch.maximum(top, sink)
         t.sub_(shift[..., None])
         p = torch.exp(t, out=buffers.get("p", nb, heads, n, width)) if keep_t else t.exp_()
 
+        if rule:
+            assert edit is not None
+            masses = edit.masses(p, c0, c1)
+            mass = masses.sum(-1)
+            extra = torch.zeros_like(mass) if sink is None else torch.exp(sink - shift)
+            total = mass + extra
+            per = torch.where(empty, 0.0, 1.0 / total)[..., None]
+            factor = edit.factors(masses * per, extra[..., None] * per, r0, r1)
+            edit.scale_(p, factor, c0, c1, buffers.get("p", nb, heads, n, width))
         if "distance" in names and not two_sided:
             values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(dtype)
         sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
-        mass = sums[..., d_v + groups]
-        total = mass if sink is None else mass + torch.exp(sink - shift)
+        if not rule:
+            mass = sums[..., d_v + groups]
+            total = mass if sink is None else mass + torch.exp(sink - shift)
         inverse = torch.where(empty, 0.0, 1.0 / total)
         out[bs, hs, r0:r1] = sums[..., :d_v] * inverse[..., None]
         lse[bs, hs, r0:r1] = torch.where(empty, -torch.inf, shift + total.log())
 
         # From here on: statistics, 0 for rows that are padding.
-        counted = real[:, None, r0:r1]
+        counted, at = real[:, None, r0:r1], Chunk(bs, hs, r0, r1, c0, c1)
+        if final:
+            assert edit is not None
+            p.mul_(inverse[..., None])
+            edit.blend_(p, r0, r1, c0, c1)
+            shown = edit.shown(p, bs, hs, r0, r1, c0, c1)
+            from_weights(p, shown, counted, values[:, c0:c1, d_v : d_v + groups], row_sets, request, vis, at, stats)
+            continue
         inverse = inverse * counted
         share = mass * inverse
         if groups:
@@ -261,87 +275,13 @@ def _run_block(
             stats["entropy"][bs, hs, r0:r1] = torch.where(empty, 0.0, total.log() * share) - product * inverse
         if "distance" in names:
             stats["distance"][bs, hs, r0:r1] = (
-                _two_sided_distance(p, t, vis, r0, r1, c0, c1) * inverse
+                two_sided_distance(p, t, vis, at) * inverse
                 if two_sided
                 else torch.arange(n, device=q.device) * share - sums[..., d_v + groups + 1] * inverse
             )
         if "capped_distance" in names:
-            near = _nearness(p, vis, request.cap, r0, r1, c0, c1)
+            near = nearness(p, vis, request.cap, at)
             stats["capped_distance"][bs, hs, r0:r1] = request.cap * share - near * inverse
         for name, index in request.pairs.items():
-            stats[f"pair_mass:{name}"][bs, hs, r0:r1] = _picked(p, index, bs, r0, r1, c0, c1) * inverse
-        _receive(p, inverse, row_sets, request, vis, block, r0, r1, c0, c1, stats)
-
-
-def _two_sided_distance(p: Tensor, scratch: Tensor, vis: Visibility, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-    """Σ p·|q − k|. Without causality |q − k| is not linear in k, so it takes an element-wise product."""
-    distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(c0, c1)).abs().to(p.dtype)
-    return torch.mul(p, distance, out=scratch).sum(-1)
-
-
-def _nearness(p: Tensor, vis: Visibility, cap: int, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-    """Σ p·(cap − |q − k|)⁺: only keys nearer than cap count, a band along the diagonal; min(d, cap) is cap less it."""
-    offset = vis.mask.q_start - vis.mask.k_start
-    a, b = max(c0, r0 + offset - cap + 1), min(c1, r1 + offset + cap - 1)
-    if a >= b:
-        return p.new_zeros(p.shape[:3])
-    if vis.mask.causal and r0 + offset - cap + 1 >= c0 and r1 + offset <= c1 and p.is_contiguous():
-        # Away from the edges each row's last `cap` keys are a skewed view of p: no mask, no copy.
-        batch, heads, n, width = p.shape
-        first = p.storage_offset() + r0 + offset - cap + 1 - c0
-        near = p.as_strided((batch, heads, n, cap), (heads * n * width, n * width, width + 1, 1), first)
-        return near @ torch.arange(1, cap + 1, dtype=p.dtype, device=p.device)
-    distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(a, b)).abs().to(p.dtype)
-    return (p[..., a - c0 : b - c0] * (cap - distance).clamp_min_(0)).sum(-1)
-
-
-def _picked(p: Tensor, index: Tensor, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-    """Σ p over the listed columns; index (batch or 1, queries or 1, m)."""
-    index = (index[bs] if index.shape[0] > 1 else index).to(p.device)
-    index = (index[:, r0:r1] if index.shape[1] > 1 else index)[:, None]
-    inside = (index >= c0) & (index < c1)
-    column = (index - c0).clamp(0, c1 - c0 - 1).expand(*p.shape[:3], -1)
-    return (p.gather(-1, column) * inside).sum(-1)
-
-
-def _receive(
-    p: Tensor,
-    inverse: Tensor,
-    row_sets: dict[str, Tensor],
-    request: Request,
-    vis: Visibility,
-    block: _Block,
-    r0: int,
-    r1: int,
-    c0: int,
-    c1: int,
-    stats: dict[str, Tensor],
-) -> None:
-    """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice of columns. The
-    largest weight of a column needs a pass over A itself."""
-    heads, n, offset = p.shape[1], r1 - r0, vis.mask.q_start - vis.mask.k_start
-    plain = [n for n, question in request.received.items() if question.band is None and question.reduce != "max"]
-    if plain:
-        sets = torch.stack([row_sets[name][:, r0:r1] for name in plain], dim=1)
-        weight = inverse[:, :, None] * sets[:, None]  # (batch, heads, sets, rows)
-        sums = torch.bmm(weight.reshape(-1, len(plain), n), p.view(-1, n, c1 - c0)).view(-1, heads, len(plain), c1 - c0)
-        for i, name in enumerate(plain):
-            stats[f"received:{name}"][block.bs, block.hs, c0:c1] += sums[:, :, i]
-    for name, question in request.received.items():
-        if name in plain:
-            continue
-        a, b = c0, c1
-        if question.band is not None:
-            low, high = question.band
-            a, b = max(c0, r0 + offset - high), min(c1, r1 + offset - low)
-        if a >= b:
-            continue
-        weight = inverse * row_sets[name][:, None, r0:r1]
-        inside = p[..., a - c0 : b - c0]
-        if question.band is not None:
-            inside = inside * vis.band(question.band, r0, r1, a, b)
-        column = stats[f"received:{name}"][block.bs, block.hs, a:b]
-        if question.reduce == "max":
-            column.copy_(torch.maximum(column, (inside * weight[..., None]).amax(-2)))
-        else:
-            column += (weight[:, :, None] @ inside)[:, :, 0]
+            stats[f"pair_mass:{name}"][bs, hs, r0:r1] = picked(p, index, at) * inverse
+        receive(p, inverse, row_sets, request, vis, at, stats)

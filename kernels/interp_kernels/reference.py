@@ -7,24 +7,34 @@ from torch import Tensor
 
 from .masking import Visibility, bias_visible, compute_dtype
 from .spec import Mask, Request, Result
+from .steer import Steer, factors
+from .steered import refuse
 
 
 def _logits(
-    q: Tensor, k: Tensor, *, mask: Mask, scale: float, softcap: float | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Visibility]:
-    """Logits (batch, heads, queries, keys), −inf where unseen; visible, same shape, bool."""
+    q: Tensor, k: Tensor, *, mask: Mask, scale: float, softcap: float | None, dtype: torch.dtype, steer: Steer
+) -> tuple[Tensor, Tensor, Tensor, Visibility]:
+    """Logits (batch, heads, queries, keys), −inf where unseen or hidden by the edit's bias; visible by the mask, and
+    shown (not hidden by the bias either), same shape, bool; the prepared mask."""
     batch, heads, lq, _ = q.shape
     lk = k.shape[2]
     keys = k.to(dtype).repeat_interleave(heads // k.shape[1], dim=1)
     logits = scale * (q.to(dtype) @ keys.transpose(-1, -2))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
+    if steer.temper is not None:
+        logits = logits * steer.temper.to(logits)[..., None]
     vis = Visibility(mask, batch, heads, lq, lk, q.device)
     visible = vis.visible(slice(None), slice(None), 0, lq, 0, lk).expand(logits.shape)
     if mask.dense is not None and mask.dense.dtype != torch.bool:
         bias = mask.dense.to(q.device)
         logits = logits + torch.where(bias_visible(bias), bias, 0).to(dtype)
-    return logits.masked_fill(~visible, -torch.inf), visible, vis
+    shown = visible
+    if steer.bias is not None:
+        kept = bias_visible(steer.bias.to(q.device))[:, :, None]
+        logits = logits + torch.where(kept, steer.bias.to(q.device)[:, :, None], 0).to(dtype)
+        shown = visible & kept
+    return logits.masked_fill(~shown, -torch.inf), visible, shown, vis
 
 
 def _softmax(logits: Tensor, visible: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -39,6 +49,49 @@ def _softmax(logits: Tensor, visible: Tensor, sinks: Tensor | None) -> tuple[Ten
     return a.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, -torch.inf)
 
 
+def _sigmoid(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """A = σ(logits + offset), which is 0 at −inf, and ln Σ_k A."""
+    a = torch.sigmoid(logits + offset)
+    total = a.sum(-1)
+    return a, torch.where(total > 0, total, 1).log().masked_fill(total == 0, -torch.inf)
+
+
+def _edited(a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer) -> Tensor:
+    """The edit's rule, then its blend, on A (batch, heads, queries, keys); sink (batch, heads, queries, 1)."""
+    if steer.rule is not None:
+        labels = steer.labels_of(vis.lk, a.device).expand(*a.shape[:2], -1)
+        mass = a @ torch.nn.functional.one_hot(labels, steer.rule.groups).to(a)  # (batch, heads, queries, groups)
+        a = a * factors(mass, steer.rule, sink=sink).gather(-1, labels[:, :, None].expand(a.shape))
+    if steer.blend is not None:
+        own = (vis.q_slots(0, vis.lq)[:, None] == vis.k_slots(0, vis.lk)) & visible
+        u = steer.blend.to(a)[:, None, None] * own.any(-1, keepdim=True)
+        a = (1 - u) * a + u * own
+    return a
+
+
+def _weights(
+    q: Tensor,
+    k: Tensor,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    steer: Steer | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Visibility]:
+    """A after all of the edit, lse, visible by the mask, what an index may name, and the prepared mask."""
+    steer = steer or Steer()
+    logits, visible, shown, vis = _logits(q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype, steer=steer)
+    a, lse = _softmax(logits, shown, sinks) if steer.sigmoid is None else _sigmoid(logits, steer.sigmoid)
+    sink = torch.zeros_like(lse)
+    if sinks is not None:
+        empty = lse == -torch.inf
+        sink = torch.exp(sinks.to(lse)[None, :, None] - lse.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
+    a = _edited(a, sink[..., None], visible, vis, steer)
+    return a, lse, visible, shown | (visible & (a > 0)), vis
+
+
 def weights(
     q: Tensor,
     k: Tensor,
@@ -47,10 +100,11 @@ def weights(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    steer: Steer | None = None,
 ) -> Tensor:
-    """A (batch, heads, queries, keys): exp(logit − lse), 0 where unseen. For tests and tiny inputs: it is L × L."""
-    logits, visible, _ = _logits(q, k, mask=mask, scale=scale, softcap=softcap, dtype=compute_dtype(q, k))
-    return _softmax(logits, visible, sinks)[0]
+    """A (batch, heads, queries, keys): exp(logit − lse), edited, 0 where unseen. For tests and tiny inputs: L × L."""
+    dtype = compute_dtype(q, k)
+    return _weights(q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype)[0]
 
 
 def attention(
@@ -63,31 +117,40 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
+    steer: Steer | None = None,
 ) -> Result:
-    """out = A V with q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v)."""
+    """out = gain·A V with q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v)
+    and A as edited."""
+    refuse(steer or Steer(), sinks, request or Request())
     dtype = compute_dtype(q, k, v)
-    logits, visible, vis = _logits(q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype)
-    a, lse = _softmax(logits, visible, sinks)
+    a, lse, visible, shown, vis = _weights(
+        q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype
+    )
     out = a @ v.to(dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    if steer is not None and steer.gain is not None:
+        out = out * steer.gain.to(out)[..., None]
     with torch.no_grad():
-        stats = statistics(a, visible, vis, request or Request())
+        stats = statistics(a, visible, vis, request or Request(), shown)
     return Result(out.to(v.dtype), lse, stats)
 
 
-def statistics(a: Tensor, visible: Tensor, vis: Visibility, request: Request) -> dict[str, Tensor]:
-    """Every requested statistic from the whole A, one line of definition each."""
+def statistics(
+    a: Tensor, visible: Tensor, vis: Visibility, request: Request, shown: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Every requested statistic from the whole A, one line of definition each. visible: who counts for whom; shown:
+    the keys that an index may name, `visible` if not given."""
     stats: dict[str, Tensor] = {}
     batch, heads, lq, lk = a.shape
     rows = vis.row_set()[:, None, :, None]
-    a, visible = a * rows, visible & rows
+    a, visible, shown = a * rows, visible & rows, (visible if shown is None else shown) & rows
     distance = (vis.q_slots(0, lq)[:, None] - vis.k_slots(0, lk)).abs().to(a.dtype)
     if "entropy" in request.names:
         stats["entropy"] = torch.special.entr(a).sum(-1)
     if "max" in request.names:
         stats["max"] = a.amax(-1)
     if "argmax" in request.names:
-        best = a.masked_fill(~visible, -1.0).argmax(-1)
-        stats["argmax"] = best.masked_fill(~visible.any(-1), -1)
+        best = a.masked_fill(~shown, -1.0).argmax(-1)
+        stats["argmax"] = best.masked_fill(~shown.any(-1), -1)
     if "distance" in request.names:
         stats["distance"] = (a * distance).sum(-1)
     if "capped_distance" in request.names:
@@ -113,10 +176,18 @@ def statistics(a: Tensor, visible: Tensor, vis: Visibility, request: Request) ->
         stats[f"received_count:{name}"] = count if per_head else count[:, :1]
     if request.topk:
         n = min(request.topk, lk)
-        prob, index = a.masked_fill(~visible, -1.0).topk(n, dim=-1)
+        prob, index = a.masked_fill(~shown, -1.0).topk(n, dim=-1)
         stats["topk_index"] = torch.nn.functional.pad(index.masked_fill(prob < 0, -1), (0, request.topk - n), value=-1)
         stats["topk_prob"] = torch.nn.functional.pad(prob.clamp_min(0), (0, request.topk - n))
+        choose_rows(stats, request)
     return stats
+
+
+def choose_rows(stats: dict[str, Tensor], request: Request) -> None:
+    """Keeps the top-k keys of `request.topk_rows` only."""
+    if request.topk_rows is not None:
+        for name in ("topk_index", "topk_prob"):
+            stats[name] = stats[name].index_select(2, request.topk_rows.to(stats[name].device))
 
 
 def pick(received: Tensor, keys: Tensor | None) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 MAX_GROUPS = 8
 MAX_TESTS = 4
+#: Receivers that hold less of a row are as good as invisible: dividing by it would overflow float32.
+NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class Rule:
 
         w_g = keep_g·P_g + receive_g·P_g / (Σ_r receive_r·P_r) · Σ_g (1 − keep_g)·P_g        A' = A·w_g/P_g
 
-    What `keep` takes away is shared out in proportion to receive·P. A row none of whose receivers is visible stays
-    as it is; without `receive` (or all 0) the mass is gone. ACT: keep (1, β), receive (1, 0).
+    What `keep` takes away is shared out in proportion to receive·P. A row none of whose receivers is visible (holds
+    more than 1e-30) stays as it is; without `receive` (or all 0) the mass is gone. ACT: keep (1, β), receive (1, 0).
     With ``renormalise`` (and no `receive`): w_g = keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits.
 
     keep, receive: (heads or 1, groups). tests (tests, groups), bounds (tests,): the rule applies to rows where
@@ -43,12 +45,17 @@ class Steer:
 
     1. logits = temper · softcap(scale·q·k) + bias: ``temper`` (batch or 1, heads or 1, queries or 1), ``bias``
        (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and renormalises.
-    2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule nor sinks then).
+    2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule, sinks nor
+       statistics then, and the log-sum-exp is ln Σ_k σ).
     3. ``rule`` over the groups that ``labels`` (batch or 1, heads or 1, keys), ints in 0 … groups − 1, or ``spans``
        ((start, stop, group) of key columns, known on the host; elsewhere group 0) define. Group 0 owns the main loop
        of the fused route: give it to most keys.
-    4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG).
+    4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG); a row that does not see its
+       own key by the mask stays as it is.
     5. ``gain`` (batch or 1, heads or 1, queries or 1) on the output; no part of A.
+
+    The log-sum-exp is that of step 2; statistics are of A after step 4 (counts of queries go by the mask alone). A
+    row all of whose keys the bias hides has weights 0 (but for the blend) and log-sum-exp −inf.
     """
 
     temper: Tensor | None = None
@@ -70,6 +77,20 @@ class Steer:
         if self.rule is not None:
             found += [self.rule.keep, self.rule.receive]
         return [t for t in found if t is not None]
+
+    def to(self, device: torch.device) -> Steer:
+        """The same with its tensors on `device`."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device)
+
+        rule = self.rule
+        if rule is not None:
+            receive, tests, bounds, rows = move(rule.receive), move(rule.tests), move(rule.bounds), move(rule.rows)
+            rule = Rule(rule.keep.to(device), receive, rule.renormalise, tests, bounds, rows)
+        temper, bias, labels = move(self.temper), move(self.bias), move(self.labels)
+        blend, gain = move(self.blend), move(self.gain)
+        return Steer(temper, bias, self.sigmoid, labels, self.spans, rule, blend, gain)
 
     def labels_of(self, keys: int, device: torch.device) -> Tensor:
         """(batch or 1, heads or 1, keys) int64 group of each key, from labels or spans."""
@@ -137,15 +158,16 @@ def _fits(value: Tensor, shape: tuple[int, ...], broadcast: range) -> bool:
     return value.ndim == len(shape) and all(have == want or (have == 1 and i in broadcast) for i, (have, want) in sizes)
 
 
-def factors(mass: Tensor, rule: Rule, rows: Tensor | None = None) -> Tensor:
+def factors(mass: Tensor, rule: Rule, rows: Tensor | None = None, sink: Tensor | None = None) -> Tensor:
     """w_g / P_g, (batch, heads, queries, groups), from masses of that shape: A' = A·factor of the key's group.
 
-    Defined where P_g = 0 too. rows (batch, queries) bool overrides rule.rows (a slice of it, say).
+    Defined where P_g = 0 too. rows (batch, queries) bool overrides rule.rows (a slice of it, say). sink (batch, heads,
+    queries, 1): the sink logit's share; if not given 1 − Σ P, which is only rounding where all that is kept is small.
     """
     keep = rule.keep.to(mass)[None, :, None]  # (1, heads or 1, 1, groups)
     kept = (keep * mass).sum(-1, keepdim=True)
     if rule.renormalise:
-        total = kept + (1 - mass.sum(-1, keepdim=True)).clamp_min(0)  # the rest is a sink logit's share
+        total = kept + ((1 - mass.sum(-1, keepdim=True)).clamp_min(0) if sink is None else sink)
         new = torch.where(total > 0, keep / torch.where(total > 0, total, 1), torch.zeros_like(mass))
     elif rule.receive is None:
         new = keep.expand_as(mass)
@@ -153,9 +175,9 @@ def factors(mass: Tensor, rule: Rule, rows: Tensor | None = None) -> Tensor:
         receive = rule.receive.to(mass)[None, :, None]
         shared = (receive * mass).sum(-1, keepdim=True)
         freed = ((1 - keep) * mass).sum(-1, keepdim=True)
-        moved = keep + receive * freed / torch.where(shared > 0, shared, 1)
+        moved = keep + receive * freed / torch.where(shared > NOTHING, shared, 1)
         nobody = (receive == 0).all(-1, keepdim=True)  # this head drops the mass
-        new = torch.where((shared > 0) | nobody, moved, torch.ones_like(mass))
+        new = torch.where((shared > NOTHING) | nobody, moved, torch.ones_like(mass))
     return torch.where(applies(mass, rule, rows), new, torch.ones_like(mass))
 
 

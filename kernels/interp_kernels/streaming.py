@@ -1,6 +1,7 @@
 """Attention and its statistics in O(L · chunk) memory: any device, any mask, differentiable.
 
-`choose` says which of two ways a call goes: the vendor's fused call (plus a few exp(q·k − lse) for `pair_mass`), or
+`choose` says which of three ways a call goes: the vendor's fused call (plus a few exp(q·k − lse) for `pair_mass`); for
+an edit's rule over spans of keys a few vendor calls on parts of the square, merged by their log-sum-exps (`spans`); or
 chunks of query rows over the keys they see, where one product with [V | labels | 1 | positions] gives most statistics.
 """
 
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import vendor
+from . import spans, vendor
 from .chunked import run_chunks
 from .masking import FLOOR, Visibility, compute_dtype
 from .pairs import pair_mass
 from .spec import Mask, Request, Result
+from .steer import Steer
+from .steered import SteerBlock, finish, refuse, segments
 
 #: Query rows a chunk of the differentiable path.
 _ROWS = 128
+#: More spans of keys than this are a pass over all keys: each is one or two vendor calls and a product with the output.
+_MAX_SEGMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,52 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def _parameters(steer: Steer | None) -> list[Tensor]:
+    return [] if steer is None else steer.tensors
+
+
 def choose(
-    q: Tensor, k: Tensor, v: Tensor, vis: Visibility, softcap: float | None, sinks: Tensor | None, request: Request
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vis: Visibility,
+    softcap: float | None,
+    sinks: Tensor | None,
+    request: Request,
+    steer: Steer | None = None,
 ) -> Route:
     shape, why = vendor.shape_of(vis, q, k, v, softcap)
-    if shape and not request.cheap:
+    if not shape:
+        return Route("", f"because {why}")
+    if steer and (refusal := _needs_chunks(q, k, v, vis, sinks, request, steer)):
+        return Route("", refusal)
+    if not request.cheap:
         wanted = sorted(request.names - {"pair_mass"}) + ["received"] * bool(request.received)
         return Route("", f"{', '.join(wanted + ['topk'] * bool(request.topk))} need a pass over all keys")
-    if shape and _needs_grad(q, k, v, sinks) and (shape == "prefix" or sinks is not None):
+    if _needs_grad(q, k, v, sinks) and (shape == "prefix" or sinks is not None):
         return Route("", "the vendor's log-sum-exp has no gradient and merging needs one")
-    return Route(shape, why if shape else f"because {why}")
+    return Route(shape, why)
+
+
+def _needs_chunks(
+    q: Tensor, k: Tensor, v: Tensor, vis: Visibility, sinks: Tensor | None, request: Request, steer: Steer
+) -> str:
+    """Why the edit needs a pass over all keys, "" if vendor calls serve it."""
+    if steer.sigmoid is not None:
+        return "steer.sigmoid is no softmax"
+    if steer.temper is not None or steer.bias is not None:
+        return f"steer.{'bias' if steer.temper is None else 'temper'} changes the logits"
+    if request and (steer.rule is not None or steer.blend is not None):
+        return "statistics of edited weights need a pass over all keys"
+    if steer.rule is None:
+        return ""
+    if steer.labels is not None:
+        return "a rule over scattered keys needs a pass over all keys"
+    if len(segments(steer.spans, vis.lk)) > _MAX_SEGMENTS:
+        return f"the spans cut the keys into more than {_MAX_SEGMENTS} segments"
+    if _needs_grad(q, k, v, sinks, steer.rule.keep, steer.rule.receive):
+        return "the vendor's log-sum-exp has no gradient and merging by a rule needs one"
+    return ""
 
 
 def attention(
@@ -56,40 +97,59 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
+    steer: Steer | None = None,
 ) -> Result:
     """As `reference.attention`; never holds a (queries, keys) matrix. Gradients flow through `out` (not `lse`, where
     the vendor computes it); statistics are computed without gradients, in a pass of their own if some are needed."""
     request = request or Request()
-    if _needs_grad(q, k, v, sinks, mask.dense) and request:
-        result = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks)
+    refuse(steer or Steer(), sinks, request)
+    if _needs_grad(q, k, v, sinks, mask.dense, *_parameters(steer)) and request:
+        result = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer)
         with torch.no_grad():
-            seen = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request)
+            seen = attention(
+                q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer
+            )
         return Result(result.out, result.lse, seen.stats)
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    route = choose(q, k, v, vis, softcap, sinks, request)
+    route = choose(q, k, v, vis, softcap, sinks, request, steer)
     if not route.shape:
-        if _needs_grad(q, k, v, sinks, mask.dense):
-            return _differentiable(q, k, v, vis, scale, softcap, sinks)
+        if _needs_grad(q, k, v, sinks, mask.dense, *_parameters(steer)):
+            return _differentiable(q, k, v, vis, scale, softcap, sinks, steer)
         with torch.no_grad():
-            return run_chunks(q, k, v, vis=vis, scale=scale, softcap=softcap, sinks=sinks, request=request)
-    out, lse = vendor.attend(q, k, v, vis=vis, shape=route.shape, scale=scale)
-    if sinks is not None:
-        out, lse = vendor.add_sink(out, lse, sinks)
+            return run_chunks(q, k, v, vis=vis, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer)
+    if steer and steer.rule is not None:
+        with torch.no_grad():
+            out, lse = spans.attend(
+                q, k, v, vis=vis, scale=scale, segments=segments(steer.spans, vis.lk), rule=steer.rule, sinks=sinks,
+                causal=route.shape != "full", flash=vendor.flash(scale),
+            )  # fmt: skip
+    else:
+        out, lse = vendor.attend(q, k, v, vis=vis, shape=route.shape, scale=scale)
+        if sinks is not None:
+            out, lse = vendor.add_sink(out, lse, sinks)
     stats = {}
     with torch.no_grad():
         for name, index in request.pairs.items():
             stats[f"pair_mass:{name}"] = pair_mass(q, k, lse, index, vis=vis, scale=scale)
-    return Result(out, lse, stats)
+    return Result(finish(out, v, vis, steer) if steer else out, lse, stats)
 
 
 def _differentiable(
-    q: Tensor, k: Tensor, v: Tensor, vis: Visibility, scale: float, softcap: float | None, sinks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vis: Visibility,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    steer: Steer | None = None,
 ) -> Result:
     """Chunks of rows under activation checkpointing, so that the backward pass is O(L · chunk) as well."""
     dtype = compute_dtype(q, k, v)
     batch, heads, lq, d = q.shape
     kv_heads = k.shape[1]
     everything = slice(None)
+    edit = SteerBlock(steer, vis, everything, everything, dtype) if steer else None
 
     def rows(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, r0: int, r1: int) -> tuple[Tensor, Tensor]:
         c0, c1 = vis.span(r0, r1)
@@ -100,35 +160,69 @@ def _differentiable(
         s = (queries @ k[:, :, c0:c1].to(dtype).transpose(-1, -2)).reshape(batch, heads, n, width)
         if softcap is not None:
             s = softcap * torch.tanh(s / softcap)
+        if edit is not None:
+            s = edit.logits(s, r0, r1, c0, c1, in_place=False)
         s = vis.hide_(s, everything, everything, r0, r1, c0, c1)
+        if edit is not None and edit.sigmoid is not None:
+            p = torch.sigmoid(s + edit.sigmoid)
+            total = p.sum(-1)
+            lse = torch.where(total > 0, total, 1).log().masked_fill(total == 0, -torch.inf)
+            return weighted(p, v, c0, c1), lse
         top = s.detach().amax(-1) if width else s.new_full(s.shape[:3], FLOOR)
         top = top.clamp_min(FLOOR)
         empty = top <= FLOOR
         if sinks is not None:
             top = torch.maximum(top, sinks.detach().to(dtype)[None, :, None])
         p = torch.exp(s - top[..., None])
-        total = p.sum(-1)
-        if sinks is not None:
-            total = total + torch.exp(sinks.to(dtype)[None, :, None] - top)
-        total = total.masked_fill(empty, 1.0)
-        out = (p.reshape(batch, kv_heads, side, width) @ v[:, :, c0:c1].to(dtype)).reshape(batch, heads, n, -1)
-        return out / total[..., None], (top + total.log()).masked_fill(empty, -torch.inf)
+        extra = torch.zeros_like(top) if sinks is None else torch.exp(sinks.to(dtype)[None, :, None] - top)
+        total = (p.sum(-1) + extra).masked_fill(empty, 1.0)
+        if edit is not None and edit.rule is not None and width:
+            masses = edit.masses(p, c0, c1) / total[..., None]
+            p = edit.scale(p, edit.factors(masses, (extra / total)[..., None], r0, r1), c0, c1)
+        return weighted(p, v, c0, c1) / total[..., None], (top + total.log()).masked_fill(empty, -torch.inf)
+
+    def weighted(p: Tensor, v: Tensor, c0: int, c1: int) -> Tensor:
+        n = p.shape[2]
+        out = p.reshape(batch, kv_heads, heads // kv_heads * n, c1 - c0) @ v[:, :, c0:c1].to(dtype)
+        return out.reshape(batch, heads, n, v.shape[3])
 
     parts = [
         checkpoint(rows, q, k, v, sinks, r0, min(r0 + _ROWS, lq), use_reentrant=False) for r0 in range(0, lq, _ROWS)
     ]
     out, lse = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-    return Result(out.to(v.dtype), lse)
+    return Result((finish(out, v, vis, steer) if steer else out).to(v.dtype), lse)
 
 
 def explain_route(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Mask, softcap: float | None, sinks: Tensor | None, request: Request
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Mask,
+    softcap: float | None,
+    sinks: Tensor | None,
+    request: Request,
+    steer: Steer | None = None,
 ) -> str:
     """One line: which way `attention` would go, and why."""
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    route = choose(q, k, v, vis, softcap, sinks, request)
+    route = choose(q, k, v, vis, softcap, sinks, request, steer)
     if not route.shape:
         return f"streaming: chunked, {route.why}"
     extra = " + exp(q·k − lse) over listed keys" if request.pairs else ""
-    calls = "two vendor SDPA calls merged by log-sum-exp" if route.shape == "prefix" else "vendor SDPA"
+    if steer:
+        extra += "".join(f" + {name}" for name in ("blend", "gain") if getattr(steer, name) is not None)
+    if steer and steer.rule is not None:
+        cut = segments(steer.spans, vis.lk)
+        plan = [(s, e) for _, _, _, s, e, _ in spans.pieces(cut, vis, route.shape != "full")]
+        wide = sum(e - s > spans.NARROW for s, e in plan)
+        counts = [(wide, "vendor SDPA call"), (len(plan) - wide, "small product")]
+        calls = " and ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n)
+        calls += " merged by log-sum-exp and the rule"
+    else:
+        calls = _plain_calls(route)
     return f"streaming: {calls}{' + sink' if sinks is not None else ''}{extra} ({route.why})"
+
+
+def _plain_calls(route: Route) -> str:
+    return "two vendor SDPA calls merged by log-sum-exp" if route.shape == "prefix" else "vendor SDPA"

@@ -7,17 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .masking import FLOOR, INVISIBLE, Visibility
+from .spans import Flash
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def shape_of(vis: Visibility, q: Tensor, k: Tensor, v: Tensor, softcap: float | None) -> tuple[str, str]:
-    """("square" | "full" | "prefix" | "", why): how the call maps on vendor calls, or "" and why it does not.
-
-    square: the causal diagonal of a square; full: every row sees every key; prefix: full on the cached keys, square
-    on the rest, merged by their log-sum-exps. `is_causal` is top-left aligned, so nothing else may use it.
-    """
-    mask, lq, lk = vis.mask, vis.lq, vis.lk
+    """("square" | "full" | "prefix" | "", why): how the call maps on vendor calls, or "" and why it does not."""
+    mask = vis.mask
     if softcap is not None:
         return "", "of soft-capped logits"
     if mask.dense is not None:
@@ -26,6 +23,16 @@ def shape_of(vis: Visibility, q: Tensor, k: Tensor, v: Tensor, softcap: float | 
         return "", f"no vendor call with a log-sum-exp is wired on {q.device.type}"
     if q.dtype not in _DTYPES or not q.dtype == k.dtype == v.dtype:
         return "", f"of the dtypes {q.dtype}, {k.dtype}, {v.dtype}"
+    return geometry(vis)
+
+
+def geometry(vis: Visibility) -> tuple[str, str]:
+    """As `shape_of`, by causality, window and offsets alone; any device.
+
+    square: the causal diagonal of a square; full: every row sees every key; prefix: full on the cached keys, square
+    on the rest, merged by their log-sum-exps. `is_causal` is top-left aligned, so nothing else may use it.
+    """
+    mask, lq, lk = vis.mask, vis.lq, vis.lk
     if not lq or not lk:
         return "", "there are no queries or no keys"
     first, last = mask.q_start - mask.k_start, mask.q_start - mask.k_start + lq - 1  # slots relative to column 0
@@ -64,6 +71,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, vis: Visibility, shape: str, scal
         empty = (vis.row_counts() == 0)[:, None]
         out, lse = out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, -torch.inf)
     return out[..., :d_v], lse
+
+
+def flash(scale: float) -> Flash:
+    """The fused call as `spans` wants it."""
+    return lambda q, k, v, causal, keys: _call(q, k, v, keys, scale, causal=causal)
 
 
 def _call(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, scale: float, *, causal: bool) -> tuple[Tensor, Tensor]:

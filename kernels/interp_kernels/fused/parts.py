@@ -15,10 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import steer
+
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
 HIDDEN = tl.constexpr(-1e30)
 FLOOR = tl.constexpr(-1e29)
+NOTHING = tl.constexpr(steer.NOTHING)
 
 #: True in a process that runs kernels through Triton's interpreter, on the CPU.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -42,7 +45,7 @@ def dot(a, b, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
 def soft_cap(s, cap):
     """cap·tanh(s / cap), s and cap in base-2 units. tanh from exp2: it saturates at ±1 and never overflows to NaN."""
     # tanh(x) = 1 − 2 / (1 + e^{2x}); with s = x·cap, e^{2x} = 2^{2·log2(e)·s/cap}
-    e = tl.exp2(tl.minimum(2.885390081777927 * s / cap, 126.0))
+    e = tl.exp2(tl.minimum(s * (2.885390081777927 / cap), 126.0))  # a division of scalars, outside the loops
     return cap * (1.0 - 2.0 / (1.0 + e))
 
 

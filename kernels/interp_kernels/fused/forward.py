@@ -1,0 +1,207 @@
+"""Launching the forward kernel: one state (output, log-sum-exp) and the statistics asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import configs
+from .configs import Config
+from .forward_kernel import forward_kernel
+from .parts import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, strides
+
+#: Statistics this kernel gives, in the order of its outputs.
+NAMES = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
+
+
+@dataclass
+class State:
+    """Normalised output (batch, heads, queries, d_v) over some keys, and their log-sum-exp (batch, heads, queries)."""
+
+    out: Tensor
+    lse: Tensor
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Which keys a state is over: all of them, those that `keep` (batch or 1, heads or 1, keys) marks, or the first
+    `counts` (batch, heads) of the ascending columns `lists` (batch, heads, n) int32. `ends` (batch, 2) int32: no kept
+    key stands before or after."""
+
+    keep: Tensor | None = None
+    ends: Tensor | None = None
+    lists: Tensor | None = None
+    counts: Tensor | None = None
+
+    @staticmethod
+    def padding(keys: Tensor | None) -> Keys:
+        """The real tokens of (batch, keys) bool; None: all."""
+        if keys is None:
+            return Keys()
+        n = keys.shape[1]
+        order = torch.arange(n, device=keys.device)
+        start = torch.where(keys, order, n).amin(1) if n else keys.new_zeros(keys.shape[0], dtype=torch.long)
+        stop = torch.where(keys, order + 1, 0).amax(1) if n else start
+        return Keys(keys[:, None].contiguous(), torch.stack([start, stop], 1).to(torch.int32))
+
+    def group(self, labels: Tensor, group: int, batch: int, heads: int) -> Keys:
+        """Those of them that `labels` (batch or 1, heads or 1, keys) puts into `group`; 0, the largest, by mask and
+        the others as lists. Nothing here waits for the device."""
+        chosen = labels == group
+        if self.keep is not None:
+            chosen = chosen & self.keep
+        if group == 0:
+            ends = self.ends
+            if ends is None:
+                ends = torch.tensor([[0, labels.shape[-1]]], dtype=torch.int32, device=labels.device).repeat(batch, 1)
+            return Keys(chosen, ends)
+        n = labels.shape[-1]
+        place = torch.where(chosen, chosen.long().cumsum(-1) - 1, n)  # n: a column past the end, cut off again
+        columns = torch.arange(n, dtype=torch.int32, device=labels.device).expand_as(place)
+        lists = torch.zeros(*place.shape[:2], n + 1, dtype=torch.int32, device=labels.device)
+        lists = lists.scatter_(-1, place, columns)[..., :n]
+        counts = chosen.sum(-1, dtype=torch.int32)
+        return Keys(lists=lists.expand(batch, heads, n), counts=counts.expand(batch, heads).contiguous())
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    causal: bool,
+    offset: int,
+    window: int | None = None,
+    keys: Keys = Keys(),
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    temper: Tensor | None = None,
+    bias: Tensor | None = None,
+    sigmoid: float | None = None,
+    names: Sequence[str] = (),
+    labels: Tensor | None = None,
+    n_groups: int = 0,
+    cap: int = 10,
+    real: Tensor | None = None,
+) -> State:
+    """Attention over `keys`: softmax(temper·softcap(scale·q·k) + bias)·v, row i standing at column i + offset.
+
+    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v) in any layout. lse is
+    natural, −inf where a row sees nothing. names: of `NAMES`; real (batch, queries) bool: rows that statistics count.
+    """
+    asked = [name for name in NAMES if name in names]
+    out, lse, *found = _forward(
+        q, k, v, keys.keep, keys.ends, keys.lists, keys.counts, real, sinks, temper, bias, labels,
+        scale, causal, offset, window, softcap, sigmoid, " ".join(asked), n_groups, cap,
+    )  # fmt: skip
+    return State(out, lse, dict(zip(asked, found, strict=True)))
+
+
+def _outputs(q: Tensor, v: Tensor, names: str, n_groups: int) -> list[Tensor]:
+    batch, heads, lq, _ = q.shape
+    # the layout of q, so that a model's (batch, queries, heads, d) view of the output is contiguous again
+    out = v.new_empty(batch, lq, heads, v.shape[3]).transpose(1, 2)
+    made = [out, q.new_empty(batch, heads, lq, dtype=torch.float32)]
+    for name in names.split():
+        kind = torch.int64 if name == "argmax" else torch.float32
+        shape = (batch, heads, lq, n_groups) if name == "group_mass" else (batch, heads, lq)
+        made.append(q.new_empty(shape, dtype=kind))
+    return made
+
+
+def _tiles_that_hide(keep: Tensor, size: int) -> Tensor:
+    """(batch or 1, heads or 1, tiles) uint8: some key of the tile is not kept."""
+    padding = -keep.shape[-1] % size
+    return (~torch.nn.functional.pad(keep, (0, padding), value=True)).unflatten(-1, (-1, size)).any(-1).to(torch.uint8)
+
+
+def _features(
+    labels: Tensor | None, groups: int, position: bool, batch: int, lk: int, tile: int, like: Tensor
+) -> Tensor | None:
+    """(batch, keys, 16 or 32): one-hot groups, and last how far a key stands from the middle of its tile."""
+    if not groups and not position:
+        return None
+    size = 16 if groups + position <= 16 else 32
+    kind = torch.float32 if like.dtype == torch.float32 else torch.float16
+    made = torch.zeros(batch, lk, size, dtype=kind, device=like.device)
+    if groups:
+        assert labels is not None
+        made[..., :groups] = labels[..., None] == torch.arange(groups, device=like.device)
+    if position:
+        made[..., -1] = torch.arange(lk, device=like.device) % tile - tile // 2
+    return made
+
+
+@torch.library.custom_op("interp::forward", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    ends: Tensor | None,
+    lists: Tensor | None,
+    counts: Tensor | None,
+    real: Tensor | None,
+    sinks: Tensor | None,
+    temper: Tensor | None,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    scale: float,
+    causal: bool,
+    offset: int,
+    window: int | None,
+    softcap: float | None,
+    sigmoid: float | None,
+    names: str,
+    n_groups: int,
+    cap: int,
+) -> list[Tensor]:
+    made = _outputs(q, v, names, n_groups)
+    if not q.numel():
+        return made
+    batch, heads, lq, d = q.shape
+    n_kv, lk, d_v = k.shape[1], k.shape[2], v.shape[3]
+    out, lse, *found = made
+    stats = dict(zip(names.split(), found, strict=True))
+
+    def launch(config: Config) -> None:
+        dirty = None if keep is None else _tiles_that_hide(keep, config.cols)
+        groups = n_groups if "group_mass" in stats else 0
+        features = _features(labels, groups, "distance" in stats and causal, batch, lk, config.cols, q)
+        forward_kernel[(-(-lq // config.rows) * heads * batch,)](
+            q, k, v, out, lse, *(stats.get(name) for name in NAMES),
+            flags(keep), dirty, ends, flags(real), sinks, temper, bias, features, lists, counts,
+            *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
+            *strides(keep, 3), *strides(dirty, 3)[:2], strides(real, 2)[0], *strides(temper, 3), *strides(bias, 3),
+            *strides(lists, 3)[:2],
+            lq, lk, offset, window or 0, cap, scale * LOG2E, (softcap or 0.0) * LOG2E, (sigmoid or 0.0) * LOG2E,
+            n_kv,
+            GROUP=heads // n_kv, BM=config.rows, BN=config.cols,
+            D=d, DP=padded_dim(d), DV=d_v, DVP=padded_dim(d_v),
+            CAUSAL=causal, WINDOW=window is not None, KEEP=keep is not None, LISTED=lists is not None,
+            SINK=sinks is not None, SOFTCAP=softcap is not None, TEMPER=temper is not None, BIAS=bias is not None,
+            SIGMOID=sigmoid is not None, REAL=real is not None,
+            ENTROPY="entropy" in stats, MAX="max" in stats, ARGMAX="argmax" in stats, DISTANCE="distance" in stats,
+            CAPPED="capped_distance" in stats, GROUPS=groups,
+            FEATURES=0 if features is None else features.shape[-1],
+            INTERP=INTERPRETED, PRECISION=precision(q.dtype),
+            num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
+        )  # fmt: skip
+
+    with device_of(q):
+        busy = bool(names) or window is not None or sigmoid is not None
+        default = configs.forward(max(d, d_v), q.dtype, busy, q.device)
+        key = ("forward", q.shape, k.shape, d_v, q.dtype, causal, window, names, softcap is None, q.device)
+        launch(configs.tuned(key, default, configs.CANDIDATES, launch))
+    return made
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
+    return _outputs(q, v, *rest[-3:-1])

@@ -1,0 +1,183 @@
+"""Attention over groups of keys that are spans of columns, from vendor flash calls: grouped attention states.
+
+The columns are cut into segments at the spans' ends. Row r stands at column r + offset, so a segment [s, e) is unseen
+by rows before s − offset, a causal square to the rows that stand in it, and seen whole by later ones: no vendor call
+has an empty row or an offset diagonal. Each call gives a state, the segment's normalised output ô and log-sum-exp. Then
+
+    lse_g = ln Σ_{s in g} e^lse_s      P_g = e^(lse_g − lse)      out = Σ_s factor_g(P) · e^(lse_s − lse) · ô_s
+
+Partition, never subtract: taking one group's share out of a finished output loses all accuracy where that share is
+close to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .masking import FLOOR, INVISIBLE, Visibility
+from .steer import Rule, factors
+
+#: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key; keys (batch, keys)
+#: bool says which are real, None for all. Returns out (batch, heads, queries, d_v) and its natural log-sum-exp (batch,
+#: heads, queries); rows that see no real key may hold anything finite.
+Flash = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], tuple[Tensor, Tensor]]
+
+#: Segments up to this many columns are a plain product and softmax.
+NARROW = 64
+#: Logits of a narrow segment held at a time (elements).
+_BUDGET = 1 << 18
+
+
+@dataclass
+class State:
+    """Rows r0:r1 over one segment of keys: normalised out (batch, heads, rows or 1 (the same for all), d_v) and lse
+    (batch, heads, rows) natural log; 0 and −inf for rows that see none of its keys."""
+
+    r0: int
+    r1: int
+    out: Tensor
+    lse: Tensor
+
+
+def pieces(
+    segments: list[tuple[int, int, int]], vis: Visibility, causal: bool
+) -> Iterator[tuple[int, int, int, int, int, bool]]:
+    """(group, r0, r1, s, e, square): which rows see which columns of each segment; square: along the diagonal, else
+    all of them. `causal` False: every row sees every key."""
+    if not causal:
+        yield from ((group, 0, vis.lq, s, e, False) for s, e, group in segments)
+        return
+    offset = vis.mask.q_start - vis.mask.k_start
+    for start, stop, group in segments:
+        # Columns before the first row's are a cached prefix, seen whole; those after the last row's are unseen.
+        stop = min(stop, offset + vis.lq)
+        if start < min(stop, offset):
+            yield group, 0, vis.lq, start, min(stop, offset), False
+        start = max(start, offset)
+        if start < stop:
+            yield group, start - offset, stop - offset, start, stop, True
+            if stop - offset < vis.lq:
+                yield group, stop - offset, vis.lq, start, stop, False
+
+
+def states(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    vis: Visibility,
+    scale: float,
+    segments: list[tuple[int, int, int]],
+    groups: int,
+    causal: bool,
+    flash: Flash,
+) -> list[list[State]]:
+    """The states of each group over its segments (start, stop, group), which cover all columns once."""
+    found: list[list[State]] = [[] for _ in range(groups)]
+    for group, r0, r1, s, e, square in pieces(segments, vis, causal):
+        rows, keys, values = q[:, :, r0:r1], k[:, :, s:e], v[:, :, s:e]
+        real = None if vis.keys is None or _unpadded(vis, s, e) else vis.keys[:, s:e]
+        if e - s <= NARROW:
+            state = _narrow(rows, keys, values, square, real, scale)
+        else:
+            state = flash(rows, keys, values, square, real)
+            if real is not None:
+                empty = (real.cumsum(-1) if square else real.sum(-1, keepdim=True)) == 0  # (batch, rows or 1)
+                out, lse = state
+                state = out.masked_fill(empty[:, None, :, None], 0.0), lse.masked_fill(empty[:, None], -torch.inf)
+        found[group].append(State(r0, r1, *state))
+    return found
+
+
+def _unpadded(vis: Visibility, s: int, e: int) -> bool:
+    """No padding in the columns s:e, as far as one may ask without waiting for a device."""
+    return vis.device.type == "cpu" and (e <= vis.padded[0] or s >= vis.padded[1])
+
+
+def _narrow(q: Tensor, k: Tensor, v: Tensor, square: bool, real: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """out and lse of a few keys by plain products, upcast, a chunk of rows at a time."""
+    (batch, heads, lq, d), (kv_heads, width) = q.shape, k.shape[1:3]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    keys, values, group = k.to(dtype).transpose(-1, -2) * scale, v.to(dtype), heads // kv_heads
+    if width == 1 and real is None:  # the whole softmax: ô is the value itself
+        lse = (q.unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[..., 0]
+        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), lse.flatten(1, 2)
+    outs, lses = [], []
+    chunk = max(1, _BUDGET // (batch * heads * width))
+    for a in range(0, lq, chunk):
+        rows = q[:, :, a : a + chunk]
+        n = rows.shape[2]
+        side = rows.to(dtype).reshape(batch, kv_heads, group * n, d)
+        s = (side @ keys).view(batch, heads, n, width)
+        if square:
+            seen = torch.ones(n, width, dtype=torch.bool, device=q.device).tril(a)
+            s.masked_fill_(~seen, INVISIBLE)
+        if real is not None:
+            s.masked_fill_(~real[:, None, None], INVISIBLE)
+        top = s.amax(-1, keepdim=True).clamp_min(FLOOR)
+        p = s.sub_(top).exp_()
+        total = p.sum(-1, keepdim=True)
+        out = (p.view(batch, kv_heads, group * n, width) @ values).view(batch, heads, n, -1)
+        empty = total == 0
+        outs.append(out / total.masked_fill(empty, 1.0))
+        lses.append((top + total.log())[..., 0])  # top + ln 0 = −inf
+    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+
+def merge(
+    found: list[list[State]], rule: Rule, sinks: Tensor | None, *, rows: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """out (batch, heads, rows, d_v) in `dtype` after the rule, lse (batch, heads, rows) before it, with sinks (heads,).
+    Rows that see nothing get 0 and −inf. `found`: the states of each group, between them at least one."""
+    any_state = next(state for group in found for state in group)
+    batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
+    compute = torch.promote_types(dtype, torch.float32)
+    by_group = any_state.lse.new_full((batch, heads, rows, len(found)), -torch.inf, dtype=compute)
+    for g, group in enumerate(found):
+        for state in group:
+            here = by_group[:, :, state.r0 : state.r1, g]
+            here.copy_(torch.logaddexp(here, state.lse.to(compute)))
+    lse = torch.logsumexp(by_group, dim=-1)
+    empty = lse == -torch.inf
+    if sinks is not None:
+        logit = sinks.to(lse)[None, :, None]
+        lse = torch.logaddexp(lse, logit)
+        sink = (logit - lse).exp()[..., None]
+    else:
+        lse, sink = lse.masked_fill(empty, 0.0), torch.zeros_like(lse)[..., None]
+    factor = factors((by_group - lse[..., None]).exp(), rule, sink=sink)
+    out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
+    for g, group in enumerate(found):
+        for state in group:
+            at = slice(state.r0, state.r1)
+            weight = factor[:, :, at, g] * (state.lse - lse[:, :, at]).exp()
+            out[:, :, at].addcmul_(state.out.to(compute), weight[..., None])
+    return out.to(dtype), lse.masked_fill(empty, -torch.inf)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    vis: Visibility,
+    scale: float,
+    segments: list[tuple[int, int, int]],
+    rule: Rule,
+    sinks: Tensor | None,
+    causal: bool,
+    flash: Flash,
+) -> tuple[Tensor, Tensor]:
+    """out in v's dtype and lse of the call with the rule applied; no gradients flow to q, k and v."""
+    width = max(q.shape[3], v.shape[3])
+    d_v = v.shape[3]
+    # As for the plain call: the CPU kernel wants d_v = d, and zeros change nothing.
+    q, k, v = (F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (q, k, v))
+    found = states(q, k, v, vis=vis, scale=scale, segments=segments, groups=rule.groups, causal=causal, flash=flash)
+    out, lse = merge(found, rule, sinks, rows=q.shape[2], dtype=v.dtype)
+    return out[..., :d_v], lse

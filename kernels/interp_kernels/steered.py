@@ -1,0 +1,189 @@
+"""A `Steer` made ready for one call or one block of it: what the PyTorch routes do with it, chunk by chunk."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .masking import FLOOR, INVISIBLE, Visibility, bias_visible
+from .spec import Request
+from .steer import Rule, Steer, factors
+
+#: Columns of a one-hot label matrix: a product with 16 columns takes half the time of one with 2.
+_WIDE = 16
+
+
+def refuse(steer: Steer, sinks: Tensor | None, request: Request) -> None:
+    """Raise `ValueError` for what has no meaning without a softmax."""
+    if steer.sigmoid is not None and sinks is not None:
+        raise ValueError("Sink logits are a share of the softmax; with steer.sigmoid there is none.")
+    if steer.sigmoid is not None and request:
+        raise ValueError("Under steer.sigmoid weights are no distribution; there are no statistics of them.")
+
+
+def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
+    """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different groups. Later spans
+    win where spans overlap, and group 0 has the rest."""
+    edges = sorted({0, keys} | {min(edge, keys) for span in spans for edge in span[:2]})
+    found: list[tuple[int, int, int]] = []
+    for a, b in itertools.pairwise(edges):
+        group = next((g for start, stop, g in reversed(spans) if start <= a < stop), 0)
+        if found and found[-1][2] == group:
+            a = found.pop()[0]
+        found.append((a, b, group))
+    return found
+
+
+def shown_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias with INVISIBLE where it hides the key."""
+    return torch.where(bias_visible(bias), bias, INVISIBLE).to(dtype)
+
+
+def part(x: Tensor, *where: slice) -> Tensor:
+    """x cut along its leading dimensions, those of size 1 (shared) left whole."""
+    return x[tuple(slice(None) if size == 1 else s for size, s in zip(x.shape, where, strict=False))]
+
+
+def own_keys(vis: Visibility) -> tuple[Tensor, Tensor]:
+    """Each query's own key: its column (queries,), cut to those there are, and whether the mask lets the query see it,
+    (batch or 1, heads or 1, queries) bool."""
+    column = torch.arange(vis.lq, device=vis.device) + (vis.mask.q_start - vis.mask.k_start)
+    seen = ((column >= 0) & (column < vis.lk))[None, None]
+    column = column.clamp(0, max(vis.lk - 1, 0))
+    if not vis.lk:
+        return column, seen
+    if vis.keys is not None:
+        seen = seen & vis.keys[:, None, column]
+    if vis.mask.dense is not None:
+        dense = vis.mask.dense.to(vis.device)[:, :, torch.arange(vis.lq, device=vis.device), column]
+        seen = seen & (dense if dense.dtype == torch.bool else bias_visible(dense))
+    return column, seen
+
+
+def finish(out: Tensor, v: Tensor, vis: Visibility, steer: Steer) -> Tensor:
+    """gain·((1 − u)·out + u·v_own): what `blend` and `gain` do to the output (batch, heads, queries, d_v)."""
+    if steer.blend is None and steer.gain is None:
+        return out
+    dtype, (heads, kv_heads) = out.dtype, (out.shape[1], v.shape[1])
+    compute = torch.promote_types(dtype, torch.float32)
+    out = out.to(compute)
+    if steer.blend is not None and vis.lk:
+        column, seen = own_keys(vis)
+        weight = (steer.blend.to(out)[None, :, None] * seen)[..., None]  # (batch or 1, heads, queries, 1)
+        own = v[:, :, column].to(compute)[:, :, None].expand(-1, -1, heads // kv_heads, -1, -1).flatten(1, 2)
+        out = torch.lerp(out, own, weight)
+    if steer.gain is not None:
+        out = out * steer.gain.to(out)[..., None]
+    return out.to(dtype)
+
+
+class SteerBlock:
+    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable."""
+
+    def __init__(self, steer: Steer, vis: Visibility, bs: slice, hs: slice, dtype: torch.dtype) -> None:
+        self.sigmoid, self.vis, self.dtype = steer.sigmoid, vis, dtype
+        self.temper = None if steer.temper is None else part(steer.temper.to(vis.device, dtype), bs, hs)[..., None]
+        self.bias: Tensor | None = None
+        self.blend: Tensor | None = None
+        self.onehot: Tensor | None = None
+        if steer.bias is not None:
+            self.bias = shown_bias(part(steer.bias.to(vis.device), bs, hs), dtype)[:, :, None]
+        if steer.blend is not None:
+            self.blend = part(steer.blend.to(vis.device, dtype), hs)
+            self.own = part(own_keys(vis)[1], bs, hs)
+        self.rule: Rule | None = None
+        self.spans: list[tuple[int, int, int]] = []
+        if steer.rule is None:
+            return
+        self.rule = replace(
+            steer.rule,
+            keep=part(steer.rule.keep.to(vis.device), hs),
+            receive=None if steer.rule.receive is None else part(steer.rule.receive.to(vis.device), hs),
+            tests=None if steer.rule.tests is None else steer.rule.tests.to(vis.device),
+            bounds=None if steer.rule.bounds is None else steer.rule.bounds.to(vis.device),
+            rows=None if steer.rule.rows is None else part(steer.rule.rows.to(vis.device), bs),
+        )
+        if steer.labels is None:
+            self.spans = segments(steer.spans, vis.lk)
+        else:
+            labels = part(steer.labels.to(vis.device), bs, hs)
+            self.onehot = (labels[..., None] == torch.arange(_WIDE, device=vis.device)).to(dtype)
+
+    @property
+    def reweighs(self) -> bool:
+        """The final weights are not exp(logit − lse)."""
+        return self.rule is not None or self.blend is not None
+
+    def logits(self, s: Tensor, r0: int, r1: int, c0: int, c1: int, *, in_place: bool) -> Tensor:
+        """temper·s + bias with s (batch, heads, rows, columns); INVISIBLE and below where the bias hides the key."""
+        if self.temper is not None:
+            temper = part(self.temper, slice(None), slice(None), slice(r0, r1))
+            s = s.mul_(temper) if in_place else s * temper
+        if self.bias is not None:
+            s = s.add_(self.bias[..., c0:c1]) if in_place else s + self.bias[..., c0:c1]
+        return s
+
+    def masses(self, p: Tensor, c0: int, c1: int) -> Tensor:
+        """(batch, heads, rows, groups): Σ of p (batch, heads, rows, columns) over the keys of each group."""
+        assert self.rule is not None
+        if self.onehot is None:
+            sums = [p.new_zeros(p.shape[:3])] * self.rule.groups
+            for a, b, group in self._inside(c0, c1):
+                sums[group] = sums[group] + p[..., a:b].sum(-1)
+            return torch.stack(sums, dim=-1)
+        onehot = self.onehot[:, :, c0:c1]
+        if onehot.shape[1] > 1:
+            return (p @ onehot)[..., : self.rule.groups]
+        return (p.flatten(1, 2) @ onehot[:, 0]).view(*p.shape[:3], -1)[..., : self.rule.groups]
+
+    def factors(self, mass: Tensor, sink: Tensor, r0: int, r1: int) -> Tensor:
+        """`steer.factors` for rows r0:r1: masses (batch, heads, rows, groups), the sink logit's (batch, heads, rows,
+        1)."""
+        assert self.rule is not None
+        return factors(mass, self.rule, None if self.rule.rows is None else self.rule.rows[:, r0:r1], sink)
+
+    def scale(self, p: Tensor, factor: Tensor, c0: int, c1: int) -> Tensor:
+        """p·factor of the key's group, out of place; factor (batch, heads, rows, groups)."""
+        if self.onehot is None:
+            return torch.cat([p[..., a:b] * factor[..., g : g + 1] for a, b, g in self._inside(c0, c1)], dim=-1)
+        return p * (factor @ self.onehot[:, :, c0:c1, : factor.shape[-1]].transpose(-1, -2))
+
+    def scale_(self, p: Tensor, factor: Tensor, c0: int, c1: int, scratch: Tensor) -> None:
+        """The same in place; scratch as large as p."""
+        if self.onehot is None:
+            for a, b, group in self._inside(c0, c1):
+                p[..., a:b].mul_(factor[..., group : group + 1])
+            return
+        heads = self.onehot.shape[1]
+        labels = self.onehot[:, :, c0:c1, : factor.shape[-1]].expand(p.shape[0], -1, -1, -1)
+        stacked = factor.reshape(p.shape[0] * heads, -1, factor.shape[-1])  # rows of heads with one labelling
+        each = scratch.view(*stacked.shape[:2], p.shape[-1])
+        torch.bmm(stacked, labels.flatten(0, 1).transpose(1, 2), out=each)
+        p.mul_(each.view(p.shape))
+
+    def _inside(self, c0: int, c1: int) -> list[tuple[int, int, int]]:
+        """The segments inside c0:c1, counted from c0."""
+        return [(max(a, c0) - c0, min(b, c1) - c0, g) for a, b, g in self.spans if a < c1 and b > c0]
+
+    def blend_(self, a: Tensor, r0: int, r1: int, c0: int, c1: int) -> None:
+        """A ← (1 − u)·A + u·I in place; a (batch, heads, rows, columns)."""
+        if self.blend is None:
+            return
+        weight = self.blend[None, :, None] * self.own[..., r0:r1]  # (batch or 1, heads or 1, rows)
+        a.mul_(1 - weight[..., None])
+        first = self.vis.mask.q_start - self.vis.mask.k_start + r0 - c0  # own column of the first row
+        i, j = max(0, -first), min(r1 - r0, c1 - c0 - first)
+        if i < j:
+            own = a[:, :, i:j, first + i : first + j].diagonal(dim1=-2, dim2=-1)
+            own.add_(weight[..., i:j])
+
+    def shown(self, a: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """(batch or 1, heads or 1, rows, columns) bool: keys an index may name: seen, and not hidden by the bias
+        unless blending gave it weight."""
+        seen = self.vis.visible(bs, hs, r0, r1, c0, c1)
+        if self.bias is None:
+            return seen
+        return seen & ((self.bias[..., c0:c1] > FLOOR) | (a > 0))
