@@ -38,12 +38,12 @@ def test_every_kernel_compiles(table: dict[str, Any]) -> None:
 
 
 def test_products_run_on_tensor_cores(table: dict[str, Any]) -> None:
-    """HGMMA in every loop over tiles of 16-bit inputs; decode, whose few rows do not fill one, uses HMMA."""
+    """HGMMA in every loop over tiles; where few rows do not fill one (decode; float32, for its registers), HMMA."""
     for name, row in table.items():
-        if row["kernel"] in ("forward_kernel", "received_kernel"):
-            assert row["hgmma"] > 0, name
-        if row["kernel"] == "split_kernel":
+        if row["kernel"] in ("forward_kernel", "received_kernel", "split_kernel"):
             assert row["hgmma"] + row["mma"] > 0, name
+        if row["kernel"] in ("forward_kernel", "received_kernel") and "fp32" not in name:
+            assert row["hgmma"] > 0, name
 
 
 def test_nothing_spills_in_a_hot_loop(table: dict[str, Any]) -> None:

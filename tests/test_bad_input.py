@@ -338,9 +338,10 @@ def test_edits_go_to_json_and_back(tmp_path: Path) -> None:
     ]
     path = edits.save(tmp_path / "edits.json", made)
     assert edits.load(path) == made
+    assert edits.save(tmp_path / "a" / "new" / "folder.json", made).is_file()
     assert json.loads(path.read_text())[0]["gains"] == {"L1H2": 0.5, "L0H3": 2.0}
     with pytest.raises(OutputError) as error:
-        edits.save(tmp_path / "no" / "such" / "folder.json", made)
+        edits.save(path / "below_a_file.json", made)
     one_sentence(error)
 
 
