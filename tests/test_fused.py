@@ -185,7 +185,7 @@ def test_statistics_of_a_decode_step_after_a_rule() -> None:
 
 
 def test_a_sink_with_nearly_all_the_mass() -> None:
-    """The rest holds less than a millionth of a row: taken as a difference from the whole, its output would have no digit left."""
+    """The rest holds less than a millionth of a row: as a difference from the whole, no digit of it would be left."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 120, 32) for _ in range(3))
     direction = torch.nn.functional.normalize(torch.ones(32), dim=0)

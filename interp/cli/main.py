@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import ablate, compare, evaluate, generate, models, scan_heads, show
+from interp.cli import ablate, bench, compare, evaluate, generate, models, scan_heads, show
 from interp.cli.common import fail
 
 OUT_OF_MEMORY = (
@@ -93,6 +93,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": ablate.ablate,
     "evaluate": evaluate.evaluate,
     "generate": generate.generate,
+    "bench": bench.bench,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(explained(_command))

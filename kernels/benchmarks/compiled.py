@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
@@ -128,6 +128,8 @@ def cases() -> dict[str, Callable[[], Any]]:
         counts=torch.zeros(1, 4, dtype=torch.int32),
     )
     everything: dict[str, Any] = dict(names=NAMES, labels=labels, n_groups=8)
+    import specialised
+
     from interp_kernels import Mask, Received, Rule, Steer
     from interp_kernels.fused.decode import decode
     from interp_kernels.fused.merge import Piece, merge
@@ -169,6 +171,8 @@ def cases() -> dict[str, Callable[[], Any]]:
         "decode": step(),
         "decode rule, top-k": step(steer=Steer(spans=((0, 1, 1),), rule=two), topk=5),
         "merge": merged(two),
+        "experiment, TMA": lambda: specialised.run("descriptors, two loops", *tensors(128), 0.1),
+        "experiment, warps": lambda: specialised.run("warp-specialised", *tensors(128), 0.1),
         "merge with gradients": merged(two, gradients=True),
         "forward plain": run(),
         "forward plain d64": run(64),

@@ -86,8 +86,9 @@ def _check_request(request: Request, batch: int, heads: int, lq: int, lk: int) -
         if request.labels.is_floating_point():
             raise ValueError(f"request.labels are {request.labels.dtype}; they must be integers, a group a key.")
     if request.topk_rows is not None:
-        if request.topk_rows.ndim != 1 or request.topk_rows.is_floating_point():
-            raise ValueError(f"request.topk_rows has shape {tuple(request.topk_rows.shape)}; it lists query rows, (m,).")
+        shape = tuple(request.topk_rows.shape)
+        if len(shape) != 1 or request.topk_rows.is_floating_point():
+            raise ValueError(f"request.topk_rows is {request.topk_rows.dtype} {shape}; it must list query rows, (m,).")
         _in_range("request.topk_rows", request.topk_rows, lq, "query rows")
     for name, index in request.pairs.items():
         shapes = [(b, n) for b in (1, batch) for n in (1, lq)]

@@ -76,13 +76,15 @@ def states(
     groups: int,
     causal: bool,
     flash: Flash,
+    narrow: int = NARROW,
 ) -> list[list[State]]:
-    """The states of each group over its segments (start, stop, group), which cover all columns once."""
+    """The states of each group over its segments (start, stop, group), which cover all columns once; those of up to
+    `narrow` columns without `flash`."""
     found: list[list[State]] = [[] for _ in range(groups)]
     for group, r0, r1, s, e, square in pieces(segments, vis, causal):
         rows, keys, values = q[:, :, r0:r1], k[:, :, s:e], v[:, :, s:e]
         real = None if vis.keys is None or _unpadded(vis, s, e) else vis.keys[:, s:e]
-        if e - s <= NARROW:
+        if e - s <= narrow:
             state = _narrow(rows, keys, values, square, real, scale)
         else:
             state = flash(rows, keys, values, square, real)
@@ -105,8 +107,12 @@ def _narrow(q: Tensor, k: Tensor, v: Tensor, square: bool, real: Tensor | None, 
     dtype = torch.promote_types(q.dtype, torch.float32)
     keys, values, group = k.to(dtype).transpose(-1, -2) * scale, v.to(dtype), heads // kv_heads
     if width == 1 and real is None:  # the whole softmax: ô is the value itself
-        lse = (q.unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[..., 0]
-        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), lse.flatten(1, 2)
+        chunk = max(1, 64 * _BUDGET // (batch * heads * d))
+        parts = [
+            (q[:, :, a : a + chunk].unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[..., 0]
+            for a in range(0, lq, chunk)
+        ]
+        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), torch.cat(parts, -1).flatten(1, 2)
     outs, lses = [], []
     chunk = max(1, _BUDGET // (batch * heads * width))
     for a in range(0, lq, chunk):

@@ -219,7 +219,7 @@ def _span_pieces(
     with torch.no_grad():
         found = spans.states(
             q, k, v, vis=vis, scale=scale, segments=segments(steer.spans, vis.lk), groups=groups,
-            causal=causal, flash=vendor.flash(route.call, scale),
+            causal=causal, flash=vendor.flash(route.call, scale), narrow=1,
         )  # fmt: skip
     return [
         Piece(group, s.r0, s.out.expand(-1, -1, s.r1 - s.r0, -1).to(v.dtype), s.lse.float())
@@ -252,7 +252,7 @@ def _second_look(
         )
     logits = Steer(temper=steer.temper, bias=steer.bias)
     if request.topk and request.topk_rows is not None:
-        stats |= _top_rows(q, k, v, lse, vis, scale, softcap, request, logits)
+        stats |= top_rows(q, k, v, lse, vis, scale, softcap, request, logits)
     whole = request.topk if request.topk_rows is None else 0
     if whole or (request.pairs and not plain):
         rest = Request(pairs={} if plain else request.pairs, topk=whole)
@@ -262,7 +262,7 @@ def _second_look(
     return stats
 
 
-def _top_rows(
+def top_rows(
     q: Tensor,
     k: Tensor,
     v: Tensor,

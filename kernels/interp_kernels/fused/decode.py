@@ -235,7 +235,8 @@ def _decode(
             HIDES=FLOOR.value if bias is None else max(torch.finfo(bias.dtype).min / 2, FLOOR.value),
             BIAS_HEADS=bias is not None and bias.shape[1] > 1,
             LABELS=labels is not None, LABEL_HEADS=labels is not None and labels.shape[1] > 1, SPANS=len(spans) // 3,
-            SCORES=keyed, STANDS=stands is not None, INTERP=INTERPRETED, PRECISION=precision(k.dtype), V_PRECISION=precision(v.dtype),
+            SCORES=keyed, STANDS=stands is not None, INTERP=INTERPRETED,
+            PRECISION=precision(k.dtype), V_PRECISION=precision(v.dtype),
             num_warps=warps, num_stages=stages,
         )  # fmt: skip
         combine_kernel[(batch * heads * lq, dim_v // dim_t + (in_kernel > 0))](

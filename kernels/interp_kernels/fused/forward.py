@@ -58,7 +58,8 @@ class Keys:
         if group == 0:
             ends = self.ends
             if ends is None:
-                ends = torch.tensor([[0, labels.shape[-1]]], dtype=torch.int32, device=labels.device).repeat(batch, 1)
+                ends = torch.zeros(batch, 2, dtype=torch.int32, device=labels.device)
+                ends[:, 1] = labels.shape[-1]
             return Keys(chosen, ends)
         n = labels.shape[-1]
         place = torch.where(chosen, chosen.long().cumsum(-1) - 1, n)  # n: a column past the end, cut off again

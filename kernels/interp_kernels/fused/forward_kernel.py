@@ -23,7 +23,7 @@ _BIG = tl.constexpr(2147483647)
 
 
 @triton.jit
-def _weights_times(p, v, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
+def weights_times(p, v, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
     """acc + p @ v, p rounded to v's type as tensor cores want it (not under the interpreter)."""
     if INTERP:
         return dot(p, v, acc, INTERP, PRECISION)
@@ -127,7 +127,7 @@ def _tiles(
                 f_at = feature_ptr + start.to(tl.int64) * FEATURES
                 f_at += offs_n[:, None] * FEATURES + tl.arange(0, FEATURES)[None, :]
                 features = tl.load(f_at, mask=inside[:, None], other=0.0) if MASK else tl.load(f_at)  # (BN, F)
-                mass = _weights_times(p, features, mass * alpha[:, None], INTERP, PRECISION)
+                mass = weights_times(p, features, mass * alpha[:, None], INTERP, PRECISION)
             norm = norm * alpha + gained
             acc = acc * alpha[:, None]
             m = new
@@ -144,7 +144,7 @@ def _tiles(
                 v = tl.load(v_at, mask=offs_v[None, :] < DV, other=0.0)
             else:
                 v = tl.load(v_at)
-        acc = _weights_times(p, v, acc, INTERP, PRECISION)
+        acc = weights_times(p, v, acc, INTERP, PRECISION)
     return acc, m, norm, e, far, near, best, mass
 
 

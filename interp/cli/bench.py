@@ -1,0 +1,124 @@
+"""`interp bench`."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from interp.cli import common
+from interp.cli.common import note, out
+from interp.errors import InputError, OutputError
+
+NOT_MEASURED = "not measured"
+
+
+def bench(
+    results: Annotated[
+        Path | None, typer.Option(help="A folder of other results; those of this version if not given.", metavar="DIR")
+    ] = None,
+) -> None:
+    """Show what was measured of this toolkit's speed and memory, and on what machine."""
+    folder = results or committed()
+    files = sorted(folder.glob("*.json")) if folder is not None else []
+    kinds = [_load(file) for file in files if file.stem == "cpu" or file.stem.endswith(("_kernels", "_model"))]
+    if not kinds:
+        raise InputError(f"There are no benchmark results in {folder}; kernels/benchmarks/gpu.sh writes some.")
+    for file, result in kinds:
+        try:
+            _cpu(result) if file.stem == "cpu" else _gpu(file, result)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise OutputError(f"{file} is no benchmark result: {type(error).__name__}, {error}.") from error
+
+
+def committed() -> Path | None:
+    """Where the results are that came with this version: the checkout's, else the installed package's."""
+    spec = find_spec("interp_kernels")  # not imported: that would load torch
+    package = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
+    if package is None:
+        return None
+    folders = (package.parent / "benchmarks/results", package / "results")
+    return next((folder for folder in folders if (folder / "cpu.json").is_file()), None)
+
+
+def _load(file: Path) -> tuple[Path, dict[str, Any]]:
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"The result {file} can't be read: {error}.") from error
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
+        raise OutputError(f"{file} is no benchmark result: it has no rows.")
+    return file, result
+
+
+def _heading(title: str, result: dict[str, Any], machine: str) -> None:
+    parts = [machine, result["date"], *(f"{k} {v}" for k, v in result["versions"].items())]
+    out().print(Text.assemble((title, "bold"), ": " + ", ".join(parts)), soft_wrap=True)
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------
+
+
+def _gpu(file: Path, result: dict[str, Any]) -> None:
+    """A table a length: rows that have a bar, and all that were measured."""
+    _heading("Kernels" if file.stem.endswith("_kernels") else "Whole model", result, result["gpu"])
+    rows = [row for row in result["rows"] if row["measured"] != NOT_MEASURED or row["bar"] is not None]
+    figures = ["ms", "floor", "ratio"] if any("ms" in row for row in rows) else []
+    columns = ["of", *figures, "bar", "goal", "met"]
+    for length in dict.fromkeys(row["length"] for row in rows):
+        made = common.table("", *columns, right=("ms", "floor", "ratio", "bar", "goal"), title=f"{length:,} tokens")
+        for row in rows:
+            if row["length"] == length:
+                cells = _cells(row)
+                made.add_row(row["name"], *(cells[column] for column in columns))
+        out().print(made)
+    if any(row["measured"] == NOT_MEASURED for row in rows):
+        note("Not measured: no GPU was at hand. kernels/benchmarks/gpu.sh measures, on any machine that has one.")
+
+
+def _cells(row: dict[str, Any]) -> dict[str, str | Text]:
+    sign = "≥" if row["of"] == "bandwidth" else "≤"
+
+    def number(value: float | None, mark: str = "") -> str:
+        """A share of memory as percentage, anything else as factor."""
+        if value is None:
+            return ""
+        return f"{mark} {value:.1%}" if row["name"].startswith("extra peak memory") else f"{mark} {value:.2f}"
+
+    state = Text(row["measured"], style="dim")
+    if row.get("error"):
+        state = Text(f"{row['measured']}: {row['error']}", style="dim")
+    elif row["measured"] not in (NOT_MEASURED, "started"):
+        missed = row.get("met") == "missed"
+        state = Text("no" if missed else row.get("met", ""), style="bold red" if missed else "")
+    return {
+        "of": row["of"],
+        "ms": f"{row['ms']:.3f}" if "ms" in row else "",
+        "floor": f"{row['floor_ms']:.3f}" if "floor_ms" in row else "",
+        "ratio": number(row.get("ratio")),
+        "bar": number(row["bar"], sign),
+        "goal": number(row["goal"], sign),
+        "met": state,
+    }
+
+
+# --- the CPU ----------------------------------------------------------------------------------------------------
+
+
+def _cpu(result: dict[str, Any]) -> None:
+    """Times of one forward, as multiples of the plain one."""
+    _heading("Whole model", result, result["machine"])
+    ways = ("cheap", "full", "eager", "transformer_lens")
+    titles = [way.replace("transformer_lens", "TL") for way in ways]
+    made = common.table("model", "tokens", "plain s", *titles, right=("tokens", "plain s", *titles))
+    made.columns[0].no_wrap = True
+    for row in result["rows"]:
+        ratios = (row["ratios"].get(f"{way} / plain") for way in ways)
+        cells = ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        made.add_row(row["model"], f"{row['length']:,}", f"{row['plain']['seconds']:.3f}", *cells)
+    out().print(made)
+    note(f"{result['what'].strip()} Times are multiples of the plain forward's; TL is TransformerLens.")
