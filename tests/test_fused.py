@@ -415,7 +415,7 @@ def test_what_the_kernels_cannot_serve_is_said() -> None:
         (dict(steer=Steer(spans=((0, 41, 1),), rule=Rule(torch.ones(1, 2)))), "steer.spans"),
         (dict(steer=Steer(rule=Rule(torch.ones(1, 2)))), "needs either"),
         (dict(steer=Steer(spans=((0, 1, 0),), rule=Rule(torch.ones(3, 2)))), "steer.rule.keep"),
-        (dict(steer=Steer(spans=((0, 1, 0),), rule=Rule(torch.ones(1, 9)))), "9 groups"),
+        (dict(steer=Steer(spans=((0, 1, 0),), rule=Rule(torch.ones(1, 257)))), "257 groups"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, Any], word: str) -> None:

@@ -48,5 +48,5 @@ class Adapter(ABC):
         """Per-head weights at a site."""
 
     @abstractmethod
-    def explain(self, model: HookedModel, edits: Sequence[Edit]) -> str:
-        """One line per group of layers: route and reason."""
+    def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
+        """A line for neighbouring layers that go the same way: what the edits do, which kernels run, and why."""

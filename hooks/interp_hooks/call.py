@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -59,6 +59,18 @@ class AttentionCall:
             return self.query.shape[2]
         assert self.pattern is not None
         return self.pattern.shape[2]
+
+    def part(self, start: int, stop: int) -> AttentionCall:
+        """The call of the query rows start:stop alone."""
+        mask = self.mask
+        cut = replace(
+            mask,
+            q_start=mask.q_start + start,
+            queries=None if mask.queries is None else mask.queries[:, start:stop],
+            dense=None if mask.dense is None else mask.dense[:, :, start:stop],
+        )
+        assert self.query is not None
+        return replace(self, query=self.query[:, :, start:stop], mask=cut)
 
     @property
     def is_decode(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from interp_hooks.call import AttentionCall, Site
+from interp_kernels import Request, Result, Steer
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -37,6 +39,18 @@ class Edit(ABC):
     def before(self, call: AttentionCall) -> AttentionCall:
         """The call with changed queries, keys, values, sinks or mask; by default the call itself."""
         return call
+
+    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+        """What changes inside the attention call: logits, a rule over groups of keys, gains; None for nothing.
+
+        Labels, spans and biases are in the call's key columns. `look` gives statistics of the call's weights as the
+        edits before this one leave them.
+        """
+        return None
+
+    def rows(self, call: AttentionCall) -> tuple[int, int] | None:
+        """The query rows (start, stop) that `steer` is for; None for all."""
+        return None
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         """The new z (batch, queries, heads, d_head); must not write into the z it is given."""

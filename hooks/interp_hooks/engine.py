@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import Edit
-from interp_hooks.errors import ActivationError
+from interp_hooks.errors import ActivationError, EditError
 from interp_hooks.observe import LayerStats, Question
-from interp_kernels import Result, attention, pattern_statistics
+from interp_kernels import Request, Result, Steer, attention, explain, pattern_statistics, steer_pattern
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,53 @@ def rewrite(call: AttentionCall, edits: Sequence[Edit]) -> AttentionCall:
     return call
 
 
+@dataclass(frozen=True)
+class Steered:
+    """What an edit does inside one attention call, and to which query rows (start, stop)."""
+
+    steer: Steer
+    rows: tuple[int, int]
+
+
+def steers_of(
+    call: AttentionCall, edits: Sequence[Edit], ask: Callable[[Sequence[Steered], Request], Result]
+) -> list[Steered]:
+    """The steers of all touching edits, left to right; each may `ask` about the weights as those before it leave
+    them."""
+    found: list[Steered] = []
+    for edit in edits:
+        if not edit.touches(call):
+            continue
+
+        def look(request: Request) -> Result:
+            with torch.no_grad():
+                return ask(found, request)
+
+        steer = edit.steer(call, look)
+        if steer is not None and steer:
+            start, stop = edit.rows(call) or (0, call.n_queries)
+            start, stop = max(0, start), min(stop, call.n_queries)
+            if start < stop:
+                found.append(Steered(steer, (start, stop)))
+    return found
+
+
 def attend(call: AttentionCall, observers: Sequence[Observer], edits: Sequence[Edit], backend: str) -> torch.Tensor:
     """z (batch, queries, heads, d_head) of one call, telling the observers on the way.
 
     Raises `ActivationError` when z is not finite.
     """
     edited = rewrite(call, edits)
+    steers = steers_of(edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found))
+    changed = edited is not call or bool(steers)
     before = [o for o in observers if o.stage == "before"]
     after = [o for o in observers if o.stage == "after"]
     answers: list[tuple[Observer, Result]] = []
-    if edited is call:
+    if not changed:
         before, after = before + after, []
     elif before:
         answers += _ask(call, before, backend)[1]
-    result, more = _ask(edited, after if edited is not call else before, backend)
+    result, more = _ask(edited, after if changed else before, backend, steers)
     answers += more
     z = result.out.transpose(1, 2)  # (batch, queries, heads, d)
     for edit in edits:
@@ -56,18 +90,75 @@ def attend(call: AttentionCall, observers: Sequence[Observer], edits: Sequence[E
     return z
 
 
-def _ask(call: AttentionCall, observers: Sequence[Observer], backend: str) -> tuple[Result, list]:
+def explain_call(call: AttentionCall, edits: Sequence[Edit], backend: str) -> str:
+    """Which way the kernels would take this call under the edits, and why; "" if none of them touches it."""
+    if not any(edit.touches(call) for edit in edits):
+        return ""
+    try:
+        edited = rewrite(call, edits)
+        steers = steers_of(edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found))
+    except EditError as error:  # it was made for other inputs than the probe
+        return f"a way that depends on the input ({error})"
+    assert edited.query is not None and edited.key is not None
+    return explain(
+        edited.query,
+        edited.key,
+        edited.value,
+        mask=edited.mask,
+        scale=edited.scaling,
+        softcap=edited.softcap,
+        sinks=edited.sinks,
+        steer=[s.steer for s in steers] or None,
+        backend=backend,
+    )
+
+
+def _ask(
+    call: AttentionCall, observers: Sequence[Observer], backend: str, steers: Sequence[Steered] = ()
+) -> tuple[Result, list]:
     """One attention with the first observer's request, one more for each further one."""
     answers = []
     first: Result | None = None
     for observer in observers:
-        result = _attention(call, observer.question, backend)
+        result = _attention(call, observer.question.request, backend, steers)
         first = first or result
         answers.append((observer, result))
-    return first or _attention(call, Question(), backend), answers
+    return first or _attention(call, Question().request, backend, steers), answers
 
 
-def _attention(call: AttentionCall, question: Question, backend: str) -> Result:
+def _attention(
+    call: AttentionCall,
+    request_of: Callable[[AttentionCall], Request],
+    backend: str,
+    steers: Sequence[Steered] = (),
+) -> Result:
+    """The call's attention under the steers; where these concern some query rows only, a call a range of rows."""
+    edges = sorted({0, call.n_queries} | {edge for s in steers for edge in s.rows})
+    if len(edges) <= 2:
+        return _one(call, request_of(call), backend, [s.steer for s in steers])
+    parts, requests = [], []
+    for start, stop in itertools.pairwise(edges):
+        part = call.part(start, stop)
+        requests.append(request_of(part))
+        here = [_cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
+        parts.append(_one(part, requests[-1], backend, here))
+    return join(parts, requests)
+
+
+def _cut(steered: Steered, start: int, stop: int) -> Steer:
+    """The steer of rows start:stop of the call: what it says a row, cut."""
+
+    def rows(value: torch.Tensor | None, dim: int) -> torch.Tensor | None:
+        return value if value is None or value.shape[dim] == 1 else value.narrow(dim, start, stop - start)
+
+    steer = steered.steer
+    given = steer.rule
+    rules = () if given is None else given if isinstance(given, tuple) else (given,)
+    cut = tuple(replace(rule, rows=rows(rule.rows, 1)) for rule in rules)
+    return replace(steer, temper=rows(steer.temper, 2), gain=rows(steer.gain, 2), rule=cut or None)
+
+
+def _one(call: AttentionCall, request: Request, backend: str, steers: Sequence[Steer]) -> Result:
     assert call.query is not None and call.key is not None
     return attention(
         call.query,
@@ -77,23 +168,74 @@ def _attention(call: AttentionCall, question: Question, backend: str) -> Result:
         scale=call.scaling,
         softcap=call.softcap,
         sinks=call.sinks,
-        request=question.request(call),
+        request=request,
+        steer=list(steers) or None,
         backend=backend,
     )
 
 
+def join(parts: Sequence[Result], requests: Sequence[Request]) -> Result:
+    """Consecutive ranges of query rows as one result; what keys received is combined over them."""
+    stats: dict[str, torch.Tensor] = {}
+    for name in parts[0].stats:
+        kind, _, label = name.partition(":")
+        values = [p.stats[name] for p in parts]
+        if kind == "received_count":
+            stats[name] = torch.stack(values).sum(0)
+        elif kind == "received":
+            how = requests[0].received[label].reduce
+            counts = [p.stats[f"received_count:{label}"] for p in parts]
+            if how == "max":
+                stats[name] = torch.stack(values).amax(0)
+            elif how == "sum":
+                stats[name] = torch.stack(values).sum(0)
+            else:
+                total = torch.stack([v * c for v, c in zip(values, counts, strict=True)]).sum(0)
+                stats[name] = total / torch.stack(counts).sum(0).clamp_min(1)
+        else:
+            stats[name] = torch.cat(values, 2)
+    return Result(torch.cat([p.out for p in parts], 2), torch.cat([p.lse for p in parts], 2), stats)
+
+
+def steered_pattern(call: AttentionCall, steers: Sequence[Steered]) -> AttentionCall:
+    """The call with its pattern after the steers, gains left out (`gains` gives them)."""
+    assert call.pattern is not None
+    pattern = call.pattern
+    for s in steers:
+        new = steer_pattern(pattern, call.mask, [replace(s.steer, gain=None)])
+        start, stop = s.rows
+        pattern = torch.cat([pattern[:, :, :start], new[:, :, start:stop], pattern[:, :, stop:]], 2)
+    return replace(call, pattern=pattern) if steers else call
+
+
+def gains(z: torch.Tensor, steers: Sequence[Steered]) -> torch.Tensor:
+    """z (batch, queries, heads, d) times the steers' gains."""
+    for s in steers:
+        if s.steer.gain is not None:
+            start, stop = s.rows
+            factor = torch.ones_like(z[..., 0])  # (batch, queries, heads)
+            gain = s.steer.gain.to(z).transpose(1, 2).expand(factor.shape)
+            factor[:, start:stop] = gain[:, start:stop]
+            z = z * factor[..., None]
+    return z
+
+
+def pattern_result(call: AttentionCall, request: Request) -> Result:
+    """Statistics from the call's pattern; out and lse, which nobody asks for, are the values."""
+    assert call.pattern is not None
+    return Result(call.value, call.value, pattern_statistics(call.pattern, call.mask, request))
+
+
 def tell_from_pattern(call: AttentionCall, observers: Sequence[Observer], z: torch.Tensor | None) -> None:
     """The same from a pattern that someone else computed (TransformerLens)."""
-    assert call.pattern is not None
     for observer in observers:
-        stats = pattern_statistics(call.pattern, call.mask, observer.question.request(call))
-        answer = Result(call.value, call.value, stats)
+        answer = pattern_result(call, observer.question.request(call))
         observer.tell(LayerStats(call, answer, observer.question, z if observer.question.z else None))
 
 
 def check_finite(call: AttentionCall, z: torch.Tensor) -> None:
     """Raise `ActivationError` naming the layer if z has NaN or infinity."""
-    if not bool(torch.isfinite(z).all()):
+    if z.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all()):  # one pass, no copy of z
         where = f"{call.site.tower + ' ' if call.site.tower else ''}layer {call.site.layer}"
         raise ActivationError(
             f"The attention output of {where} has NaN or infinity; check the weights, or load the model in a wider "

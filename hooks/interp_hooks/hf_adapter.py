@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.edit import Edit
-from interp_hooks.engine import attend
+from interp_hooks.engine import attend, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.hf import installed, sites, text_config
 from interp_hooks.residual import Residual, Write, capture
@@ -28,7 +29,7 @@ class HFAdapter(Adapter):
     """A `transformers` model, tapped through `AttentionInterface`."""
 
     def __init__(self, module: Any, sample: dict[str, torch.Tensor]):
-        self.module = module
+        self.module, self._sample = module, sample
         self.accepts = frozenset(inspect.signature(module.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
@@ -99,9 +100,37 @@ class HFAdapter(Adapter):
             raise TapError(f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}")
         return head_weights(self.attention_module(site), site)
 
-    def explain(self, model: HookedModel, edits: Sequence[Edit]) -> str:
+    def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
+        found: dict[Site, dict[str, str]] = {site: {} for site in self.sites}
+
+        def handle(call: AttentionCall) -> torch.Tensor:
+            route = explain_call(call, edits, model.backend)
+            if route:
+                found[call.site]["decode" if call.is_decode else "prefill"] = route
+            return attend(call, [], edits, model.backend)
+
+        inputs = {k: v for k, v in self._sample.items() if k != "attention_mask"}
+        if set(inputs) == {"input_ids"}:
+            row = inputs["input_ids"][:1]
+            inputs["input_ids"] = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
+        live = {id(m): (s, handle) for s, m in zip(self.sites, self._modules.values(), strict=True)}
+        with torch.no_grad(), installed(self.module, live):
+            cached = dict(use_cache=True) if model.has_cache else {}
+            out = self.module(**inputs, **cached)
+            cache = getattr(out, "past_key_values", None)
+            if cache is not None and set(inputs) == {"input_ids"}:
+                self.module(input_ids=inputs["input_ids"][:, :1], past_key_values=cache, use_cache=True)
         lines = []
         for site in self.sites:
             mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
-            lines.append(f"{site.tower or site.kind} layer {site.layer}: {'; '.join(mine) or 'untouched weights'}")
-        return "\n".join(lines)
+            ways = [f"{step} by {route}" for step, route in found[site].items()]
+            what = "; ".join(mine + ways) if mine else "untouched weights"
+            lines.append((f"{site.tower or site.kind} layer", site.layer, what))
+        return "\n".join(_grouped(lines))
+
+
+def _grouped(lines: Sequence[tuple[str, int, str]]) -> Iterator[str]:
+    """One line for neighbouring layers that go the same way."""
+    for (kind, what), group in itertools.groupby(lines, key=lambda line: (line[0], line[2])):
+        layers = [layer for _, layer, _ in group]
+        yield f"{kind} {layers[0]}: {what}" if len(layers) == 1 else f"{kind}s {layers[0]}–{layers[-1]}: {what}"

@@ -70,19 +70,20 @@ def describe(
 
     mask_function = mask_function or causal_mask_function
     q_start, k_start = int(q_offset), int(kv_offset)
-    keys = queries = None
+    keys = queries = starts = None
     if attention_mask is not None and attention_mask.ndim == 2:
         seen = attention_mask.bool()
         missing = max(k_start + kv_length, q_start + q_length) - seen.shape[1]
         if missing > 0:  # a static cache is wider than what was seen; causality hides the rest
             seen = torch.nn.functional.pad(seen, (0, missing))
         if not bool(attention_mask.all()):
+            starts = seen.int().argmax(1)  # the slot of each sample's first real token
             keys = seen[:, k_start : k_start + kv_length]
             queries = seen[:, q_start : q_start + q_length]
     # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
     plain = _conditions(mask_function)
     if plain is not None and plain["causal"] is not None and (plain["causal"] or plain["window"] is None):
-        description = Mask(plain["causal"], plain["window"], q_start, k_start, keys, queries)
+        description = Mask(plain["causal"], plain["window"], q_start, k_start, keys, queries, starts=starts)
         carrier = keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
         return DescribedMask.wrap(carrier, description)
     dense: Any = sdpa_mask(
@@ -98,7 +99,7 @@ def describe(
         use_vmap=kwargs.get("use_vmap", False),
         device=device,
     )
-    return DescribedMask.wrap(dense, Mask(False, None, q_start, k_start, None, queries, dense))
+    return DescribedMask.wrap(dense, Mask(False, None, q_start, k_start, None, queries, dense, starts=starts))
 
 
 def read(mask: torch.Tensor | None, module: torch.nn.Module, n_queries: int, n_keys: int, kwargs: dict) -> Mask:

@@ -238,11 +238,12 @@ class HookedModel:
         with self._block(edits=edits):
             yield
 
-    def explain(self, *edits: Edit) -> str:
-        """Which route each layer takes under `edits`, and why."""
+    def explain(self, *edits: Edit, tokens: int = 128) -> str:
+        """Which route each layer takes under `edits`, and why: seen in a forward of `tokens` tokens and a decode step
+        (for a sliding window, ask with more tokens than it holds)."""
         for edit in edits:
             edit.bind(self)
-        return self._adapter.explain(self, [e for e in edits if not e.is_identity()])
+        return self._adapter.explain(self, [e for e in edits if not e.is_identity()], tokens)
 
     # --- weights ----------------------------------------------------------------------------------------------
 

@@ -15,7 +15,16 @@ import torch
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.edit import Edit
-from interp_hooks.engine import check_finite, rewrite, tell_from_pattern
+from interp_hooks.engine import (
+    Steered,
+    check_finite,
+    gains,
+    pattern_result,
+    rewrite,
+    steered_pattern,
+    steers_of,
+    tell_from_pattern,
+)
 from interp_hooks.errors import TapError
 from interp_hooks.residual import Residual, Write
 from interp_hooks.weights import HeadWeights
@@ -78,7 +87,7 @@ class TLAdapter(Adapter):
 
     @contextmanager
     def installed(self, model: HookedModel) -> Iterator[None]:
-        pending: dict[int, tuple[AttentionCall, AttentionCall]] = {}
+        pending: dict[int, tuple[AttentionCall, AttentionCall, list[Steered]]] = {}
         values: dict[int, torch.Tensor] = {}
 
         def on_value(layer: int) -> Callable[..., None]:
@@ -90,8 +99,13 @@ class TLAdapter(Adapter):
         def on_pattern(site: Site) -> Callable[..., Any]:
             def hook(pattern: torch.Tensor, hook: Any) -> torch.Tensor | None:
                 call = self._call(site, pattern, values[site.layer])
-                edited = rewrite(call, model.observers_and_edits()[1])
-                pending[site.layer] = (call, edited)
+                edits = model.observers_and_edits()[1]
+                edited = rewrite(call, edits)
+                steers = steers_of(
+                    edited, edits, lambda found, request: pattern_result(steered_pattern(edited, found), request)
+                )
+                edited = steered_pattern(edited, steers)
+                pending[site.layer] = (call, edited, steers)
                 return None if edited is call else edited.pattern
 
             return hook
@@ -99,7 +113,8 @@ class TLAdapter(Adapter):
         def on_z(site: Site) -> Callable[..., torch.Tensor]:
             def hook(z: torch.Tensor, hook: Any) -> torch.Tensor:
                 observers, edits = model.observers_and_edits()
-                call, edited = pending.pop(site.layer)
+                call, edited, steers = pending.pop(site.layer)
+                z = gains(z, steers)
                 for edit in edits:
                     if edit.touches(call):
                         z = edit.apply(edited, z)
@@ -136,6 +151,7 @@ class TLAdapter(Adapter):
             q_start=nk - nq,
             keys=keys,
             queries=None if keys is None else keys[:, nk - nq :],
+            starts=None if keys is None else keys.int().argmax(1),
         )
         return AttentionCall(site, None, None, value, mask, 1.0, pattern=pattern)
 
@@ -192,7 +208,7 @@ class TLAdapter(Adapter):
                 found[name] = tensor.repeat_interleave(site.n_heads // tensor.shape[0], 0)
         return HeadWeights(**found)
 
-    def explain(self, model: HookedModel, edits: Sequence[Edit]) -> str:
+    def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
         lines = ["TransformerLens materialises each pattern; for long contexts load the HuggingFace model."]
         for site in self.sites:
             mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]

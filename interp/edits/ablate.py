@@ -34,7 +34,7 @@ class Ablate(HeadEdit):
 
     Args:
         reference: for mean and resample, a task name (its corrupted prompts are used) or a text file.
-        scope: "all", "prefill" or "decode".
+        scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
 
     Raises:
         EditError: an unknown mode, or mean/resample without reference.
@@ -45,6 +45,7 @@ class Ablate(HeadEdit):
     reference: str | None
     seed: int
     scope: Scope
+    queries: tuple[int, int | None] | None
 
     name = "ablate"
 
@@ -55,11 +56,13 @@ class Ablate(HeadEdit):
         reference: str | None = None,
         seed: int = 0,
         scope: Scope = "all",
+        queries: tuple[int, int | None] | None = None,
     ):
         parsed = None if heads is None else tuple(parse_heads(heads))
-        for name, value in dict(heads=parsed, mode=mode, reference=reference, seed=seed, scope=scope).items():
+        fields = dict(heads=parsed, mode=mode, reference=reference, seed=seed, scope=scope, queries=queries)
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
-        self._check_scope()
+        self.settle()
         if mode not in MODES:
             raise EditError(f"The ablation mode is one of {', '.join(MODES)}, not {mode!r}.")
         if mode in ("mean", "resample") and reference is None:
@@ -80,12 +83,14 @@ class Ablate(HeadEdit):
     def before(self, call: AttentionCall) -> AttentionCall:
         if self.mode != "uniform":
             return call
-        chosen = self.heads_at(call.site)
+        chosen, rows = self.heads_at(call.site), self.query_rows(call)
         if call.pattern is not None:
             seen = visible(call.mask, call.batch, call.n_queries, call.n_keys, call.pattern.device)
             flat = seen / seen.sum(-1, keepdim=True).clamp_min(1)  # (batch or 1, heads or 1, queries, keys)
             pattern = call.pattern.clone()
             pattern[:, chosen] = flat.to(pattern.dtype).expand(call.batch, pattern.shape[1], -1, -1)[:, chosen]
+            if rows is not None:
+                pattern = torch.where(rows[:, None, :, None], pattern, call.pattern)
             return replace(call, pattern=pattern)
         if call.mask.dense is not None and call.mask.dense.dtype != torch.bool:
             raise EditError("Uniform attention is not defined here: this model adds position biases to the scores.")
@@ -94,16 +99,26 @@ class Ablate(HeadEdit):
         query = call.query.clone()
         query[:, chosen] = 0
         sinks = call.sinks
+        if rows is not None:
+            if sinks is not None:
+                raise EditError("Uniform attention in a range of queries is not possible here: this model's sink "
+                                "logits are the same for all queries.")  # fmt: skip
+            query = torch.where(rows[:, None, :, None], query, call.query)
         if sinks is not None:
             sinks = sinks.clone()
-            sinks[chosen] = -torch.inf
+            sinks[chosen] = torch.finfo(sinks.dtype).min / 2  # not −inf, beside the −inf of a row that sees nothing
         return replace(call, query=query, sinks=sinks)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if self.mode == "uniform":
             return z
+        rows = self.query_rows(call)
+        made = self._replaced(call, z.clone())
+        return made if rows is None else torch.where(rows[..., None, None], made, z)
+
+    def _replaced(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        """z, written into, with what stands in for the heads' output in all rows."""
         chosen = self.heads_at(call.site)
-        z = z.clone()
         if self.mode == "zero":
             z[:, :, chosen] = 0
             return z
@@ -125,4 +140,6 @@ class Ablate(HeadEdit):
 
     def fields(self) -> dict[str, Any]:
         heads = None if self.heads is None else [str(h) for h in self.heads]
-        return dict(heads=heads, mode=self.mode, reference=self.reference, seed=self.seed, scope=self.scope)
+        queries = None if self.queries is None else list(self.queries)
+        rest = dict(reference=self.reference, seed=self.seed, scope=self.scope, queries=queries)
+        return dict(heads=heads, mode=self.mode, **rest)

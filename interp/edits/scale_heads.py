@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.base import HeadEdit
-from interp.errors import EditError
+from interp.edits.values import Number, fixed, number, vector
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
 
@@ -22,36 +22,48 @@ class ScaleHeads(HeadEdit):
     """z_h ← γ_h · z_h before W_O, for the heads named.
 
     Args:
-        gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``.
-        scope: "all", "prefill" or "decode".
+        gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``; tensors of one number take
+            gradients.
+        scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
 
     γ = 1 is the identity and leaves the model's own path untouched.
     """
 
     heads: tuple[Head, ...]
-    values: tuple[float, ...]
+    values: tuple[Number, ...]
     scope: Scope
+    queries: tuple[int, int | None] | None
 
     name = "scale_heads"
 
-    def __init__(self, gains: Mapping[Any, float], scope: Scope = "all"):
-        heads = {Head.parse(h): float(g) for h, g in gains.items()}
-        object.__setattr__(self, "heads", tuple(heads))
-        object.__setattr__(self, "values", tuple(heads.values()))
-        object.__setattr__(self, "scope", scope)
-        self._check_scope()
-        if not all(abs(g) < float("inf") for g in self.values):
-            raise EditError("Gains of scale_heads must be finite numbers.")
+    def __init__(
+        self, gains: Mapping[Any, Number], scope: Scope = "all", queries: tuple[int, int | None] | None = None
+    ):
+        heads = {Head.parse(h): number(g, "Each gain of scale_heads") for h, g in gains.items()}
+        for name, value in dict(heads=tuple(heads), values=tuple(heads.values()), scope=scope, queries=queries).items():
+            object.__setattr__(self, name, value)
+        self.settle()
 
     def is_identity(self) -> bool:
-        return all(g == 1.0 for g in self.values)
+        return all(fixed(g, 1) for g in self.values)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        gains = torch.ones(z.shape[2], device=z.device, dtype=z.dtype)
+        found: dict[int, Number] = {}
+        here = set(self.heads_at(call.site))
         for head, gain in zip(self.heads, self.values, strict=True):
-            if head.head in self.heads_at(call.site) and head.layer == call.site.layer:
-                gains[head.head] = gain
-        return z * gains[:, None]  # (batch, queries, heads, d) · (heads, 1)
+            if head.head in here and head.layer == call.site.layer:
+                found[head.head] = gain
+        gains = vector([found.get(h, 1.0) for h in range(call.site.n_heads)], z.device)
+        return scale(z, gains, self.query_rows(call))
 
     def fields(self) -> dict[str, Any]:
-        return dict(gains={str(h): g for h, g in zip(self.heads, self.values, strict=True)}, scope=self.scope)
+        gains = {str(h): float(g) for h, g in zip(self.heads, self.values, strict=True)}
+        return dict(gains=gains, scope=self.scope, queries=None if self.queries is None else list(self.queries))
+
+
+def scale(z: torch.Tensor, gains: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """z (batch, queries, heads, d) × gains (heads,), in `rows` (batch, queries); None for all."""
+    factor = gains.to(z.dtype)[:, None]  # (heads, 1)
+    if rows is not None:
+        factor = torch.where(rows[..., None, None], factor, 1)
+    return z * factor

@@ -1,7 +1,8 @@
 """Attention mathematics on tensors: one call, its log-sum-exp and the statistics of its weights."""
 
 from .dispatch import BackendError, attention, check_backend, explain
-from .patterns import pattern_statistics, visible
+from .patterns import pattern_statistics, steer_pattern, visible
+from .softplus import softplus_attention
 from .spec import Mask, Received, Request, Result
 from .steer import Rule, Steer
 
@@ -17,5 +18,7 @@ __all__ = [
     "check_backend",
     "explain",
     "pattern_statistics",
+    "steer_pattern",
+    "softplus_attention",
     "visible",
 ]

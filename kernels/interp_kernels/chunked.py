@@ -7,7 +7,8 @@ output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, f
 
 (Σp/l < 1 with a sink logit). The centred entropy loses nothing to cancellation and holds for soft-caps and biases too.
 An edit's rule multiplies p by factors of the groups' masses before that product; where it or a blend
-changes the weights that statistics are asked of, those are computed from A itself (`tally.from_weights`).
+changes the weights that statistics are asked of, those are computed from A itself (`tally.from_weights`). Edits that
+do not fuse into one (`compose.fuse`) change A itself, one after the other.
 Buffers are reused and everything large is in place: on a CPU this is bound by memory traffic, not by arithmetic.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .compose import Steers, fuse
 from .masking import FLOOR, Visibility, compute_dtype
 from .reference import choose_rows, pick
 from .spec import Request, Result
@@ -81,9 +83,10 @@ def run_chunks(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> Result:
     """Output, log-sum-exp and all requested statistics; call it without gradients."""
+    steers = fuse(steer, vis.lk, q.device)
     (batch, heads, lq, _), (kv_heads, lk, d_v) = q.shape, (k.shape[1], k.shape[2], v.shape[3])
     dtype = compute_dtype(q, k, v)
     out = torch.zeros(batch, heads, lq, d_v, dtype=v.dtype, device=q.device)
@@ -95,7 +98,7 @@ def run_chunks(
         size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * max(c1 - c0 for c0, c1 in spans)
         buffers = _Buffers(size, dtype, q.device)
         for block in blocks:
-            _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, steer, buffers, out, lse, stats)
+            _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, steers, buffers, out, lse, stats)
         for name, question in request.received.items():
             seen = vis.key_counts(question)
             stats[f"received_count:{name}"] = seen
@@ -104,7 +107,9 @@ def run_chunks(
             stats[f"received:{name}"] = pick(stats[f"received:{name}"], question.keys)
     if request.topk:
         choose_rows(stats, request)
-    return Result(finish(out, v, vis, steer) if steer else out, lse, stats)
+    for one in steers:  # where there are several, blends are done
+        out = finish(out, v, vis, one if len(steers) == 1 else Steer(gain=one.gain))
+    return Result(out, lse, stats)
 
 
 def _empty_stats(
@@ -181,7 +186,7 @@ def _run_block(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
-    steer: Steer | None,
+    steers: tuple[Steer, ...],
     buffers: _Buffers,
     out: Tensor,
     lse: Tensor,
@@ -194,9 +199,11 @@ def _run_block(
     heads, groups = nn * group, request.n_groups if "group_mass" in names else 0
     sink = None if sinks is None else sinks[hs].to(dtype)[None, :, None]
     two_sided = not vis.mask.causal
-    edit = SteerBlock(steer, vis, bs, hs, dtype) if steer else None
-    rule = edit is not None and edit.rule is not None
-    final = edit is not None and edit.reweighs and bool(request)  # statistics are of p·factors, blended
+    edits = [SteerBlock(steer, vis, bs, hs, dtype) for steer in steers]
+    edit = edits[0] if edits else None  # the one with temper and bias
+    several = len(edits) > 1
+    rule = edit is not None and bool(edit.rules) and not several
+    final = edit is not None and edit.reweighs and (several or bool(request))  # statistics are of p·factors, blended
     keep_t = not final and ("entropy" in names or request.topk or ("distance" in names and two_sided))
     real = vis.row_set()[bs]
     row_sets = {name: vis.row_set(question.queries)[bs] for name, question in request.received.items()}
@@ -237,22 +244,34 @@ def _run_block(
             per = torch.where(empty, 0.0, 1.0 / total)[..., None]
             factor = edit.factors(masses * per, extra[..., None] * per, r0, r1)
             edit.scale_(p, factor, c0, c1, buffers.get("p", nb, heads, n, width))
+        if several:
+            mass = p.sum(-1)
+            extra = torch.zeros_like(mass) if sink is None else torch.exp(sink - shift)
+            total = mass + extra
+            per = torch.where(empty, 0.0, 1.0 / total)[..., None]
+            p.mul_(per)
+            share = extra[..., None] * per
+            for one in edits:
+                share = one.edited_(p, share, r0, r1, c0, c1, buffers.get("p", nb, heads, n, width))
         if "distance" in names and not two_sided:
             values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(dtype)
         sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
-        if not rule:
+        if not rule and not several:
             mass = sums[..., d_v + groups]
             total = mass if sink is None else mass + torch.exp(sink - shift)
         inverse = torch.where(empty, 0.0, 1.0 / total)
-        out[bs, hs, r0:r1] = sums[..., :d_v] * inverse[..., None]
+        out[bs, hs, r0:r1] = sums[..., :d_v] if several else sums[..., :d_v] * inverse[..., None]
         lse[bs, hs, r0:r1] = torch.where(empty, -torch.inf, shift + total.log())
 
         # From here on: statistics, 0 for rows that are padding.
         counted, at = real[:, None, r0:r1], Chunk(bs, hs, r0, r1, c0, c1)
         if final:
             assert edit is not None
-            p.mul_(inverse[..., None])
-            edit.blend_(p, r0, r1, c0, c1)
+            if several and not request:
+                continue
+            if not several:
+                p.mul_(inverse[..., None])
+                edit.blend_(p, r0, r1, c0, c1)
             shown = edit.shown(p, bs, hs, r0, r1, c0, c1)
             from_weights(p, shown, counted, values[:, c0:c1, d_v : d_v + groups], row_sets, request, vis, at, stats)
             continue

@@ -13,10 +13,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import reference, streaming
+from . import compose, reference, streaming
+from .compose import Steers
 from .masking import Visibility
 from .spec import Mask, Request, Result
-from .steer import Steer
 
 BACKENDS = ("reference", "streaming", "triton")
 
@@ -56,7 +56,7 @@ def _same(argument: str, value: Tensor, like: Tensor) -> None:
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, sinks: Tensor | None, request: Request | None, steer: Steer | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Mask, sinks: Tensor | None, request: Request | None, steer: Steers
 ) -> None:
     """Raise `ValueError` naming the argument that does not fit, before anything is computed."""
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -75,8 +75,7 @@ def _check(
     Visibility(mask, batch, heads, lq, lk, q.device)
     if request is not None:
         _check_request(request, batch, heads, lq, lk)
-    if steer is not None:
-        steer.check(batch, heads, lq, lk)
+    compose.check(steer, batch, heads, lq, lk)
 
 
 def _check_request(request: Request, batch: int, heads: int, lq: int, lk: int) -> None:
@@ -123,7 +122,7 @@ def _resolve(
     scale: float,
     sinks: Tensor | None,
     request: Request | None,
-    steer: Steer | None,
+    steer: Steers,
 ) -> tuple[str, str]:
     """(backend, why not triton): raises `BackendError` if the one asked for cannot serve the call."""
     if backend not in ("auto", *BACKENDS):
@@ -150,10 +149,10 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
     backend: str = "auto",
 ) -> Result:
-    """Attention, its log-sum-exp and the requested statistics, edited by `steer`.
+    """Attention, its log-sum-exp and the requested statistics, edited by `steer`, or by several one after the other.
 
     q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v); query head h reads kv
     head h // (heads // kv_heads). logits = scale·q·k (default d^−½), soft-capped as softcap·tanh(logits/softcap)
@@ -166,6 +165,8 @@ def attention(
     mask = mask or Mask()
     _check(q, k, v, mask, sinks, request, steer)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend != "reference":
+        steer = compose.fuse(steer, k.shape[2], q.device)
     name, _ = _resolve(backend, q, k, v, mask, scale, sinks, request, steer)
     if name == "triton":
         fused = _fused()
@@ -186,13 +187,15 @@ def explain(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
     backend: str = "auto",
 ) -> str:
     """Which way `attention` would compute this call, and why; nothing is computed."""
     mask = mask or Mask()
     _check(q, k, v, mask, sinks, request, steer)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if backend != "reference":
+        steer = compose.fuse(steer, k.shape[2], q.device)
     name, reason = _resolve(backend, q, k, v, mask, scale, sinks, request, steer)
     if name == "reference":
         return "reference: eager, the whole attention matrix"

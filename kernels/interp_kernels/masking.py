@@ -39,8 +39,47 @@ class Visibility:
         self._check("queries", mask.queries, [(batch, lq)])
         if mask.dense is not None:
             self._check("dense", mask.dense, [(b, h, lq, lk) for b in (1, batch) for h in (1, heads)])
+        if mask.keep_first < 0:
+            raise ValueError(f"mask.keep_first is {mask.keep_first}; it counts tokens.")
+        self._check("starts", mask.starts, [(batch,)])
+        if mask.starts is not None and (mask.starts.is_floating_point() or mask.starts.dtype == torch.bool):
+            raise ValueError(f"mask.starts are {mask.starts.dtype}; they must be integers, slots of first tokens.")
+        #: Tokens kept beyond the window; 0 where the window hides nothing.
+        self.keep_first = mask.keep_first if self._window_hides() else 0
         self.keys = None if mask.keys is None else mask.keys.to(device=device, dtype=torch.bool)
         self.rows = None if mask.queries is None else mask.queries.to(device=device, dtype=torch.bool)
+
+    def _window_hides(self) -> bool:
+        """Some row is farther from a key, which causality lets it see, than the window reaches."""
+        first = self.mask.q_start - self.mask.k_start
+        last = first + self.lq - 1
+        reach = last if self.mask.causal else max(abs(last), abs(first - self.lk + 1))
+        return self.mask.window is not None and reach >= self.mask.window
+
+    @cached_property
+    def _first_columns(self) -> Tensor:
+        """(batch or 1,) int64: the column of each sample's first token; it may stand outside those there are."""
+        if self.mask.starts is None:
+            return torch.full((1,), -self.mask.k_start, dtype=torch.int64, device=self.device)
+        return self.mask.starts.to(device=self.device, dtype=torch.int64) - self.mask.k_start
+
+    @cached_property
+    def _kept_columns(self) -> tuple[int, int]:
+        """Columns outside which no sample's kept keys stand; on a GPU, where looking at `starts` would wait, all."""
+        if self.mask.starts is None:
+            low = high = -self.mask.k_start
+        elif self.device.type != "cpu":
+            return 0, self.lk
+        else:
+            low, high = (int(x) for x in self._first_columns.aminmax()) if self.batch else (0, 0)
+        return max(0, low), min(self.lk, high + self.keep_first)
+
+    def kept(self, bs: slice, columns: Tensor) -> Tensor:
+        """(batch or 1, …) bool: the column is one of the sample's kept keys; columns (…) or (batch, …)."""
+        first = self._first_columns
+        first = first[bs] if len(first) > 1 else first
+        first = first.view(-1, *[1] * max(columns.ndim - 1, 1))
+        return (columns >= first) & (columns < first + self.keep_first)
 
     @cached_property
     def padded(self) -> tuple[int, int]:
@@ -63,7 +102,8 @@ class Visibility:
         return torch.arange(c0, c1, device=self.device) + self.mask.k_start
 
     def span(self, r0: int, r1: int) -> tuple[int, int]:
-        """Columns that some row of r0:r1 may see, by causality and window; (0, 0) if none."""
+        """Columns that some row of r0:r1 may see, by causality and window, and what lies between them and the keys
+        kept beyond it; (0, 0) if none."""
         first, last = self.mask.q_start + r0 - self.mask.k_start, self.mask.q_start + r1 - 1 - self.mask.k_start
         lo, hi, window = 0, self.lk, self.mask.window
         if self.mask.causal:
@@ -72,6 +112,11 @@ class Visibility:
             hi = min(hi, last + window)
         if window is not None:
             lo = max(lo, first - window + 1)
+        if self.keep_first:
+            a, b = self._kept_columns
+            b = min(b, last + 1) if self.mask.causal else b
+            if a < b:
+                lo, hi = (min(lo, a), max(hi, b)) if lo < hi else (a, b)
         return (lo, hi) if lo < hi else (0, 0)
 
     def _edges(self, r0: int, r1: int, c0: int, c1: int) -> list[tuple[int, int]]:
@@ -88,11 +133,16 @@ class Visibility:
             return [(c0, c1)]
         return [(a, b) for a, b in ((c0, inner0), (inner1, c1)) if a < b]
 
-    def geometry(self, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-        """(rows, columns) bool: seen by causality and window alone."""
-        distance = self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1)
+    def geometry(self, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """(batch or 1, 1, rows, columns) bool: seen by causality, window and `keep_first` alone."""
+        distance = (self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1))[None, None]
         seen = distance >= 0 if self.mask.causal else torch.ones_like(distance, dtype=torch.bool)
-        return seen if self.mask.window is None else seen & (distance.abs() < self.mask.window)
+        if self.mask.window is None:
+            return seen
+        near = distance.abs() < self.mask.window
+        if self.keep_first:
+            near = near | self.kept(bs, torch.arange(c0, c1, device=self.device))[:, None, None]
+        return seen & near
 
     def _dense(self, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
         dense = self.mask.dense
@@ -103,7 +153,7 @@ class Visibility:
 
     def visible(self, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
         """(batch or 1, heads or 1, rows, columns) bool."""
-        seen = self.geometry(r0, r1, c0, c1)[None, None]
+        seen = self.geometry(bs, r0, r1, c0, c1)
         if self.keys is not None:
             seen = seen & self.keys[bs, None, None, c0:c1]
         if self.mask.dense is not None:
@@ -124,7 +174,7 @@ class Visibility:
             if a < b:
                 logits[..., a - c0 : b - c0].masked_fill_(~self.keys[bs, None, None, a:b], INVISIBLE)
         for a, b in self._edges(r0, r1, c0, c1):
-            logits[..., a - c0 : b - c0].masked_fill_(~self.geometry(r0, r1, a, b), INVISIBLE)
+            logits[..., a - c0 : b - c0].masked_fill_(~self.geometry(bs, r0, r1, a, b), INVISIBLE)
         return logits
 
     def row_set(self, which: Tensor | None = None) -> Tensor:
@@ -139,19 +189,32 @@ class Visibility:
         slots, window = self.q_slots(0, self.lq) - self.mask.k_start, self.mask.window
         lo = torch.zeros_like(slots) if window is None else slots - window + 1
         hi = torch.full_like(slots, self.lk - 1) if window is None else slots + window - 1
-        return _interval_counts(keys, lo, torch.minimum(hi, slots) if self.mask.causal else hi)
+        hi = torch.minimum(hi, slots) if self.mask.causal else hi
+        counts = _interval_counts(keys, lo, hi)
+        if not self.keep_first:
+            return counts
+        first = self._first_columns[:, None]
+        last = first + (self.keep_first - 1)
+        last = torch.minimum(last, slots) if self.mask.causal else last.expand(-1, self.lq)
+        first = first.expand_as(last)
+        both = _interval_counts(keys, torch.maximum(lo, first), torch.minimum(hi, last))
+        return counts + _interval_counts(keys, first, last) - both
 
     def key_counts(self, question: Received, chunk: int = 256) -> Tensor:
         """(batch, 1, keys) int64: counted queries of the question that see each key ((batch, heads, keys) if the
         dense mask differs by head). By prefix sums over the queries; in chunks of rows for a dense mask."""
         rows, mask = self.row_set(question.queries), self.mask
         if mask.dense is None:
-            slots = self.k_slots(0, self.lk) - mask.q_start
+            slots = self.k_slots(0, self.lk) - mask.q_start  # rows that stand where the keys do
             lo, hi = torch.full_like(slots, 0), torch.full_like(slots, self.lq - 1)
             if mask.causal:
                 lo = torch.maximum(lo, slots)
             if mask.window is not None:
+                far = (lo, hi)
                 lo, hi = torch.maximum(lo, slots - mask.window + 1), torch.minimum(hi, slots + mask.window - 1)
+                if self.keep_first:
+                    kept = self.kept(slice(None), torch.arange(self.lk, device=self.device))
+                    lo, hi = torch.where(kept, far[0], lo), torch.where(kept, far[1], hi)
             if question.band is not None:
                 lo, hi = torch.maximum(lo, slots + question.band[0]), torch.minimum(hi, slots + question.band[1])
             counts = _interval_counts(rows, lo, hi)
@@ -172,8 +235,9 @@ class Visibility:
 
 
 def _interval_counts(flags: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """(batch, n) how many of flags (batch, m) are set in each inclusive interval lo[n]…hi[n], cut to 0…m−1."""
-    size = flags.shape[1]
+    """(batch, n) how many of flags (batch, m) are set in each inclusive interval lo…hi, (n,) or (batch or 1, n), cut to
+    0…m−1."""
+    batch, size = flags.shape
     sums = torch.nn.functional.pad(flags.long().cumsum(1), (1, 0))
-    start, stop = lo.clamp(0, size), (hi + 1).clamp(0, size)
-    return (sums[:, stop] - sums[:, start]).clamp_min(0)
+    start, stop = lo.clamp(0, size).expand(batch, -1), (hi + 1).clamp(0, size).expand(batch, -1)
+    return (sums.gather(1, stop) - sums.gather(1, start)).clamp_min(0)

@@ -60,7 +60,8 @@ def _seen(vis: Visibility, column: Tensor, r0: int, r1: int) -> Tensor:
     distance = vis.q_slots(r0, r1)[:, None] - (column + mask.k_start)
     seen = distance >= 0 if mask.causal else torch.ones_like(distance, dtype=torch.bool)
     if mask.window is not None:
-        seen = seen & (distance.abs() < mask.window)
+        near = distance.abs() < mask.window
+        seen = seen & (near if not vis.keep_first else near | vis.kept(slice(None), column))
     if vis.keys is not None:
         seen = seen & vis.keys.gather(1, column.flatten(1)).reshape(column.shape)
     return seen

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from .compose import Steers, as_steers, refuse
 from .masking import Visibility, bias_visible, compute_dtype
 from .spec import Mask, Request, Result
-from .steer import Steer, factors
-from .steered import refuse
+from .steer import Steer, share_out
 
 
 def _logits(
-    q: Tensor, k: Tensor, *, mask: Mask, scale: float, softcap: float | None, dtype: torch.dtype, steer: Steer
+    q: Tensor,
+    k: Tensor,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    dtype: torch.dtype,
+    steers: Sequence[Steer],
 ) -> tuple[Tensor, Tensor, Tensor, Visibility]:
-    """Logits (batch, heads, queries, keys), −inf where unseen or hidden by the edit's bias; visible by the mask, and
+    """Logits (batch, heads, queries, keys), −inf where unseen or hidden by an edit's bias; visible by the mask, and
     shown (not hidden by the bias either), same shape, bool; the prepared mask."""
     batch, heads, lq, _ = q.shape
     lk = k.shape[2]
@@ -22,18 +31,20 @@ def _logits(
     logits = scale * (q.to(dtype) @ keys.transpose(-1, -2))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    if steer.temper is not None:
-        logits = logits * steer.temper.to(logits)[..., None]
+    for steer in steers:
+        if steer.temper is not None:
+            logits = logits * steer.temper.to(logits)[..., None]
     vis = Visibility(mask, batch, heads, lq, lk, q.device)
     visible = vis.visible(slice(None), slice(None), 0, lq, 0, lk).expand(logits.shape)
     if mask.dense is not None and mask.dense.dtype != torch.bool:
         bias = mask.dense.to(q.device)
         logits = logits + torch.where(bias_visible(bias), bias, 0).to(dtype)
     shown = visible
-    if steer.bias is not None:
-        kept = bias_visible(steer.bias.to(q.device))[:, :, None]
-        logits = logits + torch.where(kept, steer.bias.to(q.device)[:, :, None], 0).to(dtype)
-        shown = visible & kept
+    for steer in steers:
+        if steer.bias is not None:
+            kept = bias_visible(steer.bias.to(q.device))[:, :, None]
+            logits = logits + torch.where(kept, steer.bias.to(q.device)[:, :, None], 0).to(dtype)
+            shown = shown & kept
     return logits.masked_fill(~shown, -torch.inf), visible, shown, vis
 
 
@@ -56,17 +67,21 @@ def _sigmoid(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     return a, torch.where(total > 0, total, 1).log().masked_fill(total == 0, -torch.inf)
 
 
-def _edited(a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer) -> Tensor:
-    """The edit's rule, then its blend, on A (batch, heads, queries, keys); sink (batch, heads, queries, 1)."""
-    if steer.rule is not None:
+def edited(
+    a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer
+) -> tuple[Tensor, Tensor]:
+    """An edit's rules, then its blend, on A (batch, heads, queries, keys) and on the sink logit's share (batch, heads,
+    queries, 1)."""
+    for rule in steer.rules:
         labels = steer.labels_of(vis.lk, a.device).expand(*a.shape[:2], -1)
-        mass = a @ torch.nn.functional.one_hot(labels, steer.rule.groups).to(a)  # (batch, heads, queries, groups)
-        a = a * factors(mass, steer.rule, sink=sink).gather(-1, labels[:, :, None].expand(a.shape))
+        mass = a @ torch.nn.functional.one_hot(labels, rule.groups).to(a)  # (batch, heads, queries, groups)
+        factor, sink = share_out(mass, rule, sink)
+        a = a * factor.gather(-1, labels[:, :, None].expand(a.shape))
     if steer.blend is not None:
         own = (vis.q_slots(0, vis.lq)[:, None] == vis.k_slots(0, vis.lk)) & visible
         u = steer.blend.to(a)[:, None, None] * own.any(-1, keepdim=True)
-        a = (1 - u) * a + u * own
-    return a
+        a, sink = (1 - u) * a + u * own, (1 - u) * sink
+    return a, sink
 
 
 def _weights(
@@ -77,18 +92,20 @@ def _weights(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
-    steer: Steer | None,
+    steer: Steers,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Visibility]:
-    """A after all of the edit, lse, visible by the mask, what an index may name, and the prepared mask."""
-    steer = steer or Steer()
-    logits, visible, shown, vis = _logits(q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype, steer=steer)
-    a, lse = _softmax(logits, shown, sinks) if steer.sigmoid is None else _sigmoid(logits, steer.sigmoid)
-    sink = torch.zeros_like(lse)
+    """A after all edits, lse, visible by the mask, what an index may name, and the prepared mask."""
+    steers = as_steers(steer)
+    logits, visible, shown, vis = _logits(q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype, steers=steers)
+    sigmoid = next((s.sigmoid for s in steers if s.sigmoid is not None), None)
+    a, lse = _softmax(logits, shown, sinks) if sigmoid is None else _sigmoid(logits, sigmoid)
+    sink = torch.zeros_like(lse)[..., None]
     if sinks is not None:
         empty = lse == -torch.inf
-        sink = torch.exp(sinks.to(lse)[None, :, None] - lse.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)
-    a = _edited(a, sink[..., None], visible, vis, steer)
+        sink = torch.exp(sinks.to(lse)[None, :, None] - lse.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)[..., None]
+    for one in steers:
+        a, sink = edited(a, sink, visible, vis, one)
     return a, lse, visible, shown | (visible & (a > 0)), vis
 
 
@@ -100,7 +117,7 @@ def weights(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> Tensor:
     """A (batch, heads, queries, keys): exp(logit − lse), edited, 0 where unseen. For tests and tiny inputs: L × L."""
     dtype = compute_dtype(q, k)
@@ -117,18 +134,19 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> Result:
     """out = gain·A V with q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v)
     and A as edited."""
-    refuse(steer or Steer(), sinks, request or Request())
+    refuse(steer, sinks, request or Request())
     dtype = compute_dtype(q, k, v)
     a, lse, visible, shown, vis = _weights(
         q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype
     )
     out = a @ v.to(dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    if steer is not None and steer.gain is not None:
-        out = out * steer.gain.to(out)[..., None]
+    for one in as_steers(steer):
+        if one.gain is not None:
+            out = out * one.gain.to(out)[..., None]
     with torch.no_grad():
         stats = statistics(a, visible, vis, request or Request(), shown)
     return Result(out.to(v.dtype), lse, stats)

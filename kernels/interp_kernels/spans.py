@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .masking import FLOOR, INVISIBLE, Visibility
-from .steer import Rule, factors
+from .steer import Rule, as_rules, factors
 
 #: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key; keys (batch, keys)
 #: bool says which are real, None for all. Returns out (batch, heads, queries, d_v) and its natural log-sum-exp (batch,
@@ -136,10 +136,16 @@ def _narrow(q: Tensor, k: Tensor, v: Tensor, square: bool, real: Tensor | None, 
 
 
 def merge(
-    found: list[list[State]], rule: Rule, sinks: Tensor | None, *, rows: int, dtype: torch.dtype
+    found: list[list[State]],
+    rule: Rule | tuple[Rule, ...],
+    sinks: Tensor | None,
+    *,
+    rows: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """out (batch, heads, rows, d_v) in `dtype` after the rule, lse (batch, heads, rows) before it, with sinks (heads,).
-    Rows that see nothing get 0 and −inf. `found`: the states of each group, between them at least one."""
+    """out (batch, heads, rows, d_v) in `dtype` after the rule (or several), lse (batch, heads, rows) before it, with
+    sinks (heads,). Rows that see nothing get 0 and −inf. `found`: the states of each group, between them at least
+    one."""
     any_state = next(state for group in found for state in group)
     batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
     compute = torch.promote_types(dtype, torch.float32)
@@ -156,7 +162,7 @@ def merge(
         sink = (logit - lse).exp()[..., None]
     else:
         lse, sink = lse.masked_fill(empty, 0.0), torch.zeros_like(lse)[..., None]
-    factor = factors((by_group - lse[..., None]).exp(), rule, sink=sink)
+    factor = factors((by_group - lse[..., None]).exp(), rule, sink)
     out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
     for g, group in enumerate(found):
         for state in group:
@@ -174,7 +180,7 @@ def attend(
     vis: Visibility,
     scale: float,
     segments: list[tuple[int, int, int]],
-    rule: Rule,
+    rule: Rule | tuple[Rule, ...],
     sinks: Tensor | None,
     causal: bool,
     flash: Flash,
@@ -184,6 +190,7 @@ def attend(
     d_v = v.shape[3]
     # As for the plain call: the CPU kernel wants d_v = d, and zeros change nothing.
     q, k, v = (F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (q, k, v))
-    found = states(q, k, v, vis=vis, scale=scale, segments=segments, groups=rule.groups, causal=causal, flash=flash)
+    groups = as_rules(rule)[0].groups
+    found = states(q, k, v, vis=vis, scale=scale, segments=segments, groups=groups, causal=causal, flash=flash)
     out, lse = merge(found, rule, sinks, rows=q.shape[2], dtype=v.dtype)
     return out[..., :d_v], lse

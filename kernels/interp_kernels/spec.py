@@ -18,6 +18,9 @@ class Mask:
 
     * ``causal``: k_slot ≤ q_slot;
     * ``window = w``: |q_slot − k_slot| < w (one-sided when causal);
+      With ``keep_first = n`` the first n tokens of each sample stay visible beyond it, and causality and padding allow
+      for them: keys at slots ``starts[b]`` … starts[b] + n − 1, where ``starts`` (batch,) int is the slot of each
+      sample's first real token (None: 0). Without a window it means nothing;
     * ``keys[b, j]``: the key is a real token, not padding — (batch, keys) bool;
     * ``dense``: (batch or 1, heads or 1, queries, keys) bool (True = visible) or a float bias added to the logits.
 
@@ -32,6 +35,8 @@ class Mask:
     keys: torch.Tensor | None = None
     queries: torch.Tensor | None = None
     dense: torch.Tensor | None = None
+    keep_first: int = 0
+    starts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_GROUPS = 8
+MAX_GROUPS = 256
 MAX_TESTS = 4
 #: Receivers that hold less of a row are as good as invisible: dividing by it would overflow float32.
 NOTHING = 1e-30
@@ -38,6 +40,17 @@ class Rule:
     def groups(self) -> int:
         return self.keep.shape[-1]
 
+    def to(self, device: torch.device) -> Rule:
+        """The same with its tensors on `device`."""
+        moved: dict[str, Any] = {
+            name: _move(getattr(self, name), device) for name in ("keep", "receive", "tests", "bounds", "rows")
+        }
+        return replace(self, **moved)
+
+
+def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if value is None else value.to(device)
+
 
 @dataclass(frozen=True)
 class Steer:
@@ -48,14 +61,19 @@ class Steer:
     2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule, sinks nor
        statistics then, and the log-sum-exp is ln Σ_k σ).
     3. ``rule`` over the groups that ``labels`` (batch or 1, heads or 1, keys), ints in 0 … groups − 1, or ``spans``
-       ((start, stop, group) of key columns, known on the host; elsewhere group 0) define. Group 0 owns the main loop
-       of the fused route: give it to most keys.
+       ((start, stop, group) of key columns, known on the host; elsewhere group 0) define; several rules, on the same
+       groups, one after the other: each finds the masses, and the sink logit's share, as the one before leaves
+       them. Group 0 owns the main loop of the fused route: give it to most keys.
     4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG); a row that does not see its
        own key by the mask stays as it is.
     5. ``gain`` (batch or 1, heads or 1, queries or 1) on the output; no part of A.
 
     The log-sum-exp is that of step 2; statistics are of A after step 4 (counts of queries go by the mask alone). A
     row all of whose keys the bias hides has weights 0 (but for the blend) and log-sum-exp −inf.
+
+    Several edits, one after the other: the logits of all of them first (tempers multiply, biases add), then each one's
+    steps 3 and 4 in turn on what the one before leaves; gains multiply. ``sigmoid`` goes with no other edit's rule,
+    blend or sigmoid.
     """
 
     temper: Tensor | None = None
@@ -63,7 +81,7 @@ class Steer:
     sigmoid: float | None = None
     labels: Tensor | None = None
     spans: tuple[tuple[int, int, int], ...] = ()
-    rule: Rule | None = None
+    rule: Rule | tuple[Rule, ...] | None = None
     blend: Tensor | None = None
     gain: Tensor | None = None
 
@@ -71,26 +89,29 @@ class Steer:
         return any(x is not None for x in (self.temper, self.bias, self.sigmoid, self.rule, self.blend, self.gain))
 
     @property
+    def rules(self) -> tuple[Rule, ...]:
+        """In their order."""
+        return as_rules(self.rule)
+
+    @property
+    def groups(self) -> int:
+        """Groups of keys; 1 without a rule."""
+        return self.rules[0].groups if self.rules else 1
+
+    @property
     def tensors(self) -> list[Tensor]:
         """What a gradient may be asked for."""
         found = [self.temper, self.bias, self.blend, self.gain]
-        if self.rule is not None:
-            found += [self.rule.keep, self.rule.receive]
+        for rule in self.rules:
+            found += [rule.keep, rule.receive]
         return [t for t in found if t is not None]
 
     def to(self, device: torch.device) -> Steer:
         """The same with its tensors on `device`."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device)
-
-        rule = self.rule
-        if rule is not None:
-            receive, tests, bounds, rows = move(rule.receive), move(rule.tests), move(rule.bounds), move(rule.rows)
-            rule = Rule(rule.keep.to(device), receive, rule.renormalise, tests, bounds, rows)
-        temper, bias, labels = move(self.temper), move(self.bias), move(self.labels)
-        blend, gain = move(self.blend), move(self.gain)
-        return Steer(temper, bias, self.sigmoid, labels, self.spans, rule, blend, gain)
+        names = ("temper", "bias", "labels", "blend", "gain")
+        moved: dict[str, Any] = {name: _move(getattr(self, name), device) for name in names}
+        rules = tuple(rule.to(device) for rule in self.rules)
+        return replace(self, rule=self.rule if self.rule is None else rules[0] if len(rules) == 1 else rules, **moved)
 
     def labels_of(self, keys: int, device: torch.device) -> Tensor:
         """(batch or 1, heads or 1, keys) int64 group of each key, from labels or spans."""
@@ -113,15 +134,37 @@ class Steer:
             raise ValueError(f"steer.blend has shape {tuple(self.blend.shape)}, expected ({heads},) or (1,).")
         if self.sigmoid is not None and self.rule is not None:
             raise ValueError("steer.rule redistributes softmax mass; with steer.sigmoid there is none.")
-        rule = self.rule
-        if rule is None:
+        rules = self.rules
+        if not rules:
+            if self.rule is not None:
+                raise ValueError("steer.rule is an empty sequence; None is no rule.")
             if self.labels is not None or self.spans:
                 raise ValueError("steer.labels and steer.spans say where steer.rule applies; there is no rule.")
             return
         if (self.labels is None) == (not self.spans):
             raise ValueError("steer.rule needs either steer.labels or steer.spans.")
+        if self.labels is not None and not _fits(self.labels, (batch, heads, keys), broadcast=range(2)):
+            raise ValueError(f"steer.labels has shape {tuple(self.labels.shape)}, expected {(batch, heads, keys)}.")
+        if self.labels is not None and (self.labels.is_floating_point() or self.labels.dtype == torch.bool):
+            raise ValueError(f"steer.labels are {self.labels.dtype}; they must be integers, the group of each key.")
+        for rule in rules:
+            self._check_rule(rule, batch, heads, queries)
+        groups = self.groups
+        if self.labels is not None and self.labels.device.type == "cpu" and self.labels.numel():
+            low, high = int(self.labels.min()), int(self.labels.max())  # on a GPU this would wait for the device
+            if low < 0 or high >= groups:
+                raise ValueError(f"steer.labels has groups {low} to {high}; the rule has {groups}, from 0.")
+        for start, stop, group in self.spans:
+            if not (0 <= start <= stop <= keys and 0 <= group < groups):
+                raise ValueError(
+                    f"steer.spans: ({start}, {stop}, group {group}) is outside {keys} keys or {groups} groups."
+                )
+
+    def _check_rule(self, rule: Rule, batch: int, heads: int, queries: int) -> None:
         if not 1 <= rule.groups <= MAX_GROUPS:
             raise ValueError(f"steer.rule.keep has {rule.groups} groups; 1 to {MAX_GROUPS} are possible.")
+        if rule.groups != self.groups:
+            raise ValueError(f"steer.rule: rules one after the other share their groups; {self.groups}, {rule.groups}.")
         for name in ("keep", "receive"):
             value = getattr(rule, name)
             if value is not None and not _fits(value, (heads, rule.groups), broadcast=range(1)):
@@ -130,19 +173,6 @@ class Steer:
                 )
         if rule.renormalise and rule.receive is not None:
             raise ValueError("steer.rule: renormalise shares with everything; receive has no meaning then.")
-        if self.labels is not None and not _fits(self.labels, (batch, heads, keys), broadcast=range(2)):
-            raise ValueError(f"steer.labels has shape {tuple(self.labels.shape)}, expected {(batch, heads, keys)}.")
-        if self.labels is not None and (self.labels.is_floating_point() or self.labels.dtype == torch.bool):
-            raise ValueError(f"steer.labels are {self.labels.dtype}; they must be integers, the group of each key.")
-        if self.labels is not None and self.labels.device.type == "cpu" and self.labels.numel():
-            low, high = int(self.labels.min()), int(self.labels.max())  # on a GPU this would wait for the device
-            if low < 0 or high >= rule.groups:
-                raise ValueError(f"steer.labels has groups {low} to {high}; the rule has {rule.groups}, from 0.")
-        for start, stop, group in self.spans:
-            if not (0 <= start <= stop <= keys and 0 <= group < rule.groups):
-                raise ValueError(
-                    f"steer.spans: ({start}, {stop}, group {group}) is outside {keys} keys or {rule.groups} groups."
-                )
         if (rule.tests is None) != (rule.bounds is None):
             raise ValueError("steer.rule.tests and steer.rule.bounds go together.")
         if rule.tests is not None and rule.bounds is not None:
@@ -158,17 +188,43 @@ def _fits(value: Tensor, shape: tuple[int, ...], broadcast: range) -> bool:
     return value.ndim == len(shape) and all(have == want or (have == 1 and i in broadcast) for i, (have, want) in sizes)
 
 
-def factors(mass: Tensor, rule: Rule, rows: Tensor | None = None, sink: Tensor | None = None) -> Tensor:
-    """w_g / P_g, (batch, heads, queries, groups), from masses of that shape: A' = A·factor of the key's group.
+def as_rules(rule: Rule | Sequence[Rule] | None) -> tuple[Rule, ...]:
+    """None, one rule or several, as several."""
+    return () if rule is None else (rule,) if isinstance(rule, Rule) else tuple(rule)
 
-    Defined where P_g = 0 too. rows (batch, queries) bool overrides rule.rows (a slice of it, say). sink (batch, heads,
-    queries, 1): the sink logit's share; if not given 1 − Σ P, which is only rounding where all that is kept is small.
+
+def factors(mass: Tensor, rule: Rule | Sequence[Rule], sink: Tensor | None = None) -> Tensor:
+    """w_g / P_g, (batch, heads, queries, groups), from masses of that shape: A' = A·factor of the key's group. Several
+    rules: the product of their factors f, each of P ← P·f as the one before leaves it.
+
+    Defined where P_g = 0 too. sink (batch, heads, queries, 1): the sink logit's share; if not given 1 − Σ P, which is
+    only rounding where all that is kept is small.
     """
+    return share_out(mass, rule, sink)[0]
+
+
+def share_out(mass: Tensor, rule: Rule | Sequence[Rule], sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`factors`, and the sink logit's share (batch, heads, queries, 1) after the rules: only renormalising moves it."""
+    rules = as_rules(rule)
+    if sink is None:
+        sink = (1 - mass.sum(-1, keepdim=True)).clamp_min(0)
+    made = torch.ones_like(mass)
+    for one in rules:
+        factor, left = _factors(mass * made, one, sink)
+        made, sink = made * factor, sink * left
+    return made, sink
+
+
+def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of one rule, and the sink logit's."""
     keep = rule.keep.to(mass)[None, :, None]  # (1, heads or 1, 1, groups)
     kept = (keep * mass).sum(-1, keepdim=True)
+    left = torch.ones_like(sink)
     if rule.renormalise:
-        total = kept + ((1 - mass.sum(-1, keepdim=True)).clamp_min(0) if sink is None else sink)
-        new = torch.where(total > 0, keep / torch.where(total > 0, total, 1), torch.zeros_like(mass))
+        total = kept + sink
+        safe = torch.where(total > 0, total, 1)
+        new = torch.where(total > 0, keep / safe, torch.zeros_like(mass))
+        left = left / safe
     elif rule.receive is None:
         new = keep.expand_as(mass)
     else:
@@ -178,13 +234,13 @@ def factors(mass: Tensor, rule: Rule, rows: Tensor | None = None, sink: Tensor |
         moved = keep + receive * freed / torch.where(shared > NOTHING, shared, 1)
         nobody = (receive == 0).all(-1, keepdim=True)  # this head drops the mass
         new = torch.where((shared > NOTHING) | nobody, moved, torch.ones_like(mass))
-    return torch.where(applies(mass, rule, rows), new, torch.ones_like(mass))
+    here = applies(mass, rule)
+    return torch.where(here, new, torch.ones_like(mass)), torch.where(here, left, torch.ones_like(left))
 
 
-def applies(mass: Tensor, rule: Rule, rows: Tensor | None = None) -> Tensor:
+def applies(mass: Tensor, rule: Rule) -> Tensor:
     """(batch, heads, queries, 1) bool: rows the rule changes."""
     yes = torch.ones_like(mass[..., :1], dtype=torch.bool)
     if rule.tests is not None and rule.bounds is not None:
         yes = yes & (mass @ rule.tests.to(mass).T >= rule.bounds.to(mass)).all(-1, keepdim=True)
-    rows = rule.rows if rows is None else rows
-    return yes if rows is None else yes & rows.to(mass.device)[:, None, :, None]
+    return yes if rule.rows is None else yes & rule.rows.to(mass.device)[:, None, :, None]

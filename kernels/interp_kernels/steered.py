@@ -9,19 +9,10 @@ import torch
 from torch import Tensor
 
 from .masking import FLOOR, INVISIBLE, Visibility, bias_visible
-from .spec import Request
-from .steer import Rule, Steer, factors
+from .steer import Rule, Steer, share_out
 
-#: Columns of a one-hot label matrix: a product with 16 columns takes half the time of one with 2.
+#: Columns of a one-hot label matrix are a multiple: a product with 16 columns takes half the time of one with 2.
 _WIDE = 16
-
-
-def refuse(steer: Steer, sinks: Tensor | None, request: Request) -> None:
-    """Raise `ValueError` for what has no meaning without a softmax."""
-    if steer.sigmoid is not None and sinks is not None:
-        raise ValueError("Sink logits are a share of the softmax; with steer.sigmoid there is none.")
-    if steer.sigmoid is not None and request:
-        raise ValueError("Under steer.sigmoid weights are no distribution; there are no statistics of them.")
 
 
 def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
@@ -80,6 +71,15 @@ def finish(out: Tensor, v: Tensor, vis: Visibility, steer: Steer) -> Tensor:
     return out.to(dtype)
 
 
+def _part_of(rule: Rule, bs: slice, hs: slice) -> Rule:
+    return replace(
+        rule,
+        keep=part(rule.keep, hs),
+        receive=None if rule.receive is None else part(rule.receive, hs),
+        rows=None if rule.rows is None else part(rule.rows, bs),
+    )
+
+
 class SteerBlock:
     """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable."""
 
@@ -94,28 +94,21 @@ class SteerBlock:
         if steer.blend is not None:
             self.blend = part(steer.blend.to(vis.device, dtype), hs)
             self.own = part(own_keys(vis)[1], bs, hs)
-        self.rule: Rule | None = None
+        self.groups, self.rules = steer.groups, [_part_of(rule.to(vis.device), bs, hs) for rule in steer.rules]
         self.spans: list[tuple[int, int, int]] = []
-        if steer.rule is None:
+        if not self.rules:
             return
-        self.rule = replace(
-            steer.rule,
-            keep=part(steer.rule.keep.to(vis.device), hs),
-            receive=None if steer.rule.receive is None else part(steer.rule.receive.to(vis.device), hs),
-            tests=None if steer.rule.tests is None else steer.rule.tests.to(vis.device),
-            bounds=None if steer.rule.bounds is None else steer.rule.bounds.to(vis.device),
-            rows=None if steer.rule.rows is None else part(steer.rule.rows.to(vis.device), bs),
-        )
         if steer.labels is None:
             self.spans = segments(steer.spans, vis.lk)
         else:
             labels = part(steer.labels.to(vis.device), bs, hs)
-            self.onehot = (labels[..., None] == torch.arange(_WIDE, device=vis.device)).to(dtype)
+            columns = torch.arange(-(-self.groups // _WIDE) * _WIDE, device=vis.device)
+            self.onehot = (labels[..., None] == columns).to(dtype)
 
     @property
     def reweighs(self) -> bool:
         """The final weights are not exp(logit − lse)."""
-        return self.rule is not None or self.blend is not None
+        return bool(self.rules) or self.blend is not None
 
     def logits(self, s: Tensor, r0: int, r1: int, c0: int, c1: int, *, in_place: bool) -> Tensor:
         """temper·s + bias with s (batch, heads, rows, columns); INVISIBLE and below where the bias hides the key."""
@@ -128,22 +121,24 @@ class SteerBlock:
 
     def masses(self, p: Tensor, c0: int, c1: int) -> Tensor:
         """(batch, heads, rows, groups): Σ of p (batch, heads, rows, columns) over the keys of each group."""
-        assert self.rule is not None
         if self.onehot is None:
-            sums = [p.new_zeros(p.shape[:3])] * self.rule.groups
+            sums = [p.new_zeros(p.shape[:3])] * self.groups
             for a, b, group in self._inside(c0, c1):
                 sums[group] = sums[group] + p[..., a:b].sum(-1)
             return torch.stack(sums, dim=-1)
         onehot = self.onehot[:, :, c0:c1]
         if onehot.shape[1] > 1:
-            return (p @ onehot)[..., : self.rule.groups]
-        return (p.flatten(1, 2) @ onehot[:, 0]).view(*p.shape[:3], -1)[..., : self.rule.groups]
+            return (p @ onehot)[..., : self.groups]
+        return (p.flatten(1, 2) @ onehot[:, 0]).view(*p.shape[:3], -1)[..., : self.groups]
 
     def factors(self, mass: Tensor, sink: Tensor, r0: int, r1: int) -> Tensor:
         """`steer.factors` for rows r0:r1: masses (batch, heads, rows, groups), the sink logit's (batch, heads, rows,
         1)."""
-        assert self.rule is not None
-        return factors(mass, self.rule, None if self.rule.rows is None else self.rule.rows[:, r0:r1], sink)
+        return self._share_out(mass, sink, r0, r1)[0]
+
+    def _share_out(self, mass: Tensor, sink: Tensor, r0: int, r1: int) -> tuple[Tensor, Tensor]:
+        cut = [rule if rule.rows is None else replace(rule, rows=rule.rows[:, r0:r1]) for rule in self.rules]
+        return share_out(mass, cut, sink)
 
     def scale(self, p: Tensor, factor: Tensor, c0: int, c1: int) -> Tensor:
         """p·factor of the key's group, out of place; factor (batch, heads, rows, groups)."""
@@ -179,6 +174,36 @@ class SteerBlock:
         if i < j:
             own = a[:, :, i:j, first + i : first + j].diagonal(dim1=-2, dim2=-1)
             own.add_(weight[..., i:j])
+
+    def blended(self, a: Tensor, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+        """The same out of place, differentiable."""
+        if self.blend is None:
+            return a
+        weight = (self.blend[None, :, None] * self.own[..., r0:r1])[..., None]
+        own = self.vis.q_slots(r0, r1)[:, None] == self.vis.k_slots(c0, c1)
+        return a * (1 - weight) + weight * own
+
+    def edited_(self, a: Tensor, sink: Tensor, r0: int, r1: int, c0: int, c1: int, scratch: Tensor) -> Tensor:
+        """The rules, then the blend, on whole weights A (batch, heads, rows, columns), in place; sink (batch, heads,
+        rows, 1) the sink logit's share, returned as it is afterwards; scratch as large as a."""
+        if self.rules:
+            factor, sink = self._share_out(self.masses(a, c0, c1), sink, r0, r1)
+            self.scale_(a, factor, c0, c1, scratch)
+        self.blend_(a, r0, r1, c0, c1)
+        return self._unblended(sink, r0, r1)
+
+    def edited(self, a: Tensor, sink: Tensor, r0: int, r1: int, c0: int, c1: int) -> tuple[Tensor, Tensor]:
+        """The same out of place, differentiable: A and the sink logit's share."""
+        if self.rules:
+            factor, sink = self._share_out(self.masses(a, c0, c1), sink, r0, r1)
+            a = self.scale(a, factor, c0, c1)
+        return self.blended(a, r0, r1, c0, c1), self._unblended(sink, r0, r1)
+
+    def _unblended(self, sink: Tensor, r0: int, r1: int) -> Tensor:
+        """What the blend leaves of the sink logit's share."""
+        if self.blend is None:
+            return sink
+        return sink * (1 - self.blend[None, :, None] * self.own[..., r0:r1])[..., None]
 
     def shown(self, a: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
         """(batch or 1, heads or 1, rows, columns) bool: keys an index may name: seen, and not hidden by the bias

@@ -15,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from . import spans, vendor
 from .chunked import run_chunks
+from .compose import Steers, as_steers, fuse, refuse
 from .masking import FLOOR, Visibility, compute_dtype
 from .pairs import pair_mass
 from .spec import Mask, Request, Result
 from .steer import Steer
-from .steered import SteerBlock, finish, refuse, segments
+from .steered import SteerBlock, finish, segments
 
 #: Query rows a chunk of the differentiable path.
 _ROWS = 128
@@ -39,8 +40,8 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _parameters(steer: Steer | None) -> list[Tensor]:
-    return [] if steer is None else steer.tensors
+def _parameters(steer: Steers) -> list[Tensor]:
+    return [tensor for one in as_steers(steer) for tensor in one.tensors]
 
 
 def choose(
@@ -51,12 +52,15 @@ def choose(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> Route:
     shape, why = vendor.shape_of(vis, q, k, v, softcap)
     if not shape:
         return Route("", f"because {why}")
-    if steer and (refusal := _needs_chunks(q, k, v, vis, sinks, request, steer)):
+    steers = fuse(steer, vis.lk, q.device)
+    if len(steers) > 1:
+        return Route("", "edits after a blend, or of more than 256 groups together, need a pass over all keys")
+    if steers and (refusal := _needs_chunks(q, k, v, vis, sinks, request, steers[0])):
         return Route("", refusal)
     if not request.cheap:
         wanted = sorted(request.names - {"pair_mass"}) + ["received"] * bool(request.received)
@@ -82,7 +86,7 @@ def _needs_chunks(
         return "a rule over scattered keys needs a pass over all keys"
     if len(segments(steer.spans, vis.lk)) > _MAX_SEGMENTS:
         return f"the spans cut the keys into more than {_MAX_SEGMENTS} segments"
-    if _needs_grad(q, k, v, sinks, steer.rule.keep, steer.rule.receive):
+    if _needs_grad(q, k, v, sinks, *(t for rule in steer.rules for t in (rule.keep, rule.receive))):
         return "the vendor's log-sum-exp has no gradient and merging by a rule needs one"
     return ""
 
@@ -97,30 +101,35 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> Result:
     """As `reference.attention`; never holds a (queries, keys) matrix. Gradients flow through `out` (not `lse`, where
     the vendor computes it); statistics are computed without gradients, in a pass of their own if some are needed."""
     request = request or Request()
-    refuse(steer or Steer(), sinks, request)
-    if _needs_grad(q, k, v, sinks, mask.dense, *_parameters(steer)) and request:
-        result = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer)
+    refuse(steer, sinks, request)
+    steers = fuse(steer, k.shape[2], q.device)
+    needs_grad = _needs_grad(q, k, v, sinks, mask.dense, *_parameters(steers))
+    if needs_grad and request:
+        result = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steers)
         with torch.no_grad():
             seen = attention(
-                q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer
+                q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steers
             )
         return Result(result.out, result.lse, seen.stats)
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    route = choose(q, k, v, vis, softcap, sinks, request, steer)
+    route = choose(q, k, v, vis, softcap, sinks, request, steers)
     if not route.shape:
-        if _needs_grad(q, k, v, sinks, mask.dense, *_parameters(steer)):
-            return _differentiable(q, k, v, vis, scale, softcap, sinks, steer)
+        if needs_grad:
+            return _differentiable(q, k, v, vis, scale, softcap, sinks, steers)
         with torch.no_grad():
-            return run_chunks(q, k, v, vis=vis, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer)
-    if steer and steer.rule is not None:
+            return run_chunks(
+                q, k, v, vis=vis, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steers
+            )
+    one = steers[0] if steers else Steer()
+    if one.rule is not None:
         with torch.no_grad():
             out, lse = spans.attend(
-                q, k, v, vis=vis, scale=scale, segments=segments(steer.spans, vis.lk), rule=steer.rule, sinks=sinks,
+                q, k, v, vis=vis, scale=scale, segments=segments(one.spans, vis.lk), rule=one.rule, sinks=sinks,
                 causal=route.shape != "full", flash=vendor.flash(scale),
             )  # fmt: skip
     else:
@@ -131,7 +140,7 @@ def attention(
     with torch.no_grad():
         for name, index in request.pairs.items():
             stats[f"pair_mass:{name}"] = pair_mass(q, k, lse, index, vis=vis, scale=scale)
-    return Result(finish(out, v, vis, steer) if steer else out, lse, stats)
+    return Result(finish(out, v, vis, one), lse, stats)
 
 
 def _differentiable(
@@ -142,14 +151,15 @@ def _differentiable(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
-    steer: Steer | None = None,
+    steers: tuple[Steer, ...],
 ) -> Result:
     """Chunks of rows under activation checkpointing, so that the backward pass is O(L · chunk) as well."""
     dtype = compute_dtype(q, k, v)
     batch, heads, lq, d = q.shape
     kv_heads = k.shape[1]
     everything = slice(None)
-    edit = SteerBlock(steer, vis, everything, everything, dtype) if steer else None
+    edits = [SteerBlock(steer, vis, everything, everything, dtype) for steer in steers]
+    edit = edits[0] if edits else None  # the one with temper and bias
 
     def rows(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, r0: int, r1: int) -> tuple[Tensor, Tensor]:
         c0, c1 = vis.span(r0, r1)
@@ -176,7 +186,12 @@ def _differentiable(
         p = torch.exp(s - top[..., None])
         extra = torch.zeros_like(top) if sinks is None else torch.exp(sinks.to(dtype)[None, :, None] - top)
         total = (p.sum(-1) + extra).masked_fill(empty, 1.0)
-        if edit is not None and edit.rule is not None and width:
+        if len(edits) > 1 and width:
+            a, sink = p / total[..., None], (extra / total).masked_fill(empty, 0.0)[..., None]
+            for one in edits:
+                a, sink = one.edited(a, sink, r0, r1, c0, c1)
+            return weighted(a, v, c0, c1), (top + total.log()).masked_fill(empty, -torch.inf)
+        if edit is not None and edit.rules and width:
             masses = edit.masses(p, c0, c1) / total[..., None]
             p = edit.scale(p, edit.factors(masses, (extra / total)[..., None], r0, r1), c0, c1)
         return weighted(p, v, c0, c1) / total[..., None], (top + total.log()).masked_fill(empty, -torch.inf)
@@ -190,7 +205,9 @@ def _differentiable(
         checkpoint(rows, q, k, v, sinks, r0, min(r0 + _ROWS, lq), use_reentrant=False) for r0 in range(0, lq, _ROWS)
     ]
     out, lse = (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
-    return Result((finish(out, v, vis, steer) if steer else out).to(v.dtype), lse)
+    for steer in steers:  # where there are several, blends are done
+        out = finish(out, v, vis, steer if len(steers) == 1 else Steer(gain=steer.gain))
+    return Result(out.to(v.dtype), lse)
 
 
 def explain_route(
@@ -202,18 +219,19 @@ def explain_route(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> str:
     """One line: which way `attention` would go, and why."""
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    route = choose(q, k, v, vis, softcap, sinks, request, steer)
+    steers = fuse(steer, k.shape[2], q.device)
+    route = choose(q, k, v, vis, softcap, sinks, request, steers)
     if not route.shape:
         return f"streaming: chunked, {route.why}"
     extra = " + exp(q·k − lse) over listed keys" if request.pairs else ""
-    if steer:
-        extra += "".join(f" + {name}" for name in ("blend", "gain") if getattr(steer, name) is not None)
-    if steer and steer.rule is not None:
-        cut = segments(steer.spans, vis.lk)
+    one = steers[0] if steers else Steer()
+    extra += "".join(f" + {name}" for name in ("blend", "gain") if getattr(one, name) is not None)
+    if one.rule is not None:
+        cut = segments(one.spans, vis.lk)
         plan = [(s, e) for _, _, _, s, e, _ in spans.pieces(cut, vis, route.shape != "full")]
         wide = sum(e - s > spans.NARROW for s, e in plan)
         counts = [(wide, "vendor SDPA call"), (len(plan) - wide, "small product")]

@@ -38,7 +38,7 @@ def geometry(vis: Visibility) -> tuple[str, str]:
     first, last = mask.q_start - mask.k_start, mask.q_start - mask.k_start + lq - 1  # slots relative to column 0
     reach = last if mask.causal else max(abs(last), abs(first - lk + 1))
     if mask.window is not None and reach >= mask.window:
-        return "", "of the sliding window"
+        return "", "of the sliding window and the keys kept beyond it" if mask.keep_first else "of the sliding window"
     if not mask.causal or first >= lk - 1:
         return "full", "every row sees every key"
     if first < 0:
@@ -92,6 +92,8 @@ def _call(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None, scale: float, *,
 def add_sink(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
     """A sink logit per head takes its share of the softmax and gives no value: out·exp(lse − lse'), lse' = ln(e^lse
     + e^sink). Rows that see nothing stay at 0 and −inf."""
-    with_sink = torch.logaddexp(lse, sinks.to(lse)[None, :, None])
-    gain = (lse - with_sink).exp()
-    return (out * gain[..., None]).to(out.dtype), with_sink.masked_fill(lse <= FLOOR, -torch.inf)
+    empty = lse <= FLOOR
+    safe = lse.masked_fill(empty, 0.0)  # −inf beside a sink of −inf would be NaN
+    with_sink = torch.logaddexp(safe, sinks.to(lse)[None, :, None])
+    gain = (safe - with_sink).exp()
+    return (out * gain[..., None]).to(out.dtype), with_sink.masked_fill(empty, -torch.inf)

@@ -6,6 +6,7 @@
     attention received                    a key-major pass that reads the log-sum-exp
     a rule over spans of keys             vendor states of the spans, merged
     a rule over scattered keys            our forward a group (the others' keys hidden, or listed), merged
+    several rules                         the same states, merged in PyTorch but for the sum of the outputs
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from torch import Tensor
 
 from .. import reference, spans
 from ..chunked import run_chunks
+from ..compose import Steers, fuse, refuse
 from ..masking import Visibility
 from ..pairs import pair_mass
 from ..spec import Mask, Request, Result
 from ..steer import Steer, factors
-from ..steered import refuse, segments
+from ..steered import segments
 from ..vendor import geometry
 from . import vendor
 from .decode import decode
 from .forward import NAMES, Keys, State, forward
 from .merge import Piece, merge
-from .parts import DTYPES, INTERPRETED, MAX_DIM
+from .parts import DTYPES, INTERPRETED, MAX_DIM, MAX_GROUPS
 from .received import received
 
 #: Up to so many query rows are a decode step: split over the keys, scores kept.
@@ -63,7 +65,7 @@ def why_not(
     scale: float,
     sinks: Tensor | None = None,
     request: Request | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> str:
     """Why this call is not for the kernels, "" if it is."""
     if reason := usable(q.device):
@@ -74,9 +76,16 @@ def why_not(
         return f"heads of dimension {max(q.shape[3], v.shape[3])} do not fit a tile; up to {MAX_DIM} do"
     if mask.dense is not None:
         return "the mask is dense; the kernels know causality, windows, offsets and padding"
+    if Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device).keep_first:
+        return "mask.keep_first keeps keys beyond the window, which the streaming route has"
     if scale <= 0:
         return f"the scale is {scale}; the kernels fuse it with the maximum and want it positive"
-    steer = steer or Steer()
+    steers = fuse(steer, k.shape[2], q.device)
+    if len(steers) > 1:
+        return "edits after a blend, or of more than 256 groups together, need the whole weights: the streaming route"
+    steer = _only(steers)
+    if steer.groups > MAX_GROUPS:
+        return f"the rule has {steer.groups} groups of keys; the kernels take up to {MAX_GROUPS}"
     if torch.is_grad_enabled():
         leaves = [q, k, v, sinks, steer.temper, steer.bias]
         if any(t is not None and t.requires_grad for t in leaves):
@@ -90,8 +99,15 @@ def why_not(
     return ""
 
 
+def _only(steers: tuple[Steer, ...]) -> Steer:
+    """The one edit that `fuse` left."""
+    if len(steers) > 1:
+        raise ValueError("The kernels take edits that fuse into one; `why_not` says so.")
+    return steers[0] if steers else Steer()
+
+
 def _decodes(q: Tensor, steer: Steer) -> bool:
-    return q.shape[2] <= DECODE_ROWS and steer.sigmoid is None
+    return q.shape[2] <= DECODE_ROWS and steer.sigmoid is None and len(steer.rules) < 2
 
 
 def choose(
@@ -140,13 +156,13 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     request: Request | None = None,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> Result:
     """As `reference.attention`, with kernels. Gradients flow to a rule's tensors, blend and gain."""
-    request, steer = request or Request(), steer or Steer()
+    request = request or Request()
     refuse(steer, sinks, request)
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    steer = steer.to(q.device)
+    steer = _only(fuse(steer, k.shape[2], q.device)).to(q.device)
     route = choose(q, k, v, vis, softcap, sinks, request, steer)
     if route.kind == "decode":
         return _decode(q, k, v, vis, scale, softcap, sinks, request, steer)
@@ -204,7 +220,7 @@ def _own_pieces(
         return [Piece(0, 0, state.out, state.lse)], state.stats
     labels = steer.labels_of(vis.lk, q.device)
     pieces = []
-    for group in range(steer.rule.groups):
+    for group in range(steer.groups):
         state = run(base.group(labels, group, vis.batch, vis.heads), None)
         pieces.append(Piece(group, 0, state.out, state.lse))
     return pieces, {}
@@ -214,11 +230,10 @@ def _span_pieces(
     q: Tensor, k: Tensor, v: Tensor, vis: Visibility, scale: float, steer: Steer, route: Route
 ) -> list[Piece]:
     """States by vendor calls on the parts of the square that the spans cut, none of which has an empty row."""
-    groups = 1 if steer.rule is None else steer.rule.groups
     causal = vis.mask.causal and geometry(vis)[0] != "full"
     with torch.no_grad():
         found = spans.states(
-            q, k, v, vis=vis, scale=scale, segments=segments(steer.spans, vis.lk), groups=groups,
+            q, k, v, vis=vis, scale=scale, segments=segments(steer.spans, vis.lk), groups=steer.groups,
             causal=causal, flash=vendor.flash(route.call, scale), narrow=1,
         )  # fmt: skip
     return [
@@ -307,8 +322,8 @@ def _decode(
     steer: Steer,
 ) -> Result:
     """A few rows: out, lse and top-k from the kernels, other statistics from the raw scores, which are O(keys)."""
-    rule = steer.rule
-    whole = bool(request.names or request.received or request.pairs or (request.topk and rule is not None))
+    rules = steer.rules  # one at most
+    whole = bool(request.names or request.received or request.pairs or (request.topk and rules))
     with torch.no_grad():
         got = decode(
             q, k, v, mask=vis.mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer,
@@ -321,11 +336,11 @@ def _decode(
         visible = vis.visible(every, every, 0, vis.lq, 0, vis.lk).expand(got.scores.shape)
         safe = got.lse.masked_fill(got.lse == -torch.inf, 0.0)
         a = (got.scores - safe[..., None]).exp()
-        if rule is not None:
+        if rules:
             assert got.masses is not None
             gone = None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
             labels = steer.labels_of(vis.lk, q.device)[:, :, None].expand(a.shape)
-            a = a * factors(got.masses, rule, sink=gone).gather(-1, labels)
+            a = a * factors(got.masses, rules, gone).gather(-1, labels)
         stats = reference.statistics(a, visible, vis, request)
     elif request.topk:
         assert got.topk_index is not None and got.topk_prob is not None
@@ -343,10 +358,10 @@ def explain_route(
     softcap: float | None,
     sinks: Tensor | None,
     request: Request,
-    steer: Steer | None = None,
+    steer: Steers = None,
 ) -> str:
     """One line: which kernels `attention` would run, and why."""
-    steer = steer or Steer()
+    steer = _only(fuse(steer, k.shape[2], q.device))
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
     route = choose(q, k, v, vis, softcap, sinks, request, steer)
     first = {
@@ -359,7 +374,7 @@ def explain_route(
     steps = [first]
     if route.kind != "decode":
         if route.kind in ("spans", "groups") or steer.blend is not None or steer.gain is not None:
-            steps.append("fused merge")
+            steps.append("fused merge" if len(steer.rules) < 2 else f"{len(steer.rules)} rules, weighted sum")
         if request.pairs:
             steps.append("exp(q·k − lse) over listed keys")
         if request.received:

@@ -19,7 +19,19 @@ from ..spec import Mask
 from ..steer import Steer
 from .configs import processors
 from .decode_kernels import combine_kernel, split_kernel
-from .parts import DTYPES, FLOOR, INTERPRETED, LOG2E, MAX_DIM, device_of, flags, padded_dim, precision, strides
+from .parts import (
+    DTYPES,
+    FLOOR,
+    INTERPRETED,
+    LOG2E,
+    MAX_DIM,
+    MAX_GROUPS,
+    device_of,
+    flags,
+    padded_dim,
+    precision,
+    strides,
+)
 
 #: Keys a tile under the interpreter or, for tests, anywhere; None: what `config` says.
 _BLOCK_N: int | None = 32 if INTERPRETED else None
@@ -100,11 +112,15 @@ def decode(
     if steer.sigmoid is not None:
         raise ValueError("decode knows no steer.sigmoid.")
     steer.check(batch, heads, lq, lk)
+    if len(steer.rules) > 1 or steer.groups > MAX_GROUPS:
+        raise ValueError(f"decode knows one rule, over up to {MAX_GROUPS} groups of keys.")
     visibility = Visibility(mask, batch, heads, lq, lk, q.device)
+    if visibility.keep_first:
+        raise ValueError("decode knows no keys kept beyond the window (mask.keep_first).")
     if stands is not None and (steer.blend is not None or tuple(stands.shape) != (lq,)):
         raise ValueError(f"stands has shape {tuple(stands.shape)}, expected ({lq},), and goes without steer.blend.")
     lo, hi = visibility.span(0, lq) if stands is None else (0, lk)
-    rule = steer.rule
+    rule = steer.rules[0] if steer.rules else None
     labels, spans = steer.labels, [x for span in steer.spans for x in span]
     if len(steer.spans) > _MAX_SPANS:
         labels, spans = steer.labels_of(lk, q.device).to(torch.uint8), []

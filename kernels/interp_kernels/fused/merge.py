@@ -5,8 +5,8 @@ A piece is (ô, lse) over some keys for rows start … stop, from any flash atte
 
     out = gain · [(1 − u)·Σ_i f_{g(i)}(P)·P_i·ô_i + u·v_own]        f_g = w_g / P_g, see `steer.Rule`
 
-Under gradients the masses and factors, which are small, are torch's business, and the weighted sum of the outputs is a
-kernel with a backward kernel: ∂ô_i = w_i·∂out, ∂w_i = ⟨ô_i, ∂out⟩.
+Under gradients, or with several rules one after the other, the masses and factors, which are small, are torch's
+business, and the weighted sum of the outputs is a kernel with a backward kernel: ∂ô_i = w_i·∂out, ∂w_i = ⟨ô_i, ∂out⟩.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..steer import Rule, factors
+from ..steer import Rule, as_rules, factors
 from .forward import State
 from .parts import FLOOR, INTERPRETED, NOTHING, device_of, flags, padded_dim, strides
 from .weighted import Weighted
@@ -158,7 +158,7 @@ def merge_kernel(
 
 def merge(
     pieces: Sequence[Piece],
-    rule: Rule | None,
+    rule: Rule | tuple[Rule, ...] | None,
     *,
     queries: int,
     v: Tensor,
@@ -174,10 +174,16 @@ def merge(
     i's own key is column i + offset. gain (batch or 1, heads or 1, queries or 1). Differentiable in the pieces, the
     rule's tensors, blend and gain.
     """
-    parameters = [blend, gain, *((rule.keep, rule.receive) if rule is not None else ())]
+    rules = as_rules(rule)
+    parameters = [blend, gain, *(t for one in rules for t in (one.keep, one.receive))]
     given = [*parameters, sinks, *(p.out for p in pieces), *(p.lse for p in pieces)]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        return _differentiable(pieces, rule, queries, v, sinks, blend, gain, offset, keys)
+        return _differentiable(pieces, rules, queries, v, sinks, blend, gain, offset, keys)
+    while len(pieces) > MAX_PIECES:  # first the pieces of one group, which need no rule
+        pieces = _fewer(pieces, queries)
+    if len(rules) > 1:
+        return _differentiable(pieces, rules, queries, v, sinks, blend, gain, offset, keys)
+    rule = rules[0] if rules else None
     n = 1 if rule is None else rule.groups
     size = triton.next_power_of_2(max(n, 2))
     keep = receive = tests = None
@@ -185,8 +191,6 @@ def merge(
         keep = torch.nn.functional.pad(rule.keep.float(), (0, size - n), value=1.0)
         receive = None if rule.receive is None else torch.nn.functional.pad(rule.receive.float(), (0, size - n))
         tests = None if rule.tests is None else torch.nn.functional.pad(rule.tests.float(), (0, size - n))
-    while len(pieces) > MAX_PIECES:  # first the pieces of one group, which need no rule
-        pieces = _fewer(pieces, queries)
     out, lse = _merge(
         [p.out for p in pieces], [p.lse for p in pieces], [p.start for p in pieces],
         [p.group if rule is not None else 0 for p in pieces], v, sinks, keep, receive, tests,
@@ -198,7 +202,7 @@ def merge(
 
 def _differentiable(
     pieces: Sequence[Piece],
-    rule: Rule | None,
+    rules: tuple[Rule, ...],
     queries: int,
     v: Tensor,
     sinks: Tensor | None,
@@ -208,8 +212,6 @@ def _differentiable(
     keys: Tensor | None,
 ) -> State:
     batch, heads = pieces[0].lse.shape[:2]
-    n = 1 if rule is None else rule.groups
-    groups = [p.group if rule is not None else 0 for p in pieces]
     # (batch, heads, queries, pieces), −inf where a piece has no such row
     lses = [
         torch.nn.functional.pad(p.lse, (p.start, queries - p.start - p.lse.shape[2]), value=-torch.inf) for p in pieces
@@ -224,13 +226,16 @@ def _differentiable(
     shares = (stacked - lse[..., None]).exp().masked_fill(empty[..., None], 0.0)
     gone = shares[..., len(pieces) :].sum(-1, keepdim=True)  # a sink logit's
     shares = shares[..., : len(pieces)]
-    hot = torch.nn.functional.one_hot(torch.tensor(groups, device=lse.device), n).to(shares)  # (pieces, groups)
-    weight = shares
-    if rule is not None:
-        weight = shares * factors(shares @ hot, rule, sink=gone)[..., groups]
-    weights = [weight[:, :, p.start : p.start + p.lse.shape[2], i] for i, p in enumerate(pieces)]
+    weight = list(shares.unbind(-1))
+    if rules:  # no index tensors, which would be copied to the device
+        mass = [torch.zeros_like(lse)] * rules[0].groups
+        for piece, share in zip(pieces, weight, strict=True):
+            mass[piece.group] = mass[piece.group] + share
+        factor = factors(torch.stack(mass, -1), rules, gone)
+        weight = [share * factor[..., piece.group] for piece, share in zip(pieces, weight, strict=True)]
+    weights = [w[:, :, p.start : p.start + p.lse.shape[2]] for p, w in zip(pieces, weight, strict=True)]
     out = Weighted.apply(queries, tuple(p.start for p in pieces), *weights, *(p.out for p in pieces))
-    if blend is not None:
+    if blend is not None and v.shape[2]:
         own = torch.arange(queries, device=out.device) + offset
         there = ((own >= 0) & (own < v.shape[2]))[None, None].expand(batch, 1, -1)
         own = own.clamp(0, v.shape[2] - 1)

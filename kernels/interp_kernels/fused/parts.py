@@ -30,6 +30,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 #: Larger head dimensions would not fit a tile.
 MAX_DIM = 256
+#: A rule's groups of keys: each is a state, and a column of a program's masses.
+MAX_GROUPS = 8
 
 
 @triton.jit

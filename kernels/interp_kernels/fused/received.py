@@ -332,6 +332,8 @@ def received(
     if q.dtype not in DTYPES or k.dtype != q.dtype or d > MAX_DIM:
         raise ValueError(f"Not supported by the fused column pass: q {q.dtype}, k {k.dtype}, head dimension {d}.")
     vis = Visibility(mask, batch, heads, lq, lk, q.device)
+    if vis.keep_first:
+        raise ValueError("The key-major pass knows no keys kept beyond the window (mask.keep_first).")
     count = vis.key_counts(question)
     cols = None if question.keys is None else question.keys.to(q.device)
     n = lk if cols is None else cols.shape[2]

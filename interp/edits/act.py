@@ -1,0 +1,92 @@
+"""ACT: cut down the attention sinks of a prompt, head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.edits.base import HeadEdit
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import Received, Request, Result, Rule, Steer
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+
+
+@dataclass(frozen=True)
+class ACT(HeadEdit):
+    """Attention calibration (Yu et al., ICML 2024, arXiv 2406.15765): in each head, the keys that receive too much keep
+    the share β of their weight, and what they give up goes to all other keys in proportion to theirs,
+
+        c_k = mean of A[q, k] over the rows q that see k     S = {k > 0 : c_k > threshold}
+        a_k' = β a_k on S        a_k' = a_k·(1 + (1 − β) m_S / (1 − m_S)) elsewhere,  m_S = Σ_S a.
+
+    S is found in the prompt, from the head's own weights, in a first pass over the keys; position 0 (each sample's
+    first real token) is never in it. Later tokens are seen by c_k, so losses under ACT are for continuations only.
+
+    Args:
+        beta: 0 … 1. alpha: threshold α/N, N the sample's real tokens; or `threshold`, absolute (the code's 0.1).
+        heads: None for all. scope: "prefill" (the paper's): decode steps see the model's own weights.
+        min_rows: keys that fewer rows see are left out.
+
+    Raises:
+        EditError: β outside [0, 1], α ≤ 0; in use, a prompt that comes in several forwards.
+    """
+
+    beta: float = 0.4
+    alpha: float = 5.0
+    threshold: float | None = None
+    heads: tuple[Head, ...] | None = None
+    min_rows: int = 1
+    scope: Scope = "prefill"
+
+    name = "act"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        if not 0 <= self.beta <= 1:
+            raise EditError(f"β of act is between 0 and 1, not {self.beta}.")
+        if self.alpha <= 0 or (self.threshold is not None and self.threshold <= 0):
+            raise EditError("α and the threshold of act are above 0.")
+        if self.scope != "prefill":
+            raise EditError("act finds its sinks in a prompt; its scope is prefill.")
+
+    @classmethod
+    def preset(cls, name: str, heads: object = None) -> ACT:
+        """"paper": α/N with α = 5; "code": the released code's absolute 0.1."""
+        if name not in ("paper", "code"):
+            raise EditError(f"The presets of act are paper and code, not {name!r}.")
+        return cls(heads=heads, threshold=0.1 if name == "code" else None)  # type: ignore[arg-type]
+
+    def is_identity(self) -> bool:
+        return self.beta == 1 or super().is_identity()
+
+    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+        if call.mask.q_start > 0:
+            raise EditError("act needs the whole prompt in one forward: its sinks come from all rows.")
+        sinks = self.sinks(call, look)  # (batch, heads, keys) bool
+        keep = torch.tensor([[1.0, self.beta]], device=sinks.device)
+        receive = torch.tensor([[1.0, 0.0]], device=sinks.device)
+        return Steer(labels=sinks.long(), rule=Rule(keep, receive))
+
+    def sinks(self, call: AttentionCall, look: Callable[[Request], Result]) -> torch.Tensor:
+        """(batch, heads, keys) bool: S of each head concerned, nothing in the others."""
+        stats = look(Request(received={"act": Received()})).stats
+        mean, count = stats["received:act"], stats["received_count:act"]  # (batch, heads, keys), (batch, 1, keys)
+        real = torch.ones_like(count[:, 0], dtype=torch.bool) if call.mask.keys is None else call.mask.keys
+        if self.threshold is None:
+            limit = self.alpha / real.sum(-1)[:, None, None]  # α / N
+        else:
+            limit = torch.tensor(self.threshold, device=mean.device)
+        column = torch.arange(call.n_keys, device=mean.device)
+        starts = 0 if call.mask.starts is None else call.mask.starts.to(mean.device)[:, None, None]
+        later = column + call.mask.k_start > starts
+        return (mean > limit) & later & (count >= self.min_rows) & self.chosen(call.site, mean.device)[:, None]
+
+    def route(self, site: Site) -> str:
+        return f"act β = {self.beta:g}: attention received, then a rule over each head's sinks"

@@ -1,0 +1,134 @@
+"""A gate between full and streaming attention for each KV head (DuoAttention)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.edits.base import HeadEdit
+from interp.edits.streaming import check_sizes, open_ended, streamed
+from interp.edits.values import fixed, head_values, vector
+from interp.errors import EditError, HeadError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import attention
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class Gate(HeadEdit):
+    """z ← α·z + (1 − α)·z_streaming for each KV head, i.e. for all query heads that read it (DuoAttention, Xiao et al.,
+    ICLR 2025, arXiv 2410.10819); z_streaming sees the first `sink` and the `recent` last tokens (128 and 256 where
+    gates are learned, 64 and 256 where they are used).
+
+    It acts on z, after the edits that change weights; of these z_streaming has none. Layers with a sliding window of
+    their own are left as they are.
+
+    Args:
+        alpha: one α for all, KV head → α (``{"L3H0": 0.0}`` is KV head 0 of layer 3; others have 1), or a tensor
+            (layers, kv_heads). α = 0 streams. Gradients flow through tensors.
+        scope: "all", "prefill" or "decode".
+
+    Raises:
+        EditError: α outside [0, 1], or not as the model's KV heads are; in use, a model that sees later tokens, or a
+            TransformerLens model, which shows no queries. HeadError: a KV head that does not exist.
+    """
+
+    alpha: Any = 1.0
+    sink: int = 128
+    recent: int = 256
+    scope: Scope = "all"
+    heads: tuple[Head, ...] | None = field(default=None, init=False, repr=False)
+
+    name = "gate"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        check_sizes(self.name, self.sink, self.recent)
+        if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
+            if self.alpha.ndim != 2 or not self.alpha.is_floating_point():
+                raise EditError(f"A tensor of gates is (layers, kv_heads) floats, not {tuple(self.alpha.shape)}.")
+        else:
+            object.__setattr__(self, "alpha", head_values(self.alpha, "α of gate"))
+        if not all(bool(((a >= 0) & (a <= 1)).all()) for a in map(torch.as_tensor, self._given())):
+            raise EditError("α of gate is between 0 (streaming) and 1 (full attention).")
+
+    def _given(self) -> list[Any]:
+        return list(self.alpha.values()) if isinstance(self.alpha, dict) else [self.alpha]
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """The tensors among α that a gradient is asked for."""
+        return [a for a in self._given() if isinstance(a, torch.Tensor) and a.requires_grad]
+
+    def is_identity(self) -> bool:
+        if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
+            return not self.alpha.requires_grad and bool((self.alpha == 1).all())
+        return all(fixed(a, 1) for a in self._given())
+
+    def bind(self, model: HookedModel) -> None:
+        object.__setattr__(self, "_backend", model.backend)
+        if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
+            expected = model.n_layers, model.n_kv_heads
+            if tuple(self.alpha.shape) != expected:
+                raise EditError(f"The gates are {tuple(self.alpha.shape)}; {model.name} has {expected} KV heads.")
+        if isinstance(self.alpha, Mapping):
+            sizes = {(s.tower, s.layer): s.n_kv_heads for s in model.sites if s.kind == "self"}
+            for head in self.alpha:
+                towers = (head.tower,) if head.tower else ("", "text")
+                if head.head >= max(sizes.get((tower, head.layer), 0) for tower in towers):
+                    raise HeadError(
+                        f"{model.name} has no KV head {head}: it has {model.n_layers} layers of {model.n_kv_heads}."
+                    )
+
+    def at(self, site: Site) -> bool:
+        if not isinstance(self.alpha, Mapping):
+            return super().at(site)
+        towers = ("", site.tower) if site.tower == "text" else (site.tower,)
+        return site.kind == "self" and any(h.layer == site.layer and h.tower in towers for h in self.alpha)
+
+    def touches(self, call: AttentionCall) -> bool:
+        return super().touches(call) and open_ended(call)
+
+    def gates(self, site: Site, device: torch.device) -> torch.Tensor:
+        """(query heads,): α of the KV head that each reads."""
+        if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
+            alpha = self.alpha[site.layer].to(device)
+        elif isinstance(self.alpha, Mapping):
+            found = {h.head: a for h, a in self.alpha.items() if h.layer == site.layer}
+            alpha = vector([found.get(h, 1.0) for h in range(site.n_kv_heads)], device)
+        else:
+            alpha = vector([self.alpha] * site.n_kv_heads, device)
+        return alpha.repeat_interleave(site.n_heads // site.n_kv_heads)
+
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        if call.query is None or call.key is None:
+            raise EditError("gate needs queries and keys, and TransformerLens shows the weights; load the HuggingFace "
+                            "model.")  # fmt: skip
+        gates = self.gates(call.site, z.device)
+        if not gates.requires_grad and bool((gates == 1).all()):
+            return z
+        other = streamed(call, self.sink, self.recent, self.name)
+        streaming = attention(
+            call.query,
+            call.key,
+            call.value,
+            mask=other.mask,
+            scale=call.scaling,
+            softcap=call.softcap,
+            sinks=call.sinks,
+            backend=getattr(self, "_backend", "auto"),
+        ).out.transpose(1, 2)
+        weight = gates.to(z.dtype)[:, None]  # (heads, 1)
+        if not gates.requires_grad and bool(((gates == 0) | (gates == 1)).all()):
+            return torch.where(weight == 1, z, streaming)
+        return weight * z + (1 - weight) * streaming
+
+    def route(self, site: Site) -> str:
+        return f"gate: full attention and streaming ({self.sink} first, {self.recent} recent), blended by KV head"

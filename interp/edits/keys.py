@@ -1,0 +1,138 @@
+"""Sets of keys that an edit names, in the columns of one attention call, and ranges of its query rows.
+
+A set is "initial" (each sample's first real token), a span (start, stop) or a list of token positions, counted from
+each sample's first real token, or a (batch, slots) bool tensor over the padded sequence. In JSON a span is "2:5".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from interp.errors import EditError
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall
+
+KeySet = Any  # "initial" | (start, stop) | [position, …] | tensor
+
+
+class Span(NamedTuple):
+    """Token positions start … stop − 1; a type of its own, as in JSON [2, 5] are the positions 2 and 5."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+
+def check(keys: KeySet) -> KeySet:
+    """`keys` in its stored form ("initial", `Span`, list or tensor). Raises `EditError` if it is none of the kinds."""
+    if isinstance(keys, torch.Tensor):
+        if keys.ndim != 2:
+            raise EditError(f"A tensor of keys is (batch, slots), not {tuple(keys.shape)}.")
+        return keys.bool()
+    if isinstance(keys, str):
+        if keys == "initial":
+            return keys
+        if written := re.fullmatch(r"(\d+):(\d+)", keys):
+            keys = int(written[1]), int(written[2])
+    if isinstance(keys, str) or not isinstance(keys, Sequence) or not all(isinstance(k, int) and k >= 0 for k in keys):
+        raise EditError(f'Keys are "initial", a span (start, stop), a list of positions or a tensor, not {keys!r}.')
+    if isinstance(keys, tuple) and len(keys) == 2:
+        if keys[0] > keys[1]:
+            raise EditError(f"A span of keys ends before it starts: {keys}.")
+        return Span(*keys)
+    return list(keys)
+
+
+def spans_of(keys: KeySet) -> list[tuple[int, int]]:
+    """Token spans of a set that is not a tensor."""
+    if keys == "initial":
+        return [(0, 1)]
+    if isinstance(keys, Span):
+        return [(keys.start, keys.stop)]
+    found: list[tuple[int, int]] = []
+    for position in sorted(set(keys)):
+        if found and found[-1][1] == position:
+            found[-1] = found[-1][0], position + 1
+        else:
+            found.append((position, position + 1))
+    return found
+
+
+def overlap(one: KeySet, other: KeySet) -> bool:
+    """Whether two sets share a key, as far as this is known without an input."""
+    tensors = [isinstance(keys, torch.Tensor) for keys in (one, other)]
+    if all(tensors):
+        width = min(one.shape[1], other.shape[1])
+        return bool((one[:, :width] & other[:, :width].to(one.device)).any())
+    if any(tensors):
+        return False
+    return any(a < d and c < b for a, b in spans_of(one) for c, d in spans_of(other))
+
+
+def query_positions(call: AttentionCall) -> torch.Tensor:
+    """(batch or 1, queries) int64: the token position of each row, negative in left padding."""
+    return _from_start(call, torch.arange(call.n_queries, device=call.value.device) + call.mask.q_start)
+
+
+def query_rows(call: AttentionCall, queries: tuple[int, int | None] | None) -> torch.Tensor | None:
+    """(batch, queries) bool: the rows of tokens start … stop − 1; None for all."""
+    if queries is None:
+        return None
+    position, (start, stop) = query_positions(call), queries
+    rows = position >= start
+    return (rows if stop is None else rows & (position < stop)).expand(call.batch, -1)
+
+
+def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
+    """(batch or 1, keys) bool: the columns of a set."""
+    slots = torch.arange(call.n_keys, device=call.value.device) + call.mask.k_start
+    if isinstance(keys, torch.Tensor):
+        part = per_sample(call, keys)[:, call.mask.k_start : call.mask.k_start + call.n_keys]
+        return torch.nn.functional.pad(part, (0, call.n_keys - part.shape[1]))
+    position = _from_start(call, slots)
+    here = torch.zeros_like(position, dtype=torch.bool)
+    for a, b in spans_of(keys):
+        here |= (position >= a) & (position < b)
+    return here
+
+
+def per_sample(call: AttentionCall, keys: torch.Tensor) -> torch.Tensor:
+    """(batch or 1, slots): a tensor of keys for the call's samples; with beams each sample's own, repeated."""
+    given = keys.shape[0]
+    if given not in (1, call.batch):
+        if call.batch % given:
+            raise EditError(f"A tensor of keys for {given} samples meets a batch of {call.batch}.")
+        keys = keys.repeat_interleave(call.batch // given, 0)
+    return keys.to(call.value.device)
+
+
+def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:
+    """`spans=` or `labels=` of a `Steer`: set i is group i + 1, other keys group 0; later sets win.
+
+    Spans where the columns are known without looking at tensors (no padding), so that vendor kernels can serve them.
+    """
+    mask, n = call.mask, call.n_keys
+    if mask.starts is None and not any(isinstance(keys, torch.Tensor) for keys in sets):
+        cut = [
+            (min(max(a - mask.k_start, 0), n), min(max(b - mask.k_start, 0), n), group)
+            for group, keys in enumerate(sets, 1)
+            for a, b in spans_of(keys)
+        ]
+        found = tuple(span for span in cut if span[0] < span[1])
+        return dict(spans=found or ((0, 0, 0),))
+    labels = torch.zeros(call.batch, n, dtype=torch.int64, device=call.value.device)
+    for group, keys in enumerate(sets, 1):
+        labels = torch.where(member(call, keys), group, labels)
+    return dict(labels=labels[:, None])  # (batch, 1, keys)
+
+
+def _from_start(call: AttentionCall, slots: torch.Tensor) -> torch.Tensor:
+    starts = call.mask.starts
+    return slots[None] if starts is None else slots[None] - starts.to(slots.device)[:, None]

@@ -1,0 +1,73 @@
+"""Move attention from some tokens to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.edits.base import HeadEdit
+from interp.edits.keys import KeySet, check, groups, overlap
+from interp.edits.values import Number, fixed, number, vector
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import Request, Result, Rule, Steer
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+
+
+@dataclass(frozen=True)
+class MoveMass(HeadEdit):
+    """The share p of the donors' weight goes to the receivers, in proportion to what these have:
+
+        a_d' = (1 − p) a_d        a_r' = a_r·(1 + p m_D / m_R)        m_S = Σ_{k in S} a_k
+
+    and all other weights stay. A row in which no receiver is visible stays as it is.
+
+    Args:
+        donors, receivers: disjoint sets of keys: "initial", a span (start, stop) or a list of positions counted from
+            each sample's first real token, or a (batch, slots) bool tensor (a key in both then receives).
+        share: p, 0 … 1.
+        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+
+    Raises:
+        EditError: p outside [0, 1], or donors that are receivers too.
+    """
+
+    donors: KeySet
+    receivers: KeySet
+    share: Number = 1.0
+    heads: tuple[Head, ...] | None = None
+    scope: Scope = "all"
+    queries: tuple[int, int | None] | None = None
+
+    name = "move_mass"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        for name in ("donors", "receivers"):
+            object.__setattr__(self, name, check(getattr(self, name)))
+        object.__setattr__(self, "share", number(self.share, "The share of move_mass"))
+        if not 0 <= self.share <= 1:
+            raise EditError(f"The share of move_mass is between 0 and 1, not {self.share}.")
+        if overlap(self.donors, self.receivers):
+            raise EditError("Donors and receivers of move_mass have tokens in common; a token gives or receives.")
+
+    def is_identity(self) -> bool:
+        return fixed(self.share, 0) or super().is_identity()
+
+    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+        chosen, device = set(self.heads_at(call.site)), call.value.device
+        kept = vector([1 - self.share if h in chosen else 1.0 for h in range(call.site.n_heads)], device)
+        one = torch.ones_like(kept)
+        keep = torch.stack([one, kept, one], -1)  # (heads, 3): others, donors, receivers
+        receive = torch.tensor([[0.0, 0.0, 1.0]], device=device)
+        rule = Rule(keep, receive, rows=self.query_rows(call))
+        return Steer(rule=rule, **groups(call, [self.donors, self.receivers]))
+
+    def route(self, site: Site) -> str:
+        return f"move_mass {self.share:g}: a rule over donors, receivers and the rest"

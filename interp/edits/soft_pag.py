@@ -1,0 +1,49 @@
+"""SoftPAG: blend attention with the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interp.edits.values import ValueEdit
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import Request, Result, Steer
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+
+
+@dataclass(frozen=True)
+class SoftPAG(ValueEdit):
+    """A ← (1 − u)·A + u·I (Ahn et al. 2025, arXiv 2506.10978): each token looks that much more at itself only. For
+    guidance, extrapolate away from a prediction made under it.
+
+    Args:
+        u: 0 … 1, for all `heads`, or head → u; tensors of one number take gradients.
+        heads: None for all; with a mapping, its heads. scope: "all", "prefill" or "decode".
+
+    Raises:
+        EditError: u outside [0, 1].
+    """
+
+    u: Any = 1.0
+    heads: tuple[Head, ...] | None = None
+    scope: Scope = "all"
+
+    name = "soft_pag"
+    value_field = "u"
+    neutral = 0.0
+
+    def __post_init__(self) -> None:
+        self.settle()
+        if not all(0 <= u <= 1 for u in self.numbers()):
+            raise EditError(f"u of soft_pag is between 0 and 1, not {self.u}.")
+
+    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+        return Steer(blend=self.per_head(call.site, call.value.device))
+
+    def route(self, site: Site) -> str:
+        return "soft_pag: the output blended with each query's own value"

@@ -1,0 +1,66 @@
+"""Softplus attention with re-weighting (LSSA, LSSAR)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.edits.base import HeadEdit
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import softplus_attention
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+
+
+@dataclass(frozen=True)
+class SoftplusReweight(HeadEdit):
+    """Attention of length-scaled softplus, with its re-weighting (Gao & Spratling 2025, arXiv 2501.13428):
+
+        A = softplus(ln d · ln N_i · q̂·k̂), rows normalised        A' = ReLU(N_i A − 1)^p, rows normalised, 0 for N_i < 4
+
+    with q̂, k̂ of length 1 and N_i the keys that row i sees. For models trained so, or to be trained: no setting of it
+    is the softmax. It stands in for what weights and other edits of them would give; the model's scale and soft-cap
+    have no part in it.
+
+    Args:
+        power: p, 3 or 15 in the paper; None for no re-weighting (LSSA).
+        heads: None for all. scope: "all", "prefill" or "decode".
+
+    Raises:
+        EditError: p < 1; in use, sink logits, or a TransformerLens model, which shows no queries.
+    """
+
+    power: float | None = 15
+    heads: tuple[Head, ...] | None = None
+    scope: Scope = "all"
+
+    name = "softplus_reweight"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        if self.power is not None and not 1 <= self.power < float("inf"):
+            raise EditError(f"The power of softplus_reweight is 1 or more, not {self.power}.")
+
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        if call.query is None or call.key is None:
+            raise EditError("softplus_reweight needs queries and keys, and TransformerLens shows the weights; load the "
+                            "HuggingFace model.")  # fmt: skip
+        if call.sinks is not None:
+            raise EditError("softplus_reweight does not go with this model's sink logits, a share of the softmax.")
+        chosen = self.heads_at(call.site)
+        made = softplus_attention(
+            call.query, call.key, call.value, mask=call.mask, power=self.power, heads=chosen
+        ).transpose(1, 2)  # (batch, queries, chosen heads, d)
+        if len(chosen) == call.site.n_heads:
+            return made
+        z = z.clone()
+        z[:, :, chosen] = made
+        return z
+
+    def route(self, site: Site) -> str:
+        return "softplus_reweight: softplus attention, two passes over the keys, after the model's own"

@@ -1,0 +1,100 @@
+"""Streaming attention: the first tokens and the recent ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.edits.base import HeadEdit
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import Mask, visible
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class Streaming(HeadEdit):
+    """Each query sees the first `sink` tokens of its sample and the `recent` last ones, itself included (StreamingLLM,
+    Xiao et al., ICLR 2024, arXiv 2309.17453). Positions stay the tokens' own (there they are counted inside the cache)
+    and the cache keeps everything: this shows what such a model would miss.
+
+    Layers with a sliding window of their own are left as they are.
+
+    Args:
+        heads: whole layers (all their heads), None for all; for single KV heads use `Gate`.
+        scope: "all", "prefill" or "decode".
+
+    Raises:
+        EditError: sink < 0 or recent < 1, some heads of a layer only; in use, a model that sees later tokens.
+    """
+
+    sink: int = 4
+    recent: int = 1024
+    heads: tuple[Head, ...] | None = None
+    scope: Scope = "all"
+
+    name = "streaming"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        check_sizes(self.name, self.sink, self.recent)
+
+    def bind(self, model: HookedModel) -> None:
+        super().bind(model)
+        self.check_whole_layers(model, "gate takes single KV heads")
+
+    def touches(self, call: AttentionCall) -> bool:
+        return super().touches(call) and open_ended(call)
+
+    def before(self, call: AttentionCall) -> AttentionCall:
+        return streamed(call, self.sink, self.recent, self.name)
+
+    def route(self, site: Site) -> str:
+        return f"streaming: a mask of {self.sink} first and {self.recent} recent tokens"
+
+
+def check_sizes(name: str, sink: int, recent: int) -> None:
+    """Raise `EditError` unless they are whole numbers that leave something to see."""
+    if not (isinstance(sink, int) and isinstance(recent, int) and sink >= 0 and recent >= 1):
+        raise EditError(f"{name} takes sink tokens from 0 and recent tokens from 1 up, not {sink} and {recent}.")
+
+
+def open_ended(call: AttentionCall) -> bool:
+    """Whether the call has no sliding window of its own (one with first tokens kept is from an edit)."""
+    return call.mask.window is None or call.mask.keep_first > 0
+
+
+def streamed(call: AttentionCall, sink: int, recent: int, name: str) -> AttentionCall:
+    """The call under a streaming mask. Raises `EditError` where queries see later tokens, and where an edit before
+    made a mask that neither holds the new one nor is held by it."""
+    mask = call.mask
+    if not mask.causal and mask.dense is None and call.n_queries > 1:
+        raise EditError(f"{name} needs a causal model; in this one tokens see later ones.")
+    if mask.window is not None:
+        if mask.window <= recent and mask.keep_first <= sink:
+            return call
+        if mask.window < recent or mask.keep_first < sink:
+            raise EditError(
+                f"{name} meets a streaming mask of {mask.keep_first} first and {mask.window} recent tokens; two such "
+                "masks go together if one holds the other."
+            )
+    seen = replace(mask, window=recent, keep_first=sink)
+    if call.pattern is None:
+        return replace(call, mask=seen)
+    return replace(call, mask=seen, pattern=restricted(call.pattern, seen))
+
+
+def restricted(pattern: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """Weights (batch, heads, queries, keys) as the softmax over the keys of `mask` would give them."""
+    batch, _, queries, keys = pattern.shape
+    kept = torch.where(visible(mask, batch, queries, keys, pattern.device), pattern, 0)
+    gone = (1 - pattern.sum(-1, keepdim=True)).clamp_min(0)
+    sink = torch.where(gone > 1e-3, gone, 0)  # less is rounding, not the share of a sink logit
+    total = kept.sum(-1, keepdim=True) + sink
+    return kept / torch.where(total > 0, total, 1)

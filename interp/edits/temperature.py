@@ -1,0 +1,73 @@
+"""Temperature: sharper or flatter attention, by head and by position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.edits.keys import query_positions
+from interp.edits.values import ValueEdit
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import Request, Result, Steer
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+
+
+@dataclass(frozen=True)
+class Temperature(ValueEdit):
+    """Logits ÷ τ (TempScale, Zhou et al. 2024, arXiv 2410.24200), and with ``rule="ssa"`` × t(n) for the n-th token,
+
+        t(n) = 1 + e^(−e^β)·ln n        n = 1 for each sample's first real token
+
+    (position temperature of selective self-attention, Zhang et al. 2024, arXiv 2411.12892). After soft-capping; sink
+    logits stay as they are.
+
+    Args:
+        tau: one τ > 0 for all `heads`, or head → τ; tensors of one number take gradients. τ < 1 sharpens.
+        heads: None for all; with a mapping, its heads.
+        scope: "all", "prefill" or "decode".
+        rule: None or "ssa". beta: its β, 2.0 where fine-tuning starts in the paper, 1.5 for GPT-2.
+
+    Raises:
+        EditError: τ ≤ 0, or another rule.
+    """
+
+    tau: Any = 1.0
+    heads: tuple[Head, ...] | None = None
+    scope: Scope = "all"
+    rule: str | None = None
+    beta: float = 2.0
+
+    name = "temperature"
+    value_field = "tau"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        if min(self.numbers(), default=1.0) <= 0:
+            raise EditError(f"τ of temperature is above 0, not {self.tau}.")
+        if self.rule not in (None, "ssa"):
+            raise EditError(f'The rule of temperature is "ssa" or none, not {self.rule!r}.')
+        if not math.isfinite(self.beta):
+            raise EditError(f"β of temperature must be finite, got {self.beta}.")
+
+    def is_identity(self) -> bool:
+        return self.concerned == () or (self.rule is None and super().is_identity())
+
+    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+        device = call.value.device
+        temper = 1 / self.per_head(call.site, device)[None, :, None]  # (1, heads, 1)
+        if self.rule == "ssa":
+            n = (query_positions(call) + 1).clamp_min(1)[:, None]  # (batch or 1, 1, queries)
+            grown = 1 + math.exp(-math.exp(self.beta)) * n.to(temper.dtype).log()
+            temper = torch.where(self.chosen(call.site, device)[:, None], temper * grown, 1.0)
+        return Steer(temper=temper)
+
+    def route(self, site: Site) -> str:
+        return f"temperature{' ssa' if self.rule else ''}: logits scaled before the softmax"

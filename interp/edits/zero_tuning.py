@@ -1,0 +1,52 @@
+"""ZeroTuning: turn the initial token up or down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from interp.edits.keys import groups
+from interp.edits.scale_tokens import reweigh
+from interp.edits.values import ValueEdit
+from interp.errors import EditError
+from interp_hooks.edit import Scope
+from interp_hooks.heads import Head
+from interp_kernels import Request, Result, Steer
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+
+
+@dataclass(frozen=True)
+class ZeroTuning(ValueEdit):
+    """The weight of the initial token × γ, rows renormalised: a₀' = γ a₀ / D, a_i' = a_i / D, D = (γ − 1) a₀ + 1
+    (Han et al. 2025, arXiv 2505.11739). The exact ln γ form, in flash attention; the initial token is each sample's
+    first real one, also under left padding, and is left alone where a sliding window has passed it.
+
+    Args:
+        gamma: one γ > 0 for all `heads`, or head → γ; tensors of one number take gradients. γ > 1 flattens the rest,
+            γ < 1 sharpens it.
+        heads: None for all; with a mapping, its heads.
+        scope: "all" (the paper's), "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+    """
+
+    gamma: Any = 1.5
+    heads: tuple[Head, ...] | None = None
+    scope: Scope = "all"
+    queries: tuple[int, int | None] | None = None
+
+    name = "zero_tuning"
+    value_field = "gamma"
+
+    def __post_init__(self) -> None:
+        self.settle()
+        if min(self.numbers(), default=1.0) <= 0:
+            raise EditError(f"γ of zero_tuning is above 0, not {self.gamma}; to take the token out use scale_tokens.")
+
+    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+        gains = self.per_head(call.site, call.value.device)
+        return reweigh(groups(call, ["initial"]), gains, self.query_rows(call))
+
+    def route(self, site: Site) -> str:
+        return "zero_tuning: a rule over the initial token and the rest, renormalised"
