@@ -18,10 +18,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from interp import edits as edits
     from interp import models as models
+    from interp import procedures as procedures
     from interp import scores as scores
     from interp import tasks as tasks
     from interp.ablation import ablate as ablate
     from interp.atlas import Atlas as Atlas
+    from interp.calibration import calibrate as calibrate
     from interp.curves import rhythm as rhythm
     from interp.errors import InterpError as InterpError
     from interp.evaluation import evaluate as evaluate
@@ -35,13 +37,14 @@ _HOME = {
     "Head": "interp_hooks.heads",
     "InterpError": "interp.errors",
     "ablate": "interp.ablation",
+    "calibrate": "interp.calibration",
     "evaluate": "interp.evaluation",
     "load": "interp.loading",
     "plan_scan": "interp.scan",
     "rhythm": "interp.curves",
     "scan_heads": "interp.scan",
 }
-_MODULES = ("edits", "models", "scores", "tasks")
+_MODULES = ("edits", "models", "procedures", "scores", "tasks")
 
 __all__ = [*_HOME, *_MODULES]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import ablate, bench, compare, evaluate, generate, models, scan_heads, show
+from interp.cli import ablate, bench, calibrate, compare, evaluate, generate, models, scan_heads, show
 from interp.cli.common import fail
 
 OUT_OF_MEMORY = (
@@ -92,6 +92,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "ablate": ablate.ablate,
     "evaluate": evaluate.evaluate,
+    "calibrate": calibrate.calibrate,
     "generate": generate.generate,
     "bench": bench.bench,
 }

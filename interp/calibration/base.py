@@ -1,0 +1,85 @@
+"""What a calibration method is: it looks at a bench of training instances and answers with edits."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from interp.errors import InputError
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.calibration.bench import Bench
+    from interp_hooks.edit import Edit
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found: `edits`; `trials`, one row a trial; `trace`, one row a training step, for learned settings;
+    `notes`, sentences to tell the user."""
+
+    edits: list[Edit]
+    trials: pd.DataFrame
+    trace: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Method(ABC):
+    """A way to find settings. Subclasses are frozen dataclasses; their fields are the settings."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    citation: ClassVar[str]
+    #: the task used where none is named
+    usual_task: ClassVar[str] = "classification"
+    #: whether right answers are looked at; then a calibration set with one class is refused
+    needs_labels: bool = True
+
+    @abstractmethod
+    def find(self, bench: Bench) -> Found:
+        """Choose settings from the bench's training instances alone."""
+
+    @classmethod
+    def settings(cls) -> list[str]:
+        """Names of the settings."""
+        return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+
+    def record(self) -> dict[str, Any]:
+        """The settings for the record of where a result comes from; functions by name and code."""
+        return {name: _plain(getattr(self, name)) for name in self.settings()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Head):
+        return str(value)
+    code = getattr(value, "__code__", None)
+    if code is not None:  # another function of the same name is another setting
+        written = code.co_code, code.co_names, [c for c in code.co_consts if not hasattr(c, "co_code")]
+        return f"{value.__qualname__}:{hashlib.sha256(repr(written).encode()).hexdigest()[:16]}"
+    return getattr(value, "__qualname__", repr(value))
+
+
+def heads_of(model: HookedModel, layers: Iterable[int] | None) -> list[Head]:
+    """The heads of the main tower, in these layers; None for all. Raises `InputError` for a layer that is not there."""
+    main = "" if "" in model.towers else "text" if "text" in model.towers else model.towers[0]
+    heads = [h for h in model.heads if h.tower == main]
+    if layers is None:
+        return heads
+    wanted = sorted(set(layers))
+    there = {h.layer for h in heads}
+    missing = [layer for layer in wanted if layer not in there]
+    if missing or not wanted:
+        named = f"layer {missing[0]}" if missing else "no layers"
+        raise InputError(f"A calibration was asked for {named}; {model.name} has layers {min(there)} to {max(there)}.")
+    return [h for h in heads if h.layer in wanted]

@@ -1,0 +1,82 @@
+"""One calibration from beginning to end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interp import tasks
+from interp.calibration.base import Method
+from interp.calibration.bench import Bench, Progress, split
+from interp.calibration.result import Calibration, Comparison, beside
+from interp.errors import OutputError
+from interp.files import check_writable
+from interp.partial import Partial
+from interp.provenance import provenance
+from interp.tasks.base import Task
+
+
+def run(
+    model: Any,
+    method: Method,
+    task: str | Task | None,
+    n: int,
+    seed: int,
+    heldout: int | None,
+    out: Path | None,
+    progress: Progress | None,
+) -> Calibration:
+    """See `interp.calibrate`."""
+    from interp.loading import load
+
+    task = method.usual_task if task is None else task
+    if isinstance(task, str):
+        tasks.get(task)  # an unknown name is found before the model is loaded
+    check_out(out)
+    hooked = load(model)
+    parts = split(hooked, task, n, heldout, seed, method.needs_labels)
+    settings = dict(
+        method=method.name,
+        task=repr(parts.task),
+        n=n,
+        heldout=len(parts.heldout),
+        backend=hooked.backend,
+        **{f"{method.name}.{k}": v for k, v in method.record().items()},
+    )
+    inputs = [torch.tensor(i.ids) for i in (*parts.train, *parts.heldout)]
+    record = provenance(hooked, seed, settings, inputs)
+    folder = None if out is None else beside(out, "resume")
+    marks = ("model", "weights_hash", "inputs_hash", "settings", "seed")
+    pieces = Partial(folder, {k: record[k] for k in marks})
+    bench = Bench(hooked, parts, seed, pieces, progress)
+    bench.plan(trials=2)
+    bench.expect(2 * len(parts.heldout))
+    started = time.time()
+    with hooked.clean():  # what is active outside must not be measured
+        before = bench("train-untouched", [], "untouched")
+        found = method.find(bench)
+        train = Comparison.of(before, bench("train-chosen", found.edits, "chosen"), seed)
+        plain = bench("heldout-untouched", [], "held out, untouched", heldout=True)
+        held = Comparison.of(plain, bench("heldout-chosen", found.edits, "held out, chosen", heldout=True), seed)
+    record["seconds"] = round(time.time() - started, 2)
+    made = Calibration(
+        method.name, parts.task.name, found.edits, found.trials, train, held, found.trace, found.notes, record
+    )
+    if out is not None:
+        made.save(out)
+        pieces.clear()
+        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return made
+
+
+def check_out(out: Path | None) -> None:
+    """Raise `OutputError` before any work if the result could not be written."""
+    if out is None:
+        return
+    if out.is_dir():
+        raise OutputError(f"Can't write the edits to {out}: it is a folder; name a file, like {out / 'edit.json'}.")
+    check_writable(out.parent)

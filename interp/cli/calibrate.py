@@ -1,0 +1,110 @@
+"""`interp calibrate`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from interp.cli import common
+from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+
+if TYPE_CHECKING:
+    from interp.calibration.result import Calibration
+
+
+class Guard(str, Enum):
+    """What guards against heads that look good by chance."""
+
+    bh = "bh"
+    none = "none"
+
+
+def calibrate(
+    out_file: Annotated[
+        Path, typer.Option("--out", help="The JSON file for the edits, as --edit takes it.", metavar="FILE.json")
+    ],
+    method: Annotated[str, typer.Option(help="act, zerotuning, headhunter or gates.")],
+    model: ModelOption = "llama",
+    task: Annotated[str | None, typer.Option(help="Task to calibrate on; the method's usual one if not given.")] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Training instances; as many others are held out.")] = 64,
+    unsupervised: Annotated[
+        bool, typer.Option("--unsupervised", help="zerotuning: lowest next-token entropy; labels are not looked at.")
+    ] = False,
+    layers: Annotated[str | None, typer.Option(help="Only heads of these layers: 0,3-5.")] = None,
+    guard: Annotated[Guard | None, typer.Option(help="act: bh (Benjamini-Hochberg) or none (the paper's).")] = None,
+    level: Annotated[float | None, typer.Option(help="act: false-discovery rate of the guard.")] = None,
+    using: Annotated[str | None, typer.Option(help="headhunter: ablate, scale or soft_pag.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="headhunter: rounds.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="headhunter: heads a round.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="gates: training steps.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="gates: share of KV heads that stream.")] = None,
+    sink: Annotated[int | None, typer.Option(min=0, help="gates: first tokens that streaming keeps.")] = None,
+    recent: Annotated[int | None, typer.Option(min=1, help="gates: last tokens that streaming keeps.")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    seed: SeedOption = 0,
+) -> None:
+    """Find good settings of an edit on a task, and measure them on held-out instances."""
+    from interp import calibration, tasks
+    from interp.calibration.run import check_out
+
+    given: dict[str, Any] = dict(
+        unsupervised=unsupervised or None,
+        layers=None if layers is None else parse_layers(layers),
+        guard=None if guard is None else guard.value,
+        level=level,
+        using=using,
+        rounds=rounds,
+        top=top,
+        steps=steps,
+        sparsity=sparsity,
+        sink=sink,
+        recent=recent,
+    )
+    chosen = calibration.make(method, {k: v for k, v in given.items() if v is not None})
+    if task is not None:
+        tasks.get(task)  # what is wrong without the model is found before it is loaded
+    check_out(out_file)
+    loaded = common.load(model, device, dtype, backend)
+    with common.progress(f"Calibrating {method}") as report:
+        result = calibration.calibrate(loaded, chosen, task, n, seed, out=out_file, progress=report)
+    show(loaded.name, result)
+    for remark in result.notes:
+        note(remark)
+    note(f"Edits in {out_file}: interp evaluate --task {result.task} --edit {out_file}")
+
+
+def show(name: str, result: Calibration) -> None:
+    """What the edits do on both splits."""
+    console = out()
+    size = result.train.accuracy.baseline.n, result.heldout.accuracy.baseline.n
+    line = f", {result.method} on {result.task}, {size[0]} training and {size[1]} held-out instances"
+    console.print(Text.assemble((name, "bold"), line), soft_wrap=True)
+    columns = ("untouched", "edited", "change [95 %]")
+    made = common.table("", *columns, right=columns)
+    for split, comparison in (("training", result.train), ("held out", result.heldout)):
+        for what in ("accuracy", "entropy"):
+            change = getattr(comparison, what)
+            means = (f"{change.baseline.mean:.3f}", f"{change.edited.mean:.3f}")
+            made.add_row(f"{split}, {what}", *means, common.interval(change.difference))
+    console.print(made)
+
+
+def parse_layers(written: str) -> list[int]:
+    """Read "0,3-5" as [0, 3, 4, 5]. Raises `InputError`."""
+    from interp.errors import InputError
+
+    found: list[int] = []
+    for part in written.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"--layers takes numbers and ranges, like 0,3-5, and not {written!r}.")
+        found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise InputError(f"--layers names no layer in {written!r}; write numbers and ranges, like 0,3-5.")
+    return found
