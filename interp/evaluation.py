@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp import tasks
+from interp.continuation import continuation_loss, past, rows_for_loss
+from interp.edits.base import HeadEdit
 from interp.errors import InputError
-from interp.inputs import check_context, forward, pad_id
-from interp.statistics import Interval, bootstrap
+from interp.inputs import check_context, extrapolation, forward, pad_id, read_text
+from interp.provenance import provenance
+from interp.result import Evaluation, edits_as_json, summarise
 from interp.tasks.base import Batch, Instance, Task, collate
+from interp_hooks.edit import Edit
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from interp_hooks.edit import Edit
     from interp_hooks.model import HookedModel
+
+__all__ = ["Evaluation", "continuation_loss", "evaluate"]
 
 Progress = Callable[[int, int, str], None]
 #: tokens run together
 BUDGET = 8192
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy of a task as `Interval`s; `edited` and `difference` (paired) are None without edits.
-
-    `frame`: one row an instance with `baseline`, `baseline_margin` (and `edited`, `edited_margin`).
-    """
-
-    task: str
-    metric: str
-    baseline: Interval
-    edited: Interval | None
-    difference: Interval | None
-    frame: pd.DataFrame
+#: what the names of lm-evaluation-harness's tasks begin with here
+PREFIX = "lm_eval:"
 
 
 def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:
@@ -103,61 +94,142 @@ def judge(
     return found
 
 
-def sample(model: HookedModel, task: str | Task, n: int, seed: int) -> tuple[Task, list[Instance]]:
+def sample(
+    model: HookedModel, task: str | Task, n: int, seed: int, context: int | None = None, extrapolate: bool = False
+) -> tuple[Task, list[Instance]]:
     """The task and `n` instances for this model. Raises `InputError`, `ContextError`."""
     if n < 1:
         raise InputError("An evaluation needs at least one instance; use n ≥ 1.")
     chosen = tasks.get(task) if isinstance(task, str) else task
     limit = model.max_context
-    if isinstance(task, str) and hasattr(chosen, "at") and limit is not None:
+    if context is not None:
+        if not hasattr(chosen, "exactly"):
+            raise InputError(f"The task {chosen.name} has no length to choose; context is for niah and for losses.")
+        chosen = chosen.exactly(context)
+    elif isinstance(task, str) and hasattr(chosen, "at") and limit is not None:
         chosen = chosen.at(min(1024, limit))
     instances = chosen.sample(model.tokenizer, n, seed)
-    check_context(model, max(len(i.ids) for i in instances))
+    check_context(model, max(len(i.ids) for i in instances), extrapolate)
     return chosen, instances
 
 
 def evaluate(
     model: Any,
-    task: str | Task = "niah",
+    task: str | Task | None = None,
     edits: Sequence[Edit] = (),
     n: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    *,
+    metric: str | None = None,
+    context: int | None = None,
+    extrapolate: bool = False,
+    text: str | Path | None = None,
+    limit: int | None = None,
+    include_path: str | Path | None = None,
 ) -> Evaluation:
-    """Accuracy on `n` seeded problems, untouched and (with `edits`) edited, with paired bootstrap intervals.
+    """`n` seeded problems, untouched and (with `edits`) edited: paired bootstrap interval, McNemar's exact test.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
-        task: a name, or a task with settings of its own.
+        task: a name ("niah" if not given), a task with settings of its own, or "lm_eval:NAME", a task of
+            lm-evaluation-harness (needs the extra `lm-eval`).
         edits: applied left to right. Where one acts only at prefill or decode, answers are fed step by step.
+        metric: None for the task's own; "loss": mean next-token loss of the second half of rows of text given the
+            first (`continuation_loss`), rows of the task's solved problems or, without task, of `text` or generated
+            prose; a metric of the harness's task.
+        context: tokens of every needle prompt or row of text. If not given: needles of a quarter, a half and the whole
+            of 1024 or the model's limit; rows of 512.
+        extrapolate: allow a context past the model's positions; the record says so.
+        text: a text file for the loss.
+        limit: another name of `n`, the harness's.
+        include_path: a folder of the harness's tasks (YAML).
 
     Raises:
         UnknownNameError, InputError, ContextError, EditError, HeadError.
     """
-    import pandas as pd
-
     from interp.loading import load
 
-    if isinstance(task, str):
-        tasks.get(task)
+    n = n if limit is None else limit
+    harness = isinstance(task, str) and task.startswith(PREFIX)
+    _check_options(task, metric, text, include_path, harness)
+    content = read_text(text) if text is not None else None
+    if isinstance(task, str) and harness:
+        from interp import harness as lm_eval
+
+        lm_eval.check_installed()
+        return lm_eval.evaluate(
+            load(model), task.removeprefix(PREFIX), edits, n, seed, progress, metric, context, extrapolate, include_path
+        )
+    chosen = tasks.get(task) if isinstance(task, str) else task  # an unknown name is found before the model is loaded
     hooked = load(model)
-    chosen, instances = sample(hooked, task, n, seed)
-    stepwise = any(e.scope != "all" for e in edits)
+    if metric == "loss":
+        if n < 1:
+            raise InputError("An evaluation needs at least one row; use n ≥ 1.")
+        length = context or min(512, hooked.max_context or 512)
+        check_context(hooked, length, extrapolate)
+        rows = rows_for_loss(hooked, chosen, content, length, n, seed)
+        what = chosen.name if chosen is not None else "text" if content is not None else "prose"
+        return continuation_loss(
+            hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what
+        )
+    return _accuracy(hooked, task or "niah", edits, n, seed, progress, context, extrapolate)
+
+
+def _check_options(
+    task: str | Task | None, metric: str | None, text: object, include_path: object, harness: bool
+) -> None:
+    """Raise `InputError` for options that don't go together."""
+    if not harness and metric not in (None, "accuracy", "loss"):
+        raise InputError(f"There is no metric {metric!r}; use accuracy or loss.")
+    if not harness and include_path is not None:
+        raise InputError("include_path holds tasks of lm-evaluation-harness; name one as lm_eval:NAME.")
+    if text is not None and (metric != "loss" or task is not None):
+        raise InputError("A text is for the loss without a task; use metric loss and no task.")
+
+
+def _accuracy(
+    hooked: HookedModel,
+    task: str | Task,
+    edits: Sequence[Edit],
+    n: int,
+    seed: int,
+    progress: Progress | None,
+    context: int | None,
+    extrapolate: bool,
+) -> Evaluation:
+    """Right and wrong answers of one of our own tasks."""
+    import pandas as pd
+
+    chosen, instances = sample(hooked, task, n, seed, context, extrapolate)
+    stepwise = by_steps(edits)
     total = n * (2 if edits else 1)
     tell = progress or (lambda done, total, what: None)
     plain = judge(hooked, chosen, instances, (), stepwise, lambda k: tell(k, total, "untouched"))
     frame = pd.DataFrame(plain, columns=["baseline", "baseline_margin"])
-    baseline = bootstrap(frame.baseline.tolist(), seed)
+    if edits:
+        changed = judge(hooked, chosen, instances, edits, stepwise, lambda k: tell(n + k, total, "edited"))
+        frame["edited"], frame["edited_margin"] = zip(*changed, strict=True)
+    longest = max(len(i.ids) for i in instances)
+    beyond = extrapolation(hooked, longest)
+    settings = dict(
+        task=chosen.name, task_settings=_settings(chosen), metric="accuracy", n=n, steps=stepwise, context=longest,
+        extrapolate=beyond, edits=edits_as_json(edits), backend=hooked.backend,
+    )  # fmt: skip
+    record = provenance(hooked, seed, settings, [torch.tensor(i.ids) for i in instances])
     metric = {"exact": "exact answers"}.get(chosen.judge, "accuracy")
-    if not edits:
-        return Evaluation(chosen.name, metric, baseline, None, None, frame)
-    changed = judge(hooked, chosen, instances, edits, stepwise, lambda k: tell(n + k, total, "edited"))
-    frame["edited"], frame["edited_margin"] = zip(*changed, strict=True)
-    return Evaluation(
-        chosen.name,
-        metric,
-        baseline,
-        bootstrap(frame.edited.tolist(), seed),
-        bootstrap((frame.edited - frame.baseline).tolist(), seed),
-        frame,
-    )
+    return summarise(chosen.name, metric, frame, seed, record, [past(beyond)] if beyond else [])
+
+
+def by_steps(edits: Sequence[Edit]) -> bool:
+    """Whether answers are fed token by token: an edit has a scope, or picks its rows by what a forward holds."""
+    own_rows = (Edit.rows, HeadEdit.rows)
+    return any(e.scope != "all" or type(e).rows not in own_rows for e in edits)
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    """The fields of a task that is a dataclass, as JSON holds them."""
+    if not is_dataclass(task):
+        return {}
+    found = asdict(task)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 
+#: what libraries call the embedding of learned positions
+POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of tokens: `input_ids` (1, tokens) and `attention_mask` or None."""
@@ -61,13 +65,41 @@ def forward(
 
 
 def check_context(model: HookedModel, context: int, extrapolate: bool = False) -> None:
-    """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not asked for."""
+    """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not asked for, or cannot be
+    (learned positions end where the table ends)."""
     limit = model.max_context
-    if limit is not None and context > limit and not extrapolate:
+    if limit is None or context <= limit:
+        return
+    if extrapolate and (table := learned_positions(model)) is not None:
+        raise ContextError(
+            f"{model.name} has learned positions for {limit} tokens ({table}) and {context} are needed; it can't be "
+            "extrapolated, use a shorter context."
+        )
+    if not extrapolate:
         raise ContextError(
             f"{model.name} has positions for {limit} tokens and {context} are needed; use a context of at most "
             f"{limit}, or allow extrapolation (--extrapolate) to go beyond what it was trained for."
         )
+
+
+def learned_positions(model: HookedModel) -> str | None:
+    """The name of the model's table of learned positions; None where positions are computed (RoPE, ALiBi) or none."""
+    from torch import nn
+
+    for name, module in model.module.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES:
+            return name
+    return None
+
+
+def extrapolation(model: HookedModel, context: int) -> dict[str, Any] | None:
+    """What goes into the record of a run past the model's positions: lengths, their ratio and the kind of RoPE."""
+    limit = model.max_context
+    if limit is None or context <= limit:
+        return None
+    config = getattr(model.module, "config", None)
+    rope = getattr(getattr(config, "text_config", config), "rope_parameters", None)
+    return dict(context=context, positions=limit, factor=round(context / limit, 4), rope=dict(rope) if rope else None)
 
 
 def read_text(path: str | Path) -> str:

@@ -36,13 +36,16 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a result, where installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {**found, "python": platform.python_version()}
+    found = {package: version_of(package) for package in PACKAGES}
+    return {**{k: v for k, v in found.items() if v is not None}, "python": platform.python_version()}
+
+
+def version_of(package: str) -> str | None:
+    """A package's installed version, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def provenance(model: HookedModel, seed: int, settings: dict[str, Any], inputs: list[torch.Tensor]) -> dict[str, Any]:

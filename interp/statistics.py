@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals, and rank correlation."""
+"""Means with bootstrap intervals, McNemar's exact test, and rank correlation."""
 
 from __future__ import annotations
 
@@ -30,6 +30,34 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     means = array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(array.mean()), float(low), float(high), len(array))
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Of paired right-or-wrong answers: how many became right (`better`) and wrong (`worse`), and the exact p-value."""
+
+    better: int
+    worse: int
+    p: float
+
+    def __str__(self) -> str:
+        return f"p = {self.p:.3g} ({self.better} better, {self.worse} worse)"
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> McNemar | None:
+    """McNemar's exact test: two-sided binomial, p = 1/2, on the discordant pairs. None unless all values are 0 or 1."""
+    if len(before) != len(after):
+        raise ValueError(f"Paired answers are as many before as after, not {len(before)} and {len(after)}.")
+    pairs = list(zip(before, after, strict=True))
+    if any(value not in (0, 1) for pair in pairs for value in pair):
+        return None
+    better = sum(a > b for b, a in pairs)
+    worse = sum(a < b for b, a in pairs)
+    n = better + worse
+    tail, ways = 0, 1  # whole numbers: exact up to the division
+    for k in range(min(better, worse) + 1):
+        tail, ways = tail + ways, ways * (n - k) // (k + 1)  # ways: n over k
+    return McNemar(better, worse, min(1.0, 2 * tail / 2**n))
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float | None, str]:

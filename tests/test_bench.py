@@ -170,3 +170,14 @@ def test_gpu_script_says_what_it_lacks(what: str, tmp_path: Path) -> None:
 def test_scripts_say_that_there_is_no_gpu(name: str) -> None:
     done = subprocess.run([sys.executable, str(BENCHMARKS / name)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr.startswith("No CUDA device")
+
+
+def test_every_edit_can_be_timed_and_shown(tmp_path: Path) -> None:
+    script("edits.py", "--length", "128", "--rounds", "1", "--threads", "1", "--out", str(tmp_path / "cpu_edits.json"))
+    for row in rows(tmp_path / "cpu_edits.json"):
+        names = [edit["edit"] for edit in row["edits"]]
+        assert {"zero_tuning", "scale_tokens", "scale_heads", "act"} <= set(names)
+        assert 0 < row["attention_share"] < 1 and all(edit["seconds"] > 0 and edit["route"] for edit in row["edits"])
+        assert all((edit["ratio"] <= edit["bar"]) == edit["met"] for edit in row["edits"] if edit["bar"] is not None)
+    shown = CliRunner().invoke(app, ["bench", "--results", str(tmp_path)], env={"COLUMNS": "120"}).output
+    assert "Edits, whole model" in shown and "zero_tuning" in shown and "≤ 2.50" in shown

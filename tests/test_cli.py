@@ -374,10 +374,17 @@ def fake_edits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: SimpleNamespace) -> None:
-    def evaluate(model: Model, task: str, edits: list[Any], n: int, seed: int, progress: common.Progress) -> Any:
-        progress(n, n, task)
+    def evaluate(
+        model: Model, task: str | None, edits: list[Any], n: int, seed: int, progress: common.Progress, **more: Any
+    ) -> Any:
+        progress(n, n, task or "niah")
+        stand_ins.seen["more"] = more
         both = {"edited": interval(0.7), "difference": interval(0.2)} if edits else {"edited": None, "difference": None}
-        return SimpleNamespace(task=task, metric="accuracy", baseline=interval(0.5, n), **both)
+        test = SimpleNamespace(__str__=lambda: "") if edits else None
+        notes = ("beyond the positions",) if more["extrapolate"] else ()
+        return SimpleNamespace(
+            task=task or "niah", metric="accuracy", baseline=interval(0.5, n), mcnemar=test, notes=notes, **both
+        )
 
     monkeypatch.setitem(vars(interp), "evaluate", evaluate)
     fake_edits(monkeypatch)
@@ -385,8 +392,15 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: Si
     assert "accuracy" in text and "8 instances" in text and "0.500 [0.400, 0.600]" in text and "edited" not in text
     (tmp_path / "edit.json").write_text("[]")
     text = run("evaluate", "--edit", "edit.json").output
-    assert "edited" in text and "change" in text
+    assert "edited" in text and "change" in text and "McNemar" in text
+    more = ["--context", "64", "--extrapolate", "--metric", "loss", "--include-path", "x"]
+    assert "beyond the positions" in run("evaluate", *more).output
+    assert stand_ins.seen["more"] == {
+        "metric": "loss", "context": 64, "extrapolate": True, "text": None, "include_path": Path("x"),
+    }  # fmt: skip
     stand_ins.seen.clear()
+    (tmp_path / "taken").write_text("")
+    assert "is a file" in run("evaluate", "--out", "taken/x", code=2).output
     assert "no edit file gone.json" in run("evaluate", "--edit", "gone.json", code=2).output
     assert not stand_ins.seen
 

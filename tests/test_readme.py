@@ -63,6 +63,16 @@ def test_cost_table_is_the_benchmark_file() -> None:
     assert result["machine"] in README and result["date"] in README
 
 
+def test_edit_table_is_the_committed_result() -> None:
+    import edit_table
+
+    result = json.loads((ROOT / "examples/edit_table.json").read_text(encoding="utf-8"))
+    between = README.split(edit_table.BEGIN)[1].split(edit_table.END)[0].strip()
+    assert between == edit_table.render(result)
+    names = {row["edit"]["edit"] for row in result["edits"].values()}
+    assert {"zero_tuning", "act", "scale_tokens", "move_mass", "scale_heads", "ablate"} <= names
+
+
 def test_model_card_holds_the_measured_abilities() -> None:
     folder = ROOT / "interp/models/pocket_llama"
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))

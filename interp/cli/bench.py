@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,12 +26,12 @@ def bench(
     """Show what was measured of this toolkit's speed and memory, and on what machine."""
     folder = results or committed()
     files = sorted(folder.glob("*.json")) if folder is not None else []
-    kinds = [_load(file) for file in files if file.stem == "cpu" or file.stem.endswith(("_kernels", "_model"))]
+    kinds = [_load(file) for file in files if file.stem in CPU or file.stem.endswith(("_kernels", "_model"))]
     if not kinds:
         raise InputError(f"There are no benchmark results in {folder}; kernels/benchmarks/gpu.sh writes some.")
     for file, result in kinds:
         try:
-            _cpu(result) if file.stem == "cpu" else _gpu(file, result)
+            CPU[file.stem](result) if file.stem in CPU else _gpu(file, result)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OutputError(f"{file} is no benchmark result: {type(error).__name__}, {error}.") from error
 
@@ -122,3 +123,24 @@ def _cpu(result: dict[str, Any]) -> None:
         made.add_row(row["model"], f"{row['length']:,}", f"{row['plain']['seconds']:.3f}", *cells)
     out().print(made)
     note(f"{result['what'].strip()} Times are multiples of the plain forward's; TL is TransformerLens.")
+
+
+def _edits(result: dict[str, Any]) -> None:
+    """What edits cost, as multiples of the plain forward's time."""
+    _heading("Edits, whole model", result, result["machine"])
+    right = ("tokens", "attention", "ratio", "bar", "extra MB")
+    made = common.table("model", "tokens", "attention", "edit", "ratio", "bar", "met", "extra MB", right=right)
+    made.columns[0].no_wrap = True
+    for row in result["rows"]:
+        first = (row["model"], f"{row['length']:,}", f"{row['attention_share']:.0%}")
+        for edit in row["edits"]:
+            bar = "" if edit["bar"] is None else f"≤ {edit['bar']:.2f}"
+            met = "" if edit["met"] is None else Text("yes") if edit["met"] else Text("no", style="bold red")
+            made.add_row(*first, edit["edit"], f"{edit['ratio']:.2f}", bar, met, f"{edit['extra_mb']:.0f}")
+            first = ("", "", "")
+    out().print(made)
+    note(f"{result['what']} {result['rounds']} rounds; load of the machine {result['load']:.1f}.")
+
+
+#: what shows a result of the CPU, by file name
+CPU: dict[str, Callable[[dict[str, Any]], None]] = {"cpu": _cpu, "cpu_edits": _edits}

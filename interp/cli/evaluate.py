@@ -2,37 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOption, ModelOption, SeedOption, out
+from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOption, ModelOption, SeedOption, note, out
 
 
 def evaluate(
     model: ModelOption = "llama",
-    task: Annotated[str, typer.Option(help="Task to evaluate: niah, ioi, induction, …")] = "niah",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task to evaluate: niah, ioi, induction, …, or lm_eval:NAME.", show_default="niah; none for the loss"
+        ),
+    ] = None,
     edit: EditOption = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
+    n: Annotated[
+        int, typer.Option("--n", "--limit", min=1, help="How many instances of the task, or rows of text.")
+    ] = 64,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="loss: of the second half of texts given the first; or one of the harness's task."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=32, help="Tokens of every needle prompt, or of a row of text.")
+    ] = None,
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")] = False,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text file for the loss, instead of generated text.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder of lm-evaluation-harness tasks (YAML).", metavar="DIR")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="Folder to save the result in, a row an instance.", metavar="DIR")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
-    """Measure a model on a task, with and without edits."""
-    from interp import tasks
+    """Measure a model on a task, or its loss on text, with and without edits."""
+    # What can go wrong without the model goes wrong before it is loaded.
+    if task is None or not task.startswith("lm_eval:"):
+        from interp import tasks
 
-    tasks.get(task)  # an unknown name is found before the model is loaded
+        tasks.get(task or "niah")
+    else:
+        from interp import harness
+
+        harness.check_installed()
+    if target is not None:
+        from interp.files import check_writable
+
+        check_writable(target)
     edits = common.load_edits(edit) if edit is not None else []
     import interp
 
     loaded = common.load(model, device, dtype, backend)
-    with common.progress(f"Evaluating {task}") as report:
-        result = interp.evaluate(loaded, task=task, edits=edits, n=n, seed=seed, progress=report)
+    more: dict[str, Any] = dict(
+        metric=metric, context=context, extrapolate=extrapolate, text=text, include_path=include_path
+    )
+    with common.progress(f"Evaluating {task or metric or 'niah'}") as report:
+        result = interp.evaluate(loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more)
+    show(loaded.name, result)
+    if target is not None:
+        result.save(target)
+        note(f"Saved in {target}.")
+
+
+def show(name: str, result: Any) -> None:
+    """The table of an evaluation, the paired test, and what a reader must know."""
     console = out()
-    head = Text.assemble((loaded.name, "bold"), f", {result.task}, {result.baseline.n} instances")
+    head = Text.assemble((name, "bold"), f", {result.task}, {result.baseline.n} instances")
     console.print(head, soft_wrap=True)
     value = f"{result.metric} [95 %]"
     made = common.table("", value, right=(value,))
@@ -41,3 +85,7 @@ def evaluate(
         made.add_row("edited", common.interval(result.edited))
         made.add_row("change", common.interval(result.difference))
     console.print(made)
+    if result.mcnemar is not None:
+        console.print(Text(f"McNemar, exact: {result.mcnemar}"), soft_wrap=True)
+    for remark in result.notes:
+        console.print(Text(remark, style="yellow"), soft_wrap=True)

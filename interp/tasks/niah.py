@@ -42,6 +42,10 @@ class NeedleInAHaystack(Task):
         lengths = tuple(sorted({max(96, context // 4), max(96, context // 2), context}))
         return NeedleInAHaystack(lengths, self.depths, self.words, self.haystack)
 
+    def exactly(self, context: int) -> NeedleInAHaystack:
+        """This task with every length `context`."""
+        return NeedleInAHaystack((context,), self.depths, self.words, self.haystack)
+
     def sample(self, tokenizer, n: int, seed: int = 0) -> list[Instance]:
         text = Text(tokenizer)
         cells = [(length, depth) for depth in self.depths for length in self.lengths]
