@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, offline: local YAML tasks on the bundled model, and what is said without the extra."""
+"""Tasks of lm-evaluation-harness, offline: local YAML tasks on the bundled model; what is said without the extra."""
 
 from __future__ import annotations
 
