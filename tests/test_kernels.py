@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,22 @@ def test_streaming_equals_reference_float64(data: Any) -> None:
     want = attention(q, k, v, backend="reference", **kwargs)
     a = weights(q, k, **{n: x for n, x in kwargs.items() if n != "request"})
     assert_same(got, want, a, 1e-9, kwargs.get("request"))
+
+
+@examples(120)
+@given(st.data())
+def test_statistics_without_the_output(data: Any) -> None:
+    (q, k, v), kwargs = make_case(data.draw, torch.float64)
+    request = kwargs.get("request", Request())
+    if data.draw(st.booleans()):
+        request = replace(request, names=frozenset())  # what ACT asks
+    kwargs["request"] = replace(request, out=False)
+    got, want = (attention(q, k, v, backend=name, **kwargs) for name in ("streaming", "reference"))
+    assert got.out.shape[-1] == 0 or not request.received
+    if got.out.shape[-1] == 0:
+        got = replace(got, out=want.out)
+    a = weights(q, k, **{n: x for n, x in kwargs.items() if n != "request"})
+    assert_same(got, want, a, 1e-9, request)
 
 
 @examples(120)

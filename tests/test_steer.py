@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from test_kernels import NoSquare, assert_same, examples, make_case
 
-from interp_kernels import Mask, Received, Request, Result, chunked, reference, spans, streaming
+from interp_kernels import Mask, Received, Request, Result, chunked, reference, scattered, spans, streaming
 from interp_kernels.masking import Visibility
 from interp_kernels.reference import weights
 from interp_kernels.spec import ROW
@@ -242,7 +242,9 @@ def test_vendor_spans_equal_reference(data: Any) -> None:
     kwargs["steer"] = make_steer(data.draw, q, k, softmax=True, only="spans")
     vis = Visibility(kwargs["mask"], *q.shape[:3], k.shape[2], q.device)
     route = streaming.choose(q, k, v, vis, None, kwargs.get("sinks"), Request(), kwargs["steer"])
-    assert route.shape
+    mask = kwargs["mask"]
+    inside = mask.q_start + q.shape[2] <= k.shape[2]  # no query after the last key
+    assert bool(route.shape) == (not mask.causal or inside or mask.q_start >= k.shape[2] - 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spans, "NARROW", data.draw(st.sampled_from([0, 2, 64])))
         patch.setattr(spans, "_BUDGET", data.draw(st.sampled_from([1, 1 << 18])))
@@ -250,10 +252,39 @@ def test_vendor_spans_equal_reference(data: Any) -> None:
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9, kwargs.get("request"))
 
 
+@examples(250)
+@given(st.data())
+def test_vendor_scattered_equals_reference(data: Any) -> None:
+    """Keys anywhere, a labelling a head or a sample: hidden from the vendor's call, or listed, in few rows or many."""
+    (q, k, v), kwargs = make_case(data.draw, torch.float64, 40)
+    for name in ("softcap", "request"):
+        kwargs.pop(name, None)
+    kwargs["mask"] = replace(kwargs["mask"], window=None, dense=None, k_start=0)
+    (batch, heads, lq, _), lk, groups = q.shape, k.shape[2], data.draw(st.integers(1, 3))
+    chance = uniform(data.draw, *either(data.draw, batch, heads), lk)
+    labels = (chance < data.draw(st.sampled_from([0.1, 0.5, 1.0]))) * (uniform(data.draw, lk) * groups).long()
+    steer = Steer(labels=labels.long(), rule=make_rule(data.draw, batch, heads, lq, groups))
+    if data.draw(st.booleans()):
+        steer = replace(steer, temper=uniform(data.draw, *either(data.draw, batch, heads, lq), low=0.3, high=2.0))
+    steer.check(batch, heads, lq, lk)
+    kwargs["steer"] = steer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "_FEW_ROWS", 0)
+        patch.setattr(scattered, "_MAX_HIDDEN", 3)
+        patch.setattr(scattered, "_LISTED", data.draw(st.sampled_from([1, 4, 1000])))
+        patch.setattr(scattered, "_BUDGET", data.draw(st.sampled_from([1, 1 << 20])))
+        vis = Visibility(kwargs["mask"], batch, heads, lq, lk, q.device)
+        route = streaming.choose(q, k, v, vis, None, kwargs.get("sinks"), Request(), steer)
+        event(f"scattered: {route.plan is not None}")
+        got = streaming.attention(q, k, v, **kwargs)
+    assert_same(got, *reference_of(q, k, v, kwargs), 1e-9)
+
+
 @pytest.mark.parametrize("sinks", [None, torch.tensor([1.0, -3.0, 6.0, 0.0])])
 @pytest.mark.parametrize("padding", ["", "left", "right"])
 @pytest.mark.parametrize("shape", ["square", "prefix", "decode", "static", "full"])
 def test_spans_equal_labels(shape: str, padding: str, sinks: torch.Tensor | None) -> None:
+    """Spans, hidden and listed keys, and chunks: four ways to one answer."""
     lq, lk = {"square": (300, 300), "prefix": (90, 300), "decode": (1, 300), "static": (150, 300), "full": (70, 300)}[
         shape
     ]
@@ -267,14 +298,17 @@ def test_spans_equal_labels(shape: str, padding: str, sinks: torch.Tensor | None
     cuts = ((0, 1, 1), (20, 90, 2), (200, 280, 1), (290, 291, 2))
     by_span = Steer(spans=cuts, rule=rule)
     by_label = Steer(labels=by_span.labels_of(lk, q.device), rule=rule)
-    got, want = (
-        streaming.attention(q, k, v, mask=mask, scale=0.4, sinks=sinks, steer=steer) for steer in (by_span, by_label)
-    )
     vis = Visibility(mask, 2, 4, lq, lk, q.device)
     assert streaming.choose(q, k, v, vis, None, sinks, Request(), by_span).shape
-    assert not streaming.choose(q, k, v, vis, None, sinks, Request(), by_label).shape
-    torch.testing.assert_close(got.out, want.out, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got.lse, want.lse, atol=1e-5, rtol=1e-5)
+    assert bool(streaming.choose(q, k, v, vis, None, sinks, Request(), by_label).plan) == (lq > 32)
+    kwargs: dict[str, Any] = {"mask": mask, "scale": 0.4, "sinks": sinks}
+    want = reference.attention(q.double(), k.double(), v.double(), steer=by_label, **kwargs)
+    for steer, part in ((by_span, 4), (by_label, 4), (by_label, 1), (by_label, 300)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scattered, "_LISTED", part)  # 1: all listed, or chunks; 300: all hidden, or chunks
+            got = streaming.attention(q, k, v, steer=steer, **kwargs)
+        torch.testing.assert_close(got.out.double(), want.out, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got.lse.double(), want.lse, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -366,7 +400,7 @@ def test_parameters_alone_may_want_gradients() -> None:
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("what", ["spans", "labels", "blend", "statistics", "sigmoid", "grad"])
+@pytest.mark.parametrize("what", ["spans", "labels", "listed", "bias", "blend", "statistics", "sigmoid", "grad"])
 def test_no_square_matrix(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size, heads = 2048, 2
     q, k, v = (torch.randn(1, heads, size, 16) for _ in range(3))
@@ -377,6 +411,8 @@ def test_no_square_matrix(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "spans": Steer(spans=((0, 1, 1), (700, 760, 1), (1000, 1500, 1)), rule=rule),
         "blend": Steer(blend=torch.rand(heads), gain=torch.rand(1, heads, size)),
         "sigmoid": Steer(sigmoid=-3.0, temper=torch.rand(1, heads, size), bias=torch.randn(1, heads, size)),
+        "listed": Steer(labels=(torch.rand(1, heads, size) < 0.1).long(), rule=rule),
+        "bias": Steer(bias=torch.randn(1, heads, size), temper=torch.rand(1, 1, size)),
     }.get(what, Steer(labels=labels, rule=rule, blend=torch.rand(heads), temper=torch.rand(1, 1, size)))
     request = None
     if what == "statistics":

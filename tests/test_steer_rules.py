@@ -183,11 +183,17 @@ def test_refused_with_sigmoid_and_explained() -> None:
     one = explain(rule=rule, spans=((0, 1, 1),))
     assert "1 vendor SDPA call and 2 small products merged by log-sum-exp and the rule (plain" in one
     assert "streaming: 3 vendor SDPA calls merged" in explain(rule=rule, spans=((0, 150, 1),))
-    assert "scattered keys" in explain(rule=rule, labels=torch.zeros(1, 1, 300, dtype=torch.long))
+    labels = torch.zeros(1, 1, 300, dtype=torch.long)
+    labels[..., 7::100] = 1
+    one = explain(rule=rule, labels=labels)
+    assert "1 vendor SDPA call that hides the other groups and products with up to 3 listed keys, merged" in one
+    assert "several groups of many scattered keys" in explain(rule=Rule(torch.ones(1, 3)), labels=torch.arange(300)[None, None] % 3)
     assert "statistics of edited" in explain(Request(topk=1), rule=rule, spans=((0, 1, 1),))
-    assert "steer.bias" in explain(bias=torch.zeros(1, 1, 300))
+    assert "vendor SDPA + temper + bias (" in explain(bias=torch.zeros(1, 1, 300), temper=torch.ones(1, 1, 1))
+    assert "steer.bias" in explain(Request(topk=1), bias=torch.zeros(1, 1, 300))
+    assert "beside a bias" in explain(bias=torch.zeros(1, 1, 300), rule=rule, labels=labels)
     assert "steer.sigmoid" in explain(sigmoid=0.0)
     many = tuple((i, i + 1, 1) for i in range(0, 100, 2))
-    assert "segments" in explain(rule=rule, spans=many)
+    assert "up to 50 listed keys" in explain(rule=rule, spans=many)
     grown = Rule(torch.ones(1, 2, requires_grad=True))
     assert "gradient" in explain(rule=grown, spans=((0, 1, 1),))

@@ -76,7 +76,7 @@ class ACT(HeadEdit):
 
     def sinks(self, call: AttentionCall, look: Callable[[Request], Result]) -> torch.Tensor:
         """(batch, heads, keys) bool: S of each head concerned, nothing in the others."""
-        stats = look(Request(received={"act": Received()})).stats
+        stats = look(Request(received={"act": Received()}, out=False)).stats
         mean, count = stats["received:act"], stats["received_count:act"]  # (batch, heads, keys), (batch, 1, keys)
         real = torch.ones_like(count[:, 0], dtype=torch.bool) if call.mask.keys is None else call.mask.keys
         if self.threshold is None:

@@ -1,6 +1,6 @@
 """The pass over all keys: chunks of query rows, each against the keys it may see, all statistics at once.
 
-With t = logit − m (m the row maximum) and p = exp(t), one product p [V | one-hot labels | 1 | k − q₀] gives the
+With t = logit − m (m the row maximum) and p = e^t, one product p [V | one-hot labels | 1 | k − q₀] gives the
 output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, for each row,
 
     lse = m + ln l        entropy = (lse − m)·Σp/l − Σ p·t / l        distance = (q − q₀)·Σp/l − Σ p·(k − q₀) / l
@@ -9,11 +9,13 @@ output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, f
 An edit's rule multiplies p by factors of the groups' masses before that product; where it or a blend
 changes the weights that statistics are asked of, those are computed from A itself (`tally.from_weights`). Edits that
 do not fuse into one (`compose.fuse`) change A itself, one after the other.
+Logits are held in units of ln 2 (log₂ e is part of the scale): exp2 takes a third of exp's time.
 Buffers are reused and everything large is in place: on a CPU this is bound by memory traffic, not by arithmetic.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -34,6 +36,7 @@ _BUDGET = 1 << 22
 _MIN_ROWS, _MAX_ROWS = 64, 128
 #: Columns whose maximum is taken together when looking for the argmax.
 _ARGMAX_BLOCK = 64
+_LOG2E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def run_chunks(
     steers = fuse(steer, vis.lk, q.device)
     (batch, heads, lq, _), (kv_heads, lk, d_v) = q.shape, (k.shape[1], k.shape[2], v.shape[3])
     dtype = compute_dtype(q, k, v)
+    d_v = d_v if request.out else 0
     out = torch.zeros(batch, heads, lq, d_v, dtype=v.dtype, device=q.device)
     lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
     stats = _empty_stats(request, batch, heads, lq, lk, dtype, q.device)
@@ -107,7 +111,7 @@ def run_chunks(
             stats[f"received:{name}"] = pick(stats[f"received:{name}"], question.keys)
     if request.topk:
         choose_rows(stats, request)
-    for one in steers:  # where there are several, blends are done
+    for one in steers if request.out else ():  # where there are several, blends are done
         out = finish(out, v, vis, one if len(steers) == 1 else Steer(gain=one.gain))
     return Result(out, lse, stats)
 
@@ -160,8 +164,8 @@ class _Buffers:
 
 def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> Tensor:
     """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0 …], a multiple of 16
-    columns, which the matrix product likes."""
-    value = v[block.bs, block.ns].to(dtype)
+    columns, which the matrix product likes; without V where no output is wanted."""
+    value = v[block.bs, block.ns, :, : v.shape[3] if request.out else 0].to(dtype)
     nb, nn, lk, d_v = value.shape
     groups = request.n_groups if "group_mass" in request.names else 0
     width = -(-(d_v + groups + 2) // 16) * 16
@@ -195,15 +199,21 @@ def _run_block(
     dtype, names, bs, hs = buffers.dtype, request.names, block.bs, block.hs
     keys_t = k[bs, block.ns].to(dtype).flatten(0, 1).transpose(1, 2)
     values = _values(block, v, request, dtype)
-    nb, nn, group, d, d_v = block.b1 - block.b0, block.n1 - block.n0, block.group, q.shape[3], v.shape[3]
+    nb, nn, group, d, d_v = block.b1 - block.b0, block.n1 - block.n0, block.group, q.shape[3], out.shape[3]
     heads, groups = nn * group, request.n_groups if "group_mass" in names else 0
-    sink = None if sinks is None else sinks[hs].to(dtype)[None, :, None]
+    # σ is of natural logits, and a dense bias comes in natural units.
+    natural = any(one.sigmoid is not None for one in steers) or (
+        vis.mask.dense is not None and vis.mask.dense.dtype != torch.bool
+    )
+    unit, power = (1.0, torch.exp) if natural else (_LOG2E, torch.exp2)
+    sink = None if sinks is None else sinks[hs].to(dtype)[None, :, None] * unit
     two_sided = not vis.mask.causal
-    edits = [SteerBlock(steer, vis, bs, hs, dtype) for steer in steers]
+    edits = [SteerBlock(steer, vis, bs, hs, dtype, unit) for steer in steers]
     edit = edits[0] if edits else None  # the one with temper and bias
     several = len(edits) > 1
     rule = edit is not None and bool(edit.rules) and not several
     final = edit is not None and edit.reweighs and (several or bool(request))  # statistics are of p·factors, blended
+    alone = not d_v and not groups and not rule and not several and "distance" not in names  # Σ p is all one needs
     keep_t = not final and ("entropy" in names or request.topk or ("distance" in names and two_sided))
     real = vis.row_set()[bs]
     row_sets = {name: vis.row_set(question.queries)[bs] for name, question in request.received.items()}
@@ -215,11 +225,11 @@ def _run_block(
         if not width:
             continue
         # Query heads of a kv head stand side by side as rows: keys are never repeated.
-        queries = (q[bs, hs, r0:r1].to(dtype) * scale).reshape(nb * nn, group * n, d)
+        queries = (q[bs, hs, r0:r1].to(dtype) * (scale if softcap is not None else scale * unit)).reshape(nb * nn, group * n, d)
         t = torch.bmm(queries, keys_t[:, :, c0:c1], out=buffers.get("t", nb * nn, group * n, width))
         t = t.view(nb, heads, n, width)
         if softcap is not None:
-            t.mul_(1 / softcap).tanh_().mul_(softcap)
+            t.mul_(1 / softcap).tanh_().mul_(softcap * unit)
         if edit is not None:
             edit.logits(t, r0, r1, c0, c1, in_place=True)
         vis.hide_(t, bs, hs, r0, r1, c0, c1)
@@ -233,20 +243,20 @@ def _run_block(
         empty = top <= FLOOR
         shift = top.clamp_min(FLOOR) if sink is None else torch.maximum(top, sink)
         t.sub_(shift[..., None])
-        p = torch.exp(t, out=buffers.get("p", nb, heads, n, width)) if keep_t else t.exp_()
+        p = power(t, out=buffers.get("p", nb, heads, n, width) if keep_t else t)
 
         if rule:
             assert edit is not None
             masses = edit.masses(p, c0, c1)
             mass = masses.sum(-1)
-            extra = torch.zeros_like(mass) if sink is None else torch.exp(sink - shift)
+            extra = torch.zeros_like(mass) if sink is None else power(sink - shift)
             total = mass + extra
             per = torch.where(empty, 0.0, 1.0 / total)[..., None]
             factor = edit.factors(masses * per, extra[..., None] * per, r0, r1)
             edit.scale_(p, factor, c0, c1, buffers.get("p", nb, heads, n, width))
         if several:
             mass = p.sum(-1)
-            extra = torch.zeros_like(mass) if sink is None else torch.exp(sink - shift)
+            extra = torch.zeros_like(mass) if sink is None else power(sink - shift)
             total = mass + extra
             per = torch.where(empty, 0.0, 1.0 / total)[..., None]
             p.mul_(per)
@@ -255,13 +265,16 @@ def _run_block(
                 share = one.edited_(p, share, r0, r1, c0, c1, buffers.get("p", nb, heads, n, width))
         if "distance" in names and not two_sided:
             values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(dtype)
-        sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
+        if alone:
+            sums, mass = p.new_empty(nb, heads, n, 0), p.sum(-1)
+        else:
+            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
+            mass = mass if rule or several else sums[..., d_v + groups]
         if not rule and not several:
-            mass = sums[..., d_v + groups]
-            total = mass if sink is None else mass + torch.exp(sink - shift)
+            total = mass if sink is None else mass + power(sink - shift)
         inverse = torch.where(empty, 0.0, 1.0 / total)
         out[bs, hs, r0:r1] = sums[..., :d_v] if several else sums[..., :d_v] * inverse[..., None]
-        lse[bs, hs, r0:r1] = torch.where(empty, -torch.inf, shift + total.log())
+        lse[bs, hs, r0:r1] = torch.where(empty, -torch.inf, shift / unit + total.log())
 
         # From here on: statistics, 0 for rows that are padding.
         counted, at = real[:, None, r0:r1], Chunk(bs, hs, r0, r1, c0, c1)
@@ -282,16 +295,16 @@ def _run_block(
         if best is not None:
             stats["argmax"][bs, hs, r0:r1] = (best + c0).masked_fill_(empty | ~counted, -1)
         if "max" in names:
-            stats["max"][bs, hs, r0:r1] = torch.exp(top - shift) * inverse
+            stats["max"][bs, hs, r0:r1] = power(top - shift) * inverse
         if request.topk:
             prob, index = t.topk(min(request.topk, width), dim=-1)
             hidden = (prob <= FLOOR) | ~counted[..., None]
             stats["topk_index"][bs, hs, r0:r1, : index.shape[-1]] = (index + c0).masked_fill_(hidden, -1)
-            stats["topk_prob"][bs, hs, r0:r1, : index.shape[-1]] = prob.exp() * inverse[..., None]
+            stats["topk_prob"][bs, hs, r0:r1, : index.shape[-1]] = power(prob) * inverse[..., None]
         if "entropy" in names:
-            # ln(total) = lse − shift; t is not needed any more, so the product goes into it.
+            # ln(total) = lse − m; t is not needed any more, so the product goes into it.
             product = t.mul_(p).sum(-1)
-            stats["entropy"][bs, hs, r0:r1] = torch.where(empty, 0.0, total.log() * share) - product * inverse
+            stats["entropy"][bs, hs, r0:r1] = torch.where(empty, 0.0, total.log() * share) - product * (inverse / unit)
         if "distance" in names:
             stats["distance"][bs, hs, r0:r1] = (
                 two_sided_distance(p, t, vis, at) * inverse

@@ -75,6 +75,8 @@ class Request:
     * ``topk``: positions (columns, int64, −1 where fewer keys are visible) and probabilities of the k largest
       weights, (batch, heads, queries, k). ``topk_rows`` (m,) int: only of these query rows, (batch, heads, m, k); in a
       long prompt they are a pass of their own, as cheap as m decode steps side by side.
+    * ``out`` False: the output is not needed, and may come back without columns; the streaming route then leaves V
+      alone.
     """
 
     names: frozenset[str] = frozenset()
@@ -85,6 +87,7 @@ class Request:
     cap: int = 10
     topk: int = 0
     topk_rows: torch.Tensor | None = None
+    out: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.names) - set(ROW)
@@ -92,7 +95,6 @@ class Request:
             raise ValueError(f"Unknown statistics {sorted(unknown)}; there are {', '.join(ROW)}.")
         if "group_mass" in self.names and (self.labels is None or not 1 <= self.n_groups <= 16):
             raise ValueError("group_mass needs labels (batch, keys) and 1 to 16 groups.")
-
         if self.topk_rows is not None and not self.topk:
             raise ValueError("topk_rows says of which queries the topk keys are wanted; topk is 0.")
 
@@ -107,7 +109,7 @@ class Request:
 
 @dataclass
 class Result:
-    """out (batch, heads, queries, d_v) in v's dtype; lse (batch, heads, queries) float32 (natural log, −inf where
+    """out (batch, heads, queries, d_v) in v's dtype (d_v may be 0 where the request has no need of it); lse (batch, heads, queries) float32 (natural log, −inf where
     nothing is visible; includes the sink logit if there is one; an edit's temper and bias count, its rule, blend and
     gain do not; ln Σ σ under steer.sigmoid); stats by name, `pair_mass:<name>`,
     `received:<name>`, `received_count:<name>`, `topk_index`, `topk_prob`."""

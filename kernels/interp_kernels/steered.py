@@ -81,16 +81,19 @@ def _part_of(rule: Rule, bs: slice, hs: slice) -> Rule:
 
 
 class SteerBlock:
-    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable."""
+    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable; the bias times
+    `unit`, for logits that are."""
 
-    def __init__(self, steer: Steer, vis: Visibility, bs: slice, hs: slice, dtype: torch.dtype) -> None:
+    def __init__(
+        self, steer: Steer, vis: Visibility, bs: slice, hs: slice, dtype: torch.dtype, unit: float = 1.0
+    ) -> None:
         self.sigmoid, self.vis, self.dtype = steer.sigmoid, vis, dtype
         self.temper = None if steer.temper is None else part(steer.temper.to(vis.device, dtype), bs, hs)[..., None]
         self.bias: Tensor | None = None
         self.blend: Tensor | None = None
         self.onehot: Tensor | None = None
         if steer.bias is not None:
-            self.bias = shown_bias(part(steer.bias.to(vis.device), bs, hs), dtype)[:, :, None]
+            self.bias = shown_bias(part(steer.bias.to(vis.device), bs, hs), dtype)[:, :, None] * unit
         if steer.blend is not None:
             self.blend = part(steer.blend.to(vis.device, dtype), hs)
             self.own = part(own_keys(vis)[1], bs, hs)

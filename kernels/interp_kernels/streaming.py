@@ -1,8 +1,9 @@
 """Attention and its statistics in O(L · chunk) memory: any device, any mask, differentiable.
 
-`choose` says which of three ways a call goes: the vendor's fused call (plus a few exp(q·k − lse) for `pair_mass`); for
-an edit's rule over spans of keys a few vendor calls on parts of the square, merged by their log-sum-exps (`spans`); or
-chunks of query rows over the keys they see, where one product with [V | labels | 1 | positions] gives most statistics.
+`choose` says which way a call goes: the vendor's fused call (plus a few exp(q·k − lse) for `pair_mass`); for an edit's
+rule the states of its groups of keys, merged by their log-sum-exps: vendor calls on parts of the square for spans of
+keys (`spans`), calls with hidden keys and short lists for scattered ones (`scattered`); or chunks of query rows over
+the keys they see, where one product with [V | labels | 1 | positions] gives most statistics.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import spans, vendor
+from . import scattered, spans, vendor
 from .chunked import run_chunks
 from .compose import Steers, as_steers, fuse, refuse
 from .masking import FLOOR, Visibility, compute_dtype
@@ -24,16 +25,19 @@ from .steered import SteerBlock, finish, segments
 
 #: Query rows a chunk of the differentiable path.
 _ROWS = 128
-#: More spans of keys than this are a pass over all keys: each is one or two vendor calls and a product with the output.
-_MAX_SEGMENTS = 32
+#: More spans of keys than this are scattered keys: each is one or two vendor calls and a product with the output.
+_MAX_SEGMENTS = 8
+#: With so few query rows a pass over scattered keys is as quick in chunks.
+_FEW_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Route:
-    """`shape` of the vendor calls, "" for chunks; `why` in words."""
+    """`shape` of the vendor calls, "" for chunks; `why` in words; `plan` where a rule's keys are scattered."""
 
     shape: str
     why: str
+    plan: scattered.Plan | None = None
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -60,32 +64,40 @@ def choose(
     steers = fuse(steer, vis.lk, q.device)
     if len(steers) > 1:
         return Route("", "edits after a blend, or of more than 256 groups together, need a pass over all keys")
-    if steers and (refusal := _needs_chunks(q, k, v, vis, sinks, request, steers[0])):
+    one = steers[0] if steers else Steer()
+    if refusal := _needs_chunks(q, k, v, sinks, request, one):
         return Route("", refusal)
+    plan = None
+    if one.labels is not None or (one.rule is not None and len(segments(one.spans, vis.lk)) > _MAX_SEGMENTS):
+        if vis.lq > _FEW_ROWS:
+            plan = scattered.plan(one.labels_of(vis.lk, q.device), one.groups, vis)
+        if plan is None:
+            what = "several groups of many" if vis.lq > _FEW_ROWS else "few query rows, and"
+            return Route("", f"{what} scattered keys, need a pass over all keys")
     if not request.cheap:
         wanted = sorted(request.names - {"pair_mass"}) + ["received"] * bool(request.received)
         return Route("", f"{', '.join(wanted + ['topk'] * bool(request.topk))} need a pass over all keys")
-    if _needs_grad(q, k, v, sinks) and (shape == "prefix" or sinks is not None):
+    if _needs_grad(q, k, v, sinks, one.temper) and (shape == "prefix" or sinks is not None):
         return Route("", "the vendor's log-sum-exp has no gradient and merging needs one")
-    return Route(shape, why)
+    return Route(shape, why, plan)
 
 
-def _needs_chunks(
-    q: Tensor, k: Tensor, v: Tensor, vis: Visibility, sinks: Tensor | None, request: Request, steer: Steer
-) -> str:
-    """Why the edit needs a pass over all keys, "" if vendor calls serve it."""
+def _needs_chunks(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, request: Request, steer: Steer) -> str:
+    """Why the edit needs a pass over all keys, "" if vendor calls may serve it."""
     if steer.sigmoid is not None:
         return "steer.sigmoid is no softmax"
-    if steer.temper is not None or steer.bias is not None:
-        return f"steer.{'bias' if steer.temper is None else 'temper'} changes the logits"
+    if steer.temper is not None and q.dtype not in (torch.float32, torch.float64):
+        return "steer.temper would round the queries once more"
     if request and (steer.rule is not None or steer.blend is not None):
         return "statistics of edited weights need a pass over all keys"
+    if request and (steer.temper is not None or steer.bias is not None):
+        return f"statistics with steer.{'bias' if steer.temper is None else 'temper'} need a pass over all keys"
+    if _needs_grad(steer.bias):
+        return "the vendor's bias has no gradient"
     if steer.rule is None:
         return ""
-    if steer.labels is not None:
-        return "a rule over scattered keys needs a pass over all keys"
-    if len(segments(steer.spans, vis.lk)) > _MAX_SEGMENTS:
-        return f"the spans cut the keys into more than {_MAX_SEGMENTS} segments"
+    if steer.bias is not None:
+        return "a rule beside a bias on the logits needs a pass over all keys"
     if _needs_grad(q, k, v, sinks, *(t for rule in steer.rules for t in (rule.keep, rule.receive))):
         return "the vendor's log-sum-exp has no gradient and merging by a rule needs one"
     return ""
@@ -126,14 +138,21 @@ def attention(
                 q, k, v, vis=vis, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steers
             )
     one = steers[0] if steers else Steer()
-    if one.rule is not None:
+    if one.temper is not None:
+        q = q * one.temper.to(q)[..., None]
+    if route.plan is not None:
+        assert one.rule is not None
+        with torch.no_grad():
+            found = scattered.states(q, k, v, vis=vis, shape=route.shape, scale=scale, plan=route.plan)
+            out, lse = spans.merge(found, one.rule, sinks, rows=q.shape[2], dtype=v.dtype)
+    elif one.rule is not None:
         with torch.no_grad():
             out, lse = spans.attend(
                 q, k, v, vis=vis, scale=scale, segments=segments(one.spans, vis.lk), rule=one.rule, sinks=sinks,
                 causal=route.shape != "full", flash=vendor.flash(scale),
             )  # fmt: skip
     else:
-        out, lse = vendor.attend(q, k, v, vis=vis, shape=route.shape, scale=scale)
+        out, lse = vendor.attend(q, k, v, vis=vis, shape=route.shape, scale=scale, bias=one.bias)
         if sinks is not None:
             out, lse = vendor.add_sink(out, lse, sinks)
     stats = {}
@@ -229,8 +248,10 @@ def explain_route(
         return f"streaming: chunked, {route.why}"
     extra = " + exp(q·k − lse) over listed keys" if request.pairs else ""
     one = steers[0] if steers else Steer()
-    extra += "".join(f" + {name}" for name in ("blend", "gain") if getattr(one, name) is not None)
-    if one.rule is not None:
+    extra += "".join(f" + {name}" for name in ("temper", "bias", "blend", "gain") if getattr(one, name) is not None)
+    if route.plan is not None:
+        calls = f"{route.plan}, merged by log-sum-exp and the rule"
+    elif one.rule is not None:
         cut = segments(one.spans, vis.lk)
         plan = [(s, e) for _, _, _, s, e, _ in spans.pieces(cut, vis, route.shape != "full")]
         wide = sum(e - s > spans.NARROW for s, e in plan)
