@@ -1,7 +1,7 @@
 """ACT (Yu et al., ICML 2024): cut attention sinks down at prefill, and measure classification before and after.
 
-    python examples/act.py                                   # the bundled pocket-llama, offline, seconds
-    python examples/act.py --model meta-llama/Llama-3.1-8B --task lm_eval:sst2 --n 500
+python examples/act.py                                   # the bundled pocket-llama, offline, seconds
+python examples/act.py --model meta-llama/Llama-3.1-8B --task lm_eval:sst2 --n 500
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """See and steer heads of the bundled model in a minute: scan, read, ablate, observe.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 from __future__ import annotations

@@ -44,24 +44,56 @@ CURRICULUM = [
         128,
         40,
         0.325,
-        dict(repeat=0.25, facts=0.22, ioi=0.11, colored_objects=0.11, docstring=0.11, greater_than=0.05,
-             classification=0.05, bigram_backcopy=0.04, prose=0.03, code=0.03),
+        dict(
+            repeat=0.25,
+            facts=0.22,
+            ioi=0.11,
+            colored_objects=0.11,
+            docstring=0.11,
+            greater_than=0.05,
+            classification=0.05,
+            bigram_backcopy=0.04,
+            prose=0.03,
+            code=0.03,
+        ),
     ),
     (
         "middle",
         256,
         24,
         0.13,
-        dict(repeat=0.20, long_facts=0.10, facts=0.18, ioi=0.10, colored_objects=0.12, docstring=0.12,
-             greater_than=0.05, classification=0.06, bigram_backcopy=0.03, prose=0.02, code=0.02),
+        dict(
+            repeat=0.20,
+            long_facts=0.10,
+            facts=0.18,
+            ioi=0.10,
+            colored_objects=0.12,
+            docstring=0.12,
+            greater_than=0.05,
+            classification=0.06,
+            bigram_backcopy=0.03,
+            prose=0.02,
+            code=0.02,
+        ),
     ),
     (
         "long",
         LENGTH,
         6,
         0.36,
-        dict(repeat=0.14, long_facts=0.25, facts=0.12, ioi=0.11, colored_objects=0.11, docstring=0.11,
-             greater_than=0.05, classification=0.05, bigram_backcopy=0.02, prose=0.02, code=0.02),
+        dict(
+            repeat=0.14,
+            long_facts=0.25,
+            facts=0.12,
+            ioi=0.11,
+            colored_objects=0.11,
+            docstring=0.11,
+            greater_than=0.05,
+            classification=0.05,
+            bigram_backcopy=0.02,
+            prose=0.02,
+            code=0.02,
+        ),
     ),
 ]
 
@@ -278,8 +310,8 @@ def train(arguments: argparse.Namespace) -> None:
         if time.time() - last_saved > arguments.every * 60:
             last_saved = time.time()
             torch.save(
-                dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, spent=spent,
-                     tokens=tokens), state
+                dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, spent=spent, tokens=tokens),
+                state,
             )
             print(json.dumps(abilities(model, tokenizer, seed=10_000 + arguments.seed, n=60)), flush=True)
     finish(model, tokenizer, out, arguments, step, tokens, spent)

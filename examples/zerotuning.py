@@ -1,7 +1,7 @@
 """ZeroTuning (Han et al., ICLR 2026): one weight, the first token's, up or down; classification before and after.
 
-    python examples/zerotuning.py                            # the bundled pocket-llama, offline, seconds
-    python examples/zerotuning.py --model meta-llama/Llama-3.1-8B --task lm_eval:sst2 --n 500
+python examples/zerotuning.py                            # the bundled pocket-llama, offline, seconds
+python examples/zerotuning.py --model meta-llama/Llama-3.1-8B --task lm_eval:sst2 --n 500
 """
 
 from __future__ import annotations

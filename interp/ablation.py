@@ -104,9 +104,7 @@ def ablate(
     )
 
 
-def controls(
-    model: HookedModel, heads: Sequence[Head], avoid: Sequence[Head], rng: np.random.Generator
-) -> list[Head]:
+def controls(model: HookedModel, heads: Sequence[Head], avoid: Sequence[Head], rng: np.random.Generator) -> list[Head]:
     """As many random heads, layer by layer from the same or the nearest layers; [] when there are too few."""
     free = [h for h in model.heads if h not in set(heads) and h not in set(avoid) and h.tower == heads[0].tower]
     if len(free) < len(heads):

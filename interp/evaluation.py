@@ -170,9 +170,7 @@ def evaluate(
         check_context(hooked, length, extrapolate)
         rows = rows_for_loss(hooked, chosen, content, length, n, seed)
         what = chosen.name if chosen is not None else "text" if content is not None else "prose"
-        return continuation_loss(
-            hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what
-        )
+        return continuation_loss(hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what)
     return _accuracy(hooked, task or "niah", edits, n, seed, progress, context, extrapolate)
 
 

@@ -246,9 +246,7 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
 
     # a copy of the tokenizer, for the harness gives it a padding token
     tokenizer = copy.deepcopy(model.tokenizer)
-    return Tapped(
-        pretrained=model.module, tokenizer=tokenizer, backend="causal", batch_size=BATCH, max_length=context
-    )
+    return Tapped(pretrained=model.module, tokenizer=tokenizer, backend="causal", batch_size=BATCH, max_length=context)
 
 
 @torch.no_grad()

@@ -141,9 +141,7 @@ class NeedleProbe(Probe):
     name, what = "needle", "needle in a haystack, greedy decode"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        return [
-            ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i)) for i in needles(tokenizer, settings)
-        ]
+        return [ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i)) for i in needles(tokenizer, settings)]
 
     def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
         instance = batch.info["instance"]

@@ -148,9 +148,13 @@ class Plan:
 
     def _settings(self) -> dict[str, Any]:
         kept = {k: v for k, v in asdict(self.settings).items() if k not in ("seed", "text")}
-        return dict(kept, scores=[s.name for s in self.scores], text=self.settings.text is not None,
-                    extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
-                    backend=self.model.backend)
+        return dict(
+            kept,
+            scores=[s.name for s in self.scores],
+            text=self.settings.text is not None,
+            extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
+            backend=self.model.backend,
+        )
 
     def _inputs(self) -> list[torch.Tensor]:
         return [b.input_ids for batches in self._batches.values() for b in batches]

@@ -111,8 +111,10 @@ def test_half_inputs_and_head_dims(dtype: torch.dtype, d: int) -> None:
     want = attention(*wide((q, k, v)), request=request, backend="reference")
     torch.testing.assert_close(got.out.double(), want.out, atol=1e-2, rtol=1e-2)
     got.out = want.out
-    got.stats["distance"] = got.stats["distance"].double().where(
-        (got.stats["distance"] - want.stats["distance"]).abs() > 0.05, want.stats["distance"]
+    got.stats["distance"] = (
+        got.stats["distance"]
+        .double()
+        .where((got.stats["distance"] - want.stats["distance"]).abs() > 0.05, want.stats["distance"])
     )  # the position feature is rounded with the weights: 2⁻¹² of half a tile
     assert_same(got, want, weights(*wide((q, k))[:2], mask=Mask(), scale=d**-0.5), 5e-4)
 
@@ -309,8 +311,7 @@ def test_merge_has_a_backward_of_its_own() -> None:
     freed, shared = ((1 - keep) * mass).sum(-1, keepdim=True), (receive * mass).sum(-1, keepdim=True)
     factor = keep + receive * freed / shared
     want = sum(
-        (shares[..., i] * factor[..., p.group])[..., None]
-        * pad(p.out, (0, 0, p.start, 37 - p.start - p.out.shape[2]))
+        (shares[..., i] * factor[..., p.group])[..., None] * pad(p.out, (0, 0, p.start, 37 - p.start - p.out.shape[2]))
         for i, p in enumerate(pieces)
     )
     torch.testing.assert_close(got.out, want, atol=1e-5, rtol=1e-5)

@@ -198,9 +198,7 @@ def loop_statistics(a: np.ndarray, visible: np.ndarray, mask: Mask, request: Req
     return stats
 
 
-def assert_same(
-    got: Result, want: Result, a: torch.Tensor, tolerance: float, request: Request | None = None
-) -> None:
+def assert_same(got: Result, want: Result, a: torch.Tensor, tolerance: float, request: Request | None = None) -> None:
     """Equal up to rounding; indices may differ only where the weights they point at are equal."""
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(got.out.double(), want.out.double(), **close)

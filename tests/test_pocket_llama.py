@@ -32,9 +32,7 @@ def model() -> HookedModel:
 
 @pytest.fixture(scope="module")
 def atlas(model: HookedModel) -> interp.Atlas:
-    return interp.scan_heads(
-        model, scores="retrieval,previous_token,induction", samples=12, seed=SEED, progress=False
-    )
+    return interp.scan_heads(model, scores="retrieval,previous_token,induction", samples=12, seed=SEED, progress=False)
 
 
 @pytest.mark.parametrize("task", BARS)

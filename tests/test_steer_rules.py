@@ -187,7 +187,8 @@ def test_refused_with_sigmoid_and_explained() -> None:
     labels[..., 7::100] = 1
     one = explain(rule=rule, labels=labels)
     assert "1 vendor SDPA call that hides the other groups and products with up to 3 listed keys, merged" in one
-    assert "several groups of many scattered keys" in explain(rule=Rule(torch.ones(1, 3)), labels=torch.arange(300)[None, None] % 3)
+    thirds = torch.arange(300)[None, None] % 3
+    assert "several groups of many scattered keys" in explain(rule=Rule(torch.ones(1, 3)), labels=thirds)
     assert "statistics of edited" in explain(Request(topk=1), rule=rule, spans=((0, 1, 1),))
     assert "vendor SDPA + temper + bias (" in explain(bias=torch.zeros(1, 1, 300), temper=torch.ones(1, 1, 1))
     assert "steer.bias" in explain(Request(topk=1), bias=torch.zeros(1, 1, 300))

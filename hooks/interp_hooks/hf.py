@@ -159,9 +159,7 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
             layer = unnumbered.get(tower, 0)
             unnumbered[tower] = layer + 1
         seen = call.site  # sizes as the call had them
-        found.append(
-            (Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head), module)
-        )
+        found.append((Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head), module))
     if found and all(site.tower for site, _ in found):  # an encoder alone is the only tower
         found = [(Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m) for s, m in found]
         return found

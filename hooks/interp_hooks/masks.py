@@ -35,9 +35,7 @@ def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
         return dict(causal=True, window=None)
     if name == "bidirectional_mask_function":
         return dict(causal=False, window=None)
-    cells = dict(
-        zip(function.__code__.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True)
-    )
+    cells = dict(zip(function.__code__.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
     if name == "sliding_window_overlay.<locals>.inner_mask":
         return dict(causal=None, window=cells["sliding_window"])
     if name == "and_masks.<locals>.and_mask":

@@ -152,9 +152,7 @@ class HookedModel:
             self._observers, self._edits = outer
 
     @contextmanager
-    def watch(
-        self, question: Question, tell: Callable[[LayerStats], None], stage: str = "before"
-    ) -> Iterator[None]:
+    def watch(self, question: Question, tell: Callable[[LayerStats], None], stage: str = "before") -> Iterator[None]:
         """Hand each layer's answer to `tell` as it comes and keep nothing: what scans are built on."""
         with self._block([Observer(question, tell, stage)]):
             yield
@@ -219,9 +217,7 @@ class HookedModel:
             yield store
 
     @contextmanager
-    def capture_resid(
-        self, write: Write | None = None
-    ) -> Iterator[Residual]:
+    def capture_resid(self, write: Write | None = None) -> Iterator[Residual]:
         """The residual stream: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model), resid["final"].
 
         `write(place, layer, tensor)` may return a replacement. ["mid", l] is absent in parallel-attention blocks.

@@ -214,5 +214,3 @@ class TLAdapter(Adapter):
             mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
             lines.append(f"layer {site.layer}: {'; '.join(mine) or 'untouched weights'}")
         return "\n".join(lines)
-
-

@@ -58,7 +58,7 @@ class ACT(HeadEdit):
 
     @classmethod
     def preset(cls, name: str, heads: object = None) -> ACT:
-        """"paper": α/N with α = 5; "code": the released code's absolute 0.1."""
+        """ "paper": α/N with α = 5; "code": the released code's absolute 0.1."""
         if name not in ("paper", "code"):
             raise EditError(f"The presets of act are paper and code, not {name!r}.")
         return cls(heads=heads, threshold=0.1 if name == "code" else None)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ def names() -> list[str]:
 
 
 def select(which: str | list[str]) -> list[Score]:
-    """"default", "all", a comma-separated string or a list of names, as scores. Raises `UnknownNameError`."""
+    """ "default", "all", a comma-separated string or a list of names, as scores. Raises `UnknownNameError`."""
     if which == "all":
         return [get(n) for n in names()]
     if which == "default":

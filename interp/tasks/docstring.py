@@ -11,9 +11,7 @@ from interp.tasks.base import Instance, Problem, Task, Text, choose
 
 
 def _prompt(function: str, arguments: list[str], documented: list[str], words: list[str]) -> str:
-    lines = "".join(
-        f"\n :param {a}: {words[2 * i]} {words[2 * i + 1]}" for i, a in enumerate(documented)
-    )
+    lines = "".join(f"\n :param {a}: {words[2 * i]} {words[2 * i + 1]}" for i, a in enumerate(documented))
     return f"def {function}(self, {', '.join(arguments)}):\n doc {words[-2]} {words[-1]}{lines}\n :param"
 
 

@@ -49,9 +49,7 @@ class NeedleInAHaystack(Task):
     def sample(self, tokenizer, n: int, seed: int = 0) -> list[Instance]:
         text = Text(tokenizer)
         cells = [(length, depth) for depth in self.depths for length in self.lengths]
-        return [
-            self._build(text, np.random.default_rng([seed, i]), *cells[i % len(cells)]) for i in range(n)
-        ]
+        return [self._build(text, np.random.default_rng([seed, i]), *cells[i % len(cells)]) for i in range(n)]
 
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:
         length = self.lengths[int(rng.integers(len(self.lengths)))]

@@ -108,9 +108,13 @@ def measure(name: str, module: Any, length: int, rounds: int) -> dict[str, Any]:
         ratio, bar = statistics.median(times[key]) / base, BARS.get(key.partition(",")[0])
         row["edits"].append(
             dict(
-                edit=key, seconds=round(statistics.median(times[key]), 4), ratio=round(ratio, 2), bar=bar,
+                edit=key,
+                seconds=round(statistics.median(times[key]), 4),
+                ratio=round(ratio, 2),
+                bar=bar,
                 met=None if bar is None else round(ratio, 2) <= bar,
-                extra_mb=round(memory[key] - memory["plain"], 1), route=_route(model, edit),
+                extra_mb=round(memory[key] - memory["plain"], 1),
+                route=_route(model, edit, length),
             )
         )
     print(json.dumps(row), flush=True)
@@ -126,9 +130,9 @@ def _sinks(model: HookedModel, ids: torch.Tensor) -> float:
     return round(float(torch.stack(counts).mean()), 2)
 
 
-def _route(model: HookedModel, edit: Any) -> str:
+def _route(model: HookedModel, edit: Any, length: int) -> str:
     """The first layer's line of `explain`."""
-    return model.explain(edit).splitlines()[0].partition(": ")[2]
+    return model.explain(edit, tokens=length).splitlines()[0].partition(": ")[2]
 
 
 def main() -> None:

@@ -363,7 +363,6 @@ def prefill_topk_run(rows: int, x: Inputs) -> Run:
     def call() -> Result:
         return attention(q, x.k, x.v, mask=mask, request=request, backend="triton")
 
-
     def check(got: Result) -> float:
         want = x.logits(0, x.length - 1).softmax(0).topk(TOPK).values
         return error(got.stats["topk_prob"][0, 0, -1], want, STATISTIC_ERROR)
@@ -641,14 +640,12 @@ CASES: tuple[Case, ...] = (
     Case("received alone", partial(received_run, 1), PLAIN, 0.8, 0.6, lengths=EVERY),
     Case("vendor-route edit: initial token", partial(spans_run, lambda n: ((0, 1, 1),)), CUDNN, 1.10, 1.03),
     Case("vendor-route edit: initial token and a span", partial(spans_run, beside), CUDNN, 1.10, 1.03),
-    *(
-        Case(f"single-pass edit: {n} sinks known", partial(scattered_run, n), PLAIN, 1.15, 1.05)
-        for n in (4, 64, 1024)
-    ),
+    *(Case(f"single-pass edit: {n} sinks known", partial(scattered_run, n), PLAIN, 1.15, 1.05) for n in (4, 64, 1024)),
     Case("ACT exact, with its sink search", partial(act_run, 1), CUDNN, 3.8, 2.6),
     Case("ACT, 1 in 8 query blocks sampled", partial(act_run, 8), CUDNN, 2.2, 1.5),
-    Case("decode with edit and top-k", partial(decode_run, True, TOPK, False), BANDWIDTH, 0.6, 0.85,
-         bar_lengths=(32768,)),
+    Case(
+        "decode with edit and top-k", partial(decode_run, True, TOPK, False), BANDWIDTH, 0.6, 0.85, bar_lengths=(32768,)
+    ),
     Case("decode with edit and top-k, dispatched", partial(decode_run, True, TOPK, True), BANDWIDTH),
     Case("decode with top-k", partial(decode_run, False, TOPK, False), BANDWIDTH),
     Case("decode", partial(decode_run, False, 0, False), BANDWIDTH),

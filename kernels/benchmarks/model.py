@@ -37,8 +37,13 @@ def random_llama() -> Any:
     """Width 512, 8 heads of 64, 4 layers, random weights."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=1024, hidden_size=512, intermediate_size=1536, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=8, max_position_embeddings=16384,
+        vocab_size=1024,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=16384,
     )
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -50,13 +55,25 @@ def transformer_lens_model(module: Any) -> Any:
 
     c = module.config
     cfg = HookedTransformerConfig(
-        n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=16384, d_head=c.head_dim,
+        n_layers=c.num_hidden_layers,
+        d_model=c.hidden_size,
+        n_ctx=16384,
+        d_head=c.head_dim,
         n_heads=c.num_attention_heads,
-        n_key_value_heads=c.num_key_value_heads, d_mlp=c.intermediate_size, d_vocab=c.vocab_size, act_fn="silu",
-        normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=c.head_dim,
+        n_key_value_heads=c.num_key_value_heads,
+        d_mlp=c.intermediate_size,
+        d_vocab=c.vocab_size,
+        act_fn="silu",
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_dim=c.head_dim,
         rotary_adjacent_pairs=False,
-        rotary_base=int(c.rope_parameters["rope_theta"]), final_rms=True, gated_mlp=True, eps=c.rms_norm_eps,
-        original_architecture="LlamaForCausalLM", device="cpu",
+        rotary_base=int(c.rope_parameters["rope_theta"]),
+        final_rms=True,
+        gated_mlp=True,
+        eps=c.rms_norm_eps,
+        original_architecture="LlamaForCausalLM",
+        device="cpu",
     )
     model = HookedTransformer(cfg)
     model.load_state_dict(convert_llama_weights(module, cfg), strict=False)

@@ -54,7 +54,7 @@ class Skip(Exception):
 
 
 def slug(device: torch.device) -> str:
-    """"h200" of "NVIDIA H200", "h100" of "NVIDIA H100 80GB HBM3"; "cpu" without a GPU."""
+    """ "h200" of "NVIDIA H200", "h100" of "NVIDIA H100 80GB HBM3"; "cpu" without a GPU."""
     if device.type != "cuda":
         return "cpu"
     words = torch.cuda.get_device_name(device).replace("NVIDIA", "").split()
@@ -130,7 +130,7 @@ def at_least(row: Row) -> bool:
 
 
 def judge(row: Row) -> str | None:
-    """"goal", "bar" or "missed"; None without a bar."""
+    """ "goal", "bar" or "missed"; None without a bar."""
     if row.get("ratio") is None or row["bar"] is None:
         return None
     for name in ("goal", "bar"):

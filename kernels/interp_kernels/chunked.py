@@ -225,7 +225,8 @@ def _run_block(
         if not width:
             continue
         # Query heads of a kv head stand side by side as rows: keys are never repeated.
-        queries = (q[bs, hs, r0:r1].to(dtype) * (scale if softcap is not None else scale * unit)).reshape(nb * nn, group * n, d)
+        queries = q[bs, hs, r0:r1].to(dtype) * (scale * unit if softcap is None else scale)
+        queries = queries.reshape(nb * nn, group * n, d)
         t = torch.bmm(queries, keys_t[:, :, c0:c1], out=buffers.get("t", nb * nn, group * n, width))
         t = t.view(nb, heads, n, width)
         if softcap is not None:

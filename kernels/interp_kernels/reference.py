@@ -67,9 +67,7 @@ def _sigmoid(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     return a, torch.where(total > 0, total, 1).log().masked_fill(total == 0, -torch.inf)
 
 
-def edited(
-    a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer
-) -> tuple[Tensor, Tensor]:
+def edited(a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer) -> tuple[Tensor, Tensor]:
     """An edit's rules, then its blend, on A (batch, heads, queries, keys) and on the sink logit's share (batch, heads,
     queries, 1)."""
     for rule in steer.rules:

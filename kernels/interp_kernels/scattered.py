@@ -63,7 +63,9 @@ def plan(labels: Tensor, groups: int, vis: Visibility) -> Plan | None:
     return Plan(labels, tuple(listed), tuple(hidden))
 
 
-def states(q: Tensor, k: Tensor, v: Tensor, *, vis: Visibility, shape: str, scale: float, plan: Plan) -> list[list[State]]:
+def states(
+    q: Tensor, k: Tensor, v: Tensor, *, vis: Visibility, shape: str, scale: float, plan: Plan
+) -> list[list[State]]:
     """The states of each group, one or none; `shape` as in `vendor.attend`. No gradients."""
     found: list[list[State]] = []
     for group, columns in enumerate(plan.listed):
@@ -79,9 +81,7 @@ def states(q: Tensor, k: Tensor, v: Tensor, *, vis: Visibility, shape: str, scal
     return found
 
 
-def listed(
-    q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility, scale: float
-) -> tuple[Tensor, Tensor]:
+def listed(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility, scale: float) -> tuple[Tensor, Tensor]:
     """out (batch, heads, queries, d_v), 0 for rows that see none of the keys, and lse (batch, heads, queries), −inf
     there; columns as in `Plan`."""
     dtype = compute_dtype(q, k, v)

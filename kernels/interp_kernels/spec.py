@@ -109,10 +109,10 @@ class Request:
 
 @dataclass
 class Result:
-    """out (batch, heads, queries, d_v) in v's dtype (d_v may be 0 where the request has no need of it); lse (batch, heads, queries) float32 (natural log, −inf where
-    nothing is visible; includes the sink logit if there is one; an edit's temper and bias count, its rule, blend and
-    gain do not; ln Σ σ under steer.sigmoid); stats by name, `pair_mass:<name>`,
-    `received:<name>`, `received_count:<name>`, `topk_index`, `topk_prob`."""
+    """out (batch, heads, queries, d_v) in v's dtype (d_v may be 0 where the request has no need of it); lse (batch,
+    heads, queries) float32 (natural log, −inf where nothing is visible; includes the sink logit if there is one; an
+    edit's temper and bias count, its rule, blend and gain do not; ln Σ σ under steer.sigmoid); stats by name,
+    `pair_mass:<name>`, `received:<name>`, `received_count:<name>`, `topk_index`, `topk_prob`."""
 
     out: torch.Tensor
     lse: torch.Tensor

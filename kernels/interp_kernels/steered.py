@@ -81,8 +81,8 @@ def _part_of(rule: Rule, bs: slice, hs: slice) -> Rule:
 
 
 class SteerBlock:
-    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable; the bias times
-    `unit`, for logits that are."""
+    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable; the bias
+    times `unit`, for logits that are."""
 
     def __init__(
         self, steer: Steer, vis: Visibility, bs: slice, hs: slice, dtype: torch.dtype, unit: float = 1.0

@@ -99,9 +99,7 @@ def _added(keys: Tensor | None, bias: Tensor | None, q: Tensor) -> Tensor | None
     return made[:, :, None]
 
 
-def _call(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _call(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """One fused call; the bias is the same for all rows, and costs nothing."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)

@@ -1,12 +1,12 @@
 """The `triton` backend: which kernels serve a call, in what order, and why.
 
-    few queries over a cache              split-KV decode, statistics from its scores
-    nothing or a few keys' masses asked   the vendor's fused call (CUDA), else our forward
-    row statistics, padding, soft-cap …   our forward, everything in one pass
-    attention received                    a key-major pass that reads the log-sum-exp
-    a rule over spans of keys             vendor states of the spans, merged
-    a rule over scattered keys            our forward a group (the others' keys hidden, or listed), merged
-    several rules                         the same states, merged in PyTorch but for the sum of the outputs
+few queries over a cache              split-KV decode, statistics from its scores
+nothing or a few keys' masses asked   the vendor's fused call (CUDA), else our forward
+row statistics, padding, soft-cap …   our forward, everything in one pass
+attention received                    a key-major pass that reads the log-sum-exp
+a rule over spans of keys             vendor states of the spans, merged
+a rule over scattered keys            our forward a group (the others' keys hidden, or listed), merged
+several rules                         the same states, merged in PyTorch but for the sum of the outputs
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ def tuned(key: Hashable, default: Config, candidates: Sequence[Config], run: Cal
         _FASTEST[key] = min(times, key=times.__getitem__)
     return _FASTEST[key]
 
+
 #: What autotuning tries for the forward kernel.
 CANDIDATES = (
     Config(128, 128, 8, 2),
