@@ -272,6 +272,7 @@ PARAMETERS: dict[str, tuple[Any, Callable[[torch.Tensor], Edit]]] = {
     "vhr": (2.0, lambda t: E.VHR("0.1", t, "all")),
     "gate": ([[0.2, 0.9], [0.5, 1.0]], lambda t: E.Gate(t.repeat_interleave(2, 1), 1, 3)),
     "gate, one": (0.5, lambda t: E.Gate({"1.1": t}, 1, 3)),
+    "act": (0.4, lambda t: E.ACT(t, alpha=1.1)),
     "paint": (0.7, lambda t: E.PAINT([1, 2], t)),
 }
 

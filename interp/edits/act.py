@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from interp.edits.base import HeadEdit
+from interp.edits.values import Number, fixed, number, vector
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
@@ -30,7 +31,8 @@ class ACT(HeadEdit):
     first real token) is never in it. Later tokens are seen by c_k, so losses under ACT are for continuations only.
 
     Args:
-        beta: 0 … 1. alpha: threshold α/N, N the sample's real tokens; or `threshold`, absolute (the code's 0.1).
+        beta: 0 … 1; a tensor of one number takes gradients.
+        alpha: threshold α/N, N the sample's real tokens; or `threshold`, absolute (the code's 0.1).
         heads: None for all. scope: "prefill" (the paper's): decode steps see the model's own weights.
         min_rows: keys that fewer rows see are left out.
 
@@ -38,7 +40,7 @@ class ACT(HeadEdit):
         EditError: β outside [0, 1], α ≤ 0; in use, a prompt that comes in several forwards.
     """
 
-    beta: float = 0.4
+    beta: Number = 0.4
     alpha: float = 5.0
     threshold: float | None = None
     heads: tuple[Head, ...] | None = None
@@ -49,6 +51,7 @@ class ACT(HeadEdit):
 
     def __post_init__(self) -> None:
         self.settle()
+        object.__setattr__(self, "beta", number(self.beta, "β of act"))
         if not 0 <= self.beta <= 1:
             raise EditError(f"β of act is between 0 and 1, not {self.beta}.")
         if self.alpha <= 0 or (self.threshold is not None and self.threshold <= 0):
@@ -64,13 +67,13 @@ class ACT(HeadEdit):
         return cls(heads=heads, threshold=0.1 if name == "code" else None)  # type: ignore[arg-type]
 
     def is_identity(self) -> bool:
-        return self.beta == 1 or super().is_identity()
+        return fixed(self.beta, 1) or super().is_identity()
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         if call.mask.q_start > 0:
             raise EditError("act needs the whole prompt in one forward: its sinks come from all rows.")
         sinks = self.sinks(call, look)  # (batch, heads, keys) bool
-        keep = torch.tensor([[1.0, self.beta]], device=sinks.device)
+        keep = vector([1.0, self.beta], sinks.device)[None]  # (1, groups)
         receive = torch.tensor([[1.0, 0.0]], device=sinks.device)
         return Steer(labels=sinks.long(), rule=Rule(keep, receive))
 
