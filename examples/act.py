@@ -24,8 +24,15 @@ def main() -> None:
     parser.add_argument("--model", default="llama", help="bundled name, alias, hub id or folder")
     parser.add_argument("--task", default="classification", help="a task, or lm_eval:NAME")
     parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1, help="of the problems; `interp calibrate` uses 0 if not told")
     parser.add_argument("--edit", help="a JSON of edits, such as calibrated heads; else all heads")
     arguments = parser.parse_args()
+    variants = {"paper (α = 5)": [ACT.preset("paper")], "code (threshold 0.1)": [ACT.preset("code")]}
+    if arguments.edit:
+        try:
+            variants = {arguments.edit: interp.edits.load(arguments.edit)}
+        except interp.InterpError as error:
+            parser.exit(2, f"{error}\n")
     model = interp.load(arguments.model)
     print(model.note or model.name)
 
@@ -36,11 +43,8 @@ def main() -> None:
     share = torch.stack([(seen[i].received[0, :, 1:] > 5 / len(tokens)).float().mean() for i in range(model.n_layers)])
     print("share of tokens that are sinks, by layer:", *(f"{s:.1%}" for s in share.tolist()))
 
-    variants = {"paper (α = 5)": [ACT.preset("paper")], "code (threshold 0.1)": [ACT.preset("code")]}
-    if arguments.edit:
-        variants = {arguments.edit: interp.edits.load(arguments.edit)}
     for name, edits in variants.items():
-        result = interp.evaluate(model, arguments.task, edits, n=arguments.n)
+        result = interp.evaluate(model, arguments.task, edits, n=arguments.n, seed=arguments.seed)
         print(f"{arguments.task}, {name}: {result.baseline} → {result.edited}, McNemar {result.mcnemar}")
     print(EXPECT)
 

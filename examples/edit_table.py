@@ -126,10 +126,11 @@ def _change(value: dict[str, float], digits: int) -> str:
     def signed(x: float) -> str:
         return f"{x:+.{digits}f}".replace("-", "−") if round(x, digits) else "0"
 
-    if {signed(value[k]) for k in ("mean", "low", "high")} == {"0"}:
+    shown = {signed(value[k]) for k in ("mean", "low", "high")}
+    if shown == {"0"}:
         return "0"
-    text = _interval(value, signed)
-    return f"**{text}**" if value["low"] > 0 or value["high"] < 0 else text
+    text, clear = _interval(value, signed), (value["low"] > 0 or value["high"] < 0) and "0" not in shown
+    return f"**{text}**" if clear else text
 
 
 def put(text: str, table: str) -> str:

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--model", default="llama", help="bundled name, alias, hub id or folder")
     parser.add_argument("--task", default="classification", help="a task, or lm_eval:NAME")
     parser.add_argument("--n", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1, help="of the problems; `interp calibrate` uses 0 if not told")
     parser.add_argument("--gammas", default="0.25,0.5,2,4", help="above 1 flattens the rest, below 1 sharpens it")
     arguments = parser.parse_args()
     model = interp.load(arguments.model)
@@ -40,7 +41,8 @@ def main() -> None:
     # γ is chosen on every other problem and measured on the rest.
     found = {}
     for gamma in map(float, arguments.gammas.split(",")):
-        frame = interp.evaluate(model, arguments.task, [ZeroTuning(gamma)], n=arguments.n).frame
+        edits = [ZeroTuning(gamma)]
+        frame = interp.evaluate(model, arguments.task, edits, n=arguments.n, seed=arguments.seed).frame
         chosen_on, found[gamma] = frame[::2], frame[1::2]
         print(f"γ = {gamma:g}: {chosen_on.baseline.mean():.3f} → {chosen_on.edited.mean():.3f} where it is chosen")
         found[gamma].attrs["validation"] = chosen_on.edited.mean()

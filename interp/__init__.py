@@ -24,16 +24,20 @@ if TYPE_CHECKING:
     from interp.ablation import ablate as ablate
     from interp.atlas import Atlas as Atlas
     from interp.calibration import calibrate as calibrate
+    from interp.calibration.result import Calibration as Calibration
     from interp.curves import rhythm as rhythm
     from interp.errors import InterpError as InterpError
     from interp.evaluation import evaluate as evaluate
     from interp.loading import load as load
+    from interp.result import Evaluation as Evaluation
     from interp.scan import plan_scan as plan_scan
     from interp.scan import scan_heads as scan_heads
     from interp_hooks.heads import Head as Head
 
 _HOME = {
     "Atlas": "interp.atlas",
+    "Calibration": "interp.calibration.result",
+    "Evaluation": "interp.result",
     "Head": "interp_hooks.heads",
     "InterpError": "interp.errors",
     "ablate": "interp.ablation",

@@ -12,6 +12,7 @@ from interp import tasks
 from interp.edits.ablate import Ablate
 from interp.errors import InputError
 from interp.evaluation import judge, sample
+from interp.inputs import check_seed
 from interp.statistics import Interval, bootstrap
 from interp.tasks.base import Task
 from interp_hooks.heads import Head, parse_heads
@@ -65,6 +66,7 @@ def ablate(
 
     from interp.loading import load
 
+    check_seed(seed)
     if isinstance(task, str):
         tasks.get(task)
     hooked = load(model)

@@ -29,6 +29,8 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from interp.overlay import Overlay
+
 __all__ = ["About", "Atlas"]
 
 FORMAT = 1
@@ -72,6 +74,7 @@ class Atlas:
             `settings`, `created`, `hardware`, `seconds`); anything that JSON can hold.
         notes: sentences that belong beside the numbers, "retrieval: task not solved (accuracy 0.10)".
         about: how to read each score; those left out are looked up in `interp.scores`.
+        overlays: where some heads look in a picture (`interp.overlay.Overlay`).
 
     Raises:
         InputError: a column is missing, not numeric, or a head is there twice.
@@ -83,11 +86,13 @@ class Atlas:
         provenance: Mapping[str, Any],
         notes: Sequence[str] = (),
         about: Mapping[str, About] | None = None,
+        overlays: Sequence[Overlay] = (),
     ):
         self.frame = _checked(frame)
         self.provenance: dict[str, Any] = dict(provenance)
         self.notes: list[str] = list(notes)
         self._about: dict[str, About] = dict(about or {})
+        self.overlays: list[Overlay] = list(overlays)
 
     # What there is
 
@@ -234,7 +239,7 @@ class Atlas:
 
         about = self.about(score)
         where, which = self._panel(score, tower, kind)
-        several = len(self.panels(score)) > 1
+        several = len(self.panels(score)) > 1 or len(self.towers) > 1
         names = [about.title, where if several else "", "cross-attention" if which == "cross" else "", self.model]
         subtitle = [] if about.threshold is None else [f"a head counts from {plots.number(about.threshold)}"]
         values = self._matrix(score, where, which)
@@ -301,6 +306,7 @@ class Atlas:
             "provenance": _plain(self.provenance),
             "notes": self.notes,
             "scores": {s: _plain(asdict(self.about(s))) for s in self.scores},
+            "overlays": [o.to_json() for o in self.overlays],
         }
         write_atomic(target / "atlas.parquet", table.getvalue())
         write_atomic(target / "atlas.json", (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode())
@@ -330,7 +336,10 @@ class Atlas:
         try:
             known = {f.name for f in fields(About)}
             about = {s: About(**{k: v for k, v in a.items() if k in known}) for s, a in head["scores"].items()}
-            return cls(pd.read_parquet(io.BytesIO(table)), head["provenance"], head["notes"], about)
+            from interp.overlay import Overlay
+
+            overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]
+            return cls(pd.read_parquet(io.BytesIO(table)), head["provenance"], head["notes"], about, overlays)
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
             raise OutputError(f"The atlas in {source} is damaged ({error}); run the scan again.") from error
 
@@ -348,6 +357,8 @@ class Atlas:
         panels = self.panels(score)
         if not tower and "" not in self.towers:
             towers = list(dict.fromkeys(t for t, _ in panels))
+            if not np.isfinite(self.frame[score]).any():  # measured nowhere, so the main tower will do
+                towers = ["text"] if "text" in towers else towers[:1]
             if len(towers) > 1:
                 raise InputError(f"{score} was measured in the towers {' and '.join(towers)}; say which with tower=.")
             tower = towers[0]

@@ -12,11 +12,12 @@ import torch
 from interp import tasks
 from interp.continuation import continuation_loss, past, rows_for_loss
 from interp.edits.base import HeadEdit
-from interp.errors import InputError
-from interp.inputs import check_context, extrapolation, forward, pad_id, read_text
+from interp.errors import EditError, InputError
+from interp.inputs import check_context, check_seed, extrapolation, forward, pad_id, read_text
 from interp.provenance import provenance
 from interp.result import Evaluation, edits_as_json, summarise
 from interp.tasks.base import Batch, Instance, Task, collate
+from interp.tasks.images import ImageTask
 from interp_hooks.edit import Edit
 
 if TYPE_CHECKING:
@@ -150,19 +151,28 @@ def evaluate(
     """
     from interp.loading import load
 
+    check_seed(seed)
     n = n if limit is None else limit
     harness = isinstance(task, str) and task.startswith(PREFIX)
     _check_options(task, metric, text, include_path, harness)
+    edits = _given(edits)
     content = read_text(text) if text is not None else None
     if isinstance(task, str) and harness:
         from interp import harness as lm_eval
 
         lm_eval.check_installed()
+        hooked = _bound(load(model), edits)
         return lm_eval.evaluate(
-            load(model), task.removeprefix(PREFIX), edits, n, seed, progress, metric, context, extrapolate, include_path
+            hooked, task.removeprefix(PREFIX), edits, n, seed, progress, metric, context, extrapolate, include_path
         )
     chosen = tasks.get(task) if isinstance(task, str) else task  # an unknown name is found before the model is loaded
-    hooked = load(model)
+    hooked = _bound(load(model), edits)
+    if isinstance(chosen, ImageTask):
+        from interp.vision_evaluation import evaluate_images
+
+        if metric not in (None, "accuracy") or context is not None:
+            raise InputError(f"The task {chosen.name} has its own metrics and no length to choose.")
+        return evaluate_images(hooked, chosen, edits, n, seed, progress)
     if metric == "loss":
         if n < 1:
             raise InputError("An evaluation needs at least one row; use n ≥ 1.")
@@ -172,6 +182,20 @@ def evaluate(
         what = chosen.name if chosen is not None else "text" if content is not None else "prose"
         return continuation_loss(hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what)
     return _accuracy(hooked, task or "niah", edits, n, seed, progress, context, extrapolate)
+
+
+def _given(edits: Any) -> list[Edit]:
+    """Edits as a list. Raises `EditError` for what is none."""
+    found = [edits] if isinstance(edits, Edit) else edits
+    if isinstance(found, (str, Path)) or not all(isinstance(e, Edit) for e in found):
+        raise EditError("Edits are objects of interp.edits; interp.edits.load reads a file, from_json a dictionary.")
+    return list(found)
+
+
+def _bound(model: HookedModel, edits: Sequence[Edit]) -> HookedModel:
+    """The model; an edit that it can't take is told before anything runs."""
+    with model.edit(*edits):
+        return model
 
 
 def _check_options(

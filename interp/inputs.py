@@ -38,6 +38,12 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
+def check_seed(seed: int) -> None:
+    """Raise `InputError` for a seed that no generator takes."""
+    if seed < 0:
+        raise InputError(f"A seed is a whole number, 0 or more, not {seed}.")
+
+
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """Position ids under left padding: the first real token stands at 0."""
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)

@@ -23,6 +23,7 @@ def load(
     tokenizer: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    processor: Any = None,
 ) -> HookedModel:
     """Load and tap a model.
 
@@ -35,6 +36,7 @@ def load(
         tokenizer: needed only for loaded objects that carry none.
         revision: hub revision.
         trust_remote_code: run the repository's own code; off unless asked for.
+        processor: of a loaded vision-language model; from a name or folder it comes along.
 
     Raises:
         ModelError: unknown name, no network, corrupt or missing weights.
@@ -51,17 +53,19 @@ def load(
         raise InputError(str(reason)) from reason
     if not isinstance(source, (str, Path)):
         name = None
-        return hook(source, name=name, tokenizer=tokenizer, backend=backend)
+        return hook(source, name=name, tokenizer=tokenizer, backend=backend, processor=processor)
     device = _device(device)
     target, name, note = _resolve(str(source))
     chosen = _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
     module = _pretrained(target, name, chosen, revision, trust_remote_code).to(device)
+    if processor is None and getattr(module.config, "vision_config", None) is not None:
+        processor = _processor(target, name, revision, trust_remote_code)
     if tokenizer is None:
-        tokenizer = _tokenizer(target, revision, trust_remote_code)
+        tokenizer = processor.tokenizer if processor else _tokenizer(target, revision, trust_remote_code)
     if note is not None:
         millions = sum(p.numel() for p in module.parameters()) / 1e6
         note = note.format(millions=millions)
-    return hook(module, name=name, tokenizer=tokenizer, backend=backend, note=note)
+    return hook(module, name=name, tokenizer=tokenizer, backend=backend, note=note, processor=processor)
 
 
 def _resolve(source: str) -> tuple[str, str, str | None]:
@@ -172,3 +176,19 @@ def _tokenizer(target: str, revision: str | None, trust: bool) -> Any:
         return transformers.AutoTokenizer.from_pretrained(target, revision=revision, trust_remote_code=trust)
     except (OSError, ValueError):
         return None  # the tasks say so in one sentence when they need one
+
+
+def _processor(target: str, name: str, revision: str | None, trust: bool) -> Any:
+    """The processor of a vision-language model, with image processors that need pillow alone where there are both
+    kinds: the others need torchvision, built for the very torch that is installed."""
+    import transformers
+
+    options: dict[str, Any] = dict(revision=revision, trust_remote_code=trust)
+    try:
+        try:
+            return transformers.AutoProcessor.from_pretrained(target, **options)
+        except ImportError:
+            return transformers.AutoProcessor.from_pretrained(target, backend="pil", **options)
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"The image processor of {name} can't be loaded: {reason}") from error

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from interp.errors import OutputError
 from interp.files import write_atomic
 
 
@@ -35,14 +36,15 @@ class Partial:
         self.folder = None if folder is None else Path(folder) / "partial"
         if self.folder is None:
             return
-        written = json.dumps(fingerprint, sort_keys=True)
+        written = json.dumps(fingerprint, sort_keys=True).encode()
         mark = self.folder / "fingerprint.json"
-        if mark.is_file() and mark.read_text(encoding="utf-8") != written:
+        if mark.is_file() and mark.read_bytes() != written:
             self.clear()
-        write_atomic(mark, written.encode())
+        write_atomic(mark, written)
 
     def has(self, key: str) -> bool:
-        return key in self._memory or (self.folder is not None and (self.folder / f"{key}.parquet").is_file())
+        """Whether this piece is finished; a damaged one is not."""
+        return self._piece(key) is not None
 
     def save(self, key: str, records: Sequence[Record]) -> None:
         import pandas as pd
@@ -56,13 +58,29 @@ class Partial:
         write_atomic(self.folder / f"{key}.parquet", table.getvalue())  # a piece is there whole or not at all
 
     def records(self, keys: Sequence[str]) -> Any:
-        """All pieces, in the order of `keys`: the same frame whether run at once or in parts."""
+        """All pieces, in the order of `keys`: the same frame whether run at once or in parts.
+
+        Raises `OutputError` for a piece that is missing or damaged.
+        """
         import pandas as pd
 
-        parts = [
-            self._memory[k] if self.folder is None else pd.read_parquet(self.folder / f"{k}.parquet") for k in keys
-        ]
+        parts = [self._piece(key) for key in keys]
+        for key, part in zip(keys, parts, strict=True):
+            if part is None:
+                raise OutputError(f"The piece {key} in {self.folder} is missing or damaged; run the same again.")
         return pd.concat(parts, ignore_index=True)
+
+    def _piece(self, key: str) -> Any:
+        """A piece's frame; None where it is missing or damaged."""
+        import pandas as pd
+
+        if self.folder is None:
+            return self._memory.get(key)
+        try:
+            frame = pd.read_parquet(self.folder / f"{key}.parquet")
+        except (OSError, ValueError, TypeError, LookupError, NotImplementedError, MemoryError):  # pyarrow has many
+            return None
+        return frame if tuple(frame.columns) == Record._fields else None
 
     def clear(self) -> None:
         """Remove the pieces."""

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from interp import tasks
-from interp.inputs import forward, pad_id, rows_of_text
+from interp import pictures, tasks
+from interp.edits.sinks import published_dims, ratios, tau_of
+from interp.inputs import check_context, forward, pad_id, rows_of_text
 from interp.tasks import language
 from interp.tasks.base import Text
 from interp.tasks.niah import NeedleInAHaystack
-from interp_hooks.observe import LayerStats, Question
+from interp_hooks.images import image_mask
+from interp_hooks.observe import LayerStats, Question, SiteQuestion
 
 if TYPE_CHECKING:
+    from interp_hooks.call import Site
     from interp_hooks.model import HookedModel
 
 
@@ -29,20 +32,26 @@ class Settings:
     samples: int = 16
     seed: int = 0
     text: str | None = None
+    images: str | None = None
+    prompt: str | None = None
 
 
 @dataclass
 class ProbeBatch:
-    """Rows run together: input_ids (batch, tokens), attention_mask or None, and what the scores need to know."""
+    """Rows run together: input_ids (batch, tokens), attention_mask or None, and what the scores need to know; `extra`
+    are inputs beside these (the pixels of pictures)."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None = None
     info: dict[str, Any] = field(default_factory=dict)
     samples: int = 1
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
-        return self.input_ids.numel()
+        """The work of a forward, in tokens; a vision tower's are as many again as its picture's in the prompt."""
+        image = self.info.get("image")
+        return self.input_ids.numel() + (0 if image is None else int(image.sum()))
 
 
 Tell = Callable[[LayerStats], None]
@@ -57,6 +66,10 @@ class Probe(ABC):
     @abstractmethod
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
         """The inputs, the same for the same settings."""
+
+    def make(self, model: HookedModel, settings: Settings) -> list[ProbeBatch]:
+        """`batches` for a model. Raises `InputError` where it can't be given such inputs."""
+        return self.batches(model.tokenizer, settings)
 
     def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
         """One forward; each layer's statistics go to `tell`."""
@@ -163,11 +176,78 @@ class NeedleProbe(Probe):
         batch.info["solved"] = all(t in ok for t, ok in zip(generated, instance.accept, strict=True))
 
 
+class ImageProbe(Probe):
+    """A picture and a text about it, one a batch. `info`: image and after, (batch, slots) bool, the image's tokens and
+    the words after the last of them; config, the model's.
+
+    A question with groups is asked of 0 words, 1 the image, and, where it asks for 3 groups, 2 the image's sinks: its
+    tokens with φ(x) = max_{d in D} |x[d]| / RMS(x) ≥ τ on entry of the layer (`tau_of`: 20, in narrow streams less). D
+    is published for the model, or else where |x[d]| / RMS(x) ≥ τ at the sample's first real token, its massive
+    activations there. `info["defined"]`: layer → (batch,) bool, whether there is such a d.
+    """
+
+    name, what = "image", "pictures and what is in them"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        raise TypeError("Pictures are read by a model's processor; use make.")
+
+    def make(self, model: HookedModel, settings: Settings) -> list[ProbeBatch]:
+        return [image_batch(model, given) for given in pictures.prompts(model, settings, told=True)]
+
+    def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
+        image = batch.info["image"]
+        known = published_dims(model)
+        first = (image.new_ones(image.shape) if batch.attention_mask is None else batch.attention_mask).int().argmax(1)
+        sinks: dict[int, torch.Tensor] = {}
+        defined = batch.info["defined"] = {}
+
+        def look(place: str, layer: int, stream: torch.Tensor) -> None:
+            residual.clear()  # nothing is kept but which tokens are sinks
+            if place != "pre" or not wanted:
+                return
+            size = ratios(stream)  # (batch, tokens, d_model)
+            tau = tau_of(size.shape[-1])
+            dims = size[torch.arange(len(size)), first.to(size.device)] >= tau  # (batch, d_model)
+            if known is not None:
+                dims = torch.zeros_like(dims).index_fill(1, torch.tensor(known, device=dims.device), True)
+            sinks[layer] = size.masked_fill(~dims[:, None], 0).amax(-1) >= tau
+            defined[layer] = dims.any(-1)
+
+        def choose(site: Site) -> Question:
+            asked = question.at(site)
+            if not asked.n_groups or site.tower == "vision":
+                return asked
+            labels = image.long()
+            if asked.n_groups > 2 and site.layer in sinks:
+                labels = labels * (1 + sinks[site.layer].to(labels))
+            return replace(asked, labels=labels)
+
+        wanted = any(question.at(site).n_groups > 2 for site in model.sites)
+        asking = SiteQuestion(names=question.names, z=question.z, call=question.call, choose=choose)
+        with model.capture_resid(look) as residual, model.watch(asking, tell):
+            forward(model, batch.input_ids, batch.attention_mask, keep=1, **batch.extra)
+
+
+def image_batch(model: HookedModel, given: dict[str, Any]) -> ProbeBatch:
+    """A batch for `ImageProbe` from the inputs that `interp.vision.with_images` makes (one prompt or several)."""
+    extra = dict(given)
+    ids, real = extra.pop("input_ids"), extra.pop("attention_mask", None)
+    check_context(model, ids.shape[1])
+    image = image_mask(model.module.config, ids)
+    assert image is not None
+    slots = torch.arange(1, ids.shape[1] + 1)
+    after = slots > torch.where(image, slots, 0).amax(-1, keepdim=True)
+    if real is not None:
+        after &= real.bool()
+    info = dict(image=image, after=after, config=model.module.config)
+    return ProbeBatch(ids, real, info, len(ids), extra)
+
+
 def needles(tokenizer: Any, settings: Settings) -> Sequence[tasks.Instance]:
     """Needle problems at a quarter, a half and the whole of the context."""
     return NeedleInAHaystack().at(settings.context).sample(tokenizer, settings.samples, settings.seed)
 
 
 PROBES: dict[str, Probe] = {
-    p.name: p for p in (TextProbe(), RepeatProbe(), DomainsProbe(), QuestionProbe(), NeedleProbe())
+    p.name: p for p in (TextProbe(), RepeatProbe(), DomainsProbe(), QuestionProbe(), NeedleProbe(), ImageProbe())
 }

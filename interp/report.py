@@ -18,6 +18,7 @@ from interp.plots import DARK, LIGHT, number
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
+    from interp.overlay import Overlay
 
 #: heads listed and outlined a score, and in a row of the summary
 TOP = 10
@@ -32,6 +33,7 @@ def render(atlas: Atlas) -> str:
     from plotly.offline import get_plotlyjs
 
     figures: dict[str, Any] = {}
+    looks = "".join(_overlay(overlay, f"overlay-{n}", figures) for n, overlay in enumerate(atlas.overlays))
     sections = "".join(_section(atlas, score, figures) for score in atlas.scores)
     # The library must not be able to close its own script element.
     library = re.sub(r"</(script)", r"<\\/\1", get_plotlyjs(), flags=re.IGNORECASE)
@@ -57,8 +59,9 @@ def render(atlas: Atlas) -> str:
 <section id="summary" aria-labelledby="summary-title">
 <h2 id="summary-title">Top heads of each score</h2>
 {summary_table(atlas, links=True)}
-<p class="hint">L5H1 is head 1 of layer 5; both count from 0. Higher is stronger.</p>
+<p class="hint">{_hint(atlas)}</p>
 </section>
+{looks}
 {sections}
 {_provenance(atlas)}
 </main>
@@ -103,6 +106,14 @@ def summary_table(atlas: Atlas, links: bool) -> str:
     )
 
 
+def _hint(atlas: Atlas) -> str:
+    """How heads are written."""
+    towers = [t for t in atlas.towers if t]
+    of = f" of the {escape(towers[-1])} tower" if len(atlas.towers) > 1 else ""
+    written = f"{towers[-1]}.L5H1" if len(atlas.towers) > 1 else "L5H1"
+    return f"{escape(written)} is head 1 of layer 5{of}; both count from 0. Higher is stronger."
+
+
 def _header(atlas: Atlas) -> str:
     settings = atlas.provenance.get("settings")
     settings = settings if isinstance(settings, dict) else {}
@@ -137,6 +148,23 @@ def _notes(atlas: Atlas) -> str:
     return f'<section class="notes" aria-label="Notes"><ul>{items}</ul></section>'
 
 
+def _overlay(overlay: Overlay, element: str, figures: dict[str, Any]) -> str:
+    """One picture under its heads. The figure is added to `figures`."""
+    figure = overlay.figure()
+    height, width = int(figure.layout.height), int(figure.layout.width)
+    figure.update_layout(title=None, width=None, height=height - 48, margin={"t": 32}, autosize=True)
+    figures[element] = json.loads(figure.to_json())
+    heads = ", ".join(overlay.maps)
+    label = f"The picture, and the attention of the word {overlay.token} on it in the heads {heads}."
+    marked = " Crosses: visual sinks." if any(overlay.sinks.values()) else ""
+    return f"""<section id="{element}-section" aria-labelledby="{element}-title">
+<h2 id="{element}-title">Where heads look</h2>
+<p class="reading">Attention of “{escape(overlay.token)}”, the last word of “{escape(overlay.prompt)}”, on the picture,
+in the heads that look at pictures most. Bright: close to the head's own largest weight.{marked}</p>
+<figure style="max-width:{width}px"><div id="{element}" class="plot" role="img" aria-label="{escape(label)}"
+ style="height:{height - 48}px"></div></figure></section>"""
+
+
 def _section(atlas: Atlas, score: str, figures: dict[str, Any]) -> str:
     """One score. Its figures are added to `figures` by element id."""
     about = atlas.about(score)
@@ -147,8 +175,12 @@ def _section(atlas: Atlas, score: str, figures: dict[str, Any]) -> str:
         if note.startswith(f"{score}:"):
             parts.append(f'<p class="note">{escape(note)}</p>')
     panels = atlas.panels(score)
+    if not np.isfinite(atlas.frame[score]).any():
+        parts.append('<p class="none">Not measured in any head.</p>')
+        panels = []
+    several = len(panels) > 1 or len(atlas.towers) > 1
     for n, (tower, kind) in enumerate(panels):
-        parts.append(_panel(atlas, score, tower, kind, f"{_anchor(score)}-{n}", len(panels) > 1, figures))
+        parts.append(_panel(atlas, score, tower, kind, f"{_anchor(score)}-{n}", several, figures))
     facts = [
         ("Formula", f"<code>{escape(about.formula)}</code>" if about.formula else ""),
         ("Unit", escape(about.unit)),
@@ -269,6 +301,11 @@ _SCRIPT = """
   const dress = (figure) => {
     const p = data.palettes[dark.matches ? "dark" : "light"];
     const f = structuredClone(figure);
+    if ((f.layout.meta || {}).overlay) {
+      f.layout.font = {...f.layout.font, color: p.ink};
+      f.layout.paper_bgcolor = f.layout.plot_bgcolor = "rgba(0,0,0,0)";
+      return f;
+    }
     for (const trace of f.data) trace.colorscale = p.scale;
     f.layout.font.color = p.ink;
     f.layout.plot_bgcolor = p.gap;

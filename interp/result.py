@@ -25,12 +25,22 @@ HEAD, ROWS = "evaluation.json", "evaluation.parquet"
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One metric: untouched, edited and the paired difference; the last two None without edits."""
+
+    baseline: Interval
+    edited: Interval | None
+    difference: Interval | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A metric's mean over instances as `Interval`s; `edited` and `difference` (paired) are None without edits.
 
     `mcnemar`: the exact paired test, where every answer is right or wrong. `frame`: one row an instance with
     `baseline` and `edited` (and more by metric: margins, tokens). `provenance`: model, weights, settings, edits,
-    versions, date. `notes`: what a reader must know, such as a context past the model's positions.
+    versions, date. `notes`: what a reader must know, such as a context past the model's positions. `more`: other
+    metrics of the same answers, by name.
     """
 
     task: str
@@ -42,6 +52,7 @@ class Evaluation:
     mcnemar: McNemar | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    more: dict[str, Comparison] = field(default_factory=dict)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `evaluation.json` and `evaluation.parquet` into `folder` (made if need be); returns the folder.
@@ -63,7 +74,8 @@ class Evaluation:
         for name in ("baseline", "edited", "difference", "mcnemar"):
             value = getattr(self, name)
             found[name] = None if value is None else asdict(value)
-        return {**found, "notes": list(self.notes), "provenance": self.provenance}
+        more = {name: asdict(value) for name, value in self.more.items()}
+        return {**found, "more": more, "notes": list(self.notes), "provenance": self.provenance}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
@@ -83,17 +95,22 @@ class Evaluation:
         if hashlib.sha256(table).hexdigest() != content.get("frame_sha256"):
             raise OutputError(f"{source / ROWS} is not the one that {HEAD} describes; run the evaluation again.")
         try:
-            intervals = [
-                None if content[name] is None else Interval(**content[name])
-                for name in ("baseline", "edited", "difference")
-            ]
+            intervals = _intervals(content)
+            more = {name: Comparison(*_intervals(value)) for name, value in content.get("more", {}).items()}  # type: ignore[arg-type]
             test = None if content["mcnemar"] is None else McNemar(**content["mcnemar"])
             return cls(
                 content["task"], content["metric"], intervals[0], intervals[1], intervals[2],  # type: ignore[arg-type]
                 pd.read_parquet(io.BytesIO(table)), test, content["provenance"], tuple(content["notes"]),
+                more,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise OutputError(f"The evaluation in {source} is damaged ({error}); run it again.") from error
+
+
+def _intervals(content: dict[str, Any]) -> list[Interval | None]:
+    """Baseline, edited and difference, as they were written."""
+    names = ("baseline", "edited", "difference")
+    return [None if content[name] is None else Interval(**content[name]) for name in names]
 
 
 def summarise(

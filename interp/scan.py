@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import ActivationError, InputError
+from interp import pictures
+from interp.errors import ActivationError, ContextError, InputError
 from interp.inputs import check_context, forward, read_text, rows_of_text
 from interp.partial import Partial, Record
 from interp.probes import PROBES, ProbeBatch, Settings
 from interp.provenance import provenance
 from interp.scores import select
-from interp.scores.base import DecodeScore, ModelScore, Score
+from interp.scores.base import DecodeScore, ModelScore, PassScore, Score
+from interp.vision import needs_images, takes_images
 from interp_hooks.call import Site
-from interp_hooks.observe import LayerStats, Question
+from interp_hooks.observe import LayerStats, Question, SiteQuestion
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
+    from interp.overlay import Overlay
     from interp_hooks.model import HookedModel
 
 Progress = Callable[[int, int, str], None]
@@ -56,12 +59,24 @@ class Plan:
         self._batches: dict[str, list[ProbeBatch]] = {}
         for name in list(self._by_probe):
             try:
-                self._batches[name] = PROBES[name].batches(model.tokenizer, settings)
-            except InputError as reason:  # this tokenizer can't pose that problem: the other scores stand
+                self._batches[name] = PROBES[name].make(model, settings)
+            except (InputError, ContextError) as reason:  # this model can't be posed that problem: other scores stand
+                if isinstance(reason, ContextError) and name != "image":
+                    raise
                 if len(self._by_probe) == 1 and len(scores) == len(self._by_probe[name]):
                     raise
                 self.notes += [f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)]
-        self._own = [s for s in scores if isinstance(s, ModelScore)]
+        self.notes += _unknown_words(model.tokenizer, self._batches.get("text", []))
+        self._own: list[ModelScore] = []
+        self._cost: dict[str, int] = {}
+        for own in (s for s in scores if isinstance(s, ModelScore)):
+            try:
+                self._cost[own.name] = own.cost(model, settings)
+                self._own.append(own)
+            except (InputError, ContextError) as reason:
+                if len(scores) == 1 or not own.needs_images:
+                    raise
+                self.notes.append(f"{own.name}: not measured. {reason}")
         self.rows = self._describe()
         self.seconds, self.gigabytes = self._estimate()
 
@@ -76,13 +91,13 @@ class Plan:
             passes = f"{len(batches)} × {longest} tokens{steps}"
             rows.append((PROBES[name].what, ", ".join(s.name for s in scores), passes))
         for score in self._own:
-            rows.append(("own passes", score.name, f"{score.passes}: {score.cost(self.model, self.settings):,} tokens"))
+            rows.append(("own passes", score.name, f"{score.passes}: {self._cost[score.name]:,} tokens"))
         return rows
 
     def _tokens(self) -> list[tuple[int, int]]:
         """(tokens, row length) of every batch, and of the scores that run the model themselves."""
         found = [(b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches]
-        return found + [(s.cost(self.model, self.settings), min(256, self.settings.context)) for s in self._own]
+        return found + [(self._cost[s.name], min(256, self.settings.context)) for s in self._own]
 
     @torch.no_grad()
     def _estimate(self) -> tuple[float, float]:
@@ -141,13 +156,24 @@ class Plan:
         frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
         atlas = Atlas(frame, record, self._notes(frames))
+        atlas.overlays = self._overlays(atlas)
         if out is not None:
             atlas.save(out)
             pieces.clear()
         return atlas
 
+    def _overlays(self, atlas: Atlas) -> list[Overlay]:
+        """The first picture, under the heads that look at pictures most."""
+        score = next((s for s in ("vhd", "image_mass") if s in atlas.scores), None)
+        if score is None or "image" not in self._by_probe:
+            return []
+        from interp.overlay import of_scan
+
+        prompt, picture = pictures.shown(self.settings)
+        return of_scan(self.model, prompt, picture, atlas.top(score, 7, self.model.main_tower))
+
     def _settings(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.settings).items() if k not in ("seed", "text")}
+        kept = {k: v for k, v in asdict(self.settings).items() if k not in ("seed", "text") and v is not None}
         return dict(
             kept,
             scores=[s.name for s in self.scores],
@@ -157,7 +183,11 @@ class Plan:
         )
 
     def _inputs(self) -> list[torch.Tensor]:
-        return [b.input_ids for batches in self._batches.values() for b in batches]
+        batches = [b for batches in self._batches.values() for b in batches]
+        found = [t for b in batches for t in (b.input_ids, *b.extra.values()) if isinstance(t, torch.Tensor)]
+        if any(s.needs_images for s in self._own):
+            found += [t for given in pictures.prompts(self.model, self.settings) for t in given.values()]
+        return found
 
     def _jobs(self) -> Iterator[Job]:
         for name in self._by_probe:
@@ -165,8 +195,8 @@ class Plan:
                 first = sum(b.samples for b in self._batches[name][:i])
                 yield Job(f"{name}-{i:04d}", PROBES[name].what, batch.tokens, partial(self._one, name, batch, first))
         for score in self._own:
-            cost = score.cost(self.model, self.settings)
-            yield Job(f"own-{score.name}", score.title.lower(), cost, partial(self._compute, score))
+            job = partial(self._compute, score)
+            yield Job(f"own-{score.name}", score.title.lower(), self._cost[score.name], job)
 
     def _one(self, name: str, batch: ProbeBatch, first: int) -> Iterator[list[Record]]:
         yield self._probe(name, self._by_probe[name], batch, first)
@@ -179,13 +209,28 @@ class Plan:
                 for i, value in enumerate(values)
             ]
 
+    def _question(self, scores: Sequence[Score], batch: ProbeBatch) -> Question:
+        """What all the scores ask; on pictures each tower is asked what concerns it."""
+        by_tower: dict[str, Question] = {}
+        for score in scores:
+            by_tower[score.tower] = by_tower.get(score.tower, Question()) | score.ask(batch)
+        if not any(s.needs_images for s in scores):
+            return by_tower[""]
+        names = frozenset(n for q in by_tower.values() for n in q.names)
+        calls = any(q.call for q in by_tower.values())
+        silent = Question()
+        return SiteQuestion(
+            names=names,
+            call=calls,
+            choose=lambda site: by_tower.get("vision" if site.tower == "vision" else "", silent),
+        )
+
     def _probe(self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int) -> list[Record]:
         """Run one batch and turn each layer's statistics into records."""
-        question = Question()
-        for score in scores:
-            question = question | score.ask(batch)
         records: list[Record] = []
         steps: dict[Site, list[LayerStats]] = {}
+        late = [s for s in scores if isinstance(s, PassScore)]
+        whole: dict[str, list[LayerStats]] = {s.name: [] for s in late}
 
         def tell(stats: LayerStats) -> None:
             if stats.site.kind != "self":
@@ -194,13 +239,23 @@ class Plan:
                 steps.setdefault(stats.site, []).append(stats)
                 return
             for score in scores:
-                records.extend(_records(score, stats.site, score.measure(stats, batch), first))
+                if not score.at(stats.site.tower):
+                    continue
+                if isinstance(score, PassScore):
+                    whole[score.name].append(stats)
+                else:
+                    records.extend(_records(score, stats.site, score.measure(stats, batch), first))
+            stats.call = None  # not kept until the forward's end
 
-        PROBES[name].run(self.model, batch, question, tell)
+        PROBES[name].run(self.model, batch, self._question(scores, batch), tell)
         for site, seen in steps.items():
             for score in scores:
                 assert isinstance(score, DecodeScore)
                 records.extend(_records(score, site, score.measure_steps(seen, batch), first))
+        for score in late:
+            layers = whole[score.name]
+            for stats, values in zip(layers, score.measure_pass(layers, batch), strict=True):
+                records.extend(_records(score, stats.site, values, first))
         if "solved" in batch.info:
             value = float(batch.info["solved"])
             records.append(Record("_solved", first, "", "self", -1, -1, value))
@@ -235,9 +290,23 @@ class Plan:
                 notes.append("retrieval: task not solved (needle accuracy 0.00), so retrieval heads can't be told.")
             else:
                 notes.append(f"retrieval: measured on the {int(solved.sum())} of {len(solved)} needle problems solved.")
+        for score in self._by_probe.get("image", ()):
+            if score.undefined and not records[records.score == score.name]["value"].notna().any():
+                notes.append(f"{score.name}: not measured, for {score.undefined}.")
         if self._settings()["extrapolate"]:
             notes.append(f"context {self.settings.context} is beyond the model's {self.model.max_context} positions.")
         return notes
+
+
+def _unknown_words(tokenizer: Any, batches: Sequence[ProbeBatch]) -> list[str]:
+    """A note where most of the text is unknown to the tokenizer."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or not batches:
+        return []
+    share = float(torch.cat([b.input_ids.flatten() == unknown for b in batches]).float().mean())
+    if share <= 0.5:
+        return []
+    return [f"{share:.0%} of the text is unknown to this tokenizer, so scores on running text say little; give --text."]
 
 
 def job_steps(plan: Plan, job: Job) -> int:
@@ -265,6 +334,8 @@ def plan_scan(
     seed: int = 0,
     text: str | Path | None = None,
     extrapolate: bool = False,
+    images: str | Path | None = None,
+    prompt: str | None = None,
 ) -> Plan:
     """The plan of a scan, before running it: `plan.rows`, `plan.seconds`, `plan.run()`.
 
@@ -276,6 +347,8 @@ def plan_scan(
         samples: rows or problems a probe.
         text: a text file to read instead of the generated prose.
         extrapolate: allow a context beyond the model's positions.
+        images: a folder of pictures for the image scores, instead of rendered scenes; the first `samples` by name.
+        prompt: what is asked about each picture; by default "describe the picture :".
 
     Raises:
         UnknownNameError, ContextError, InputError.
@@ -286,12 +359,26 @@ def plan_scan(
     if not chosen:
         raise InputError("No score was named; use default, all, or names from `interp.scores.names()`.")
     content = read_text(text) if text is not None else None
+    if images is not None:
+        pictures.files_in(images)
     hooked = load(model)
+    chosen = fitting(hooked, chosen, named=scores not in ("default", "all"))
+    if images is not None or prompt is not None:
+        needs_images(hooked, "images=" if images is not None else "prompt=")
     if hooked.tokenizer is None:
         raise InputError(f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...).")
     if context is None:
         context = min(DEFAULT_CONTEXT, hooked.max_context or DEFAULT_CONTEXT)
-    return Plan(hooked, chosen, Settings(context, samples, seed, content), extrapolate)
+    folder = None if images is None else str(images)
+    return Plan(hooked, chosen, Settings(context, samples, seed, content, folder, prompt), extrapolate)
+
+
+def fitting(model: HookedModel, scores: Sequence[Score], named: bool) -> list[Score]:
+    """The scores that the model can have. Raises `InputError` for one that was `named` and needs images."""
+    for score in scores:
+        if named and score.needs_images:
+            needs_images(model, f"The score {score.name}")
+    return [s for s in scores if not s.needs_images or takes_images(model)]
 
 
 def scan_heads(
@@ -302,6 +389,8 @@ def scan_heads(
     seed: int = 0,
     text: str | Path | None = None,
     extrapolate: bool = False,
+    images: str | Path | None = None,
+    prompt: str | None = None,
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
 ) -> Atlas:
@@ -311,7 +400,7 @@ def scan_heads(
     """
     from interp.progress import bar
 
-    plan = plan_scan(model, scores, context, samples, seed, text, extrapolate)
+    plan = plan_scan(model, scores, context, samples, seed, text, extrapolate, images, prompt)
     folder = Path(out) if out is not None else None
     if callable(progress):
         return plan.run(folder, progress)

@@ -233,6 +233,13 @@ def zero(x: Attention, z: Tensor, edit: E.Ablate) -> Tensor:
 
 
 def vhr(x: Attention, z: Tensor, edit: E.VHR) -> Tensor:
+    if edit.selected is not None:
+        each = len(z) // len(edit.selected)
+        new = z.clone()
+        for sample, layer, head in edit.selected.nonzero().tolist():
+            if layer == x.layer:
+                new[sample * each : (sample + 1) * each, head] *= float(edit.alpha)
+        return new
     return chosen(x, edit, z, lambda h: float(edit.alpha) * z[:, h])
 
 

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 from test_planted import planted
-from typer.testing import CliRunner
 
 import interp
 from interp import calibration
-from interp.calibration.act import HeadFilter, filter_heads, judge_heads
+from interp.calibration.act import HeadFilter, filter_heads, judge_heads, too_few
 from interp.calibration.bench import Bench, Outcome, split
 from interp.calibration.gates import GateTraining, binarised, ramp
 from interp.calibration.guard import adjusted, sign_test
 from interp.calibration.headhunter import HeadHunter
-from interp.cli.main import app
+from interp.calibration.zerotuning import best_gamma
 from interp.edits import ACT, Gate, ScaleHeads, ZeroTuning
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp.evaluation import judge, sample
@@ -92,6 +91,23 @@ def test_the_guard_keeps_the_planted_heads_and_no_guard_keeps_many_more() -> Non
     assert (guarded.q >= guarded.p).all() and (guarded.better + guarded.worse == n).all()
 
 
+def test_too_few_instances_for_the_guard_are_told() -> None:
+    """The note is true: with as many unanimous heads as it says some are kept, with one fewer or n smaller none is."""
+
+    def kept(n: int, heads: int, unanimous: int) -> int:
+        before = Outcome(np.zeros(n), np.zeros(n), np.zeros(n))
+        better = Outcome(np.zeros(n), np.ones(n), np.zeros(n))
+        found = [better] * unanimous + [before] * (heads - unanimous)
+        named = [Head(0, h) for h in range(heads)]
+        return int(judge_heads(before, named, found, "bh", 0.05).kept.sum())
+
+    said = too_few(8, 32, 0.05)
+    assert said is not None and "0.0078 at best" in said and "at least 5 heads" in said and said.endswith("use n ≥ 11.")
+    assert kept(8, 32, 5) == 5 and kept(8, 32, 4) == 0
+    assert kept(11, 32, 1) == 1 and kept(10, 32, 1) == 0 and too_few(11, 32, 0.05) is None and too_few(10, 32, 0.05)
+    assert "whatever they do" in str(too_few(8, 2, 0.001)) and too_few(8, 0, 0.05) is None
+
+
 # --- the split ------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +160,7 @@ def test_bad_input_is_told_in_one_sentence(small: HookedModel, tmp_path: Path) -
         (InputError, "has its settings already", dict(method=HeadFilter(), beta=0.2)),
         (InputError, "n ≥ 8", dict(n=7)),
         (InputError, "n ≥ 8", dict(heldout=2)),
+        (InputError, "0 or more", dict(seed=-1)),
         (InputError, "the same answer", dict(task=OneClass(0))),
         (InputError, "layer 9", dict(layers=[9])),
         (InputError, "guard", dict(guard="bonferroni")),
@@ -255,6 +272,12 @@ def test_unsupervised_zerotuning_lowers_the_entropy_and_reads_no_label(pocket: H
     assert len(indices) == sizes.max() and {h.layer for h in edit.heads or ()} == set(range(4))
 
 
+def test_of_gammas_that_tie_the_nearest_to_one_is_taken() -> None:
+    assert best_gamma({0.5: (0.5, 1.0), 1.0: (0.5, 1.0), 2.0: (0.5, 1.0 + 1e-7), 4.0: (0.5, 1.0)}) == 1
+    assert best_gamma({0.1: (0.9, 2.0), 1.0: (0.5, 3.0), 2.0: (0.9, 2.0), 4.0: (0.9, 1.0)}) == 2
+    assert best_gamma({1.0: (0.5, 1.0), 2.0: (0.5, 1.1), 4.0: (0.5, 1.2)}) == 4
+
+
 def test_supervised_zerotuning_takes_the_best_gamma(pocket: HookedModel) -> None:
     found = interp.calibrate(pocket, "zerotuning", SHORT, n=10, grid=(0.2, 5.0), profile=False)
     search = found.trials.sort_values(["accuracy", "margin"])
@@ -317,51 +340,6 @@ def test_ramp_and_quantile() -> None:
     alpha = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
     assert binarised(alpha, 0.5).tolist() == [[1, 0], [0, 1]]
     assert binarised(alpha, 0.0).sum() == 4 and binarised(alpha, 1.0).sum() == 0
-
-
-# --- resuming, command line -----------------------------------------------------------------------------------
-
-
-def test_an_interrupted_calibration_goes_on_where_it_was(small: HookedModel, tmp_path: Path) -> None:
-    settings: dict[str, Any] = dict(n=8, grid=(0.5, 2.0), seed=3)
-    whole = interp.calibrate(small, "zerotuning", SHORT, **settings)
-    out = tmp_path / "edit.json"
-    with pytest.raises(KeyboardInterrupt):
-        interp.calibrate(small, "zerotuning", SHORT, out=out, progress=Interrupted(7), **settings)
-    assert small.observers_and_edits() == ([], []) and not out.exists()
-    pieces = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "edit.resume" / "partial").glob("*.parquet")}
-    assert pieces
-    with pytest.raises(KeyboardInterrupt):
-        interp.calibrate(small, "zerotuning", SHORT, out=out, progress=Interrupted(10), **settings)
-    later = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "edit.resume" / "partial").glob("*.parquet")}
-    assert len(later) > len(pieces) and pieces.items() <= later.items()  # nothing was done twice
-    resumed = interp.calibrate(small, "zerotuning", SHORT, out=out, **settings)
-    assert resumed.trials.equals(whole.trials) and resumed.edits == whole.edits and resumed.heldout == whole.heldout
-    assert out.is_file() and not (tmp_path / "edit.resume").exists()
-
-
-def test_pieces_of_another_calibration_are_not_used(small: HookedModel, tmp_path: Path) -> None:
-    out = tmp_path / "edit.json"
-    with pytest.raises(KeyboardInterrupt):
-        interp.calibrate(small, "zerotuning", SHORT, n=8, out=out, progress=Interrupted(7), grid=(2.0,))
-    other = interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, out=out, grid=(2.0,))
-    assert other.trials.equals(interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, grid=(2.0,)).trials)
-
-
-def test_on_the_command_line(tmp_path: Path) -> None:
-    runner, out = CliRunner(), tmp_path / "gain.json"
-    words = ["--task", "colored_objects", "--n", "8", "--out", str(out)]
-    done = runner.invoke(app, ["calibrate", "--method", "headhunter", "--layers", "3", "--rounds", "1", *words])
-    assert done.exit_code == 0, done.output
-    assert "held out, accuracy" in done.output and out.is_file()
-    for wrong, sentence in (
-        (["--method", "actt"], "did you mean act"),
-        (["--method", "act", "--unsupervised"], "no setting 'unsupervised'"),
-        (["--method", "act", "--layers", "1-x"], "--layers takes"),
-        (["--method", "act", "--n", "4"], "n ≥ 8"),
-    ):
-        failed = runner.invoke(app, ["calibrate", *words, *wrong])
-        assert failed.exit_code == 2 and sentence in " ".join(failed.output.split()), failed.output
 
 
 def test_methods_say_what_they_are() -> None:

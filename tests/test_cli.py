@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import interp
 from interp.atlas import About, Atlas
 from interp.cli import common
-from interp.cli.main import OUT_OF_MEMORY, app
+from interp.cli.main import KEPT, OUT_OF_MEMORY, app
 from interp.cli.scan_heads import folder_name
 from interp.errors import InputError, ModelError
 from interp_hooks.heads import Head
@@ -134,6 +134,8 @@ def test_wrong_usage_exits_with_2() -> None:
     run("scan-heads", "--samples", "0", code=2)
     run("no-such-command", code=2)
     run("ablate", "--heads", "0.1", "--mode", "gone", code=2)
+    for words in (["scan-heads"], ["evaluate"], ["ablate", "--heads", "0.0"]):
+        assert "'--seed'" in run(*words, "--seed", "-1", code=2).output
 
 
 def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +158,7 @@ def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Pat
     assert stand_ins.seen["load"] == ("llama", {"device": "cpu", "dtype": None, "backend": "auto"})
     assert stand_ins.seen["plan"] == {
         "scores": "sink,retrieval", "context": 256, "samples": 16, "seed": 3, "text": None, "extrapolate": False,
+        "images": None, "prompt": None,
     }  # fmt: skip
     folder = Path("interp-scans") / "org--pocket-toy"
     assert stand_ins.plan.ran == [folder]
@@ -229,15 +232,29 @@ class OutOfMemoryError(RuntimeError):
     ("error", "code", "says"),
     [
         (InputError("The text is empty; give some."), 2, "Error: The text is empty; give some."),
-        (OutOfMemoryError("CUDA out of memory"), 2, OUT_OF_MEMORY),
-        (MemoryError(), 2, OUT_OF_MEMORY),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, OUT_OF_MEMORY),
+        (OutOfMemoryError("CUDA out of memory"), 2, OUT_OF_MEMORY + KEPT),
+        (MemoryError(), 2, OUT_OF_MEMORY + KEPT),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, OUT_OF_MEMORY + KEPT),
         (KeyboardInterrupt(), 130, "Interrupted; run the same command again to resume."),
     ],
 )
 def test_errors_are_one_sentence(stand_ins: SimpleNamespace, error: BaseException, code: int, says: str) -> None:
     stand_ins.plan.error = error
     assert says in run("scan-heads", code=code).stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()], ids=repr)
+@pytest.mark.parametrize("words", [["evaluate"], ["ablate", "--heads", "0.0"], ["generate", "--prompt", "hi"]], ids=str)
+def test_what_saves_nothing_promises_nothing(
+    words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(vars(interp), "load", load)
+    interrupted = isinstance(error, KeyboardInterrupt)
+    said = run(*words, code=130 if interrupted else 2).stderr.strip()
+    assert said == ("Interrupted." if interrupted else f"Error: {OUT_OF_MEMORY}.")
 
 
 def test_bugs_keep_their_traceback(stand_ins: SimpleNamespace) -> None:
@@ -383,7 +400,13 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: Si
         test = SimpleNamespace(__str__=lambda: "") if edits else None
         notes = ("beyond the positions",) if more["extrapolate"] else ()
         return SimpleNamespace(
-            task=task or "niah", metric="accuracy", baseline=interval(0.5, n), mcnemar=test, notes=notes, **both
+            task=task or "niah",
+            metric="accuracy",
+            baseline=interval(0.5, n),
+            mcnemar=test,
+            notes=notes,
+            more={},
+            **both,
         )
 
     monkeypatch.setitem(vars(interp), "evaluate", evaluate)

@@ -157,6 +157,14 @@ def gate(draw: Draw, call: AttentionCall) -> Edit:
     return E.Gate(alpha, draw(st.integers(0, 2)), draw(st.integers(1, 3)), scope(draw))
 
 
+def vhr(draw: Draw, call: AttentionCall) -> Edit:
+    alpha = draw(st.sampled_from([0.0, 2.0]))
+    if draw(st.booleans()):
+        return E.VHR([(call.site.layer, 0)], alpha, scope(draw))
+    gen = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    return E.VHR(None, alpha, scope(draw), torch.rand(call.batch, 2, call.site.n_heads, generator=gen) < 0.5)
+
+
 def sigmoid(draw: Draw, call: AttentionCall) -> Edit:
     which = draw(st.sampled_from([{}, dict(bias=-1.5), dict(length=9)]))
     return E.SigmoidAttention(**which, scope=scope(draw))
@@ -175,7 +183,7 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "move_mass": move_mass,
     "act": make_act,
     "var": make_var,
-    "vhr": lambda d, c: E.VHR([(c.site.layer, 0)], d(st.sampled_from([0.0, 2.0])), scope(d)),
+    "vhr": vhr,
     "temperature": lambda d, c: valued(d, c, E.Temperature, 0.3, 3, rule=d(st.sampled_from([None, "ssa"])), beta=0.5),
     "soft_pag": lambda d, c: valued(d, c, E.SoftPAG, 0, 1),
     "paint": lambda d, c: valued(d, c, E.PAINT, -0.5, 2, keys=keys(d, c)),

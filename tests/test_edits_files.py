@@ -24,7 +24,9 @@ ALL += [
     E.VHR("0.1, 1.2", 3.0), E.Gate(torch.rand(2, 2, generator=torch.Generator().manual_seed(0)), 4, 8, "decode"),
     E.VAR((2, 9), {0: "initial", 3: [0, 1]}, {0: [4], 3: (2, 4)}),
     E.VAR(torch.ones(1, 4).bool(), [0, 2], preset="code"),
-    E.ZeroTuning(torch.tensor(0.5)), E.ACT.preset("code"), E.SigmoidAttention(-2.0), E.MoveMass([1, 4], (2, 4)),
+    E.VAR(), E.VAR(dims=[3, 5], tau=4.0), E.VHR(selected=torch.rand(3, 2, 4, generator=torch.Generator()) < 0.5),
+    E.PAINT("image", 0.35), E.ZeroTuning(torch.tensor(0.5)), E.ACT.preset("code"), E.SigmoidAttention(-2.0),
+    E.MoveMass([1, 4], (2, 4)),
 ]  # fmt: skip
 
 
@@ -121,12 +123,19 @@ BAD: dict[str, Callable[[], Any]] = {
     "u > 1": lambda: E.SoftPAG(1.5),
     "τ = 0": lambda: E.Temperature(0.0),
     "no such rule": lambda: E.Temperature(rule="linear"),
-    "no image": lambda: E.VAR(text_sinks="initial"),
-    "no sinks": lambda: E.VAR((1, 4)),
+    "no image": lambda: E.VAR(None, text_sinks="initial"),
+    "no sinks": lambda: E.VAR((1, 4), dims=None),
+    "sinks and dims": lambda: E.VAR((1, 4), "initial", dims=[3]),
+    "negative dims": lambda: E.VAR(dims=[-1]),
+    "no dims": lambda: E.VAR(dims=[]),
+    "dims in words": lambda: E.VAR(dims="all"),
+    "τ of var = 0": lambda: E.VAR(tau=0),
     "ρ > 1": lambda: E.VAR((1, 4), "initial", rho=2.0),
     "visual sink outside": lambda: E.VAR((1, 4), "initial", [7]),
     "var's preset": lambda: E.VAR((1, 4), "initial", preset="book"),
     "nothing to reinforce": lambda: E.VHR(),
+    "heads and selected": lambda: E.VHR("0.1", selected=torch.ones(1, 2, 4).bool()),
+    "selected of two dimensions": lambda: E.VHR(selected=torch.ones(2, 4).bool()),
     "divergence alone": lambda: E.VHR(divergence=torch.ones(2, 4)),
     "divergence's shape": lambda: E.VHR.select(torch.ones(2, 4), torch.ones(2, 3)),
     "divergence's layers": lambda: E.VHR.select(torch.ones(2, 4), torch.ones(2, 4), [1]),
@@ -138,6 +147,10 @@ BAD: dict[str, Callable[[], Any]] = {
     "power 0": lambda: E.SoftplusReweight(0),
     "keep 130 %": lambda: E.HeadGate(1.3),
     "shared 2": lambda: E.HeadGate(2, 2.0),
+    "min_rows in words": lambda: E.ACT(min_rows="x"),  # type: ignore[arg-type]
+    "min_rows < 1": lambda: E.ACT(min_rows=0),
+    "a head twice": lambda: E.ScaleHeads({"L1H1": 0.0, "1.1": 2.0}),
+    "a head's γ twice": lambda: E.ZeroTuning({"L1H1": 0.5, "1.1": 2.0}),
     "unknown field": lambda: E.from_json({"edit": "zero_tuning", "gama": 2}),
     "head of another kind": lambda: E.from_json({"edit": "act", "heads": [3]}),
 }
@@ -167,12 +180,16 @@ REFUSED: list[tuple[Edit, type[InterpError]]] = [
     (E.HeadGate(layers=(0, 7)), HeadError),
     (E.Streaming(heads="0.1"), EditError),
     (E.SigmoidAttention(heads="0.1"), EditError),
-    (E.VAR((1, 4), dims=[3, 5]), EditError),
+    (E.VAR((1, 4), dims=[3, 5], tau=20.0), EditError),  # out of reach
+    (E.VAR((1, 4), dims=[3, 32], tau=2.0), EditError),
+    (E.VHR(selected=torch.ones(1, 2, 3).bool()), EditError),
 ]
 #: noticed in use, with the input or the layer at hand
 IN_USE: list[tuple[Edit, str, str]] = [
     (E.PAINT([1]), "right", "pad on the left"),
     (E.ScaleTokens(torch.ones(3, 20), 2.0), "left", "3 samples"),
+    (E.VHR(selected=torch.ones(3, 2, 4).bool(), scope="all"), "left", "3 samples"),
+    (E.VAR(tau=2.0), "left", "has none"),
 ]
 
 
@@ -222,3 +239,26 @@ def test_encoders_are_refused_by_streaming_and_others_by_name() -> None:
     for edit in (E.Streaming(1, 2), E.Gate(0.5, 1, 2)):
         with torch.no_grad(), pytest.raises(EditError, match=f"{edit.name} needs a causal model"), model.edit(edit):
             model(input_ids=tokens())
+
+
+def test_files_that_are_no_edits(tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    path.write_bytes(b'[{"edit": "act"}]\xff')
+    with pytest.raises(EditError, match="UTF-8"):
+        E.load(path)
+    path.write_text('[{"edit": "act", "beta": 0.5}]', encoding="utf-8-sig")  # as Windows editors write it
+    assert E.load(path) == [E.ACT(0.5)]
+    with pytest.raises(EditError, match="has no setting 'betaa'; did you mean beta"):
+        E.from_json({"edit": "act", "betaa": 0.5})
+    with pytest.raises(EditError, match=r'settings {"gamma": null}'):
+        E.from_json({"edit": "zero_tuning", "gamma": None})
+
+
+def test_what_is_no_edit_is_told(tapped: Tapped) -> None:
+    model = tapped("llama")[0]
+    for run in (model.edit, model.explain):
+        for given, says in (([E.ACT()], "one by one"), ("act.json", "is not an edit")):
+            with pytest.raises(EditError, match=says):
+                made = run(given)  # type: ignore[arg-type]
+                if run == model.edit:
+                    made.__enter__()  # type: ignore[union-attr]

@@ -233,7 +233,7 @@ def test_generation_is_one_forward(tapped: Tapped, name: str, how: str) -> None:
 
 
 def test_scopes_of_prompt_edits(tapped: Tapped) -> None:
-    """ACT ends with the prompt, VHR begins after it, PAINT edits the prompt's last row and every later one."""
+    """ACT ends with the prompt; VHR and PAINT edit the prompt's last row and every later one."""
     model, plain = tapped("llama")
     ids, mask = tokens(), left_padded(True)
     given = inputs_for(model, ids, mask)
@@ -247,8 +247,10 @@ def test_scopes_of_prompt_edits(tapped: Tapped) -> None:
     before = z()
     act, vhr, paint = z(E.ACT(0.0, 1.5, heads="0.0")), z(E.VHR("0.1", 3.0)), z(E.PAINT([0, 1, 2], 2.0))
     assert torch.equal(act[:, -2:], before[:, -2:]) and not torch.allclose(act[:, :-2], before[:, :-2], atol=1e-3)
-    assert torch.equal(vhr[:, :-2], before[:, :-2])
-    torch.testing.assert_close(vhr[:, -2:, 1], 3 * before[:, -2:, 1])
+    late = z(E.VHR("0.1", 3.0, first=False))
+    for found, start in ((vhr, -3), (late, -2)):
+        assert torch.equal(found[:, :start], before[:, :start])
+        torch.testing.assert_close(found[:, start:, 1], 3 * before[:, start:, 1])
     changed = (paint - before).abs().amax((0, 2, 3)) > 1e-4
     assert changed.nonzero().ravel().tolist() == [LENGTH - 3, LENGTH - 2, LENGTH - 1]
     assert plain is not None and given["input_ids"].shape[1] == LENGTH

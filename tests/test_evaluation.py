@@ -117,6 +117,10 @@ def test_command_line_saves(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "McNemar" in done.output
     assert Evaluation.load(tmp_path).task == "ioi"
+    shown = CliRunner().invoke(app, ["show", str(tmp_path)])  # what was saved, as it was printed
+    assert shown.exit_code == 0 and shown.stdout in done.stdout, shown.output
+    refused = CliRunner().invoke(app, ["show", str(tmp_path), "--score", "sink"])
+    assert refused.exit_code == 2 and "holds an evaluation" in refused.output
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,8 @@ def test_command_line_saves(tmp_path: Path) -> None:
         (dict(task="ioi", context=64), "no length to choose"),
         (dict(task="bigram_backcopy", limit=0), "at least one"),
         (dict(metric="loss", n=0), "at least one"),
+        (dict(task="ioi", seed=-1), "0 or more"),
+        (dict(metric="loss", seed=-1), "0 or more"),
     ],
 )
 def test_options_that_do_not_go_together(worded: Any, options: dict[str, Any], says: str) -> None:
@@ -299,6 +305,12 @@ def test_examples_run(script: str, arguments: list[str], says: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert says in done.stdout and "McNemar" in done.stdout
+
+
+def test_an_example_without_its_edits_fails_before_the_model_is_loaded() -> None:
+    words = [sys.executable, str(ROOT / "examples/act.py"), "--model", "no-such-model", "--edit", "gone.json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "gone.json" in done.stderr
 
 
 def test_edit_table_measures_and_renders(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,6 +265,7 @@ def test_a_text_ends_at_its_end_and_is_padded() -> None:
 
 
 def test_procedures_by_name() -> None:
-    assert interp.procedures.get("ape") is APE and interp.procedures.names() == ["ape", "guidance"]
+    assert interp.procedures.get("ape") is APE
+    assert interp.procedures.names() == ["ape", "guidance", "damro", "ritual", "cca"]
     with pytest.raises(UnknownNameError, match="ape"):
         interp.procedures.get("ap")

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(r"```(bash|python|json)\n(.*?)```", README, re.DOTALL)
 
 
 def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -41,6 +41,15 @@ def test_install_commands_are_the_ones_ci_runs() -> None:
 def test_python_blocks_run(block: str, tmp_path: Path) -> None:
     done = run(["-c", block], tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_edit_files_load() -> None:
+    from interp import edits
+
+    written = [json.loads(block) for kind, block in BLOCKS if kind == "json"]
+    assert written
+    for data in written:
+        assert [e["edit"] for e in edits.to_json(edits.from_json(data))] == [e["edit"] for e in data]
 
 
 def test_quickstart_runs() -> None:

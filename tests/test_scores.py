@@ -25,6 +25,8 @@ Worded = Callable[[str], tuple[HookedModel, Any]]
 CONTEXT, SAMPLES, SEED = 96, 3, 4
 SETTINGS = Settings(CONTEXT, SAMPLES, SEED)
 MODELS = ["llama", "gpt2"]
+#: what text-only models have; scores of pictures are tested in test_vision_scores.py
+OF_TEXT = [n for n in scores.names() if not scores.get(n).needs_images]
 #: filled by tests of their own below
 APART = {"retrieval", "retrieval_activation"}
 
@@ -179,7 +181,7 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
     return get
 
 
-@pytest.mark.parametrize("score", [n for n in scores.names() if n not in APART])
+@pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART])
 @pytest.mark.parametrize("name", MODELS)
 def test_score_is_its_definition(worded: Worded, atlases: Any, tokenizer: Any, name: str, score: str) -> None:
     atlas, plain = atlases(name), worded(name)[1]
@@ -198,7 +200,7 @@ def test_frame_has_a_row_a_head(atlases: Any, name: str) -> None:
     frame = atlases(name).frame
     assert list(zip(frame.layer, frame["head"], strict=True)) == [(i, h) for i in range(2) for h in range(4)]
     assert frame.kv_head.tolist() == ([0, 0, 1, 1] * 2 if name == "llama" else [0, 1, 2, 3] * 2)
-    assert set(scores.names()) <= set(frame.columns)
+    assert set(OF_TEXT) <= set(frame.columns)
 
 
 @pytest.mark.parametrize("name", scores.names())
@@ -427,7 +429,7 @@ def test_a_default_scan_makes_no_square_tensor(long_models: Any, name: str) -> N
     with NoSquare(length * length) as watch:
         plan.run(None)
     assert watch.largest > length  # it did watch
-    everything = [n for n in scores.names() if n != "importance"]
+    everything = [n for n in OF_TEXT if n != "importance"]
     plan = plan_scan(model, everything, length, 1)
     with NoSquare(length * length):
         plan.run(None)

@@ -21,10 +21,11 @@ from interp.inputs import rows_of_text
 from interp.statistics import bootstrap
 from interp.tasks import lexicon
 from interp.tasks.base import Instance, Text, collate
+from interp.tasks.images import ImageTask
 from interp.tasks.niah import NeedleInAHaystack
 from interp_hooks import Head, HookedModel
 
-NAMES = tasks.names()
+NAMES = [name for name in tasks.names() if not isinstance(tasks.get(name), ImageTask)]
 N, SEED = 12, 3
 Tokenizers = dict[str, Any]
 

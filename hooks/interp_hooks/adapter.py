@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,11 @@ class Adapter(ABC):
     @abstractmethod
     def installed(self, model: HookedModel) -> AbstractContextManager[None]:
         """Route attention through the model's observers and edits while the block lasts."""
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is run in this block leaves no trace in what the tap knows of the prompt at hand."""
+        yield
 
     @abstractmethod
     def residual(self, write: Write | None) -> AbstractContextManager[Residual]:

@@ -21,6 +21,11 @@ class Site:
     n_kv_heads: int
     d_head: int
 
+    @property
+    def is_main(self) -> bool:
+        """Self-attention of the main tower: what a layer number alone means."""
+        return self.tower in ("", "text") and self.kind == "self"
+
     def kv_head(self, head: int) -> int:
         """The key/value head that query head `head` reads."""
         return head * self.n_kv_heads // self.n_heads
@@ -32,7 +37,10 @@ class AttentionCall:
 
     query (batch, heads, queries, d), key and value (batch, kv_heads, keys, d): un-repeated under GQA. `mask` says
     who sees whom, in absolute slots (`mask.q_start`, `mask.k_start`). TransformerLens gives `pattern` (batch,
-    heads, queries, keys) instead of query and key, which are then None.
+    heads, queries, keys) instead of query and key, which are then None. `images` (batch, slots) bool are the image's
+    tokens in the prompt so far, in the text tower of a vision-language model; None elsewhere. `hidden` (batch, queries,
+    d_model) is the residual stream that enters the layer, in the main tower of HuggingFace models, where an active edit
+    asks for it (`Edit.needs_hidden`).
     """
 
     site: Site
@@ -44,6 +52,8 @@ class AttentionCall:
     softcap: float | None = None
     sinks: torch.Tensor | None = None
     pattern: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
 
     @property
     def batch(self) -> int:

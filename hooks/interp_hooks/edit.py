@@ -25,6 +25,11 @@ class Edit(ABC):
 
     scope: Scope = "all"
 
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether calls must carry `hidden`, the residual stream that enters their layer."""
+        return False
+
     def bind(self, model: HookedModel) -> None:  # noqa: B027 (most edits need no check)
         """Check that the edit applies to `model`; raise `EditError` or `HeadError` if not."""
 

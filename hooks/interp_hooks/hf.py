@@ -164,6 +164,8 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
         found = [(Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m) for s, m in found]
         return found
     fired = {site.layer for site, _ in found if not site.tower and site.kind == "self"}
+    if any(site.tower == "vision" for site, _ in found):
+        found = [(replace(site, tower=site.tower or "text"), module) for site, module in found]
     missing = [layer for layer in expected_layers(model) if layer not in fired]
     if missing:
         raise TapError(

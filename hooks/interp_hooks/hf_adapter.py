@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,8 @@ from interp_hooks.edit import Edit
 from interp_hooks.engine import attend, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.hf import installed, sites, text_config
-from interp_hooks.residual import Residual, Write, capture
+from interp_hooks.images import ImageWatch
+from interp_hooks.residual import Residual, StreamWatch, Write, capture
 from interp_hooks.weights import HeadWeights, head_weights
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class HFAdapter(Adapter):
 
     def __init__(self, module: Any, sample: dict[str, torch.Tensor]):
         self.module, self._sample = module, sample
+        self.images = ImageWatch(module.config)
         self.accepts = frozenset(inspect.signature(module.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
@@ -59,9 +62,38 @@ class HFAdapter(Adapter):
             observers, edits = model.observers_and_edits()
             return attend(call, observers, edits, model.backend)
 
-        live = {id(m): (s, handle) for s, m in zip(self.sites, self._modules.values(), strict=True)}
-        with installed(self.module, live):
+        with self._tapped(handle, lambda: model.observers_and_edits()[1]):
             yield
+
+    @contextmanager
+    def _tapped(
+        self, handle: Callable[[AttentionCall], torch.Tensor], edits: Callable[[], Sequence[Edit]]
+    ) -> Iterator[None]:
+        """Every attention call goes to `handle`; in the text tower it knows which tokens are an image's, and, where one
+        of `edits()` needs it, the stream that entered its layer."""
+        streams = StreamWatch(lambda: any(edit.needs_hidden for edit in edits()))
+        blocks = {s.path: self.module.get_submodule(path) for s in self._main_sites() if (path := _block_path(s))}
+
+        def told(call: AttentionCall) -> torch.Tensor:
+            if call.site.tower == "text":
+                call = replace(call, images=self.images.mask)
+            hidden = streams.take(blocks.get(call.site.path))
+            return handle(call if hidden is None else replace(call, hidden=hidden))
+
+        live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
+        with ExitStack() as stack:
+            for watched, watch in ((self.module, self.images), *((block, streams) for block in set(blocks.values()))):
+                stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
+            stack.enter_context(installed(self.module, live))
+            yield
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        seen = self.images.mask
+        try:
+            yield
+        finally:
+            self.images.mask = seen
 
     @contextmanager
     def residual(self, write: Write | None) -> Iterator[Residual]:
@@ -70,11 +102,11 @@ class HFAdapter(Adapter):
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         """The transformer block of each layer of the main tower."""
-        return {s.layer: self.module.get_submodule(self._block_path(s)) for s in self._main_sites()}
+        return {s.layer: self.module.get_submodule(_block_path(s)) for s in self._main_sites()}
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm before the unembedding, if there is one."""
-        trunk = self.module.get_submodule(".".join(self._block_path(self._main_sites()[0]).split(".")[:-2]))
+        trunk = self.module.get_submodule(".".join(_block_path(self._main_sites()[0]).split(".")[:-2]))
         for name in NORMS:
             if isinstance(found := getattr(trunk, name, None), torch.nn.Module):
                 return found
@@ -82,14 +114,6 @@ class HFAdapter(Adapter):
 
     def _main_sites(self) -> list[Site]:
         return [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
-
-    @staticmethod
-    def _block_path(site: Site) -> str:
-        """The path up to its first number, which counts the blocks: "model.layers.3" of "model.layers.3.self_attn",
-        "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"."""
-        parts = site.path.split(".")
-        numbered = next(i for i, part in enumerate(parts) if part.isdigit())
-        return ".".join(parts[: numbered + 1])
 
     def attention_module(self, site: Site) -> torch.nn.Module:
         """The attention module at a site."""
@@ -113,8 +137,7 @@ class HFAdapter(Adapter):
         if set(inputs) == {"input_ids"}:
             row = inputs["input_ids"][:1]
             inputs["input_ids"] = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
-        live = {id(m): (s, handle) for s, m in zip(self.sites, self._modules.values(), strict=True)}
-        with torch.no_grad(), installed(self.module, live):
+        with torch.no_grad(), self._tapped(handle, lambda: edits):
             cached = dict(use_cache=True) if model.has_cache else {}
             out = self.module(**inputs, **cached)
             cache = getattr(out, "past_key_values", None)
@@ -127,6 +150,14 @@ class HFAdapter(Adapter):
             what = "; ".join(mine + ways) if mine else "untouched weights"
             lines.append((f"{site.tower or site.kind} layer", site.layer, what))
         return "\n".join(_grouped(lines))
+
+
+def _block_path(site: Site) -> str:
+    """The path up to its first number, which counts the blocks: "model.layers.3" of "model.layers.3.self_attn",
+    "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"; "" without a number."""
+    parts = site.path.split(".")
+    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
+    return ".".join(parts[: numbered + 1])
 
 
 def _grouped(lines: Sequence[tuple[str, int, str]]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import torch
 
 from interp_hooks.errors import TapError
 from interp_hooks.hf_adapter import HFAdapter
+from interp_hooks.images import image_token, sample_inputs
 from interp_hooks.model import HookedModel
 from interp_hooks.tl_adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
@@ -30,10 +31,12 @@ def hook(
     backend: str = "auto",
     note: str | None = None,
     sample: dict[str, torch.Tensor] | None = None,
+    processor: Any = None,
 ) -> HookedModel:
     """Wrap a HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`.
 
-    `sample` is a short input for the load-time check (default: a few token ids, one row left-padded).
+    `sample` is a short input for the load-time check (default: a few token ids, one row left-padded; with a
+    `processor`, a prompt with an image). A vision-language model needs one of the two, to find its vision tower.
     Raises `TapError` when a layer can't be tapped or the tap would change the model.
     """
     if isinstance(module, HookedModel):
@@ -48,11 +51,20 @@ def hook(
         name = name or getattr(wrapped.cfg, "model_name", None) or type(module).__name__
     elif hasattr(module, "config") and hasattr(module, "set_attn_implementation"):
         vocabulary = getattr(wrapped.config.get_text_config(), "vocab_size", None) or 100
+        if sample is None and image_token(wrapped.config) is not None:
+            if processor is None:
+                raise TapError(
+                    f"{type(module).__name__} takes images: give its processor (processor=), or a short input with an "
+                    "image (sample=), so that its vision tower is found."
+                )
+            sample = {k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()}
         sample = sample or sample_input(vocabulary, wrapped.device)
         adapter = HFAdapter(wrapped, sample)
         name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     else:
         raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
-    model = HookedModel(adapter, str(name), tokenizer, backend, note)
+    if tokenizer is None and processor is not None:
+        tokenizer = processor.tokenizer
+    model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)
     verify(model, sample)
     return model

@@ -12,7 +12,7 @@ from interp_hooks.adapter import Adapter
 from interp_hooks.call import Site
 from interp_hooks.edit import Edit
 from interp_hooks.engine import Observer
-from interp_hooks.errors import HeadError, TapError
+from interp_hooks.errors import EditError, HeadError, TapError
 from interp_hooks.heads import Head, check_head
 from interp_hooks.observe import NAMES, LayerStats, Question, Seen
 from interp_hooks.residual import Residual, Write
@@ -23,14 +23,22 @@ from interp_kernels import Received
 class HookedModel:
     """A model whose attention can be observed and edited. Made by `interp.load` or `interp_hooks.hook`.
 
-    Attributes: `name`, `module` (the wrapped model), `tokenizer`, `towers` (names; [""] when there is one),
-    `n_layers`, `n_heads`, `n_kv_heads`, `d_head` (of the main tower), `sites`, `device`, `backend`, `note`.
+    Attributes: `name`, `module` (the wrapped model), `tokenizer`, `processor` (of a vision-language model, else None),
+    `towers` (names; [""] when there is one, "text" and "vision" in a vision-language model), `n_layers`, `n_heads`,
+    `n_kv_heads`, `d_head` (of the main tower), `sites`, `device`, `backend`, `note`.
     """
 
     def __init__(
-        self, adapter: Adapter, name: str, tokenizer: Any = None, backend: str = "auto", note: str | None = None
+        self,
+        adapter: Adapter,
+        name: str,
+        tokenizer: Any = None,
+        backend: str = "auto",
+        note: str | None = None,
+        processor: Any = None,
     ):
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
+        self.processor = processor
         self.backend = backend
         self._observers: list[Observer] = []
         self._edits: list[Edit] = []
@@ -51,9 +59,13 @@ class HookedModel:
     def towers(self) -> list[str]:
         return list(dict.fromkeys(s.tower for s in self.sites))
 
+    @property
+    def main_tower(self) -> str:
+        """The tower that a layer number alone means."""
+        return "" if "" in self.towers else "text" if "text" in self.towers else self.towers[0]
+
     def _main(self) -> list[Site]:
-        main = "" if "" in self.towers else "text" if "text" in self.towers else self.towers[0]
-        return [s for s in self.sites if s.tower == main and s.kind == "self"]
+        return [s for s in self.sites if s.tower == self.main_tower and s.kind == "self"]
 
     @property
     def n_layers(self) -> int:
@@ -85,7 +97,7 @@ class HookedModel:
     @property
     def has_cache(self) -> bool:
         """Whether forwards can return and take `past_key_values`."""
-        return {"past_key_values", "use_cache"} <= self.accepts
+        return "past_key_values" in self.accepts and not self.accepts.isdisjoint(("use_cache", "kwargs"))
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +113,9 @@ class HookedModel:
         if head.tower and head.tower not in self.towers:
             known = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {known}.")
-        check_head(head, self.n_layers, self.n_heads, self.name)
+        tower = head.tower or self.main_tower
+        sizes = [(s.layer + 1, s.n_heads) for s in self.sites if s.tower == tower and s.kind == "self"]
+        check_head(head, max(n for n, _ in sizes), max(n for _, n in sizes), self.name)
         return head
 
     def __repr__(self) -> str:
@@ -143,11 +157,13 @@ class HookedModel:
 
     @contextmanager
     def clean(self) -> Iterator[None]:
-        """Suspend outer observers and edits for the length of a block (reference runs)."""
+        """Suspend outer observers and edits for the length of a block (reference runs, also between the steps of
+        another text)."""
         outer = self._observers, self._edits
         self._observers, self._edits = [], []
         try:
-            yield
+            with self._adapter.aside():
+                yield
         finally:
             self._observers, self._edits = outer
 
@@ -209,7 +225,7 @@ class HookedModel:
 
         def tell(stats: LayerStats) -> None:
             site = stats.site
-            key = site.layer if not site.tower and site.kind == "self" else (site.tower or site.kind, site.layer)
+            key = site.layer if site.is_main else (site.tower or site.kind, site.layer)
             assert stats.z is not None
             store[key] = torch.cat([store[key], stats.z], 1) if key in store else stats.z
 
@@ -229,17 +245,19 @@ class HookedModel:
     def edit(self, *edits: Edit) -> Iterator[None]:
         """Apply edits, left to right, inside those of outer blocks; everything is undone on exit.
 
+        Changes of logits (temperatures, biases) all come before changes of weights, whatever their order.
+
         Raises `EditError` or `HeadError` when an edit cannot apply to this model.
         """
-        with self._block(edits=edits):
+        with self._block(edits=_edits(edits)):
             yield
 
     def explain(self, *edits: Edit, tokens: int = 128) -> str:
-        """Which route each layer takes under `edits`, and why: seen in a forward of `tokens` tokens and a decode step
-        (for a sliding window, ask with more tokens than it holds)."""
-        for edit in edits:
+        """Which route each layer takes under the edits of this block and `edits`, and why: seen in a forward of
+        `tokens` tokens and a decode step (for a sliding window, ask with more tokens than it holds)."""
+        for edit in _edits(edits):
             edit.bind(self)
-        return self._adapter.explain(self, [e for e in edits if not e.is_identity()], tokens)
+        return self._adapter.explain(self, [*self._edits, *(e for e in edits if not e.is_identity())], tokens)
 
     # --- weights ----------------------------------------------------------------------------------------------
 
@@ -256,3 +274,15 @@ class HookedModel:
     def observers_and_edits(self) -> tuple[list[Observer], list[Edit]]:
         """What is active now (for the adapters)."""
         return self._observers, self._edits
+
+
+def _edits(given: Sequence[Any]) -> Sequence[Edit]:
+    """The same; raises `EditError` for what is no edit."""
+    for one in given:
+        if isinstance(one, (list, tuple)):
+            raise EditError("Edits come one by one, not as a list: model.edit(*edits), model.explain(*edits).")
+        if not hasattr(one, "touches"):
+            raise EditError(
+                f"{one!r} is not an edit; interp.edits has them, and interp.edits.load reads a file of them."
+            )
+    return given

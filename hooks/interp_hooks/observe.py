@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +21,9 @@ class Question:
     """Statistics wanted of each attention call. All indices are absolute slots of the padded sequence.
 
     names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)); pairs: name → (batch, queries or 1, m) slots,
-    −1 for none; received: name → `Received` with queries (batch, slots); labels (batch, slots), negative = no group;
-    z: also hand over the per-head output (batch, queries, heads, d).
+    −1 for none; received: name → `Received` with queries (batch or 1, slots); labels (batch or 1, slots), negative = no
+    group; z: also hand over the per-head output (batch, queries, heads, d); call: also the attention call itself, as it
+    came.
     """
 
     names: frozenset[str] = frozenset()
@@ -33,6 +34,11 @@ class Question:
     cap: int = 10
     topk: int = 0
     z: bool = False
+    call: bool = False
+
+    def at(self, site: Site) -> Question:
+        """What is asked at a site: of a plain question, the question itself."""
+        return self
 
     def __or__(self, other: Question) -> Question:
         """Both questions in one. The same pair or received name must mean the same thing in both."""
@@ -49,10 +55,19 @@ class Question:
             self.cap if "capped_distance" in self.names else other.cap,
             max(self.topk, other.topk),
             self.z or other.z,
+            self.call or other.call,
         )
 
     def request(self, call: AttentionCall) -> Request:
-        """This question in the coordinates of one call: rows and columns instead of slots."""
+        """This question in the coordinates of one call: rows and columns instead of slots. What is asked of the text's
+        tokens (labels, pairs, sets of queries) is left out in a vision tower."""
+        if call.site.tower == "vision":
+            all_rows = {name: r for name, r in self.received.items() if r.queries is None}
+            return Request(self.names & set(ROW) - {"group_mass"}, received=all_rows, cap=self.cap, topk=self.topk)
+        return self.whole_request(call)
+
+    def whole_request(self, call: AttentionCall) -> Request:
+        """As `request`, with nothing left out: for a question that was made for this tower."""
         q0, nq, k0, nk = call.mask.q_start, call.n_queries, call.mask.k_start, call.n_keys
         pairs = {}
         for name, index in self.pairs.items():
@@ -60,14 +75,31 @@ class Question:
             column = rows - k0
             pairs[name] = torch.where((rows >= 0) & (column >= 0) & (column < nk), column, -1).to(call.value.device)
         received = {
-            name: r
-            if r.queries is None
-            else replace(r, queries=_slice(r.queries, 1, q0, nq, False).to(call.value.device))
+            name: r if r.queries is None else replace(r, queries=_rows(_slice(r.queries, 1, q0, nq, False), call))
             for name, r in self.received.items()
         }
-        labels = None if self.labels is None else _slice(self.labels, 1, k0, nk, -1).to(call.value.device)
+        labels = None if self.labels is None else _rows(_slice(self.labels, 1, k0, nk, -1), call)
         names = self.names & set(ROW)
         return Request(names, labels, self.n_groups, pairs, received, self.cap, self.topk)
+
+
+@dataclass(frozen=True)
+class SiteQuestion(Question):
+    """A question that depends on where it is asked: `choose(site)` at each attention call. `names`, `z` and `call` are
+    those of all its questions together."""
+
+    choose: Callable[[Site], Question] = lambda site: Question()
+
+    def at(self, site: Site) -> Question:
+        return self.choose(site)
+
+    def request(self, call: AttentionCall) -> Request:
+        return self.choose(call.site).whole_request(call)
+
+
+def _rows(tensor: torch.Tensor, call: AttentionCall) -> torch.Tensor:
+    """(batch or 1, slots) for each sample of the call."""
+    return tensor.to(call.value.device).expand(call.batch if len(tensor) == 1 else -1, -1)
 
 
 def _slice(tensor: torch.Tensor, dim: int, start: int, length: int, fill: Any) -> torch.Tensor:
@@ -86,11 +118,12 @@ class LayerStats:
 
     `.pair_mass[name]`, `.received[name]` (batch, heads, keys), `.received_count[name]` (batch, 1, keys),
     `.topk_index`, `.topk_prob`; positions are absolute slots. `.site`, `.queries` (batch, queries) bool: real rows;
-    `.keys` (batch, keys) bool: real keys.
+    `.keys` (batch, keys) bool: real keys; `.z` and `.call` where they were asked for, else None.
     """
 
     def __init__(self, call: AttentionCall, result: Result, question: Question, z: torch.Tensor | None):
         self.site, self.z = call.site, z
+        self.call = call if question.call else None
         self.q_start, self.k_start = call.mask.q_start, call.mask.k_start
         device = call.value.device
         batch = call.batch

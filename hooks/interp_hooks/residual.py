@@ -35,6 +35,23 @@ def middle(block: torch.nn.Module) -> torch.nn.Module | None:
     return None
 
 
+class StreamWatch:
+    """The residual stream that enters each block, taken when it is asked for: a forward pre-hook of the blocks. It is
+    kept from a block's start to its attention call, and only while `wanted()`."""
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        self.wanted = wanted
+        self._entered: dict[int, torch.Tensor] = {}
+
+    def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.wanted():
+            self._entered[id(module)] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+    def take(self, block: torch.nn.Module | None) -> torch.Tensor | None:
+        """(batch, queries, d_model) that entered `block`; None where nobody wanted it."""
+        return self._entered.pop(id(block), None)
+
+
 def _first(value: Any) -> torch.Tensor:
     return value[0] if isinstance(value, tuple) else value
 

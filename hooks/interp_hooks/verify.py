@@ -73,7 +73,7 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         )
     for site, out in outputs.items():
         assert hf is not None
-        key = site.layer if not site.tower and site.kind == "self" else (site.tower or site.kind, site.layer)
+        key = site.layer if site.is_main else (site.tower or site.kind, site.layer)
         try:
             weight, bias = head_output(hf.attention_module(site), site)
         except TapError as reason:

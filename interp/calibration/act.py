@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -66,12 +67,14 @@ class HeadFilter(Method):
         with_sinks = self.with_sinks(bench)
         tried = [h for h in heads if h in with_sinks]
         kept, trials = filter_heads(bench, tried, lambda head: [self.edit([head])], self.guard, self.level)
-        notes = []
+        notes: list[str] = []
         if len(tried) < len(heads):
             notes.append(f"{len(heads) - len(tried)} of {len(heads)} heads have no sink in any prompt; not tried.")
         if not kept:
             how = f" at a false-discovery rate of {self.level:g}" if self.guard == "bh" else ""
             notes.append(f"No head helps{how}; the edit has no heads and changes nothing.")
+            few = too_few(len(bench.train), len(tried), self.level) if self.guard == "bh" else None
+            notes += [few] if few else []
         return Found([self.edit(kept)], trials, notes=notes)
 
     @torch.no_grad()
@@ -109,6 +112,19 @@ def check_guard(guard: str, level: float) -> None:
         raise InputError(f"The guard is 'bh' (Benjamini–Hochberg) or 'none', not {guard!r}.")
     if not 0 < level < 1:
         raise InputError(f"The level of the guard is a share between 0 and 1, like 0.05, not {level}.")
+
+
+def too_few(n: int, heads: int, level: float) -> str | None:
+    """What to say where not even a head that helps in all `n` instances is kept, alone among `heads` tried."""
+    least = 2.0 ** (1 - n)  # twice the sign test's, as `judge_heads` has it
+    together = math.ceil(heads * least / level)
+    if together < 2:
+        return None
+    rule = f"unless at least {together} heads have it" if together <= heads else "whatever they do"
+    return (
+        f"With {n} training instances a head's p-value is {least:.2g} at best, and of {heads} heads tried none is kept "
+        f"at a false-discovery rate of {level:g} {rule}; use n ≥ {1 + math.ceil(math.log2(heads / level))}."
+    )
 
 
 def filter_heads(

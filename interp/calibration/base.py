@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.calibration.bench import Bench
+    from interp.tasks.base import Instance
     from interp_hooks.edit import Edit
     from interp_hooks.model import HookedModel
 
@@ -41,6 +42,10 @@ class Method(ABC):
     usual_task: ClassVar[str] = "classification"
     #: whether right answers are looked at; then a calibration set with one class is refused
     needs_labels: bool = True
+
+    def check(self, model: HookedModel, train: Sequence[Instance]) -> None:
+        """Raise `InputError`, before anything runs, where the settings don't fit the model or these instances."""
+        heads_of(model, getattr(self, "layers", None))
 
     @abstractmethod
     def find(self, bench: Bench) -> Found:

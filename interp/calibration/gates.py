@@ -64,16 +64,18 @@ class GateTraining(Method):
             raise InputError(f"The sparsity of gates is the share of heads that stream, 0 to 1, not {self.sparsity}.")
         Gate(1.0, self.sink, self.recent)
 
-    def find(self, bench: Bench) -> Found:
-        import pandas as pd
-
-        model, n = bench.model, len(bench.train)
-        shortest = min(len(i.prompt) for i in bench.train)
+    def check(self, model: HookedModel, train: Sequence[Instance]) -> None:
+        shortest = min(len(i.prompt) for i in train)
         if shortest <= self.sink + self.recent:
             raise InputError(
                 f"The shortest prompt has {shortest} tokens, of which streaming attention with sink {self.sink} and "
                 f"recent {self.recent} sees all; use longer prompts or smaller numbers."
             )
+
+    def find(self, bench: Bench) -> Found:
+        import pandas as pd
+
+        model, n = bench.model, len(bench.train)
         bench.plan(steps=self.steps * self.batch)
         alpha = torch.nn.Parameter(torch.ones(model.n_layers, model.n_kv_heads, device=model.device))
         optimiser = torch.optim.AdamW([alpha], lr=self.rate, weight_decay=0.0)

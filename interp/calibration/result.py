@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,13 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.calibration.bench import Outcome
-from interp.files import write_atomic
+from interp.errors import EditError, OutputError
+from interp.files import reason, write_atomic
 from interp.statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp_hooks.edit import Edit
+
+
+FORMAT = 1
+#: the tables of a calibration, each in a file of its own
+TABLES = ("trials", "trace")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,10 @@ class Change:
     @classmethod
     def of(cls, before: Any, after: Any, seed: int) -> Change:
         return cls(bootstrap(before, seed), bootstrap(after, seed), bootstrap(after - before, seed))
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Change:
+        return cls(**{name: Interval(**content[name]) for name in ("baseline", "edited", "difference")})
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Comparison:
             Change.of(before.margin, after.margin, seed),
             Change.of(before.entropy, after.entropy, seed),
         )
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Comparison:
+        return cls(**{name: Change.read(content[name]) for name in ("accuracy", "margin", "entropy")})
 
 
 @dataclass(frozen=True)
@@ -65,16 +80,24 @@ class Calibration:
 
     def save(self, path: str | Path) -> Path:
         """Write the edits to `path`, a JSON file that `--edit` takes, and beside it FILE.trials.parquet and
-        FILE.calibration.json (train, held-out, provenance). Raises `OutputError`."""
+        FILE.calibration.json (train, held-out, provenance); what an earlier result left there goes. Raises
+        `OutputError`."""
         from interp import edits
 
         path = edits.save(path, self.edits)  # type: ignore[arg-type]
-        tables = {"trials": self.trials} | ({} if self.trace is None else {"trace": self.trace})
-        for name, frame in tables.items():
+        digests = {"edits": _digest(path.read_bytes())}
+        for name in TABLES:
+            file, frame = beside(path, f"{name}.parquet"), getattr(self, name)
+            if frame is None:
+                file.unlink(missing_ok=True)
+                continue
             table = io.BytesIO()
             frame.to_parquet(table)
-            write_atomic(beside(path, f"{name}.parquet"), table.getvalue())
+            write_atomic(file, table.getvalue())
+            digests[name] = _digest(table.getvalue())
         record = dict(
+            format=FORMAT,
+            sha256=digests,
             method=self.method,
             task=self.task,
             train=asdict(self.train),
@@ -84,6 +107,49 @@ class Calibration:
         )
         write_atomic(beside(path, "calibration.json"), (json.dumps(record, indent=2, default=str) + "\n").encode())
         return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save(path)` wrote. Raises `OutputError` when it is missing, damaged or of another format."""
+        import pandas as pd
+
+        from interp import edits
+
+        path = Path(path)
+        head = beside(path, "calibration.json")
+        try:
+            record = json.loads(_read(head))
+        except ValueError as error:
+            raise OutputError(f"{head} is damaged ({error}); run the calibration again.") from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise OutputError(f"{head} is not a calibration of format {FORMAT}; run the calibration again.")
+        try:
+            tables: dict[str, Any] = {}
+            for name, digest in record["sha256"].items():
+                file = path if name == "edits" else beside(path, f"{name}.parquet")
+                content = _read(file)
+                if _digest(content) != digest:
+                    raise OutputError(f"{file} is not the one that {head.name} describes; run the calibration again.")
+                if name != "edits":
+                    tables[name] = pd.read_parquet(io.BytesIO(content))
+            return cls(
+                record["method"], record["task"], edits.load(path), tables["trials"],  # type: ignore[arg-type]
+                Comparison.read(record["train"]), Comparison.read(record["heldout"]), tables.get("trace"),
+                list(record["notes"]), record["provenance"],
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError, ValueError, OSError, EditError) as error:
+            raise OutputError(f"The calibration in {head} is damaged ({error}); run it again.") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OutputError(f"The calibration's file {path} can't be read: {reason(error)}.") from error
 
 
 def beside(path: Path, ending: str) -> Path:

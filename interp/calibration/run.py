@@ -14,6 +14,7 @@ from interp.calibration.bench import Bench, Progress, split
 from interp.calibration.result import Calibration, Comparison, beside
 from interp.errors import OutputError
 from interp.files import check_writable
+from interp.inputs import check_seed
 from interp.partial import Partial
 from interp.provenance import provenance
 from interp.tasks.base import Task
@@ -32,12 +33,14 @@ def run(
     """See `interp.calibrate`."""
     from interp.loading import load
 
+    check_seed(seed)
     task = method.usual_task if task is None else task
     if isinstance(task, str):
         tasks.get(task)  # an unknown name is found before the model is loaded
     check_out(out)
     hooked = load(model)
     parts = split(hooked, task, n, heldout, seed, method.needs_labels)
+    method.check(hooked, parts.train)
     settings = dict(
         method=method.name,
         task=repr(parts.task),

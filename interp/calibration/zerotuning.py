@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,15 @@ from interp.errors import InputError
 from interp_hooks.heads import Head
 
 GRID = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
+#: values that differ by no more are the same, up to rounding
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
 class HeadProfile(Method):
     """ZeroTuning (Han et al. 2025, arXiv 2505.11739). Profiling: each head index, in all layers, gets its initial token
     × `probe`; heads that do better so are up-effective, those that do worse down-effective. The dominant class (larger;
-    the one with the larger total effect on a tie) gets one γ, the best of `grid`.
+    the one with the larger total effect on a tie) gets one γ, the best of `grid`; where several are, the one nearest 1.
 
     Supervised: better is a higher accuracy, the mean margin breaking ties. Unsupervised: better is a lower mean entropy
     of the next-token distribution after the prompt; no label is looked at.
@@ -64,13 +67,13 @@ class HeadProfile(Method):
             rows = self.profiled(bench, heads, before)
             heads = dominant(heads, rows)
         bench.plan(trials=len(self.grid) - 1)
-        best, gamma = self.value(before), 1.0
+        values = {}
         for g in self.grid:
             edit = ZeroTuning(g, tuple(heads))
             outcome = before if g == 1 else bench(f"gamma-{g:g}", [edit], f"γ = {g:g}")
             rows.append(self.row("search", None, g, outcome, before))
-            if heads and self.value(outcome) > best:
-                best, gamma = self.value(outcome), g
+            values[g] = self.value(outcome)
+        gamma = best_gamma(values) if heads else 1.0
         notes = []
         if gamma == 1:
             notes.append("No γ of the grid does better than none; the edit has γ = 1 and changes nothing.")
@@ -99,6 +102,16 @@ class HeadProfile(Method):
         if not self.unsupervised:
             found["accuracy"], found["margin"] = outcome.standing
         return found
+
+
+def best_gamma(values: Mapping[float, tuple[float, float]]) -> float:
+    """The γ of the highest value, compared item by item; among those that tie up to rounding the one nearest 1."""
+    best, *others = sorted(values, key=lambda g: abs(math.log(g)))
+    for g in others:
+        rises = [a - b for a, b in zip(values[g], values[best], strict=True) if abs(a - b) > ROUNDING]
+        if rises and rises[0] > 0:
+            best = g
+    return best
 
 
 def dominant(heads: Sequence[Head], rows: Sequence[dict[str, Any]]) -> list[Head]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,18 +24,31 @@ class Guard(str, Enum):
     none = "none"
 
 
+#: what the methods do: their summaries, repeated because importing them loads torch
+METHODS = {
+    "act": "the heads in which cutting attention sinks (ACT) helps",
+    "zerotuning": "heads and γ of the initial token (ZeroTuning)",
+    "headhunter": "heads chosen greedily for an objective (HeadHunter)",
+    "gates": "which KV heads need full attention (DuoAttention's gates)",
+}
+
+
 def calibrate(
     out_file: Annotated[
         Path, typer.Option("--out", help="The JSON file for the edits, as --edit takes it.", metavar="FILE.json")
     ],
-    method: Annotated[str, typer.Option(help="act, zerotuning, headhunter or gates.")],
+    method: Annotated[
+        str, typer.Option(help="What to find. " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".")
+    ],
     model: ModelOption = "llama",
     task: Annotated[str | None, typer.Option(help="Task to calibrate on; the method's usual one if not given.")] = None,
-    n: Annotated[int, typer.Option("--n", min=1, help="Training instances; as many others are held out.")] = 64,
+    n: Annotated[int, typer.Option("--n", min=8, help="Training instances; as many others are held out.")] = 64,
     unsupervised: Annotated[
         bool, typer.Option("--unsupervised", help="zerotuning: lowest next-token entropy; labels are not looked at.")
     ] = False,
-    layers: Annotated[str | None, typer.Option(help="Only heads of these layers: 0,3-5.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="act, zerotuning, headhunter: only these layers, like 0,3-5.")
+    ] = None,
     guard: Annotated[Guard | None, typer.Option(help="act: bh (Benjamini-Hochberg) or none (the paper's).")] = None,
     level: Annotated[float | None, typer.Option(help="act: false-discovery rate of the guard.")] = None,
     using: Annotated[str | None, typer.Option(help="headhunter: ablate, scale or soft_pag.")] = None,
@@ -53,7 +67,7 @@ def calibrate(
     from interp import calibration, tasks
     from interp.calibration.run import check_out
 
-    given: dict[str, Any] = dict(
+    options: dict[str, Any] = dict(
         unsupervised=unsupervised or None,
         layers=None if layers is None else parse_layers(layers),
         guard=None if guard is None else guard.value,
@@ -66,21 +80,37 @@ def calibrate(
         sink=sink,
         recent=recent,
     )
-    chosen = calibration.make(method, {k: v for k, v in given.items() if v is not None})
+    given = {k: v for k, v in options.items() if v is not None}
+    check_options(method, list(options), list(given))
+    chosen = calibration.make(method, given)
     if task is not None:
         tasks.get(task)  # what is wrong without the model is found before it is loaded
     check_out(out_file)
     loaded = common.load(model, device, dtype, backend)
     with common.progress(f"Calibrating {method}") as report:
         result = calibration.calibrate(loaded, chosen, task, n, seed, out=out_file, progress=report)
-    show(loaded.name, result)
+    show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:
         note(remark)
-    note(f"Edits in {out_file}: interp evaluate --task {result.task} --edit {out_file}")
+    words = ["--model", model, "--task", task or result.task, "--edit", str(out_file), "--n", str(n)]
+    again = shlex.join(["interp", "evaluate", *words, "--seed", str(seed + 1)])
+    note(f"Edits in {out_file}. Measure them on new instances (another seed): {again}")
 
 
-def show(name: str, result: Calibration) -> None:
-    """What the edits do on both splits."""
+def check_options(method: str, options: list[str], given: list[str]) -> None:
+    """Raise `InputError` for an option that the method does not take, naming those that it does."""
+    from interp import calibration
+    from interp.errors import InputError
+
+    taken = [name for name in options if name in calibration.registry.get(method).settings()]
+    for name in given:
+        if name not in taken:
+            known = ", ".join(f"--{option}" for option in taken) or "none of its own"
+            raise InputError(f"--{name} is not an option of the method {method}; it takes {known}.")
+
+
+def show(name: str, result: Calibration, margins: bool = True) -> None:
+    """What the edits do on both splits; `margins` break ties between accuracies."""
     console = out()
     size = result.train.accuracy.baseline.n, result.heldout.accuracy.baseline.n
     line = f", {result.method} on {result.task}, {size[0]} training and {size[1]} held-out instances"
@@ -88,7 +118,7 @@ def show(name: str, result: Calibration) -> None:
     columns = ("untouched", "edited", "change [95 %]")
     made = common.table("", *columns, right=columns)
     for split, comparison in (("training", result.train), ("held out", result.heldout)):
-        for what in ("accuracy", "entropy"):
+        for what in ("accuracy", *(("margin",) if margins else ()), "entropy"):
             change = getattr(comparison, what)
             means = (f"{change.baseline.mean:.3f}", f"{change.edited.mean:.3f}")
             made.add_row(f"{split}, {what}", *means, common.interval(change.difference))

@@ -31,7 +31,7 @@ DtypeOption = Annotated[
     str | None, typer.Option(help="float32, bfloat16, float16; as the model was saved if not given.")
 ]
 BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or triton.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the inputs; the same seed gives the same numbers.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")]
 EditOption = Annotated[
     Path | None, typer.Option("--edit", help="Edits to apply, as JSON (what `interp.edits.save` writes).")
 ]

@@ -85,6 +85,12 @@ def show(name: str, result: Any) -> None:
         made.add_row("edited", common.interval(result.edited))
         made.add_row("change", common.interval(result.difference))
     console.print(made)
+    if result.more:
+        others = common.table("", "untouched", *(("edited", "change") if result.edited is not None else ()))
+        for name, one in result.more.items():
+            cells = [one.baseline, *((one.edited, one.difference) if result.edited is not None else ())]
+            others.add_row(name, *(common.interval(cell) for cell in cells))
+        console.print(others)
     if result.mcnemar is not None:
         console.print(Text(f"McNemar, exact: {result.mcnemar}"), soft_wrap=True)
     for remark in result.notes:

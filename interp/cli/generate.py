@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,13 +14,17 @@ from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOpti
 def generate(
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     model: ModelOption = "llama",
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture for a vision-language model; again for several.", metavar="FILE"),
+    ] = None,
     edit: EditOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Continue a text greedily, with or without edits. Only the continuation goes to stdout."""
+    """Continue a text greedily, about pictures or none, with or without edits. Only the continuation goes to stdout."""
     from interp.errors import InputError
 
     if not prompt.strip():
@@ -28,7 +33,12 @@ def generate(
     loaded = common.load(model, device, dtype, backend)
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.name} has no tokenizer, so it can't read a prompt; choose another --model.")
-    inputs = loaded.tokenizer(prompt, return_tensors="pt")
+    if image:
+        from interp.vision import with_images
+
+        inputs = with_images(loaded, prompt, image)
+    else:
+        inputs = loaded.tokenizer(prompt, return_tensors="pt")
     length = inputs["input_ids"].shape[1]
     if edits:
         with loaded.edit(*edits):

@@ -12,13 +12,13 @@ import typer
 from interp.cli import ablate, bench, calibrate, compare, evaluate, generate, models, scan_heads, show
 from interp.cli.common import fail
 
-OUT_OF_MEMORY = (
-    "Out of memory: use a shorter --context, fewer --samples, --dtype bfloat16 or a device with more memory; what "
-    "was already measured is kept, and the same command resumes."
-)
+OUT_OF_MEMORY = "Out of memory: use fewer or shorter inputs, --dtype bfloat16 or a device with more memory"
+KEPT = "; what was already measured is kept, and the same command resumes"
+#: the commands that save what is finished and go on from there
+RESUMING = ("scan-heads", "calibrate")
 
 
-def explained(command: Callable[..., None]) -> Callable[..., None]:
+def explained(command: Callable[..., None], resumes: bool = False) -> Callable[..., None]:
     """A subcommand whose foreseeable errors end in one sentence and exit code 2, an interrupt in 130.
 
     Around each subcommand rather than around the app, because typer makes "Aborted!" of an interrupt before the
@@ -32,10 +32,10 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
-            fail("Interrupted; run the same command again to resume.", mark="")
+            fail("Interrupted; run the same command again to resume." if resumes else "Interrupted.", mark="")
             raise typer.Exit(130) from None
         except Exception as error:
-            sentence = explain(error)
+            sentence = explain(error, resumes)
             if sentence is None:
                 raise
             fail(sentence)
@@ -44,17 +44,16 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, resumes: bool = False) -> str | None:
     """The sentence for an error that a user can do something about; None for a bug, which keeps its traceback."""
     from interp.errors import InterpError
 
     if isinstance(error, InterpError):
         return str(error)
     # By name, so that torch need not be imported to recognise its errors; on CPU it is a plain RuntimeError.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OUT_OF_MEMORY
-    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-        return OUT_OF_MEMORY
+    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"{OUT_OF_MEMORY}{KEPT if resumes else ''}."
     return None
 
 
@@ -97,7 +96,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.bench,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(explained(_command))
+    app.command(_name)(explained(_command, _name in RESUMING))
 
 
 def main() -> None:

@@ -30,6 +30,12 @@ def scan_heads(
         typer.Option("--out", help="Folder for the atlas and the report.", show_default="interp-scans/MODEL"),
     ] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text file to measure on, instead of generated text.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of pictures for the image scores, instead of rendered scenes.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What to ask about each picture.", show_default="describe the picture :")
+    ] = None,
     extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -53,11 +59,23 @@ def scan_heads(
         from interp.inputs import read_text
 
         read_text(text)
+    if images is not None:
+        from interp.pictures import files_in
+
+        files_in(images)
     import interp
 
     loaded = common.load(model, device, dtype, backend)
     plan = interp.plan_scan(
-        loaded, scores=scores, context=context, samples=samples, seed=seed, text=text, extrapolate=extrapolate
+        loaded,
+        scores=scores,
+        context=context,
+        samples=samples,
+        seed=seed,
+        text=text,
+        extrapolate=extrapolate,
+        images=images,
+        prompt=prompt,
     )
     show_plan(plan, loaded.name)
     if plan.seconds > ASK_FROM_SECONDS and not yes:

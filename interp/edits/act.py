@@ -56,6 +56,8 @@ class ACT(HeadEdit):
             raise EditError(f"β of act is between 0 and 1, not {self.beta}.")
         if self.alpha <= 0 or (self.threshold is not None and self.threshold <= 0):
             raise EditError("α and the threshold of act are above 0.")
+        if not isinstance(self.min_rows, int) or self.min_rows < 1:
+            raise EditError(f"min_rows of act counts query rows, from 1; it is not {self.min_rows!r}.")
         if self.scope != "prefill":
             raise EditError("act finds its sinks in a prompt; its scope is prefill.")
 

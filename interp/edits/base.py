@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -187,13 +189,26 @@ def from_json(data: list[dict[str, Any]] | dict[str, Any], folder: Path | None =
         name = fields.pop("edit", None)
         if name is None:
             raise EditError('An edit in JSON needs its name, like {"edit": "scale_heads", "gains": {"L5H1": 0}}.')
+        kind = registry.get(str(name))
+        known = list(inspect.signature(kind).parameters)
+        for key in fields:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}."
+                raise EditError(f"The edit {name} has no setting {key!r}; {hint}")
         try:
-            found.append(registry.get(str(name))(**fetched(fields, folder)))
+            found.append(kind(**fetched(fields, folder)))
         except InterpError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
-            raise EditError(f"The edit {name} does not take these settings: {error}.") from error
+            raise EditError(f"The edit {name} does not take the settings {_short(fields)}: {error}.") from error
     return found
+
+
+def _short(fields: Mapping[str, Any]) -> str:
+    """Settings as JSON, not too long."""
+    text = json.dumps(fields, default=str, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}…"
 
 
 def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
@@ -206,9 +221,11 @@ def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
 def load(path: str | Path) -> list[HeadEdit]:
     """Read edits from a JSON file."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors put a mark in front
     except OSError as error:
         raise OutputError(f"The edit file {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise EditError(f"The edit file {path} is not UTF-8 text: {error}.") from error
     except json.JSONDecodeError as error:
         raise EditError(f"The edit file {path} is not JSON: {error}.") from error
     return from_json(data, Path(path).parent)

@@ -1,7 +1,8 @@
 """Sets of keys that an edit names, in the columns of one attention call, and ranges of its query rows.
 
-A set is "initial" (each sample's first real token), a span (start, stop) or a list of token positions, counted from
-each sample's first real token, or a (batch, slots) bool tensor over the padded sequence. In JSON a span is "2:5".
+A set is "initial" (each sample's first real token), "image" (the image tokens of the prompt at hand, in a
+vision-language model), a span (start, stop) or a list of token positions, counted from each sample's first real token,
+or a (batch, slots) bool tensor over the padded sequence. In JSON a span is "2:5".
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from interp.errors import EditError
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
 
-KeySet = Any  # "initial" | (start, stop) | [position, …] | tensor
+KeySet = Any  # "initial" | "image" | (start, stop) | [position, …] | tensor
 
 
 class Span(NamedTuple):
@@ -31,18 +32,21 @@ class Span(NamedTuple):
 
 
 def check(keys: KeySet) -> KeySet:
-    """`keys` in its stored form ("initial", `Span`, list or tensor). Raises `EditError` if it is none of the kinds."""
+    """`keys` in its stored form (a word, `Span`, list or tensor). Raises `EditError` if it is none of the kinds."""
     if isinstance(keys, torch.Tensor):
         if keys.ndim != 2:
             raise EditError(f"A tensor of keys is (batch, slots), not {tuple(keys.shape)}.")
         return keys.bool()
     if isinstance(keys, str):
-        if keys == "initial":
+        if keys in ("initial", "image"):
             return keys
         if written := re.fullmatch(r"(\d+):(\d+)", keys):
             keys = int(written[1]), int(written[2])
     if isinstance(keys, str) or not isinstance(keys, Sequence) or not all(isinstance(k, int) and k >= 0 for k in keys):
-        raise EditError(f'Keys are "initial", a span (start, stop), a list of positions or a tensor, not {keys!r}.')
+        raise EditError(
+            'Keys are "initial", "image", a span (start, stop), in JSON "start:stop", a list of positions, or a '
+            f"tensor, not {keys!r}."
+        )
     if isinstance(keys, tuple) and len(keys) == 2:
         if keys[0] > keys[1]:
             raise EditError(f"A span of keys ends before it starts: {keys}.")
@@ -51,7 +55,7 @@ def check(keys: KeySet) -> KeySet:
 
 
 def spans_of(keys: KeySet) -> list[tuple[int, int]]:
-    """Token spans of a set that is not a tensor."""
+    """Token spans of a set that is known without an input (`known`)."""
     if keys == "initial":
         return [(0, 1)]
     if isinstance(keys, Span):
@@ -65,14 +69,30 @@ def spans_of(keys: KeySet) -> list[tuple[int, int]]:
     return found
 
 
+def known(keys: KeySet) -> bool:
+    """Whether a set's positions are known without an input: not a tensor, and not the image."""
+    return not isinstance(keys, torch.Tensor) and keys != "image"
+
+
+def slots_of(call: AttentionCall, keys: KeySet) -> torch.Tensor | None:
+    """(batch, slots) bool of a set that is given by slots: a tensor, or the image's tokens at hand; None for others.
+    Raises `EditError` where there is no image."""
+    if isinstance(keys, torch.Tensor):
+        return keys
+    if keys != "image":
+        return None
+    if call.images is None or not bool(call.images.any()):
+        raise EditError('The keys "image" are the image tokens of the prompt, and this prompt has none.')
+    return call.images
+
+
 def overlap(one: KeySet, other: KeySet) -> bool:
     """Whether two sets share a key, as far as this is known without an input."""
-    tensors = [isinstance(keys, torch.Tensor) for keys in (one, other)]
-    if all(tensors):
+    if all(isinstance(keys, torch.Tensor) for keys in (one, other)):
         width = min(one.shape[1], other.shape[1])
         return bool((one[:, :width] & other[:, :width].to(one.device)).any())
-    if any(tensors):
-        return False
+    if not (known(one) and known(other)):
+        return isinstance(one, str) and isinstance(other, str) and one == other
     return any(a < d and c < b for a, b in spans_of(one) for c, d in spans_of(other))
 
 
@@ -93,8 +113,9 @@ def query_rows(call: AttentionCall, queries: tuple[int, int | None] | None) -> t
 def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
     """(batch or 1, keys) bool: the columns of a set."""
     slots = torch.arange(call.n_keys, device=call.value.device) + call.mask.k_start
-    if isinstance(keys, torch.Tensor):
-        part = per_sample(call, keys)[:, call.mask.k_start : call.mask.k_start + call.n_keys]
+    given = slots_of(call, keys)
+    if given is not None:
+        part = per_sample(call, given)[:, call.mask.k_start : call.mask.k_start + call.n_keys]
         return torch.nn.functional.pad(part, (0, call.n_keys - part.shape[1]))
     position = _from_start(call, slots)
     here = torch.zeros_like(position, dtype=torch.bool)
@@ -103,14 +124,15 @@ def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
     return here
 
 
-def per_sample(call: AttentionCall, keys: torch.Tensor) -> torch.Tensor:
-    """(batch or 1, slots): a tensor of keys for the call's samples; with beams each sample's own, repeated."""
-    given = keys.shape[0]
+def per_sample(call: AttentionCall, values: torch.Tensor, what: str = "keys") -> torch.Tensor:
+    """(batch or 1, …): a tensor of keys, or of `what`, for the call's samples; with beams each sample's own,
+    repeated."""
+    given = values.shape[0]
     if given not in (1, call.batch):
         if call.batch % given:
-            raise EditError(f"A tensor of keys for {given} samples meets a batch of {call.batch}.")
-        keys = keys.repeat_interleave(call.batch // given, 0)
-    return keys.to(call.value.device)
+            raise EditError(f"A tensor of {what} for {given} samples meets a batch of {call.batch}.")
+        values = values.repeat_interleave(call.batch // given, 0)
+    return values.to(call.value.device)
 
 
 def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:
@@ -119,7 +141,7 @@ def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:
     Spans where the columns are known without looking at tensors (no padding), so that vendor kernels can serve them.
     """
     mask, n = call.mask, call.n_keys
-    if mask.starts is None and not any(isinstance(keys, torch.Tensor) for keys in sets):
+    if mask.starts is None and all(map(known, sets)):
         cut = [
             (min(max(a - mask.k_start, 0), n), min(max(b - mask.k_start, 0), n), group)
             for group, keys in enumerate(sets, 1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.base import HeadEdit
-from interp.edits.values import Number, fixed, number, vector
+from interp.edits.values import Number, fixed, head_values, vector
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
 
@@ -39,7 +39,7 @@ class ScaleHeads(HeadEdit):
     def __init__(
         self, gains: Mapping[Any, Number], scope: Scope = "all", queries: tuple[int, int | None] | None = None
     ):
-        heads = {Head.parse(h): number(g, "Each gain of scale_heads") for h, g in gains.items()}
+        heads = head_values(dict(gains), "Each gain of scale_heads")
         for name, value in dict(heads=tuple(heads), values=tuple(heads.values()), scope=scope, queries=queries).items():
             object.__setattr__(self, name, value)
         self.settle()

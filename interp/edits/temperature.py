@@ -29,6 +29,8 @@ class Temperature(ValueEdit):
     (position temperature of selective self-attention, Zhang et al. 2024, arXiv 2411.12892). After soft-capping; sink
     logits stay as they are.
 
+    Logits come before weights: whatever the order of the edits, it acts before those that change weights.
+
     Args:
         tau: one τ > 0 for all `heads`, or head → τ; tensors of one number take gradients. τ < 1 sharpens.
         heads: None for all; with a mapping, its heads.

@@ -45,7 +45,10 @@ def vector(values: Sequence[Number], device: torch.device) -> torch.Tensor:
 def head_values(values: Number | Mapping[Any, Number], what: str) -> dict[Head, Number] | Number:
     """A number for all heads, or head → number with heads in any spelling. Raises `EditError` if not finite."""
     if isinstance(values, Mapping):
-        return {Head.parse(h): number(v, what) for h, v in values.items()}
+        found = {Head.parse(h): number(v, what) for h, v in values.items()}
+        if len(found) < len(values):
+            raise EditError(f"{what} has a head twice, in two spellings: {', '.join(map(str, values))}.")
+        return found
     return number(values, what)
 
 

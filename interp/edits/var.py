@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.base import HeadEdit
-from interp.edits.keys import KeySet, check, groups, member, per_sample, query_positions, spans_of
+from interp.edits.keys import KeySet, check, groups, known, member, per_sample, query_positions, slots_of, spans_of
+from interp.edits.sinks import SinkMemory, published_dims, ratios, stream_width, tau_of
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
@@ -29,29 +30,38 @@ class VAR(HeadEdit):
 
     decided head by head and row by row: m_V + m_N ≥ image_mass and m_N ≥ ρ (m_V + m_N).
 
+    By default the sinks are found while the model runs, layer by layer, in the residual stream that enters the layer:
+    tokens with φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ, of the prompt and of what is generated. A layer without
+    visual sinks: by "paper" its text sinks still give; by "code" the sample is left alone there.
+
     Args:
-        image: the image's tokens, (start, stop) from each sample's first real token, or (batch, slots) bool.
-        text_sinks, visual_sinks: tokens, as in `ScaleTokens`, or {layer: tokens} (other layers are then left alone);
-            visual sinks are image tokens. `VAR.find_sinks` says which tokens of a residual stream are sinks.
-        p, rho, image_mass: as above; tau, dims: φ ≥ τ marks a sink.
+        image: the image's tokens: "image" (those of the prompt at hand), (start, stop) from each sample's first real
+            token, or (batch, slots) bool.
+        text_sinks, visual_sinks: the sinks instead of a search: tokens, as in `ScaleTokens`, or {layer: tokens} (other
+            layers are then left alone); visual sinks are image tokens. `VAR.find_sinks` reads them from a stream.
+        p, rho, image_mass: as above; tau: None for the paper's 20 (31 % of √d_model in streams below 1024, where
+            20 is out of reach: `interp.edits.sinks.tau_of`).
+        dims: the sink dimensions of the stream; "auto": those published for the model (`interp.edits.sinks`), else, in
+            each sample and layer, where its first token's |x[d]| / RMS(x) ≥ τ; None: no search.
         preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V + m_N), ρ is 0.5, a
             sample without visual sinks is left alone, and the last layer is edited too.
         last_layer: edit it or not; None as the preset says.
         heads: None for all. scope: "all" (rows after the image, prompt and generated), "prefill" or "decode".
 
     Raises:
-        EditError: a number outside [0, 1], no image, no sinks; in use, `dims`: sinks are not searched for on the way.
+        EditError: a number outside [0, 1], no image, neither sinks nor a search for them, or both; on entry, a
+            dimension or a τ that the model can't have; in use, a prompt without image, or one read outside the block.
     """
 
-    image: KeySet = None
+    image: KeySet = "image"
     text_sinks: Any = None
     visual_sinks: Any = None
     p: float = 0.6
-    tau: float = 20.0
+    tau: float | None = None
     rho: float | None = None
     image_mass: float = 0.2
     preset: str = "paper"
-    dims: Sequence[int] | None = None
+    dims: Any = "auto"
     last_layer: bool | None = None
     heads: tuple[Head, ...] | None = None
     scope: Scope = "all"
@@ -63,9 +73,20 @@ class VAR(HeadEdit):
         if self.preset not in ("paper", "code"):
             raise EditError(f"The presets of var are paper and code, not {self.preset!r}.")
         if self.image is None:
-            raise EditError("var needs image=, the tokens of the image: (start, stop), or a (batch, slots) tensor.")
-        if self.dims is None and self.text_sinks is None and self.visual_sinks is None:
-            raise EditError("var needs the sink tokens: text_sinks=, visual_sinks=, or both.")
+            raise EditError('var needs image=: "image", (start, stop), or a (batch, slots) tensor.')
+        given = self.text_sinks is not None or self.visual_sinks is not None
+        if self.dims is None and not given:
+            raise EditError("var needs the sink tokens (text_sinks=, visual_sinks=), or dims= to search for them.")
+        if isinstance(self.dims, str) and self.dims != "auto":
+            raise EditError(f'dims of var are "auto", or numbers of the residual stream, not {self.dims!r}.')
+        if self.dims is not None and self.dims != "auto":
+            if given:
+                raise EditError("var takes the sink tokens, or dims to search for them, not both.")
+            object.__setattr__(self, "dims", tuple(int(d) for d in self.dims))
+            if not self.dims or min(self.dims) < 0:
+                raise EditError(f"dims of var are numbers of the residual stream, from 0, not {self.dims}.")
+        if self.tau is not None and not self.tau > 0:
+            raise EditError(f"τ of var is above 0, not {self.tau}.")
         object.__setattr__(self, "image", check(self.image))
         for name in ("text_sinks", "visual_sinks"):
             object.__setattr__(self, name, _by_layer(getattr(self, name)))
@@ -77,11 +98,11 @@ class VAR(HeadEdit):
         for name in ("p", "rho", "image_mass"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EditError(f"{name} of var is between 0 and 1, not {getattr(self, name)}.")
-        if not isinstance(self.image, torch.Tensor):
+        if known(self.image):
             inside = {k for a, b in spans_of(self.image) for k in range(a, b)}
             for keys in self.visual_sinks.values() if isinstance(self.visual_sinks, dict) else [self.visual_sinks]:
-                known = [] if keys is None or isinstance(keys, torch.Tensor) else spans_of(keys)
-                outside = [k for a, b in known for k in range(a, b) if k not in inside]
+                spans = spans_of(keys) if keys is not None and known(keys) else []
+                outside = [k for a, b in spans for k in range(a, b) if k not in inside]
                 if outside:
                     raise EditError(f"Token {outside[0]} is a visual sink of var, but not in the image {self.image}.")
 
@@ -90,14 +111,32 @@ class VAR(HeadEdit):
         """The share that sinks give up."""
         return 1 - self.p if self.preset == "code" else self.p
 
+    @property
+    def searches(self) -> bool:
+        """Whether sinks are found while the model runs."""
+        return self.text_sinks is None and self.visual_sinks is None
+
+    @property
+    def needs_hidden(self) -> bool:
+        return self.searches
+
     def is_identity(self) -> bool:
         return self.moved == 0 or super().is_identity()
 
     def bind(self, model: HookedModel) -> None:
         super().bind(model)
-        if self.dims is not None:
-            raise EditError("var does not search the residual stream for sinks while the model runs; find them with "
-                            "VAR.find_sinks, and give them as text_sinks= and visual_sinks=.")  # fmt: skip
+        if self.searches:
+            width = stream_width(model)
+            dims = published_dims(model) if self.dims == "auto" else self.dims
+            if dims and width is not None and max(dims) >= width:
+                raise EditError(f"{model.name} has a residual stream of {width}, and dims of var name {max(dims)}.")
+            tau = tau_of(width) if self.tau is None else self.tau
+            if width is not None and tau > width**0.5:
+                raise EditError(
+                    f"No token of {model.name} reaches τ = {tau:g}: |x| / RMS(x) is at most √{width} = "
+                    f"{width**0.5:.1f} in its residual stream; give var a smaller tau=."
+                )
+            object.__setattr__(self, "_memory", SinkMemory(dims, tau))
         object.__setattr__(self, "_last", model.n_layers - 1)
 
     def at(self, site: Site) -> bool:
@@ -108,13 +147,20 @@ class VAR(HeadEdit):
     def find_sinks(hidden: torch.Tensor, dims: Sequence[int], tau: float = 20.0) -> torch.Tensor:
         """(batch, tokens) bool: φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ on the stream entering a layer, (batch,
         tokens, d_model), as `model.capture_resid()` gives it in resid["pre", layer]."""
-        x = hidden.float()
-        rms = (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        return (x[..., list(dims)] / rms).abs().amax(-1) >= tau
+        return ratios(hidden)[..., list(dims)].amax(-1) >= tau
+
+    def touches(self, call: AttentionCall) -> bool:
+        """A search reads along outside its scope too."""
+        return self.at(call.site) if self.searches else super().touches(call)
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         layer, given = call.site.layer, (self.text_sinks, self.visual_sinks)
         text, visual = (sinks.get(layer) if isinstance(sinks, dict) else sinks for sinks in given)
+        if self.searches:
+            text = visual = self._memory.see(call)  # type: ignore[attr-defined]
+            slots_of(call, self.image)  # a prompt without image is refused, also where there is no sink
+            if not self.in_scope(call) or not bool(visual.any()):
+                return None
         if (text is None and visual is None) or (self.preset == "code" and visual is None):
             return None
         text, visual = [] if text is None else text, [] if visual is None else visual
@@ -123,7 +169,7 @@ class VAR(HeadEdit):
             if not isinstance(visual, torch.Tensor) and not visual:
                 return None
             if isinstance(visual, torch.Tensor):
-                rows = rows & per_sample(call, visual).any(-1, keepdim=True)
+                rows = rows & self._inside(call, visual).any(-1, keepdim=True)
         if isinstance(visual, torch.Tensor):
             image, seen = member(call, self.image), member(call, visual)
             labels = torch.where(image & seen, 3, torch.where(image, 2, member(call, text).long()))
@@ -147,12 +193,22 @@ class VAR(HeadEdit):
 
     def _rows(self, call: AttentionCall) -> torch.Tensor:
         """(batch or 1, queries) bool: the rows after the image."""
-        if not isinstance(self.image, torch.Tensor):
+        given = slots_of(call, self.image)
+        if given is None:
             return query_positions(call) >= max((b for _, b in spans_of(self.image)), default=0)
-        image = per_sample(call, self.image)  # (batch or 1, slots)
+        image = per_sample(call, given)  # (batch or 1, slots)
         slots = torch.arange(1, image.shape[1] + 1, device=image.device)
         stop = torch.where(image, slots, 0).amax(-1, keepdim=True)
         return torch.arange(call.n_queries, device=image.device) + call.mask.q_start >= stop
+
+    def _inside(self, call: AttentionCall, visual: torch.Tensor) -> torch.Tensor:
+        """(batch or 1, …) bool: the visual sinks that are image tokens."""
+        given = slots_of(call, self.image)
+        if given is None:  # by position: in the columns of this call
+            return member(call, self.image) & member(call, visual)
+        image, sinks = per_sample(call, given), per_sample(call, visual)
+        width = min(image.shape[1], sinks.shape[1])
+        return image[:, :width] & sinks[:, :width]
 
     def route(self, site: Site) -> str:
         return f"var {self.preset} {self.moved:g} moved: a rule over four groups of keys, gated by their masses"

@@ -8,10 +8,13 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 #: bundled name → folder here
-BUNDLED = {"pocket-llama": "pocket_llama"}
+BUNDLED = {"pocket-llama": "pocket_llama", "pocket-llava": "pocket_llava"}
 
 #: shortcut → bundled name, and whose model the shortcut might have meant
-SHORTCUTS = {"llama": ("pocket-llama", "Meta's: --model llama-3.1-8b")}
+SHORTCUTS = {
+    "llama": ("pocket-llama", "Meta's: --model llama-3.1-8b"),
+    "llava": ("pocket-llava", "the LLaVA of Liu et al.: --model llava-1.5-7b"),
+}
 
 ALIASES = {
     "gpt2": "openai-community/gpt2",
@@ -37,6 +40,15 @@ ALIASES = {
     "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
     "gpt-oss-20b": "openai/gpt-oss-20b",
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-next-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "smolvlm-256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "paligemma-3b": "google/paligemma-3b-mix-224",
+    "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
+    "gemma-3-4b": "google/gemma-3-4b-it",
 }
 
 

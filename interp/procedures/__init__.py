@@ -9,8 +9,11 @@ from interp.registry import Registry
 
 if TYPE_CHECKING:
     from interp.procedures.ape import APE as APE
+    from interp.procedures.cca import CCA as CCA
+    from interp.procedures.damro import DAMRO as DAMRO
     from interp.procedures.guidance import guided_generate as guided_generate
     from interp.procedures.guidance import guided_logits as guided_logits
+    from interp.procedures.ritual import RITUAL as RITUAL
 
 registry: Registry[Any] = Registry(
     "procedure",
@@ -18,12 +21,18 @@ registry: Registry[Any] = Registry(
     {
         "ape": "interp.procedures.ape:APE",
         "guidance": "interp.procedures.guidance:guided_generate",
+        "damro": "interp.procedures.damro:DAMRO",
+        "ritual": "interp.procedures.ritual:RITUAL",
+        "cca": "interp.procedures.cca:CCA",
     },
     make=lambda entry: entry,
 )
 
 _HOME = {
     "APE": "ape",
+    "CCA": "cca",
+    "DAMRO": "damro",
+    "RITUAL": "ritual",
     "guided_generate": "guidance",
     "guided_logits": "guidance",
 }

@@ -30,6 +30,14 @@ registry: Registry[Score] = Registry(
         "residual_peak": "interp.scores.residual_peak:ResidualPeak",
         "dormancy": "interp.scores.dormancy:Dormancy",
         "importance": "interp.scores.importance:Importance",
+        "vhd": "interp.scores.vhd:VHD",
+        "image_mass": "interp.scores.image_mass:ImageMass",
+        "visual_sink": "interp.scores.visual_sink:VisualSink",
+        "visual_nonsink_ratio": "interp.scores.visual_nonsink_ratio:VisualNonsinkRatio",
+        "image_centric": "interp.scores.image_centric:ImageCentric",
+        "cls_outlier": "interp.scores.cls_outlier:CLSOutlier",
+        "vit_distance": "interp.scores.vit_distance:ViTDistance",
+        "vit_importance": "interp.scores.vit_importance:ViTImportance",
     },
     make=lambda cls: cls(),  # type: ignore[operator]
 )

@@ -43,6 +43,16 @@ class Score(ABC):
     probe: ClassVar[str]
     #: measured by `scores="default"`
     default: ClassVar[bool] = False
+    #: only models that take images have it; for others "default" and "all" leave it out
+    needs_images: ClassVar[bool] = False
+    #: "" for heads of the main tower, or "vision"
+    tower: ClassVar[str] = ""
+    #: why it is not defined in a model that gives it nowhere, as a clause; "" where that can't be
+    undefined: ClassVar[str] = ""
+
+    def at(self, tower: str) -> bool:
+        """Whether heads of this tower have it, of those that the probe runs."""
+        return not self.needs_images or (tower == "vision") == (self.tower == "vision")
 
     def ask(self, batch: ProbeBatch) -> Question:
         """The statistics this score needs on `batch`."""
@@ -64,6 +74,17 @@ class DecodeScore(Score):
     @abstractmethod
     def measure_steps(self, steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
         """(samples, heads) from one layer's statistics at every decode step, in order."""
+
+
+class PassScore(Score):
+    """A score of one layer that depends on others: judged when the whole forward was seen."""
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        raise TypeError(f"{self.name} is measured over a whole forward; use measure_pass.")
+
+    @abstractmethod
+    def measure_pass(self, layers: Sequence[LayerStats], batch: ProbeBatch) -> list[torch.Tensor]:
+        """(samples, heads) of each layer, from all layers' statistics in order."""
 
 
 class ModelScore(Score):

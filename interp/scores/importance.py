@@ -34,18 +34,23 @@ class Importance(ModelScore):
     passes = "1 a head and sample"
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
-        return settings.samples * min(LENGTH, settings.context) * (len(model.heads) + 1)
+        return settings.samples * min(LENGTH, settings.context) * (len(heads(model)) + 1)
 
     def steps(self, model: HookedModel, settings: Settings) -> int:
-        return len(model.heads)
+        return len(heads(model))
 
     def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
         length = min(LENGTH, settings.context)
         rows = torch.tensor(rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed))
         plain = _losses(model, rows)
-        for head in model.heads:
+        for head in heads(model):
             with model.edit(ScaleHeads({head: 0.0})):
                 yield [(head, (_losses(model, rows) - plain).tolist())]
+
+
+def heads(model: HookedModel) -> list[Head]:
+    """All heads but a vision tower's, which text does not pass."""
+    return [h for h in model.heads if h.tower != "vision"]
 
 
 @torch.no_grad()

@@ -50,4 +50,4 @@ class ResidualPeak(ModelScore):
                 if key != "final" and key[0] == "pre":
                     norm = value[0].float().norm(dim=-1)  # (tokens,)
                     by_layer.setdefault(key[1], []).append(float(norm[0] / norm[1:].mean()))
-        yield [(h, by_layer[h.layer]) for h in model.heads if h.layer in by_layer]
+        yield [(h, by_layer[h.layer]) for h in model.heads if h.tower == model.main_tower and h.layer in by_layer]

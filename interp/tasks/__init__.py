@@ -19,6 +19,8 @@ registry: Registry[Task] = Registry(
         "colored_objects": "interp.tasks.colored_objects:ColoredObjects",
         "bigram_backcopy": "interp.tasks.bigram_backcopy:BigramBackcopy",
         "classification": "interp.tasks.classification:Classification",
+        "pope": "interp.tasks.pope:Pope",
+        "chair": "interp.tasks.chair:Chair",
     },
     make=lambda cls: cls(),  # type: ignore[operator]
 )

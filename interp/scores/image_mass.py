@@ -1,0 +1,53 @@
+"""Attention on the image."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp_hooks.observe import LayerStats, Question
+
+
+class ImageMass(Score):
+    """Σ_{k∈image} A[q, k], mean over the words q after the image. Shape (batch, heads)."""
+
+    name = "image_mass"
+    title = "Image mass"
+    reading = "How much of its attention a head gives to the image while the model reads or writes about it."
+    formula = "mean over words q after the image of Σ_{k∈image} A[q, k]"
+    citation = "Kang et al. 2025 (ICLR), arXiv 2503.03321, section 4 (heads from 0.2 on look at the image)"
+    threshold = 0.2
+    probe = "image"
+    default = True
+    needs_images = True
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"group_mass"}), n_groups=2)
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        sinks, others, rows = image_masses(layer, batch)
+        mass = torch.where(rows, sinks + others, 0.0).sum(-1)
+        return mass / rows.sum(-1)
+
+
+def image_masses(layer: LayerStats, batch: ProbeBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mass on visual sinks and on the rest of the image, (batch, heads, queries) each, and which rows count, (batch, 1,
+    queries) bool: words after the image."""
+    mass = layer.group_mass
+    rows = layer.queries & batch.info["after"].to(mass.device)
+    sinks = mass[..., 2] if mass.shape[-1] > 2 else torch.zeros_like(mass[..., 1])
+    return sinks, mass[..., 1], rows[:, None]
+
+
+#: why a model has no visual sinks
+NO_SINKS = (
+    "the first token has no massive activation in the residual stream, |x[d]| ≥ τ·RMS(x), by which sinks are told (τ "
+    "is 20, in streams narrower than 1024 0.31·√width)"
+)
+
+
+def where_defined(values: torch.Tensor, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+    """(batch, heads), NaN for samples in which no dimension marks sinks in this layer."""
+    defined = batch.info["defined"][layer.site.layer].to(values.device)
+    return torch.where(defined[:, None], values, torch.nan)

@@ -1,0 +1,39 @@
+"""Attention on visual sinks."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp.scores.image_mass import NO_SINKS, image_masses, where_defined
+from interp_hooks.observe import LayerStats, Question
+
+
+class VisualSink(Score):
+    """Σ_q Σ_{k∈sinks} A[q, k] / Σ_q Σ_{k∈image} A[q, k], over the words q after the image.
+
+    Sinks are the image's tokens with φ(x) = max_{d∈D} |x[d]| / RMS(x) ≥ τ, x the residual stream that enters the layer
+    and D the dimensions published for the model, or else those of its first token's massive activations there (|x[d]|
+    ≥ τ·RMS(x)); τ is 20, and 0.31·√d_model in streams narrower than 1024. A layer without such dimensions has no value,
+    and a model without a note that says so; an image none of whose tokens is a sink has 0. Shape (batch, heads).
+    """
+
+    name = "visual_sink"
+    title = "Visual sink"
+    reading = "Which share of a head's attention on the image goes to the few image tokens that are sinks."
+    formula = "Σ_q Σ_{k∈visual sinks} A[q, k] / Σ_q Σ_{k∈image} A[q, k], sinks: φ(x) ≥ τ"
+    citation = "Kang et al. 2025 (ICLR), arXiv 2503.03321"
+    probe = "image"
+    default = True
+    needs_images = True
+    undefined = NO_SINKS
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"group_mass"}), n_groups=3)
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        sinks, others, rows = image_masses(layer, batch)
+        of_sinks, of_others = (torch.where(rows, m, 0.0).sum(-1) for m in (sinks, others))
+        share = of_sinks / (of_sinks + of_others)  # NaN where the image gets nothing at all
+        return where_defined(share, layer, batch)

@@ -1,0 +1,41 @@
+"""How far heads of the vision tower look."""
+
+from __future__ import annotations
+
+import torch
+
+from interp.patches import by_sample, mean_distance, patch_grid
+from interp.probes import ProbeBatch
+from interp.scores.base import Score
+from interp_hooks.observe import LayerStats, Question
+
+
+class ViTDistance(Score):
+    """mean_i Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij over patches i, j at grid places p: Euclidean, in patches; the class token
+    is left out. Towers whose patches are no grid of known size have no value.
+
+    Shape (pictures, heads), then the mean over a sample's pictures or tiles.
+    """
+
+    name = "vit_distance"
+    title = "Distance in the picture"
+    reading = "How far from itself a patch looks on average, in patches: small in local heads, large in global ones."
+    formula = "mean over patches i of Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij"
+    citation = "Dosovitskiy et al. 2021, arXiv 2010.11929 (mean attention distance)"
+    unit = "patches"
+    high = None
+    probe = "image"
+    default = True
+    needs_images = True
+    tower = "vision"
+    undefined = "the vision tower's patches are no grid of known size"
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(call=True)
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        assert layer.call is not None and layer.call.query is not None
+        grid = patch_grid(batch.info["config"], layer.call.n_keys)
+        if grid is None or layer.call.n_queries != layer.call.n_keys:
+            return layer.call.query.new_full((batch.samples, layer.site.n_heads), torch.nan)
+        return by_sample(mean_distance(layer.call, grid), batch.samples)

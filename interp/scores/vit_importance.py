@@ -1,0 +1,65 @@
+"""Importance of the vision tower's heads: what the model answers without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp import pictures
+from interp.edits.scale_heads import ScaleHeads
+from interp.inputs import forward
+from interp.probes import image_batch
+from interp.scores.base import ModelScore
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    from interp.probes import Settings
+    from interp_hooks.model import HookedModel
+
+
+class ViTImportance(ModelScore):
+    """KL(p ‖ p without the head) of the next token after a prompt with a picture, z of the head := 0 in the vision
+    tower; one pass a head and sample. Heads after the layer whose features the language model gets have 0."""
+
+    name = "vit_importance"
+    title = "Importance for the answer"
+    reading = "How much the model's next word about the picture changes when this head of the vision tower is removed."
+    formula = "KL(p(next | picture) ‖ p(next | picture; z_h := 0))"
+    citation = "after Michel et al. 2019, arXiv 1905.10650 (pruning heads)"
+    unit = "nats"
+    high = None
+    probe = "own"
+    passes = "1 a head and sample"
+    needs_images = True
+    tower = "vision"
+
+    def cost(self, model: HookedModel, settings: Settings) -> int:
+        (one,) = pictures.prompts(model, settings, limit=1)
+        return image_batch(model, one).tokens * pictures.count(settings) * (len(heads(model)) + 1)
+
+    def steps(self, model: HookedModel, settings: Settings) -> int:
+        return len(heads(model))
+
+    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+        given = pictures.prompts(model, settings)
+        plain = [_next(model, inputs) for inputs in given]
+        for head in heads(model):
+            with model.edit(ScaleHeads({head: 0.0})):
+                without = [_next(model, inputs) for inputs in given]
+            pairs = zip(plain, without, strict=True)
+            yield [(head, [max(0.0, float((p.exp() * (p - q)).sum())) for p, q in pairs])]
+
+
+def heads(model: HookedModel) -> list[Head]:
+    """The vision tower's heads."""
+    return [h for h in model.heads if h.tower == "vision"]
+
+
+@torch.no_grad()
+def _next(model: HookedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(vocabulary,) float64: log p of the next token."""
+    more = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    out = forward(model, inputs["input_ids"], inputs.get("attention_mask"), keep=1, **more)
+    return out.logits[0, -1].double().log_softmax(-1).cpu()

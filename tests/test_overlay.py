@@ -1,0 +1,102 @@
+"""Attention over a picture: the weights are the eager ones, in their places; it saves; it draws."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import train_pocket_llava as script
+
+import interp
+from interp import scenes
+from interp.errors import HeadError, InputError
+from interp.overlay import Overlay, overlay
+from interp.vision import with_images
+from interp_hooks import HookedModel, hook
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedModel:
+    processor = script.build_processor()
+    return hook(script.build_model(processor.tokenizer, 0), name="random llava", processor=processor)
+
+
+def picture(seed: int = 0):  # type: ignore[no-untyped-def]
+    return scenes.render(scenes.usual(np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("token", [-1, -3, 67])
+def test_weights_are_the_eager_ones(model: HookedModel, token: int) -> None:
+    prompt = "is there a chair ?"
+    found = overlay(model, picture(), prompt, ["L1H2", "text.L3H7"], token)
+    inputs = with_images(model, prompt, [picture()])
+    with torch.no_grad():
+        weights = tiny.eager(model.module)(**inputs, output_attentions=True).attentions
+    for name, layer, head in (("text.L1H2", 1, 2), ("text.L3H7", 3, 7)):
+        wanted = weights[layer][0, head, token, 1:65]
+        assert np.allclose(np.array(found.maps[name]), wanted.view(8, 8).numpy(), atol=1e-5)
+        assert found.mass[name] == pytest.approx(float(wanted.sum()), abs=1e-4)
+    assert found.token == model.tokenizer.decode(inputs["input_ids"][0, token])
+
+
+def test_places_are_those_of_the_patches(model: HookedModel) -> None:
+    """A change of one patch of the picture changes what is seen of it most: row 2, column 5."""
+    changed = np.asarray(picture()).copy()
+    changed[12:18, 30:36] = 255
+    before, after = (np.array(overlay(model, p, "describe the picture :", "L0H0").maps["text.L0H0"])
+                     for p in (picture(), _image(changed)))  # fmt: skip
+    difference = np.abs(np.log(after) - np.log(before))
+    assert np.unravel_index(difference.argmax(), (8, 8)) == (2, 5)
+
+
+def _image(pixels: np.ndarray):  # type: ignore[no-untyped-def]
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
+def test_saved_and_drawn(model: HookedModel, tmp_path: Path) -> None:
+    file = tmp_path / "scene.png"
+    picture().save(file)
+    made = overlay(model, file, "is there a cup ?", "L0H0,L2H1,L3H3,L3H4,L3H5")
+    made = replace(made, sinks={**made.sinks, "text.L2H1": [(1, 1), (7, 7)]})
+    again = Overlay.from_json(json.loads(json.dumps(made.to_json())))
+    assert again == made and np.array_equal(np.asarray(again.image()), np.asarray(picture()))
+    figure = again.figure()
+    kinds = [trace.type for trace in figure.data]
+    assert kinds.count("image") == 6 and kinds.count("heatmap") == 5
+    crosses = next(trace for trace in figure.data if trace.type == "scatter")
+    assert list(crosses.x) == pytest.approx([8.5, 44.5]) and list(crosses.y) == pytest.approx([8.5, 44.5])
+
+
+def test_sinks_are_marked_where_they_are(model: HookedModel) -> None:
+    """A dimension that is massive at the first token and at two image tokens, planted in the stream."""
+    plan = {0: 60.0, 1 + 10: 50.0, 1 + 63: -70.0}
+
+    def plant(place: str, layer: int, stream: torch.Tensor) -> torch.Tensor | None:
+        if (place, layer) != ("pre", 1):
+            return None
+        stream = stream.clone()
+        for token, value in plan.items():
+            stream[:, token, 7] = value
+        return stream
+
+    with model.capture_resid(plant):
+        made = overlay(model, picture(), "is there a cup ?", "L0H0,L1H1")
+    assert made.sinks == {"text.L0H0": [], "text.L1H1": [(1, 2), (7, 7)]}
+
+
+def test_what_cannot_be_shown(model: HookedModel) -> None:
+    with pytest.raises(InputError, match="no token 500"):
+        overlay(model, picture(), "is there a cup ?", "L0H0", 500)
+    with pytest.raises(InputError, match="text tower"):
+        overlay(model, picture(), "is there a cup ?", "vision.L0H0")
+    with pytest.raises(HeadError):
+        overlay(model, picture(), "is there a cup ?", "L9H0")
+    with pytest.raises(InputError, match="takes no images"):
+        overlay(interp.load("llama"), picture(), "a", "L0H0")
