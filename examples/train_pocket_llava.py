@@ -430,7 +430,7 @@ greedy.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="pocket_llava")
-    parser.add_argument("--images", type=float, default=300e3, help="length of the run")
+    parser.add_argument("--images", type=float, default=200e3, help="length of the run")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)

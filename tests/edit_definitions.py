@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -233,6 +233,10 @@ def zero(x: Attention, z: Tensor, edit: E.Ablate) -> Tensor:
 
 
 def vhr(x: Attention, z: Tensor, edit: E.VHR) -> Tensor:
+    """In a prompt, with scope "decode", the last row alone."""
+    if edit.scope == "decode" and not x.decode:
+        made = vhr(x, z, replace(edit, scope="all"))
+        return torch.cat([z[:, :, :-1], made[:, :, -1:]], 2)
     if edit.selected is not None:
         each = len(z) // len(edit.selected)
         new = z.clone()
@@ -295,6 +299,8 @@ OUTPUT: dict[type, Any] = {
 
 
 def applies(x: Attention, edit: Edit) -> bool:
+    if isinstance(edit, E.VHR) and edit.scope == "decode" and edit.first:
+        return True
     return edit.scope == "all" or (edit.scope == "decode") == x.decode
 
 

@@ -164,16 +164,17 @@ def run(*words: object, code: int = 0) -> Result:
 def test_on_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "my gain.json"
     words = ["--task", "colored_objects", "--n", LEAST, "--out", out]
-    shown = run("--method", "headhunter", "--layers", "3", "--rounds", "1", "--model", "llama", *words).output
+    shown = run("--method", "headhunter", "--layers", "3", "--rounds", "1", *words).output
     assert "held out, accuracy" in shown and "training, margin" in shown and out.is_file()
+    assert "nothing to edit" in shown and "interp evaluate" not in shown
+    shown = run("--method", "zerotuning", "--unsupervised", "--layers", "0", "--model", "pocket-llama", *words).output
+    assert "held out, entropy" in shown and "margin" not in shown
     (line,) = (line for line in shown.splitlines() if "interp evaluate" in line)
-    next_step = shlex.split(line[line.index("interp evaluate") :])
-    expected = ["--model", "llama", "--task", "colored_objects", "--edit", str(out), "--n", str(LEAST), "--seed", "1"]
-    assert next_step == ["interp", "evaluate", *expected]
-    done = CliRunner().invoke(app, next_step[1:])
+    command = shlex.split(line[line.index("interp evaluate") :])
+    expected = ["--model", "pocket-llama", "--task", "colored_objects", "--edit", str(out), "--n", str(LEAST)]
+    assert command == ["interp", "evaluate", *expected, "--seed", "1"]
+    done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0 and "edited" in done.output, done.output
-    blind = ["--method", "zerotuning", "--unsupervised", "--layers", "0"]
-    assert "margin" not in run(*blind, "--task", "ioi", "--n", 8, "--out", tmp_path / "blind.json").output
     for wrong, sentence in (
         (["--method", "actt"], "did you mean act"),
         (["--method", "act", "--unsupervised"], "--unsupervised is not an option of the method act; it takes --layers"),

@@ -108,6 +108,7 @@ def explain_call(call: AttentionCall, edits: Sequence[Edit], backend: str) -> st
         scale=edited.scaling,
         softcap=edited.softcap,
         sinks=edited.sinks,
+        request=Request(lse=False),
         steer=[s.steer for s in steers] or None,
         backend=backend,
     )
@@ -168,7 +169,7 @@ def _one(call: AttentionCall, request: Request, backend: str, steers: Sequence[S
         scale=call.scaling,
         softcap=call.softcap,
         sinks=call.sinks,
-        request=request,
+        request=replace(request, lse=False),
         steer=list(steers) or None,
         backend=backend,
     )

@@ -92,6 +92,8 @@ def calibrate(
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:
         note(remark)
+    if not result.edits:
+        return
     words = ["--model", model, "--task", task or result.task, "--edit", str(out_file), "--n", str(n)]
     again = shlex.join(["interp", "evaluate", *words, "--seed", str(seed + 1)])
     note(f"Edits in {out_file}. Measure them on new instances (another seed): {again}")

@@ -203,9 +203,16 @@ def explain(
         fused = _fused()
         assert fused is not None
         return fused.explain_route(
-            q, k, v, mask=mask, softcap=softcap, sinks=sinks, request=request or Request(), steer=steer
+            q,
+            k,
+            v,
+            mask=mask,
+            softcap=softcap,
+            sinks=sinks,
+            request=Request() if request is None else request,
+            steer=steer,
         )
     line = streaming.explain_route(
-        q, k, v, mask=mask, softcap=softcap, sinks=sinks, request=request or Request(), steer=steer
+        q, k, v, mask=mask, softcap=softcap, sinks=sinks, request=Request() if request is None else request, steer=steer
     )
     return f"{line}; not triton: {reason}" if reason else line

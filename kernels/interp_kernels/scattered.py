@@ -7,6 +7,7 @@ short as the list. Rows before a list's first key skip it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,9 @@ _LISTED = 4
 _MAX_HIDDEN = 2
 #: Logits over listed keys held at a time (elements).
 _BUDGET = 1 << 20
+#: Query rows at a time: later ones see longer lists.
+_ROWS = 1024
+_LOG2E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,13 @@ def listed(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility,
     at = columns.expand(batch, stacks, n).clamp_max(lk - 1)
     sample = torch.arange(batch, device=q.device)[:, None, None]
     head = (torch.arange(stacks, device=q.device) // (1 if shared else group))[None, :, None]
-    keys = (k[sample, head, at].to(dtype) * scale).transpose(-1, -2)  # (batch, stacks, d, n)
+    # Logits in units of ln 2, as in `chunked`.
+    keys = (k[sample, head, at].to(dtype) * (scale * _LOG2E)).transpose(-1, -2)  # (batch, stacks, d, n)
     values = v[sample, head, at].to(dtype)
     out = torch.zeros(batch, heads, lq, d_v, dtype=dtype, device=q.device)
     lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
-    earliest = columns.amin((0, 1))  # (n,) sorted
-    rows = max(32, _BUDGET // (batch * heads * n))
+    earliest, latest = columns.amin((0, 1)), columns.amax((0, 1))  # (n,) sorted
+    rows = max(32, min(_ROWS, _BUDGET // (batch * heads * n)))
     limit = torch.arange(lq, device=q.device) + (vis.mask.q_start - vis.mask.k_start) if vis.mask.causal else None
     for r0 in range(0, lq, rows):
         r1 = min(r0 + rows, lq)
@@ -108,11 +113,13 @@ def listed(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility,
         queries = q[:, :, r0:r1].to(dtype).reshape(batch, stacks, -1, d)
         s = (queries @ keys[..., :width]).view(batch, heads, r1 - r0, width)
         upto = lk - 1 if limit is None else limit[r0:r1, None].clamp_max(lk - 1)
-        s.masked_fill_(columns[:, :, None, :width] > upto, INVISIBLE)
+        all_see = int(torch.searchsorted(latest, last if limit is None else int(limit[r0]), right=True))
+        if all_see < width:
+            s[..., all_see:].masked_fill_(columns[:, :, None, all_see:width] > upto, INVISIBLE)
         top = s.amax(-1, keepdim=True).clamp_min_(FLOOR)
-        p = s.sub_(top).exp_()
+        p = s.sub_(top).exp2_()
         total = p.sum(-1, keepdim=True)
         sums = (p.view(batch, stacks, -1, width) @ values[:, :, :width]).view(batch, heads, r1 - r0, d_v)
         out[:, :, r0:r1] = sums / total.masked_fill(total == 0, 1.0)
-        lse[:, :, r0:r1] = (top + total.log())[..., 0]  # top + ln 0 = −inf
+        lse[:, :, r0:r1] = (top / _LOG2E + total.log())[..., 0]  # top + ln 0 = −inf
     return out, lse

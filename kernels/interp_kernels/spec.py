@@ -76,7 +76,8 @@ class Request:
       weights, (batch, heads, queries, k). ``topk_rows`` (m,) int: only of these query rows, (batch, heads, m, k); in a
       long prompt they are a pass of their own, as cheap as m decode steps side by side.
     * ``out`` False: the output is not needed, and may come back without columns; the streaming route then leaves V
-      alone.
+      alone. ``lse`` False: nobody reads the log-sum-exp, and it may come as a rule leaves it (one that renormalises is
+      then a bias on the logits).
     """
 
     names: frozenset[str] = frozenset()
@@ -88,6 +89,7 @@ class Request:
     topk: int = 0
     topk_rows: torch.Tensor | None = None
     out: bool = True
+    lse: bool = True
 
     def __post_init__(self) -> None:
         unknown = set(self.names) - set(ROW)

@@ -8,7 +8,7 @@ the keys they see, where one product with [V | labels | 1 | positions] gives mos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from . import scattered, spans, vendor
 from .chunked import run_chunks
 from .compose import Steers, as_steers, fuse, refuse
-from .masking import FLOOR, Visibility, compute_dtype
+from .masking import FLOOR, Visibility, bias_visible, compute_dtype
 from .pairs import pair_mass
 from .spec import Mask, Request, Result
 from .steer import Steer
@@ -46,6 +46,26 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _parameters(steer: Steers) -> list[Tensor]:
     return [tensor for one in as_steers(steer) for tensor in one.tensors]
+
+
+def _prepared(steer: Steers, keys: int, device: torch.device, request: Request) -> tuple[Steer, ...]:
+    """Edits fused; where the log-sum-exp is not read, one that only renormalises is a bias ln keep on the logits."""
+    steers = fuse(steer, keys, device)
+    if request or request.lse or len(steers) != 1:
+        return steers
+    one = steers[0]
+    q_heads = max([r.keep.shape[0] for r in one.rules] + [1 if one.labels is None else one.labels.shape[1]])
+    if not one.rules or any(
+        not r.renormalise or r.tests is not None or r.rows is not None or r.keep.requires_grad for r in one.rules
+    ):
+        return steers
+    log_keep = torch.stack([r.keep.to(device).expand(q_heads, -1).log() for r in one.rules]).sum(0)  # (heads, groups)
+    labels = one.labels_of(keys, device)  # (batch or 1, heads or 1, keys)
+    shape = (len(labels), q_heads, keys)
+    bias = log_keep.expand(len(labels), -1, -1).gather(-1, labels.expand(shape))  # −inf where keep is 0
+    if one.bias is not None:
+        bias = torch.where(bias_visible(one.bias.to(device)), one.bias.to(device), -torch.inf) + bias
+    return (replace(one, rule=None, labels=None, spans=(), bias=bias),)
 
 
 def choose(
@@ -117,9 +137,9 @@ def attention(
 ) -> Result:
     """As `reference.attention`; never holds a (queries, keys) matrix. Gradients flow through `out` (not `lse`, where
     the vendor computes it); statistics are computed without gradients, in a pass of their own if some are needed."""
-    request = request or Request()
+    request = Request() if request is None else request
     refuse(steer, sinks, request)
-    steers = fuse(steer, k.shape[2], q.device)
+    steers = _prepared(steer, k.shape[2], q.device, request)
     needs_grad = _needs_grad(q, k, v, sinks, mask.dense, *_parameters(steers))
     if needs_grad and request:
         result = attention(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steers)
@@ -242,7 +262,7 @@ def explain_route(
 ) -> str:
     """One line: which way `attention` would go, and why."""
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    steers = fuse(steer, k.shape[2], q.device)
+    steers = _prepared(steer, k.shape[2], q.device, request)
     route = choose(q, k, v, vis, softcap, sinks, request, steers)
     if not route.shape:
         return f"streaming: chunked, {route.why}"

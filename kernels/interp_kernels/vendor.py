@@ -76,7 +76,8 @@ def attend(
     if added is not None:
         # Where all that is seen is hidden, the hidden keys' bias is what is left of the log-sum-exp.
         empty = lse <= FLOOR
-        out, lse = out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, -torch.inf)
+        if bool(empty.any()):  # on a CPU looking costs less than writing the output once more
+            out, lse = out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, -torch.inf)
     return out[..., :d_v], lse
 
 

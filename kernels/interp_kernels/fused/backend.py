@@ -159,7 +159,7 @@ def attention(
     steer: Steers = None,
 ) -> Result:
     """As `reference.attention`, with kernels. Gradients flow to a rule's tensors, blend and gain."""
-    request = request or Request()
+    request = Request() if request is None else request
     refuse(steer, sinks, request)
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
     steer = _only(fuse(steer, k.shape[2], q.device)).to(q.device)
