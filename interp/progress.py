@@ -1,9 +1,11 @@
-"""One progress bar with time left, for notebooks, scripts and the command line."""
+"""One progress bar with time left, for notebooks, scripts and the command line; and a clock."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -16,3 +18,10 @@ def bar(title: str, enabled: bool = True) -> Iterator[Callable[[int, int, str], 
 
     with progress(title) as report:
         yield report
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds of one run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start

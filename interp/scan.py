@@ -16,6 +16,7 @@ from interp.errors import ActivationError, ContextError, InputError
 from interp.inputs import check_context, forward, read_text, rows_of_text
 from interp.partial import Partial, Record
 from interp.probes import PROBES, ProbeBatch, Settings
+from interp.progress import timed
 from interp.provenance import provenance
 from interp.scores import select
 from interp.scores.base import DecodeScore, ModelScore, PassScore, Score
@@ -101,16 +102,15 @@ class Plan:
 
     @torch.no_grad()
     def _estimate(self) -> tuple[float, float]:
-        """Seconds from two short timed forwards (time = a·L + b·L²), gigabytes from shapes."""
+        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two each, as other work on
+        the machine only slows them; gigabytes from shapes."""
         lengths = sorted({64, min(256, self.settings.context)})
         times = []
         for length in lengths:
             row = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0))
             with self.model.watch(Question(frozenset({"entropy"})), lambda stats: None):
                 forward(self.model, row, keep=1)
-                start = time.perf_counter()
-                forward(self.model, row, keep=1)
-                times.append(time.perf_counter() - start)
+                times.append(min(timed(partial(forward, self.model, row, keep=1)) for _ in range(2)))
         per_token = [t / n for t, n in zip(times, lengths, strict=True)]
         slope = max(0.0, (per_token[-1] - per_token[0]) / max(1, lengths[-1] - lengths[0]))
         base = max(per_token[-1] - slope * lengths[-1], 0.3 * per_token[-1])

@@ -280,6 +280,32 @@ def test_vendor_scattered_equals_reference(data: Any) -> None:
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9)
 
 
+@examples(150)
+@given(st.data())
+def test_renormalising_rules_are_a_bias_where_the_lse_is_not_read(data: Any) -> None:
+    (q, k, v), kwargs = make_case(data.draw, torch.float64, 40)
+    kwargs.pop("request", None)
+    batch, heads, lk = *q.shape[:2], k.shape[2]
+    groups = data.draw(st.integers(1, 3))
+    rules = []
+    for _ in range(data.draw(st.integers(1, 2))):
+        keep = uniform(data.draw, *either(data.draw, heads), groups, high=2.0)
+        keep[uniform(data.draw, *keep.shape) < 0.25] = 0.0
+        rules.append(Rule(keep, renormalise=True))
+    where: dict[str, Any] = {"spans": make_spans(data.draw, lk, groups)}
+    if data.draw(st.booleans()):
+        where = {"labels": (uniform(data.draw, *either(data.draw, batch, heads), lk) * groups).long()}
+    steer = Steer(rule=tuple(rules), **where)
+    if data.draw(st.booleans()):
+        bias = uniform(data.draw, 1, heads, lk, low=-2.0, high=2.0)
+        steer = replace(steer, bias=bias.masked_fill(uniform(data.draw, 1, heads, lk) < 0.2, -math.inf))
+    prepared = streaming._prepared(steer, lk, q.device, Request(lse=False))
+    assert not prepared[0].rules and prepared[0].bias is not None
+    got = streaming.attention(q, k, v, steer=steer, request=Request(lse=False), **kwargs)
+    want = reference.attention(q, k, v, steer=steer, **kwargs)
+    torch.testing.assert_close(got.out, want.out, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("sinks", [None, torch.tensor([1.0, -3.0, 6.0, 0.0])])
 @pytest.mark.parametrize("padding", ["", "left", "right"])
 @pytest.mark.parametrize("shape", ["square", "prefix", "decode", "static", "full"])
