@@ -102,7 +102,7 @@ class Plan:
 
     @torch.no_grad()
     def _estimate(self) -> tuple[float, float]:
-        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two each, as other work on
+        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two, as other work on
         the machine only slows them; gigabytes from shapes."""
         lengths = sorted({64, min(256, self.settings.context)})
         times = []
