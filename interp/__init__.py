@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from interp import edits as edits
     from interp import models as models
     from interp import procedures as procedures
+    from interp import scenes as scenes
     from interp import scores as scores
     from interp import tasks as tasks
+    from interp import vision as vision
     from interp.ablation import ablate as ablate
     from interp.atlas import Atlas as Atlas
     from interp.calibration import calibrate as calibrate
@@ -48,7 +50,7 @@ _HOME = {
     "rhythm": "interp.curves",
     "scan_heads": "interp.scan",
 }
-_MODULES = ("edits", "models", "procedures", "scores", "tasks")
+_MODULES = ("edits", "models", "procedures", "scenes", "scores", "tasks", "vision")
 
 __all__ = [*_HOME, *_MODULES]
 
