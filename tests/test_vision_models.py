@@ -14,6 +14,7 @@ import interp
 from interp import vision
 from interp.edits import ScaleHeads, ScaleTokens
 from interp.errors import EditError, HeadError, InputError, TapError
+from interp.vhd import vhd
 from interp_hooks import Head, HookedModel, hook
 from interp_hooks.images import image_spans
 
@@ -86,6 +87,28 @@ def test_the_image_can_be_taken_out(made: Any) -> None:
     assert left["input_ids"][0].tolist() == [t for t in given["input_ids"][0].tolist() if t != IMAGE]
     with torch.no_grad():
         assert bool(torch.isfinite(model(**left).logits).all())
+
+
+@every_family
+def test_divergence_is_the_eager_one(made: Any) -> None:
+    """‖a(with image) − a(image removed)‖₂, a read from what W_O is given in a copy that was never tapped."""
+    model, given, _, eager = made
+    inputs_of: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    found = vhd(model, given)
+    layers = [eager.get_submodule(site.path) for site in model.sites if site.tower == "text"]
+    handles = [
+        module.o_proj.register_forward_pre_hook(lambda m, args, i=i: inputs_of[i].append(args[0][:, -1].detach()))
+        for i, module in enumerate(layers)
+    ]
+    with torch.no_grad():
+        eager(**given)
+        eager(**vision.without_images(model, given))
+    for handle in handles:
+        handle.remove()
+    for layer, (with_image, without) in inputs_of.items():
+        wanted = (with_image - without).double().view(1, 4, -1).norm(dim=-1)
+        torch.testing.assert_close(found[layer].double(), wanted, atol=1e-4, rtol=1e-4)
+        assert float(wanted.min()) > 1e-4
 
 
 def test_generation_remembers_the_image() -> None:

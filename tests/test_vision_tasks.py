@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 import train_pocket_llava as script
+from typer.testing import CliRunner
 
 import interp
 from interp import scenes, tasks, vision
+from interp.cli.main import app
 from interp.edits import ScaleTokens
 from interp.errors import InputError
 from interp.result import Evaluation
@@ -222,3 +224,35 @@ def test_prompts_with_images(model: HookedModel, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(InputError, match="can't be read as an image"):
         vision.with_images(model, "a chair", [file])
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    processor = script.build_processor()
+    folder = tmp_path / "model"
+    script.build_model(processor.tokenizer, 0).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    file = tmp_path / "scene.png"
+    scenes.render(scenes.usual(np.random.default_rng(0))).save(file)
+    edit = tmp_path / "edit.json"
+    edit.write_text('[{"edit": "scale_tokens", "keys": "image", "gain": 0.5}]', encoding="utf-8")
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    asked = run("generate", "--model", folder, "--prompt", "is there a cup ?", "--image", file, "--max-new-tokens", 3)
+    assert asked.exit_code == 0 and asked.stdout.strip()
+    both = run("evaluate", "--model", folder, "--task", "pope", "--n", 6, "--edit", edit, "--out", tmp_path / "pope")
+    assert both.exit_code == 0, both.output
+    assert all(word in both.stdout for word in ("accuracy", "F1", "precision", "recall", "share of yes", "McNemar"))
+    shown = run("show", tmp_path / "pope")
+    assert shown.exit_code == 0 and "share of yes" in shown.stdout
+    for arguments, says in (
+        (("generate", "--model", "llama", "--prompt", "a", "--image", file), "takes no images"),
+        (("generate", "--model", folder, "--prompt", "a", "--image", tmp_path / "none.png"), "There is no image"),
+        (("generate", "--model", folder, "--prompt", "<image> <image> a", "--image", file), "one an image"),
+        (("evaluate", "--model", "llama", "--task", "chair", "--n", 2), "takes no images"),
+        (("scan-heads", "--model", "llama", "--scores", "vhd"), "takes no images"),
+    ):
+        made = run(*arguments)
+        assert isinstance(made.exception, (InputError, SystemExit)), arguments
+        assert says in str(made.exception) or says in made.output, (arguments, made.output)
