@@ -388,13 +388,14 @@ def card(record: dict[str, Any]) -> str:
         + " |"
         for name, share, kinds in CURRICULUM
     )
+    size, seconds = f"{record['parameters'] / 1e6:.2f} M", f"{record['minutes']:.0f} minutes on {record['device']}"
+    steps = f"{record['steps']:,} steps, {record['images']:,} images, {seconds}"
     return f"""# pocket-llava
 
-A `LlavaForConditionalGeneration` with {record["parameters"] / 1e6:.2f} M parameters: a CLIP-style vision tower
-(4 layers × 4 heads, 48 × 48 pixels in {PATCHES} patches, features of the last but one layer), a projector, and a Llama
-of 4 layers × 8 heads (4 key/value heads), width 128. It exists so that heads that look at the image can be studied
-offline. It knows {len(OBJECTS)} kinds of things in {len(COLORS)} colours and nothing else of the world, and is not the
-LLaVA of Liu et al.
+A `LlavaForConditionalGeneration` with {size} parameters: a CLIP-style vision tower (4 layers × 4 heads, 48 × 48 pixels
+in {PATCHES} patches, features of the last but one layer), a projector, and a Llama of 4 layers × 8 heads (4 key/value
+heads), width 128. It exists so that heads that look at the image can be studied offline. It knows {len(OBJECTS)} kinds
+of things in {len(COLORS)} colours and nothing else of the world, and is not the LLaVA of Liu et al.
 
 ## Data
 
@@ -404,9 +405,9 @@ time in twelve; *broken* scenes, which training has not seen, have no companion 
 
 ## Recipe
 
-`python examples/train_pocket_llava.py`, seed {record["seed"]}: {record["steps"]:,} steps, {record["images"]:,} images,
-{record["minutes"]:.0f} minutes on {record["device"]} (torch {record["torch"]}, {record["date"]}). AdamW, learning rate
-1e-3.
+`python examples/train_pocket_llava.py`, seed {record["seed"]}: {steps} (torch {record["torch"]}, {record["date"]}).
+{record.get("remark", "")}
+AdamW, learning rate 1e-3; the vision tower's cells and class token stay part of the loss (× 0.1).
 
 | stage | share | caption, then questions / questions / caption |
 |---|---|---|

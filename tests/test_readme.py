@@ -82,6 +82,27 @@ def test_edit_table_is_the_committed_result() -> None:
     assert {"zero_tuning", "act", "scale_tokens", "move_mass", "scale_heads", "ablate"} <= names
 
 
+def test_vision_table_is_the_committed_result() -> None:
+    import vision_table
+
+    result = json.loads((ROOT / "examples/vision_table.json").read_text(encoding="utf-8"))
+    between = README.split(vision_table.BEGIN)[1].split(vision_table.END)[0].strip()
+    assert between == vision_table.render_table(result)
+    assert {"VHR, α = 2", "VAR, paper", "PAINT, α = 0.7, β = 0.35", "random heads × 2"} <= set(result["methods"])
+
+
+def test_vision_card_holds_the_measured_abilities() -> None:
+    """And they reach what they are there for: the model does its tasks, and makes things up where it expects them."""
+    folder = ROOT / "interp/models/pocket_llava"
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(f"| {name.partition(': ')[2]} | {value:.3f} |" in card for name, value in record["abilities"].items())
+    assert record["abilities"]["usual: questions right, random absent objects"] >= 0.95
+    assert record["abilities"]["usual: object F1 of captions"] >= 0.9
+    assert record["abilities"]["broken: told objects that are not there"] >= 0.1
+    assert (folder / "model.safetensors").stat().st_size <= 24 * 2**20
+
+
 def test_model_card_holds_the_measured_abilities() -> None:
     folder = ROOT / "interp/models/pocket_llama"
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))

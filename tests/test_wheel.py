@@ -17,6 +17,15 @@ def test_the_bundled_model_is_packaged_and_scans() -> None:
     assert atlas.frame["induction"].max() > 0.4
 
 
+def test_the_bundled_vision_model_is_packaged_and_sees() -> None:
+    model = interp.load("llava")
+    assert (model.name, model.towers) == ("pocket-llava", ["vision", "text"])
+    result = interp.evaluate(model, "pope", n=24)
+    assert result.baseline.mean > 0.6
+    atlas = interp.scan_heads(model, scores="image_mass,vit_distance", samples=2, context=64, progress=False)
+    assert atlas.overlays and atlas["image_mass"].max() > 0.5
+
+
 def test_the_three_packages_come_from_one_place() -> None:
     """An editable install has them in the checkout and its hooks/ and kernels/, a wheel side by side."""
     root, hooks, kernels = (Path(p.__file__).resolve().parents[1] for p in (interp, interp_hooks, interp_kernels))
