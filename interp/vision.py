@@ -61,7 +61,8 @@ def with_images(
 
     Args:
         texts: a prompt, or several. images: of one prompt its images; of several, for each its image or images.
-        place: put the marks of images in front of prompts that have none; else such prompts are refused.
+        place: give prompts without marks their images: in the processor's chat template as a user's turn, or without
+            one in front of the text; else such prompts are refused.
 
     Raises:
         InputError: a text-only model, no processor, a prompt without image or image without prompt, more images than
@@ -87,7 +88,7 @@ def with_images(
             raise InputError(
                 f"The prompt {text!r} has {found} × {mark} and {len(group)} images; it needs one an image."
             )
-        marked.append(text if found else f"{mark * len(group)} {text}")
+        marked.append(text if found else _placed(model, text, len(group), mark))
     pictures = [[read_image(p) if isinstance(p, (str, Path)) else p for p in group] for group in groups]
     nested = len(texts) > 1 or len(pictures[0]) > 1
     tokenizer = getattr(model.processor, "tokenizer", None)
@@ -104,6 +105,17 @@ def with_images(
         if tokenizer is not None:
             tokenizer.padding_side = side
     return dict(made)
+
+
+def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
+    """The prompt with its images before it, as a user's turn where the processor has a chat template."""
+    if not getattr(model.processor, "chat_template", None):
+        return f"{mark * images} {text}"
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+    turn = [{"role": "user", "content": content}]
+    made = str(model.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+    start = getattr(model.tokenizer, "bos_token", None)
+    return made.removeprefix(start) if start else made  # the processor puts it there itself
 
 
 def spans(model: HookedModel, input_ids: torch.Tensor) -> list[list[ImageSpan]]:

@@ -226,6 +226,23 @@ def test_prompts_with_images(model: HookedModel, tmp_path: Path) -> None:
         vision.with_images(model, "a chair", [file])
 
 
+def test_chat_templates_are_used(model: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt without marks is a user's turn; one with marks is left as it is."""
+    template = (
+        "<s>{% for m in messages %}this {% for c in m.content %}{% if c.type == 'image' %}<image> {% endif %}"
+        "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %} in picture :{% endif %}"
+    )
+    monkeypatch.setattr(model.processor, "chat_template", template)
+    picture = scenes.render(scenes.usual(np.random.default_rng(0)))
+    made = vision.with_images(model, "is there a cup ?", [picture])
+    words = model.tokenizer.convert_ids_to_tokens(made["input_ids"][0])
+    assert words[:3] == ["<s>", "this", "<image>"] and words.count("<image>") == 64
+    assert words[66:] == "is there a cup ? in picture :".split()
+    own = vision.with_images(model, "<image> is there a cup ?", [picture])
+    assert model.tokenizer.convert_ids_to_tokens(own["input_ids"][0])[65:] == "is there a cup ?".split()
+
+
 def test_on_the_command_line(tmp_path: Path) -> None:
     processor = script.build_processor()
     folder = tmp_path / "model"
