@@ -134,7 +134,10 @@ def _header(atlas: Atlas) -> str:
 
 
 def _navigation(atlas: Atlas) -> str:
-    links = "".join(f'<li><a href="#{_anchor(s)}">{escape(atlas.about(s).title)}</a></li>' for s in atlas.scores)
+    looks = "".join(f'<li><a href="#overlay-{n}-section">Where heads look</a></li>' for n in range(len(atlas.overlays)))
+    links = looks + "".join(
+        f'<li><a href="#{_anchor(s)}">{escape(atlas.about(s).title)}</a></li>' for s in atlas.scores
+    )
     return (
         '<nav aria-label="Contents"><ul><li><a href="#summary">Top heads</a></li>'
         f'{links}<li><a href="#provenance">Where this comes from</a></li></ul></nav>'
@@ -301,6 +304,7 @@ _SCRIPT = """
   const dress = (figure) => {
     const p = data.palettes[dark.matches ? "dark" : "light"];
     const f = structuredClone(figure);
+    f.layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: p.muted, activecolor: p.ink};
     if ((f.layout.meta || {}).overlay) {
       f.layout.font = {...f.layout.font, color: p.ink};
       f.layout.paper_bgcolor = f.layout.plot_bgcolor = "rgba(0,0,0,0)";
@@ -310,7 +314,6 @@ _SCRIPT = """
     f.layout.font.color = p.ink;
     f.layout.plot_bgcolor = p.gap;
     f.layout.hoverlabel = {bgcolor: p.hover, bordercolor: p.muted, font: {...f.layout.hoverlabel.font, color: p.ink}};
-    f.layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: p.muted, activecolor: p.ink};
     for (const shape of f.layout.shapes || []) shape.line.color = p.ring;
     return f;
   };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,3 +101,12 @@ def test_what_cannot_be_shown(model: HookedModel) -> None:
         overlay(model, picture(), "is there a cup ?", "L9H0")
     with pytest.raises(InputError, match="takes no images"):
         overlay(interp.load("llama"), picture(), "a", "L0H0")
+
+
+def test_the_report_shows_it(model: HookedModel, tmp_path: Path) -> None:
+    atlas = interp.scan_heads(model, scores="image_mass", samples=1, context=64, progress=False)
+    assert atlas.overlays and len(atlas.overlays[0].maps) == 7
+    page = interp.Atlas.load(atlas.save(tmp_path)).report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'href="#overlay-0-section"' in page and 'id="overlay-0-section"' in page and 'id="overlay-0"' in page
+    figures = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["figures"]  # type: ignore[index]
+    assert figures["overlay-0"]["layout"]["meta"]["overlay"] is True
