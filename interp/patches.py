@@ -89,10 +89,7 @@ def mean_distance(call: AttentionCall, grid: PatchGrid) -> torch.Tensor:
             part.query.float(),
             part.key.float(),
             value,
-            mask=part.mask,
-            scale=part.scaling,
-            softcap=part.softcap,
-            sinks=part.sinks,
+            **part.settings,
             backend="streaming",
         ).out  # (batch, heads, rows, rows + 1)
         own = out[..., :-1].diagonal(dim1=-2, dim2=-1)

@@ -107,10 +107,7 @@ def mean_patterns(model: HookedModel, prompts: Sequence[Mapping[str, Any]]) -> d
             call.query,
             call.key,
             call.value,
-            mask=call.mask,
-            scale=call.scaling,
-            softcap=call.softcap,
-            sinks=call.sinks,
+            **call.settings,
             request=request,
             backend="streaming",
         )

@@ -109,3 +109,13 @@ def test_model_card_holds_the_measured_abilities() -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     for task, value in record["abilities"].items():
         assert f"| {task} | {value:.3f} |" in card
+
+
+def test_notebooks_hold_no_warnings_and_no_paths() -> None:
+    files = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert len(files) >= 3
+    for file in files:
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        assert outputs and not [o for o in outputs if o.get("name") == "stderr" or o["output_type"] == "error"], file
+        assert "site-packages" not in json.dumps(outputs), file

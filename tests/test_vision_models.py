@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_vision
 import torch
-from tiny_vision import IMAGE, build, ids, pixels
+from tiny_vision import IMAGE, build, pixels
 
 import interp
 from interp import vision
@@ -162,4 +162,3 @@ def test_a_text_only_model_is_told_from_one_with_images() -> None:
         vision.with_images(model, "what", ["x.png"])
     with torch.no_grad(), model.edit(ScaleTokens("image", 2.0)), pytest.raises(EditError, match="has none"):
         model(input_ids=torch.tensor([[1, 3, 4, 5]]))
-    assert ids(2).shape == (1, 10)

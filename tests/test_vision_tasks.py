@@ -36,7 +36,7 @@ def model() -> HookedModel:
 def test_pope_asks_as_many_of_yes_as_of_no() -> None:
     for split in ("random", "popular", "adversarial", "all"):
         found = Pope(split=split).problems(60, seed=1)
-        assert len(found) == 60 and found == Pope(split=split).problems(90, seed=1)[:60] if split != "x" else True
+        assert len(found) == 60 and found == Pope(split=split).problems(90, seed=1)[:60]
         labels = [p.info["label"] for p in found]
         assert labels.count("yes") == labels.count("no") == 30
         for problem in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -54,6 +55,11 @@ class AttentionCall:
     pattern: torch.Tensor | None = None
     images: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `interp_kernels.attention` is told beside queries, keys and values."""
+        return dict(mask=self.mask, scale=self.scaling, softcap=self.softcap, sinks=self.sinks)
 
     @property
     def batch(self) -> int:

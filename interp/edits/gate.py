@@ -119,10 +119,7 @@ class Gate(HeadEdit):
             call.query,
             call.key,
             call.value,
-            mask=other.mask,
-            scale=call.scaling,
-            softcap=call.softcap,
-            sinks=call.sinks,
+            **other.settings,
             backend=getattr(self, "_backend", "auto"),
         ).out.transpose(1, 2)
         weight = gates.to(z.dtype)[:, None]  # (heads, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 
 from interp.probes import ProbeBatch
@@ -47,7 +49,24 @@ NO_SINKS = (
 )
 
 
-def where_defined(values: torch.Tensor, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
-    """(batch, heads), NaN for samples in which no dimension marks sinks in this layer."""
-    defined = batch.info["defined"][layer.site.layer].to(values.device)
-    return torch.where(defined[:, None], values, torch.nan)
+class SinkScore(Score):
+    """A score of the attention on an image's sinks and on the rest of it; `of` says which."""
+
+    citation = "Kang et al. 2025 (ICLR), arXiv 2503.03321"
+    probe = "image"
+    default = True
+    needs_images = True
+    undefined = NO_SINKS
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        return Question(frozenset({"group_mass"}), n_groups=3)
+
+    @abstractmethod
+    def of(self, sinks: torch.Tensor, others: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(batch, heads) from what `image_masses` gives."""
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        """NaN for samples in which no dimension marks sinks in this layer."""
+        values = self.of(*image_masses(layer, batch))
+        defined = batch.info["defined"][layer.site.layer].to(values.device)
+        return torch.where(defined[:, None], values, torch.nan)

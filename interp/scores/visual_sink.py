@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from interp.probes import ProbeBatch
-from interp.scores.base import Score
-from interp.scores.image_mass import NO_SINKS, image_masses, where_defined
-from interp_hooks.observe import LayerStats, Question
+from interp.scores.image_mass import SinkScore
 
 
-class VisualSink(Score):
+class VisualSink(SinkScore):
     """Σ_q Σ_{k∈sinks} A[q, k] / Σ_q Σ_{k∈image} A[q, k], over the words q after the image.
 
     Sinks are the image's tokens with φ(x) = max_{d∈D} |x[d]| / RMS(x) ≥ τ, x the residual stream that enters the layer
@@ -23,17 +20,8 @@ class VisualSink(Score):
     title = "Visual sink"
     reading = "Which share of a head's attention on the image goes to the few image tokens that are sinks."
     formula = "Σ_q Σ_{k∈visual sinks} A[q, k] / Σ_q Σ_{k∈image} A[q, k], sinks: φ(x) ≥ τ"
-    citation = "Kang et al. 2025 (ICLR), arXiv 2503.03321"
-    probe = "image"
-    default = True
-    needs_images = True
-    undefined = NO_SINKS
 
-    def ask(self, batch: ProbeBatch) -> Question:
-        return Question(frozenset({"group_mass"}), n_groups=3)
-
-    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
-        sinks, others, rows = image_masses(layer, batch)
+    def of(self, sinks: torch.Tensor, others: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         of_sinks, of_others = (torch.where(rows, m, 0.0).sum(-1) for m in (sinks, others))
         share = of_sinks / (of_sinks + of_others)  # NaN where the image gets nothing at all
-        return where_defined(share, layer, batch)
+        return share
