@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from interp.overlay import Overlay
+    from interp.report import Section
 
 __all__ = ["About", "Atlas"]
 
@@ -69,7 +70,7 @@ class Atlas:
 
     Args:
         frame: a row a head: `tower`, `kind`, `layer`, `head`, `kv_head`, then a float column a score, and
-            `<score>_stderr` where it was sampled. NaN: not measured.
+            `<score>_stderr` (and `_low`, `_high`, a 95 % interval) where it was sampled. NaN: not measured.
         provenance: where it comes from (`model`, `revision`, `weights_hash`, `versions`, `seed`, `inputs_hash`,
             `settings`, `created`, `hardware`, `seconds`); anything that JSON can hold.
         notes: sentences that belong beside the numbers, "retrieval: task not solved (accuracy 0.10)".
@@ -105,7 +106,7 @@ class Atlas:
     def scores(self) -> list[str]:
         """Names of the scores, in the order they were measured."""
         columns = list(self.frame.columns)
-        return [c for c in columns if c not in KEYS and not _is_stderr(c, columns)]
+        return [c for c in columns if c not in KEYS and not _is_companion(c, columns)]
 
     @property
     def towers(self) -> list[str]:
@@ -267,10 +268,15 @@ class Atlas:
         """Write a self-contained HTML report (no network needed to read it); returns its path."""
         from interp.report import render
 
-        target = Path(path)
-        check_writable(target.parent)
-        write_atomic(target, render(self).encode())
-        return target
+        return self._write(path, render(self, self.sections()))
+
+    def sections(self) -> list[Section]:
+        """What a report tells before the scores; nothing for a plain atlas."""
+        return []
+
+    def heading(self) -> tuple[str, str]:
+        """What a report is of, and its title."""
+        return "Atlas of attention heads", self.model
 
     def shape_text(self) -> str:
         """The size as "12 layers × 12 heads", for each tower where there are several."""
@@ -345,6 +351,12 @@ class Atlas:
 
     # Inside
 
+    def _write(self, path: str | os.PathLike[str], page: str) -> Path:
+        target = Path(path)
+        check_writable(target.parent)
+        write_atomic(target, page.encode())
+        return target
+
     def _check(self, score: str) -> None:
         if score in self.scores:
             return
@@ -393,8 +405,10 @@ def _read(path: Path, folder: Path) -> bytes:
         raise OutputError(f"Can't read {path} ({reason(error)}).") from error
 
 
-def _is_stderr(column: str, columns: Sequence[str]) -> bool:
-    return column.endswith("_stderr") and column.removesuffix("_stderr") in columns
+def _is_companion(column: str, columns: Sequence[str]) -> bool:
+    """Whether a column says how sure another one is."""
+    score, _, part = column.rpartition("_")
+    return part in ("stderr", "low", "high") and score in columns
 
 
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:

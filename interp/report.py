@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,17 +28,39 @@ _FULL_WIDTH = 900
 _NOT_MEASURED = '<span class="none">not measured</span>'
 
 
-def render(atlas: Atlas) -> str:
-    """The whole page."""
+class Section(NamedTuple):
+    """A part of the page that comes first: its element id, its heading, what is under it as HTML (escaped already), and
+    its figures by the ids of the elements that the HTML has for them, as `plotable` makes them."""
+
+    anchor: str
+    title: str
+    html: str
+    figures: dict[str, Any]
+
+
+def plotable(figure: Any, above: int = 48) -> dict[str, Any]:
+    """A figure for the page, as JSON: the page has a heading of its own and is as wide as the reader's window, so the
+    title, `above` pixels high, and the width go."""
+    figure.update_layout(
+        title=None, width=None, height=figure.layout.height - above, margin={"t": figure.layout.margin.t - above},
+        autosize=True,
+    )  # fmt: skip
+    return dict(json.loads(figure.to_json()))
+
+
+def render(atlas: Atlas, first: Sequence[Section] = ()) -> str:
+    """The whole page; `first` comes before the scores."""
     from plotly.offline import get_plotlyjs
 
     figures: dict[str, Any] = {}
+    for section in first:
+        figures |= section.figures
     looks = "".join(_overlay(overlay, f"overlay-{n}", figures) for n, overlay in enumerate(atlas.overlays))
     sections = "".join(_section(atlas, score, figures) for score in atlas.scores)
     # The library must not be able to close its own script element.
     library = re.sub(r"</(script)", r"<\\/\1", get_plotlyjs(), flags=re.IGNORECASE)
     data = {"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}}
-    title = f"{atlas.model}: attention heads"
+    kind, title = atlas.heading()
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -46,16 +68,17 @@ def render(atlas: Atlas) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(title)}</title>
+<title>{escape(title if title != atlas.model else f"{title}: attention heads")}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the results</a>
-{_header(atlas)}
+{_header(atlas, kind, title)}
 <div class="page">
-{_navigation(atlas)}
+{_navigation(atlas, first)}
 <main id="main">
 {_notes(atlas)}
+{"".join(map(_first, first))}
 <section id="summary" aria-labelledby="summary-title">
 <h2 id="summary-title">Top heads of each score</h2>
 {summary_table(atlas, links=True)}
@@ -114,7 +137,7 @@ def _hint(atlas: Atlas) -> str:
     return f"{escape(written)} is head 1 of layer 5{of}; both count from 0. Higher is stronger."
 
 
-def _header(atlas: Atlas) -> str:
+def _header(atlas: Atlas, kind: str, title: str) -> str:
     settings = atlas.provenance.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     facts = [
@@ -127,19 +150,24 @@ def _header(atlas: Atlas) -> str:
     items = "".join(
         f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts if v not in (None, "")
     )
+    return f'<header><p class="kind">{escape(kind)}</p><h1>{escape(title)}</h1><dl class="facts">{items}</dl></header>'
+
+
+def _first(section: Section) -> str:
     return (
-        f'<header><p class="kind">Atlas of attention heads</p><h1>{escape(atlas.model)}</h1>'
-        f'<dl class="facts">{items}</dl></header>'
+        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title"><h2 id="{section.anchor}-title">'
+        f"{escape(section.title)}</h2>{section.html}</section>"
     )
 
 
-def _navigation(atlas: Atlas) -> str:
+def _navigation(atlas: Atlas, first: Sequence[Section]) -> str:
+    before = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in first)
     looks = "".join(f'<li><a href="#overlay-{n}-section">Where heads look</a></li>' for n in range(len(atlas.overlays)))
     links = looks + "".join(
         f'<li><a href="#{_anchor(s)}">{escape(atlas.about(s).title)}</a></li>' for s in atlas.scores
     )
     return (
-        '<nav aria-label="Contents"><ul><li><a href="#summary">Top heads</a></li>'
+        f'<nav aria-label="Contents"><ul>{before}<li><a href="#summary">Top heads</a></li>'
         f'{links}<li><a href="#provenance">Where this comes from</a></li></ul></nav>'
     )
 
@@ -214,10 +242,8 @@ def _panel(
     if not ranked:
         return f'{heading}<p class="none">Not measured in any head.</p>'
     figure = atlas.plot(score, tower, kind, top=TOP)
-    # The page has a heading of its own and is as wide as the reader's window.
     width = figure.layout.width
-    figure.update_layout(title=None, width=None, height=figure.layout.height - 48, margin={"t": 32}, autosize=True)
-    figures[element] = json.loads(figure.to_json())
+    figures[element] = plotable(figure)
     n_layers, n_heads = atlas.matrix(score, tower, kind).shape
     best = ", ".join(f"{h} {number(v)}" for h, v, _ in ranked[:3])
     label = f"Heat map of {about.title} over {n_layers} layers and {n_heads} heads; highest: {best}."
@@ -303,9 +329,13 @@ _SCRIPT = """
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
   const dress = (figure) => {
     const p = data.palettes[dark.matches ? "dark" : "light"];
-    const f = structuredClone(figure);
+    const meta = figure.layout.meta || {};
+    // Figures that name a dark colour for each of theirs are dressed by those.
+    const other = new Map(Object.entries(dark.matches && meta.dark || {}));
+    const f = JSON.parse(JSON.stringify(figure), (key, value) => other.get(value) ?? value);
     f.layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: p.muted, activecolor: p.ink};
-    if ((f.layout.meta || {}).overlay) {
+    if (meta.dark) return f;
+    if (meta.overlay) {
       f.layout.font = {...f.layout.font, color: p.ink};
       f.layout.paper_bgcolor = f.layout.plot_bgcolor = "rgba(0,0,0,0)";
       return f;
@@ -391,6 +421,8 @@ figure { margin:0; min-width:0; width:100%; } .plot { width:100%; } figcaption {
 .panel.wide .top thead { position:absolute; width:1px; height:1px; overflow:hidden; clip-path:inset(50%); }
 .panel.wide .top tr { display:flex; } .panel.wide .top tr > * { border-bottom:0; }
 .panel.wide .top td:first-child { min-width:1.9rem; padding-right:0; }
+.drawing { min-width:40rem; max-width:52rem; } .facts.plain { border-bottom:0; padding-bottom:1rem; }
+.columns { display:flex; flex-wrap:wrap; gap:1.5rem 3.5rem; align-items:start; margin-top:1.5rem; }
 .about { display:grid; gap:.35rem; margin-top:1.1rem; font-size:.9rem; }
 .about > div { display:grid; grid-template-columns:5.5rem minmax(0,1fr); } .about dd { overflow-wrap:anywhere; }
 .provenance th { color:var(--muted); font-weight:400; white-space:nowrap; padding-right:2rem; }

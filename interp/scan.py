@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp import pictures
-from interp.errors import ActivationError, ContextError, InputError
+from interp.errors import ActivationError, ContextError, InputError, TapError
 from interp.inputs import check_context, forward, read_text, rows_of_text
 from interp.partial import Partial, Record
 from interp.probes import PROBES, ProbeBatch, Settings
@@ -74,8 +74,8 @@ class Plan:
             try:
                 self._cost[own.name] = own.cost(model, settings)
                 self._own.append(own)
-            except (InputError, ContextError) as reason:
-                if len(scores) == 1 or not own.needs_images:
+            except (InputError, ContextError, TapError) as reason:
+                if len(scores) == 1 or not (own.needs_images or isinstance(reason, TapError)):
                     raise
                 self.notes.append(f"{own.name}: not measured. {reason}")
         self.rows = self._describe()

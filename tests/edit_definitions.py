@@ -285,6 +285,21 @@ def head_gate(x: Attention, z: Tensor, edit: E.HeadGate) -> Tensor:
     return new
 
 
+def overwrite_row(x: Attention, z: Tensor, edit: E.OverwriteRow) -> Tensor:
+    new = z.clone()
+    for b in range(len(z)):
+        queries, keyed = x.q_token.expand(len(z), -1)[b], x.k_token.expand(len(z), -1)[b]
+        query = edit.query[b] if isinstance(edit.query, list) else edit.query
+        row = int((queries == (queries.max() if query is None else query)).nonzero())
+        keys = edit.keys[b] if isinstance(edit.keys[0], list) else edit.keys
+        weights = edit.weights or [1 / len(keys)] * len(keys)
+        weights = weights[b] if isinstance(weights[0], list) else weights
+        for h in x.heads(edit):
+            values = [w * x.values[b, h, keyed == k][0] for k, w in zip(keys, weights, strict=True)]
+            new[b, h, row] = torch.stack(values).sum(0)
+    return new
+
+
 BEFORE: dict[type, Any] = {
     E.Temperature: temperature, E.PAINT: paint, E.Streaming: streaming, E.SigmoidAttention: sigmoid,
 }  # fmt: skip
@@ -294,7 +309,7 @@ WEIGHTS: dict[type, Any] = {
 }  # fmt: skip
 OUTPUT: dict[type, Any] = {
     E.ScaleHeads: scale_heads, E.Ablate: zero, E.VHR: vhr, E.Gate: gate, E.SoftplusReweight: softplus,
-    E.HeadGate: head_gate,
+    E.HeadGate: head_gate, E.OverwriteRow: overwrite_row,
 }  # fmt: skip
 
 

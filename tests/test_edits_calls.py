@@ -170,6 +170,15 @@ def sigmoid(draw: Draw, call: AttentionCall) -> Edit:
     return E.SigmoidAttention(**which, scope=scope(draw))
 
 
+def overwrite_row(draw: Draw, call: AttentionCall) -> Edit:
+    last = call.n_queries - 2  # there may be one pad
+    query = draw(st.sampled_from([None, last, [last - b % 2 for b in range(call.batch)]]))
+    one = st.lists(st.integers(0, last - 1), min_size=1, max_size=3)
+    keys = draw(one if draw(st.booleans()) else st.lists(one, min_size=call.batch, max_size=call.batch))
+    weights = None if isinstance(keys[0], list) else draw(st.sampled_from([None, [0.5, -0.25, 2.0][: len(keys)]]))
+    return E.OverwriteRow(heads(draw, call), keys, weights, query)
+
+
 MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "scale_heads": lambda d, c: E.ScaleHeads({(c.site.layer, 0): -0.5, (1 - c.site.layer, 0): 3}, scope(d), ranged(d)),
     "ablate_zero": lambda d, c: E.Ablate(heads(d, c), scope=scope(d), queries=ranged(d)),
@@ -187,6 +196,7 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "temperature": lambda d, c: valued(d, c, E.Temperature, 0.3, 3, rule=d(st.sampled_from([None, "ssa"])), beta=0.5),
     "soft_pag": lambda d, c: valued(d, c, E.SoftPAG, 0, 1),
     "paint": lambda d, c: valued(d, c, E.PAINT, -0.5, 2, keys=keys(d, c)),
+    "overwrite_row": overwrite_row,
     "streaming": lambda d, c: E.Streaming(d(st.integers(0, 2)), d(st.integers(1, 3)), scope=scope(d)),
     "gate": gate,
     "sigmoid_attention": sigmoid,
@@ -216,7 +226,7 @@ def test_one_edit_of_a_random_call(name: str) -> None:
     @some
     @given(data=st.data())
     def run(data: Any) -> None:
-        kinds = ("prefill",) if name == "act" else KINDS
+        kinds = ("prefill",) if name in ("act", "overwrite_row") else KINDS
         call, pads = data.draw(calls(kinds=kinds, sinks=name not in NO_SINKS))
         compare(call, pads, [MAKE[name](data.draw, call)])
 
@@ -245,7 +255,7 @@ def test_gains_multiply_also_beside_sink_logits() -> None:
 
 
 REPLACING = ("gate", "softplus_reweight", "sigmoid_attention")
-JOINED = [n for n in MAKE if n not in (*REPLACING, "act", "paint", "ablate_uniform")]
+JOINED = [n for n in MAKE if n not in (*REPLACING, "act", "paint", "ablate_uniform", "overwrite_row")]
 
 
 @some

@@ -26,7 +26,7 @@ ALL += [
     E.VAR(torch.ones(1, 4).bool(), [0, 2], preset="code"),
     E.VAR(), E.VAR(dims=[3, 5], tau=4.0), E.VHR(selected=torch.rand(3, 2, 4, generator=torch.Generator()) < 0.5),
     E.PAINT("image", 0.35), E.ZeroTuning(torch.tensor(0.5)), E.ACT.preset("code"), E.SigmoidAttention(-2.0),
-    E.MoveMass([1, 4], (2, 4)),
+    E.MoveMass([1, 4], (2, 4)), E.OverwriteRow(None, [2, 5], [[0.5, 1], [2, -0.5]], query=[6, 7]),
 ]  # fmt: skip
 
 

@@ -29,6 +29,8 @@ MODELS = ["llama", "gpt2"]
 OF_TEXT = [n for n in scores.names() if not scores.get(n).needs_images]
 #: filled by tests of their own below
 APART = {"retrieval", "retrieval_activation"}
+#: without samples; tested in test_mechanics_weights.py
+FROM_WEIGHTS = {"ov_copying", "qk_matching"}
 
 
 # --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,) -----------------
@@ -181,7 +183,7 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
     return get
 
 
-@pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART])
+@pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS])
 @pytest.mark.parametrize("name", MODELS)
 def test_score_is_its_definition(worded: Worded, atlases: Any, tokenizer: Any, name: str, score: str) -> None:
     atlas, plain = atlases(name), worded(name)[1]

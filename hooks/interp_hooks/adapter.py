@@ -11,8 +11,11 @@ import torch
 
 from interp_hooks.call import Site
 from interp_hooks.edit import Edit
+from interp_hooks.norms import Norms
 from interp_hooks.residual import Residual, Write
+from interp_hooks.vocabulary import Embeddings
 from interp_hooks.weights import HeadWeights
+from interp_hooks.wires import Rewrite
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -48,9 +51,32 @@ class Adapter(ABC):
     def residual(self, write: Write | None) -> AbstractContextManager[Residual]:
         """Record (and rewrite) the residual stream of the main tower while the block lasts."""
 
+    #: whether calls carry queries and keys; where not, `projections` shows them
+    calls_have_queries = True
+
+    @abstractmethod
+    def projections(self, see: Rewrite) -> AbstractContextManager[None]:
+        """Let `see` look at and replace q, k and v as the projections give them, before rotation."""
+
+    @abstractmethod
+    def blocks(self) -> dict[int, torch.nn.Module]:
+        """The transformer block of each layer of the main tower."""
+
     @abstractmethod
     def head_weights(self, site: Site) -> HeadWeights:
         """Per-head weights at a site."""
+
+    @abstractmethod
+    def embeddings(self) -> Embeddings:
+        """The main tower's embedding and unembedding as they are stored. Raises `TapError` where it has none."""
+
+    @abstractmethod
+    def norms(self, ids: torch.Tensor) -> Norms:
+        """The main tower's norms, found in a forward of `ids` where they are not known by name."""
+
+    @abstractmethod
+    def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
+        """`ids` without tokens that stand for something else, an image's."""
 
     @abstractmethod
     def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:

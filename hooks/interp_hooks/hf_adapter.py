@@ -17,9 +17,13 @@ from interp_hooks.edit import Edit
 from interp_hooks.engine import attend, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.hf import installed, sites, text_config
-from interp_hooks.images import ImageWatch
+from interp_hooks.images import ImageWatch, image_token
+from interp_hooks.norms import Norms, find
+from interp_hooks.projections import projecting
 from interp_hooks.residual import Residual, StreamWatch, Write, capture
+from interp_hooks.vocabulary import Embeddings
 from interp_hooks.weights import HeadWeights, head_weights
+from interp_hooks.wires import Rewrite
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -100,6 +104,11 @@ class HFAdapter(Adapter):
         with capture(self.blocks(), self.final_norm(), write) as residual:
             yield residual
 
+    @contextmanager
+    def projections(self, see: Rewrite) -> Iterator[None]:
+        with projecting([(s, self.attention_module(s)) for s in self._main_sites()], see):
+            yield
+
     def blocks(self) -> dict[int, torch.nn.Module]:
         """The transformer block of each layer of the main tower."""
         return {s.layer: self.module.get_submodule(_block_path(s)) for s in self._main_sites()}
@@ -123,6 +132,28 @@ class HFAdapter(Adapter):
         if site in self.unsure_output:
             raise TapError(f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}")
         return head_weights(self.attention_module(site), site)
+
+    def embeddings(self) -> Embeddings:
+        name = type(self.module).__name__
+        if getattr(self.module.config, "is_encoder_decoder", False):
+            raise TapError(f"{name} has an encoder and a decoder; the vocabulary of decoder-only models is known here.")
+        try:
+            table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            table = head = None
+        if not all(isinstance(getattr(m, "weight", None), torch.Tensor) for m in (table, head)):
+            raise TapError(f"{name} has no unembedding (or no token embedding), so its vocabulary is not known here.")
+        bias = getattr(head, "bias", None)
+        cap = getattr(text_config(self.module), "final_logit_softcapping", None)
+        return Embeddings(table.weight.detach(), head.weight.detach().T, None if bias is None else bias.detach(), cap)
+
+    def norms(self, ids: torch.Tensor) -> Norms:
+        attentions = {s.layer: self.attention_module(s) for s in self._main_sites()}
+        return find(self.blocks(), attentions, self.final_norm(), lambda: self.forward(input_ids=ids))
+
+    def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
+        token = image_token(self.module.config)
+        return ids if token is None else torch.where(ids == token, (token + 1) % 3, ids)
 
     def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
         found: dict[Site, dict[str, str]] = {site: {} for site in self.sites}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,9 +14,14 @@ from interp_hooks.edit import Edit
 from interp_hooks.engine import Observer
 from interp_hooks.errors import EditError, HeadError, TapError
 from interp_hooks.heads import Head, check_head
+from interp_hooks.norms import Norms
 from interp_hooks.observe import NAMES, LayerStats, Question, Seen
+from interp_hooks.projections import skipping
 from interp_hooks.residual import Residual, Write
+from interp_hooks.vocabulary import TOKENS, Vocabulary
+from interp_hooks.vocabulary import read as read_vocabulary
 from interp_hooks.weights import HeadWeights
+from interp_hooks.wires import Rewrite, Splice, Wires, watcher
 from interp_kernels import Received
 
 
@@ -242,6 +247,62 @@ class HookedModel:
             yield residual
 
     @contextmanager
+    def wires(self, *keep: str, write: Rewrite | None = None) -> Iterator[Wires]:
+        """The tensors that flow between the main tower's heads in one forward without a cache, live: for patching and
+        gradients.
+
+        Args:
+            keep: places whose tensors are wanted: q, k, v, z, pre, mid, post, final (`interp_hooks.wires.PLACES`). They
+                come as wires[place, layer], and `torch.autograd.grad` with respect to them is all that comes after.
+            write: `write(place, layer, tensor)` may return a replacement, at every place, kept or not.
+
+        Outer edits act before wires are read. Queries and keys are as the attention call has them: rotated, in
+        HuggingFace models; TransformerLens shows them before rotation.
+
+        Raises:
+            TapError: an unknown place, or a TransformerLens model without hook points for its projections.
+        """
+        wires = Wires()
+        see = watcher(wires, keep, write)
+        inside = self._adapter.calls_have_queries
+        with (
+            self._block(edits=[Splice(see, projections=inside)]),
+            nullcontext() if inside else self._adapter.projections(see),
+            self._adapter.residual(see),
+        ):
+            yield wires
+
+    @contextmanager
+    def projections(self, see: Rewrite) -> Iterator[None]:
+        """Let `see(place, layer, tensor)` look at, and replace, q, k, v of the main tower as the projections give them,
+        (batch, tokens, heads or kv_heads, d_head): with biases, before norms of queries and keys, before rotation.
+
+        Raises `TapError` where the projections are not known.
+        """
+        with self._adapter.projections(see):
+            yield
+
+    @contextmanager
+    def resume(self, layer: int, output: Any) -> Iterator[None]:
+        """Forwards in this block begin at `layer` of the main tower: no block before it runs, and `output`, which the
+        block just before gave in an earlier forward of the same inputs, is taken for theirs (see `block_outputs`)."""
+        with skipping(self._adapter.blocks(), layer, output):
+            yield
+
+    @contextmanager
+    def block_outputs(self) -> Iterator[dict[int, Any]]:
+        """layer → what its block gave, in the library's own form, of one forward: for `resume`."""
+        found: dict[int, Any] = {}
+        with ExitStack() as stack:
+            for layer, block in self._adapter.blocks().items():
+
+                def note(module: Any, args: tuple, output: Any, layer: int = layer) -> None:
+                    found[layer] = output
+
+                stack.callback(block.register_forward_hook(note).remove)
+            yield found
+
+    @contextmanager
     def edit(self, *edits: Edit) -> Iterator[None]:
         """Apply edits, left to right, inside those of outer blocks; everything is undone on exit.
 
@@ -270,6 +331,28 @@ class HookedModel:
             if site.layer == layer and site.tower == tower and site.kind == "self":
                 return self._adapter.head_weights(site)
         raise HeadError(f"{self.name} has no attention layer {layer}; it has layers 0 to {self.n_layers - 1}.")
+
+    def vocabulary(self) -> Vocabulary:
+        """W_E, W_U and b_U of the main tower with the scales that go with them, checked in a short forward.
+
+        Raises `TapError` where the model has no unembedding, or does more between stream and tokens than these say.
+        """
+        return read_vocabulary(self, self._adapter.embeddings(), self._short_rows())
+
+    def norms(self) -> Norms:
+        """The norms around each attention of the main tower, and the final one: gain, centring, and as a linear map
+        with its scale frozen at an input.
+
+        Raises `TapError`, when one is asked for, where it is no RMS or layer norm.
+        """
+        with self.clean():
+            return self._adapter.norms(self._short_rows())
+
+    def _short_rows(self) -> torch.Tensor:
+        """(2, tokens) ids, different in every column."""
+        size = self._adapter.embeddings().W_E.shape[0]
+        ids = torch.arange(2 * TOKENS, device=self.device).reshape(2, TOKENS) * 37 % size
+        return self._adapter.ordinary(ids)
 
     def observers_and_edits(self) -> tuple[list[Observer], list[Edit]]:
         """What is active now (for the adapters)."""

@@ -26,8 +26,11 @@ from interp_hooks.engine import (
     tell_from_pattern,
 )
 from interp_hooks.errors import TapError
+from interp_hooks.norms import Norms
 from interp_hooks.residual import Residual, Write
+from interp_hooks.vocabulary import Embeddings
 from interp_hooks.weights import HeadWeights
+from interp_hooks.wires import Rewrite
 from interp_kernels import Mask
 
 if TYPE_CHECKING:
@@ -155,6 +158,24 @@ class TLAdapter(Adapter):
         )
         return AttentionCall(site, None, None, value, mask, 1.0, pattern=pattern)
 
+    calls_have_queries = False
+
+    @contextmanager
+    def projections(self, see: Rewrite) -> Iterator[None]:
+        """Queries and keys as TransformerLens projects them, before rotation; keys and values un-repeated."""
+
+        def at(name: str, layer: int) -> Callable[..., Any]:
+            return lambda tensor, hook: see(name, layer, tensor)
+
+        points = [(f"{s.path}.hook_{name}", at(name, s.layer)) for s in self.sites for name in "qkv"]
+        missing = [point for point, _ in points if point not in self.module.hook_dict]
+        if missing:
+            raise TapError(
+                f"This TransformerLens model has no hook point {missing[0]}, so its projections can't be seen."
+            )
+        with self.module.hooks(fwd_hooks=points):
+            yield
+
     @contextmanager
     def residual(self, write: Write | None) -> Iterator[Residual]:
         residual = Residual()
@@ -207,6 +228,31 @@ class TLAdapter(Adapter):
             if tensor is not None and tensor.shape[0] != site.n_heads:
                 found[name] = tensor.repeat_interleave(site.n_heads // tensor.shape[0], 0)
         return HeadWeights(**found)
+
+    def blocks(self) -> dict[int, torch.nn.Module]:
+        return {s.layer: self.module.blocks[s.layer] for s in self.sites}
+
+    def embeddings(self) -> Embeddings:
+        try:
+            W_E, W_U, b_U = (getattr(self.module, name) for name in ("W_E", "W_U", "b_U"))
+        except AttributeError as error:
+            raise TapError(f"This TransformerLens model offers no embedding or unembedding: {error}.") from error
+        cap = getattr(self.module.cfg, "output_logits_soft_cap", None)
+        soft = float(cap) if cap is not None and cap > 0 else None
+        return Embeddings(W_E.detach(), W_U.detach(), None if b_U is None else b_U.detach(), soft)
+
+    def norms(self, ids: torch.Tensor) -> Norms:
+        blocks = {s.layer: self.module.blocks[s.layer] for s in self.sites}
+        branch = bool(getattr(self.module.cfg, "use_normalization_before_and_after", False))
+        return Norms(
+            {layer: getattr(block, "ln1", None) for layer, block in blocks.items()},
+            {layer: getattr(block, "ln1_post", None) if branch else None for layer, block in blocks.items()},
+            getattr(self.module, "ln_final", None),
+            self.module.cfg.d_model,
+        )
+
+    def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids
 
     def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
         lines = ["TransformerLens materialises each pattern; for long contexts load the HuggingFace model."]

@@ -82,9 +82,9 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         if z[key].shape[-1] != weight.shape[1]:
             hf.unsure_output[site] = f"W_O takes {weight.shape[1]} numbers a head, z has {z[key].shape[-1]}."
             continue
-        expected = torch.einsum("bqhd,hdm->bqm", z[key].float(), weight.float())
-        expected = expected + bias.float() if bias is not None else expected
-        actual = out.float().reshape(expected.shape)
+        expected = torch.einsum("bqhd,hdm->bqm", z[key].double(), weight.double())
+        expected = expected + bias.double() if bias is not None else expected
+        actual = out.double().reshape(expected.shape)
         error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))
         if error > 10 * allowed:
             hf.unsure_output[site] = f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InputError
+from interp.recorded import Recorded
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-class Method(ABC):
+class Method(Recorded, ABC):
     """A way to find settings. Subclasses are frozen dataclasses; their fields are the settings."""
 
     name: ClassVar[str]
@@ -50,29 +49,6 @@ class Method(ABC):
     @abstractmethod
     def find(self, bench: Bench) -> Found:
         """Choose settings from the bench's training instances alone."""
-
-    @classmethod
-    def settings(cls) -> list[str]:
-        """Names of the settings."""
-        return [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-
-    def record(self) -> dict[str, Any]:
-        """The settings for the record of where a result comes from; functions by name and code."""
-        return {name: _plain(getattr(self, name)) for name in self.settings()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (str, int, float, type(None))):
-        return value
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    if isinstance(value, Head):
-        return str(value)
-    code = getattr(value, "__code__", None)
-    if code is not None:  # another function of the same name is another setting
-        written = code.co_code, code.co_names, [c for c in code.co_consts if not hasattr(c, "co_code")]
-        return f"{value.__qualname__}:{hashlib.sha256(repr(written).encode()).hexdigest()[:16]}"
-    return getattr(value, "__qualname__", repr(value))
 
 
 def heads_of(model: HookedModel, layers: Iterable[int] | None) -> list[Head]:

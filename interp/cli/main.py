@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import ablate, bench, calibrate, compare, evaluate, generate, models, scan_heads, show
+from interp.cli import ablate, bench, calibrate, circuit, compare, evaluate, generate, models, scan_heads, show
 from interp.cli.common import fail
 
 OUT_OF_MEMORY = "Out of memory: use fewer or shorter inputs, --dtype bfloat16 or a device with more memory"
@@ -92,6 +92,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "ablate": ablate.ablate,
     "evaluate": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
+    "circuit": circuit.circuit,
     "generate": generate.generate,
     "bench": bench.bench,
 }

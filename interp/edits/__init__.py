@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from interp.edits.gate import Gate as Gate
     from interp.edits.head_gate import HeadGate as HeadGate
     from interp.edits.move_mass import MoveMass as MoveMass
+    from interp.edits.overwrite_row import OverwriteRow as OverwriteRow
     from interp.edits.paint import PAINT as PAINT
     from interp.edits.scale_heads import ScaleHeads as ScaleHeads
     from interp.edits.scale_tokens import ScaleTokens as ScaleTokens
@@ -31,6 +32,7 @@ _HOME = {
     "Gate": "gate",
     "HeadGate": "head_gate",
     "MoveMass": "move_mass",
+    "OverwriteRow": "overwrite_row",
     "PAINT": "paint",
     "ScaleHeads": "scale_heads",
     "ScaleTokens": "scale_tokens",

@@ -159,6 +159,7 @@ registry: Registry[type[HeadEdit]] = Registry(
         "temperature": "interp.edits.temperature:Temperature",
         "soft_pag": "interp.edits.soft_pag:SoftPAG",
         "paint": "interp.edits.paint:PAINT",
+        "overwrite_row": "interp.edits.overwrite_row:OverwriteRow",
         "streaming": "interp.edits.streaming:Streaming",
         "gate": "interp.edits.gate:Gate",
         "sigmoid_attention": "interp.edits.sigmoid_attention:SigmoidAttention",

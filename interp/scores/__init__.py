@@ -30,6 +30,8 @@ registry: Registry[Score] = Registry(
         "residual_peak": "interp.scores.residual_peak:ResidualPeak",
         "dormancy": "interp.scores.dormancy:Dormancy",
         "importance": "interp.scores.importance:Importance",
+        "ov_copying": "interp.scores.ov_copying:OVCopying",
+        "qk_matching": "interp.scores.qk_matching:QKMatching",
         "vhd": "interp.scores.vhd:VHD",
         "image_mass": "interp.scores.image_mass:ImageMass",
         "visual_sink": "interp.scores.visual_sink:VisualSink",

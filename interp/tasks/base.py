@@ -174,25 +174,34 @@ class Task(ABC):
         positions of the accepted logit minus the mean wrong logit (log-probability where there is no wrong
         token), in nats.
         """
-        import torch
-
         logits = logits.float()
-        hits, margins = [], []
+        hits = []
         for row, accept, wrong in zip(logits, instance.accept, instance.wrong, strict=True):
-            good, bad = list(accept), list(wrong)
             if self.judge == "mass":
-                p = torch.softmax(row, -1)
-                difference = float(p[good].sum() - p[bad].sum())
-                hits.append(difference > 0)
-                margins.append(difference)
+                hits.append(bool(margin(row, accept, wrong, self.judge) > 0))
                 continue
-            best = float(row[good].max())
-            rivals = row[bad] if self.judge == "choice" else row
-            hits.append(best >= float(rivals.max()) if len(rivals) else True)
-            reference = float(row[bad].mean()) if bad else float(torch.logsumexp(row, -1))
-            margins.append(best - reference)
+            best = row[list(accept)].max()
+            rivals = row[list(wrong)] if self.judge == "choice" else row
+            hits.append(bool(best >= rivals.max()) if len(rivals) else True)
         correct = float(all(hits)) if self.judge == "exact" else float(np.mean(hits))
-        return correct, float(np.mean(margins))
+        return correct, float(self.margin(logits, instance))
+
+    def margin(self, logits: torch.Tensor, instance: Instance) -> torch.Tensor:
+        """The margin of `score` alone, a tensor of one number through which gradients flow."""
+        rows = zip(logits.float(), instance.accept, instance.wrong, strict=True)
+        each = [margin(row, accept, wrong, self.judge) for row, accept, wrong in rows]
+        return sum(each[1:], each[0]) / len(each)
+
+
+def margin(row: torch.Tensor, accept: Sequence[int], wrong: Sequence[int], judge: Judge) -> torch.Tensor:
+    """How far the logits `row` (vocabulary,) prefer the accepted tokens, see `Task.score`; a tensor of one number."""
+    import torch
+
+    good, bad = row[list(accept)], row[list(wrong)]
+    if judge == "mass":
+        p = torch.softmax(row, -1)
+        return p[list(accept)].sum() - p[list(wrong)].sum()
+    return good.max() - (bad.mean() if len(wrong) else torch.logsumexp(row, -1))
 
 
 def choose(rng: np.random.Generator, words: Sequence[str], k: int) -> list[str]:

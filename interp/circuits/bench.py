@@ -1,0 +1,209 @@
+"""A model at work on pairs of prompts: clean and corrupted runs, gradients, and runs in which heads are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from interp.circuits.prompts import Pairs, Prompts
+from interp.errors import InputError
+from interp.inputs import forward
+from interp_hooks.heads import Head
+from interp_hooks.wires import Rewrite, Wires
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+Progress = Callable[[int, int, str], None]
+#: what takes the place of a head's z: nothing, its mean over the corrupted prompts (samples and positions pooled), or
+#: its z in the corrupted twin at the same position
+MODES = ("zero", "mean", "resample")
+#: tokens run together, without and with gradients
+TOKENS, GRADIENT_TOKENS = 8192, 2048
+
+
+class Bench:
+    """Runs prompts and counts: `forwards` and `backwards` are in passes over all prompts.
+
+    `heads` are the query heads of the main tower in order; `index[head]` is a head's number among them.
+    """
+
+    def __init__(self, model: HookedModel, prompts: Prompts, seed: int = 0, progress: Progress | None = None):
+        self.model, self.prompts, self.seed = model, prompts, seed
+        self.sites = {s.layer: s for s in model.sites if s.is_main}
+        if not self.sites:
+            raise InputError(f"{model.name} has no self-attention in its main tower to find a circuit in.")
+        self.heads = [Head(s.layer, h, s.tower) for s in self.sites.values() for h in range(s.n_heads)]
+        self.index = {head: i for i, head in enumerate(self.heads)}
+        self.layers = list(self.sites)
+        self._rows_forward = self._rows_backward = 0
+        self._progress, self._done, self._total = progress, 0, 0
+        self._means: dict[int, torch.Tensor] | None = None
+
+    # --- counting ---------------------------------------------------------------------------------------------
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes over all prompts so far."""
+        return self._rows_forward / len(self.prompts)
+
+    @property
+    def backwards(self) -> float:
+        """Backward passes over all prompts so far."""
+        return self._rows_backward / len(self.prompts)
+
+    def expect(self, steps: int) -> None:
+        """Progress will be told in that many more steps."""
+        self._total += steps
+
+    def step(self, what: str, more: int = 1) -> None:
+        """So many steps further."""
+        self._done += more
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done), what)
+
+    # --- runs -------------------------------------------------------------------------------------------------
+
+    def batches(self, gradients: bool = False, copies: int = 1) -> list[Pairs]:
+        """All prompts, in batches that fit, also `copies` times over."""
+        return self.prompts.batches(self.model, (GRADIENT_TOKENS if gradients else TOKENS) // copies)
+
+    def rows(self, which: Sequence[int]) -> Bench:
+        """A bench on some of the prompts only; what it runs counts by itself."""
+        chosen = Prompts(self.prompts.task, tuple(self.prompts.instances[i] for i in which))
+        return Bench(self.model, chosen, self.seed)
+
+    @torch.no_grad()
+    def run(
+        self, pairs: Pairs, corrupted: bool = False, write: Rewrite | None = None, keep: Sequence[str] = ()
+    ) -> tuple[torch.Tensor, Wires]:
+        """(margins (batch,), wires kept) of one forward without gradients."""
+        return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, write, keep)
+
+    def gradients(
+        self, pairs: Pairs, keep: Sequence[str], corrupted: bool = False, write: Rewrite | None = None
+    ) -> tuple[torch.Tensor, Wires, dict[tuple[str, int], torch.Tensor]]:
+        """(margins (batch,), wires kept, ∂ Σ margins / ∂ each of them) of one forward and one backward.
+
+        Wires come with their graph cut off; a wire that the margin does not depend on has gradient 0.
+        """
+        with torch.enable_grad():
+            margins, wires = self._forward(pairs, pairs.clean if not corrupted else pairs.corrupted, _leaf(write), keep)
+            found = torch.autograd.grad(margins.sum(), list(wires.values()), allow_unused=True)
+        self._rows_backward += len(pairs.rows)
+        gradients = {
+            key: torch.zeros_like(wire) if g is None else g for (key, wire), g in zip(wires.items(), found, strict=True)
+        }
+        return margins.detach(), Wires({k: w.detach() for k, w in wires.items()}), gradients
+
+    def live(
+        self, pairs: Pairs, keep: Sequence[str], corrupted: bool = False, write: Rewrite | None = None
+    ) -> tuple[torch.Tensor, Wires]:
+        """(margins (batch,), wires kept) of one forward with its graph, for the backward that is counted with it."""
+        self._rows_backward += len(pairs.rows)
+        with torch.enable_grad():
+            return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, _leaf(write), keep)
+
+    def _forward(
+        self, pairs: Pairs, ids: torch.Tensor, write: Rewrite | None, keep: Sequence[str]
+    ) -> tuple[torch.Tensor, Wires]:
+        logits, wires = self.logits(pairs, ids, write, keep)
+        return pairs.margins(logits), wires
+
+    def logits(
+        self, pairs: Pairs, ids: torch.Tensor, write: Rewrite | None = None, keep: Sequence[str] = (), copies: int = 1
+    ) -> tuple[torch.Tensor, Wires]:
+        """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, wires kept) of one forward of `ids`,
+        `copies` times over."""
+        self._rows_forward += copies * len(pairs.rows)
+        with self.model.wires(*keep, write=write) as wires:
+            mask = pairs.mask.repeat(copies, 1)
+            out = forward(self.model, ids.repeat(copies, 1), mask, keep=ids.shape[1] - pairs.first)
+        return out if isinstance(out, torch.Tensor) else out.logits, wires
+
+    def margins(self, corrupted: bool = False) -> np.ndarray:
+        """(n,) margins of the untouched model on the clean or the corrupted prompts."""
+        return np.concatenate([_numbers(self.run(pairs, corrupted)[0]) for pairs in self.batches()])
+
+    # --- heads replaced ---------------------------------------------------------------------------------------
+
+    def means(self) -> dict[int, torch.Tensor]:
+        """layer → (heads, d_head): mean z over the corrupted prompts' tokens."""
+        if self._means is None:
+            sums: dict[int, torch.Tensor] = {}
+            count = 0
+            for pairs in self.batches():
+                _, wires = self.run(pairs, corrupted=True, keep=("z",))
+                real = pairs.mask.bool()
+                count += int(real.sum())
+                for (_, layer), z in wires.items():  # (batch, tokens, heads, d)
+                    sums[layer] = sums.get(layer, 0) + z[real].double().sum(0)  # type: ignore[operator]
+            self._means = {layer: (total / count).float() for layer, total in sums.items()}
+        return self._means
+
+    def stand_ins(self, pairs: Pairs, mode: str) -> Mapping[int, torch.Tensor | float]:
+        """layer → what takes the place of z there: 0, (heads, d) or (batch, tokens, heads, d)."""
+        if mode == "zero":
+            return dict.fromkeys(self.layers, 0.0)
+        if mode == "mean":
+            return self.means()
+        if mode == "resample":
+            return {layer: z for (_, layer), z in self.run(pairs, corrupted=True, keep=("z",))[1].items()}
+        raise InputError(f"Heads are replaced by {', '.join(MODES)}, not {mode!r}.")
+
+    def without(
+        self,
+        pairs: Pairs,
+        heads: Sequence[Head],
+        stand_ins: Mapping[int, torch.Tensor | float],
+        corrupted: bool = False,
+    ) -> torch.Tensor:
+        """(batch,) margins with the z of these heads replaced at every position."""
+        return self.run(pairs, corrupted, replacing(heads, stand_ins))[0]
+
+    def ablated(self, sets: Sequence[Sequence[Head]], mode: str, what: str = "") -> Iterator[np.ndarray]:
+        """(n,) margins on the clean prompts with each of these sets of heads replaced, in order."""
+        batches = self.batches()
+        kept = [self.stand_ins(pairs, mode) for pairs in batches]
+        for heads in sets:
+            yield np.concatenate(
+                [_numbers(self.without(pairs, heads, s)) for pairs, s in zip(batches, kept, strict=True)]
+            )
+            self.step(what)
+
+
+def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]) -> Rewrite:
+    """A rewrite of z that puts `stand_ins` in the place of these heads."""
+    chosen: dict[int, list[int]] = {}
+    for head in heads:
+        chosen.setdefault(head.layer, []).append(head.head)
+
+    def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        if place != "z" or layer not in chosen:
+            return None
+        new, given = tensor.clone(), stand_ins[layer]
+        which = chosen[layer]
+        new[:, :, which] = given if isinstance(given, float) else given.to(tensor)[..., which, :]
+        return new
+
+    return write
+
+
+def _leaf(write: Rewrite | None) -> Rewrite:
+    """`write`, after making the stream that enters the first layer a leaf: gradients need no parameter's graph."""
+
+    def both(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        if place == "pre" and layer == 0 and not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_()
+            new = None if write is None else write(place, layer, tensor)
+            return tensor if new is None else new
+        return None if write is None else write(place, layer, tensor)
+
+    return both
+
+
+def _numbers(margins: torch.Tensor) -> np.ndarray:
+    return margins.detach().double().cpu().numpy()

@@ -1,0 +1,169 @@
+"""One circuit search from beginning to end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp import circuits
+from interp.atlas import About
+from interp.circuits.base import Found, Method
+from interp.circuits.bench import Bench, Progress
+from interp.circuits.prompts import Prompts, from_task
+from interp.circuits.result import Circuit, Search
+from interp.errors import InputError
+from interp.evaluation import judge
+from interp.inputs import check_seed
+from interp.provenance import provenance
+from interp.statistics import Interval, bootstrap
+from interp.tasks.base import Task
+from interp_hooks.model import HookedModel
+
+#: below this accuracy the user is told that the circuit is one of a task half done
+POOR = 0.8
+
+
+def find(
+    model: Any,
+    task: str | Task | Prompts = "ioi",
+    method: str | Method = "discrete_sae",
+    n: int = 128,
+    seed: int = 0,
+    *,
+    preset: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Circuit:
+    """Score every head of the main tower for a task.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        task: a name, a task with settings of its own, or `interp.circuits.prompts` of one's own.
+        method: a name (`interp.circuits.names()`), or a `Method` with its settings.
+        n: pairs of prompts, clean and corrupted; of `Prompts`, all are used.
+        preset: settings under a name, such as "paper"; `settings` come on top.
+        force: go on where the model prefers the wrong answers.
+        progress: told (done, total, what).
+
+    Returns:
+        A `Circuit`: an atlas whose column, named as the method, says how surely or strongly each head takes part.
+
+    Raises:
+        UnknownNameError, InputError (the model can't do the task, pairs of unequal length, no negative examples, answers
+        of several tokens), ContextError, TapError (the method needs what this architecture does not offer).
+    """
+    from interp.loading import load
+
+    check_seed(seed)
+    chosen = as_method(method, preset, settings)
+    hooked = load(model)
+    prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed)
+    with hooked.clean():  # what is active outside must not be measured
+        started = time.perf_counter()
+        accuracy, clean = able(hooked, prompts, seed, force)
+        bench = Bench(hooked, prompts, seed, progress)
+        corrupted = bootstrap(bench.margins(corrupted=True).tolist(), seed)
+        ready = bench.forwards
+        found = chosen.find(bench)
+        seconds = time.perf_counter() - started
+    search = Search(
+        prompts.name, chosen.name, len(prompts), accuracy, clean, corrupted, round(bench.forwards - ready, 3),
+        round(bench.backwards, 3), round(seconds, 3),
+    )  # fmt: skip
+    notes = [*_notes(prompts, accuracy, clean, corrupted), *found.notes]
+    settings_record = dict(
+        task=prompts.name,
+        method=chosen.name,
+        n=len(prompts),
+        context=max(len(i.ids) for i in prompts.instances),
+        samples=len(prompts),
+        backend=hooked.backend,
+        **{f"{chosen.name}.{k}": v for k, v in chosen.record().items()},
+    )
+    record = provenance(hooked, seed, settings_record, prompts.tensors())
+    record["seconds"] = search.seconds
+    return circuit_of(bench, chosen, found, search, record, notes)
+
+
+def circuit_of(
+    bench: Bench, method: Method, found: Found, search: Search, record: dict[str, Any], notes: list[str]
+) -> Circuit:
+    """The table of what was found. Raises `InputError` where a score is not finite."""
+    score = np.asarray(found.score, dtype=np.float64)
+    if score.shape != (len(bench.heads),) or not np.isfinite(score).all():
+        raise InputError(f"The method {method.name} gave no finite score for every head of {bench.model.name}.")
+    name = method.name
+    sites = [bench.sites[h.layer] for h in bench.heads]
+    frame = pd.DataFrame(
+        dict(
+            tower=[h.tower for h in bench.heads],
+            kind="self",
+            layer=[h.layer for h in bench.heads],
+            head=[h.head for h in bench.heads],
+            kv_head=[s.kv_head(h.head) for s, h in zip(sites, bench.heads, strict=True)],
+        )
+    )
+    frame[name] = score
+    for part in ("stderr", "low", "high"):
+        values = getattr(found, part)
+        if values is not None:
+            frame[f"{name}_{part}"] = values
+    about = {name: About(method.title, method.reading, method.formula, method.citation, method.unit, low=0.0)}
+    if found.effect is not None:
+        frame[f"{name}_effect"] = found.effect
+        about[f"{name}_effect"] = About(
+            f"{method.title}, signed",
+            "Above 0: the head pushes towards the right answer; below 0: against it.",
+            method.formula,
+            method.citation,
+            method.unit,
+        )
+    return Circuit(frame, record, search, found.edges, notes, about, artefacts=found.artefacts, effects=found.effects)
+
+
+def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -> tuple[Interval, Interval]:
+    """(accuracy, margin) on the clean prompts. Raises `InputError`, unless forced, where the model does no better than
+    chance: its answers are then not made by any circuit for the task."""
+    with torch.no_grad():
+        judged = judge(model, prompts.task, prompts.instances)
+    accuracy = bootstrap([c for c, _ in judged], seed)
+    margin = bootstrap([m for _, m in judged], seed)
+    single = any(prompts.instances[0].wrong)  # without wrong tokens the margin is a log-probability, always below 0
+    chance = prompts.task.chance
+    fails = accuracy.mean <= chance if not single else margin.mean <= 0 or (chance > 0 and accuracy.mean <= chance)
+    if fails and not force:
+        raise InputError(
+            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin {margin.mean:.2f}: no better "
+            "than chance), so a circuit for it would mean nothing; choose another task or model, or use force "
+            "(--force)."
+        )
+    return accuracy, margin
+
+
+def _notes(prompts: Prompts, accuracy: Interval, clean: Interval, corrupted: Interval) -> list[str]:
+    notes = []
+    if accuracy.mean < POOR:
+        notes.append(
+            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts; a circuit for a task half done is to "
+            "be read with care."
+        )
+    if corrupted.high >= clean.low:
+        notes.append(
+            f"{prompts.name}: corrupting the prompts hardly changes the metric ({clean.mean:.2f} to "
+            f"{corrupted.mean:.2f}), so there is little to attribute to any head."
+        )
+    return notes
+
+
+def as_method(method: str | Method, preset: str | None, settings: dict[str, Any]) -> Method:
+    """A method from its name, a preset and settings. Raises `UnknownNameError`, `InputError`."""
+    if isinstance(method, Method):
+        if preset is not None or settings:
+            raise InputError("Settings belong into the method where it is given as an object.")
+        return method
+    return circuits.registry.get(method).make(preset, **settings)

@@ -1,0 +1,232 @@
+"""The prompts a circuit is looked for on: pairs, clean and corrupted, that differ in what decides the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from interp.errors import InputError
+from interp.evaluation import sample
+from interp.inputs import check_seed, pad_id
+from interp.tasks.base import Instance, Problem, Task, Text, collate
+from interp.tasks.images import ImageTask
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Prompts run together, left-padded alike.
+
+    clean, corrupted: (batch, tokens) ids; mask (batch, tokens), 1 at real tokens; `first` is the slot from which logits
+    are needed, `offset[b]` pads precede row b. `rows` are the numbers of these prompts among all.
+    """
+
+    clean: torch.Tensor
+    corrupted: torch.Tensor
+    mask: torch.Tensor
+    offset: tuple[int, ...]
+    instances: tuple[Instance, ...]
+    rows: range
+    score: Callable[[torch.Tensor, Instance], torch.Tensor]
+
+    @property
+    def first(self) -> int:
+        return min(p + o for i, o in zip(self.instances, self.offset, strict=True) for p in i.positions)
+
+    def margins(self, logits: torch.Tensor) -> torch.Tensor:
+        """(batch,): how far each row of `logits` (batch, last slots, vocabulary) prefers the clean prompt's answer, as
+        `Task.margin` says; gradients flow."""
+        judged = zip(self.judged(logits), self.instances, strict=True)
+        return torch.stack([self.score(rows, instance) for rows, instance in judged])
+
+    def judged(self, logits: torch.Tensor) -> list[torch.Tensor]:
+        """(judged positions, vocabulary) of each prompt, from `logits` (batch, last slots, vocabulary)."""
+        start = self.mask.shape[1] - logits.shape[1]
+        return [
+            row[[p + offset - start for p in i.positions]]
+            for row, i, offset in zip(logits, self.instances, self.offset, strict=True)
+        ]
+
+    def ends(self) -> torch.Tensor:
+        """(batch,): the slot of each prompt's last judged position."""
+        slots = [i.positions[-1] + o for i, o in zip(self.instances, self.offset, strict=True)]
+        return torch.tensor(slots, device=self.mask.device)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """`n` pairs of prompts of a task. Make them with `from_task`, `from_texts` or `from_file`."""
+
+    task: Task
+    instances: tuple[Instance, ...]
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All ids, for the record."""
+        return [torch.tensor(row) for i in self.instances for row in (i.ids, i.corrupted)]
+
+    def batches(self, model: HookedModel, tokens: int) -> list[Pairs]:
+        """In order, each of at most `tokens` tokens (or one row)."""
+        found, start = [], 0
+        while start < len(self.instances):
+            stop, width = start, 0
+            while stop < len(self.instances):
+                width = max(width, len(self.instances[stop].ids))
+                if stop > start and width * (stop + 1 - start) > tokens:
+                    break
+                stop += 1
+            found.append(self._pairs(model, start, stop))
+            start = stop
+        return found
+
+    def _pairs(self, model: HookedModel, start: int, stop: int) -> Pairs:
+        part = self.instances[start:stop]
+        pad = pad_id(model.tokenizer)
+        clean, corrupted = collate(part, pad), collate(part, pad, "corrupted")
+        mask, device = clean.attention_mask, model.device
+        return Pairs(
+            clean.input_ids.to(device),
+            corrupted.input_ids.to(device),
+            mask.to(device),
+            clean.offset,
+            part,
+            range(start, stop),
+            self.task.margin,
+        )
+
+    def half(self, which: int) -> Prompts:
+        """Every second pair, from the first (0) or the second (1)."""
+        return Prompts(self.task, self.instances[which::2])
+
+
+@dataclass(frozen=True)
+class Written(Task):
+    """Prompts that someone wrote."""
+
+    source: str = "prompts"
+
+    name: ClassVar[str] = "prompts"
+    summary: ClassVar[str] = "prompts of one's own"
+    citation: ClassVar[str] = ""
+
+    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
+        raise InputError("Written prompts are not drawn; make them with interp.circuits.prompts.")
+
+
+def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Prompts:
+    """`n` seeded problems of a task with their corrupted twins.
+
+    Raises `UnknownNameError`, `ContextError`, or `InputError` where the task has no negative examples.
+    """
+    check_seed(seed)
+    chosen, instances = sample(model, task, n, seed)
+    if isinstance(chosen, ImageTask):
+        raise InputError(f"Circuits are looked for in text, and {chosen.name} is about pictures; use a task of words.")
+    return checked(Prompts(chosen, tuple(instances)))
+
+
+def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts:
+    """Prompts of one's own: each row has `clean`, `corrupted`, `answer` and, if there is one, `wrong` (a text or a list).
+
+    Answers are single tokens as they follow the prompt, usually with a leading space.
+
+    Raises:
+        InputError: pairs of different lengths, an answer of several tokens, no corrupted prompt, no rows.
+    """
+    text = Text(model.tokenizer)
+    found = [_written(text, row, f"Prompt {n}") for n, row in enumerate(rows, 1)]
+    if not found:
+        raise InputError("There are no prompts; give at least one pair, clean and corrupted.")
+    return checked(Prompts(Written(), tuple(found)))
+
+
+def from_file(model: HookedModel, path: str | Path) -> Prompts:
+    """`from_texts` of a JSON file (a list of objects) or one with an object a line. Raises `InputError`."""
+    return from_texts(model, read(path))
+
+
+def read(path: str | Path) -> list[Any]:
+    """The rows of a prompt file, not looked into yet. Raises `InputError`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"The prompt file {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The prompt file {path} is not UTF-8 text.") from error
+    try:
+        if text.lstrip().startswith("["):
+            return list(json.loads(text))
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"The prompt file {path} is not JSON: {error}.") from error
+
+
+def _written(text: Text, row: Any, what: str) -> Instance:
+    if not isinstance(row, Mapping) or not isinstance(row.get("clean"), str) or not isinstance(row.get("answer"), str):
+        raise InputError(f'{what} is not an object with texts "clean", "corrupted" and "answer".')
+    if not isinstance(row.get("corrupted"), str):
+        raise InputError(
+            f'{what} has no negative example: give it a text "corrupted", in which the answer isn\'t determined.'
+        )
+    wrong = row.get("wrong", [])
+    wrong = [wrong] if isinstance(wrong, str) else list(wrong)
+    problem = Problem(row["clean"], row["corrupted"], row["answer"], tuple(wrong))
+    ids, corrupted = text.prompt(problem.clean), text.prompt(problem.corrupted)
+    if len(ids) != len(corrupted):
+        raise InputError(
+            f"{what} has {len(ids)} tokens and its corrupted twin {len(corrupted)}; patching needs pairs of one length, so "
+            "reword one of them."
+        )
+    for answer in (problem.answer, *problem.wrong):
+        if len(text.encode(answer)) != 1:
+            raise InputError(
+                f"The answer {answer!r} of {what[0].lower()}{what[1:]} is {len(text.encode(answer))} tokens and must be "
+                "one (often with a leading space); choose another word."
+            )
+    accept = (tuple(text.encode(problem.answer)),)
+    return Instance(
+        tuple(ids), (len(ids) - 1,), accept, (tuple(text.encode(w)[0] for w in problem.wrong),), tuple(corrupted)
+    )
+
+
+def checked(prompts: Prompts) -> Prompts:
+    """The same. Raises `InputError` where a pair has two lengths, or no pair differs."""
+    for number, i in enumerate(prompts.instances, 1):
+        if len(i.ids) != len(i.corrupted):
+            raise InputError(
+                f"Prompt {number} of {prompts.name} has {len(i.ids)} tokens and its corrupted twin {len(i.corrupted)}; "
+                "patching needs pairs of one length."
+            )
+    if all(i.ids == i.corrupted for i in prompts.instances):
+        raise InputError(
+            f"The task {prompts.name} has no negative examples (its corrupted prompts are the clean ones), so no "
+            "circuit can be told from it; choose another task, or write prompts of your own."
+        )
+    return prompts
+
+
+def check_equal(prompts: Prompts, what: str) -> None:
+    """Raise `InputError` unless all prompts have one length, for what needs positions to correspond."""
+    lengths = {len(i.ids) for i in prompts.instances}
+    if len(lengths) > 1:
+        raise InputError(f"{what} needs prompts of one length, and these have {min(lengths)} to {max(lengths)} tokens.")
+
+
+def resampled(n: int, seed: int, draws: int) -> Sequence[np.ndarray]:
+    """`draws` bootstrap samples of range(n)."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, n, n) for _ in range(draws)]

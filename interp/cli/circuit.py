@@ -1,0 +1,349 @@
+"""`interp circuit`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from interp.cli import common
+from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+
+if TYPE_CHECKING:
+    from interp.circuits.evaluation import Agreement
+    from interp.circuits.faithfulness import Faithfulness
+    from interp.circuits.result import Circuit
+    from interp.circuits.truth import Truth
+
+FOLDER = Path("interp-circuits")
+#: the word for `--compare` that is no file
+PUBLISHED = "published"
+#: what the methods do: their summaries, repeated because importing them loads torch
+METHODS = {
+    "discrete_sae": "codes of a small sparse autoencoder that go with the task; seconds",
+    "head_ablation": "replace each head in turn: exhaustive, one pass a head",
+    "attribution": "gradient × change of each head: one backward pass",
+    "eap": "gradient × change along every edge: one backward pass",
+    "eap_ig": "edges with gradients integrated along the way from corrupted to clean: a few backward passes",
+    "hisp": "mean |gradient × activation|, normalised within each layer",
+    "acdc": "greedy pruning of edges from the output back: a pass an edge",
+    "path_patching": "replace each head along chosen paths, the other heads held: one or two passes a head",
+}
+
+
+def circuit(
+    model: ModelOption = "llama",
+    task: Annotated[
+        str | None, typer.Option(help="Task to explain: ioi, induction, greater_than, …", show_default="ioi")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="How. " + ". ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".")
+    ] = "discrete_sae",
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the circuit.", show_default="interp-circuits/MODEL-TASK-METHOD"),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="Pairs of prompts, clean and corrupted.")] = 128,
+    preset: Annotated[str | None, typer.Option(help="Settings of the method by name, like paper.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the method; may be repeated.", metavar="NAME=VALUE")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts of one's own instead of a task: clean, corrupted, answer, wrong.", metavar="FILE"),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Judge the ranking by a known circuit: published, or a file.", metavar="published|FILE"),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many heads to print.")] = 10,
+    faithfulness: Annotated[
+        bool, typer.Option("--faithfulness", help="Also measure how far the heads do the task alone, on other prompts.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on where the model can't do the task.")] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    backend: BackendOption = "auto",
+    seed: SeedOption = 0,
+) -> None:
+    """Find which heads do a task, and how surely; saves the table, its edges and a report that opens in a browser."""
+    # What can go wrong without the model goes wrong before it is loaded.
+    from interp.files import check_writable
+
+    check_writable(target or FOLDER)
+    chosen = made(method, preset, settings or [])
+    rows = written(prompts, task, faithfulness)
+    truth = known(compare, model, task or "ioi", rows is not None)
+    import interp
+    from interp import circuits
+
+    loaded = common.load(model, device, dtype, backend)
+    if compare == PUBLISHED and truth is None:
+        truth = published(task or "ioi", [loaded.name])
+    if truth is not None:
+        check_shape(truth, loaded)
+    problems: Any = task or "ioi"
+    if rows is not None:
+        problems = circuits.prompts.from_texts(loaded, rows)
+    with common.progress(f"Finding the circuit by {method}") as report:
+        found = interp.circuits.find(loaded, problems, chosen, n, seed, force=force, progress=report)
+    folder = target or FOLDER / folder_name(found)
+    found.save(folder)
+    show(found, top, truth)
+    agreement = agree(found, truth, folder)
+    curve = None
+    if faithfulness:
+        curve = faithful(loaded, found, n, seed, folder)
+    for remark in found.notes:
+        out().print(Text(remark, style="yellow"), soft_wrap=True)
+    page = found.report(folder / "report.html", truth, curve)
+    say_files(folder, page, found, agreement, curve)
+
+
+# --- what was asked ---------------------------------------------------------------------------------------------------
+
+
+def made(method: str, preset: str | None, written: list[str]) -> Any:
+    """The method with its settings. Raises `UnknownNameError`, `InputError`."""
+    from interp import circuits
+
+    cls = circuits.registry.get(method)
+    return cls.make(preset, **parse_settings(cls, written))
+
+
+def parse_settings(cls: Any, written: list[str]) -> dict[str, Any]:
+    """Read "mode=zero" as {"mode": "zero"}, typed as the method's field of that name. Raises `InputError`."""
+    from interp.errors import InputError
+
+    kinds = {f.name: getattr(f.type, "__name__", None) or str(f.type) for f in fields(cls) if f.init}
+    found: dict[str, Any] = {}
+    for entry in written:
+        name, equals, value = entry.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not name:
+            raise InputError(f"--set takes NAME=VALUE, like --set mode=zero, and not {entry!r}.")
+        if name not in kinds:
+            taken = ", ".join(kinds) or "none"
+            raise InputError(f"{name} is not a setting of the method {cls.name}; it takes {taken}.")
+        found[name] = _typed(cls.name, name, kinds[name], value)
+    return found
+
+
+def _typed(method: str, name: str, kind: str, value: str) -> Any:
+    """`value` as what the annotation `kind` says. Raises `InputError`."""
+    from interp.errors import InputError
+
+    if "None" in kind and value.lower() == "none":
+        return None
+    try:
+        if kind.startswith("bool"):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        if kind.startswith("int"):
+            return int(value)
+        if kind.startswith("float"):
+            return float(value)
+        if kind.startswith("tuple[float"):
+            return tuple(float(part) for part in value.split(","))
+        if kind.startswith("tuple[int"):
+            return tuple(int(part) for part in value.split(","))
+    except (ValueError, KeyError):
+        wanted = {"bool": "true or false", "int": "a whole number", "floa": "a number"}.get(
+            kind[:4], "numbers, like 1,2"
+        )
+        raise InputError(f"{name} of {method} is {wanted}, not {value!r}.") from None
+    if kind.startswith("tuple"):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def written(path: Path | None, task: str | None, faithfulness: bool) -> list[Any] | None:
+    """The rows of a prompt file, if there is one; else the task is checked. Raises `InputError`, `UnknownNameError`."""
+    from interp import tasks
+    from interp.errors import InputError
+
+    if path is None:
+        tasks.get(task or "ioi")
+        return None
+    if task is not None:
+        raise InputError("A circuit is looked for on a task or on prompts of one's own; leave --task or --prompts out.")
+    if faithfulness:
+        raise InputError(
+            "Faithfulness is measured on other prompts than the circuit was found on, and --prompts has only these; "
+            "leave --faithfulness out, or call interp.circuits.faithfulness in Python with other prompts."
+        )
+    from interp.circuits.prompts import read
+
+    return read(path)
+
+
+def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None:
+    """What `--compare` names; None where nothing, or where it takes the loaded model's name to tell.
+
+    Raises `InputError`, `OutputError`, `UnknownNameError`.
+    """
+    if compare is None:
+        return None
+    from interp.circuits.truth import Truth, published_names
+    from interp.errors import InputError
+
+    if compare != PUBLISHED:
+        if not Path(compare).is_file():
+            raise InputError(
+                f"There is no circuit file {compare}; --compare takes published, or a JSON file (Truth.save writes it)."
+            )
+        return Truth.load(compare)
+    if own:
+        raise InputError("No circuit is published for prompts of one's own; give --compare a file, or leave it out.")
+    from interp.models import ALIASES, SHORTCUTS
+
+    if Path(model).expanduser().is_dir() and task in {t for t, _ in published_names()}:
+        return None
+    return published(task, [model, SHORTCUTS.get(model, ("",))[0], ALIASES.get(model.lower(), "")])
+
+
+def published(task: str, names: list[str]) -> Truth:
+    """The published circuit of a task in a model with one of these names, or an alias of it. Raises `InputError`."""
+    from interp.circuits.truth import published as find
+    from interp.circuits.truth import published_names
+    from interp.errors import InputError
+    from interp.models import ALIASES
+
+    wanted = [name for full in names if full for name in (full, full.lower(), full.rpartition("/")[2].lower())]
+    wanted += [alias for alias, full in ALIASES.items() if full in names]
+    there = published_names()
+    for name in wanted:
+        if (task, name) in there:
+            return find(task, name)
+    models = [m for t, m in there if t == task]
+    lists = (
+        f"it is published for {', '.join(models)}"
+        if models
+        else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
+    )
+    raise InputError(
+        f"No circuit of {task} is published for {next(n for n in names if n)}; {lists}, or give --compare a file."
+    )
+
+
+def check_shape(truth: Truth, model: Any) -> None:
+    """Raise `InputError` unless the known circuit is of a model of this size, before anything expensive runs."""
+    from interp.errors import InputError
+
+    if (model.n_layers, model.n_heads) != (truth.n_layers, truth.n_heads):
+        raise InputError(
+            f"The circuit {truth.name} is of {truth.n_layers} layers × {truth.n_heads} heads and {model.name} has "
+            f"{model.n_layers} × {model.n_heads}; compare the same model."
+        )
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def show(found: Circuit, top: int, truth: Truth | None) -> None:
+    """The task and how the model does it, and the strongest heads."""
+    from interp.plots import number
+
+    console, search, column = out(), found.search, found.column
+    line = f", {search.task} by {search.method}, {search.n} pairs, accuracy {search.accuracy.mean:.3f}, "
+    line += f"margin {number(search.clean.mean)} (corrupted {number(search.corrupted.mean)})"
+    console.print(Text.assemble((found.model, "bold"), line), soft_wrap=True)
+    note(found.about(column).reading)
+    classes = {} if truth is None else _classes(truth)
+    sure, signed = f"{column}_low" in found.frame, f"{column}_effect" in found.frame
+    score, effect = "score [95 %]" if sure else "score", "effect"
+    columns = ["#", "head", score, *([effect] if signed else []), *([truth.name] if truth is not None else [])]
+    made = common.table(*columns, right=("#", score, effect))
+    places = found.frame.set_index(["tower", "layer", "head"])
+    for rank, (head, value, _) in enumerate(found.ranking(column, top), 1):
+        row = places.loc[(head.tower, head.layer, head.head)]
+        interval = f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]" if sure else ""
+        cells: list[str | Text] = [str(rank), Text(str(head), style="bold"), f"{number(value, 3)}{interval}"]
+        cells += [f"{row[f'{column}_effect']:+.3f}"] if signed else []
+        cells += [classes.get((head.layer, head.head), Text("–", style="dim"))] if truth is not None else []
+        made.add_row(*cells)
+    console.print(made)
+    passes = f"{number(search.forwards, 1)} forward"
+    passes += f" and {number(search.backwards, 1)} backward" if search.backwards else ""
+    note(f"{passes} passes over the prompts, {number(search.seconds, 1)} s.")
+
+
+def _classes(truth: Truth) -> dict[tuple[int, int], str]:
+    return {(h.layer, h.head): kind for h, kind in truth.heads.items()}
+
+
+def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None:
+    """Print how the ranking agrees with the known circuit and save that; of a list of only the strongest heads, what
+    can be told."""
+    if truth is None:
+        return None
+    from interp.circuits.evaluation import AT, evaluate, precision_at
+    from interp.files import write_atomic
+
+    for remark in truth.notes:
+        note(remark)
+    note(f"Known circuit: {truth.source}.")
+    if not truth.complete:
+        at = ", ".join(f"{precision_at(found, truth, k):.2f} at {k}" for k in AT if k <= len(truth.heads))
+        out().print(f"{truth.name}: precision at least {at}", soft_wrap=True)
+        return None
+    agreement = evaluate(found, truth)
+    made = common.table("", truth.name, right=(truth.name,))
+    made.add_row("ROC AUC", f"{agreement.auc:.3f} (p = {agreement.p:.2g})")
+    made.add_row("ROC AUC, pessimistic", f"{agreement.auc_pessimistic:.3f}")
+    made.add_row("average precision", f"{agreement.average_precision:.3f} (chance {agreement.chance:.3f})")
+    for k, value in agreement.precision.items():
+        made.add_row(f"precision at {k}", f"{value:.2f}")
+    out().print(made)
+    write_atomic(
+        folder / "agreement.json", (json.dumps(asdict(agreement), indent=2, ensure_ascii=False) + "\n").encode()
+    )
+    return agreement
+
+
+def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Faithfulness:
+    """Measure, print and save the faithfulness curve."""
+    import io
+
+    from interp.circuits.faithfulness import faithfulness
+    from interp.files import write_atomic
+
+    with common.progress("Measuring faithfulness") as report:
+        curve = faithfulness(model, found, n=n, seed=seed, progress=report)
+    columns = ("heads kept", "share", "faithfulness [95 %]", "random heads", "with them removed")
+    made = common.table(*columns, right=columns)
+    for row in curve.frame.to_dict("records"):
+        kept = f"{row['faithfulness']:.3f} [{row['faithfulness_low']:.3f}, {row['faithfulness_high']:.3f}]"
+        random = f"{row['random']:.3f}" if "random" in row else "–"
+        made.add_row(str(row["k"]), f"{row['share']:.3f}", kept, random, f"{row['completeness']:.3f}")
+    out().print(made)
+    control = "" if curve.random_cpr is None else f" (random heads {curve.random_cpr:.3f})"
+    out().print(f"CPR {curve.cpr:.3f}{control}, CMD {curve.cmd:.3f}", soft_wrap=True)
+    for remark in curve.notes:
+        note(remark)
+    table = io.BytesIO()
+    curve.frame.to_parquet(table, index=False)
+    write_atomic(folder / "faithfulness.parquet", table.getvalue())
+    return curve
+
+
+def say_files(
+    folder: Path, page: Path, found: Circuit, agreement: Agreement | None, curve: Faithfulness | None
+) -> None:
+    """Where everything is."""
+    lines = [("Circuit", str(folder)), ("Report", str(page))]
+    lines += [(name.upper() if len(name) < 4 else name.capitalize(), str(folder / name)) for name in found.artefacts]
+    lines += [("Agreement", str(folder / "agreement.json"))] if agreement is not None else []
+    lines += [("Curve", str(folder / "faithfulness.parquet"))] if curve is not None else []
+    for name, path in lines:
+        out().print(Text.assemble((f"{name:<10}", "dim"), path), soft_wrap=True)
+
+
+def folder_name(found: Circuit) -> str:
+    """The model, the task and the method as one folder."""
+    from interp.cli.scan_heads import folder_name as plain
+
+    return "-".join(plain(part) for part in (found.model, found.task, found.column))

@@ -1,0 +1,145 @@
+"""Does attention agree with attribution? Rank correlation of where heads look with what the answer rests on.
+
+Jain & Wallace 2019 ("Attention is not Explanation", arXiv 1902.10186), Wiegreffe & Pinter 2019 (arXiv 1908.04626). Low
+agreement does not show that a head is useless: weights say where a head looks, not what it takes from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from interp.evaluation import sample
+from interp.inputs import check_seed, forward
+from interp.mechanics.attribution import Attribution, attributions, check
+from interp.mechanics.metric import judged
+from interp.mechanics.ranks import kendall, rho
+from interp.mechanics.weights import head_rows, main_sites
+from interp.statistics import bootstrap
+from interp_kernels import Received
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.tasks.base import Instance, Task
+    from interp_hooks import HookedModel
+
+#: columns: the rank correlation and the attribution it is with
+MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], str]] = {
+    "tau_gradient": (kendall, "gradient"),
+    "tau_ig": (kendall, "integrated"),
+    "rho_gradient": (rho, "gradient"),
+    "rho_ig": (rho, "integrated"),
+}
+
+
+def agreement(
+    model: Any,
+    task: str | Task = "ioi",
+    n: int = 32,
+    seed: int = 0,
+    steps: int = 32,
+    baseline: str = "mean",
+    skip_first: bool = False,
+) -> pd.DataFrame:
+    """Kendall's τ_b and Spearman's ρ between the attention of the judged position and token importance.
+
+    Importance of a token is |gradient × input| or |integrated gradients| (`interp.mechanics.attribution`) of answer
+    logit − mean wrong logit at the first judged position of each of `n` problems; attention is that position's row.
+
+    Returns a row a head with the columns an atlas begins with, then `tau_gradient`, `tau_ig`, `rho_gradient`, `rho_ig`:
+    means over problems, and `…_stderr`. A problem in which a head weighs all tokens alike is left out of its mean; NaN
+    where that is so in all. `attrs`: `layers`, the same measures of the mean attention over a layer's heads, each
+    {"mean", "low", "high", "n"} with a 95 % bootstrap interval over problems; `completeness`, the median over problems
+    of |Σa − Δm| / |Δm| of integrated gradients, and `completeness_worst`; `notes`.
+
+    Args:
+        steps, baseline: of the integrated gradients, "mean" or "zero" embedding.
+        skip_first: leave the first token out of the ranking, where attention sinks rest.
+
+    Raises:
+        UnknownNameError, InputError, ContextError: the task or an option. TapError: the embedding is not known.
+    """
+    from interp.loading import load
+
+    check_seed(seed)
+    check(steps, baseline)
+    hooked = load(model)
+    vocabulary = hooked.vocabulary()
+    chosen, instances = sample(hooked, task, n, seed)
+    sites = main_sites(hooked)
+    by_head: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
+    by_layer: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
+    gaps = []
+    start = int(skip_first)
+    for instance in instances:
+        found = attributions(hooked, instance, steps, baseline, vocabulary)
+        gaps.append(found.gap)
+        rows = attention_rows(hooked, instance)  # layer → (heads, tokens)
+        for name, (correlate, which) in MEASURES.items():
+            wanted = np.abs(_of(found, which))[start:]
+            layers = [rows[s.layer][:, start:] for s in sites]
+            by_head[name].append(np.array([correlate(row, wanted) for a in layers for row in a]))
+            by_layer[name].append(np.array([correlate(a.mean(0), wanted) for a in layers]))
+    frame = head_rows(hooked)
+    for name, values in by_head.items():
+        table = np.array(values)  # (problems, heads)
+        frame[name], frame[f"{name}_stderr"] = _summary(table)
+    frame.attrs.update(
+        task=chosen.name, n=n, seed=seed, steps=steps, baseline=baseline,
+        layers=_layers([s.layer for s in sites], by_layer, seed),
+        completeness=float(np.median(gaps)), completeness_worst=float(np.max(gaps)), notes=_notes(gaps, steps),
+    )  # fmt: skip
+    return frame
+
+
+@torch.no_grad()
+def attention_rows(model: HookedModel, instance: Instance) -> dict[int, np.ndarray]:
+    """layer → (heads, tokens): attention of the first judged position of a problem, over the prompt up to it."""
+    batch = judged(model, [instance], first_only=True)
+    queries = torch.zeros(batch.input_ids.shape, dtype=torch.bool, device=model.device)
+    queries[0, -1] = True
+    with model.observe(received={"row": Received(queries=queries)}) as seen:
+        forward(model, batch.input_ids)
+    return {s.layer: seen[_key(s)].received_by("row")[0].double().cpu().numpy() for s in main_sites(model)}
+
+
+def _key(site: Any) -> Any:
+    return site.layer if site.is_main else (site.tower, site.layer)
+
+
+def _of(found: Attribution, which: str) -> np.ndarray:
+    return found.gradient if which == "gradient" else found.integrated
+
+
+def _summary(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over rows, NaN left out."""
+    count = np.isfinite(table).sum(0)
+    mean = np.where(count > 0, np.nansum(table, 0) / np.maximum(count, 1), np.nan)
+    square = np.nansum((table - mean) ** 2, 0) / np.maximum(count - 1, 1)
+    return mean, np.where(count > 1, np.sqrt(square / np.maximum(count, 1)), np.nan)
+
+
+def _layers(layers: list[int], values: dict[str, list[np.ndarray]], seed: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for i, layer in enumerate(layers):
+        row: dict[str, Any] = dict(layer=layer)
+        for name, found in values.items():
+            defined = [float(v[i]) for v in found if np.isfinite(v[i])]
+            interval = bootstrap(defined, seed) if defined else None
+            row[name] = None if interval is None else dict(vars(interval))
+        rows.append(row)
+    return rows
+
+
+def _notes(gaps: list[float], steps: int) -> list[str]:
+    middle = float(np.median(gaps))
+    if middle <= 0.01:
+        return []
+    return [
+        f"integrated gradients miss m(e) − m(b) by {middle:.1%} (median) with {steps} steps: take more, or the metric "
+        "jumps on the way (at the zero baseline under norms, between experts)."
+    ]

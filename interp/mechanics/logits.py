@@ -1,0 +1,252 @@
+"""Direct logit attribution: what each head, MLP and bias writes towards an answer, past all later layers.
+
+The final residual stream is a sum of parts, x = Σ_c x_c: the embedding, every head's result z_h W_O, the attention's
+biases and the MLPs. With the scale of the final norm frozen at x, logits are linear in the stream, so the logit in a
+direction u is Σ_c u · norm_x(x_c) + u · bias: exact, not an approximation (Elhage et al. 2021; Wang et al. 2022,
+section 3.1). Where a norm stands on the attention's branch (Gemma 2, OLMo 2) it is frozen in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import InputError, TapError
+from interp.evaluation import sample
+from interp.inputs import check_seed, forward
+from interp.mechanics.metric import Judged, judged
+from interp.mechanics.weights import head_rows, main_sites
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.tasks.base import Instance, Task
+    from interp_hooks import HookedModel
+    from interp_hooks.call import Site
+    from interp_hooks.norms import Norms
+    from interp_hooks.vocabulary import Vocabulary
+
+#: largest difference, relative to the size of the stream, by which parts may miss their sum
+CLOSE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+#: instances run together
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Contributions to one direction at n judged positions, float64; they sum to `total`.
+
+    `embedding` (n,): token and learned position; `heads` layer → (n, heads); `attention_bias` layer → (n,), b_O;
+    `mlp` layer → (n,), all that a block adds besides its attention; `bias` (n,), the final norm's.
+    """
+
+    embedding: torch.Tensor
+    heads: dict[int, torch.Tensor]
+    attention_bias: dict[int, torch.Tensor]
+    mlp: dict[int, torch.Tensor]
+    bias: torch.Tensor
+    total: torch.Tensor = field(repr=False)
+
+    def sum(self) -> torch.Tensor:
+        """(n,): all contributions together."""
+        parts = [self.embedding, self.bias, *(h.sum(-1) for h in self.heads.values())]
+        return torch.stack([*parts, *self.attention_bias.values(), *self.mlp.values()]).sum(0)
+
+
+@torch.no_grad()
+def direct(
+    model: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    directions: torch.Tensor,
+    rows: torch.Tensor | None = None,
+    columns: torch.Tensor | None = None,
+) -> Direct:
+    """Direct contributions to `directions` (n, d_model), vectors that the final norm's output is multiplied with, at
+    the positions (`rows`[i], `columns`[i]) of `input_ids` (batch, tokens); by default the last of each row.
+
+    For a logit the direction is a column of `model.vocabulary().W_U` (times its `logit_scale`).
+
+    Raises:
+        TapError: weights or norms are not known, or the parts do not add up to the stream: blocks scale or gate their
+            branches (Granite), or layers without attention stand between. InputError: shapes that do not fit.
+    """
+    from interp.loading import load
+
+    hooked = load(model)
+    return _direct(hooked, hooked.norms(), input_ids, attention_mask, directions, rows, columns)
+
+
+def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int = 0) -> pd.DataFrame:
+    """Direct contributions to (answer logit − mean wrong logit) at the judged positions of `n` problems, before a
+    softcap of the logits.
+
+    A row a part: the columns an atlas begins with, `component` ("embedding", "head", "attention_bias", "mlp", "bias"),
+    `direct` (mean over problems, in logits; several judged positions of a problem are averaged first) and
+    `direct_stderr`. `layer` and `head` are −1 where a part has none. Where a task names no wrong tokens the mean of the
+    whole vocabulary stands for them. `attrs`: `metric`, the mean of what was attributed, equal to the sum of `direct`.
+
+    Raises:
+        UnknownNameError, InputError, ContextError: the task. TapError: as `direct`.
+    """
+    import pandas as pd
+
+    from interp.loading import load
+
+    check_seed(seed)
+    hooked = load(model)
+    vocabulary, norms = hooked.vocabulary(), hooked.norms()
+    chosen, instances = sample(hooked, task, n, seed)
+    parts: dict[tuple[str, int], list[torch.Tensor]] = {}
+    totals: list[torch.Tensor] = []
+    for group in _groups(instances):
+        batch = judged(hooked, group)
+        vectors, offset = _directions(batch, vocabulary)
+        found = _direct(hooked, norms, batch.input_ids, batch.attention_mask, vectors, batch.rows, batch.columns)
+        for key, values in _parts(found, offset).items():
+            parts.setdefault(key, []).append(_by_problem(values, batch))
+        totals.append(_by_problem(found.total + offset, batch))
+    rows = head_rows(hooked).assign(component="head")
+    blank = dict(tower=hooked.main_tower, kind="self", head=-1, kv_head=-1)
+    others = [dict(blank, layer=layer, component=name) for name, layer in parts if name != "head"]
+    frame = pd.concat([rows, pd.DataFrame(others)], ignore_index=True)
+    columns = [torch.cat(parts["head", s.layer]) for s in main_sites(hooked)]
+    columns += [torch.cat(values) for (name, _), values in parts.items() if name != "head"]
+    table = torch.cat([c if c.ndim == 2 else c[:, None] for c in columns], 1)  # (problems, parts)
+    frame["direct"] = table.mean(0).tolist()
+    frame["direct_stderr"] = (table.std(0) / len(table) ** 0.5).tolist() if len(table) > 1 else float("nan")
+    frame.attrs.update(metric=float(torch.cat(totals).mean()), task=chosen.name, n=n, seed=seed)
+    return frame
+
+
+# --- inside ---------------------------------------------------------------------------------------------------------
+
+
+def _groups(instances: Sequence[Instance]) -> list[Sequence[Instance]]:
+    return [instances[i : i + BATCH] for i in range(0, len(instances), BATCH)]
+
+
+def _directions(batch: Judged, vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, d_model) and (n,) float64: the metric of a judged position is direction · final + offset."""
+    W_U = vocabulary.W_U
+    everything = W_U.mean(1, dtype=torch.float64)
+    vectors, offsets = [], []
+    for right, wrong in zip(batch.right, batch.wrong, strict=True):
+        rival = W_U[:, list(wrong)].double().mean(1) if wrong else everything
+        vectors.append(vocabulary.logit_scale * (W_U[:, list(right)].double().mean(1) - rival))
+        b = vocabulary.b_U
+        offset = W_U.new_zeros((), dtype=torch.float64)
+        if b is not None:
+            offset = b[list(right)].double().mean() - (b[list(wrong)] if wrong else b).double().mean()
+        offsets.append(offset)
+    return torch.stack(vectors), torch.stack(offsets)
+
+
+def _parts(found: Direct, offset: torch.Tensor) -> dict[tuple[str, int], torch.Tensor]:
+    """(component, layer) → (n,) or, for heads, (n, heads)."""
+    parts = {("embedding", -1): found.embedding}
+    parts |= {("head", layer): values for layer, values in found.heads.items()}
+    parts |= {("attention_bias", layer): values for layer, values in found.attention_bias.items()}
+    parts |= {("mlp", layer): values for layer, values in found.mlp.items()}
+    return parts | {("bias", -1): found.bias + offset}
+
+
+def _by_problem(values: torch.Tensor, batch: Judged) -> torch.Tensor:
+    """(problems, …): the mean over each problem's judged positions of `values` (n, …)."""
+    count = len(batch.input_ids)
+    return torch.stack([values[batch.rows == row].mean(0) for row in range(count)]).cpu()
+
+
+@torch.no_grad()
+def _direct(
+    model: HookedModel,
+    norms: Norms,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    directions: torch.Tensor,
+    rows: torch.Tensor | None,
+    columns: torch.Tensor | None,
+) -> Direct:
+    batch, width = input_ids.shape
+    if (rows is None) != (columns is None):
+        raise InputError("Give both rows= and columns= of the judged positions, or neither.")
+    if rows is None or columns is None:
+        rows, columns = torch.arange(batch), torch.full((batch,), width - 1)
+    if directions.ndim != 2 or not len(directions) == len(rows) == len(columns):
+        raise InputError(
+            f"directions is (judged positions, d_model): {tuple(directions.shape)} does not fit {len(rows)} positions."
+        )
+    at = rows.to(model.device), columns.to(model.device)
+    with model.capture_z() as z, model.capture_resid() as resid:
+        forward(model, input_ids.to(model.device), attention_mask)
+    sites = main_sites(model)
+    stream = {k: v[at].double() for k, v in resid.items()}  # (n, d_model)
+    last = norms.final()
+    end = stream["post", sites[-1].layer]
+    # frozen at the stream in the model's own precision, and where there is no final norm, nothing but a projection
+    frozen = None if last is None else last.frozen(resid["post", sites[-1].layer][at])
+    vectors = directions.to(end)
+    if frozen is not None and not _close(frozen(end) + frozen.bias, stream["final"], model):
+        raise TapError(f"The final norm of {model.name} does not read the stream of its last attention block.")
+
+    def project(part: torch.Tensor) -> torch.Tensor:
+        """(n, …, d_model) → (n, …): part, through the frozen norm, along the direction."""
+        middle = [slice(None)] + [None] * (part.ndim - 2)
+        along = vectors if frozen is None else _back(frozen, vectors)
+        return (part * along[tuple(middle)]).sum(-1)
+
+    heads, biases, mlps = {}, {}, {}
+    previous: torch.Tensor | None = None
+    for site in sites:
+        pre, post = stream["pre", site.layer], stream["post", site.layer]
+        if previous is not None and not _close(previous, pre, model):
+            raise TapError(f"Something stands between layer {site.layer} of {model.name} and the one before it.")
+        previous = post
+        result, bias = _attention(model, norms, site, z[_key(site)][at])
+        written = result.sum(1) + bias
+        middle = stream.get(("mid", site.layer))
+        if middle is not None and not _close(pre + written, middle, model):
+            raise TapError(
+                f"Layer {site.layer} of {model.name} does more than add Σ_h z_h W_O + b_O to the stream (it scales, "
+                "gates or normalises it), so direct contributions can't be told."
+            )
+        heads[site.layer] = project(result)  # (n, heads)
+        biases[site.layer] = project(bias)
+        mlps[site.layer] = project(post - pre - written)
+    tail = torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
+    total = (vectors * stream.get("final", end)).sum(-1)
+    return Direct(project(stream["pre", sites[0].layer]), heads, biases, mlps, tail, total)
+
+
+def _key(site: Site) -> Any:
+    return site.layer if site.is_main else (site.tower or site.kind, site.layer)
+
+
+def _back(frozen: Any, vectors: torch.Tensor) -> torch.Tensor:
+    """(n, d_model) w with w · r = vectors · frozen(r): the transpose of the linear map."""
+    return frozen.norm.centred(vectors * frozen.norm.gain.to(vectors)) * frozen.scale
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, model: HookedModel) -> bool:
+    dtype = next(model.module.parameters()).dtype
+    return float((a - b).abs().max()) <= CLOSE.get(dtype, 2e-2) * float(b.abs().max().clamp_min(1e-30))
+
+
+def _attention(model: HookedModel, norms: Norms, site: Site, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, heads, d_model) and (n, d_model) float64: what heads and biases add to the stream; z (n, heads, d_head)."""
+    weights = model.head_weights(site.layer, site.tower)
+    result = torch.einsum("nhd,hdm->nhm", z.double(), weights.W_O.double())
+    bias = result.new_zeros(len(z), result.shape[-1])
+    if weights.b_O is not None:
+        bias = bias + weights.b_O.double()
+    after = norms.branch(site.layer)
+    if after is None:
+        return result, bias
+    whole = (result.sum(1) + bias).to(next(model.module.parameters()).dtype)
+    frozen = after.frozen(whole)
+    # scale (n, 1) is the same for all heads
+    by_head = after.centred(result) * after.gain * frozen.scale[:, None]
+    return by_head, frozen(bias) + frozen.bias

@@ -1,0 +1,46 @@
+"""Copying by the OV circuit, from weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from interp.scores.base import ModelScore
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    from interp.probes import Settings
+    from interp_hooks.model import HookedModel
+
+
+class OVCopying(ModelScore):
+    """Σλ / Σ|λ| over the eigenvalues λ of W_E W_V W_O W_U, norm gains folded in; see `interp.mechanics.copying`."""
+
+    name = "ov_copying"
+    title = "OV copying"
+    reading = "Near 1 a head raises the logits of tokens it attends to, near −1 it lowers them; from weights alone."
+    formula = "Σλ / Σ|λ|, λ the eigenvalues of W_E W_V W_O W_U"
+    citation = "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits"
+    low = -1.0
+    high = 1.0
+    probe = "own"
+    passes = "none, from weights"
+
+    #: which of the two circuits of `copying_of`
+    circuit = 0
+
+    def cost(self, model: HookedModel, settings: Settings) -> int:
+        for layer in {h.layer for h in model.heads if h.tower == model.main_tower}:
+            model.head_weights(layer, model.main_tower)  # what is not known is told before the scan
+        model.vocabulary()
+        return 0
+
+    def steps(self, model: HookedModel, settings: Settings) -> int:
+        return model.n_layers
+
+    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+        from interp.mechanics.ov_qk import copying_of
+
+        for layer, found in copying_of(model).items():
+            values = found[self.circuit].tolist()
+            yield [(Head(layer, h, model.main_tower), [value]) for h, value in enumerate(values)]
