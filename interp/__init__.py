@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from interp import circuits as circuits
     from interp import edits as edits
+    from interp import mechanics as mechanics
     from interp import models as models
     from interp import procedures as procedures
     from interp import scenes as scenes
@@ -50,7 +52,7 @@ _HOME = {
     "rhythm": "interp.curves",
     "scan_heads": "interp.scan",
 }
-_MODULES = ("edits", "models", "procedures", "scenes", "scores", "tasks", "vision")
+_MODULES = ("circuits", "edits", "mechanics", "models", "procedures", "scenes", "scores", "tasks", "vision")
 
 __all__ = [*_HOME, *_MODULES]
 

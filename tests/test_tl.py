@@ -231,6 +231,36 @@ def test_head_weights_agree(trio: Trio, name: str, library: str) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", MODELS)
+def test_wires_agree(trio: Trio, name: str, library: str) -> None:
+    """GPT-2 does not rotate queries and keys, so there these agree too."""
+    places = ("v", "z", "pre", "mid", "post", "final", *(("q", "k") if name == "gpt2" else ()))
+    ids, found = inputs(False)["input_ids"], []
+    for which in ("hf", library):
+        model = trio(name)[which]
+        with model.wires(*places) as wires:
+            metric = model.logits(ids)[:, -1, 7].sum()
+        found.append((wires, torch.autograd.grad(metric, list(wires.values()))))
+    (ours, slopes), (theirs, others) = found
+    assert set(ours) == set(theirs)
+    by_key = dict(zip(theirs, others, strict=True))
+    for (key, wire), slope in zip(ours.items(), slopes, strict=True):
+        torch.testing.assert_close(theirs[key], wire, atol=3e-4, rtol=1e-3)
+        torch.testing.assert_close(by_key[key], slope, atol=3e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", ["head_ablation", "attribution", "hisp", "eap", "path_patching"])
+def test_circuits_agree(trio: Trio, name: str, library: str, method: str) -> None:
+    ours, theirs = (
+        interp.circuits.find(trio(name)[which], "ioi", method, n=4, force=True) for which in ("hf", library)
+    )
+    np.testing.assert_allclose(theirs.frame[method], ours.frame[method], rtol=2e-3, atol=2e-5)
+    assert len(ours.edges) == len(theirs.edges)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_generate_is_observed_step_by_step(trio: Trio, library: str) -> None:
     ids = inputs(False)["input_ids"][:1]
     model, plain = trio("llama")[library], trio("llama")["hf"]

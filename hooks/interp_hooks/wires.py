@@ -15,8 +15,8 @@ from interp_hooks.call import AttentionCall
 from interp_hooks.edit import Edit
 from interp_hooks.errors import TapError
 
-#: q and z (batch, queries, heads, d_head); k and v (batch, keys, kv_heads, d_head); pre (the stream that enters a layer),
-#: mid (after attention; absent in parallel blocks), post, final (batch, queries, d_model)
+#: q and z (batch, queries, heads, d_head); k and v (batch, keys, kv_heads, d_head); the stream (batch, queries,
+#: d_model): pre (on entry of a layer), mid (after attention; absent in parallel blocks), post, final
 PLACES = ("q", "k", "v", "z", "pre", "mid", "post", "final")
 
 Rewrite = Callable[[str, int, torch.Tensor], "torch.Tensor | None"]

@@ -108,13 +108,13 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
     _two_sided(positives)
     fpr, tpr, _ = roc(values, positives)
     n, found = len(values), int(positives.sum())
-    auc = float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
-    hits, seen = tpr * found, fpr * (n - found)  # counts at each threshold
+    hits, seen = np.rint(tpr * found), np.rint(fpr * (n - found))  # counts at each threshold: areas come out exact
+    pairs = found * (n - found)
     at = [k for k in sorted({*AT, found}) if k <= n]
     expected = {k: _hits(values, positives, k) for k in at}
     return Agreement(
-        auc=auc,
-        auc_pessimistic=float(np.sum((1 - fpr[1:]) * np.diff(tpr))),
+        auc=float(np.sum(np.diff(seen) * (hits[1:] + hits[:-1]) / 2) / pairs),
+        auc_pessimistic=float(np.sum((n - found - seen[1:]) * np.diff(hits)) / pairs),
         average_precision=float(np.sum(np.diff(tpr) * hits[1:] / (hits[1:] + seen[1:]))),
         precision={k: expected[k] / k for k in at},
         recall={k: expected[k] / found for k in at},

@@ -23,7 +23,7 @@ APART = 3 << 20
 def measured(
     model: Any,
     task: str | Task,
-    n: int = 256,
+    n: int = 1024,
     seed: int = 0,
     mode: str = "mean",
     share: float = SHARE,
@@ -36,6 +36,8 @@ def measured(
     |m(clean)|, or of |m(clean) − m(corrupted)| where that is more (a log-probability is near 0 on solved prompts). Its
     class is "helps" or "hinders"; effects are shares of the same. Prompts are drawn far from those of `find` with any
     usual seed.
+
+    Effects that change sign from prompt to prompt need many prompts: their mean is small and their spread is not.
 
     Raises `InputError` where the model can't do the task or no head matters, and as `find`.
     """

@@ -54,8 +54,8 @@ def find(
         A `Circuit`: an atlas whose column, named as the method, says how surely or strongly each head takes part.
 
     Raises:
-        UnknownNameError, InputError (the model can't do the task, pairs of unequal length, no negative examples, answers
-        of several tokens), ContextError, TapError (the method needs what this architecture does not offer).
+        UnknownNameError, InputError (the model can't do the task, pairs of unequal length, no negative examples,
+        answers of several tokens), ContextError, TapError (the method needs what this architecture does not offer).
     """
     from interp.loading import load
 
@@ -138,8 +138,8 @@ def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -
     fails = accuracy.mean <= chance if not single else margin.mean <= 0 or (chance > 0 and accuracy.mean <= chance)
     if fails and not force:
         raise InputError(
-            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin {margin.mean:.2f}: no better "
-            "than chance), so a circuit for it would mean nothing; choose another task or model, or use force "
+            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin {margin.mean:.2f}: no "
+            "better than chance), so a circuit for it would mean nothing; choose another task or model, or use force "
             "(--force)."
         )
     return accuracy, margin
@@ -149,8 +149,8 @@ def _notes(prompts: Prompts, accuracy: Interval, clean: Interval, corrupted: Int
     notes = []
     if accuracy.mean < POOR:
         notes.append(
-            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts; a circuit for a task half done is to "
-            "be read with care."
+            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts; a circuit for a task half done is "
+            "to be read with care."
         )
     if corrupted.high >= clean.low:
         notes.append(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
+from interp import tasks
 from interp.errors import InputError
 from interp.evaluation import sample
+from interp.files import reason
 from interp.inputs import check_seed, pad_id
 from interp.tasks.base import Instance, Problem, Task, Text, collate
 from interp.tasks.images import ImageTask
@@ -133,14 +135,15 @@ def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Pr
     Raises `UnknownNameError`, `ContextError`, or `InputError` where the task has no negative examples.
     """
     check_seed(seed)
+    named = tasks.get(task) if isinstance(task, str) else task
+    if isinstance(named, ImageTask):
+        raise InputError(f"Circuits are looked for in text, and {named.name} is about pictures; use a task of words.")
     chosen, instances = sample(model, task, n, seed)
-    if isinstance(chosen, ImageTask):
-        raise InputError(f"Circuits are looked for in text, and {chosen.name} is about pictures; use a task of words.")
     return checked(Prompts(chosen, tuple(instances)))
 
 
 def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts:
-    """Prompts of one's own: each row has `clean`, `corrupted`, `answer` and, if there is one, `wrong` (a text or a list).
+    """Prompts of one's own: each row has `clean`, `corrupted`, `answer` and, if any, `wrong`, a text or a list.
 
     Answers are single tokens as they follow the prompt, usually with a leading space.
 
@@ -164,7 +167,7 @@ def read(path: str | Path) -> list[Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"The prompt file {path} can't be read: {error.strerror}.") from error
+        raise InputError(f"The prompt file {path} can't be read ({reason(error)}).") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The prompt file {path} is not UTF-8 text.") from error
     try:
@@ -172,7 +175,7 @@ def read(path: str | Path) -> list[Any]:
             return list(json.loads(text))
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except json.JSONDecodeError as error:
-        raise InputError(f"The prompt file {path} is not JSON: {error}.") from error
+        raise InputError(f"The prompt file {path} is not JSON, a list of objects or one a line ({error}).") from error
 
 
 def _written(text: Text, row: Any, what: str) -> Instance:
@@ -182,20 +185,26 @@ def _written(text: Text, row: Any, what: str) -> Instance:
         raise InputError(
             f'{what} has no negative example: give it a text "corrupted", in which the answer isn\'t determined.'
         )
-    wrong = row.get("wrong", [])
-    wrong = [wrong] if isinstance(wrong, str) else list(wrong)
+    wrong = row.get("wrong") or []
+    wrong = [wrong] if isinstance(wrong, str) else wrong
+    if not isinstance(wrong, Sequence) or not all(isinstance(w, str) for w in wrong):
+        raise InputError(f'{what} has {row["wrong"]!r} for "wrong", which is a text or a list of texts.')
+    if row["answer"] in wrong:
+        raise InputError(f"{what} has its answer {row['answer']!r} among the wrong ones; take it out there.")
     problem = Problem(row["clean"], row["corrupted"], row["answer"], tuple(wrong))
     ids, corrupted = text.prompt(problem.clean), text.prompt(problem.corrupted)
+    if not ids:
+        raise InputError(f"{what} is empty; write a text that the answer follows.")
     if len(ids) != len(corrupted):
         raise InputError(
-            f"{what} has {len(ids)} tokens and its corrupted twin {len(corrupted)}; patching needs pairs of one length, so "
-            "reword one of them."
+            f"{what} has {len(ids)} tokens and its corrupted twin {len(corrupted)}; patching needs pairs of one "
+            "length, so reword one of them."
         )
     for answer in (problem.answer, *problem.wrong):
         if len(text.encode(answer)) != 1:
             raise InputError(
-                f"The answer {answer!r} of {what[0].lower()}{what[1:]} is {len(text.encode(answer))} tokens and must be "
-                "one (often with a leading space); choose another word."
+                f"The answer {answer!r} of {what[0].lower()}{what[1:]} is {len(text.encode(answer))} tokens and must "
+                "be one (often with a leading space); choose another word."
             )
     accept = (tuple(text.encode(problem.answer)),)
     return Instance(

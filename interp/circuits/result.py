@@ -23,7 +23,7 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from interp.circuits.faithfulness import Faithfulness
+    from interp.circuits.faithful import Faithfulness
     from interp.circuits.truth import Truth
     from interp.overlay import Overlay
     from interp.report import Section

@@ -1,4 +1,4 @@
-"""What the report of a circuit tells first: the task, the graph, the strongest edges, and how the circuit was judged."""
+"""What the report of a circuit tells first: the task, the graph, the strongest edges, and how it was judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interp.statistics import Interval
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.faithfulness import Faithfulness
+    from interp.circuits.faithful import Faithfulness
     from interp.circuits.result import Circuit
     from interp.circuits.truth import Truth
 
@@ -71,7 +71,7 @@ def _heads(circuit: Circuit) -> str:
     for n, row in enumerate(table.head(LISTED).to_dict("records"), 1):
         cells = [str(n), str(Head(row["layer"], row["head"], row["tower"])), number(row[column], 3)]
         cells += [f"[{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"] if sure else []
-        rows.append([*cells, *([f"{row[effect]:+.3f}"] if signed else [])])
+        rows.append([*cells, *([f"{row[effect]:+.3g}"] if signed else [])])
     heads = ["#", "Head", "Score", *(["95 %"] if sure else []), *(["Effect"] if signed else [])]
     return _table(heads, rows, f"Strongest of {len(table)} heads")
 
@@ -100,10 +100,10 @@ def _known(circuit: Circuit, truth: Truth) -> Section:
         parts.append(_facts(agreement_facts(agreement)))
     places = ranks(circuit, truth)
     rows = [
-        [str(head), kind, number(places[head], 1), number(circuit.value(_here(circuit, head), circuit.column), 3)]
+        [f"{places[head]:g}", str(head), kind, number(circuit.value(_here(circuit, head), circuit.column), 3)]
         for head, kind in sorted(truth.heads.items(), key=lambda pair: places[pair[0]])
     ]
-    parts.append(_table(["Head", "Class", "Rank", "Score"], rows, f"Its heads among {len(circuit.frame)}"))
+    parts.append(_table(["Rank", "Head", "Class", "Score"], rows, f"Its heads among {len(circuit.frame)}"))
     return Section("known", f"Against the known circuit {truth.name}", "".join(parts), {})
 
 
@@ -113,7 +113,7 @@ def agreement_facts(agreement: Agreement) -> dict[str, str]:
     return {
         "Heads in it": f"{agreement.n_positive} of {agreement.n_heads}",
         "ROC AUC": f"{agreement.auc:.3f} (p = {agreement.p:.2g})",
-        "Pessimistic": f"{agreement.auc_pessimistic:.3f}",
+        "ROC AUC, pessimistic": f"{agreement.auc_pessimistic:.3f}",
         "Average precision": f"{agreement.average_precision:.3f} (chance {agreement.chance:.3f})",
         "Precision at k": at,
     }
@@ -135,6 +135,7 @@ def _faithful(found: Faithfulness) -> Section:
     }
     drawn = found.plot()
     drawn.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
+    drawn.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
     content = plotable(drawn)
     notes = "".join(f'<p class="note">{escape(remark)}</p>' for remark in found.notes)
     html = f"""{_facts(facts)}{notes}<figure><div class="drawing"><div id="faithfulness-plot" class="plot" role="img"
@@ -145,7 +146,7 @@ replaced, and with the strongest replaced.</figcaption></figure>"""
 
 
 def _interval(value: Interval) -> str:
-    return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
+    return str(value)  # three decimals: margins may be small
 
 
 def _facts(facts: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOpt
 
 if TYPE_CHECKING:
     from interp.circuits.evaluation import Agreement
-    from interp.circuits.faithfulness import Faithfulness
+    from interp.circuits.faithful import Faithfulness
     from interp.circuits.result import Circuit
     from interp.circuits.truth import Truth
 
@@ -26,9 +26,9 @@ PUBLISHED = "published"
 METHODS = {
     "discrete_sae": "codes of a small sparse autoencoder that go with the task; seconds",
     "head_ablation": "replace each head in turn: exhaustive, one pass a head",
-    "attribution": "gradient × change of each head: one backward pass",
+    "attribution": "gradient × change of z: head ablation to first order, one backward pass",
     "eap": "gradient × change along every edge: one backward pass",
-    "eap_ig": "edges with gradients integrated along the way from corrupted to clean: a few backward passes",
+    "eap_ig": "as eap, gradients averaged between corrupted and clean",
     "hisp": "mean |gradient × activation|, normalised within each layer",
     "acdc": "greedy pruning of edges from the output back: a pass an edge",
     "path_patching": "replace each head along chosen paths, the other heads held: one or two passes a head",
@@ -95,12 +95,12 @@ def circuit(
     found.save(folder)
     show(found, top, truth)
     agreement = agree(found, truth, folder)
-    curve = None
-    if faithfulness:
-        curve = faithful(loaded, found, n, seed, folder)
     for remark in found.notes:
         out().print(Text(remark, style="yellow"), soft_wrap=True)
-    page = found.report(folder / "report.html", truth, curve)
+    page, curve = found.report(folder / "report.html", truth), None
+    if faithfulness:
+        curve = faithful(loaded, found, n, seed, folder)
+        found.report(page, truth, curve)
     say_files(folder, page, found, agreement, curve)
 
 
@@ -197,7 +197,7 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
             )
         return Truth.load(compare)
     if own:
-        raise InputError("No circuit is published for prompts of one's own; give --compare a file, or leave it out.")
+        raise InputError("No circuit is known for prompts of one's own; give --compare a file, or leave it out.")
     from interp.models import ALIASES, SHORTCUTS
 
     if Path(model).expanduser().is_dir() and task in {t for t, _ in published_names()}:
@@ -206,7 +206,7 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 
 
 def published(task: str, names: list[str]) -> Truth:
-    """The published circuit of a task in a model with one of these names, or an alias of it. Raises `InputError`."""
+    """The known circuit of a task in a model with one of these names, or an alias of it. Raises `InputError`."""
     from interp.circuits.truth import published as find
     from interp.circuits.truth import published_names
     from interp.errors import InputError
@@ -219,13 +219,10 @@ def published(task: str, names: list[str]) -> Truth:
         if (task, name) in there:
             return find(task, name)
     models = [m for t, m in there if t == task]
-    lists = (
-        f"it is published for {', '.join(models)}"
-        if models
-        else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
-    )
+    others = f"one is for {', '.join(models)}" if models else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
     raise InputError(
-        f"No circuit of {task} is published for {next(n for n in names if n)}; {lists}, or give --compare a file."
+        f"No circuit of {task} is known for {next(n for n in names if n)}; {others}. Give --compare a file, or leave "
+        "it out."
     )
 
 
@@ -262,7 +259,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
         row = places.loc[(head.tower, head.layer, head.head)]
         interval = f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]" if sure else ""
         cells: list[str | Text] = [str(rank), Text(str(head), style="bold"), f"{number(value, 3)}{interval}"]
-        cells += [f"{row[f'{column}_effect']:+.3f}"] if signed else []
+        cells += [f"{row[f'{column}_effect']:+.3g}"] if signed else []
         cells += [classes.get((head.layer, head.head), Text("–", style="dim"))] if truth is not None else []
         made.add_row(*cells)
     console.print(made)
@@ -281,6 +278,7 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
     if truth is None:
         return None
     from interp.circuits.evaluation import AT, evaluate, precision_at
+    from interp.circuits.section import agreement_facts
     from interp.files import write_atomic
 
     for remark in truth.notes:
@@ -291,12 +289,9 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
         out().print(f"{truth.name}: precision at least {at}", soft_wrap=True)
         return None
     agreement = evaluate(found, truth)
-    made = common.table("", truth.name, right=(truth.name,))
-    made.add_row("ROC AUC", f"{agreement.auc:.3f} (p = {agreement.p:.2g})")
-    made.add_row("ROC AUC, pessimistic", f"{agreement.auc_pessimistic:.3f}")
-    made.add_row("average precision", f"{agreement.average_precision:.3f} (chance {agreement.chance:.3f})")
-    for k, value in agreement.precision.items():
-        made.add_row(f"precision at {k}", f"{value:.2f}")
+    made = common.table("", truth.name)
+    for name, value in agreement_facts(agreement).items():
+        made.add_row(name, value)
     out().print(made)
     write_atomic(
         folder / "agreement.json", (json.dumps(asdict(agreement), indent=2, ensure_ascii=False) + "\n").encode()
@@ -308,17 +303,17 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     """Measure, print and save the faithfulness curve."""
     import io
 
-    from interp.circuits.faithfulness import faithfulness
+    from interp import circuits
     from interp.files import write_atomic
 
     with common.progress("Measuring faithfulness") as report:
-        curve = faithfulness(model, found, n=n, seed=seed, progress=report)
+        curve = circuits.faithfulness(model, found, n=n, seed=seed, progress=report)
     columns = ("heads kept", "share", "faithfulness [95 %]", "random heads", "with them removed")
     made = common.table(*columns, right=columns)
     for row in curve.frame.to_dict("records"):
-        kept = f"{row['faithfulness']:.3f} [{row['faithfulness_low']:.3f}, {row['faithfulness_high']:.3f}]"
-        random = f"{row['random']:.3f}" if "random" in row else "–"
-        made.add_row(str(row["k"]), f"{row['share']:.3f}", kept, random, f"{row['completeness']:.3f}")
+        kept = f"{_share(row['faithfulness'])} [{_share(row['faithfulness_low'])}, {_share(row['faithfulness_high'])}]"
+        random = _share(row["random"]) if "random" in row else "–"
+        made.add_row(str(row["k"]), _share(row["share"]), kept, random, _share(row["completeness"]))
     out().print(made)
     control = "" if curve.random_cpr is None else f" (random heads {curve.random_cpr:.3f})"
     out().print(f"CPR {curve.cpr:.3f}{control}, CMD {curve.cmd:.3f}", soft_wrap=True)
@@ -328,6 +323,11 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     curve.frame.to_parquet(table, index=False)
     write_atomic(folder / "faithfulness.parquet", table.getvalue())
     return curve
+
+
+def _share(value: float) -> str:
+    """Three decimals, and no "-0.000"."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def say_files(

@@ -1,0 +1,207 @@
+"""Head ablation against plain hooks on an untapped model, truth by brute force, stability, and every method's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import interp
+from interp.atlas import KEYS, Atlas
+from interp.circuits import Circuit, evaluate, find, measured, planted, published, published_names, registry, resampled
+from interp.circuits.base import Method
+from interp.circuits.bench import Bench
+from interp.circuits.head_ablation import HeadAblation, resampled_means
+from interp.circuits.prompts import from_task
+from interp.errors import InputError, UnknownNameError
+from interp.tasks import get
+from interp_hooks import Head
+
+CHEAP = ("head_ablation", "attribution", "eap", "hisp", "path_patching")
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return interp.load("llama")
+
+
+def by_hand(twin: Any, prompts: Any, layer: int, head: int, mode: str, means: dict[int, torch.Tensor]) -> np.ndarray:
+    """Margins of an eager model, prompt by prompt without padding, one head's z replaced by a hook on W_O's input."""
+    found = []
+    for instance in prompts.instances:
+        ids, other = torch.tensor([instance.ids]), torch.tensor([instance.corrupted])
+        kept: dict[int, torch.Tensor] = {}
+
+        def keep(z: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
+            kept[layer] = z.clone()
+            return z
+
+        with torch.no_grad(), tiny.rewriting_z(twin, layer, keep):
+            twin(input_ids=other, use_cache=False)
+
+        def replace(z: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
+            z = z.clone()
+            given = {"zero": 0.0, "mean": means[layer][head], "resample": kept[layer][:, :, head]}[mode]
+            z[:, :, head] = given
+            return z
+
+        with torch.no_grad(), tiny.rewriting_z(twin, layer, replace):
+            logits = twin(input_ids=ids, use_cache=False).logits[0, list(instance.positions)]
+        found.append(prompts.task.score(logits, instance)[1])
+    return np.array(found)
+
+
+def means_by_hand(twin: Any, prompts: Any) -> dict[int, torch.Tensor]:
+    """layer → (heads, d): mean z over all tokens of the corrupted prompts."""
+    found = {}
+    for layer in range(2):
+        kept: list[torch.Tensor] = []
+        for instance in prompts.instances:
+            with torch.no_grad(), tiny.rewriting_z(twin, layer, lambda z, kept=kept: kept.append(z[0].clone()) or z):
+                twin(input_ids=torch.tensor([instance.corrupted]), use_cache=False)
+        found[layer] = torch.cat(kept).mean(0)
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
+def test_effects_equal_plain_hooks_on_unpadded_prompts(worded: Any, name: str, mode: str) -> None:
+    model, twin = worded(name)
+    prompts = from_task(model, "ioi", 6)  # prompts of several lengths, so that the bench pads
+    assert len({len(i.ids) for i in prompts.instances}) > 1
+    found = HeadAblation(mode).find(Bench(model, prompts))
+    assert found.effects is not None
+    means = means_by_hand(twin, prompts)
+    plain = np.array([
+        prompts.task.score(twin(input_ids=torch.tensor([i.ids])).logits[0, list(i.positions)].detach(), i)[1]
+        for i in prompts.instances
+    ])  # fmt: skip
+    for layer, head in ((0, 0), (0, 3), (1, 2)):
+        wanted = plain - by_hand(twin, prompts, layer, head, mode, means)
+        np.testing.assert_allclose(found.effects[4 * layer + head], wanted, atol=2e-4)
+    np.testing.assert_allclose(found.score, np.abs(found.effects.mean(1)))
+
+
+def test_replacing_every_head_by_its_twin_is_the_corrupted_run_but_for_the_embedding(llama: Any) -> None:
+    """IOI prompts and their twins end in the same tokens, so with all z replaced the last position can't tell."""
+    bench = Bench(llama, from_task(llama, "ioi", 8))
+    (margins,) = bench.ablated([bench.heads], "resample")
+    np.testing.assert_allclose(margins, bench.margins(corrupted=True), atol=1e-3)
+
+
+def test_bootstrap_means_have_the_right_mean_and_spread() -> None:
+    effects = np.random.default_rng(0).normal(2.0, 3.0, (4, 50))
+    means = resampled_means(effects, 0)
+    np.testing.assert_allclose(means.mean(1), effects.mean(1), atol=0.05)
+    np.testing.assert_allclose(means.std(1), effects.std(1) / np.sqrt(50), rtol=0.1)
+
+
+# --- truth by brute force ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", planted.names())
+def test_brute_force_finds_exactly_the_planted_circuit(name: str) -> None:
+    made = planted.get(name)
+    found = measured(made.model, made.task, n=32)
+    assert set(found.heads) == set(made.truth.heads)
+    assert set(found.heads.values()) == {"helps"} and found.complete
+    assert len(found.effects) == made.truth.matrix().size
+
+
+def test_committed_truths_are_what_the_code_measures(llama: Any) -> None:
+    """pocket-llama's bundled truths on fewer prompts: the strongest effects agree, and so do their signs."""
+    assert {t for t, m in published_names() if m == "pocket-llama"} >= {"ioi", "greater_than", "docstring"}
+    truth = published("ioi", "pocket-llama")
+    again = measured(llama, "ioi", n=64, seed=5)
+    strong = [h for h, e in truth.effects.items() if abs(e) >= 0.25]
+    assert len(strong) >= 3 and set(strong) <= set(again.heads)
+    for head in strong:
+        assert again.effects[head] == pytest.approx(truth.effects[head], abs=0.1)
+    assert "exhaustive mean ablation" in truth.source
+    with pytest.raises(UnknownNameError, match="pocket-llama"):
+        published("ioi", "pocket-lama")
+
+
+def test_truth_and_methods_see_different_prompts(llama: Any) -> None:
+    from interp.circuits.exhaustive import APART
+
+    seen = {i.ids for i in from_task(llama, "ioi", 2048, APART).instances}
+    assert not seen & {i.ids for i in from_task(llama, "ioi", 128, 0).instances}
+
+
+# --- stability --------------------------------------------------------------------------------------------------------
+
+
+def test_stability_is_one_where_the_prompts_do_not_matter(llama: Any) -> None:
+    class Constant(Method):
+        name = "constant"
+
+        def find(self, bench: Bench) -> Any:
+            from interp.circuits.base import Found
+
+            return Found(np.arange(len(bench.heads), dtype=float))
+
+    assert resampled(llama, "ioi", Constant(), k=5, resamples=4, n=4).mean == 1.0
+    real = resampled(llama, "ioi", "attribution", k=4, resamples=5, n=12)
+    assert 0.3 < real.mean <= 1.0 and real.n == 5 and not real.reportable  # too few resamples
+    with pytest.raises(InputError, match="two or more"):
+        resampled(llama, "ioi", "attribution", k=4, resamples=1, n=4)
+    with pytest.raises(InputError, match="32 heads"):
+        resampled(llama, "ioi", "attribution", k=32, resamples=2, n=4)
+
+
+# --- every method's table ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", CHEAP)
+def test_tables_join_with_an_atlas_and_load_again(llama: Any, method: str, tmp_path: Path) -> None:
+    circuit = find(llama, "ioi", method, n=8)
+    assert list(circuit.frame.columns[:5]) == list(KEYS) and circuit.column == method
+    assert (circuit.frame[method] >= 0).all() and len(circuit.frame) == 32
+    rows = pd_rows(circuit)
+    atlas = Atlas(circuit.frame[list(KEYS)].assign(sink=np.linspace(0, 1, 32)), {"model": llama.name})
+    joined = circuit.frame.merge(atlas.frame, on=list(KEYS))
+    assert len(joined) == 32 and np.isclose(joined[method], [rows[h] for h in circuit_heads(joined)]).all()
+    circuit.save(tmp_path)
+    again = Circuit.load(tmp_path)
+    assert again.frame.equals(circuit.frame) and again.edges.equals(circuit.edges) and again.search == circuit.search
+    assert Atlas.load(tmp_path).scores == circuit.scores
+    for key in ("model", "weights_hash", "inputs_hash", "versions", "settings", "created"):
+        assert again.provenance[key]
+    assert again.provenance["seed"] == 0
+    assert again.provenance["settings"]["task"] == "ioi"
+    for name, value in registry.get(method)().record().items():  # a tuple comes back from JSON as a list
+        kept = again.provenance["settings"][f"{method}.{name}"]
+        assert kept == (list(value) if isinstance(value, tuple) else value)
+
+
+def circuit_heads(frame: Any) -> list[Head]:
+    return [Head(layer, head) for layer, head in zip(frame["layer"], frame["head"], strict=True)]
+
+
+def pd_rows(circuit: Circuit) -> dict[Head, float]:
+    return dict(zip(circuit_heads(circuit.frame), circuit.frame[circuit.column], strict=True))
+
+
+@pytest.mark.parametrize("name", planted.names())
+@pytest.mark.parametrize("method", ["attribution", "eap", "eap_ig", "hisp", "head_ablation"])
+def test_methods_find_the_planted_circuits(name: str, method: str) -> None:
+    made = planted.get(name)
+    assert evaluate(find(made.model, made.task, method, n=12), made.truth).auc == 1.0
+
+
+def test_methods_run_inside_nothing_that_is_active(llama: Any) -> None:
+    plain = find(llama, "ioi", "attribution", n=6)
+    with llama.edit(interp.edits.Ablate("0.3")):
+        inside = find(llama, "ioi", "attribution", n=6)
+    assert inside.frame.equals(plain.frame)
+
+
+def test_induction_has_many_judged_positions(llama: Any) -> None:
+    """Log-probabilities at 49 positions: a metric without wrong tokens works too."""
+    circuit = find(llama, get("induction"), "head_ablation", n=6, mode="mean")
+    assert circuit.heads(1)[0].layer in (0, 1) and circuit.search.clean.mean < 0

@@ -1,0 +1,87 @@
+"""Wires: what flows between heads is read as it is, with gradients, and can be replaced, in every architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from interp.edits import ScaleHeads
+from interp_hooks import hook
+from interp_hooks.errors import TapError
+from interp_hooks.wires import PLACES
+
+IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_wires_change_nothing_and_are_what_other_captures_see(tapped: Any, name: str) -> None:
+    model, twin = tapped(name)
+    plain = twin(input_ids=IDS, use_cache=False).logits
+    with model.wires(*PLACES) as wires:
+        out = model.logits(IDS)
+    torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), model.capture_z() as z, model.capture_resid() as resid:
+        model.logits(IDS)
+    for layer in range(model.n_layers):
+        torch.testing.assert_close(wires["z", layer].detach(), z[layer], rtol=1e-4, atol=1e-5)
+        for place in ("pre", "mid", "post"):
+            assert ((place, layer) in wires) == ((place, layer) in resid)
+            if (place, layer) in resid:
+                torch.testing.assert_close(wires[place, layer].detach(), resid[place, layer], rtol=1e-4, atol=1e-5)
+        assert wires["q", layer].shape == (2, 9, model.n_heads, model.d_head)
+        assert wires["k", layer].shape[2] == wires["v", layer].shape[2] == model.n_kv_heads
+    torch.testing.assert_close(wires["final", model.n_layers - 1].detach(), resid["final"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "opt"])
+@pytest.mark.parametrize("place", PLACES)
+def test_gradients_are_those_of_finite_differences(name: str, place: str) -> None:
+    """∂m/∂wire · direction against (m(wire + ε·direction) − m(wire − ε·direction)) / 2ε in float64."""
+    model = hook(tiny.build(name).double(), name=name)
+    layer = 1
+    with model.wires(place) as wires:
+        metric = model.logits(IDS)[:, -1, 5].sum()
+    if (place, layer) not in wires:
+        assert place == "mid" and name == "neox"  # its blocks run attention and MLP side by side
+        return
+    (gradient,) = torch.autograd.grad(metric, wires[place, layer])
+    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def moved(by: float) -> float:
+        def write(at: str, where: int, tensor: torch.Tensor) -> torch.Tensor | None:
+            return tensor + by * direction.reshape(tensor.shape) if (at, where) == (place, layer) else None
+
+        with torch.no_grad(), model.wires(write=write):
+            return float(model.logits(IDS)[:, -1, 5].sum())
+
+    step = 1e-3  # norms of Llama compute in float32
+    wanted = (moved(step) - moved(-step)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(wanted, rel=5e-3)
+    assert abs(wanted) > 1e-3
+
+
+def test_replaced_z_is_what_an_untouched_model_makes_of_it(tapped: Any) -> None:
+    model, twin = tapped("llama")
+    new = torch.randn(2, 9, 4, 8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad(), tiny.rewriting_z(twin, 1, lambda z: new):
+        wanted = twin(input_ids=IDS, use_cache=False).logits
+    with torch.no_grad(), model.wires(write=lambda p, la, t: new if (p, la) == ("z", 1) else None):
+        torch.testing.assert_close(model.logits(IDS), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_outer_edits_come_first_and_wires_are_gone_afterwards(tapped: Any) -> None:
+    model, twin = tapped("llama")
+    with torch.no_grad(), model.edit(ScaleHeads({"1.2": 0.0})), model.wires("z") as wires:
+        model.logits(IDS)
+    assert not wires["z", 1][:, :, 2].any() and wires["z", 1][:, :, 1].any()
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(IDS), twin(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_places(tapped: Any) -> None:
+    model, _ = tapped("llama")
+    with pytest.raises(TapError, match="no wire 'mlp'"), model.wires("mlp"):
+        pass
