@@ -173,9 +173,9 @@ def render(result: dict[str, Any]) -> str:
                f"{mean['cmd']:.2f}", passes, f"{mean['seconds']:.1f}"]  # fmt: skip
         lines.append(f"| {label} | " + " | ".join(row) + " |")
     about = (
-        f"{result['n']} pairs of prompts (paper presets 250, ACDC 32), means of {result['seeds']} seeds (ACDC and EAP-IG, "
-        f"activations: 1); passes (forwards + backwards) on the first case; {result['machine']}, {result['date']}, float32 "
-        "([all numbers](examples/circuit_table.json), with coloured objects, stability and timing)."
+        f"{result['n']} pairs of prompts (paper presets 250, ACDC 32), means of {result['seeds']} seeds (ACDC, EAP-IG "
+        f"activations: 1); passes (forwards + backwards) on the first case; {result['machine']}, {result['date']}, "
+        "float32 ([all numbers](examples/circuit_table.json), with coloured objects, stability and timing)."
     )
     return "\n".join([*lines, "", about])
 

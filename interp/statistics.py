@@ -67,10 +67,10 @@ def spearman(a: np.ndarray, b: np.ndarray) -> tuple[float | None, str]:
     flat = [name for name, values in (("first", a), ("second", b)) if np.ptp(values) == 0]
     if flat:
         return None, f"the same for all heads in the {' and the '.join(flat)}"
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1]), ""
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1]), ""
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1, ties averaged."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)

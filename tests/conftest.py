@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
@@ -88,3 +88,20 @@ def worded(tokenizer: Any) -> Callable[[str], Any]:
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Any:
+    """The bundled pocket-llama. Tests leave no edit on it."""
+    import interp
+
+    return interp.load("llama")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Many small products: threads cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -24,11 +24,6 @@ from interp_hooks import Head
 CHEAP = ("head_ablation", "attribution", "eap", "hisp", "path_patching")
 
 
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return interp.load("llama")
-
-
 def by_hand(twin: Any, prompts: Any, layer: int, head: int, mode: str, means: dict[int, torch.Tensor]) -> np.ndarray:
     """Margins of an eager model, prompt by prompt without padding, one head's z replaced by a hook on W_O's input."""
     found = []
@@ -86,9 +81,9 @@ def test_effects_equal_plain_hooks_on_unpadded_prompts(worded: Any, name: str, m
     np.testing.assert_allclose(found.score, np.abs(found.effects.mean(1)))
 
 
-def test_replacing_every_head_by_its_twin_is_the_corrupted_run_but_for_the_embedding(llama: Any) -> None:
+def test_replacing_every_head_by_its_twin_is_the_corrupted_run_but_for_the_embedding(pocket: Any) -> None:
     """IOI prompts and their twins end in the same tokens, so with all z replaced the last position can't tell."""
-    bench = Bench(llama, from_task(llama, "ioi", 8))
+    bench = Bench(pocket, from_task(pocket, "ioi", 8))
     (margins,) = bench.ablated([bench.heads], "resample")
     np.testing.assert_allclose(margins, bench.margins(corrupted=True), atol=1e-3)
 
@@ -112,11 +107,11 @@ def test_brute_force_finds_exactly_the_planted_circuit(name: str) -> None:
     assert len(found.effects) == made.truth.matrix().size
 
 
-def test_committed_truths_are_what_the_code_measures(llama: Any) -> None:
+def test_committed_truths_are_what_the_code_measures(pocket: Any) -> None:
     """pocket-llama's bundled truths on fewer prompts: the strongest effects agree, and so do their signs."""
     assert {t for t, m in published_names() if m == "pocket-llama"} >= {"ioi", "greater_than", "docstring"}
     truth = published("ioi", "pocket-llama")
-    again = measured(llama, "ioi", n=64, seed=5)
+    again = measured(pocket, "ioi", n=64, seed=5)
     strong = [h for h, e in truth.effects.items() if abs(e) >= 0.25]
     assert len(strong) >= 3 and set(strong) <= set(again.heads)
     for head in strong:
@@ -126,17 +121,17 @@ def test_committed_truths_are_what_the_code_measures(llama: Any) -> None:
         published("ioi", "pocket-lama")
 
 
-def test_truth_and_methods_see_different_prompts(llama: Any) -> None:
+def test_truth_and_methods_see_different_prompts(pocket: Any) -> None:
     from interp.circuits.exhaustive import APART
 
-    seen = {i.ids for i in from_task(llama, "ioi", 2048, APART).instances}
-    assert not seen & {i.ids for i in from_task(llama, "ioi", 128, 0).instances}
+    seen = {i.ids for i in from_task(pocket, "ioi", 2048, APART).instances}
+    assert not seen & {i.ids for i in from_task(pocket, "ioi", 128, 0).instances}
 
 
 # --- stability --------------------------------------------------------------------------------------------------------
 
 
-def test_stability_is_one_where_the_prompts_do_not_matter(llama: Any) -> None:
+def test_stability_is_one_where_the_prompts_do_not_matter(pocket: Any) -> None:
     class Constant(Method):
         name = "constant"
 
@@ -145,25 +140,25 @@ def test_stability_is_one_where_the_prompts_do_not_matter(llama: Any) -> None:
 
             return Found(np.arange(len(bench.heads), dtype=float))
 
-    assert resampled(llama, "ioi", Constant(), k=5, resamples=4, n=4).mean == 1.0
-    real = resampled(llama, "ioi", "attribution", k=4, resamples=5, n=12)
+    assert resampled(pocket, "ioi", Constant(), k=5, resamples=4, n=4).mean == 1.0
+    real = resampled(pocket, "ioi", "attribution", k=4, resamples=5, n=12)
     assert 0.3 < real.mean <= 1.0 and real.n == 5 and not real.reportable  # too few resamples
     with pytest.raises(InputError, match="two or more"):
-        resampled(llama, "ioi", "attribution", k=4, resamples=1, n=4)
+        resampled(pocket, "ioi", "attribution", k=4, resamples=1, n=4)
     with pytest.raises(InputError, match="32 heads"):
-        resampled(llama, "ioi", "attribution", k=32, resamples=2, n=4)
+        resampled(pocket, "ioi", "attribution", k=32, resamples=2, n=4)
 
 
 # --- every method's table ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", CHEAP)
-def test_tables_join_with_an_atlas_and_load_again(llama: Any, method: str, tmp_path: Path) -> None:
-    circuit = find(llama, "ioi", method, n=8)
+def test_tables_join_with_an_atlas_and_load_again(pocket: Any, method: str, tmp_path: Path) -> None:
+    circuit = find(pocket, "ioi", method, n=8)
     assert list(circuit.frame.columns[:5]) == list(KEYS) and circuit.column == method
     assert (circuit.frame[method] >= 0).all() and len(circuit.frame) == 32
     rows = pd_rows(circuit)
-    atlas = Atlas(circuit.frame[list(KEYS)].assign(sink=np.linspace(0, 1, 32)), {"model": llama.name})
+    atlas = Atlas(circuit.frame[list(KEYS)].assign(sink=np.linspace(0, 1, 32)), {"model": pocket.name})
     joined = circuit.frame.merge(atlas.frame, on=list(KEYS))
     assert len(joined) == 32 and np.isclose(joined[method], [rows[h] for h in circuit_heads(joined)]).all()
     circuit.save(tmp_path)
@@ -194,14 +189,14 @@ def test_methods_find_the_planted_circuits(name: str, method: str) -> None:
     assert evaluate(find(made.model, made.task, method, n=12), made.truth).auc == 1.0
 
 
-def test_methods_run_inside_nothing_that_is_active(llama: Any) -> None:
-    plain = find(llama, "ioi", "attribution", n=6)
-    with llama.edit(interp.edits.Ablate("0.3")):
-        inside = find(llama, "ioi", "attribution", n=6)
+def test_methods_run_inside_nothing_that_is_active(pocket: Any) -> None:
+    plain = find(pocket, "ioi", "attribution", n=6)
+    with pocket.edit(interp.edits.Ablate("0.3")):
+        inside = find(pocket, "ioi", "attribution", n=6)
     assert inside.frame.equals(plain.frame)
 
 
-def test_induction_has_many_judged_positions(llama: Any) -> None:
+def test_induction_has_many_judged_positions(pocket: Any) -> None:
     """Log-probabilities at 49 positions: a metric without wrong tokens works too."""
-    circuit = find(llama, get("induction"), "head_ablation", n=6, mode="mean")
+    circuit = find(pocket, get("induction"), "head_ablation", n=6, mode="mean")
     assert circuit.heads(1)[0].layer in (0, 1) and circuit.search.clean.mean < 0

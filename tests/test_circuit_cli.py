@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 import interp
@@ -28,17 +26,7 @@ from interp_hooks import Head, HookedModel
 HEADS = {Head(2, 0): "name mover", Head(2, 1): "name mover", Head(0, 3): "duplicate token"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pocket() -> HookedModel:
-    return interp.load("llama")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)

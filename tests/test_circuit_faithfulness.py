@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,23 +20,12 @@ from interp.evaluation import judge
 from interp.statistics import bootstrap
 from interp_hooks import Head, HookedModel, hook
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def known() -> planted.Planted:
     return planted.get("ioi")
-
-
-@pytest.fixture(scope="module")
-def pocket() -> HookedModel:
-    return interp.load("llama")
 
 
 def area(y: np.ndarray, x: np.ndarray) -> float:

@@ -43,12 +43,7 @@ def bench_of(name: str, lengths: tuple[int, ...] = LENGTHS, **overrides: Any) ->
     return Bench(model, prompts(lengths))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- an implementation of its own -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 
-import interp
 from interp import circuits
 from interp.atlas import KEYS, Atlas
 from interp.circuits.bench import Bench
@@ -26,17 +25,7 @@ from interp_hooks import HookedModel, hook
 ROW = {"clean": "When Mary and John went to the", "corrupted": "When Anna and John went to the", "answer": " shop"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pocket() -> HookedModel:
-    return interp.load("llama")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import interp
 from interp.circuits import planted
@@ -22,23 +20,12 @@ from interp.tasks.ioi import IndirectObject
 from interp_hooks import Head, HookedModel
 from interp_hooks.errors import HeadError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def known() -> planted.Planted:
     return planted.get("ioi")
-
-
-@pytest.fixture(scope="module")
-def pocket() -> HookedModel:
-    return interp.load("llama")
 
 
 def of_role(known: planted.Planted, role: str) -> set[Head]:

@@ -16,7 +16,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import interp
 from interp.circuits import codes, evaluate, find, planted, published
 from interp.circuits.bench import Bench
 from interp.circuits.discrete_sae import DiscreteSAE, gather
@@ -25,11 +24,6 @@ from interp.errors import InputError, ModelError
 from interp_hooks import Head
 
 QUICK = dict(trials=3, steps=100)
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return interp.load("llama")
 
 
 # --- scores from codes ------------------------------------------------------------------------------------------------
@@ -204,10 +198,10 @@ def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
     assert (circuit.frame.discrete_sae % (1 / 3) < 1e-9).sum() > 0  # counts, averaged over three trials
 
 
-def test_pocket_llama_meets_the_bar(llama: Any) -> None:
+def test_pocket_llama_meets_the_bar(pocket: Any) -> None:
     """Mean ROC AUC over three tasks and both planted circuits ≥ .85 (see examples/circuit_table.json for all of it)."""
     found = [
-        evaluate(find(llama, task, "discrete_sae", n=64, **QUICK), published(task, "pocket-llama")).auc
+        evaluate(find(pocket, task, "discrete_sae", n=64, **QUICK), published(task, "pocket-llama")).auc
         for task in ("ioi", "greater_than", "docstring")
     ]
     planted_ones = [
@@ -218,10 +212,10 @@ def test_pocket_llama_meets_the_bar(llama: Any) -> None:
     assert np.mean(found) >= 0.8
 
 
-def test_the_same_seed_gives_the_same_circuit(llama: Any) -> None:
-    one, other = (find(llama, "ioi", "discrete_sae", n=16, seed=2, **QUICK) for _ in range(2))
+def test_the_same_seed_gives_the_same_circuit(pocket: Any) -> None:
+    one, other = (find(pocket, "ioi", "discrete_sae", n=16, seed=2, **QUICK) for _ in range(2))
     assert one.frame.equals(other.frame) and one.edges.equals(other.edges)
-    third = find(llama, "ioi", "discrete_sae", n=16, seed=3, **QUICK)
+    third = find(pocket, "ioi", "discrete_sae", n=16, seed=3, **QUICK)
     assert not one.frame.equals(third.frame)
 
 
@@ -239,8 +233,8 @@ print(json.dumps(dict(
 """
 
 
-def test_the_autoencoder_loads_where_interp_was_never_imported(llama: Any, tmp_path: Path) -> None:
-    circuit = find(llama, "ioi", "discrete_sae", n=16, **QUICK)
+def test_the_autoencoder_loads_where_interp_was_never_imported(pocket: Any, tmp_path: Path) -> None:
+    circuit = find(pocket, "ioi", "discrete_sae", n=16, **QUICK)
     circuit.save(tmp_path / "out")
     folder = tmp_path / "out" / "sae"
     run = subprocess.run(
@@ -257,8 +251,8 @@ def test_the_autoencoder_loads_where_interp_was_never_imported(llama: Any, tmp_p
         torch.testing.assert_close(torch.tensor(said["features"]), sae.encode(x), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(torch.tensor(said["back"]), sae(x), rtol=1e-4, atol=1e-6)
     # and it can be used again, from its folder
-    again = find(llama, "ioi", "discrete_sae", n=16, sae=folder)
-    bench = Bench(llama, from_task(llama, "ioi", 16))
+    again = find(pocket, "ioi", "discrete_sae", n=16, sae=folder)
+    bench = Bench(pocket, from_task(pocket, "ioi", 16))
     outputs = gather(bench, "mean", attribute=True)
     method = DiscreteSAE(sae=folder)
     positive, _ = method._codes(bench, outputs, [sae])
@@ -281,12 +275,12 @@ def hook_z_sae(layer: int, heads: int, d_head: int, features: int = 24) -> Any:
     return made
 
 
-def test_an_existing_autoencoder_on_hook_z_serves_its_layer(llama: Any) -> None:
+def test_an_existing_autoencoder_on_hook_z_serves_its_layer(pocket: Any) -> None:
     given = hook_z_sae(1, 8, 32)
-    circuit = find(llama, "ioi", "discrete_sae", n=12, score="node", sae=given)
+    circuit = find(pocket, "ioi", "discrete_sae", n=12, score="node", sae=given)
     assert (circuit.frame.discrete_sae[circuit.frame.layer != 1] == 0).all()
     assert any("24 heads (layers 0, 2, 3)" in note for note in circuit.notes)
-    bench = Bench(llama, from_task(llama, "ioi", 12))
+    bench = Bench(pocket, from_task(pocket, "ioi", 12))
     outputs = gather(bench, "mean", attribute=False)
     z = outputs.clean[1]
     with torch.no_grad():
@@ -296,27 +290,36 @@ def test_an_existing_autoencoder_on_hook_z_serves_its_layer(llama: Any) -> None:
         wanted = (features * weight).argmax(1)
         positive, _ = DiscreteSAE(score="node", sae=given)._codes(bench, outputs, [given])
         assert positive[:, 8 + h].tolist() == wanted.tolist()
-    both = find(llama, "ioi", "discrete_sae", n=12, score="node", sae=[hook_z_sae(k, 8, 32) for k in range(4)])
+    both = find(pocket, "ioi", "discrete_sae", n=12, score="node", sae=[hook_z_sae(k, 8, 32) for k in range(4)])
     assert not any("no code" in note for note in both.notes)
 
 
-def test_options_of_what_a_head_s_output_is(llama: Any) -> None:
+def test_a_score_brings_its_own_training() -> None:
+    """The paper's scores depend on the paper's training; "effect" hardly does and is trained for a shorter time."""
+    assert DiscreteSAE(score="node") == DiscreteSAE.make("paper") and DiscreteSAE(score="node").steps == 500
+    assert DiscreteSAE(score="edge") == DiscreteSAE.make("paper-edge")
+    assert (DiscreteSAE().steps, DiscreteSAE().standardise, DiscreteSAE().variance) == (200, True, 0.999)
+    assert DiscreteSAE(score="node", steps=7).steps == 7
+    assert DiscreteSAE.make("paper-docstring").sparsity == 0.05
+
+
+def test_options_of_what_a_head_s_output_is(pocket: Any) -> None:
     for options in (dict(pool="last"), dict(vector="z"), dict(score="edge"), dict(variance=1.0, standardise=False)):
-        circuit = find(llama, "ioi", "discrete_sae", n=12, trials=2, steps=40, **options)
+        circuit = find(pocket, "ioi", "discrete_sae", n=12, trials=2, steps=40, **options)
         assert np.isfinite(circuit.frame.discrete_sae).all() and circuit.frame.discrete_sae.max() > 0
-    last = find(llama, "ioi", "discrete_sae", n=12, trials=2, steps=40, pool="last", score="node")
+    last = find(pocket, "ioi", "discrete_sae", n=12, trials=2, steps=40, pool="last", score="node")
     assert last.value(Head(2, 0), "discrete_sae") > 0  # a mover, whose output at the end is another name
 
 
-def test_edges_are_pairs_of_codes_of_earlier_and_later_heads(llama: Any) -> None:
-    edges = find(llama, "ioi", "discrete_sae", n=16, **QUICK).edges
+def test_edges_are_pairs_of_codes_of_earlier_and_later_heads(pocket: Any) -> None:
+    edges = find(pocket, "ioi", "discrete_sae", n=16, **QUICK).edges
     assert list(edges.columns) == ["sender", "receiver", "kind", "score"] and len(edges) > 10
     for sender, receiver in zip(edges.sender, edges.receiver, strict=True):
         assert Head.parse(sender).layer < Head.parse(receiver).layer
     assert (np.diff(edges.score) <= 0).all() and (edges.score > 0).all()
 
 
-def test_settings_that_make_no_sense(llama: Any, tmp_path: Path) -> None:
+def test_settings_that_make_no_sense(pocket: Any, tmp_path: Path) -> None:
     for wrong in (
         dict(score="best"), dict(pool="max"), dict(vector="q"), dict(features=0), dict(trials=0), dict(variance=0.0),
         dict(sparsity=-1.0), dict(rate=0.0),
@@ -324,12 +327,12 @@ def test_settings_that_make_no_sense(llama: Any, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="discrete_sae"):
             DiscreteSAE(**wrong)
     with pytest.raises(InputError, match="no preset"):
-        find(llama, "ioi", "discrete_sae", n=4, preset="papper")
+        find(pocket, "ioi", "discrete_sae", n=4, preset="papper")
     with pytest.raises(InputError, match="featurs is not a setting"):
-        find(llama, "ioi", "discrete_sae", n=4, featurs=3)
+        find(pocket, "ioi", "discrete_sae", n=4, featurs=3)
     with pytest.raises(ModelError, match="no SAELens autoencoder"):
-        find(llama, "ioi", "discrete_sae", n=4, sae=tmp_path / "nothing")
+        find(pocket, "ioi", "discrete_sae", n=4, sae=tmp_path / "nothing")
     with pytest.raises(InputError, match="not a SAELens autoencoder"):
-        find(llama, "ioi", "discrete_sae", n=4, sae=torch.nn.Linear(2, 2))
+        find(pocket, "ioi", "discrete_sae", n=4, sae=torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match="takes vectors of 32 numbers"):
-        find(llama, "ioi", "discrete_sae", n=4, sae=hook_z_sae(0, 1, 32))
+        find(pocket, "ioi", "discrete_sae", n=4, sae=hook_z_sae(0, 1, 32))

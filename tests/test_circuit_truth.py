@@ -416,3 +416,23 @@ def test_jaccard_and_stability() -> None:
 @pytest.mark.parametrize(("mean", "n", "passes"), [(0.8, 100, True), (0.79, 100, False), (0.9, 99, False)])
 def test_the_reporting_bar(mean: float, n: int, passes: bool) -> None:
     assert Stability(mean, mean, mean, n).reportable is passes
+
+
+def test_a_circuit_is_compared_with_its_own_model_s_truth_by_name() -> None:
+    """And several circuits in one table, the best first."""
+
+    from interp.circuits import compare
+
+    truth = published("ioi", "pocket-llama")
+
+    def made(method: str, values: np.ndarray) -> SimpleNamespace:
+        frame = pd.DataFrame([(h // 8, h % 8, v) for h, v in enumerate(values)], columns=["layer", "head", method])
+        search = SimpleNamespace(method=method, forwards=2.0, backwards=1.0, seconds=0.5)
+        return SimpleNamespace(frame=frame, column=method, model="pocket-llama", search=search)
+
+    right = made("right", truth.matrix().ravel().astype(float))
+    wrong = made("wrong", 1 - truth.matrix().ravel().astype(float))
+    assert evaluate(right, "ioi").auc == 1.0 and evaluate(right, "ioi").n_heads == 32
+    table = compare([wrong, right], "ioi")
+    assert table["method"].tolist() == ["right", "wrong"] and table["auc"].tolist() == [1.0, 0.0]
+    assert published("ioi", SimpleNamespace(name="pocket-llama")).heads == truth.heads

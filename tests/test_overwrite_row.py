@@ -174,6 +174,7 @@ IN_USE: dict[str, tuple[E.OverwriteRow, str]] = {
     "a key of the longer sample alone": (E.OverwriteRow("0.1", [LENGTH - 2]), "causal"),
     "a query beyond the shorter sample": (E.OverwriteRow("0.1", [1], query=LENGTH - 1), "shortest"),
     "keys of three samples": (E.OverwriteRow("0.1", [[1], [2], [3]]), "3 samples"),
+    "a list that reads like one key a sample": (E.OverwriteRow("0.1", [1, 2]), "one list of 2 keys for 2 samples"),
 }
 
 

@@ -25,6 +25,8 @@ class Head:
     def __str__(self) -> str:
         return f"{self.tower + '.' if self.tower else ''}L{self.layer}H{self.head}"
 
+    __repr__ = __str__  # lists of heads are read more often than anything else here
+
     @staticmethod
     def parse(written: str | Sequence[int] | Head) -> Head:
         """Read a head. Raises `HeadError` when it is not one of the spellings above."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from interp.circuits import prompts as prompts
     from interp.circuits import reuse as reuse
     from interp.circuits.evaluation import Agreement as Agreement
+    from interp.circuits.evaluation import compare as compare
     from interp.circuits.evaluation import evaluate as evaluate
     from interp.circuits.evaluation import precision_at as precision_at
     from interp.circuits.evaluation import ranks as ranks
@@ -49,6 +50,7 @@ _HOME = {
     "Agreement": "evaluation",
     "Circuit": "result",
     "Truth": "truth",
+    "compare": "evaluation",
     "evaluate": "evaluation",
     "faithfulness": "faithful",
     "find": "finding",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from interp.circuits.truth import Truth, published
+from interp.circuits.truth import Truth, published, published_names
 from interp.errors import HeadError, InputError
 from interp_hooks.heads import Head, parse_heads
 
@@ -25,7 +25,7 @@ def aligned(scores: Any, truth: Any, column: str | None = None) -> tuple[Truth, 
     """
     by_head = scores_by_head(scores, column)
     layers, width = max(h.layer for h in by_head) + 1, max(h.head for h in by_head) + 1
-    named = _named(truth)
+    named = _named(truth, getattr(scores, "model", None))
     if isinstance(named, Truth):
         known = named
         if (layers, width) != (known.n_layers, known.n_heads):
@@ -44,8 +44,8 @@ def aligned(scores: Any, truth: Any, column: str | None = None) -> tuple[Truth, 
     return known, np.array([by_head[h] for h in wanted]), np.array([inside[h.layer, h.head] for h in wanted])
 
 
-def _named(truth: Any) -> Truth | list[Head]:
-    """A `Truth`, or heads without their tower's name."""
+def _named(truth: Any, model: str | None) -> Truth | list[Head]:
+    """A `Truth`, or heads without their tower's name. By its name alone: the one of this model where there is one."""
     if isinstance(truth, Truth):
         return truth
     try:
@@ -53,7 +53,7 @@ def _named(truth: Any) -> Truth | list[Head]:
     except HeadError:
         if not isinstance(truth, str) or "," in truth:  # a list of heads, one of them misspelt
             raise
-        return published(truth)
+        return published(truth, model if (truth, model) in published_names() else None)
 
 
 def _complain(heads: Sequence[Head], what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,16 @@ import pandas as pd
 from interp.circuits.alignment import aligned
 from interp.errors import InputError
 from interp.inputs import check_seed
+from interp.statistics import ranks as average_ranks
 from interp_hooks.heads import Head, parse_heads
+
+if TYPE_CHECKING:
+    from interp.circuits.result import Circuit
 
 __all__ = [
     "Agreement",
     "Stability",
+    "compare",
     "curve_areas",
     "evaluate",
     "jaccard",
@@ -127,6 +132,18 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
     )
 
 
+def compare(circuits: Sequence[Circuit], truth: Any, seed: int = 0) -> pd.DataFrame:
+    """A row a circuit: `method`, `auc`, `auc_pessimistic`, `average_precision`, `p`, `forwards`, `backwards` (passes
+    over the prompts) and `seconds`, the best AUC first. Raises as `evaluate`."""
+    rows = []
+    for circuit in circuits:
+        found, search = evaluate(circuit, truth, seed), circuit.search
+        scores = {k: getattr(found, k) for k in ("auc", "auc_pessimistic", "average_precision", "p")}
+        took = {k: getattr(search, k) for k in ("forwards", "backwards", "seconds")}
+        rows.append({"method": search.method, **scores, **took})
+    return pd.DataFrame(rows).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
+
+
 def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) -> float:
     """Share of the circuit's heads among the `k` highest scores, expected under a random order among ties.
 
@@ -144,7 +161,7 @@ def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) 
 def ranks(scores: Any, truth: Any, *, column: str | None = None) -> dict[Head, float]:
     """Head of the circuit → its rank by score, 1 the highest; ties share the mean. Raises as `evaluate`."""
     known, values, positives = aligned(scores, truth, column)
-    place = _midranks(-values)
+    place = average_ranks(-values)
     by_head = dict(zip(sorted(known.heads), place[positives].tolist(), strict=True))  # both by layer and head
     return {h: by_head[h] for h in known.heads}
 
@@ -247,16 +264,9 @@ def _hits(values: np.ndarray, positives: np.ndarray, k: int) -> float:
     return float(positives[above].sum() + (k - above.sum()) * positives[tied].mean())
 
 
-def _midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 for the smallest, ties averaged."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place]
-
-
 def _p_value(values: np.ndarray, positives: np.ndarray, seed: int) -> float:
     """(1 + draws with a rank sum as high) / (1 + draws): AUC rises with the positives' rank sum."""
-    place, k = _midranks(values), int(positives.sum())
+    place, k = average_ranks(values), int(positives.sum())
     draws = np.random.default_rng(seed).random((PERMUTATIONS, len(values))).argsort(1)[:, :k]
     as_high = int((place[draws].sum(1) >= place[positives].sum()).sum())
     return (1 + as_high) / (1 + PERMUTATIONS)

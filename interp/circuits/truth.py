@@ -240,25 +240,27 @@ def published_names() -> list[tuple[str, str]]:
     return [*_PUBLISHED, *(("retrieval", model) for model in _RETRIEVAL), *bundled]
 
 
-def published(task: str, model: str | None = None) -> Truth:
+def published(task: str, model: Any = None) -> Truth:
     """The published circuit of a task; of a bundled model, the one measured in it.
 
     Args:
-        model: which model's; None for "gpt2", or for the only model there is.
+        model: which model's, by name or the model itself; None for "gpt2", or for the only model there is.
 
     Raises:
         UnknownNameError: no such task, or none for this model.
     """
+    model = getattr(model, "name", model)
     tasks = list(dict.fromkeys(t for t, _ in published_names()))
     if task not in tasks:
         raise UnknownNameError(f"There is no published circuit called {task!r}; {_hint(task, tasks)}")
     models = [m for t, m in published_names() if t == task]
     if model is None:
-        if "gpt2" not in models and len(models) > 1:
+        papers = [m for m in models if not (BUNDLED / m).is_dir()] or models
+        if "gpt2" not in papers and len(papers) > 1:
             raise UnknownNameError(
-                f"The circuit {task} was published for several models: {', '.join(models)}; say which."
+                f"The circuit {task} was published for several models: {', '.join(papers)}; say which."
             )
-        model = "gpt2" if "gpt2" in models else models[0]
+        model = "gpt2" if "gpt2" in papers else papers[0]
     if model not in models:
         raise UnknownNameError(f"There is no published circuit {task} of {model!r}; {_hint(model, models)}")
     if (task, model) in _PUBLISHED:
