@@ -95,6 +95,31 @@ def test_bootstrap_means_have_the_right_mean_and_spread() -> None:
     np.testing.assert_allclose(means.std(1), effects.std(1) / np.sqrt(50), rtol=0.1)
 
 
+def test_an_interrupted_ablation_resumes_and_gives_the_same(
+    pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = find(pocket, "ioi", "head_ablation", n=6)
+    runs: list[int] = []
+    without = Bench.without
+    monkeypatch.setattr(Bench, "without", lambda self, *a, **k: runs.append(1) or without(self, *a, **k))
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find(pocket, "ioi", "head_ablation", n=6, resume=tmp_path, progress=stop)
+    assert len(runs) == 10
+    again = find(pocket, "ioi", "head_ablation", n=6, resume=tmp_path)
+    assert len(runs) == 32 and again.frame.equals(whole.frame) and again.search.forwards == whole.search.forwards
+    assert not (tmp_path / "partial").exists()
+    # other prompts are another search
+    with pytest.raises(KeyboardInterrupt):
+        find(pocket, "ioi", "head_ablation", n=6, resume=tmp_path, progress=stop)
+    find(pocket, "ioi", "head_ablation", n=6, seed=1, resume=tmp_path)
+    assert len(runs) == 32 + 10 + 32
+
+
 # --- truth by brute force ---------------------------------------------------------------------------------------------
 
 

@@ -188,6 +188,30 @@ def test_a_folder_s_model_is_looked_up_by_its_name(tmp_path: Path) -> None:
     assert command.known("published", str(tmp_path / "saved"), "ioi", False) is None
 
 
+def test_the_command_for_gpt2_runs_as_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any
+) -> None:
+    """With stand-in weights of GPT-2 small's 12 × 12 heads, narrow and random, in the place of the hub's."""
+    import transformers
+
+    from interp.loading import load
+    from interp.models import ALIASES
+
+    folder = tmp_path / "gpt2"
+    config = transformers.GPT2Config(n_embd=48, n_layer=12, n_head=12, n_positions=64, vocab_size=len(tokenizer))
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setitem(ALIASES, "gpt2", str(folder))
+    monkeypatch.setitem(vars(interp), "load", load)
+    asked = "--model gpt2 --task ioi --method discrete_sae --compare published".split()
+    said = run(*asked, "--force", "--n", 6, "--set", "trials=2", "--set", "steps=20")
+    assert "Known circuit: Wang et al. 2022" in said.output and "26 of 144" in said.output
+    found = Circuit.load(Path("interp-circuits") / next(p.name for p in Path("interp-circuits").iterdir()))
+    assert len(found.frame) == 144
+    # random weights can't do the task, and that is told where it isn't forced
+    assert "--force" in wrong(*asked, "--n", 6)
+
+
 # Faithfulness
 
 

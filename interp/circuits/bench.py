@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 from interp.circuits.prompts import Pairs, Prompts
 from interp.errors import InputError
 from interp.inputs import forward
+from interp.partial import Partial, Record
 from interp_hooks.heads import Head
 from interp_hooks.wires import Rewrite, Wires
 
@@ -31,7 +33,16 @@ class Bench:
     `heads` are the query heads of the main tower in order; `index[head]` is a head's number among them.
     """
 
-    def __init__(self, model: HookedModel, prompts: Prompts, seed: int = 0, progress: Progress | None = None):
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        seed: int = 0,
+        progress: Progress | None = None,
+        pieces: Partial | None = None,
+    ):
+        #: what is finished of long searches, so that an interrupted one resumes
+        self.pieces = pieces or Partial(None, {})
         self.model, self.prompts, self.seed = model, prompts, seed
         self.sites = {s.layer: s for s in model.sites if s.is_main}
         if not self.sites:
@@ -165,13 +176,20 @@ class Bench:
         return self.run(pairs, corrupted, replacing(heads, stand_ins))[0]
 
     def ablated(self, sets: Sequence[Sequence[Head]], mode: str, what: str = "") -> Iterator[np.ndarray]:
-        """(n,) margins on the clean prompts with each of these sets of heads replaced, in order."""
+        """(n,) margins on the clean prompts with each of these sets of heads replaced, in order; what `pieces` has is
+        not run again."""
         batches = self.batches()
         kept = [self.stand_ins(pairs, mode) for pairs in batches]
         for heads in sets:
-            yield np.concatenate(
-                [_numbers(self.without(pairs, heads, s)) for pairs, s in zip(batches, kept, strict=True)]
-            )
+            key = hashlib.sha256(f"{mode} {sorted(heads)}".encode()).hexdigest()[:32]
+            if self.pieces.has(key):
+                self._rows_forward += len(self.prompts)
+            else:
+                found = [_numbers(self.without(pairs, heads, s)) for pairs, s in zip(batches, kept, strict=True)]
+                self.pieces.save(
+                    key, [Record("margin", i, "", mode, 0, 0, float(m)) for i, m in enumerate(np.concatenate(found))]
+                )
+            yield self.pieces.records([key]).value.to_numpy(np.float64)
             self.step(what)
 
 

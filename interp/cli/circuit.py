@@ -78,7 +78,6 @@ def circuit(
     chosen = made(method, preset, settings or [])
     rows = written(prompts, task, faithfulness)
     truth = known(compare, model, task or "ioi", rows is not None)
-    import interp
     from interp import circuits
 
     loaded = common.load(model, device, dtype, backend)
@@ -90,8 +89,8 @@ def circuit(
     if rows is not None:
         problems = circuits.prompts.from_texts(loaded, rows)
     with common.progress(f"Finding the circuit by {method}") as report:
-        found = interp.circuits.find(loaded, problems, chosen, n, seed, force=force, progress=report)
-    folder = target or FOLDER / folder_name(found)
+        folder = target or FOLDER / folder_name(loaded.name, "prompts" if rows is not None else problems, method)
+        found = circuits.find(loaded, problems, chosen, n, seed, force=force, progress=report, resume=folder)
     found.save(folder)
     show(found, top, truth)
     agreement = agree(found, truth, folder)
@@ -151,9 +150,8 @@ def _typed(method: str, name: str, kind: str, value: str) -> Any:
         if kind.startswith("tuple[int"):
             return tuple(int(part) for part in value.split(","))
     except (ValueError, KeyError):
-        wanted = {"bool": "true or false", "int": "a whole number", "floa": "a number"}.get(
-            kind[:4], "numbers, like 1,2"
-        )
+        words = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+        wanted = words.get(kind.split(" ")[0], "numbers, like 1,2")
         raise InputError(f"{name} of {method} is {wanted}, not {value!r}.") from None
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -342,8 +340,8 @@ def say_files(
         out().print(Text.assemble((f"{name:<10}", "dim"), path), soft_wrap=True)
 
 
-def folder_name(found: Circuit) -> str:
+def folder_name(*parts: str) -> str:
     """The model, the task and the method as one folder."""
     from interp.cli.scan_heads import folder_name as plain
 
-    return "-".join(plain(part) for part in (found.model, found.task, found.column))
+    return "-".join(plain(part) for part in parts)
