@@ -110,18 +110,22 @@ def test_transformer_lens_gives_the_same_parts(name: str) -> None:
 def test_direct_logits_sum_to_the_metric(worded: Worded, name: str, task: str) -> None:
     model, plain = worded(name)
     frame = mechanics.direct_logits(model, task, n=5, seed=1)
-    metrics = []
+    metrics, raised = [], []
     for instance in tasks.get(task).sample(model.tokenizer, 5, 1):
         with torch.no_grad():
             logits = plain(input_ids=torch.tensor([instance.ids])).logits[0].double()
-        values = []
+        values, alone = [], []
         for p, right, wrong in zip(instance.positions, instance.accept, instance.wrong, strict=True):
+            alone.append(float(logits[p, list(right)].mean() - logits[p].mean()))
             rivals = logits[p, list(wrong)] if wrong else logits[p]
             values.append(float(logits[p, list(right)].mean() - rivals.mean()))
         metrics.append(np.mean(values))
+        raised.append(np.mean(alone))
+    assert frame.direct_right.sum() == pytest.approx(np.mean(raised), abs=1e-4)
+    np.testing.assert_allclose(frame.direct_right - frame.direct_wrong, frame.direct, atol=1e-9)
     assert frame.direct.sum() == pytest.approx(np.mean(metrics), abs=1e-4)
     assert frame.attrs["metric"] == pytest.approx(np.mean(metrics), abs=1e-4)
-    assert list(frame.columns) == [*KEYS, "component", "direct", "direct_stderr"]
+    assert list(frame.columns) == [*KEYS, "component", "direct", "direct_stderr", "direct_right", "direct_wrong"]
     assert frame.component.value_counts().to_dict() == dict(head=8, mlp=2, attention_bias=2, embedding=1, bias=1)
     heads = frame[frame.component == "head"]
     assert heads.direct.abs().min() > 0 and (heads.direct_stderr > 0).all()

@@ -86,8 +86,10 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
 
     A row a part: the columns an atlas begins with, `component` ("embedding", "head", "attention_bias", "mlp", "bias"),
     `direct` (mean over problems, in logits; several judged positions of a problem are averaged first) and
-    `direct_stderr`. `layer` and `head` are −1 where a part has none. Where a task names no wrong tokens the mean of the
-    whole vocabulary stands for them. `attrs`: `metric`, the mean of what was attributed, equal to the sum of `direct`.
+    `direct_stderr`; `direct_right` and `direct_wrong`, the contributions to either logit over the mean of the whole
+    vocabulary, whose difference `direct` is: a head can help by raising the one or by lowering the other. `layer` and
+    `head` are −1 where a part has none. Where a task names no wrong tokens the vocabulary's mean stands for them.
+    `attrs`: `metric`, the mean of what was attributed, equal to the sum of `direct`.
 
     Raises:
         UnknownNameError, InputError, ContextError: the task. TapError: as `direct`.
@@ -101,23 +103,27 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
     vocabulary, norms = hooked.vocabulary(), hooked.norms()
     chosen, instances = sample(hooked, task, n, seed)
     parts: dict[tuple[str, int], list[torch.Tensor]] = {}
+    right: dict[tuple[str, int], list[torch.Tensor]] = {}
     totals: list[torch.Tensor] = []
     for group in _groups(instances):
         batch = judged(hooked, group)
-        vectors, offset = _directions(batch, vocabulary)
-        found = _direct(hooked, norms, batch.input_ids, batch.attention_mask, vectors, batch.rows, batch.columns)
-        for key, values in _parts(found, offset).items():
-            parts.setdefault(key, []).append(_by_problem(values, batch))
-        totals.append(_by_problem(found.total + offset, batch))
+        where = batch.input_ids, batch.attention_mask
+        for against, into in ((True, parts), (False, right)):
+            vectors, offset = _directions(batch, vocabulary, against)
+            found = _direct(hooked, norms, *where, vectors, batch.rows, batch.columns)
+            for key, values in _parts(found, offset).items():
+                into.setdefault(key, []).append(_by_problem(values, batch))
+            if against:
+                totals.append(_by_problem(found.total + offset, batch))
     rows = head_rows(hooked).assign(component="head")
     blank = dict(tower=hooked.main_tower, kind="self", head=-1, kv_head=-1)
     others = [dict(blank, layer=layer, component=name) for name, layer in parts if name != "head"]
     frame = pd.concat([rows, pd.DataFrame(others)], ignore_index=True)
-    columns = [torch.cat(parts["head", s.layer]) for s in main_sites(hooked)]
-    columns += [torch.cat(values) for (name, _), values in parts.items() if name != "head"]
-    table = torch.cat([c if c.ndim == 2 else c[:, None] for c in columns], 1)  # (problems, parts)
+    table, raised = _table(hooked, parts), _table(hooked, right)
     frame["direct"] = table.mean(0).tolist()
     frame["direct_stderr"] = (table.std(0) / len(table) ** 0.5).tolist() if len(table) > 1 else float("nan")
+    frame["direct_right"] = raised.mean(0).tolist()
+    frame["direct_wrong"] = (raised - table).mean(0).tolist()
     frame.attrs.update(metric=float(torch.cat(totals).mean()), task=chosen.name, n=n, seed=seed)
     return frame
 
@@ -129,12 +135,21 @@ def _groups(instances: Sequence[Instance]) -> list[Sequence[Instance]]:
     return [instances[i : i + BATCH] for i in range(0, len(instances), BATCH)]
 
 
-def _directions(batch: Judged, vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, d_model) and (n,) float64: the metric of a judged position is direction · final + offset."""
+def _table(model: HookedModel, parts: dict[tuple[str, int], list[torch.Tensor]]) -> torch.Tensor:
+    """(problems, parts): heads first, then the others in order."""
+    columns = [torch.cat(parts["head", s.layer]) for s in main_sites(model)]
+    columns += [torch.cat(values) for (name, _), values in parts.items() if name != "head"]
+    return torch.cat([c if c.ndim == 2 else c[:, None] for c in columns], 1)
+
+
+def _directions(batch: Judged, vocabulary: Vocabulary, against: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, d_model) and (n,) float64: the metric of a judged position is direction · final + offset. `against`: the
+    right tokens against the wrong ones, else against the whole vocabulary."""
     W_U = vocabulary.W_U
     everything = W_U.mean(1, dtype=torch.float64)
     vectors, offsets = [], []
-    for right, wrong in zip(batch.right, batch.wrong, strict=True):
+    for right, named in zip(batch.right, batch.wrong, strict=True):
+        wrong = named if against else ()
         rival = W_U[:, list(wrong)].double().mean(1) if wrong else everything
         vectors.append(vocabulary.logit_scale * (W_U[:, list(right)].double().mean(1) - rival))
         b = vocabulary.b_U
