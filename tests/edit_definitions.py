@@ -291,7 +291,8 @@ def overwrite_row(x: Attention, z: Tensor, edit: E.OverwriteRow) -> Tensor:
         queries, keyed = x.q_token.expand(len(z), -1)[b], x.k_token.expand(len(z), -1)[b]
         query = edit.query[b] if isinstance(edit.query, list) else edit.query
         row = int((queries == (queries.max() if query is None else query)).nonzero())
-        keys = edit.keys[b] if isinstance(edit.keys[0], list) else edit.keys
+        lists = edit.keys if isinstance(edit.keys[0], list) else [edit.keys]
+        keys = lists[b if len(lists) > 1 else 0]
         weights = edit.weights or [1 / len(keys)] * len(keys)
         weights = weights[b] if isinstance(weights[0], list) else weights
         for h in x.heads(edit):

@@ -320,7 +320,7 @@ def test_a_model_that_cannot_do_the_task(monkeypatch: pytest.MonkeyPatch, worded
     arguments = ("--method", "attribution", "--prompts", "prompts.json", "--out", "found")
     assert "can't do prompts" in wrong_after_progress(*arguments)
     assert not Path("found").exists()
-    assert "half done" in run(*arguments, "--force").stdout
+    assert "read with care" in run(*arguments, "--force").stdout
     assert Circuit.load("found").search.clean.mean < 0
 
 

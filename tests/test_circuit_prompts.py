@@ -199,7 +199,7 @@ def test_a_model_that_cannot_do_the_task_is_refused(worded: Callable[..., Any]) 
     with pytest.raises(InputError, match=r"can't do ioi .*no better than chance.*--force"):
         circuits.find(model, refused(model), "attribution")
     found = circuits.find(model, refused(model), "attribution", force=True)
-    assert found.search.clean.mean <= 0 and any("half done" in note for note in found.notes)
+    assert found.search.clean.mean <= 0 and any("read with care" in note for note in found.notes)
 
 
 def refused(model: HookedModel) -> Prompts:
@@ -227,7 +227,7 @@ def test_a_task_half_done_is_told(pocket: HookedModel) -> None:
     prompts = from_task(pocket, "ioi", 12)
     swapped = [dataclasses.replace(i, accept=i.wrong, wrong=i.accept) for i in prompts.instances[:4]]
     mixed = Prompts(prompts.task, (*swapped, *prompts.instances[4:]))
-    assert not any("half done" in note for note in circuits.find(pocket, prompts, "attribution").notes)
+    assert not any("read with care" in note for note in circuits.find(pocket, prompts, "attribution").notes)
     found = circuits.find(pocket, mixed, "attribution")
     assert found.search.accuracy.mean == pytest.approx(8 / 12)
     assert any("the model solves 67% of the prompts" in note for note in found.notes)

@@ -176,7 +176,8 @@ def overwrite_row(draw: Draw, call: AttentionCall) -> Edit:
     one = st.lists(st.integers(0, last - 1), min_size=1, max_size=3)
     keys = draw(one if draw(st.booleans()) else st.lists(one, min_size=call.batch, max_size=call.batch))
     weights = None if isinstance(keys[0], list) else draw(st.sampled_from([None, [0.5, -0.25, 2.0][: len(keys)]]))
-    return E.OverwriteRow(heads(draw, call), keys, weights, query)
+    for_all = [keys] if len(keys) == call.batch and isinstance(keys[0], int) else keys
+    return E.OverwriteRow(heads(draw, call), for_all, weights, query)
 
 
 MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {

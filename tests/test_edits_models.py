@@ -43,7 +43,7 @@ PROMPT: dict[str, list[Edit]] = {
     "act, absolute": [E.ACT(0.0, threshold=0.15)],
     "overwrite_row": [
         E.OverwriteRow("0.1, 1.2", [[1, 3], [4]]),
-        E.OverwriteRow("0.3, 1.0", [0, 5], [0.25, -1.5], query=[9, 6]),
+        E.OverwriteRow("0.3, 1.0", [[0, 5]], [0.25, -1.5], query=[9, 6]),
     ],
     "paint": [E.PAINT([1, 2, 3], {"0.2": 1.5, "1.1": 0.5})],
 }

@@ -71,6 +71,10 @@ def names() -> list[str]:
     return registry.names()
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"interp.circuits.{_HOME[name]}"), name)

@@ -54,6 +54,10 @@ class Method(Recorded, ABC):
     #: settings under a name: {"paper": {"features": 200}}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    def caption(self) -> str:
+        """How the score is read with these settings."""
+        return self.reading
+
     @abstractmethod
     def find(self, bench: Bench) -> Found:
         """Score the heads of the bench's model on its prompts."""

@@ -86,9 +86,7 @@ class DiscreteSAE(Method):
     name = "discrete_sae"
     title = "Discrete SAE"
     summary = "codes of a small sparse autoencoder that go with the task; seconds"
-    reading = (
-        "How much a head does in the situations that its codes tell apart (or how many codes only the task shows)."
-    )
+    reading = "How much a head does in the situations that its codes tell apart."
     formula = "effect: Σ_c n_c/n · |mean over examples with code c of (z − z̄)·∂m/∂z|; node: |codes(+) ∖ codes(−)|"
     citation = "O'Neill and Bui 2024, arXiv 2405.12522"
     presets = {
@@ -108,6 +106,12 @@ class DiscreteSAE(Method):
         assert self.sparsity is not None and self.rate is not None and self.variance is not None
         if not self.sparsity >= 0 or not self.rate > 0 or not 0 < self.variance <= 1:
             raise InputError(f"{self.name} takes sparsity ≥ 0, rate > 0 and variance in (0, 1].")
+
+    def caption(self) -> str:
+        if self.score == "effect":
+            return self.reading
+        what = "codes of this head" if self.score == "node" else "strong pairs of codes with this head in them"
+        return f"How many {what} are seen on clean prompts and never on corrupted ones."
 
     def find(self, bench: Bench) -> Found:
         from interp.circuits import sae as autoencoders  # seconds: it imports sae_lens

@@ -95,7 +95,7 @@ def find(
         record["seconds"] = round(time.perf_counter() - started, 3)
     search = Search(
         prompts.name, chosen.name, len(prompts), accuracy, clean, corrupted, round(bench.forwards - ready, 3),
-        round(bench.backwards, 3), record["seconds"],
+        round(bench.backwards, 3), record["seconds"], metric_of(prompts),
     )  # fmt: skip
     notes = [*_notes(prompts, accuracy, clean, corrupted), *found.notes]
     circuit = circuit_of(bench, chosen, found, search, record, notes)
@@ -126,7 +126,7 @@ def circuit_of(
         values = getattr(found, part)
         if values is not None:
             frame[f"{name}_{part}"] = values
-    about = {name: About(method.title, method.reading, method.formula, method.citation, method.unit, low=0.0)}
+    about = {name: About(method.title, method.caption(), method.formula, method.citation, method.unit, low=0.0)}
     if found.effect is not None:
         frame[f"{name}_effect"] = found.effect
         about[f"{name}_effect"] = About(
@@ -146,9 +146,11 @@ def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -
         judged = judge(model, prompts.task, prompts.instances)
     accuracy = bootstrap([c for c, _ in judged], seed)
     margin = bootstrap([m for _, m in judged], seed)
-    single = any(prompts.instances[0].wrong)  # without wrong tokens the margin is a log-probability, always below 0
     chance = prompts.task.chance
-    fails = accuracy.mean <= chance if not single else margin.mean <= 0 or (chance > 0 and accuracy.mean <= chance)
+    if rivals(prompts):  # by chance, right answers beat wrong ones as often as not
+        fails = margin.mean <= 0 or (margin.low <= 0 and accuracy.mean < POOR / 2) or 0 < accuracy.mean <= chance
+    else:
+        fails = accuracy.mean <= chance
     if fails and not force:
         raise InputError(
             f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin {margin.mean:.2f}: no "
@@ -158,12 +160,24 @@ def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -
     return accuracy, margin
 
 
+def rivals(prompts: Prompts) -> bool:
+    """Whether wrong answers are named; where not, the metric is a log-probability, always below 0."""
+    return any(prompts.instances[0].wrong)
+
+
+def metric_of(prompts: Prompts) -> str:
+    """What the metric is called: see `Task.score`."""
+    if prompts.task.judge == "mass":
+        return "probability difference"
+    return "margin" if rivals(prompts) else "log-probability"
+
+
 def _notes(prompts: Prompts, accuracy: Interval, clean: Interval, corrupted: Interval) -> list[str]:
     notes = []
     if accuracy.mean < POOR:
         notes.append(
-            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts; a circuit for a task half done is "
-            "to be read with care."
+            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts, so its circuit is to be read with "
+            "care."
         )
     if corrupted.high >= clean.low:
         notes.append(

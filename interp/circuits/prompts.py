@@ -170,12 +170,20 @@ def read(path: str | Path) -> list[Any]:
         raise InputError(f"The prompt file {path} can't be read ({reason(error)}).") from error
     except UnicodeDecodeError as error:
         raise InputError(f"The prompt file {path} is not UTF-8 text.") from error
+    where = ""
     try:
         if text.lstrip().startswith("["):
             return list(json.loads(text))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            where = f", line {number},"
+            if line.strip():
+                rows.append(json.loads(line))
+        return rows
     except json.JSONDecodeError as error:
-        raise InputError(f"The prompt file {path} is not JSON, a list of objects or one a line ({error}).") from error
+        raise InputError(
+            f"The prompt file {path}{where} is not JSON, a list of objects or one a line ({error.msg})."
+        ) from error
 
 
 def _written(text: Text, row: Any, what: str) -> Instance:

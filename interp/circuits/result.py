@@ -37,7 +37,8 @@ EDGE_COLUMNS = ("sender", "receiver", "kind", "score")
 @dataclass(frozen=True)
 class Search:
     """What was asked and how the model does it: the task, the method, accuracy and margins (clean and corrupted, mean
-    over the prompts with 95 % intervals), and what it took."""
+    over the prompts with 95 % intervals), what it took, and what the metric is: a margin of logits, a probability
+    difference, or a log-probability."""
 
     task: str
     method: str
@@ -48,6 +49,7 @@ class Search:
     forwards: float
     backwards: float
     seconds: float
+    metric: str = "margin"
 
 
 class Circuit(Atlas):
@@ -91,6 +93,14 @@ class Circuit(Atlas):
         """The `k` strongest heads, or all with a score above 0, strongest first."""
         ranking = self.ranking(self.column, k)
         return [head for head, value, _ in ranking if k is not None or value > 0]
+
+    def plot(self, score: str = "", tower: str = "", kind: str | None = None, top: int = 10) -> go.Figure:
+        """As `Atlas.plot`; without a score, the method's own."""
+        return super().plot(score or self.column, tower, kind, top)
+
+    def value(self, head: Head | str | Sequence[int], score: str = "", kind: str | None = None) -> float:
+        """As `Atlas.value`; without a score, the method's own."""
+        return super().value(head, score or self.column, kind)
 
     def graph(self, heads: int = 12, edges: int = 40) -> go.Figure:
         """Heads by layer, the strongest ones named, with the strongest edges between them."""
@@ -139,8 +149,12 @@ class Circuit(Atlas):
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Circuit:
         """Read what `save` wrote (artefacts stay in their folders). Raises `OutputError` as `Atlas.load`."""
-        atlas = Atlas.load(folder)
         source = Path(folder)
+        if not (source / HEAD).is_file():
+            raise OutputError(
+                f"There is no circuit in {source} ({HEAD} is missing); `interp circuit --out {source}` makes one."
+            )
+        atlas = Atlas.load(folder)
         try:
             head = json.loads((source / HEAD).read_text(encoding="utf-8"))
             table = (source / EDGES).read_bytes()

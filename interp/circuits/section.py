@@ -39,8 +39,8 @@ def _circuit(circuit: Circuit) -> Section:
         "Task": f"{search.task}, {search.n} pairs",
         "Method": about.title,
         "Accuracy": _interval(search.accuracy),
-        "Margin, clean": _interval(search.clean),
-        "Margin, corrupted": _interval(search.corrupted),
+        f"{search.metric.capitalize()}, clean": _interval(search.clean),
+        f"{search.metric.capitalize()}, corrupted": _interval(search.corrupted),
         "Passes over the prompts": ", ".join(passes),
         "Time": f"{number(search.seconds, 1)} s",
     }

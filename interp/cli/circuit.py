@@ -89,8 +89,12 @@ def circuit(
     if rows is not None:
         problems = circuits.prompts.from_texts(loaded, rows)
     with common.progress(f"Finding the circuit by {method}") as report:
-        folder = target or FOLDER / folder_name(loaded.name, "prompts" if rows is not None else problems, method)
+        folder = target or FOLDER / folder_name(
+            loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
+        )
         found = circuits.find(loaded, problems, chosen, n, seed, force=force, progress=report, resume=folder)
+    for old in ("agreement.json", "faithfulness.parquet"):  # of another circuit
+        (folder / old).unlink(missing_ok=True)
     found.save(folder)
     show(found, top, truth)
     agreement = agree(found, truth, folder)
@@ -244,7 +248,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
 
     console, search, column = out(), found.search, found.column
     line = f", {search.task} by {search.method}, {search.n} pairs, accuracy {search.accuracy.mean:.3f}, "
-    line += f"margin {number(search.clean.mean)} (corrupted {number(search.corrupted.mean)})"
+    line += f"{search.metric} {search.clean.mean:.3g} (corrupted {search.corrupted.mean:.3g})"
     console.print(Text.assemble((found.model, "bold"), line), soft_wrap=True)
     note(found.about(column).reading)
     classes = {} if truth is None else _classes(truth)

@@ -29,7 +29,7 @@ class OverwriteRow(HeadEdit):
         heads: None for all.
         keys: positions k_i counted from each sample's first real token: a list for all samples, or a list for each
             sample (they may differ in length), or a (samples, m) tensor. One list of as many keys as the batch has
-            samples is refused, because it reads like one key a sample: write [[k], …] or repeat the list.
+            samples is refused, because it reads like one key a sample: write [[k], …], or [[k, …]] for all.
         weights: w_i, finite, as many as keys: a list for all samples, or one for each; None for equal weights 1/m. They
             need not add up to 1.
         query: q, for all samples or one for each; None for each prompt's last token.
@@ -112,7 +112,7 @@ class OverwriteRow(HeadEdit):
         if isinstance(self.keys[0], int) and len(self.keys) == call.batch > 1:
             raise EditError(
                 f"overwrite_row has one list of {call.batch} keys for {call.batch} samples; write [[k], …] for a key "
-                "each, or the list once for each sample."
+                "each, or the list in a list, [[k, …]], for all of them."
             )
         keys, weights = self._tensors()
         columns = starts[:, None] + per_sample(call, keys)

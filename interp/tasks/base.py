@@ -96,7 +96,8 @@ class Text:
         """The words that are one token (with a leading space). Raises `InputError` if too few are."""
         key = tuple(words)
         if key not in self._pools:
-            self._pools[key] = [w for w in key if len(self.encode(" " + w)) == 1]
+            unknown = getattr(self.tokenizer, "unk_token_id", None)  # one token too, the same for all words
+            self._pools[key] = [w for w in key if len(ids := self.encode(" " + w)) == 1 and ids[0] != unknown]
         kept = self._pools[key]
         if len(kept) < at_least:
             raise InputError(
