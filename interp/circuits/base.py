@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,8 +94,3 @@ class Method(Recorded, ABC):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} of {self.name} is a whole number from {least} on, not {value!r}.")
-
-
-def replaced(found: Found, **changes: Any) -> Found:
-    """`dataclasses.replace`, typed."""
-    return dataclasses.replace(found, **changes)

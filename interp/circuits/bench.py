@@ -82,11 +82,6 @@ class Bench:
         """All prompts, in batches that fit, also `copies` times over."""
         return self.prompts.batches(self.model, (GRADIENT_TOKENS if gradients else TOKENS) // copies)
 
-    def rows(self, which: Sequence[int]) -> Bench:
-        """A bench on some of the prompts only; what it runs counts by itself."""
-        chosen = Prompts(self.prompts.task, tuple(self.prompts.instances[i] for i in which))
-        return Bench(self.model, chosen, self.seed)
-
     @torch.no_grad()
     def run(
         self, pairs: Pairs, corrupted: bool = False, write: Rewrite | None = None, keep: Sequence[str] = ()

@@ -110,10 +110,6 @@ class Prompts:
             self.task.margin,
         )
 
-    def half(self, which: int) -> Prompts:
-        """Every second pair, from the first (0) or the second (1)."""
-        return Prompts(self.task, self.instances[which::2])
-
 
 @dataclass(frozen=True)
 class Written(Task):
@@ -234,16 +230,3 @@ def checked(prompts: Prompts) -> Prompts:
             "circuit can be told from it; choose another task, or write prompts of your own."
         )
     return prompts
-
-
-def check_equal(prompts: Prompts, what: str) -> None:
-    """Raise `InputError` unless all prompts have one length, for what needs positions to correspond."""
-    lengths = {len(i.ids) for i in prompts.instances}
-    if len(lengths) > 1:
-        raise InputError(f"{what} needs prompts of one length, and these have {min(lengths)} to {max(lengths)} tokens.")
-
-
-def resampled(n: int, seed: int, draws: int) -> Sequence[np.ndarray]:
-    """`draws` bootstrap samples of range(n)."""
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, n, n) for _ in range(draws)]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from interp.atlas import About, Atlas
-from interp.errors import InputError, OutputError
+from interp.errors import OutputError
 from interp.files import write_atomic
 from interp.statistics import Interval
 from interp_hooks.heads import Head
@@ -174,10 +174,3 @@ class Circuit(Atlas):
     def __repr__(self) -> str:
         strongest = ", ".join(str(h) for h in self.heads(5))
         return f"Circuit({self.model}, {self.task} by {self.search.method}: {strongest}, …)"
-
-
-def check_same(circuits: Sequence[Circuit]) -> None:
-    """Raise `InputError` unless the circuits are of models of one shape."""
-    shapes = {c.shape_text() for c in circuits}
-    if len(shapes) > 1:
-        raise InputError(f"These circuits are of models of different shapes: {' and '.join(sorted(shapes))}.")
