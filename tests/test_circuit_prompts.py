@@ -193,6 +193,15 @@ def test_a_model_that_cannot_do_the_task_is_refused(worded: Callable[..., Any]) 
     assert found.search.clean.mean <= 0 and any("read with care" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("task", ["ioi", "greater_than", "docstring", "colored_objects"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_random_models_are_refused_on_every_task(worded: Callable[..., Any], name: str, task: str) -> None:
+    """Whichever way their margins happen to fall."""
+    model, _ = worded(name)
+    with pytest.raises(InputError, match=f"can't do {task}"):
+        circuits.find(model, task, "attribution", n=32)
+
+
 def refused(model: HookedModel) -> Prompts:
     """Problems of which the model prefers the wrong answer: those in which it does, as a random model is undecided."""
     prompts = from_task(model, "ioi", 16)

@@ -148,7 +148,8 @@ def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -
     margin = bootstrap([m for _, m in judged], seed)
     chance = prompts.task.chance
     if rivals(prompts):  # by chance, right answers beat wrong ones as often as not
-        fails = margin.mean <= 0 or (margin.low <= 0 and accuracy.mean < POOR / 2) or 0 < accuracy.mean <= chance
+        unsure = margin.low <= 0 and (accuracy.mean < POOR / 2 or prompts.task.judge == "mass")
+        fails = margin.mean <= 0 or unsure or 0 < accuracy.mean <= chance
     else:
         fails = accuracy.mean <= chance
     if fails and not force:
