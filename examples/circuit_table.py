@@ -147,7 +147,7 @@ def speed(n: int) -> dict[str, Any]:
     module = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     model = hook(module, name="random GPT-2 small", tokenizer=tokenizer)
     found: dict[str, Any] = {}
-    for label in ("discrete SAE", "discrete SAE, paper, node", "head ablation, mean (all heads)"):
+    for label in ("discrete SAE", "head ablation, mean (all heads)"):
         method, settings, _, _ = METHODS[label]
         search = find(model, "ioi", method, n, force=True, **settings).search
         found[label] = dict(seconds=search.seconds, forwards=search.forwards, backwards=search.backwards)

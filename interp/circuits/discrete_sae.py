@@ -21,7 +21,7 @@ SCORES = ("effect", "node", "edge")
 #: training that a score gets where nothing else is said: the paper's for its own scores, a shorter one for "effect",
 #: which hardly depends on it
 PAPER: dict[str, Any] = dict(sparsity=0.02, steps=500, rate=1e-3, standardise=False, variance=1.0)
-SHORT: dict[str, Any] = dict(sparsity=0.2, steps=200, rate=2.5e-3, standardise=True, variance=0.999)
+SHORT: dict[str, Any] = dict(sparsity=0.2, steps=200, rate=2.5e-3, standardise=True, variance=0.9)
 
 
 @dataclass
@@ -64,7 +64,7 @@ class DiscreteSAE(Method):
             (after W_O, d_model) or "z" (d_head).
         standardise: divide outputs by their root mean square, so that λ means the same in every model. variance: train
             in the principal subspace with this share of the variance (faster; 1 for the whole space). None: both for
-            "effect" (.999), neither for the paper's scores.
+            "effect" (.9), neither for the paper's scores.
         sae: an autoencoder of SAELens to be used instead, or its folder, or a list of them, layer by layer.
 
     The autoencoder that reconstructs best is the artefact "sae", in SAELens's own format.
