@@ -1,4 +1,4 @@
-"""Edge attribution patching: every edge's effect to first order, from two forwards and one backward."""
+"""Edge attribution patching: every edge's effect to first order, from a few forwards and one backward."""
 
 from __future__ import annotations
 
