@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from edit_table import _cpu
+from edit_table import _cpu, put
 
 import interp
 from interp.circuits import Circuit, Truth, evaluate, faithfulness, find, measured, planted, published, resampled
@@ -197,10 +197,7 @@ def main() -> None:
     print(render(result))
     if arguments.readme:
         readme = Path(arguments.readme)
-        text = readme.read_text(encoding="utf-8")
-        head, rest = text.split(BEGIN)
-        text = f"{head}{BEGIN}\n{render(result)}\n{END}{rest.split(END)[1]}"
-        readme.write_text(text, encoding="utf-8")
+        readme.write_text(put(readme.read_text(encoding="utf-8"), render(result), BEGIN, END), encoding="utf-8")
 
 
 if __name__ == "__main__":

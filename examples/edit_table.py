@@ -133,10 +133,10 @@ def _change(value: dict[str, float], digits: int) -> str:
     return f"**{text}**" if clear else text
 
 
-def put(text: str, table: str) -> str:
+def put(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """`text` with `table` between the markers."""
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+    head, rest = text.split(begin)
+    return f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
 
 
 def _cpu() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from edit_table import _change, _cpu, _interval
+from edit_table import _change, _cpu, _interval, put
 
 import interp
 from interp.edits import VAR, VHR
@@ -178,10 +178,7 @@ def main() -> None:
     print(render_table(result))
     if arguments.readme:
         readme = Path(arguments.readme)
-        text = readme.read_text(encoding="utf-8")
-        head, rest = text.split(BEGIN)
-        text = f"{head}{BEGIN}\n{render_table(result)}\n{END}{rest.split(END)[1]}"
-        readme.write_text(text, encoding="utf-8")
+        readme.write_text(put(readme.read_text(encoding="utf-8"), render_table(result), BEGIN, END), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ import pandas as pd
 
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp.files import check_writable, reason, write_atomic
-from interp.statistics import spearman
+from interp.plain import plain
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from interp.overlay import Overlay
     from interp.report import Section
+    from interp_hooks.call import Site
 
 __all__ = ["About", "Atlas"]
 
@@ -195,42 +195,10 @@ class Atlas:
         return None if threshold is None or not values.size else int((values >= threshold).sum())
 
     def compare(self, other: Atlas) -> pd.DataFrame:
-        """How far two atlases agree, a row a shared score.
+        """How far two atlases agree, a row a shared score: `interp.comparison.compare`."""
+        from interp.comparison import compare
 
-        Columns: `score`; `spearman`, the rank correlation over heads (Pearson's r of ranks, ties averaged), None
-        where it is not defined; `heads` measured in both; `top10_overlap`, the share of the ten strongest heads
-        (fewer where there are fewer) that both name; `remark`, why a number is missing.
-
-        Raises:
-            InputError: the atlases are of models of different shapes, or share no score.
-        """
-        mine, theirs = self.frame.set_index(_PLACE), other.frame.set_index(_PLACE)
-        if set(mine.index) != set(theirs.index):
-            raise InputError(
-                f"Only atlases of models of one shape can be compared: {self.model} has {self.shape_text()}, "
-                f"{other.model} has {other.shape_text()}."
-            )
-        shared = [s for s in self.scores if s in other.scores]
-        if not shared:
-            raise InputError(
-                f"The two atlases share no score: one has {', '.join(self.scores) or 'none'}, the other "
-                f"{', '.join(other.scores) or 'none'}."
-            )
-        theirs = theirs.loc[mine.index]
-        rows: list[dict[str, object]] = []
-        for score in shared:
-            a, b = mine[score].to_numpy(), theirs[score].to_numpy()
-            both = np.isfinite(a) & np.isfinite(b)
-            rank, remark = spearman(a[both], b[both])
-            k = min(10, int(both.sum()))
-            overlap = len(_strongest(a, both, k) & _strongest(b, both, k)) / k if k else None
-            rows.append(
-                {"score": score, "spearman": rank, "heads": int(both.sum()), "top10_overlap": overlap, "remark": remark}
-            )
-        table = pd.DataFrame(rows)
-        for column in ("spearman", "top10_overlap"):
-            table[column] = pd.Series([row[column] for row in rows], dtype=object)
-        return table
+        return compare(self, other)
 
     # Faces
 
@@ -309,9 +277,9 @@ class Atlas:
         head = {
             "format": FORMAT,
             "frame_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
-            "provenance": _plain(self.provenance),
+            "provenance": plain(self.provenance),
             "notes": self.notes,
-            "scores": {s: _plain(asdict(self.about(s))) for s in self.scores},
+            "scores": {s: plain(asdict(self.about(s))) for s in self.scores},
             "overlays": [o.to_json() for o in self.overlays],
         }
         write_atomic(target / "atlas.parquet", table.getvalue())
@@ -405,6 +373,12 @@ def _read(path: Path, folder: Path) -> bytes:
         raise OutputError(f"Can't read {path} ({reason(error)}).") from error
 
 
+def rows_of(sites: Iterable[Site]) -> pd.DataFrame:
+    """A row a head of these attentions, with the columns that a frame begins with."""
+    rows = [(s.tower, s.kind, s.layer, h, s.kv_head(h)) for s in sites for h in range(s.n_heads)]
+    return pd.DataFrame(rows, columns=list(KEYS))
+
+
 def _is_companion(column: str, columns: Sequence[str]) -> bool:
     """Whether a column says how sure another one is."""
     score, _, part = column.rpartition("_")
@@ -432,25 +406,3 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
         row = out[twice].iloc[0]
         raise InputError(f"Head {Head(row['layer'], row['head'], row['tower'])} is twice in the frame of the atlas.")
     return out
-
-
-def _strongest(values: np.ndarray, allowed: np.ndarray, k: int) -> set[int]:
-    order = np.argsort(np.where(allowed, -values, np.inf), kind="stable")
-    return set(order[:k].tolist())
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it: numpy scalars to numbers, paths and dates to text, NaN and infinities to None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    return value if value is None or isinstance(value, bool | int | str) else str(value)

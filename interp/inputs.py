@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import ContextError, InputError
+from interp.files import reason
 from interp.tasks import language
 from interp.tasks.base import Text
 
@@ -108,14 +109,19 @@ def extrapolation(model: HookedModel, context: int) -> dict[str, Any] | None:
     return dict(context=context, positions=limit, factor=round(context / limit, 4), rope=dict(rope) if rope else None)
 
 
+def read_file(path: str | Path, what: str) -> str:
+    """The content of `what` file, UTF-8. Raises `InputError` when it is missing or not text."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")  # Windows editors put a mark in front
+    except OSError as error:
+        raise InputError(f"The {what} file {path} can't be read ({reason(error)}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The {what} file {path} is not UTF-8 text.") from error
+
+
 def read_text(path: str | Path) -> str:
     """A text file's content. Raises `InputError` when it is missing, not text, or empty."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"The text file {path} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"The file {path} is not UTF-8 text.") from error
+    text = read_file(path, "text")
     if not text.strip():
         raise InputError(f"The text file {path} is empty; give a file with some text.")
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,16 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def provenance(model: HookedModel, seed: int, settings: dict[str, Any], inputs: list[torch.Tensor]) -> dict[str, Any]:
-    """The record saved with every result."""
+def inputs_hash(inputs: Iterable[torch.Tensor]) -> str:
+    """SHA-256 over the inputs' values, in order."""
     digest = hashlib.sha256()
     for tensor in inputs:
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def provenance(model: HookedModel, seed: int, settings: dict[str, Any], inputs: list[torch.Tensor]) -> dict[str, Any]:
+    """The record saved with every result."""
     config = getattr(model.module, "config", None)
     return dict(
         model=model.name,
@@ -63,7 +69,7 @@ def provenance(model: HookedModel, seed: int, settings: dict[str, Any], inputs: 
         dtype=str(next(model.module.parameters()).dtype).removeprefix("torch."),
         device=device_name(model.device),
         seed=seed,
-        inputs_hash=digest.hexdigest()[:32],
+        inputs_hash=inputs_hash(inputs),
         settings=settings,
         versions=versions(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -263,16 +263,10 @@ class Plan:
 
     def _frame(self, records: Any) -> Any:
         """One row a head; means over samples (NaN left out) and standard errors."""
-        import pandas as pd
+        from interp.atlas import rows_of
 
         index = ["tower", "kind", "layer", "head"]
-        rows = [
-            dict(tower=s.tower, kind=s.kind, layer=s.layer, head=h, kv_head=s.kv_head(h))
-            for s in self.model.sites
-            if s.kind == "self"
-            for h in range(s.n_heads)
-        ]
-        frame = pd.DataFrame(rows)
+        frame = rows_of(s for s in self.model.sites if s.kind == "self")
         for score in self.scores:
             mine = records[records.score == score.name]
             values = mine.groupby(index, sort=False)["value"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import interp
@@ -198,6 +199,7 @@ def test_the_command_for_gpt2_runs_as_it_is_written(
     from interp.models import ALIASES
 
     folder = tmp_path / "gpt2"
+    torch.manual_seed(0)
     config = transformers.GPT2Config(n_embd=48, n_layer=12, n_head=12, n_positions=64, vocab_size=len(tokenizer))
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -209,7 +211,7 @@ def test_the_command_for_gpt2_runs_as_it_is_written(
     found = Circuit.load(Path("interp-circuits") / next(p.name for p in Path("interp-circuits").iterdir()))
     assert len(found.frame) == 144
     # random weights can't do the task, and that is told where it isn't forced
-    assert "--force" in wrong(*asked, "--n", 6)
+    assert "--force" in wrong(*asked, "--n", 48)
 
 
 # Faithfulness

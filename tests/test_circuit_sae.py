@@ -195,7 +195,9 @@ def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
     circuit = find(made.model, made.task, "discrete_sae", n=100, preset="paper", trials=3)
     assert evaluate(circuit, made.truth).auc >= 0.9
     assert circuit.search.forwards == 2 and circuit.search.backwards == 0
-    assert (circuit.frame.discrete_sae % (1 / 3) < 1e-9).sum() > 0  # counts, averaged over three trials
+    thirds = 3 * circuit.frame.discrete_sae  # counts, averaged over three trials
+    np.testing.assert_allclose(thirds, thirds.round(), atol=1e-9)
+    assert circuit.frame.discrete_sae.max() > 1
 
 
 def test_pocket_llama_meets_the_bar(pocket: Any) -> None:
@@ -210,6 +212,12 @@ def test_pocket_llama_meets_the_bar(pocket: Any) -> None:
     ]
     assert np.mean(found + planted_ones) >= 0.85
     assert np.mean(found) >= 0.8
+
+
+def test_the_default_score_takes_two_forwards_and_one_backward(pocket: Any) -> None:
+    """The corrupted run gives both what is pooled and what z is compared with."""
+    search = find(pocket, "ioi", "discrete_sae", n=12, trials=1, steps=5).search
+    assert (search.forwards, search.backwards) == (2.0, 1.0)
 
 
 def test_the_same_seed_gives_the_same_circuit(pocket: Any) -> None:

@@ -75,3 +75,6 @@ def test_the_readme_s_words_about_the_table_hold_its_numbers() -> None:
     speed = committed["speed"]["methods"]
     for label in ("discrete SAE", "head ablation, mean (all heads)"):
         assert re.search(rf"\b{speed[label]['seconds']:.0f} s", text), (label, speed[label]["seconds"])
+    for label in ("discrete SAE, 3 trials", "attribution, mean"):
+        overlap = committed["stability"]["methods"][label]["mean"]
+        assert f"{overlap:.2f}".lstrip("0") in text, (label, overlap)

@@ -63,6 +63,24 @@ def test_gradients_are_those_of_finite_differences(name: str, place: str) -> Non
     assert abs(wanted) > 1e-3
 
 
+def test_frozen_parameters_have_gradients_and_nothing_is_kept_unasked(tapped: Any) -> None:
+    from interp.circuits.bench import _leaf
+
+    model = hook(tiny.build("llama"), name="frozen")
+    model.module.requires_grad_(False)
+    with model.wires("z", write=_leaf(None)) as wires:
+        metric = model.logits(IDS)[:, -1, 5].sum()
+    own, _ = tapped("llama")
+    with own.wires("z") as others:
+        same = own.logits(IDS)[:, -1, 5].sum()
+    slopes = [torch.autograd.grad(m, list(w.values())) for m, w in ((metric, wires), (same, others))]
+    for frozen, free in zip(*slopes, strict=True):
+        torch.testing.assert_close(frozen, free, rtol=1e-4, atol=1e-6)
+    with own._adapter.residual(lambda *_: None, keep=False) as residual, torch.no_grad():
+        own.logits(IDS)
+    assert not residual and {place for place, _ in others} == {"z"}
+
+
 def test_replaced_z_is_what_an_untouched_model_makes_of_it(tapped: Any) -> None:
     model, twin = tapped("llama")
     new = torch.randn(2, 9, 4, 8, generator=torch.Generator().manual_seed(2))

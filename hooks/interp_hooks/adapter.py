@@ -48,8 +48,8 @@ class Adapter(ABC):
         yield
 
     @abstractmethod
-    def residual(self, write: Write | None) -> AbstractContextManager[Residual]:
-        """Record (and rewrite) the residual stream of the main tower while the block lasts."""
+    def residual(self, write: Write | None, keep: bool = True) -> AbstractContextManager[Residual]:
+        """Record (unless not to be kept) and rewrite the residual stream of the main tower while the block lasts."""
 
     #: whether calls carry queries and keys; where not, `projections` shows them
     calls_have_queries = True

@@ -100,8 +100,8 @@ class HFAdapter(Adapter):
             self.images.mask = seen
 
     @contextmanager
-    def residual(self, write: Write | None) -> Iterator[Residual]:
-        with capture(self.blocks(), self.final_norm(), write) as residual:
+    def residual(self, write: Write | None, keep: bool = True) -> Iterator[Residual]:
+        with capture(self.blocks(), self.final_norm(), write, keep) as residual:
             yield residual
 
     @contextmanager

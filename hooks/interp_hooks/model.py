@@ -268,7 +268,7 @@ class HookedModel:
         with (
             self._block(edits=[Splice(see, projections=inside)]),
             nullcontext() if inside else self._adapter.projections(see),
-            self._adapter.residual(see),
+            self._adapter.residual(see, keep=False),
         ):
             yield wires
 

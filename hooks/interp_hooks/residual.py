@@ -16,10 +16,16 @@ MIDDLE = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ln2"
 
 
 class Residual(dict[Any, torch.Tensor]):
-    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over forwards."""
+    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over forwards; empty where
+    nothing is kept."""
+
+    def __init__(self, kept: bool = True):
+        super().__init__()
+        self.kept = kept
 
     def append(self, key: Any, value: torch.Tensor) -> None:
-        self[key] = torch.cat([self[key], value], 1) if key in self else value
+        if self.kept:
+            self[key] = torch.cat([self[key], value], 1) if key in self else value
 
 
 def middle(block: torch.nn.Module) -> torch.nn.Module | None:
@@ -62,10 +68,10 @@ def _swap(value: Any, new: torch.Tensor) -> Any:
 
 @contextmanager
 def capture(
-    blocks: dict[int, torch.nn.Module], norm: torch.nn.Module | None, write: Write | None
+    blocks: dict[int, torch.nn.Module], norm: torch.nn.Module | None, write: Write | None, keep: bool = True
 ) -> Iterator[Residual]:
     """Hooks on transformer `blocks` (by layer) and the final `norm` for the length of the with-block."""
-    residual = Residual()
+    residual = Residual(keep)
     shapes: dict[int, torch.Size] = {}  # of each block's input
     skipped: dict[int, torch.Tensor] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
 

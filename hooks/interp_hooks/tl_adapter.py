@@ -177,8 +177,8 @@ class TLAdapter(Adapter):
             yield
 
     @contextmanager
-    def residual(self, write: Write | None) -> Iterator[Residual]:
-        residual = Residual()
+    def residual(self, write: Write | None, keep: bool = True) -> Iterator[Residual]:
+        residual = Residual(keep)
         points_by_name = self.module.hook_dict
         skipped: dict[int, torch.Tensor] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
 

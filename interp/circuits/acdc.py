@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from interp.circuits.base import Found, Method
@@ -62,19 +61,9 @@ class ACDC(Method):
         kept = _Pruning(bench, stream, self).kept()  # (thresholds, senders, receivers)
         tau = np.array(self.thresholds)
         scores = (kept * tau[:, None, None]).max(0)
-        u, v = np.nonzero(scores)
-        edges = pd.DataFrame(
-            dict(
-                sender=[graph.senders[i] for i in u],
-                receiver=[graph.receivers[i][0] for i in v],
-                kind=[graph.receivers[i][1] for i in v],
-                score=scores[u, v].astype(np.float32),
-            )
-        )
-        order = np.argsort(-scores[u, v], kind="stable")
         left = ", ".join(f"{int(k.sum())} at {t:g}" for t, k in zip(tau, kept, strict=True))
         note = f"ACDC: of {int(graph.allowed.sum())} edges survive {left}."
-        return Found(scores[graph.heads].max(1), edges=edges.iloc[order].reset_index(drop=True), notes=[note])
+        return Found(scores[graph.heads].max(1), edges=graph.table(scores, scores > 0), notes=[note])
 
 
 class _Pruning:
@@ -133,14 +122,14 @@ class _Pruning:
 
     def _loss(self, logits: list[torch.Tensor]) -> np.ndarray:
         """(models,) mean over all prompts, from logits (models, batch, last slots, vocabulary) of each batch."""
-        totals = np.zeros(len(logits[0]))
+        totals = torch.zeros(len(logits[0]), dtype=torch.float64, device=logits[0].device)
         for number, (part, found) in enumerate(zip(self.parts, logits, strict=True)):
-            for model, one in enumerate(found):
-                if self.method.metric == "margin":
-                    totals[model] -= float(part.pairs.margins(one).double().sum())
-                else:
-                    totals[model] += _divergence(self.wanted[number], part.pairs, one)
-        return totals / len(self.bench.prompts)
+            if self.method.metric == "margin":
+                here = [-part.pairs.margins(one).double().sum() for one in found]
+            else:
+                here = [_divergence(self.wanted[number], part.pairs, one) for one in found]
+            totals += torch.stack(here)
+        return totals.cpu().numpy() / len(self.bench.prompts)
 
 
 def _backwards(bench: Bench, graph: Graph) -> list[tuple[int, list[int]]]:
@@ -153,9 +142,7 @@ def _log(logits: torch.Tensor) -> torch.Tensor:
     return logits.double().log_softmax(-1)
 
 
-def _divergence(wanted: list[torch.Tensor], pairs: Pairs, logits: torch.Tensor) -> float:
-    """Σ over prompts of the mean KL(wanted ‖ found) over their judged positions."""
-    total = 0.0
-    for own, rows in zip(wanted, pairs.judged(logits), strict=True):
-        total += float((own.exp() * (own - _log(rows))).sum(-1).mean())
-    return total
+def _divergence(wanted: list[torch.Tensor], pairs: Pairs, logits: torch.Tensor) -> torch.Tensor:
+    """Σ over prompts of the mean KL(wanted ‖ found) over their judged positions, a tensor of one number."""
+    each = zip(wanted, pairs.judged(logits), strict=True)
+    return torch.stack([(own.exp() * (own - _log(rows))).sum(-1).mean() for own, rows in each]).sum()

@@ -9,7 +9,7 @@ import torch
 
 from interp.circuits.base import Found, Method
 from interp.circuits.bench import MODES, Bench
-from interp.circuits.head_ablation import resampled_means
+from interp.circuits.head_ablation import by_effects
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,7 @@ class Attribution(Method):
         self.choice("mode", *MODES)
 
     def find(self, bench: Bench) -> Found:
-        effects = first_order(bench, self.mode, self.title)
-        mean = effects.mean(1)
-        low, high = np.quantile(np.abs(resampled_means(effects, bench.seed)), [0.025, 0.975], axis=1)
-        stderr = effects.std(1, ddof=1) / np.sqrt(effects.shape[1]) if effects.shape[1] > 1 else None
-        return Found(np.abs(mean), mean, stderr, low, high, effects)
+        return by_effects(first_order(bench, self.mode, self.title), bench.seed)
 
 
 def first_order(bench: Bench, mode: str, what: str) -> np.ndarray:

@@ -90,28 +90,24 @@ class Bench:
         return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, write, keep)
 
     def gradients(
-        self, pairs: Pairs, keep: Sequence[str], corrupted: bool = False, write: Rewrite | None = None
+        self, pairs: Pairs, keep: Sequence[str]
     ) -> tuple[torch.Tensor, Wires, dict[tuple[str, int], torch.Tensor]]:
-        """(margins (batch,), wires kept, ∂ Σ margins / ∂ each of them) of one forward and one backward.
+        """(margins (batch,), wires kept, ∂ Σ margins / ∂ each of them) of one forward and one backward, clean.
 
         Wires come with their graph cut off; a wire that the margin does not depend on has gradient 0.
         """
-        with torch.enable_grad():
-            margins, wires = self._forward(pairs, pairs.clean if not corrupted else pairs.corrupted, _leaf(write), keep)
-            found = torch.autograd.grad(margins.sum(), list(wires.values()), allow_unused=True)
-        self._rows_backward += len(pairs.rows)
+        margins, wires = self.live(pairs, keep)
+        found = torch.autograd.grad(margins, list(wires.values()), torch.ones_like(margins), allow_unused=True)
         gradients = {
             key: torch.zeros_like(wire) if g is None else g for (key, wire), g in zip(wires.items(), found, strict=True)
         }
         return margins.detach(), Wires({k: w.detach() for k, w in wires.items()}), gradients
 
-    def live(
-        self, pairs: Pairs, keep: Sequence[str], corrupted: bool = False, write: Rewrite | None = None
-    ) -> tuple[torch.Tensor, Wires]:
-        """(margins (batch,), wires kept) of one forward with its graph, for the backward that is counted with it."""
+    def live(self, pairs: Pairs, keep: Sequence[str], write: Rewrite | None = None) -> tuple[torch.Tensor, Wires]:
+        """(margins (batch,), wires kept) of one clean forward with its graph, for the backward counted with it."""
         self._rows_backward += len(pairs.rows)
         with torch.enable_grad():
-            return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, _leaf(write), keep)
+            return self._forward(pairs, pairs.clean, _leaf(write), keep)
 
     def _forward(
         self, pairs: Pairs, ids: torch.Tensor, write: Rewrite | None, keep: Sequence[str]
@@ -136,18 +132,24 @@ class Bench:
 
     # --- heads replaced ---------------------------------------------------------------------------------------
 
+    def corrupted(self) -> Iterator[tuple[Pairs, Wires]]:
+        """(prompts, z of their corrupted twins) batch by batch; on the way `means` become known."""
+        sums: dict[int, torch.Tensor] = {}
+        count = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        for pairs in self.batches():
+            _, wires = self.run(pairs, corrupted=True, keep=("z",))
+            count = count + pairs.mask.sum()
+            for (_, layer), z in wires.items():  # (batch, tokens, heads, d)
+                sums[layer] = sums.get(layer, 0) + z[pairs.mask.bool()].double().sum(0)  # type: ignore[operator]
+            yield pairs, wires
+        self._means = {layer: (total / count).float() for layer, total in sums.items()}
+
     def means(self) -> dict[int, torch.Tensor]:
         """layer → (heads, d_head): mean z over the corrupted prompts' tokens."""
         if self._means is None:
-            sums: dict[int, torch.Tensor] = {}
-            count = 0
-            for pairs in self.batches():
-                _, wires = self.run(pairs, corrupted=True, keep=("z",))
-                real = pairs.mask.bool()
-                count += int(real.sum())
-                for (_, layer), z in wires.items():  # (batch, tokens, heads, d)
-                    sums[layer] = sums.get(layer, 0) + z[real].double().sum(0)  # type: ignore[operator]
-            self._means = {layer: (total / count).float() for layer, total in sums.items()}
+            for _ in self.corrupted():
+                pass
+        assert self._means is not None
         return self._means
 
     def stand_ins(self, pairs: Pairs, mode: str) -> Mapping[int, torch.Tensor | float]:
@@ -161,14 +163,10 @@ class Bench:
         raise InputError(f"Heads are replaced by {', '.join(MODES)}, not {mode!r}.")
 
     def without(
-        self,
-        pairs: Pairs,
-        heads: Sequence[Head],
-        stand_ins: Mapping[int, torch.Tensor | float],
-        corrupted: bool = False,
+        self, pairs: Pairs, heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]
     ) -> torch.Tensor:
         """(batch,) margins with the z of these heads replaced at every position."""
-        return self.run(pairs, corrupted, replacing(heads, stand_ins))[0]
+        return self.run(pairs, write=replacing(heads, stand_ins))[0]
 
     def ablated(self, sets: Sequence[Sequence[Head]], mode: str, what: str = "") -> Iterator[np.ndarray]:
         """(n,) margins on the clean prompts with each of these sets of heads replaced, in order; what `pieces` has is
@@ -206,14 +204,14 @@ def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | floa
 
 
 def _leaf(write: Rewrite | None) -> Rewrite:
-    """`write`, after making the stream that enters the first layer a leaf: gradients need no parameter's graph."""
+    """`write`, after making the stream a leaf where it has no graph, on entry of the first layer of a model whose
+    parameters are frozen."""
 
     def both(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        if place == "pre" and layer == 0 and not tensor.requires_grad:
-            tensor = tensor.detach().requires_grad_()
-            new = None if write is None else write(place, layer, tensor)
-            return tensor if new is None else new
-        return None if write is None else write(place, layer, tensor)
+        leaf = place == "pre" and not tensor.requires_grad
+        given = tensor.detach().requires_grad_() if leaf else tensor
+        new = None if write is None else write(place, layer, given)
+        return given if leaf and new is None else new
 
     return both
 

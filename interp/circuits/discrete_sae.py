@@ -227,8 +227,7 @@ class DiscreteSAE(Method):
 def gather(bench: Bench, pool: str, attribute: bool) -> Outputs:
     """Pooled outputs on clean and corrupted prompts; with `attribute`, also what each head does for the metric."""
     sides: list[list[list[torch.Tensor]]] = [[[] for _ in bench.layers] for _ in range(2)]
-    for pairs in bench.batches():
-        _, wires = bench.run(pairs, corrupted=True, keep=("z",))
+    for pairs, wires in bench.corrupted():
         _pool(bench, pairs, wires, pool, sides[1])
     attributed = []
     means = bench.means() if attribute else {}

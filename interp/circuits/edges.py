@@ -72,9 +72,9 @@ class Graph:
         """(heads,): the rows of the heads among the senders, in the bench's order."""
         return np.concatenate([np.arange(part.start, part.stop) for part in self.rows.values()])
 
-    def table(self, scores: np.ndarray) -> pd.DataFrame:
-        """The edges with their `scores` (senders, receivers), strongest first."""
-        u, v = np.nonzero(self.allowed)
+    def table(self, scores: np.ndarray, among: np.ndarray | None = None) -> pd.DataFrame:
+        """The edges, or those `among` (senders, receivers), with their `scores` of that shape, strongest first."""
+        u, v = np.nonzero(self.allowed if among is None else among)
         found = pd.DataFrame(
             dict(
                 sender=[self.senders[i] for i in u],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from interp.circuits.prompts import Prompts, checked, from_task
 from interp.errors import InputError
 from interp.evaluation import sample
 from interp.inputs import check_seed
-from interp.provenance import provenance
+from interp.provenance import inputs_hash, provenance
 from interp.statistics import Interval, bootstrap
 from interp_hooks.heads import Head
 
@@ -231,7 +230,7 @@ def _apart(
         task = search.task
     known = None if search is None else _seen(model, task, record)
     if isinstance(task, Prompts):
-        shared = record.get("inputs_hash") == _digest(task)
+        shared = record.get("inputs_hash") == inputs_hash(task.tensors())
         if shared or any(i.ids in (known or ()) for i in task.instances):
             raise InputError(
                 "The circuit was found on some of these prompts; a circuit is judged on others, so give other prompts."
@@ -267,12 +266,4 @@ def _seen(model: HookedModel, task: str | Task | Prompts, record: dict[str, Any]
         prompts = from_task(model, source, number, seed)
     except InputError:  # prompts that someone wrote
         return None
-    return {i.ids for i in prompts.instances} if _digest(prompts) == record.get("inputs_hash") else None
-
-
-def _digest(prompts: Prompts) -> str:
-    """The hash of the prompts' ids as `interp.provenance` has it."""
-    digest = hashlib.sha256()
-    for tensor in prompts.tensors():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return {i.ids for i in prompts.instances} if inputs_hash(prompts.tensors()) == record.get("inputs_hash") else None

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from interp import circuits
-from interp.atlas import About
+from interp.atlas import About, rows_of
 from interp.circuits.base import Found, Method
 from interp.circuits.bench import Bench, Progress
 from interp.circuits.prompts import Prompts, from_task
@@ -111,16 +110,7 @@ def circuit_of(
     if score.shape != (len(bench.heads),) or not np.isfinite(score).all():
         raise InputError(f"The method {method.name} gave no finite score for every head of {bench.model.name}.")
     name = method.name
-    sites = [bench.sites[h.layer] for h in bench.heads]
-    frame = pd.DataFrame(
-        dict(
-            tower=[h.tower for h in bench.heads],
-            kind="self",
-            layer=[h.layer for h in bench.heads],
-            head=[h.head for h in bench.heads],
-            kv_head=[s.kv_head(h.head) for s, h in zip(sites, bench.heads, strict=True)],
-        )
-    )
+    frame = rows_of(bench.sites.values())
     frame[name] = score
     for part in ("stderr", "low", "high"):
         values = getattr(found, part)
@@ -149,7 +139,7 @@ def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -
     chance = prompts.task.chance
     if rivals(prompts):  # by chance, right answers beat wrong ones as often as not
         unsure = margin.low <= 0 and (accuracy.mean < POOR / 2 or prompts.task.judge == "mass")
-        fails = margin.mean <= 0 or unsure or 0 < accuracy.mean <= chance
+        fails = margin.mean <= 0 or unsure or (chance > 0 and accuracy.mean <= chance)
     else:
         fails = accuracy.mean <= chance
     if fails and not force:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +39,15 @@ class HeadAblation(Method):
         bench.expect(len(bench.heads))
         clean = bench.margins()
         ablated = bench.ablated([[head] for head in bench.heads], self.mode, self.title)
-        effects = np.stack([clean - margins for margins in ablated])  # (heads, n)
-        mean = effects.mean(1)
-        means = resampled_means(effects, bench.seed)
-        low, high = np.quantile(np.abs(means), [0.025, 0.975], axis=1)
-        stderr = effects.std(1, ddof=1) / np.sqrt(effects.shape[1]) if effects.shape[1] > 1 else None
-        return Found(np.abs(mean), mean, stderr, low, high, effects)
+        return by_effects(np.stack([clean - margins for margins in ablated]), bench.seed)
+
+
+def by_effects(effects: np.ndarray, seed: int, **more: Any) -> Found:
+    """What effects (heads, n) on each prompt say: score |mean|, its standard error and its 95 % bootstrap interval."""
+    mean = effects.mean(1)
+    low, high = np.quantile(np.abs(resampled_means(effects, seed)), [0.025, 0.975], axis=1)
+    stderr = effects.std(1, ddof=1) / np.sqrt(effects.shape[1]) if effects.shape[1] > 1 else None
+    return Found(np.abs(mean), mean, stderr, low, high, effects, **more)
 
 
 def resampled_means(effects: np.ndarray, seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from interp.circuits.base import Found, Method
-from interp.circuits.head_ablation import resampled_means
+from interp.circuits.head_ablation import by_effects
 from interp.errors import InputError, TapError
 from interp_hooks.heads import Head, parse_heads
 
@@ -141,10 +141,7 @@ class PathPatching(Method):
         return [h for h in chosen if last is None or h.layer < last]
 
     def _found(self, bench: Bench, senders: Sequence[Head], effects: np.ndarray, gap: float) -> Found:
-        mean = effects.mean(1)
-        low, high = np.quantile(np.abs(resampled_means(effects, bench.seed)), [0.025, 0.975], axis=1)
-        stderr = effects.std(1, ddof=1) / np.sqrt(effects.shape[1]) if effects.shape[1] > 1 else None
-        share = {s: float(abs(mean[bench.index[s]])) for s in senders}
+        share = {s: float(abs(effects[bench.index[s]].mean())) for s in senders}
         rows = [(str(s), str(r.head), r.wire, share[s]) for s in senders for r in self.inputs if s.layer < r.head.layer]
         if not self.inputs:
             rows = [(str(s), OUTPUT, "", share[s]) for s in senders]
@@ -159,7 +156,7 @@ class PathPatching(Method):
                 'position only; positions="all" patches them everywhere.'
             )
         edges = pd.DataFrame(rows, columns=["sender", "receiver", "kind", "score"])
-        return Found(np.abs(mean), mean, stderr, low, high, effects, edges, notes)
+        return by_effects(effects, bench.seed, edges=edges, notes=notes)
 
 
 def check_main(bench: Bench, head: Head) -> Head:

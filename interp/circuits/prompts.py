@@ -14,8 +14,7 @@ import torch
 from interp import tasks
 from interp.errors import InputError
 from interp.evaluation import sample
-from interp.files import reason
-from interp.inputs import check_seed, pad_id
+from interp.inputs import check_seed, pad_id, read_file
 from interp.tasks.base import Instance, Problem, Task, Text, collate
 from interp.tasks.images import ImageTask
 
@@ -160,13 +159,7 @@ def from_file(model: HookedModel, path: str | Path) -> Prompts:
 
 def read(path: str | Path) -> list[Any]:
     """The rows of a prompt file, not looked into yet. Raises `InputError`."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"The prompt file {path} can't be read ({reason(error)}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"The prompt file {path} is not UTF-8 text.") from error
-    where = ""
+    text, where = read_file(path, "prompt"), ""
     try:
         if text.lstrip().startswith("["):
             return list(json.loads(text))

@@ -77,7 +77,7 @@ def direct(
     from interp.loading import load
 
     hooked = load(model)
-    return _direct(hooked, hooked.norms(), input_ids, attention_mask, directions, rows, columns)
+    return _direct(hooked, hooked.norms(), input_ids, attention_mask, [directions], rows, columns)[0]
 
 
 def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int = 0) -> pd.DataFrame:
@@ -108,13 +108,12 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
     for group in _groups(instances):
         batch = judged(hooked, group)
         where = batch.input_ids, batch.attention_mask
-        for against, into in ((True, parts), (False, right)):
-            vectors, offset = _directions(batch, vocabulary, against)
-            found = _direct(hooked, norms, *where, vectors, batch.rows, batch.columns)
+        asked = [_directions(batch, vocabulary, against) for against in (True, False)]
+        both = _direct(hooked, norms, *where, [vectors for vectors, _ in asked], batch.rows, batch.columns)
+        for found, (_, offset), into in zip(both, asked, (parts, right), strict=True):
             for key, values in _parts(found, offset).items():
                 into.setdefault(key, []).append(_by_problem(values, batch))
-            if against:
-                totals.append(_by_problem(found.total + offset, batch))
+        totals.append(_by_problem(both[0].total + asked[0][1], batch))
     rows = head_rows(hooked).assign(component="head")
     blank = dict(tower=hooked.main_tower, kind="self", head=-1, kv_head=-1)
     others = [dict(blank, layer=layer, component=name) for name, layer in parts if name != "head"]
@@ -181,19 +180,21 @@ def _direct(
     norms: Norms,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    directions: torch.Tensor,
+    directions: Sequence[torch.Tensor],
     rows: torch.Tensor | None,
     columns: torch.Tensor | None,
-) -> Direct:
+) -> list[Direct]:
+    """One for each of the `directions` (n, d_model), all from one forward."""
     batch, width = input_ids.shape
     if (rows is None) != (columns is None):
         raise InputError("Give both rows= and columns= of the judged positions, or neither.")
     if rows is None or columns is None:
         rows, columns = torch.arange(batch), torch.full((batch,), width - 1)
-    if directions.ndim != 2 or not len(directions) == len(rows) == len(columns):
-        raise InputError(
-            f"directions is (judged positions, d_model): {tuple(directions.shape)} does not fit {len(rows)} positions."
-        )
+    for one in directions:
+        if one.ndim != 2 or not len(one) == len(rows) == len(columns):
+            raise InputError(
+                f"directions is (judged positions, d_model): {tuple(one.shape)} does not fit {len(rows)} positions."
+            )
     at = rows.to(model.device), columns.to(model.device)
     with model.capture_z() as z, model.capture_resid() as resid:
         forward(model, input_ids.to(model.device), attention_mask)
@@ -203,17 +204,10 @@ def _direct(
     end = stream["post", sites[-1].layer]
     # frozen at the stream in the model's own precision, and where there is no final norm, nothing but a projection
     frozen = None if last is None else last.frozen(resid["post", sites[-1].layer][at])
-    vectors = directions.to(end)
     if frozen is not None and not _close(frozen(end) + frozen.bias, stream["final"], model):
         raise TapError(f"The final norm of {model.name} does not read the stream of its last attention block.")
 
-    def project(part: torch.Tensor) -> torch.Tensor:
-        """(n, …, d_model) → (n, …): part, through the frozen norm, along the direction."""
-        middle = [slice(None)] + [None] * (part.ndim - 2)
-        along = vectors if frozen is None else _back(frozen, vectors)
-        return (part * along[tuple(middle)]).sum(-1)
-
-    heads, biases, mlps = {}, {}, {}
+    results, biases, mlps = {}, {}, {}  # what is written: (n, heads, d_model), (n, d_model), (n, d_model)
     previous: torch.Tensor | None = None
     for site in sites:
         pre, post = stream["pre", site.layer], stream["post", site.layer]
@@ -228,12 +222,23 @@ def _direct(
                 f"Layer {site.layer} of {model.name} does more than add Σ_h z_h W_O + b_O to the stream (it scales, "
                 "gates or normalises it), so direct contributions can't be told."
             )
-        heads[site.layer] = project(result)  # (n, heads)
-        biases[site.layer] = project(bias)
-        mlps[site.layer] = project(post - pre - written)
-    tail = torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
-    total = (vectors * stream.get("final", end)).sum(-1)
-    return Direct(project(stream["pre", sites[0].layer]), heads, biases, mlps, tail, total)
+        results[site.layer], biases[site.layer], mlps[site.layer] = result, bias, post - pre - written
+    found = []
+    for vectors in (one.to(end) for one in directions):
+        along = vectors if frozen is None else _back(frozen, vectors)  # through the frozen norm
+
+        def project(parts: dict[int, torch.Tensor], along: torch.Tensor = along) -> dict[int, torch.Tensor]:
+            """layer → (n, …, d_model) to layer → (n, …)."""
+            return {
+                layer: (part * along.reshape(len(along), *[1] * (part.ndim - 2), -1)).sum(-1)
+                for layer, part in parts.items()
+            }
+
+        start = (stream["pre", sites[0].layer] * along).sum(-1)
+        tail = torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
+        total = (vectors * stream.get("final", end)).sum(-1)
+        found.append(Direct(start, project(results), project(biases), project(mlps), tail, total))
+    return found
 
 
 def _key(site: Site) -> Any:

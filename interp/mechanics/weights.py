@@ -69,12 +69,6 @@ def main_sites(model: HookedModel) -> list[Site]:
 
 def head_rows(model: HookedModel) -> pd.DataFrame:
     """A row a head of the main tower with the columns an atlas begins with."""
-    import pandas as pd
+    from interp.atlas import rows_of
 
-    return pd.DataFrame(
-        [
-            dict(tower=s.tower, kind=s.kind, layer=s.layer, head=h, kv_head=s.kv_head(h))
-            for s in main_sites(model)
-            for h in range(s.n_heads)
-        ]
-    )
+    return rows_of(main_sites(model))

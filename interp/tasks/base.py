@@ -176,22 +176,26 @@ class Task(ABC):
         token), in nats.
         """
         logits = logits.float()
+        margins = self._margins(logits, instance)
         hits = []
-        for row, accept, wrong in zip(logits, instance.accept, instance.wrong, strict=True):
+        for row, accept, wrong, found in zip(logits, instance.accept, instance.wrong, margins, strict=True):
             if self.judge == "mass":
-                hits.append(bool(margin(row, accept, wrong, self.judge) > 0))
+                hits.append(bool(found > 0))
                 continue
-            best = row[list(accept)].max()
             rivals = row[list(wrong)] if self.judge == "choice" else row
-            hits.append(bool(best >= rivals.max()) if len(rivals) else True)
+            hits.append(bool(row[list(accept)].max() >= rivals.max()) if len(rivals) else True)
         correct = float(all(hits)) if self.judge == "exact" else float(np.mean(hits))
-        return correct, float(self.margin(logits, instance))
+        return correct, float(np.mean([float(m) for m in margins]))
 
     def margin(self, logits: torch.Tensor, instance: Instance) -> torch.Tensor:
         """The margin of `score` alone, a tensor of one number through which gradients flow."""
-        rows = zip(logits.float(), instance.accept, instance.wrong, strict=True)
-        each = [margin(row, accept, wrong, self.judge) for row, accept, wrong in rows]
-        return sum(each[1:], each[0]) / len(each)
+        margins = self._margins(logits.float(), instance)
+        return sum(margins[1:], margins[0]) / len(margins)
+
+    def _margins(self, logits: torch.Tensor, instance: Instance) -> list[torch.Tensor]:
+        """One number a judged position."""
+        rows = zip(logits, instance.accept, instance.wrong, strict=True)
+        return [margin(row, accept, wrong, self.judge) for row, accept, wrong in rows]
 
 
 def margin(row: torch.Tensor, accept: Sequence[int], wrong: Sequence[int], judge: Judge) -> torch.Tensor:
