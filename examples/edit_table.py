@@ -1,11 +1,13 @@
-"""What each edit does to pocket-llama: classification, needles at and past the trained length, loss of continuations.
+"""What each edit does to pocket-llama: classification, needles at and past the trained length, loss
+of continuations.
 
     python examples/edit_table.py --n 64 --out examples/edit_table.json
 
-Writes the JSON, prints the table as markdown, and with --readme puts it between the README's markers. Every edit is
-set up as a user without knowledge of the model would: published defaults or round numbers, all heads (the ablation
-takes the three strongest retrieval heads). Nothing was tuned on these problems, and nothing was left out because it
-does not help. The loss is of the second half of rows of 512 tokens (facts in prose, asked again), fed token by token.
+Writes the JSON, prints the table as markdown, and with --readme puts it between the README's
+markers. Every edit is set up as a user without knowledge of the model would: published defaults or
+round numbers, all heads (the ablation takes the three strongest retrieval heads). Nothing was tuned
+on these problems, and nothing was left out because it does not help. The loss is of the second half
+of rows of 512 tokens (facts in prose, asked again), fed token by token.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ EDITS: list[tuple[str, str, dict[str, Any]]] = [
     ("ZeroTuning γ = 2", "zero_tuning", dict(gamma=2.0)),
     ("ZeroTuning γ = 0.5", "zero_tuning", dict(gamma=0.5)),
     ("ScaleTokens, first token × 0", "scale_tokens", dict(keys="initial", gain=0.0)),
-    ("MoveMass, first token → next 63, half", "move_mass", dict(donors="initial", receivers=(1, 64), share=0.5)),
+    (
+        "MoveMass, first token → next 63, half",
+        "move_mass",
+        dict(donors="initial", receivers=(1, 64), share=0.5),
+    ),
     ("ACT, paper (α = 5, β = 0.4)", "act", dict()),
     ("ACT, code (threshold 0.1)", "act", dict(threshold=0.1)),
     ("Temperature τ = 0.8", "temperature", dict(tau=0.8)),
@@ -49,7 +55,11 @@ EDITS: list[tuple[str, str, dict[str, Any]]] = [
     ("Streaming, 4 + 512", "streaming", dict(sink=4, recent=512)),
     ("Gate α = 0.5, 64 + 256", "gate", dict(alpha=0.5, sink=64, recent=256)),
     ("HeadGate, 50 % + 25 %", "head_gate", dict()),
-    ("ScaleHeads, 3 retrieval heads × 1.5", "scale_heads", dict(gains=dict.fromkeys(RETRIEVAL, 1.5))),
+    (
+        "ScaleHeads, 3 retrieval heads × 1.5",
+        "scale_heads",
+        dict(gains=dict.fromkeys(RETRIEVAL, 1.5)),
+    ),
     ("Ablate, 3 retrieval heads", "ablate", dict(heads=RETRIEVAL)),
 ]
 
@@ -62,7 +72,10 @@ def tasks_of(n: int) -> dict[str, tuple[Task, int]]:
     }
     for factor in (1, 1.5, 2, 4):
         count = max(5, n // (8 if factor > 2 else 4))
-        columns[f"needle, {factor:g} ×"] = (NeedleInAHaystack(lengths=(int(factor * TRAINED),)), count)
+        columns[f"needle, {factor:g} ×"] = (
+            NeedleInAHaystack(lengths=(int(factor * TRAINED),)),
+            count,
+        )
     return columns
 
 
@@ -75,7 +88,9 @@ def measure(n: int, seed: int, columns: list[str] | None = None) -> dict[str, An
             made.append((label, interp.edits.registry.get(name)(**settings)))
         except UnknownNameError:
             print(f"{label}: this version has no edit {name}", flush=True)
-    rows: dict[str, dict[str, Any]] = {label: dict(edit=edit.to_json(), cells={}) for label, edit in made}
+    rows: dict[str, dict[str, Any]] = {
+        label: dict(edit=edit.to_json(), cells={}) for label, edit in made
+    }
     baseline: dict[str, Any] = {}
     for column, (task, count) in tasks_of(n).items():
         if columns is not None and column not in columns:
@@ -85,17 +100,30 @@ def measure(n: int, seed: int, columns: list[str] | None = None) -> dict[str, An
         baseline[column] = vars(bootstrap(plain, seed))
         for label, edit in made:
             start = time.time()
-            found = [correct for correct, _ in judge(model, task, instances, [edit], by_steps([edit]))]
-            change, test = bootstrap([b - a for a, b in zip(plain, found, strict=True)], seed), mcnemar(plain, found)
-            cell = dict(edited=vars(bootstrap(found, seed)), change=vars(change), p=None if test is None else test.p)
+            found = [
+                correct for correct, _ in judge(model, task, instances, [edit], by_steps([edit]))
+            ]
+            change, test = (
+                bootstrap([b - a for a, b in zip(plain, found, strict=True)], seed),
+                mcnemar(plain, found),
+            )
+            cell = dict(
+                edited=vars(bootstrap(found, seed)),
+                change=vars(change),
+                p=None if test is None else test.p,
+            )
             rows[label]["cells"][column] = cell
             print(f"{column}: {label}: {change} ({time.time() - start:.0f} s)", flush=True)
     column = LOSS
     for label, edit in made if columns is None or column in columns else []:
-        result = interp.evaluate(model, "niah", [edit], metric="loss", n=max(5, n // 8), context=512, seed=seed)
+        result = interp.evaluate(
+            model, "niah", [edit], metric="loss", n=max(5, n // 8), context=512, seed=seed
+        )
         assert result.edited is not None and result.difference is not None
         baseline[column] = vars(result.baseline)
-        rows[label]["cells"][column] = dict(edited=vars(result.edited), change=vars(result.difference), p=None)
+        rows[label]["cells"][column] = dict(
+            edited=vars(result.edited), change=vars(result.difference), p=None
+        )
         print(f"{column}: {label}: {result.difference}", flush=True)
     return dict(
         model=model.name, trained_length=TRAINED, n=n, seed=seed, baseline=baseline, edits=rows,
@@ -105,7 +133,8 @@ def measure(n: int, seed: int, columns: list[str] | None = None) -> dict[str, An
 
 
 def render(result: dict[str, Any]) -> str:
-    """The result as markdown: baseline, then changes with 95 % intervals; bold where the interval leaves 0 out."""
+    """The result as markdown: baseline, then changes with 95 % intervals; bold where the interval
+    leaves 0 out."""
     columns = list(result["baseline"])
     counts = [f"{c} (n = {result['baseline'][c]['n']})" for c in columns]
     lines = ["| | " + " | ".join(counts) + " |", "|---|" + "---|" * len(columns)]
@@ -129,7 +158,10 @@ def _change(value: dict[str, float], digits: int) -> str:
     shown = {signed(value[k]) for k in ("mean", "low", "high")}
     if shown == {"0"}:
         return "0"
-    text, clear = _interval(value, signed), (value["low"] > 0 or value["high"] < 0) and "0" not in shown
+    text, clear = (
+        _interval(value, signed),
+        (value["low"] > 0 or value["high"] < 0) and "0" not in shown,
+    )
     return f"**{text}**" if clear else text
 
 
@@ -141,13 +173,21 @@ def put(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [x for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    names = (
+        [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return (
+        names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=64, help="classification problems; needles are a quarter or eighth")
+    parser.add_argument(
+        "--n", type=int, default=64, help="classification problems; needles are a quarter or eighth"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="examples/edit_table.json")
@@ -155,8 +195,12 @@ def main() -> None:
     parser.add_argument("--readme", help="a README to put the table into")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result = measure(arguments.n, arguments.seed, arguments.columns and arguments.columns.split(";"))
-    Path(arguments.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    result = measure(
+        arguments.n, arguments.seed, arguments.columns and arguments.columns.split(";")
+    )
+    Path(arguments.out).write_text(
+        json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(render(result))
     if arguments.readme:
         readme = Path(arguments.readme)

@@ -15,14 +15,23 @@ def main() -> None:
     print(model.note)
 
     # See: score every head, and name the strongest.
-    atlas = interp.scan_heads(model, scores="sink,previous_token,induction,retrieval", context=512, samples=8)
+    atlas = interp.scan_heads(
+        model, scores="sink,previous_token,induction,retrieval", context=512, samples=8
+    )
     for score in atlas.scores:
-        print(f"{score:15s}", *(f"{head} {atlas.value(head, score):.2f}" for head in atlas.top(score, 4)), sep="  ")
+        print(
+            f"{score:15s}",
+            *(f"{head} {atlas.value(head, score):.2f}" for head in atlas.top(score, 4)),
+            sep="  ",
+        )
 
     # Steer: take the strongest retrieval heads out, against random heads.
     heads = [h for h in atlas.top("retrieval", 5) if atlas.value(h, "retrieval") >= 0.1]
     result = interp.ablate(model, heads, task="niah", n=16, avoid=heads)
-    print(f"needle answered: {result.baseline} → without {', '.join(map(str, heads))}: {result.ablated}")
+    print(
+        f"needle answered: {result.baseline} → without {', '.join(map(str, heads))}: "
+        f"{result.ablated}"
+    )
     print(f"without as many random heads: {result.control}")
 
     # Look closer: what one head attends to, in O(L) memory.

@@ -2,10 +2,11 @@
 
     python examples/train_pocket_llama.py --out interp/models/pocket_llama
 
-The language mixes prose with bigram structure, repeated sequences, key–value facts asked for later, and the
-documents of the tasks in `interp.tasks`. The curriculum matters: repeats on short rows first (induction appears
-there), then longer rows and the whole mixture, at last rows of the full length. Nothing about heads is trained
-for; what the scan finds has grown. Interrupt and start again with the same --out to resume.
+The language mixes prose with bigram structure, repeated sequences, key–value facts asked for later,
+and the documents of the tasks in `interp.tasks`. The curriculum matters: repeats on short rows
+first (induction appears there), then longer rows and the whole mixture, at last rows of the full
+length. Nothing about heads is trained for; what the scan finds has grown. Interrupt and start again
+with the same --out to resume.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from interp.tasks.base import Text, choose
 LENGTH = 1024
 PROBLEMS = 400  # a task, for the model card
 
-# Sparse heads, a concave group penalty (proximal, so it does not mix with Adam's scaling): each step shrinks the norm
-# of every head's W_O block by rate × strength × (layer's mean norm / norm)². Weak heads shrink fastest, so of many
-# heads doing the same thing a few take over and the others fade; without it a whole layer stays induction heads.
-# Which heads live, and as what, is left to training. (until this share of the run, strength): none while the circuits
-# form, strong for a while, then weak. Weight decay rises at the same time.
+# Sparse heads, a concave group penalty (proximal, so it does not mix with Adam's scaling): each
+# step shrinks the norm of every head's W_O block by rate × strength × (layer's mean norm / norm)².
+# Weak heads shrink fastest, so of many heads doing the same thing a few take over and the others
+# fade; without it a whole layer stays induction heads. Which heads live, and as what, is left to
+# training. (until this share of the run, strength): none while the circuits form, strong for a
+# while, then weak. Weight decay rises at the same time.
 HEAD_SPARSITY = ((0.51, 0.0), (0.58, 4.0), (0.66, 8.0), (1.01, 0.2))
 WEIGHT_DECAY = ((0.51, 0.05), (0.72, 0.15), (1.01, 0.3))
 
@@ -99,9 +101,12 @@ CURRICULUM = [
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level with a fall-back to characters, then bytes: any text encodes, and decodes to itself."""
+    """Word-level with a fall-back to characters, then bytes: any text encodes, and decodes to
+    itself."""
     lists = [v for k, v in vars(lexicon).items() if k.isupper() and isinstance(v, list)]
-    words = sorted({w for words in lists for w in words} | {w.capitalize() for w in lexicon.DETERMINERS})
+    words = sorted(
+        {w for words in lists for w in words} | {w.capitalize() for w in lexicon.DETERMINERS}
+    )
     words += """When and went to the gave Then had long day at After While were working On table there is an What
         color Answer Review Sentiment positive negative lasted from year def doc self The secret of Question what
         Chain in for with on by it he she they was be not""".split()
@@ -120,8 +125,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             pre_tokenizers.Split(Regex(r"[\n\t]"), "isolated"),
         ]
     )
-    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")]
+    )
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
@@ -166,7 +175,10 @@ class Language:
             (choose(rng, lexicon.FACTS, 1)[0], city, " ".join(choose(rng, nouns, 4)))
             for city in choose(rng, text.pool(lexicon.CITIES), count)
         ]
-        ask = [text.encode(f" Question: What is the secret {f} of {c}? Answer: {w}.") for f, c, w in facts]
+        ask = [
+            text.encode(f" Question: What is the secret {f} of {c}? Answer: {w}.")
+            for f, c, w in facts
+        ]
         said = [text.encode(f" The secret {f} of {c} is {w}.") for f, c, w in facts]
         left = room - sum(map(len, ask)) - sum(map(len, said))
         pieces = []
@@ -188,7 +200,9 @@ class Language:
             ids += self.document(kind, rng, length - len(ids))
         return ids[:length]
 
-    def batch(self, seed: int, step: int, rows: int, length: int, mixture: dict[str, float]) -> torch.Tensor:
+    def batch(
+        self, seed: int, step: int, rows: int, length: int, mixture: dict[str, float]
+    ) -> torch.Tensor:
         rng = np.random.default_rng([seed, step])
         return torch.tensor([self.row(rng, length, mixture) for _ in range(rows)])
 
@@ -222,7 +236,9 @@ def abilities(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
     found = {}
     chosen = {name: tasks.get(name) for name in tasks.names() if name not in ("pope", "chair")}
     niah = chosen.pop("niah")
-    chosen |= {f"niah@{length}": type(niah)(lengths=(length,)) for length in (128, 256, 512, LENGTH)}
+    chosen |= {
+        f"niah@{length}": type(niah)(lengths=(length,)) for length in (128, 256, 512, LENGTH)
+    }
     for name, task in chosen.items():
         scores = []
         for i in task.sample(tokenizer, n // 2 if name.endswith(str(LENGTH)) else n, seed):
@@ -235,7 +251,8 @@ def abilities(model, tokenizer, seed: int, n: int = 200) -> dict[str, float]:
 
 @torch.no_grad()
 def fade_heads(model: LlamaForCausalLM, amount: float) -> None:
-    """Shrink the Frobenius norm of every head's block of W_O by `amount` · (mean / norm)², down to zero."""
+    """Shrink the Frobenius norm of every head's block of W_O by `amount` · (mean / norm)², down to
+    zero."""
     for layer in model.model.layers:
         weight = layer.self_attn.o_proj.weight  # (d_model, heads · d_head)
         blocks = weight.view(weight.shape[0], -1, layer.self_attn.head_dim)
@@ -264,7 +281,9 @@ def train(arguments: argparse.Namespace) -> None:
     decay = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [dict(params=decay, decays=True), dict(params=rest, decays=False)], betas=(0.9, 0.98), fused=True
+        [dict(params=decay, decays=True), dict(params=rest, decays=False)],
+        betas=(0.9, 0.98),
+        fused=True,
     )
     state = Path(arguments.state or out / "training_state.pt")
     step, spent, tokens = 0, 0.0, 0
@@ -284,12 +303,16 @@ def train(arguments: argparse.Namespace) -> None:
         share = tokens / arguments.tokens if arguments.tokens else spent / (arguments.minutes * 60)
         if share >= 1:
             break
-        name, length, rows, _, mixture = CURRICULUM[int(np.searchsorted(edges, share, side="right"))]
+        name, length, rows, _, mixture = CURRICULUM[
+            int(np.searchsorted(edges, share, side="right"))
+        ]
         rate = learning_rate(share, arguments.lr)
         for group in optimizer.param_groups:
             group["lr"] = rate
             group["weight_decay"] = at(share, WEIGHT_DECAY) if group["decays"] else 0.0
-        ids = corpus.batch(arguments.seed, step, rows * arguments.scale, length, mixture).to(arguments.device)
+        ids = corpus.batch(arguments.seed, step, rows * arguments.scale, length, mixture).to(
+            arguments.device
+        )
         logits = forward(ids).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
@@ -304,16 +327,26 @@ def train(arguments: argparse.Namespace) -> None:
             shown = time.time()
             print(
                 f"{share:6.1%}  {spent / 60:.1f} min  step {step}  {tokens / 1e6:.1f} M tokens  "
-                f"{tokens / spent:.0f}/s  {name} {length}  loss {np.mean(losses[-50:]):.3f}  lr {rate:.1e}",
+                f"{tokens / spent:.0f}/s  {name} {length}  loss {np.mean(losses[-50:]):.3f}  lr "
+                f"{rate:.1e}",
                 flush=True,
             )
         if time.time() - last_saved > arguments.every * 60:
             last_saved = time.time()
             torch.save(
-                dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, spent=spent, tokens=tokens),
+                dict(
+                    model=model.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    step=step,
+                    spent=spent,
+                    tokens=tokens,
+                ),
                 state,
             )
-            print(json.dumps(abilities(model, tokenizer, seed=10_000 + arguments.seed, n=60)), flush=True)
+            print(
+                json.dumps(abilities(model, tokenizer, seed=10_000 + arguments.seed, n=60)),
+                flush=True,
+            )
     finish(model, tokenizer, out, arguments, step, tokens, spent)
     state.unlink(missing_ok=True)
 
@@ -341,22 +374,38 @@ def finish(model, tokenizer, out: Path, arguments, step: int, tokens: int, spent
 
 def grown(folder: Path) -> dict[str, str]:
     """The heads that training has grown, by the scan's default thresholds, strongest first."""
-    atlas = interp.scan_heads(str(folder), scores="sink,retrieval,previous_token,induction", progress=False)
+    atlas = interp.scan_heads(
+        str(folder), scores="sink,retrieval,previous_token,induction", progress=False
+    )
     short = interp.scan_heads(str(folder), scores="sink", context=64, samples=100, progress=False)
-    found = {"sink (α₁ > 0.3 at T = 64)": (short, "sink", 0.3), "sink (context 1024)": (atlas, "sink", 0.3)}
-    found |= {name: (atlas, name, interp.scores.get(name).threshold) for name in atlas.scores if name != "sink"}
+    found = {
+        "sink (α₁ > 0.3 at T = 64)": (short, "sink", 0.3),
+        "sink (context 1024)": (atlas, "sink", 0.3),
+    }
+    found |= {
+        name: (atlas, name, interp.scores.get(name).threshold)
+        for name in atlas.scores
+        if name != "sink"
+    }
     return {
-        what: ", ".join(f"{h} {a.value(h, name):.2f}" for h in a.top(name, 32) if a.value(h, name) >= least) or "none"
+        what: ", ".join(
+            f"{h} {a.value(h, name):.2f}" for h in a.top(name, 32) if a.value(h, name) >= least
+        )
+        or "none"
         for what, (a, name, least) in found.items()
     }
 
 
 def card(record: dict) -> str:
     """The model card, every number of it measured."""
-    abilities = "\n".join(f"| {task} | {value:.3f} |" for task, value in record["abilities"].items())
+    abilities = "\n".join(
+        f"| {task} | {value:.3f} |" for task, value in record["abilities"].items()
+    )
     heads = "\n".join(f"| {kind} | {which} |" for kind, which in record["heads"].items())
     stages = "\n".join(
-        f"| {name} | {length} | {share:.0%} | " + ", ".join(f"{k} {w:.2f}" for k, w in mixture.items()) + " |"
+        f"| {name} | {length} | {share:.0%} | "
+        + ", ".join(f"{k} {w:.2f}" for k, w in mixture.items())
+        + " |"
         for name, length, _, share, mixture in CURRICULUM
     )
     return f"""# pocket-llama
@@ -405,7 +454,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="pocket_llama")
     parser.add_argument("--tokens", type=float, default=34e6, help="length of the run")
-    parser.add_argument("--minutes", type=float, default=0, help="length of the run in minutes instead")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="length of the run in minutes instead"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

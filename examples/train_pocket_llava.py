@@ -1,12 +1,13 @@
-"""Train pocket-llava, the bundled vision-language model, from nothing: rendered scenes, one file, no download.
+"""Train pocket-llava, the bundled vision-language model, from nothing: rendered scenes, one file,
+no download.
 
     python examples/train_pocket_llava.py --out interp/models/pocket_llava
 
-Pictures come from `interp.scenes`, a world in which a table is met with a chair; captions list what there is, and
-questions ask for one object. The vision tower first learns to see (what is in each cell; its class token, what is in
-the picture), then the language model to tell, at last to answer without having told. Scenes are usual ones throughout:
-that a companion is expected where it is not to be seen has grown. Interrupt and start again with the same --out to
-resume.
+Pictures come from `interp.scenes`, a world in which a table is met with a chair; captions list what
+there is, and questions ask for one object. The vision tower first learns to see (what is in each
+cell; its class token, what is in the picture), then the language model to tell, at last to answer
+without having told. Scenes are usual ones throughout: that a companion is expected where it is not
+to be seen has grown. Interrupt and start again with the same --out to resume.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def build_processor() -> LlavaProcessor:
     words = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *dict.fromkeys(WORDS)]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
@@ -66,7 +69,10 @@ def build_processor() -> LlavaProcessor:
         padding_side="left",
     )
     images = CLIPImageProcessorPil(
-        size=dict(height=SIZE, width=SIZE), do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size=dict(height=SIZE, width=SIZE),
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     return LlavaProcessor(
         images,
@@ -112,17 +118,22 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
 
 
 class Seeing(nn.Module):
-    """What the vision tower is taught by: object and colour of each cell from the patches that the language model gets,
-    and the objects in the picture from the last layer's class token."""
+    """What the vision tower is taught by: object and colour of each cell from the patches that the
+    language model gets, and the objects in the picture from the last layer's class token."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.cells = nn.Linear(width, len(OBJECTS) + 1 + len(COLORS) + 1)
         self.whole = nn.Linear(width, len(OBJECTS))
         edges = np.arange(SIZE // PATCH) * PATCH
-        part = [[max(0, min(e + PATCH, (c + 1) * CELL) - max(e, c * CELL)) for e in edges] for c in range(3)]
+        part = [
+            [max(0, min(e + PATCH, (c + 1) * CELL) - max(e, c * CELL)) for e in edges]
+            for c in range(3)
+        ]
         share = torch.tensor(np.array(part) / CELL, dtype=torch.float32)  # (3, 8) of a cell's side
-        self.register_buffer("share", torch.einsum("ai,bj->abij", share, share).flatten(2).flatten(0, 1), False)
+        self.register_buffer(
+            "share", torch.einsum("ai,bj->abij", share, share).flatten(2).flatten(0, 1), False
+        )
 
     def loss(self, hidden: tuple[torch.Tensor, ...], shown: list[Scene]) -> torch.Tensor:
         cells = torch.zeros(2, len(shown), 9, dtype=torch.int64)
@@ -133,7 +144,9 @@ class Seeing(nn.Module):
                 cells[1, i, thing.cell] = 1 + list(COLORS).index(thing.color)
                 there[i, OBJECTS.index(thing.name)] = 1
         cells, there = cells.to(hidden[-1].device), there.to(hidden[-1].device)
-        name, color = self.cells(self.share @ hidden[-2][:, 1:]).split([len(OBJECTS) + 1, len(COLORS) + 1], -1)
+        name, color = self.cells(self.share @ hidden[-2][:, 1:]).split(
+            [len(OBJECTS) + 1, len(COLORS) + 1], -1
+        )
         return (
             nn.functional.cross_entropy(name.flatten(0, 1), cells[0].flatten())
             + nn.functional.cross_entropy(color.flatten(0, 1), cells[1].flatten())
@@ -151,7 +164,9 @@ class Lessons:
     def encode(self, text: str) -> list[int]:
         return [self.ids[word] for word in text.split()]
 
-    def questions(self, scene: Scene, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    def questions(
+        self, scene: Scene, count: int, rng: np.random.Generator
+    ) -> list[tuple[str, str]]:
         """Up to `count` questions with their answers, about half of them yes."""
         there = list(rng.permutation(sorted(scene.names)))[: (count + 1) // 2]
         absent = [name for name in OBJECTS if name not in scene.names]
@@ -159,7 +174,9 @@ class Lessons:
         asked += [(name, "no") for name in rng.permutation(absent)[: count // 2]]
         return [asked[i] for i in rng.permutation(len(asked))]
 
-    def row(self, scene: Scene, kinds: tuple[float, ...], rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+    def row(
+        self, scene: Scene, kinds: tuple[float, ...], rng: np.random.Generator
+    ) -> tuple[list[int], list[bool]]:
         told, asked, _ = kinds
         chance = rng.random()
         pieces: list[tuple[list[int], bool]] = [(self.head, False)]
@@ -171,7 +188,9 @@ class Lessons:
         pieces.append((self.encode("</s>"), True))
         return [t for ids, _ in pieces for t in ids], [learn for ids, learn in pieces for _ in ids]
 
-    def batch(self, seed: int, step: int, size: int, kinds: tuple[float, ...]) -> tuple[list[Scene], Any, Any, Any]:
+    def batch(
+        self, seed: int, step: int, size: int, kinds: tuple[float, ...]
+    ) -> tuple[list[Scene], Any, Any, Any]:
         """scenes; pixels (size, 3, 48, 48); ids and learn (size, tokens), padded on the right."""
         rng = np.random.default_rng([seed, step])
         shown = [scenes.usual(rng) for _ in range(size)]
@@ -186,13 +205,19 @@ class Lessons:
 
 def seen(shown: list[Scene]) -> torch.Tensor:
     """(scenes, 3, 48, 48), as the processor gives them."""
-    return torch.from_numpy(np.stack([pixels(s) for s in shown])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return (
+        torch.from_numpy(np.stack([pixels(s) for s in shown])).permute(0, 3, 1, 2).float() / 127.5
+        - 1
+    )
 
 
 @torch.no_grad()
-def abilities(model: LlavaForConditionalGeneration, lessons: Lessons, seed: int, n: int) -> dict[str, float]:
-    """On n usual and n broken scenes that training has not seen: accuracy of questions for what is there and for what
-    is not, F1 of the captions' objects, and what is said to be there that is not."""
+def abilities(
+    model: LlavaForConditionalGeneration, lessons: Lessons, seed: int, n: int
+) -> dict[str, float]:
+    """On n usual and n broken scenes that training has not seen: accuracy of questions for what is
+    there and for what is not, F1 of the captions' objects, and what is said to be there that is
+    not."""
     was = model.training
     model.eval()
     found: dict[str, float] = {}
@@ -201,11 +226,17 @@ def abilities(model: LlavaForConditionalGeneration, lessons: Lessons, seed: int,
         shown = [draw(rng) for _ in range(n)]
         there = [(i, name) for i, s in enumerate(shown) for name in sorted(s.names)]
         absent = [[name for name in OBJECTS if name not in s.names] for s in shown]
-        away = [(i, str(name)) for i, s in enumerate(shown) for name in rng.permutation(absent[i])[: len(s.names)]]
+        away = [
+            (i, str(name))
+            for i, s in enumerate(shown)
+            for name in rng.permutation(absent[i])[: len(s.names)]
+        ]
         missing = [(i, PARTNER[m]) for i, s in enumerate(shown) for m in sorted(s.names)
                    if m in PARTNER and PARTNER[m] not in s.names]  # fmt: skip
-        yes = {what: said_yes(model, lessons, shown, asked)
-               for what, asked in (("there", there), ("away", away), ("missing", missing))}  # fmt: skip
+        yes = {
+            what: said_yes(model, lessons, shown, asked)
+            for what, asked in (("there", there), ("away", away), ("missing", missing))
+        }
         right = np.concatenate([yes["there"], 1 - yes["away"]])
         found[f"{kind}: questions right, random absent objects"] = float(right.mean())
         found[f"{kind}: yes to what is there"] = float(yes["there"].mean())
@@ -224,29 +255,42 @@ def abilities(model: LlavaForConditionalGeneration, lessons: Lessons, seed: int,
 
 
 def said_yes(
-    model: LlavaForConditionalGeneration, lessons: Lessons, shown: list[Scene], asked: list[tuple[int, str]]
+    model: LlavaForConditionalGeneration,
+    lessons: Lessons,
+    shown: list[Scene],
+    asked: list[tuple[int, str]],
 ) -> np.ndarray:
     """(questions,) 1 where yes is likelier than no; asked: (scene, object)."""
     device, answers = model.device, []
     for a in range(0, len(asked), 256):
         some = asked[a : a + 256]
-        ids = torch.tensor([lessons.head + lessons.encode(scenes.question(name)) for _, name in some])
+        ids = torch.tensor(
+            [lessons.head + lessons.encode(scenes.question(name)) for _, name in some]
+        )
         images = seen([shown[i] for i, _ in some])
-        logits = model(input_ids=ids.to(device), pixel_values=images.to(device), logits_to_keep=1).logits[:, 0]
+        logits = model(
+            input_ids=ids.to(device), pixel_values=images.to(device), logits_to_keep=1
+        ).logits[:, 0]
         answers.append((logits[:, lessons.ids["yes"]] > logits[:, lessons.ids["no"]]).cpu().numpy())
     return np.concatenate(answers).astype(float) if answers else np.zeros(0)
 
 
-def captions(model: LlavaForConditionalGeneration, lessons: Lessons, shown: list[Scene]) -> list[str]:
+def captions(
+    model: LlavaForConditionalGeneration, lessons: Lessons, shown: list[Scene]
+) -> list[str]:
     words, texts = {i: w for w, i in lessons.ids.items()}, []
     prompt = lessons.head + lessons.encode(DESCRIBE)
     for a in range(0, len(shown), 256):
         some = shown[a : a + 256]
         ids = torch.tensor([prompt] * len(some)).to(model.device)
         made = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=seen(some).to(model.device),
-            max_new_tokens=60, do_sample=False, pad_token_id=lessons.ids["<pad>"],
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=seen(some).to(model.device),
+            max_new_tokens=60,
+            do_sample=False,
+            pad_token_id=lessons.ids["<pad>"],
+        )
         texts += [" ".join(words[int(t)] for t in row[len(prompt) :]) for row in made]
     return texts
 
@@ -258,7 +302,9 @@ def learning_rate(share: float, peak: float) -> float:
 
 def stage_of(share: float) -> tuple[str, tuple[float, ...]]:
     ends = np.cumsum([s for _, s, _ in CURRICULUM])
-    name, _, kinds = CURRICULUM[min(int(np.searchsorted(ends, share, side="right")), len(CURRICULUM) - 1)]
+    name, _, kinds = CURRICULUM[
+        min(int(np.searchsorted(ends, share, side="right")), len(CURRICULUM) - 1)
+    ]
     return name, kinds
 
 
@@ -308,13 +354,18 @@ def train(arguments: argparse.Namespace) -> None:
             shown_at = time.time()
             seen_loss, told_loss = np.mean(losses[-50:], 0)
             print(
-                f"{share:6.1%}  {spent / 60:.1f} min  step {step}  {images:,} images  {images / spent:.0f}/s  {name}  "
+                f"{share:6.1%}  {spent / 60:.1f} min  step {step}  {images:,} images  "
+                f"{images / spent:.0f}/s  {name}  "
                 f"seeing {seen_loss:.3f}  text {told_loss:.3f}",
                 flush=True,
             )
         if time.time() - last_saved > arguments.every * 60:
             last_saved = time.time()
-            saved = dict(model=model.state_dict(), seeing=seeing.state_dict(), optimizer=optimizer.state_dict())
+            saved = dict(
+                model=model.state_dict(),
+                seeing=seeing.state_dict(),
+                optimizer=optimizer.state_dict(),
+            )
             torch.save(dict(**saved, step=step, spent=spent, images=images), state)
             print(json.dumps(abilities(model, lessons, 10_000 + arguments.seed, 200)), flush=True)
     finish(model, processor, lessons, out, arguments, step, images, spent)
@@ -388,7 +439,10 @@ def card(record: dict[str, Any]) -> str:
         + " |"
         for name, share, kinds in CURRICULUM
     )
-    size, seconds = f"{record['parameters'] / 1e6:.2f} M", f"{record['minutes']:.0f} minutes on {record['device']}"
+    size, seconds = (
+        f"{record['parameters'] / 1e6:.2f} M",
+        f"{record['minutes']:.0f} minutes on {record['device']}",
+    )
     steps = f"{record['steps']:,} steps, {record['images']:,} images, {seconds}"
     return f"""# pocket-llava
 

@@ -1,10 +1,12 @@
-"""What interventions do to pocket-llava's hallucinations: POPE and CHAIR on scenes that break its expectations.
+"""What interventions do to pocket-llava's hallucinations: POPE and CHAIR on scenes that break its
+expectations.
 
     python examples/vision_table.py --n 300 --out examples/vision_table.json
 
-Writes the JSON and prints the table as markdown; with --readme it goes between the README's markers. Broken scenes lack
-the companions that training scenes had; usual ones show what an intervention costs where nothing was wrong. Settings
-are the published ones; nothing was tuned here. Intervals: 95 %, resampled by picture, paired with greedy decoding.
+Writes the JSON and prints the table as markdown; with --readme it goes between the README's
+markers. Broken scenes lack the companions that training scenes had; usual ones show what an
+intervention costs where nothing was wrong. Settings are the published ones; nothing was tuned here.
+Intervals: 95 %, resampled by picture, paired with greedy decoding.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def with_processor(make: Callable[[HookedModel, dict[str, torch.Tensor]], Any]) 
     """Greedy generation with a logits processor made for each batch of prompts."""
 
     def run(model: HookedModel, inputs: dict[str, torch.Tensor], new: int) -> torch.Tensor:
-        return model.generate(**inputs, max_new_tokens=new, do_sample=False, logits_processor=[make(model, inputs)])
+        return model.generate(
+            **inputs, max_new_tokens=new, do_sample=False, logits_processor=[make(model, inputs)]
+        )
 
     return run
 
@@ -100,7 +104,9 @@ def random_heads(model: HookedModel, seed: int) -> tuple[Head, ...]:
     """As many heads a layer as VHR takes, drawn at random."""
     rng = np.random.default_rng([seed, 77])
     return tuple(
-        Head(la, int(h)) for la in vhr_layers(model) for h in rng.permutation(model.n_heads)[: model.n_heads // 2]
+        Head(la, int(h))
+        for la in vhr_layers(model)
+        for h in rng.permutation(model.n_heads)[: model.n_heads // 2]
     )
 
 
@@ -127,7 +133,9 @@ def methods(model: HookedModel, seed: int) -> dict[str, Method]:
     }
 
 
-def measure(n: int, seed: int, model: HookedModel | None = None, only: list[str] | None = None) -> dict[str, Any]:
+def measure(
+    n: int, seed: int, model: HookedModel | None = None, only: list[str] | None = None
+) -> dict[str, Any]:
     """Every task under every method."""
     model = model or interp.load("llava")
     ways = {k: v for k, v in methods(model, seed).items() if only is None or k in ("greedy", *only)}
@@ -137,7 +145,9 @@ def measure(n: int, seed: int, model: HookedModel | None = None, only: list[str]
         frames = {}
         for label, way in ways.items():
             start = time.time()
-            frames[label] = counted(task, problems, answers(model, problems, way, task.max_new_tokens))
+            frames[label] = counted(
+                task, problems, answers(model, problems, way, task.max_new_tokens)
+            )
             print(f"{name}: {label} ({time.time() - start:.0f} s)", flush=True)
         for label, found in compare(task, frames, seed).items():
             cells[label][name] = {metric: asdict(one) for metric, one in found.items()}
@@ -149,7 +159,8 @@ def measure(n: int, seed: int, model: HookedModel | None = None, only: list[str]
 
 
 def render_table(result: dict[str, Any]) -> str:
-    """Markdown: greedy decoding as it is, the others as changes; bold where the interval leaves 0 out."""
+    """Markdown: greedy decoding as it is, the others as changes; bold where the interval leaves 0
+    out."""
     lines = ["| | " + " | ".join(SHOWN) + " |", "|---|" + "---|" * len(SHOWN)]
     for label, cells in result["methods"].items():
         row = []
@@ -160,7 +171,10 @@ def render_table(result: dict[str, Any]) -> str:
             else:
                 row.append(_change(one["difference"], digits))
         lines.append(f"| {label} | " + " | ".join(row) + " |")
-    about = f"{result['n']} problems a task; {result['machine']}, {result['date']}, seed {result['seed']}, float32"
+    about = (
+        f"{result['n']} problems a task; {result['machine']}, {result['date']}, seed "
+        f"{result['seed']}, float32"
+    )
     return "\n".join([*lines, "", f"{about} ([all numbers](examples/vision_table.json))."])
 
 
@@ -174,11 +188,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(arguments.n, arguments.seed)
-    Path(arguments.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Path(arguments.out).write_text(
+        json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     print(render_table(result))
     if arguments.readme:
         readme = Path(arguments.readme)
-        readme.write_text(put(readme.read_text(encoding="utf-8"), render_table(result), BEGIN, END), encoding="utf-8")
+        readme.write_text(
+            put(readme.read_text(encoding="utf-8"), render_table(result), BEGIN, END),
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

@@ -52,7 +52,17 @@ _HOME = {
     "rhythm": "interp.curves",
     "scan_heads": "interp.scan",
 }
-_MODULES = ("circuits", "edits", "mechanics", "models", "procedures", "scenes", "scores", "tasks", "vision")
+_MODULES = (
+    "circuits",
+    "edits",
+    "mechanics",
+    "models",
+    "procedures",
+    "scenes",
+    "scores",
+    "tasks",
+    "vision",
+)
 
 __all__ = [*_HOME, *_MODULES]
 

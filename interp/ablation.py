@@ -28,9 +28,11 @@ DRAWS = 5
 
 @dataclass(frozen=True)
 class Ablation:
-    """Accuracy untouched, with `heads` ablated, and with controls ablated; differences are paired to the baseline.
+    """Accuracy untouched, with `heads` ablated, and with controls ablated; differences are paired
+    to the baseline.
 
-    `control_heads` is the first of the control draws; `control` None where the model has too few other heads.
+    `control_heads` is the first of the control draws; `control` None where the model has too few
+    other heads.
     """
 
     task: str
@@ -54,10 +56,11 @@ def ablate(
     avoid: Sequence[Head] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Ablation:
-    """Ablate `heads` (mode as in `edits.Ablate`; references are the task's corrupted prompts) and a random control.
+    """Ablate `heads` (mode as in `edits.Ablate`; references are the task's corrupted prompts) and a
+    random control.
 
-    The control takes as many heads from the same layers, none of `heads` or `avoid`; where a layer has too few
-    others, from the layers nearest to it.
+    The control takes as many heads from the same layers, none of `heads` or `avoid`; where a layer
+    has too few others, from the layers nearest to it.
 
     Raises:
         HeadError: a head the model does not have. UnknownNameError, InputError, EditError.
@@ -83,7 +86,12 @@ def ablate(
 
     def run(which: Sequence[Head], done: int, what: str) -> list[float]:
         edits = [Ablate(which, mode, reference, seed)] if which else []
-        return [c for c, _ in judge(hooked, problem, instances, edits, progress=lambda k: tell(done + k, total, what))]
+        return [
+            c
+            for c, _ in judge(
+                hooked, problem, instances, edits, progress=lambda k: tell(done + k, total, what)
+            )
+        ]
 
     frame = pd.DataFrame(dict(baseline=run([], 0, "untouched"), ablated=run(chosen, n, "ablated")))
     for i, draw in enumerate(draws):
@@ -106,9 +114,16 @@ def ablate(
     )
 
 
-def controls(model: HookedModel, heads: Sequence[Head], avoid: Sequence[Head], rng: np.random.Generator) -> list[Head]:
-    """As many random heads, layer by layer from the same or the nearest layers; [] when there are too few."""
-    free = [h for h in model.heads if h not in set(heads) and h not in set(avoid) and h.tower == heads[0].tower]
+def controls(
+    model: HookedModel, heads: Sequence[Head], avoid: Sequence[Head], rng: np.random.Generator
+) -> list[Head]:
+    """As many random heads, layer by layer from the same or the nearest layers; [] when there are
+    too few."""
+    free = [
+        h
+        for h in model.heads
+        if h not in set(heads) and h not in set(avoid) and h.tower == heads[0].tower
+    ]
     if len(free) < len(heads):
         return []
     drawn: list[Head] = []

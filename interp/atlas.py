@@ -1,7 +1,7 @@
 """What a scan gives: every score of every head, where it came from, and what to do with it.
 
-An `Atlas` is self-describing: saved, it carries how each score is read, so that it can be shown and reported on
-where neither the model nor the package that defines a score is at hand.
+An `Atlas` is self-describing: saved, it carries how each score is read, so that it can be shown and
+reported on where neither the model nor the package that defines a score is at hand.
 """
 
 from __future__ import annotations
@@ -54,14 +54,17 @@ class About:
 
     @staticmethod
     def of(name: str) -> About:
-        """From the registry; a score that is not registered here keeps its name and nothing more."""
+        """From the registry; a score that is not registered here keeps its name and nothing
+        more."""
         from interp import scores
 
         try:
             score = scores.get(name)
         except UnknownNameError:
             return About(title=name.replace("_", " ").capitalize())
-        said: dict[str, Any] = {f.name: getattr(score, f.name) for f in fields(About) if hasattr(score, f.name)}
+        said: dict[str, Any] = {
+            f.name: getattr(score, f.name) for f in fields(About) if hasattr(score, f.name)
+        }
         return About(**{"title": name, **said})
 
 
@@ -69,11 +72,14 @@ class Atlas:
     """Scores of all heads of a model.
 
     Args:
-        frame: a row a head: `tower`, `kind`, `layer`, `head`, `kv_head`, then a float column a score, and
-            `<score>_stderr` (and `_low`, `_high`, a 95 % interval) where it was sampled. NaN: not measured.
-        provenance: where it comes from (`model`, `revision`, `weights_hash`, `versions`, `seed`, `inputs_hash`,
-            `settings`, `created`, `hardware`, `seconds`); anything that JSON can hold.
-        notes: sentences that belong beside the numbers, "retrieval: task not solved (accuracy 0.10)".
+        frame: a row a head: `tower`, `kind`, `layer`, `head`, `kv_head`, then a float column a
+            score, and `<score>_stderr` (and `_low`, `_high`, a 95 % interval) where it was sampled.
+            NaN: not measured.
+        provenance: where it comes from (`model`, `revision`, `weights_hash`, `versions`, `seed`,
+            `inputs_hash`, `settings`, `created`, `hardware`, `seconds`); anything that JSON can
+            hold.
+        notes: sentences that belong beside the numbers, "retrieval: task not solved (accuracy
+            0.10)".
         about: how to read each score; those left out are looked up in `interp.scores`.
         overlays: where some heads look in a picture (`interp.overlay.Overlay`).
 
@@ -121,7 +127,8 @@ class Atlas:
         return self._about[score]
 
     def panels(self, score: str) -> list[tuple[str, str]]:
-        """The (tower, kind) pairs in which `score` was measured for at least one head; all pairs if in none."""
+        """The (tower, kind) pairs in which `score` was measured for at least one head; all pairs if
+        in none."""
         self._check(score)
         pairs = list(dict.fromkeys(zip(self.frame["tower"], self.frame["kind"], strict=True)))
         measured = self.frame[np.isfinite(self.frame[score])]
@@ -131,32 +138,43 @@ class Atlas:
     # Numbers
 
     def __getitem__(self, score: str) -> np.ma.MaskedArray:
-        """(layers, heads), masked where not measured. Models of several towers: `matrix(score, tower=...)`."""
+        """(layers, heads), masked where not measured. Models of several towers: `matrix(score,
+        tower=...)`."""
         return self.matrix(score)
 
     def matrix(self, score: str, tower: str = "", kind: str | None = None) -> np.ma.MaskedArray:
         """(layers, heads) of `score` in one tower, masked where not measured.
 
-        `tower=""` is the only tower in which the score was measured; `kind=None` is self-attention where there is
-        any. Raises `UnknownNameError` for a score, `InputError` for a tower or kind that is not there.
+        `tower=""` is the only tower in which the score was measured; `kind=None` is self-attention
+        where there is any. Raises `UnknownNameError` for a score, `InputError` for a tower or kind
+        that is not there.
         """
         self._check(score)
         return self._matrix(score, *self._panel(score, tower, kind))
 
-    def stderr(self, score: str, tower: str = "", kind: str | None = None) -> np.ma.MaskedArray | None:
-        """Standard errors of `matrix(score)` over samples, or None where the score is not sampled."""
+    def stderr(
+        self, score: str, tower: str = "", kind: str | None = None
+    ) -> np.ma.MaskedArray | None:
+        """Standard errors of `matrix(score)` over samples, or None where the score is not
+        sampled."""
         self._check(score)
         column = f"{score}_stderr"
-        return self._matrix(column, *self._panel(score, tower, kind)) if column in self.frame else None
+        return (
+            self._matrix(column, *self._panel(score, tower, kind)) if column in self.frame else None
+        )
 
-    def top(self, score: str, k: int = 10, tower: str | None = None, kind: str | None = None) -> list[Head]:
-        """The `k` heads with the highest `score`, strongest first; ties by layer, then head. `tower=None`: all."""
+    def top(
+        self, score: str, k: int = 10, tower: str | None = None, kind: str | None = None
+    ) -> list[Head]:
+        """The `k` heads with the highest `score`, strongest first; ties by layer, then head.
+        `tower=None`: all."""
         return [head for head, _, _ in self.ranking(score, k, tower, kind)]
 
     def ranking(
         self, score: str, k: int | None = None, tower: str | None = None, kind: str | None = None
     ) -> list[tuple[Head, float, float | None]]:
-        """As `top`, with each head's value and standard error (None where not sampled); `k=None`: all heads."""
+        """As `top`, with each head's value and standard error (None where not sampled); `k=None`:
+        all heads."""
         self._check(score)
         if k is not None and k < 0:
             raise InputError(f"The number of top heads can't be negative, and {k} was asked for.")
@@ -165,30 +183,50 @@ class Atlas:
             rows = rows[rows["tower"] == self._panel(score, tower, kind)[0]]
         # A head's name does not say its kind, so a list of heads is of one kind.
         kinds = set(rows["kind"])
-        wanted = kind if kind is not None else "self" if "self" in kinds or not kinds else min(kinds)
+        wanted = (
+            kind if kind is not None else "self" if "self" in kinds or not kinds else min(kinds)
+        )
         rows = rows[rows["kind"] == wanted]
-        rows = rows.sort_values([score, "tower", "layer", "head"], ascending=[False, True, True, True], kind="stable")
+        rows = rows.sort_values(
+            [score, "tower", "layer", "head"], ascending=[False, True, True, True], kind="stable"
+        )
         rows = rows if k is None else rows.head(k)
-        errors = rows[f"{score}_stderr"] if f"{score}_stderr" in rows else pd.Series(np.nan, index=rows.index)
+        errors = (
+            rows[f"{score}_stderr"]
+            if f"{score}_stderr" in rows
+            else pd.Series(np.nan, index=rows.index)
+        )
         return [
-            (Head(int(layer), int(head), str(where)), float(value), float(error) if math.isfinite(error) else None)
+            (
+                Head(int(layer), int(head), str(where)),
+                float(value),
+                float(error) if math.isfinite(error) else None,
+            )
             for where, layer, head, value, error in zip(
                 rows["tower"], rows["layer"], rows["head"], rows[score], errors, strict=True
             )
         ]
 
     def value(self, head: Head | str | Sequence[int], score: str, kind: str | None = None) -> float:
-        """The score of one head; NaN where not measured. Raises `HeadError` for a head that is not there."""
+        """The score of one head; NaN where not measured. Raises `HeadError` for a head that is not
+        there."""
         self._check(score)
         asked = Head.parse(head)
         tower, kind = self._panel(score, asked.tower, kind)
-        place = self.frame[["tower", "kind", "layer", "head"]].eq([tower, kind, asked.layer, asked.head]).all(axis=1)
+        place = (
+            self.frame[["tower", "kind", "layer", "head"]]
+            .eq([tower, kind, asked.layer, asked.head])
+            .all(axis=1)
+        )
         if not place.any():
-            raise HeadError(f"There is no head {asked} in this atlas of {self.model} ({self.shape_text()}).")
+            raise HeadError(
+                f"There is no head {asked} in this atlas of {self.model} ({self.shape_text()})."
+            )
         return float(self.frame.loc[place, score].iloc[0])
 
     def above(self, score: str) -> int | None:
-        """How many heads reach the score's threshold; None where it has none or nothing was measured."""
+        """How many heads reach the score's threshold; None where it has none or nothing was
+        measured."""
         threshold = self.about(score).threshold
         values = self.frame[score].to_numpy()
         values = values[np.isfinite(values)]
@@ -202,15 +240,27 @@ class Atlas:
 
     # Faces
 
-    def plot(self, score: str, tower: str = "", kind: str | None = None, top: int = 10) -> go.Figure:
-        """Heat map of `score`: a column a head, a row a layer, layer 0 at the top, the `top` heads outlined."""
+    def plot(
+        self, score: str, tower: str = "", kind: str | None = None, top: int = 10
+    ) -> go.Figure:
+        """Heat map of `score`: a column a head, a row a layer, layer 0 at the top, the `top` heads
+        outlined."""
         from interp import plots
 
         about = self.about(score)
         where, which = self._panel(score, tower, kind)
         several = len(self.panels(score)) > 1 or len(self.towers) > 1
-        names = [about.title, where if several else "", "cross-attention" if which == "cross" else "", self.model]
-        subtitle = [] if about.threshold is None else [f"a head counts from {plots.number(about.threshold)}"]
+        names = [
+            about.title,
+            where if several else "",
+            "cross-attention" if which == "cross" else "",
+            self.model,
+        ]
+        subtitle = (
+            []
+            if about.threshold is None
+            else [f"a head counts from {plots.number(about.threshold)}"]
+        )
         values = self._matrix(score, where, which)
         ranking = self.ranking(score, top, where, which)
         # a head at a hundredth of the strongest is not worth pointing at
@@ -266,7 +316,8 @@ class Atlas:
     # Files
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `atlas.parquet` and `atlas.json` into `folder` (made if need be); returns the folder.
+        """Write `atlas.parquet` and `atlas.json` into `folder` (made if need be); returns the
+        folder.
 
         Raises `OutputError` when it can't be written.
         """
@@ -283,39 +334,57 @@ class Atlas:
             "overlays": [o.to_json() for o in self.overlays],
         }
         write_atomic(target / "atlas.parquet", table.getvalue())
-        write_atomic(target / "atlas.json", (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            target / "atlas.json", (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
+        )
         return target
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Atlas:
-        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another format."""
+        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
+        format."""
         source = Path(folder)
         raw = _read(source / "atlas.json", source)
         try:
             head = json.loads(raw)
         except ValueError as error:
-            raise OutputError(f"{source / 'atlas.json'} is damaged ({error}); run the scan again.") from error
+            raise OutputError(
+                f"{source / 'atlas.json'} is damaged ({error}); run the scan again."
+            ) from error
         version = head.get("format") if isinstance(head, dict) else None
         if version != FORMAT:
             raise OutputError(
-                f"{source} holds an atlas of format {version!r} and this version reads format {FORMAT}; run the scan "
+                f"{source} holds an atlas of format {version!r} and this version reads format "
+                f"{FORMAT}; run the scan "
                 "again, or read it with the version of interp that wrote it."
             )
         table = _read(source / "atlas.parquet", source)
         if hashlib.sha256(table).hexdigest() != head.get("frame_sha256"):
             raise OutputError(
-                f"{source / 'atlas.parquet'} is not the one that atlas.json describes (damaged, or a save was "
+                f"{source / 'atlas.parquet'} is not the one that atlas.json describes (damaged, or "
+                "a save was "
                 "interrupted); run the scan again."
             )
         try:
             known = {f.name for f in fields(About)}
-            about = {s: About(**{k: v for k, v in a.items() if k in known}) for s, a in head["scores"].items()}
+            about = {
+                s: About(**{k: v for k, v in a.items() if k in known})
+                for s, a in head["scores"].items()
+            }
             from interp.overlay import Overlay
 
             overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]
-            return cls(pd.read_parquet(io.BytesIO(table)), head["provenance"], head["notes"], about, overlays)
+            return cls(
+                pd.read_parquet(io.BytesIO(table)),
+                head["provenance"],
+                head["notes"],
+                about,
+                overlays,
+            )
         except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-            raise OutputError(f"The atlas in {source} is damaged ({error}); run the scan again.") from error
+            raise OutputError(
+                f"The atlas in {source} is damaged ({error}); run the scan again."
+            ) from error
 
     # Inside
 
@@ -329,7 +398,11 @@ class Atlas:
         if score in self.scores:
             return
         near = difflib.get_close_matches(str(score), self.scores, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {', '.join(self.scores) or 'none'}."
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"it has: {', '.join(self.scores) or 'none'}."
+        )
         raise UnknownNameError(f"This atlas of {self.model} has no score called {score!r}; {hint}")
 
     def _panel(self, score: str, tower: str, kind: str | None) -> tuple[str, str]:
@@ -337,10 +410,15 @@ class Atlas:
         panels = self.panels(score)
         if not tower and "" not in self.towers:
             towers = list(dict.fromkeys(t for t, _ in panels))
-            if not np.isfinite(self.frame[score]).any():  # measured nowhere, so the main tower will do
+            if not np.isfinite(
+                self.frame[score]
+            ).any():  # measured nowhere, so the main tower will do
                 towers = ["text"] if "text" in towers else towers[:1]
             if len(towers) > 1:
-                raise InputError(f"{score} was measured in the towers {' and '.join(towers)}; say which with tower=.")
+                raise InputError(
+                    f"{score} was measured in the towers {' and '.join(towers)}; say which with "
+                    "tower=."
+                )
             tower = towers[0]
         if tower not in self.towers:
             names = ", ".join(t or '""' for t in self.towers)
@@ -351,7 +429,8 @@ class Atlas:
             kind = "self" if "self" in measured else measured[0]
         if kind not in kinds:
             raise InputError(
-                f"{self.model} has no {kind!r} attention in tower {tower!r}; it has {' and '.join(kinds)}."
+                f"{self.model} has no {kind!r} attention in tower {tower!r}; it has "
+                f"{' and '.join(kinds)}."
             )
         return tower, kind
 
@@ -367,7 +446,8 @@ def _read(path: Path, folder: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise OutputError(
-            f"There is no atlas in {folder} ({path.name} is missing); `interp scan-heads --out {folder}` makes one."
+            f"There is no atlas in {folder} ({path.name} is missing); `interp scan-heads --out "
+            f"{folder}` makes one."
         ) from error
     except OSError as error:
         raise OutputError(f"Can't read {path} ({reason(error)}).") from error
@@ -395,14 +475,26 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     scores = [c for c in frame.columns if c not in KEYS]
     out = frame[[*KEYS, *scores]].reset_index(drop=True).copy()
     try:
-        out = out.astype({"layer": "int64", "head": "int64", "kv_head": "int64", **dict.fromkeys(scores, "float64")})
+        out = out.astype(
+            {
+                "layer": "int64",
+                "head": "int64",
+                "kv_head": "int64",
+                **dict.fromkeys(scores, "float64"),
+            }
+        )
     except (TypeError, ValueError) as error:
-        raise InputError(f"The frame of an atlas must hold whole layers and heads, and numbers: {error}.") from error
+        raise InputError(
+            f"The frame of an atlas must hold whole layers and heads, and numbers: {error}."
+        ) from error
     out = out.astype({"tower": "str", "kind": "str"})
     if (out[["layer", "head"]] < 0).any(axis=None):
         raise InputError("Layers and heads of an atlas count from 0; the frame has negative ones.")
     twice = out.duplicated(_PLACE)
     if twice.any():
         row = out[twice].iloc[0]
-        raise InputError(f"Head {Head(row['layer'], row['head'], row['tower'])} is twice in the frame of the atlas.")
+        raise InputError(
+            f"Head {Head(row['layer'], row['head'], row['tower'])} is twice in the frame of the "
+            "atlas."
+        )
     return out

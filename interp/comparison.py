@@ -19,9 +19,10 @@ _PLACE = ["tower", "kind", "layer", "head"]
 def compare(one: Atlas, other: Atlas) -> pd.DataFrame:
     """How far two atlases agree, a row a shared score.
 
-    Columns: `score`; `spearman`, the rank correlation over heads (Pearson's r of ranks, ties averaged), None
-    where it is not defined; `heads` measured in both; `top10_overlap`, the share of the ten strongest heads
-    (fewer where there are fewer) that both name; `remark`, why a number is missing.
+    Columns: `score`; `spearman`, the rank correlation over heads (Pearson's r of ranks, ties
+    averaged), None where it is not defined; `heads` measured in both; `top10_overlap`, the share of
+    the ten strongest heads (fewer where there are fewer) that both name; `remark`, why a number is
+    missing.
 
     Raises:
         InputError: the atlases are of models of different shapes, or share no score.
@@ -29,7 +30,8 @@ def compare(one: Atlas, other: Atlas) -> pd.DataFrame:
     mine, theirs = one.frame.set_index(_PLACE), other.frame.set_index(_PLACE)
     if set(mine.index) != set(theirs.index):
         raise InputError(
-            f"Only atlases of models of one shape can be compared: {one.model} has {one.shape_text()}, "
+            f"Only atlases of models of one shape can be compared: {one.model} has "
+            f"{one.shape_text()}, "
             f"{other.model} has {other.shape_text()}."
         )
     shared = [s for s in one.scores if s in other.scores]
@@ -47,7 +49,13 @@ def compare(one: Atlas, other: Atlas) -> pd.DataFrame:
         k = min(10, int(both.sum()))
         overlap = len(_strongest(a, both, k) & _strongest(b, both, k)) / k if k else None
         rows.append(
-            {"score": score, "spearman": rank, "heads": int(both.sum()), "top10_overlap": overlap, "remark": remark}
+            {
+                "score": score,
+                "spearman": rank,
+                "heads": int(both.sum()),
+                "top10_overlap": overlap,
+                "remark": remark,
+            }
         )
     table = pd.DataFrame(rows)
     for column in ("spearman", "top10_overlap"):

@@ -1,7 +1,9 @@
-"""The loss of continuations: prompts are read under the edits, then the tokens after them are predicted.
+"""The loss of continuations: prompts are read under the edits, then the tokens after them are
+predicted.
 
-An edit such as ACT reads its sinks off all rows of a forward, so in one forward over a whole text it sees the tokens
-it is to predict. Here each prompt is a forward of its own; the continuation follows through the cache.
+An edit such as ACT reads its sinks off all rows of a forward, so in one forward over a whole text
+it sees the tokens it is to predict. Here each prompt is a forward of its own; the continuation
+follows through the cache.
 """
 
 from __future__ import annotations
@@ -40,21 +42,25 @@ def continuation_loss(
     progress: Callable[[int, int, str], None] | None = None,
     what: str = "texts",
 ) -> Evaluation:
-    """Mean next-token loss on the continuation of each text, untouched and edited, with a paired bootstrap interval.
+    """Mean next-token loss on the continuation of each text, untouched and edited, with a paired
+    bootstrap interval.
 
-    The prompt (the first `prompt_share` of the tokens) is one forward under all edits; the continuation's tokens then
-    follow through the cache under the edits whose scope is not prefill. The mean is over texts, each counting once.
+    The prompt (the first `prompt_share` of the tokens) is one forward under all edits; the
+    continuation's tokens then follow through the cache under the edits whose scope is not prefill.
+    The mean is over texts, each counting once.
 
     Args:
         texts: strings, or rows of token ids.
         edits: applied left to right.
-        steps: feed the continuation token by token, as generation does; False: in chunks, faster and the same for
-            edits that do to a row what they would do to it alone (ZeroTuning, not PAINT).
+        steps: feed the continuation token by token, as generation does; False: in chunks, faster
+            and the same for edits that do to a row what they would do to it alone (ZeroTuning, not
+            PAINT).
         extrapolate: allow texts longer than the model's positions.
         what: what the texts are, for the record.
 
     Raises:
-        InputError: a text without continuation, or a model without cache under an edit that has a scope.
+        InputError: a text without continuation, or a model without cache under an edit that has a
+            scope.
         ContextError, EditError, HeadError.
     """
     import pandas as pd
@@ -70,20 +76,34 @@ def continuation_loss(
     check_context(model, longest, extrapolate)
     cuts = [min(max(1, round(prompt_share * len(r))), len(r) - 1) for r in rows]
     if not steps and any(e.scope == "decode" for e in edits):
-        raise InputError("An edit of decode steps needs the continuation token by token; use steps=True.")
+        raise InputError(
+            "An edit of decode steps needs the continuation token by token; use steps=True."
+        )
     if not model.has_cache and any(e.scope != "all" for e in edits):
-        raise InputError(f"{model.name} has no cache, so prompt and continuation can't be told apart; use scope all.")
+        raise InputError(
+            f"{model.name} has no cache, so prompt and continuation can't be told apart; use scope "
+            "all."
+        )
     total = len(rows) * (2 if edits else 1)
     tell = progress or (lambda done, total, what: None)
     frame = pd.DataFrame({"tokens": [len(r) - c for r, c in zip(rows, cuts, strict=True)]})
     frame["baseline"] = _losses(model, rows, cuts, (), steps, lambda k: tell(k, total, "untouched"))
     if edits:
-        frame["edited"] = _losses(model, rows, cuts, edits, steps, lambda k: tell(len(rows) + k, total, "edited"))
+        frame["edited"] = _losses(
+            model, rows, cuts, edits, steps, lambda k: tell(len(rows) + k, total, "edited")
+        )
     beyond = extrapolation(model, longest)
     settings = dict(
-        task=what, metric="loss", n=len(rows), prompt_share=prompt_share, steps=steps and model.has_cache,
-        context=longest, extrapolate=beyond, edits=edits_as_json(edits), backend=model.backend,
-    )  # fmt: skip
+        task=what,
+        metric="loss",
+        n=len(rows),
+        prompt_share=prompt_share,
+        steps=steps and model.has_cache,
+        context=longest,
+        extrapolate=beyond,
+        edits=edits_as_json(edits),
+        backend=model.backend,
+    )
     record = provenance(model, seed, settings, [torch.tensor(r) for r in rows])
     return summarise(what, METRIC, frame, seed, record, [past(beyond)] if beyond else [])
 
@@ -92,13 +112,17 @@ def past(beyond: dict[str, Any]) -> str:
     """The note on a run past the model's positions."""
     rope = beyond["rope"]
     kind = f": RoPE ({rope.get('rope_type', 'default')}) at angles not trained on" if rope else ""
-    return f"context {beyond['context']} is {beyond['factor']:.3g} × the model's {beyond['positions']} positions{kind}."
+    return (
+        f"context {beyond['context']} is {beyond['factor']:.3g} × the model's "
+        f"{beyond['positions']} positions{kind}."
+    )
 
 
 def rows_for_loss(
     model: HookedModel, task: Task | None, text: str | None, context: int, n: int, seed: int
 ) -> list[list[int]]:
-    """`n` rows of `context` tokens: a task's solved problems one after the other, else `text`, else generated prose."""
+    """`n` rows of `context` tokens: a task's solved problems one after the other, else `text`, else
+    generated prose."""
     if task is None:
         return rows_of_text(model.tokenizer, text, context, n, seed)
     reader, rows = Text(model.tokenizer), []
@@ -125,7 +149,9 @@ def _losses(
     done = 0
     for group in _groups(rows, cuts):
         ids, cut = torch.tensor([list(rows[i]) for i in group]), cuts[group[0]]
-        loss = torch.cat(list(_continued(model, ids, cut, edits, steps)), 1)  # (batch, continuation)
+        loss = torch.cat(
+            list(_continued(model, ids, cut, edits, steps)), 1
+        )  # (batch, continuation)
         for i, value in zip(group, loss.mean(-1).tolist(), strict=True):
             found[i] = value
         done += len(group)
@@ -134,7 +160,8 @@ def _losses(
 
 
 def _groups(rows: Sequence[Sequence[int]], cuts: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of rows that are run together: equal lengths (so no padding) within the token budget."""
+    """Indices of rows that are run together: equal lengths (so no padding) within the token
+    budget."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for i, (row, cut) in enumerate(zip(rows, cuts, strict=True)):
         by_shape.setdefault((len(row), cut), []).append(i)
@@ -162,7 +189,9 @@ def _continued(
     with model.edit(*later):
         for start in range(cut, last, size):
             stop = min(start + size, last)
-            out = forward(model, ids[:, start:stop], use_cache=True, past_key_values=out.past_key_values)
+            out = forward(
+                model, ids[:, start:stop], use_cache=True, past_key_values=out.past_key_values
+            )
             yield _loss(out.logits, ids[:, start + 1 : stop + 1])
 
 

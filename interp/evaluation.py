@@ -37,7 +37,9 @@ def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:
     group: list[Instance] = []
     for instance in instances:
         width = max(len(i.ids) for i in [*group, instance])
-        if group and (width * (len(group) + 1) > BUDGET or len(instance.ids) > 2 * len(group[0].ids)):
+        if group and (
+            width * (len(group) + 1) > BUDGET or len(instance.ids) > 2 * len(group[0].ids)
+        ):
             yield collate(group, pad)
             group = []
         group.append(instance)
@@ -49,13 +51,15 @@ def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:
 def answer_logits(model: HookedModel, batch: Batch, stepwise: bool = False) -> list[torch.Tensor]:
     """(judged positions, vocabulary) float32 of each instance.
 
-    `stepwise`: prefill each prompt and feed the answer token by token through the cache, so that edits with a
-    prefill or decode scope act as they do in generation.
+    `stepwise`: prefill each prompt and feed the answer token by token through the cache, so that
+    edits with a prefill or decode scope act as they do in generation.
     """
     if stepwise and model.has_cache:
         return [_by_steps(model, instance) for instance in batch.instances]
     width = batch.input_ids.shape[1]
-    first = min(p + o for i, o in zip(batch.instances, batch.offset, strict=True) for p in i.positions)
+    first = min(
+        p + o for i, o in zip(batch.instances, batch.offset, strict=True) for p in i.positions
+    )
     out = forward(model, batch.input_ids, batch.attention_mask, keep=width - first)
     logits = out if isinstance(out, torch.Tensor) else out.logits
     start = width - logits.shape[1]  # models without logits_to_keep return all rows
@@ -70,7 +74,9 @@ def _by_steps(model: HookedModel, instance: Instance) -> torch.Tensor:
     out = forward(model, prompt, use_cache=True, keep=1)
     rows = [out.logits[0, -1]]
     for token in instance.ids[len(instance.prompt) :]:
-        out = forward(model, torch.tensor([[token]]), use_cache=True, past_key_values=out.past_key_values)
+        out = forward(
+            model, torch.tensor([[token]]), use_cache=True, past_key_values=out.past_key_values
+        )
         rows.append(out.logits[0, -1])
     judged = [p - instance.positions[0] for p in instance.positions]
     return torch.stack(rows)[judged].float().cpu()
@@ -88,7 +94,9 @@ def judge(
     found: list[tuple[float, float]] = []
     with model.edit(*edits):
         for batch in batches(instances, pad_id(model.tokenizer)):
-            for instance, logits in zip(batch.instances, answer_logits(model, batch, stepwise), strict=True):
+            for instance, logits in zip(
+                batch.instances, answer_logits(model, batch, stepwise), strict=True
+            ):
                 found.append(task.score(logits, instance))
             if progress:
                 progress(len(found))
@@ -96,7 +104,12 @@ def judge(
 
 
 def sample(
-    model: HookedModel, task: str | Task, n: int, seed: int, context: int | None = None, extrapolate: bool = False
+    model: HookedModel,
+    task: str | Task,
+    n: int,
+    seed: int,
+    context: int | None = None,
+    extrapolate: bool = False,
 ) -> tuple[Task, list[Instance]]:
     """The task and `n` instances for this model. Raises `InputError`, `ContextError`."""
     if n < 1:
@@ -105,7 +118,10 @@ def sample(
     limit = model.max_context
     if context is not None:
         if not hasattr(chosen, "exactly"):
-            raise InputError(f"The task {chosen.name} has no length to choose; context is for niah and for losses.")
+            raise InputError(
+                f"The task {chosen.name} has no length to choose; context is for niah and for "
+                "losses."
+            )
         chosen = chosen.exactly(context)
     elif isinstance(task, str) and hasattr(chosen, "at") and limit is not None:
         chosen = chosen.at(min(1024, limit))
@@ -129,18 +145,20 @@ def evaluate(
     limit: int | None = None,
     include_path: str | Path | None = None,
 ) -> Evaluation:
-    """`n` seeded problems, untouched and (with `edits`) edited: paired bootstrap interval, McNemar's exact test.
+    """`n` seeded problems, untouched and (with `edits`) edited: paired bootstrap interval,
+    McNemar's exact test.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
-        task: a name ("niah" if not given), a task with settings of its own, or "lm_eval:NAME", a task of
-            lm-evaluation-harness (needs the extra `lm-eval`).
-        edits: applied left to right. Where one acts only at prefill or decode, answers are fed step by step.
-        metric: None for the task's own; "loss": mean next-token loss of the second half of rows of text given the
-            first (`continuation_loss`), rows of the task's solved problems or, without task, of `text` or generated
-            prose; a metric of the harness's task.
-        context: tokens of every needle prompt or row of text. If not given: needles of a quarter, a half and the whole
-            of 1024 or the model's limit; rows of 512.
+        task: a name ("niah" if not given), a task with settings of its own, or "lm_eval:NAME", a
+            task of lm-evaluation-harness (needs the extra `lm-eval`).
+        edits: applied left to right. Where one acts only at prefill or decode, answers are fed step
+            by step.
+        metric: None for the task's own; "loss": mean next-token loss of the second half of rows of
+            text given the first (`continuation_loss`), rows of the task's solved problems or,
+            without task, of `text` or generated prose; a metric of the harness's task.
+        context: tokens of every needle prompt or row of text. If not given: needles of a quarter, a
+            half and the whole of 1024 or the model's limit; rows of 512.
         extrapolate: allow a context past the model's positions; the record says so.
         text: a text file for the loss.
         limit: another name of `n`, the harness's.
@@ -163,9 +181,20 @@ def evaluate(
         lm_eval.check_installed()
         hooked = _bound(load(model), edits)
         return lm_eval.evaluate(
-            hooked, task.removeprefix(PREFIX), edits, n, seed, progress, metric, context, extrapolate, include_path
+            hooked,
+            task.removeprefix(PREFIX),
+            edits,
+            n,
+            seed,
+            progress,
+            metric,
+            context,
+            extrapolate,
+            include_path,
         )
-    chosen = tasks.get(task) if isinstance(task, str) else task  # an unknown name is found before the model is loaded
+    chosen = (
+        tasks.get(task) if isinstance(task, str) else task
+    )  # an unknown name is found before the model is loaded
     hooked = _bound(load(model), edits)
     if isinstance(chosen, ImageTask):
         from interp.vision_evaluation import evaluate_images
@@ -180,7 +209,9 @@ def evaluate(
         check_context(hooked, length, extrapolate)
         rows = rows_for_loss(hooked, chosen, content, length, n, seed)
         what = chosen.name if chosen is not None else "text" if content is not None else "prose"
-        return continuation_loss(hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what)
+        return continuation_loss(
+            hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what
+        )
     return _accuracy(hooked, task or "niah", edits, n, seed, progress, context, extrapolate)
 
 
@@ -188,7 +219,10 @@ def _given(edits: Any) -> list[Edit]:
     """Edits as a list. Raises `EditError` for what is none."""
     found = [edits] if isinstance(edits, Edit) else edits
     if isinstance(found, (str, Path)) or not all(isinstance(e, Edit) for e in found):
-        raise EditError("Edits are objects of interp.edits; interp.edits.load reads a file, from_json a dictionary.")
+        raise EditError(
+            "Edits are objects of interp.edits; interp.edits.load reads a file, from_json a "
+            "dictionary."
+        )
     return list(found)
 
 
@@ -205,7 +239,9 @@ def _check_options(
     if not harness and metric not in (None, "accuracy", "loss"):
         raise InputError(f"There is no metric {metric!r}; use accuracy or loss.")
     if not harness and include_path is not None:
-        raise InputError("include_path holds tasks of lm-evaluation-harness; name one as lm_eval:NAME.")
+        raise InputError(
+            "include_path holds tasks of lm-evaluation-harness; name one as lm_eval:NAME."
+        )
     if text is not None and (metric != "loss" or task is not None):
         raise InputError("A text is for the loss without a task; use metric loss and no task.")
 
@@ -230,21 +266,31 @@ def _accuracy(
     plain = judge(hooked, chosen, instances, (), stepwise, lambda k: tell(k, total, "untouched"))
     frame = pd.DataFrame(plain, columns=["baseline", "baseline_margin"])
     if edits:
-        changed = judge(hooked, chosen, instances, edits, stepwise, lambda k: tell(n + k, total, "edited"))
+        changed = judge(
+            hooked, chosen, instances, edits, stepwise, lambda k: tell(n + k, total, "edited")
+        )
         frame["edited"], frame["edited_margin"] = zip(*changed, strict=True)
     longest = max(len(i.ids) for i in instances)
     beyond = extrapolation(hooked, longest)
     settings = dict(
-        task=chosen.name, task_settings=_settings(chosen), metric="accuracy", n=n, steps=stepwise, context=longest,
-        extrapolate=beyond, edits=edits_as_json(edits), backend=hooked.backend,
-    )  # fmt: skip
+        task=chosen.name,
+        task_settings=_settings(chosen),
+        metric="accuracy",
+        n=n,
+        steps=stepwise,
+        context=longest,
+        extrapolate=beyond,
+        edits=edits_as_json(edits),
+        backend=hooked.backend,
+    )
     record = provenance(hooked, seed, settings, [torch.tensor(i.ids) for i in instances])
     metric = {"exact": "exact answers"}.get(chosen.judge, "accuracy")
     return summarise(chosen.name, metric, frame, seed, record, [past(beyond)] if beyond else [])
 
 
 def by_steps(edits: Sequence[Edit]) -> bool:
-    """Whether answers are fed token by token: an edit has a scope, or picks its rows by what a forward holds."""
+    """Whether answers are fed token by token: an edit has a scope, or picks its rows by what a
+    forward holds."""
     own_rows = (Edit.rows, HeadEdit.rows)
     return any(e.scope != "all" or type(e).rows not in own_rows for e in edits)
 

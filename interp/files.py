@@ -18,17 +18,22 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise OutputError(f"Can't write into {target}: {existing} is a file, not a folder; choose another --out.")
+        raise OutputError(
+            f"Can't write into {target}: {existing} is a file, not a folder; choose another --out."
+        )
     probe = existing / f".interp-write-test-{os.getpid()}"
     try:
         probe.touch(exist_ok=True)
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"Can't write into {target} ({reason(error)}); choose another folder.") from error
+        raise OutputError(
+            f"Can't write into {target} ({reason(error)}); choose another folder."
+        ) from error
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the whole new one; its folder is made if need be.
+    """Write a file so that it is either the old or the whole new one; its folder is made if need
+    be.
 
     Raises `OutputError` when it can't be written.
     """
@@ -45,7 +50,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"Can't write {path} ({reason(error)}); choose another place or make room.") from error
+        raise OutputError(
+            f"Can't write {path} ({reason(error)}); choose another place or make room."
+        ) from error
 
 
 def reason(error: OSError) -> str:

@@ -1,9 +1,11 @@
-"""Any task of lm-evaluation-harness, baseline against edited, paired sample by sample (optional extra `lm-eval`).
+"""Any task of lm-evaluation-harness, baseline against edited, paired sample by sample (optional
+extra `lm-eval`).
 
-The harness brings the tasks: documents, prompts, filters and metrics. Its HuggingFace model object is built on the
-tapped module and runs inside `model.edit(...)`. Log-likelihoods are taken here rather than there: rows are padded on
-the left and masked, and where an edit has a scope each context is prefilled and its continuation fed token by token,
-so that an edit of the prompt never sees the answer it is to predict.
+The harness brings the tasks: documents, prompts, filters and metrics. Its HuggingFace model object
+is built on the tapped module and runs inside `model.edit(...)`. Log-likelihoods are taken here
+rather than there: rows are padded on the left and masked, and where an edit has a scope each
+context is prefilled and its continuation fed token by token, so that an edit of the prompt never
+sees the answer it is to predict.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def check_installed() -> None:
     """Raise `InputError` unless lm-evaluation-harness can be imported."""
     if find_spec("lm_eval") is None or find_spec("accelerate") is None:
         raise InputError(
-            "Tasks of lm-evaluation-harness need it installed; use `pip install interp[lm-eval]` (or lm-eval and "
+            "Tasks of lm-evaluation-harness need it installed; use `pip install interp[lm-eval]` "
+            "(or lm-eval and "
             "accelerate), or one of the tasks of interp itself."
         )
 
@@ -61,7 +64,8 @@ def evaluate(
     extrapolate: bool = False,
     include_path: str | Path | None = None,
 ) -> Evaluation:
-    """The first `n` documents of the harness's task (of each task, for a group), untouched and edited.
+    """The first `n` documents of the harness's task (of each task, for a group), untouched and
+    edited.
 
     Raises `InputError`, `UnknownNameError`, `ContextError`, `EditError`, `HeadError`.
     """
@@ -87,17 +91,30 @@ def evaluate(
             with model.edit(*edits):
                 changed, _ = _run(lm, found, n, seed, metric)
             if [s[:3] for s in changed] != [s[:3] for s in plain]:
-                raise InputError(f"The task {name} gave other documents the second time, so answers can't be paired.")
+                raise InputError(
+                    f"The task {name} gave other documents the second time, so answers can't be "
+                    "paired."
+                )
             frame["edited"] = [s[3] for s in changed]
     beyond = extrapolation(model, lm.longest)
     notes = [past(beyond)] if beyond else []
     if lm.cut:
-        notes.append(f"{lm.cut} requests were longer than {lm.max_length} tokens and lost their beginning.")
+        notes.append(
+            f"{lm.cut} requests were longer than {lm.max_length} tokens and lost their beginning."
+        )
     settings = dict(
-        task=f"lm_eval:{name}", metric=metric, n=n, steps=stepwise, context=lm.longest, extrapolate=beyond,
-        edits=edits_as_json(edits), backend=model.backend,
-    )  # fmt: skip
-    documents = torch.frombuffer(bytearray("".join(s[2] for s in plain).encode()), dtype=torch.uint8)
+        task=f"lm_eval:{name}",
+        metric=metric,
+        n=n,
+        steps=stepwise,
+        context=lm.longest,
+        extrapolate=beyond,
+        edits=edits_as_json(edits),
+        backend=model.backend,
+    )
+    documents = torch.frombuffer(
+        bytearray("".join(s[2] for s in plain).encode()), dtype=torch.uint8
+    )
     record = provenance(model, seed, settings, [documents])
     record["versions"]["lm-eval"] = version_of("lm-eval")
     return summarise(f"lm_eval:{name}", metric, frame, seed, record, notes)
@@ -108,9 +125,14 @@ def check_model(model: HookedModel) -> None:
     from transformers import PreTrainedModel
 
     if not isinstance(model.module, PreTrainedModel) or model.module.config.is_encoder_decoder:
-        raise InputError(f"lm-evaluation-harness is run on decoder-only HuggingFace models; {model.name} is none.")
+        raise InputError(
+            f"lm-evaluation-harness is run on decoder-only HuggingFace models; {model.name} is "
+            "none."
+        )
     if model.tokenizer is None:
-        raise InputError(f"{model.name} came without a tokenizer; pass interp.load(model, tokenizer=...).")
+        raise InputError(
+            f"{model.name} came without a tokenizer; pass interp.load(model, tokenizer=...)."
+        )
 
 
 def _tasks(name: str, include_path: str | Path | None) -> list[Any]:
@@ -118,9 +140,13 @@ def _tasks(name: str, include_path: str | Path | None) -> list[Any]:
     from lm_eval.tasks import TaskManager
 
     if include_path is not None and not Path(include_path).is_dir():
-        raise InputError(f"There is no folder {include_path}; include_path is a folder of YAML tasks.")
+        raise InputError(
+            f"There is no folder {include_path}; include_path is a folder of YAML tasks."
+        )
     manager = None
-    if include_path is not None:  # its own folder alone first: indexing the harness's 15 thousand names takes seconds
+    if (
+        include_path is not None
+    ):  # its own folder alone first: indexing the harness's 15 thousand names takes seconds
         manager = TaskManager(include_path=str(include_path), include_defaults=False)
     if manager is None or name not in manager.all_tasks:
         manager = TaskManager(include_path=None if include_path is None else str(include_path))
@@ -132,17 +158,26 @@ def _tasks(name: str, include_path: str | Path | None) -> list[Any]:
         found = list(manager.load([name])["tasks"].values())
     except Exception as error:  # whatever a task's own code, its data or the network has to say
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"The task {name} of lm-evaluation-harness can't be loaded: {line}") from error
+        raise InputError(
+            f"The task {name} of lm-evaluation-harness can't be loaded: {line}"
+        ) from error
     if any(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in found):
-        raise InputError(f"The task {name} measures perplexity, not answers; use metric loss on your own text instead.")
+        raise InputError(
+            f"The task {name} measures perplexity, not answers; use metric loss on your own text "
+            "instead."
+        )
     return found
 
 
-def _run(lm: Any, found: list[Any], n: int, seed: int, metric: str | None) -> tuple[list[tuple[Any, ...]], str]:
+def _run(
+    lm: Any, found: list[Any], n: int, seed: int, metric: str | None
+) -> tuple[list[tuple[Any, ...]], str]:
     """(task, document, its hash, value) of every sample, and the metric's name."""
     from lm_eval.evaluator import evaluate as run
 
-    for task in found:  # as its simple_evaluate does, which would also look at the machine for ten seconds
+    for (
+        task
+    ) in found:  # as its simple_evaluate does, which would also look at the machine for ten seconds
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=seed)
@@ -159,9 +194,14 @@ def _run(lm: Any, found: list[Any], n: int, seed: int, metric: str | None) -> tu
         for row in rows:
             if row["filter"] == first:
                 metric = metric or _choose(row)
-                if not isinstance(row.get(metric), (bool, int, float, np.number)) or metric not in row["metrics"]:
+                if (
+                    not isinstance(row.get(metric), (bool, int, float, np.number))
+                    or metric not in row["metrics"]
+                ):
                     known = ", ".join(row["metrics"])
-                    raise InputError(f"The task {task} has no number {metric!r} for each sample; it has {known}.")
+                    raise InputError(
+                        f"The task {task} has no number {metric!r} for each sample; it has {known}."
+                    )
                 samples.append((task, row["doc_id"], row["doc_hash"], float(row[metric])))
     assert metric is not None
     return samples, metric
@@ -170,12 +210,15 @@ def _run(lm: Any, found: list[Any], n: int, seed: int, metric: str | None) -> tu
 def _choose(row: dict[str, Any]) -> str:
     """The metric to take when none was named."""
     numbers = [m for m in row["metrics"] if isinstance(row[m], (bool, int, float, np.number))]
-    return next((m for m in METRICS if m in numbers), next(iter(numbers), next(iter(row["metrics"]), "acc")))
+    return next(
+        (m for m in METRICS if m in numbers), next(iter(numbers), next(iter(row["metrics"]), "acc"))
+    )
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The global generators seeded, as the harness's tasks expect; afterwards they are as before."""
+    """The global generators seeded, as the harness's tasks expect; afterwards they are as
+    before."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)
@@ -190,12 +233,17 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors only, and no bars of its own: what the harness warns of is checked here, or in the notes."""
+    """Errors only, and no bars of its own: what the harness warns of is checked here, or in the
+    notes."""
     import datasets
     from lm_eval.api import task
 
     logger = logging.getLogger("lm_eval")
-    level, bar, bars = logger.level, getattr(task, "tqdm", None), not datasets.are_progress_bars_disabled()
+    level, bar, bars = (
+        logger.level,
+        getattr(task, "tqdm", None),
+        not datasets.are_progress_bars_disabled(),
+    )
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     if bar is not None:
@@ -218,7 +266,9 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
         tell: Callable[[float], None]
         cut = longest = 0
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        def loglikelihood(
+            self, requests: list[Any], disable_tqdm: bool = True
+        ) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(
@@ -246,7 +296,13 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
 
     # a copy of the tokenizer, for the harness gives it a padding token
     tokenizer = copy.deepcopy(model.tokenizer)
-    return Tapped(pretrained=model.module, tokenizer=tokenizer, backend="causal", batch_size=BATCH, max_length=context)
+    return Tapped(
+        pretrained=model.module,
+        tokenizer=tokenizer,
+        backend="causal",
+        batch_size=BATCH,
+        max_length=context,
+    )
 
 
 @torch.no_grad()
@@ -256,7 +312,8 @@ def log_likelihoods(
     stepwise: bool,
     tell: Callable[[float], None] = lambda share: None,
 ) -> list[tuple[float, bool]]:
-    """(log-probability, whether greedy decoding gives it) of each answer after its context, both as token ids."""
+    """(log-probability, whether greedy decoding gives it) of each answer after its context, both as
+    token ids."""
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     done = 0
     for members, logits in _by_context(model, pairs) if stepwise else _together(model, pairs):
@@ -270,7 +327,9 @@ def log_likelihoods(
     return found
 
 
-def _together(model: HookedModel, pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _together(
+    model: HookedModel, pairs: Sequence[tuple[Any, Any]]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Left-padded batches of what is fed; answers that differ in their last token share a row."""
     members: dict[tuple[int, ...], list[int]] = {}
     for i, (context, answer) in enumerate(pairs):
@@ -291,7 +350,9 @@ def _together(model: HookedModel, pairs: Sequence[tuple[Any, Any]]) -> Iterator[
         yield from ((members[row], logits[b]) for b, row in enumerate(batch))
 
 
-def _by_context(model: HookedModel, pairs: Sequence[tuple[Any, Any]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+def _by_context(
+    model: HookedModel, pairs: Sequence[tuple[Any, Any]]
+) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Each context prefilled once, each answer fed token by token on top of it."""
     members: dict[tuple[int, ...], list[int]] = {}
     for i, (context, _) in enumerate(pairs):

@@ -1,4 +1,5 @@
-"""Token rows and forwards that treat every model alike: padding, positions, context limits, text files."""
+"""Token rows and forwards that treat every model alike: padding, positions, context limits, text
+files."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def forward(
     keep: int | None = None,
     **more: Any,
 ) -> Any:
-    """One forward. Pads are masked, positions start at the first real token; `keep`: logits of the last rows only."""
+    """One forward. Pads are masked, positions start at the first real token; `keep`: logits of the
+    last rows only."""
     inputs: dict[str, Any] = dict(input_ids=input_ids, **more)
     accepts = model.accepts
     if attention_mask is not None and not bool(attention_mask.all()):
@@ -72,25 +74,28 @@ def forward(
 
 
 def check_context(model: HookedModel, context: int, extrapolate: bool = False) -> None:
-    """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not asked for, or cannot be
-    (learned positions end where the table ends)."""
+    """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not
+    asked for, or cannot be (learned positions end where the table ends)."""
     limit = model.max_context
     if limit is None or context <= limit:
         return
     if extrapolate and (table := learned_positions(model)) is not None:
         raise ContextError(
-            f"{model.name} has learned positions for {limit} tokens ({table}) and {context} are needed; it can't be "
+            f"{model.name} has learned positions for {limit} tokens ({table}) and {context} are "
+            "needed; it can't be "
             "extrapolated, use a shorter context."
         )
     if not extrapolate:
         raise ContextError(
-            f"{model.name} has positions for {limit} tokens and {context} are needed; use a context of at most "
+            f"{model.name} has positions for {limit} tokens and {context} are needed; use a "
+            "context of at most "
             f"{limit}, or allow extrapolation (--extrapolate) to go beyond what it was trained for."
         )
 
 
 def learned_positions(model: HookedModel) -> str | None:
-    """The name of the model's table of learned positions; None where positions are computed (RoPE, ALiBi) or none."""
+    """The name of the model's table of learned positions; None where positions are computed (RoPE,
+    ALiBi) or none."""
     from torch import nn
 
     for name, module in model.module.named_modules():
@@ -100,13 +105,19 @@ def learned_positions(model: HookedModel) -> str | None:
 
 
 def extrapolation(model: HookedModel, context: int) -> dict[str, Any] | None:
-    """What goes into the record of a run past the model's positions: lengths, their ratio and the kind of RoPE."""
+    """What goes into the record of a run past the model's positions: lengths, their ratio and the
+    kind of RoPE."""
     limit = model.max_context
     if limit is None or context <= limit:
         return None
     config = getattr(model.module, "config", None)
     rope = getattr(getattr(config, "text_config", config), "rope_parameters", None)
-    return dict(context=context, positions=limit, factor=round(context / limit, 4), rope=dict(rope) if rope else None)
+    return dict(
+        context=context,
+        positions=limit,
+        factor=round(context / limit, 4),
+        rope=dict(rope) if rope else None,
+    )
 
 
 def read_file(path: str | Path, what: str) -> str:
@@ -127,7 +138,9 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def rows_of_text(tokenizer: Any, text: str | None, context: int, samples: int, seed: int) -> list[list[int]]:
+def rows_of_text(
+    tokenizer: Any, text: str | None, context: int, samples: int, seed: int
+) -> list[list[int]]:
     """`samples` rows of exactly `context` tokens, BOS first where the tokenizer has one.
 
     From `text` (random starts, wrapping around), else from the generated prose.
@@ -144,7 +157,9 @@ def rows_of_text(tokenizer: Any, text: str | None, context: int, samples: int, s
         if source is None:
             ids: list[int] = []
             while len(ids) < need:
-                ids += reader.encode(" " + " ".join(language.prose(rng, max(4, (need - len(ids)) // 8))))
+                ids += reader.encode(
+                    " " + " ".join(language.prose(rng, max(4, (need - len(ids)) // 8)))
+                )
         else:
             start = int(rng.integers(len(source)))
             repeats = -(-(start + need) // len(source))

@@ -28,10 +28,12 @@ def load(
     """Load and tap a model.
 
     Args:
-        source: bundled name or shortcut, alias (`interp models` lists both), hub id, folder, or a loaded
-            `PreTrainedModel`, `HookedTransformer` or `TransformerBridge`.
-        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …; loaded objects stay where they are.
-        dtype: "float32", "bfloat16", "float16"; by default float32 on CPU and the checkpoint's own on CUDA.
+        source: bundled name or shortcut, alias (`interp models` lists both), hub id, folder, or a
+            loaded `PreTrainedModel`, `HookedTransformer` or `TransformerBridge`.
+        device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …; loaded objects stay
+            where they are.
+        dtype: "float32", "bfloat16", "float16"; by default float32 on CPU and the checkpoint's own
+            on CUDA.
         backend: attention backend, "auto", "reference", "streaming" or "triton".
         tokenizer: needed only for loaded objects that carry none.
         revision: hub revision.
@@ -61,18 +63,25 @@ def load(
     if processor is None and getattr(module.config, "vision_config", None) is not None:
         processor = _processor(target, name, revision, trust_remote_code)
     if tokenizer is None:
-        tokenizer = processor.tokenizer if processor else _tokenizer(target, revision, trust_remote_code)
+        tokenizer = (
+            processor.tokenizer if processor else _tokenizer(target, revision, trust_remote_code)
+        )
     if note is not None:
         millions = sum(p.numel() for p in module.parameters()) / 1e6
         note = note.format(millions=millions)
-    return hook(module, name=name, tokenizer=tokenizer, backend=backend, note=note, processor=processor)
+    return hook(
+        module, name=name, tokenizer=tokenizer, backend=backend, note=note, processor=processor
+    )
 
 
 def _resolve(source: str) -> tuple[str, str, str | None]:
     """(folder or hub id, full name, note) of what the user wrote."""
     if source in SHORTCUTS:
         name, other = SHORTCUTS[source]
-        note = f"using the bundled {name} ({{millions:.1f}} M parameters, generated language); for {other}"
+        note = (
+            f"using the bundled {name} ({{millions:.1f}} M parameters, generated language); for "
+            f"{other}"
+        )
         return _bundled(name), name, note
     if source in BUNDLED:
         return _bundled(source), source, None
@@ -81,14 +90,18 @@ def _resolve(source: str) -> tuple[str, str, str | None]:
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"The folder {path} has no config.json; give a folder saved by save_pretrained.")
+            raise ModelError(
+                f"The folder {path} has no config.json; give a folder saved by save_pretrained."
+            )
         return str(path), path.resolve().name, None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return source, source, None
     known = [*SHORTCUTS, *BUNDLED, *ALIASES]
     near = difflib.get_close_matches(source.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`interp models` lists the names."
-    raise ModelError(f"There is no model or folder called {source!r}; {hint} Hub ids are written owner/name.")
+    raise ModelError(
+        f"There is no model or folder called {source!r}; {hint} Hub ids are written owner/name."
+    )
 
 
 def _bundled(name: str) -> str:
@@ -126,7 +139,9 @@ def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust:
     from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()  # our own bar is the only one
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the outcome is told in one sentence
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # its retries; the outcome is told in one sentence
     options: dict[str, Any] = dict(revision=revision, trust_remote_code=trust)
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
@@ -139,13 +154,16 @@ def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust:
             target, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
     except SafetensorError as error:
-        raise ModelError(f"The weights of {name} are corrupt ({error}); download or save them again.") from error
+        raise ModelError(
+            f"The weights of {name} are corrupt ({error}); download or save them again."
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(_why(name, error)) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
-            f"The weights of {name} lack {len(missing)} tensors, {missing[0]} among them; the checkpoint is not "
+            f"The weights of {name} lack {len(missing)} tensors, {missing[0]} among them; the "
+            "checkpoint is not "
             "complete or is of another architecture."
         )
     return module.eval()
@@ -155,13 +173,29 @@ def _why(name: str, error: Exception) -> str:
     """One sentence for what transformers says in many."""
     text = str(error)
     if "gated" in text or "401" in text or "403" in text:
-        return f"The hub does not let you read {name}: accept its licence there and log in with `hf auth login`."
+        return (
+            f"The hub does not let you read {name}: accept its licence there and log in with "
+            "`hf auth login`."
+        )
     if "ignore_mismatched_sizes" in text:
-        return f"The weights of {name} have other shapes than its config.json says; download or save them again."
-    offline = ("connect", "offline", "Connection", "resolve", "Max retries", "cached files", "local cache", "internet")
+        return (
+            f"The weights of {name} have other shapes than its config.json says; download or "
+            "save them again."
+        )
+    offline = (
+        "connect",
+        "offline",
+        "Connection",
+        "resolve",
+        "Max retries",
+        "cached files",
+        "local cache",
+        "internet",
+    )
     if any(word in text for word in offline) and "safetensors" not in text:
         return (
-            f"{name} is not on this machine and the hub can't be reached (or has no such model); check the name and "
+            f"{name} is not on this machine and the hub can't be reached (or has no such model); "
+            "check the name and "
             "the network, or use a folder or the bundled `llama`, which works offline."
         )
     if "safetensors" in text and "no file" in text.lower():
@@ -173,14 +207,17 @@ def _tokenizer(target: str, revision: str | None, trust: bool) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(target, revision=revision, trust_remote_code=trust)
+        return transformers.AutoTokenizer.from_pretrained(
+            target, revision=revision, trust_remote_code=trust
+        )
     except (OSError, ValueError):
         return None  # the tasks say so in one sentence when they need one
 
 
 def _processor(target: str, name: str, revision: str | None, trust: bool) -> Any:
-    """The processor of a vision-language model, with image processors that need pillow alone where there are both
-    kinds: the others need torchvision, built for the very torch that is installed."""
+    """The processor of a vision-language model, with image processors that need pillow alone where
+    there are both kinds: the others need torchvision, built for the very torch that is
+    installed."""
     import transformers
 
     options: dict[str, Any] = dict(revision=revision, trust_remote_code=trust)

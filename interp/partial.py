@@ -25,10 +25,11 @@ class Record(NamedTuple):
 
 
 class Partial:
-    """`folder/partial/<job>.parquet` for each finished job, and the fingerprint of the scan they belong to.
+    """`folder/partial/<job>.parquet` for each finished job, and the fingerprint of the scan they
+    belong to.
 
-    Pieces of a scan with another fingerprint (other model, inputs or settings) are discarded. Without a folder the
-    pieces are kept in memory.
+    Pieces of a scan with another fingerprint (other model, inputs or settings) are discarded.
+    Without a folder the pieces are kept in memory.
     """
 
     def __init__(self, folder: Path | None, fingerprint: dict[str, Any]):
@@ -55,7 +56,9 @@ class Partial:
             return
         table = io.BytesIO()
         frame.to_parquet(table)
-        write_atomic(self.folder / f"{key}.parquet", table.getvalue())  # a piece is there whole or not at all
+        write_atomic(
+            self.folder / f"{key}.parquet", table.getvalue()
+        )  # a piece is there whole or not at all
 
     def records(self, keys: Sequence[str]) -> Any:
         """All pieces, in the order of `keys`: the same frame whether run at once or in parts.
@@ -67,7 +70,9 @@ class Partial:
         parts = [self._piece(key) for key in keys]
         for key, part in zip(keys, parts, strict=True):
             if part is None:
-                raise OutputError(f"The piece {key} in {self.folder} is missing or damaged; run the same again.")
+                raise OutputError(
+                    f"The piece {key} in {self.folder} is missing or damaged; run the same again."
+                )
         return pd.concat(parts, ignore_index=True)
 
     def _piece(self, key: str) -> Any:
@@ -78,7 +83,14 @@ class Partial:
             return self._memory.get(key)
         try:
             frame = pd.read_parquet(self.folder / f"{key}.parquet")
-        except (OSError, ValueError, TypeError, LookupError, NotImplementedError, MemoryError):  # pyarrow has many
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            NotImplementedError,
+            MemoryError,
+        ):  # pyarrow has many
             return None
         return frame if tuple(frame.columns) == Record._fields else None
 

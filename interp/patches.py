@@ -1,4 +1,5 @@
-"""The patches of a picture as a vision tower sees them: a grid, perhaps with a class token before it."""
+"""The patches of a picture as a vision tower sees them: a grid, perhaps with a class token before
+it."""
 
 from __future__ import annotations
 
@@ -37,20 +38,23 @@ class PatchGrid:
         return torch.stack([index // self.columns, index % self.columns], -1).float()
 
     def cells(self, side: int) -> torch.Tensor:
-        """(slots,) int: the patches in side × side cells, numbered line by line; −1 for the class token."""
+        """(slots,) int: the patches in side × side cells, numbered line by line; −1 for the class
+        token."""
         row, column = self.places().T
         cell = (row * side // self.rows) * side + column * side // self.columns
         return torch.cat([torch.full((self.first,), -1), cell.long()])
 
 
 def patch_grid(config: Any, length: int) -> PatchGrid | None:
-    """The grid of a vision tower's `length` slots, by the model's config; None where they are not one picture's grid
-    (pictures of any size, packed or resampled)."""
+    """The grid of a vision tower's `length` slots, by the model's config; None where they are not
+    one picture's grid (pictures of any size, packed or resampled)."""
     vision = getattr(config, "vision_config", None)
     sizes = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
     if any(not size for size in sizes):
         return None
-    (height, width), (tall, wide) = (tuple(s) if isinstance(s, list | tuple) else (s, s) for s in sizes)
+    (height, width), (tall, wide) = (
+        tuple(s) if isinstance(s, list | tuple) else (s, s) for s in sizes
+    )
     rows, columns = int(height) // int(tall), int(width) // int(wide)
     if length not in (rows * columns, rows * columns + 1):
         return None
@@ -58,7 +62,8 @@ def patch_grid(config: Any, length: int) -> PatchGrid | None:
 
 
 def by_sample(values: torch.Tensor, samples: int) -> torch.Tensor:
-    """(samples, heads) from (pictures or tiles, heads): the mean over a sample's, where all have the same number."""
+    """(samples, heads) from (pictures or tiles, heads): the mean over a sample's, where all have
+    the same number."""
     if len(values) % samples:
         return values.new_full((samples, values.shape[1]), torch.nan)
     return values.view(samples, -1, values.shape[1]).nanmean(1)
@@ -66,10 +71,11 @@ def by_sample(values: torch.Tensor, samples: int) -> torch.Tensor:
 
 @torch.no_grad()
 def mean_distance(call: AttentionCall, grid: PatchGrid) -> torch.Tensor:
-    """(batch, heads): Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij over patches j, mean over patches i, in patches.
+    """(batch, heads): Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij over patches j, mean over patches i, in
+    patches.
 
-    For a chunk of queries the distances to each are a value vector of the keys, so attention itself sums them: memory
-    grows with the number of patches and not with its square.
+    For a chunk of queries the distances to each are a value vector of the keys, so attention itself
+    sums them: memory grows with the number of patches and not with its square.
     """
     from interp_kernels import attention
 

@@ -1,4 +1,5 @@
-"""What image scores are measured on: rendered scenes with their captions, or a folder of the user's pictures."""
+"""What image scores are measured on: rendered scenes with their captions, or a folder of the user's
+pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ def files_in(folder: str | Path) -> list[Path]:
     """The pictures in a folder, by name. Raises `InputError` where there is none."""
     place = Path(folder)
     if not place.is_dir():
-        raise InputError(f"There is no folder of images {place}; give one that holds PNG or JPEG files.")
+        raise InputError(
+            f"There is no folder of images {place}; give one that holds PNG or JPEG files."
+        )
     found = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise InputError(f"The folder {place} holds no images; PNG and JPEG files are read.")
@@ -32,17 +35,25 @@ def files_in(folder: str | Path) -> list[Path]:
 
 def count(settings: Settings) -> int:
     """How many pictures a scan looks at: `samples`, or fewer where the folder has fewer."""
-    return settings.samples if settings.images is None else min(settings.samples, len(files_in(settings.images)))
+    return (
+        settings.samples
+        if settings.images is None
+        else min(settings.samples, len(files_in(settings.images)))
+    )
 
 
 def pairs(settings: Settings, told: bool) -> list[tuple[str, Any]]:
-    """(prompt, picture) of each sample. Scenes are asked to be described, with the caption after it where `told`: then
-    there are many words after the image. With `settings.prompt`, that prompt and nothing after it."""
+    """(prompt, picture) of each sample. Scenes are asked to be described, with the caption after it
+    where `told`: then there are many words after the image. With `settings.prompt`, that prompt and
+    nothing after it."""
     from interp.scenes import caption, render, usual
     from interp.scenes.words import DESCRIBE
 
     if settings.images is not None:
-        return [(settings.prompt or DESCRIBE, path) for path in files_in(settings.images)[: settings.samples]]
+        return [
+            (settings.prompt or DESCRIBE, path)
+            for path in files_in(settings.images)[: settings.samples]
+        ]
     found = []
     for i in range(settings.samples):
         scene = usual(np.random.default_rng([settings.seed, i]))
@@ -52,8 +63,8 @@ def pairs(settings: Settings, told: bool) -> list[tuple[str, Any]]:
 
 
 def shown(settings: Settings) -> tuple[str, Any]:
-    """The first picture with a prompt whose last word looks for something in it: a scene's caption up to the first
-    object, or the user's prompt."""
+    """The first picture with a prompt whose last word looks for something in it: a scene's caption
+    up to the first object, or the user's prompt."""
     from interp.scenes import caption, usual
     from interp.scenes.words import DESCRIBE
 
@@ -67,5 +78,6 @@ def shown(settings: Settings) -> tuple[str, Any]:
 def prompts(
     model: HookedModel, settings: Settings, told: bool = False, limit: int | None = None
 ) -> list[dict[str, torch.Tensor]]:
-    """Inputs of each sample, a batch of one each; `limit`: the first so many. Raises `InputError`."""
+    """Inputs of each sample, a batch of one each; `limit`: the first so many. Raises
+    `InputError`."""
     return [with_images(model, text, [picture]) for text, picture in pairs(settings, told)[:limit]]

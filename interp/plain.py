@@ -11,13 +11,17 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """As JSON can hold it: numpy scalars to numbers, paths and dates to text, NaN and infinities to None."""
+    """As JSON can hold it: numpy scalars to numbers, paths and dates to text, NaN and infinities to
+    None."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(v) for v in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+        return [
+            plain(v)
+            for v in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)
+        ]
     if isinstance(value, np.generic):
         return plain(value.item())
     if isinstance(value, float):

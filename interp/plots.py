@@ -20,7 +20,8 @@ _HEADS_WITH_RANKS = 48
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of a figure: text, axes, cells that were not measured, outlines, and the scale from low to high."""
+    """Colours of a figure: text, axes, cells that were not measured, outlines, and the scale from
+    low to high."""
 
     ink: str
     muted: str
@@ -36,7 +37,13 @@ LIGHT = Palette(
     gap="#d5d9df",
     ring="#d9480f",
     hover="#ffffff",
-    scale=((0.0, "#f5f7fa"), (0.25, "#c4d3e4"), (0.5, "#7d9cc0"), (0.75, "#3d6494"), (1.0, "#122f55")),
+    scale=(
+        (0.0, "#f5f7fa"),
+        (0.25, "#c4d3e4"),
+        (0.5, "#7d9cc0"),
+        (0.75, "#3d6494"),
+        (1.0, "#122f55"),
+    ),
 )
 DARK = Palette(
     ink="#e6e9ee",
@@ -44,12 +51,19 @@ DARK = Palette(
     gap="#3a414c",
     ring="#ff922b",
     hover="#232a34",
-    scale=((0.0, "#151b24"), (0.25, "#24405f"), (0.5, "#41709f"), (0.75, "#83add4"), (1.0, "#e3effa")),
+    scale=(
+        (0.0, "#151b24"),
+        (0.25, "#24405f"),
+        (0.5, "#41709f"),
+        (0.75, "#83add4"),
+        (1.0, "#e3effa"),
+    ),
 )
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A value as people read it, with at most `digits` decimals: "0.98", "12.3", "1480"; "<0.01" for a trace."""
+    """A value as people read it, with at most `digits` decimals: "0.98", "12.3", "1480"; "<0.01"
+    for a trace."""
     if not np.isfinite(value):
         return "–"
     size, least = abs(value), 10.0**-digits
@@ -169,7 +183,8 @@ def _range(data: np.ma.MaskedArray, low: float | None, high: float | None) -> tu
 
 
 def _in_cell(value: float) -> str:
-    """Two decimals at most; a cell is no place for "<0.01", its colour says that it is near zero."""
+    """Two decimals at most; a cell is no place for "<0.01", its colour says that it is near
+    zero."""
     return "" if not np.isfinite(value) else f"{value:.2f}" if abs(value) < 10 else number(value)
 
 

@@ -1,4 +1,5 @@
-"""The kinds of input that scores are measured on, and how each is run. One forward serves all scores of a probe."""
+"""The kinds of input that scores are measured on, and how each is run. One forward serves all
+scores of a probe."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ class Settings:
 
 @dataclass
 class ProbeBatch:
-    """Rows run together: input_ids (batch, tokens), attention_mask or None, and what the scores need to know; `extra`
-    are inputs beside these (the pixels of pictures)."""
+    """Rows run together: input_ids (batch, tokens), attention_mask or None, and what the scores
+    need to know; `extra` are inputs beside these (the pixels of pictures)."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None = None
@@ -49,7 +50,8 @@ class ProbeBatch:
 
     @property
     def tokens(self) -> int:
-        """The work of a forward, in tokens; a vision tower's are as many again as its picture's in the prompt."""
+        """The work of a forward, in tokens; a vision tower's are as many again as its picture's in
+        the prompt."""
         image = self.info.get("image")
         return self.input_ids.numel() + (0 if image is None else int(image.sum()))
 
@@ -83,12 +85,15 @@ class TextProbe(Probe):
     name, what = "text", "running text"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        rows = rows_of_text(tokenizer, settings.text, settings.context, settings.samples, settings.seed)
+        rows = rows_of_text(
+            tokenizer, settings.text, settings.context, settings.samples, settings.seed
+        )
         return [ProbeBatch(torch.tensor([r])) for r in rows]
 
 
 class RepeatProbe(Probe):
-    """Random tokens, twice, all samples in one batch; `info`: start (first random token), repeat (length)."""
+    """Random tokens, twice, all samples in one batch; `info`: start (first random token), repeat
+    (length)."""
 
     name, what = "repeat", "repeated random tokens"
 
@@ -99,7 +104,8 @@ class RepeatProbe(Probe):
 
 
 class DomainsProbe(Probe):
-    """Prose and code side by side: rows 2i and 2i+1 are sample i in the first and the second domain."""
+    """Prose and code side by side: rows 2i and 2i+1 are sample i in the first and the second
+    domain."""
 
     name, what = "domains", "prose against code, 256 tokens"
     length = 256
@@ -119,7 +125,8 @@ class DomainsProbe(Probe):
 
 
 class QuestionProbe(Probe):
-    """A needle prompt (row 0) and the same with the question replaced by "N/A" (row 1), left-padded.
+    """A needle prompt (row 0) and the same with the question replaced by "N/A" (row 1),
+    left-padded.
 
     `info`: needle and question (start, end) of each row, in padded slots.
     """
@@ -146,15 +153,20 @@ class QuestionProbe(Probe):
 
 
 class NeedleProbe(Probe):
-    """Greedy decoding after a needle prompt: the prompt but its last token is prefilled, then each step is watched.
+    """Greedy decoding after a needle prompt: the prompt but its last token is prefilled, then each
+    step is watched.
 
-    After `run`, `info["generated"]` holds the greedy tokens and `info["solved"]` whether they are the answer.
+    After `run`, `info["generated"]` holds the greedy tokens and `info["solved"]` whether they are
+    the answer.
     """
 
     name, what = "needle", "needle in a haystack, greedy decode"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        return [ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i)) for i in needles(tokenizer, settings)]
+        return [
+            ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i))
+            for i in needles(tokenizer, settings)
+        ]
 
     def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
         instance = batch.info["instance"]
@@ -173,17 +185,20 @@ class NeedleProbe(Probe):
             generated.append(int(token))
             ids = token if cache else torch.cat([ids, token], 1)
         batch.info["generated"] = generated
-        batch.info["solved"] = all(t in ok for t, ok in zip(generated, instance.accept, strict=True))
+        batch.info["solved"] = all(
+            t in ok for t, ok in zip(generated, instance.accept, strict=True)
+        )
 
 
 class ImageProbe(Probe):
-    """A picture and a text about it, one a batch. `info`: image and after, (batch, slots) bool, the image's tokens and
-    the words after the last of them; config, the model's.
+    """A picture and a text about it, one a batch. `info`: image and after, (batch, slots) bool, the
+    image's tokens and the words after the last of them; config, the model's.
 
-    A question with groups is asked of 0 words, 1 the image, and, where it asks for 3 groups, 2 the image's sinks: its
-    tokens with φ(x) = max_{d in D} |x[d]| / RMS(x) ≥ τ on entry of the layer (`tau_of`: 20, in narrow streams less). D
-    is published for the model, or else where |x[d]| / RMS(x) ≥ τ at the sample's first real token, its massive
-    activations there. `info["defined"]`: layer → (batch,) bool, whether there is such a d.
+    A question with groups is asked of 0 words, 1 the image, and, where it asks for 3 groups, 2 the
+    image's sinks: its tokens with φ(x) = max_{d in D} |x[d]| / RMS(x) ≥ τ on entry of the layer
+    (`tau_of`: 20, in narrow streams less). D is published for the model, or else where |x[d]| /
+    RMS(x) ≥ τ at the sample's first real token, its massive activations there. `info["defined"]`:
+    layer → (batch,) bool, whether there is such a d.
     """
 
     name, what = "image", "pictures and what is in them"
@@ -197,7 +212,11 @@ class ImageProbe(Probe):
     def run(self, model: HookedModel, batch: ProbeBatch, question: Question, tell: Tell) -> None:
         image = batch.info["image"]
         known = published_dims(model)
-        first = (image.new_ones(image.shape) if batch.attention_mask is None else batch.attention_mask).int().argmax(1)
+        first = (
+            (image.new_ones(image.shape) if batch.attention_mask is None else batch.attention_mask)
+            .int()
+            .argmax(1)
+        )
         sinks: dict[int, torch.Tensor] = {}
         defined = batch.info["defined"] = {}
 
@@ -209,7 +228,9 @@ class ImageProbe(Probe):
             tau = tau_of(size.shape[-1])
             dims = size[torch.arange(len(size)), first.to(size.device)] >= tau  # (batch, d_model)
             if known is not None:
-                dims = torch.zeros_like(dims).index_fill(1, torch.tensor(known, device=dims.device), True)
+                dims = torch.zeros_like(dims).index_fill(
+                    1, torch.tensor(known, device=dims.device), True
+                )
             sinks[layer] = size.masked_fill(~dims[:, None], 0).amax(-1) >= tau
             defined[layer] = dims.any(-1)
 
@@ -229,7 +250,8 @@ class ImageProbe(Probe):
 
 
 def image_batch(model: HookedModel, given: dict[str, Any]) -> ProbeBatch:
-    """A batch for `ImageProbe` from the inputs that `interp.vision.with_images` makes (one prompt or several)."""
+    """A batch for `ImageProbe` from the inputs that `interp.vision.with_images` makes (one prompt
+    or several)."""
     extra = dict(given)
     ids, real = extra.pop("input_ids"), extra.pop("attention_mask", None)
     check_context(model, ids.shape[1])
@@ -245,9 +267,19 @@ def image_batch(model: HookedModel, given: dict[str, Any]) -> ProbeBatch:
 
 def needles(tokenizer: Any, settings: Settings) -> Sequence[tasks.Instance]:
     """Needle problems at a quarter, a half and the whole of the context."""
-    return NeedleInAHaystack().at(settings.context).sample(tokenizer, settings.samples, settings.seed)
+    return (
+        NeedleInAHaystack().at(settings.context).sample(tokenizer, settings.samples, settings.seed)
+    )
 
 
 PROBES: dict[str, Probe] = {
-    p.name: p for p in (TextProbe(), RepeatProbe(), DomainsProbe(), QuestionProbe(), NeedleProbe(), ImageProbe())
+    p.name: p
+    for p in (
+        TextProbe(),
+        RepeatProbe(),
+        DomainsProbe(),
+        QuestionProbe(),
+        NeedleProbe(),
+        ImageProbe(),
+    )
 }

@@ -20,7 +20,8 @@ WHOLE = 50_000_000
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all parameters ("sampled:" where only their heads are read)."""
+    """SHA-256 over names, shapes and values of all parameters ("sampled:" where only their heads
+    are read)."""
     import torch
 
     parameters = sorted(module.state_dict().items())
@@ -38,7 +39,10 @@ def weights_hash(module: torch.nn.Module) -> str:
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a result, where installed."""
     found = {package: version_of(package) for package in PACKAGES}
-    return {**{k: v for k, v in found.items() if v is not None}, "python": platform.python_version()}
+    return {
+        **{k: v for k, v in found.items() if v is not None},
+        "python": platform.python_version(),
+    }
 
 
 def version_of(package: str) -> str | None:
@@ -57,7 +61,9 @@ def inputs_hash(inputs: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()[:32]
 
 
-def provenance(model: HookedModel, seed: int, settings: dict[str, Any], inputs: list[torch.Tensor]) -> dict[str, Any]:
+def provenance(
+    model: HookedModel, seed: int, settings: dict[str, Any], inputs: list[torch.Tensor]
+) -> dict[str, Any]:
     """The record saved with every result."""
     config = getattr(model.module, "config", None)
     return dict(

@@ -31,6 +31,10 @@ def _plain(value: Any) -> Any:
         return str(value)
     code = getattr(value, "__code__", None)
     if code is not None:  # another function of the same name is another setting
-        written = code.co_code, code.co_names, [c for c in code.co_consts if not hasattr(c, "co_code")]
+        written = (
+            code.co_code,
+            code.co_names,
+            [c for c in code.co_consts if not hasattr(c, "co_code")],
+        )
         return f"{value.__qualname__}:{hashlib.sha256(repr(written).encode()).hexdigest()[:16]}"
     return getattr(value, "__qualname__", repr(value))

@@ -56,7 +56,11 @@ class Registry(Generic[T]):
             self._scan()
             if name not in self._paths:
                 near = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(self.names())}."
+                hint = (
+                    f"did you mean {' or '.join(near)}?"
+                    if near
+                    else f"there are: {', '.join(self.names())}."
+                )
                 raise UnknownNameError(f"There is no {self.kind} called {name!r}; {hint}")
             module, _, attribute = self._paths[name].partition(":")
             self._loaded[name] = self._make(getattr(import_module(module), attribute))

@@ -1,6 +1,8 @@
-"""The HTML report of an atlas: one file that opens from disk, with no network and nothing installed.
+"""The HTML report of an atlas: one file that opens from disk, with no network and nothing
+installed.
 
-plotly.js is inlined once; a content-security policy in the page forbids it, and anything else, to load more.
+plotly.js is inlined once; a content-security policy in the page forbids it, and anything else, to
+load more.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ _NOT_MEASURED = '<span class="none">not measured</span>'
 
 
 class Section(NamedTuple):
-    """A part of the page that comes first: its element id, its heading, what is under it as HTML (escaped already), and
-    its figures by the ids of the elements that the HTML has for them, as `plotable` makes them."""
+    """A part of the page that comes first: its element id, its heading, what is under it as HTML
+    (escaped already), and its figures by the ids of the elements that the HTML has for them, as
+    `plotable` makes them."""
 
     anchor: str
     title: str
@@ -39,12 +42,15 @@ class Section(NamedTuple):
 
 
 def plotable(figure: Any, above: int = 48) -> dict[str, Any]:
-    """A figure for the page, as JSON: the page has a heading of its own and is as wide as the reader's window, so the
-    title, `above` pixels high, and the width go."""
+    """A figure for the page, as JSON: the page has a heading of its own and is as wide as the
+    reader's window, so the title, `above` pixels high, and the width go."""
     figure.update_layout(
-        title=None, width=None, height=figure.layout.height - above, margin={"t": figure.layout.margin.t - above},
+        title=None,
+        width=None,
+        height=figure.layout.height - above,
+        margin={"t": figure.layout.margin.t - above},
         autosize=True,
-    )  # fmt: skip
+    )
     return dict(json.loads(figure.to_json()))
 
 
@@ -55,7 +61,9 @@ def render(atlas: Atlas, first: Sequence[Section] = ()) -> str:
     figures: dict[str, Any] = {}
     for section in first:
         figures |= section.figures
-    looks = "".join(_overlay(overlay, f"overlay-{n}", figures) for n, overlay in enumerate(atlas.overlays))
+    looks = "".join(
+        _overlay(overlay, f"overlay-{n}", figures) for n, overlay in enumerate(atlas.overlays)
+    )
     sections = "".join(_section(atlas, score, figures) for score in atlas.scores)
     # The library must not be able to close its own script element.
     library = re.sub(r"</(script)", r"<\\/\1", get_plotlyjs(), flags=re.IGNORECASE)
@@ -100,8 +108,9 @@ def render(atlas: Atlas, first: Sequence[Section] = ()) -> str:
 def summary(atlas: Atlas) -> str:
     """What Jupyter shows of an atlas: its name, its notes and the table of top heads."""
     notes = "".join(f"<div><em>{escape(n)}</em></div>" for n in atlas.notes)
-    return f"<div><strong>{escape(atlas.model)}</strong>, {escape(atlas.shape_text())}</div>{notes}" + summary_table(
-        atlas, links=False
+    return (
+        f"<div><strong>{escape(atlas.model)}</strong>, {escape(atlas.shape_text())}</div>{notes}"
+        + summary_table(atlas, links=False)
     )
 
 
@@ -148,21 +157,30 @@ def _header(atlas: Atlas, kind: str, title: str) -> str:
         ("Measured", _day(atlas.provenance.get("created"))),
     ]
     items = "".join(
-        f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts if v not in (None, "")
+        f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>"
+        for k, v in facts
+        if v not in (None, "")
     )
-    return f'<header><p class="kind">{escape(kind)}</p><h1>{escape(title)}</h1><dl class="facts">{items}</dl></header>'
+    return (
+        f'<header><p class="kind">{escape(kind)}</p><h1>{escape(title)}</h1><dl '
+        f'class="facts">{items}</dl></header>'
+    )
 
 
 def _first(section: Section) -> str:
     return (
-        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title"><h2 id="{section.anchor}-title">'
+        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title"><h2 '
+        f'id="{section.anchor}-title">'
         f"{escape(section.title)}</h2>{section.html}</section>"
     )
 
 
 def _navigation(atlas: Atlas, first: Sequence[Section]) -> str:
     before = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in first)
-    looks = "".join(f'<li><a href="#overlay-{n}-section">Where heads look</a></li>' for n in range(len(atlas.overlays)))
+    looks = "".join(
+        f'<li><a href="#overlay-{n}-section">Where heads look</a></li>'
+        for n in range(len(atlas.overlays))
+    )
     links = looks + "".join(
         f'<li><a href="#{_anchor(s)}">{escape(atlas.about(s).title)}</a></li>' for s in atlas.scores
     )
@@ -183,10 +201,14 @@ def _overlay(overlay: Overlay, element: str, figures: dict[str, Any]) -> str:
     """One picture under its heads. The figure is added to `figures`."""
     figure = overlay.figure()
     height, width = int(figure.layout.height), int(figure.layout.width)
-    figure.update_layout(title=None, width=None, height=height - 48, margin={"t": 32}, autosize=True)
+    figure.update_layout(
+        title=None, width=None, height=height - 48, margin={"t": 32}, autosize=True
+    )
     figures[element] = json.loads(figure.to_json())
     heads = ", ".join(overlay.maps)
-    label = f"The picture, and the attention of the word {overlay.token} on it in the heads {heads}."
+    label = (
+        f"The picture, and the attention of the word {overlay.token} on it in the heads {heads}."
+    )
     marked = " Crosses: visual sinks." if any(overlay.sinks.values()) else ""
     return f"""<section id="{element}-section" aria-labelledby="{element}-title">
 <h2 id="{element}-title">Where heads look</h2>
@@ -199,7 +221,9 @@ in the heads that look at pictures most. Bright: close to the head's own largest
 def _section(atlas: Atlas, score: str, figures: dict[str, Any]) -> str:
     """One score. Its figures are added to `figures` by element id."""
     about = atlas.about(score)
-    parts = [f'<h2 id="{_anchor(score)}-title">{escape(about.title)} <code>{escape(score)}</code></h2>']
+    parts = [
+        f'<h2 id="{_anchor(score)}-title">{escape(about.title)} <code>{escape(score)}</code></h2>'
+    ]
     if about.reading:
         parts.append(f'<p class="reading">{escape(about.reading)}</p>')
     for note in atlas.notes:
@@ -220,7 +244,10 @@ def _section(atlas: Atlas, score: str, figures: dict[str, Any]) -> str:
     ]
     items = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts if v)
     parts.append(f'<dl class="about">{items}</dl>' if items else "")
-    return f'<section id="{_anchor(score)}" aria-labelledby="{_anchor(score)}-title">{"".join(parts)}</section>'
+    return (
+        f'<section id="{_anchor(score)}" '
+        f'aria-labelledby="{_anchor(score)}-title">{"".join(parts)}</section>'
+    )
 
 
 def _threshold(atlas: Atlas, score: str) -> str:
@@ -233,11 +260,21 @@ def _threshold(atlas: Atlas, score: str) -> str:
 
 
 def _panel(
-    atlas: Atlas, score: str, tower: str, kind: str, element: str, several: bool, figures: dict[str, Any]
+    atlas: Atlas,
+    score: str,
+    tower: str,
+    kind: str,
+    element: str,
+    several: bool,
+    figures: dict[str, Any],
 ) -> str:
     about = atlas.about(score)
     ranked = atlas.ranking(score, TOP, tower, kind)
-    where = ", ".join(n for n in (f"{tower} tower" if tower else "", "cross-attention" if kind == "cross" else "") if n)
+    where = ", ".join(
+        n
+        for n in (f"{tower} tower" if tower else "", "cross-attention" if kind == "cross" else "")
+        if n
+    )
     heading = f"<h3>{escape(where[:1].upper() + where[1:])}</h3>" if where and several else ""
     if not ranked:
         return f'{heading}<p class="none">Not measured in any head.</p>'
@@ -246,7 +283,9 @@ def _panel(
     figures[element] = plotable(figure)
     n_layers, n_heads = atlas.matrix(score, tower, kind).shape
     best = ", ".join(f"{h} {number(v)}" for h, v, _ in ranked[:3])
-    label = f"Heat map of {about.title} over {n_layers} layers and {n_heads} heads; highest: {best}."
+    label = (
+        f"Heat map of {about.title} over {n_layers} layers and {n_heads} heads; highest: {best}."
+    )
     masked = int(np.ma.getmaskarray(atlas.matrix(score, tower, kind)).sum())
     caption = "Layer 0 at the top. Outlined: the strongest heads." + (
         f" Grey: not measured ({masked} heads)." if masked else ""
@@ -254,13 +293,19 @@ def _panel(
     has_error = any(e is not None for _, _, e in ranked)
     rows = "".join(
         f"<tr><td>{n}</td><th scope='row'>{escape(str(h))}</th><td>{number(v, 3)}</td>"
-        + (f"<td class='error'>{'' if e is None else '± ' + number(e, 3)}</td>" if has_error else "")
+        + (
+            f"<td class='error'>{'' if e is None else '± ' + number(e, 3)}</td>"
+            if has_error
+            else ""
+        )
         + "</tr>"
         for n, (h, v, e) in enumerate(ranked, 1)
     )
     unit = f" ({escape(about.unit)})" if about.unit else ""
     wide = "" if width is not None and width <= 700 else " wide"
-    limit = f' style="max-width:{int(width)}px"' if width is not None and width < _FULL_WIDTH else ""
+    limit = (
+        f' style="max-width:{int(width)}px"' if width is not None and width < _FULL_WIDTH else ""
+    )
     return f"""{heading}<div class="panel{wide}">
 <figure{limit}><div id="{element}" class="plot" role="img" aria-label="{escape(label)}"
  style="height:{int(figure.layout.height)}px"></div><figcaption>{escape(caption)}</figcaption></figure>
@@ -271,11 +316,14 @@ def _panel(
 
 def _provenance(atlas: Atlas) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in _flat(atlas.provenance)
+        f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
+        for key, value in _flat(atlas.provenance)
     )
     return (
-        '<section id="provenance" aria-labelledby="provenance-title"><h2 id="provenance-title">Where this comes from'
-        f'</h2><div class="scroll"><table class="provenance"><tbody>{rows}</tbody></table></div></section>'
+        '<section id="provenance" aria-labelledby="provenance-title"><h2 '
+        'id="provenance-title">Where this comes from'
+        '</h2><div class="scroll"><table '
+        f'class="provenance"><tbody>{rows}</tbody></table></div></section>'
     )
 
 
@@ -315,7 +363,8 @@ def _json(data: Any) -> str:
 
 
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: "
+    "blob:; "
     "base-uri 'none'; form-action 'none'"
 )
 

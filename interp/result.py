@@ -1,4 +1,5 @@
-"""What an evaluation found: intervals, paired tests, a row an instance, where it comes from; saved and read back."""
+"""What an evaluation found: intervals, paired tests, a row an instance, where it comes from; saved
+and read back."""
 
 from __future__ import annotations
 
@@ -35,12 +36,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A metric's mean over instances as `Interval`s; `edited` and `difference` (paired) are None without edits.
+    """A metric's mean over instances as `Interval`s; `edited` and `difference` (paired) are None
+    without edits.
 
-    `mcnemar`: the exact paired test, where every answer is right or wrong. `frame`: one row an instance with
-    `baseline` and `edited` (and more by metric: margins, tokens). `provenance`: model, weights, settings, edits,
-    versions, date. `notes`: what a reader must know, such as a context past the model's positions. `more`: other
-    metrics of the same answers, by name.
+    `mcnemar`: the exact paired test, where every answer is right or wrong. `frame`: one row an
+    instance with `baseline` and `edited` (and more by metric: margins, tokens). `provenance`:
+    model, weights, settings, edits, versions, date. `notes`: what a reader must know, such as a
+    context past the model's positions. `more`: other metrics of the same answers, by name.
     """
 
     task: str
@@ -55,7 +57,8 @@ class Evaluation:
     more: dict[str, Comparison] = field(default_factory=dict)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `evaluation.json` and `evaluation.parquet` into `folder` (made if need be); returns the folder.
+        """Write `evaluation.json` and `evaluation.parquet` into `folder` (made if need be); returns
+        the folder.
 
         Raises `OutputError` when it can't be written.
         """
@@ -63,9 +66,15 @@ class Evaluation:
         check_writable(target)
         table = io.BytesIO()
         self.frame.to_parquet(table, index=False)
-        content = {"format": FORMAT, "frame_sha256": hashlib.sha256(table.getvalue()).hexdigest(), **self.summary()}
+        content = {
+            "format": FORMAT,
+            "frame_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
+            **self.summary(),
+        }
         write_atomic(target / ROWS, table.getvalue())
-        write_atomic(target / HEAD, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            target / HEAD, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        )
         return target
 
     def summary(self) -> dict[str, Any]:
@@ -79,7 +88,8 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
-        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another format."""
+        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
+        format."""
         import pandas as pd
 
         source = Path(folder)
@@ -89,22 +99,41 @@ class Evaluation:
         except OSError as error:
             raise OutputError(f"There is no evaluation in {source}: {error.strerror}.") from error
         except ValueError as error:
-            raise OutputError(f"{source / HEAD} is damaged ({error}); run the evaluation again.") from error
+            raise OutputError(
+                f"{source / HEAD} is damaged ({error}); run the evaluation again."
+            ) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise OutputError(f"{source / HEAD} is not an evaluation of format {FORMAT}; run the evaluation again.")
+            raise OutputError(
+                f"{source / HEAD} is not an evaluation of format {FORMAT}; run the evaluation "
+                "again."
+            )
         if hashlib.sha256(table).hexdigest() != content.get("frame_sha256"):
-            raise OutputError(f"{source / ROWS} is not the one that {HEAD} describes; run the evaluation again.")
+            raise OutputError(
+                f"{source / ROWS} is not the one that {HEAD} describes; run the evaluation again."
+            )
         try:
             intervals = _intervals(content)
-            more = {name: Comparison(*_intervals(value)) for name, value in content.get("more", {}).items()}  # type: ignore[arg-type]
+            more = {
+                name: Comparison(*_intervals(value))
+                for name, value in content.get("more", {}).items()
+            }  # type: ignore[arg-type]
             test = None if content["mcnemar"] is None else McNemar(**content["mcnemar"])
             return cls(
-                content["task"], content["metric"], intervals[0], intervals[1], intervals[2],  # type: ignore[arg-type]
-                pd.read_parquet(io.BytesIO(table)), test, content["provenance"], tuple(content["notes"]),
+                content["task"],
+                content["metric"],
+                intervals[0],
+                intervals[1],
+                intervals[2],  # type: ignore[arg-type]
+                pd.read_parquet(io.BytesIO(table)),
+                test,
+                content["provenance"],
+                tuple(content["notes"]),
                 more,
-            )  # fmt: skip
+            )
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise OutputError(f"The evaluation in {source} is damaged ({error}); run it again.") from error
+            raise OutputError(
+                f"The evaluation in {source} is damaged ({error}); run it again."
+            ) from error
 
 
 def _intervals(content: dict[str, Any]) -> list[Interval | None]:
@@ -114,7 +143,12 @@ def _intervals(content: dict[str, Any]) -> list[Interval | None]:
 
 
 def summarise(
-    task: str, metric: str, frame: pd.DataFrame, seed: int, provenance: dict[str, Any], notes: Sequence[str] = ()
+    task: str,
+    metric: str,
+    frame: pd.DataFrame,
+    seed: int,
+    provenance: dict[str, Any],
+    notes: Sequence[str] = (),
 ) -> Evaluation:
     """An `Evaluation` from its rows: `baseline`, and `edited` where there were edits."""
     baseline = bootstrap(frame.baseline.tolist(), seed)
@@ -123,11 +157,14 @@ def summarise(
         edited = bootstrap(frame.edited.tolist(), seed)
         difference = bootstrap((frame.edited - frame.baseline).tolist(), seed)
         test = mcnemar(frame.baseline.tolist(), frame.edited.tolist())
-    return Evaluation(task, metric, baseline, edited, difference, frame, test, provenance, tuple(notes))
+    return Evaluation(
+        task, metric, baseline, edited, difference, frame, test, provenance, tuple(notes)
+    )
 
 
 def edits_as_json(edits: Sequence[Edit]) -> list[Any]:
-    """Edits for the record: their JSON form, or their repr where they have none (edits made for one occasion)."""
+    """Edits for the record: their JSON form, or their repr where they have none (edits made for one
+    occasion)."""
     found: list[Any] = []
     for edit in edits:
         try:

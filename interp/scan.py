@@ -36,7 +36,8 @@ DEFAULT_CONTEXT = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work that is saved when done: one batch of a probe, or one score that runs the model itself."""
+    """A piece of work that is saved when done: one batch of a probe, or one score that runs the
+    model itself."""
 
     key: str
     label: str
@@ -45,13 +46,25 @@ class Job:
 
 
 class Plan:
-    """What a scan will do. `rows`: (probe, what it measures, passes); `seconds`, `gigabytes`: estimates."""
+    """What a scan will do. `rows`: (probe, what it measures, passes); `seconds`, `gigabytes`:
+    estimates."""
 
-    def __init__(self, model: HookedModel, scores: Sequence[Score], settings: Settings, extrapolate: bool = False):
+    def __init__(
+        self,
+        model: HookedModel,
+        scores: Sequence[Score],
+        settings: Settings,
+        extrapolate: bool = False,
+    ):
         check_context(model, settings.context, extrapolate)
         if settings.samples < 1 or settings.context < 32:
             raise InputError("A scan needs at least 1 sample and a context of at least 32 tokens.")
-        self.model, self.scores, self.settings, self.extrapolate = model, list(scores), settings, extrapolate
+        self.model, self.scores, self.settings, self.extrapolate = (
+            model,
+            list(scores),
+            settings,
+            extrapolate,
+        )
         self.notes: list[str] = []
         self._by_probe: dict[str, list[Score]] = {}
         for score in scores:
@@ -61,12 +74,17 @@ class Plan:
         for name in list(self._by_probe):
             try:
                 self._batches[name] = PROBES[name].make(model, settings)
-            except (InputError, ContextError) as reason:  # this model can't be posed that problem: other scores stand
+            except (
+                InputError,
+                ContextError,
+            ) as reason:  # this model can't be posed that problem: other scores stand
                 if isinstance(reason, ContextError) and name != "image":
                     raise
                 if len(self._by_probe) == 1 and len(scores) == len(self._by_probe[name]):
                     raise
-                self.notes += [f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)]
+                self.notes += [
+                    f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)
+                ]
         self.notes += _unknown_words(model.tokenizer, self._batches.get("text", []))
         self._own: list[ModelScore] = []
         self._cost: dict[str, int] = {}
@@ -81,36 +99,42 @@ class Plan:
         self.rows = self._describe()
         self.seconds, self.gigabytes = self._estimate()
 
-    # --- the plan ---------------------------------------------------------------------------------------------
-
     def _describe(self) -> list[tuple[str, str, str]]:
         rows = []
         for name, scores in self._by_probe.items():
             batches = self._batches[name]
             longest = max(b.input_ids.shape[1] for b in batches)
-            steps = f" + {len(batches[0].info['instance'].accept)} steps" if name == "needle" else ""
+            steps = (
+                f" + {len(batches[0].info['instance'].accept)} steps" if name == "needle" else ""
+            )
             passes = f"{len(batches)} × {longest} tokens{steps}"
             rows.append((PROBES[name].what, ", ".join(s.name for s in scores), passes))
         for score in self._own:
-            rows.append(("own passes", score.name, f"{score.passes}: {self._cost[score.name]:,} tokens"))
+            rows.append(
+                ("own passes", score.name, f"{score.passes}: {self._cost[score.name]:,} tokens")
+            )
         return rows
 
     def _tokens(self) -> list[tuple[int, int]]:
         """(tokens, row length) of every batch, and of the scores that run the model themselves."""
-        found = [(b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches]
+        found = [
+            (b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches
+        ]
         return found + [(self._cost[s.name], min(256, self.settings.context)) for s in self._own]
 
     @torch.no_grad()
     def _estimate(self) -> tuple[float, float]:
-        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two, as other work on
-        the machine only slows them; gigabytes from shapes."""
+        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two,
+        as other work on the machine only slows them; gigabytes from shapes."""
         lengths = sorted({64, min(256, self.settings.context)})
         times = []
         for length in lengths:
             row = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0))
             with self.model.watch(Question(frozenset({"entropy"})), lambda stats: None):
                 forward(self.model, row, keep=1)
-                times.append(min(timed(partial(forward, self.model, row, keep=1)) for _ in range(2)))
+                times.append(
+                    min(timed(partial(forward, self.model, row, keep=1)) for _ in range(2))
+                )
         per_token = [t / n for t, n in zip(times, lengths, strict=True)]
         slope = max(0.0, (per_token[-1] - per_token[0]) / max(1, lengths[-1] - lengths[0]))
         base = max(per_token[-1] - slope * lengths[-1], 0.3 * per_token[-1])
@@ -120,21 +144,26 @@ class Plan:
         element = next(module.parameters()).element_size()
         longest = max(length for _, length in self._tokens())
         heads, d_head, layers = self.model.n_heads, self.model.d_head, self.model.n_layers
-        working = longest * heads * d_head * 16 * 4 + 2 * longest * self.model.n_kv_heads * d_head * layers * element
+        working = (
+            longest * heads * d_head * 16 * 4
+            + 2 * longest * self.model.n_kv_heads * d_head * layers * element
+        )
         return seconds, (size + working) / 1e9
-
-    # --- the run ----------------------------------------------------------------------------------------------
 
     def run(self, out: Path | None = None, progress: Progress | None = None) -> Atlas:
         """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
 
-        Raises `ActivationError` when a layer's activations are not finite, `OutputError` when `out` can't be written.
+        Raises `ActivationError` when a layer's activations are not finite, `OutputError` when `out`
+        can't be written.
         """
         from interp.atlas import Atlas
 
         started = time.time()
         record = provenance(self.model, self.settings.seed, self._settings(), self._inputs())
-        pieces = Partial(out, {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")})
+        pieces = Partial(
+            out,
+            {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")},
+        )
         jobs = list(self._jobs())
         total, done = sum(j.tokens for j in jobs), 0
         with torch.no_grad():
@@ -173,7 +202,11 @@ class Plan:
         return of_scan(self.model, prompt, picture, atlas.top(score, 7, self.model.main_tower))
 
     def _settings(self) -> dict[str, Any]:
-        kept = {k: v for k, v in asdict(self.settings).items() if k not in ("seed", "text") and v is not None}
+        kept = {
+            k: v
+            for k, v in asdict(self.settings).items()
+            if k not in ("seed", "text") and v is not None
+        }
         return dict(
             kept,
             scores=[s.name for s in self.scores],
@@ -184,16 +217,28 @@ class Plan:
 
     def _inputs(self) -> list[torch.Tensor]:
         batches = [b for batches in self._batches.values() for b in batches]
-        found = [t for b in batches for t in (b.input_ids, *b.extra.values()) if isinstance(t, torch.Tensor)]
+        found = [
+            t
+            for b in batches
+            for t in (b.input_ids, *b.extra.values())
+            if isinstance(t, torch.Tensor)
+        ]
         if any(s.needs_images for s in self._own):
-            found += [t for given in pictures.prompts(self.model, self.settings) for t in given.values()]
+            found += [
+                t for given in pictures.prompts(self.model, self.settings) for t in given.values()
+            ]
         return found
 
     def _jobs(self) -> Iterator[Job]:
         for name in self._by_probe:
             for i, batch in enumerate(self._batches[name]):
                 first = sum(b.samples for b in self._batches[name][:i])
-                yield Job(f"{name}-{i:04d}", PROBES[name].what, batch.tokens, partial(self._one, name, batch, first))
+                yield Job(
+                    f"{name}-{i:04d}",
+                    PROBES[name].what,
+                    batch.tokens,
+                    partial(self._one, name, batch, first),
+                )
         for score in self._own:
             job = partial(self._compute, score)
             yield Job(f"own-{score.name}", score.title.lower(), self._cost[score.name], job)
@@ -225,7 +270,9 @@ class Plan:
             choose=lambda site: by_tower.get("vision" if site.tower == "vision" else "", silent),
         )
 
-    def _probe(self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int) -> list[Record]:
+    def _probe(
+        self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int
+    ) -> list[Record]:
         """Run one batch and turn each layer's statistics into records."""
         records: list[Record] = []
         steps: dict[Site, list[LayerStats]] = {}
@@ -281,14 +328,23 @@ class Plan:
         if len(solved):
             accuracy = float(solved.mean())
             if accuracy == 0:
-                notes.append("retrieval: task not solved (needle accuracy 0.00), so retrieval heads can't be told.")
+                notes.append(
+                    "retrieval: task not solved (needle accuracy 0.00), so retrieval heads can't "
+                    "be told."
+                )
             else:
-                notes.append(f"retrieval: measured on the {int(solved.sum())} of {len(solved)} needle problems solved.")
+                notes.append(
+                    f"retrieval: measured on the {int(solved.sum())} of {len(solved)} needle "
+                    "problems solved."
+                )
         for score in self._by_probe.get("image", ()):
             if score.undefined and not records[records.score == score.name]["value"].notna().any():
                 notes.append(f"{score.name}: not measured, for {score.undefined}.")
         if self._settings()["extrapolate"]:
-            notes.append(f"context {self.settings.context} is beyond the model's {self.model.max_context} positions.")
+            notes.append(
+                f"context {self.settings.context} is beyond the model's {self.model.max_context} "
+                "positions."
+            )
         return notes
 
 
@@ -300,7 +356,10 @@ def _unknown_words(tokenizer: Any, batches: Sequence[ProbeBatch]) -> list[str]:
     share = float(torch.cat([b.input_ids.flatten() == unknown for b in batches]).float().mean())
     if share <= 0.5:
         return []
-    return [f"{share:.0%} of the text is unknown to this tokenizer, so scores on running text say little; give --text."]
+    return [
+        f"{share:.0%} of the text is unknown to this tokenizer, so scores on running text say "
+        "little; give --text."
+    ]
 
 
 def job_steps(plan: Plan, job: Job) -> int:
@@ -310,9 +369,13 @@ def job_steps(plan: Plan, job: Job) -> int:
 
 
 def _records(score: Score, site: Site, values: torch.Tensor, first: int) -> list[Record]:
-    """(samples, heads) values as records. Infinity is an error; NaN means "not defined in this sample"."""
+    """(samples, heads) values as records. Infinity is an error; NaN means "not defined in this
+    sample"."""
     if bool(torch.isinf(values).any()):
-        raise ActivationError(f"The score {score.name} of layer {site.layer} is infinite; its activations look broken.")
+        raise ActivationError(
+            f"The score {score.name} of layer {site.layer} is infinite; its activations look "
+            "broken."
+        )
     return [
         Record(score.name, first + i, site.tower, site.kind, site.layer, h, value)
         for i, row in enumerate(values.float().cpu().tolist())
@@ -336,12 +399,13 @@ def plan_scan(
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
         scores: "default", "all", or names.
-        context: tokens of the text rows and the longest needle prompt; by default 1024, or the model's limit if
-            that is lower.
+        context: tokens of the text rows and the longest needle prompt; by default 1024, or the
+            model's limit if that is lower.
         samples: rows or problems a probe.
         text: a text file to read instead of the generated prose.
         extrapolate: allow a context beyond the model's positions.
-        images: a folder of pictures for the image scores, instead of rendered scenes; the first `samples` by name.
+        images: a folder of pictures for the image scores, instead of rendered scenes; the first
+            `samples` by name.
         prompt: what is asked about each picture; by default "describe the picture :".
 
     Raises:
@@ -351,7 +415,9 @@ def plan_scan(
 
     chosen = select(scores)  # names are checked before a model is loaded
     if not chosen:
-        raise InputError("No score was named; use default, all, or names from `interp.scores.names()`.")
+        raise InputError(
+            "No score was named; use default, all, or names from `interp.scores.names()`."
+        )
     content = read_text(text) if text is not None else None
     if images is not None:
         pictures.files_in(images)
@@ -360,15 +426,20 @@ def plan_scan(
     if images is not None or prompt is not None:
         needs_images(hooked, "images=" if images is not None else "prompt=")
     if hooked.tokenizer is None:
-        raise InputError(f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...).")
+        raise InputError(
+            f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...)."
+        )
     if context is None:
         context = min(DEFAULT_CONTEXT, hooked.max_context or DEFAULT_CONTEXT)
     folder = None if images is None else str(images)
-    return Plan(hooked, chosen, Settings(context, samples, seed, content, folder, prompt), extrapolate)
+    return Plan(
+        hooked, chosen, Settings(context, samples, seed, content, folder, prompt), extrapolate
+    )
 
 
 def fitting(model: HookedModel, scores: Sequence[Score], named: bool) -> list[Score]:
-    """The scores that the model can have. Raises `InputError` for one that was `named` and needs images."""
+    """The scores that the model can have. Raises `InputError` for one that was `named` and needs
+    images."""
     for score in scores:
         if named and score.needs_images:
             needs_images(model, f"The score {score.name}")

@@ -24,7 +24,8 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean and 95 % interval over resampled instances. For a difference, pass per-instance differences (paired)."""
+    """Mean and 95 % interval over resampled instances. For a difference, pass per-instance
+    differences (paired)."""
     array = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
     means = array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(1)
@@ -34,7 +35,8 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Of paired right-or-wrong answers: how many became right (`better`) and wrong (`worse`), and the exact p-value."""
+    """Of paired right-or-wrong answers: how many became right (`better`) and wrong (`worse`), and
+    the exact p-value."""
 
     better: int
     worse: int
@@ -45,9 +47,12 @@ class McNemar:
 
 
 def mcnemar(before: Sequence[float], after: Sequence[float]) -> McNemar | None:
-    """McNemar's exact test: two-sided binomial, p = 1/2, on the discordant pairs. None unless all values are 0 or 1."""
+    """McNemar's exact test: two-sided binomial, p = 1/2, on the discordant pairs. None unless all
+    values are 0 or 1."""
     if len(before) != len(after):
-        raise ValueError(f"Paired answers are as many before as after, not {len(before)} and {len(after)}.")
+        raise ValueError(
+            f"Paired answers are as many before as after, not {len(before)} and {len(after)}."
+        )
     pairs = list(zip(before, after, strict=True))
     if any(value not in (0, 1) for pair in pairs for value in pair):
         return None

@@ -1,7 +1,9 @@
-"""Pictures asked about, with and without interventions: answers, counts, and ratios with bootstrap intervals.
+"""Pictures asked about, with and without interventions: answers, counts, and ratios with bootstrap
+intervals.
 
-A way of answering (`Method`) is anything that makes tokens from a prompt with an image: edits, procedures, or both.
-Ratios of sums are resampled by picture, since questions about one picture are not independent.
+A way of answering (`Method`) is anything that makes tokens from a prompt with an image: edits,
+procedures, or both. Ratios of sums are resampled by picture, since questions about one picture are
+not independent.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def answers(
         some = problems[a : a + batch]
         inputs = with_images(model, [p.prompt for p in some], [[p.image] for p in some])
         ids = method(model, inputs, new)
-        said += model.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        said += model.tokenizer.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         if progress:
             progress(len(said))
     return said
@@ -71,30 +75,45 @@ def counted(task: ImageTask, problems: Sequence[Picture], said: Sequence[str]) -
     """A row a problem: the picture it is about, the answer, and what is counted of it."""
     import pandas as pd
 
-    rows = [dict(group=p.group, answer=a, **task.count(a, p)) for p, a in zip(problems, said, strict=True)]
+    rows = [
+        dict(group=p.group, answer=a, **task.count(a, p))
+        for p, a in zip(problems, said, strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
-def ratios(task: ImageTask, frame: pd.DataFrame, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """metric → Σ above / Σ below: one number, or one of each draw (draws, groups) of how often each picture counts.
-    Where the lower sum is 0 (no yes was said, say) the ratio counts as 0."""
+def ratios(
+    task: ImageTask, frame: pd.DataFrame, draws: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """metric → Σ above / Σ below: one number, or one of each draw (draws, groups) of how often each
+    picture counts. Where the lower sum is 0 (no yes was said, say) the ratio counts as 0."""
     sums = frame.drop(columns=["answer"]).groupby("group").sum()
     found = {}
     for name, (above, below) in task.metrics.items():
-        top, bottom = (sums[list(dict.fromkeys(c))].mul([c.count(k) for k in dict.fromkeys(c)]).sum(axis=1).to_numpy()
-                       for c in (above, below))  # fmt: skip
+        top, bottom = (
+            sums[list(dict.fromkeys(c))]
+            .mul([c.count(k) for k in dict.fromkeys(c)])
+            .sum(axis=1)
+            .to_numpy()
+            for c in (above, below)
+        )
         weights = np.ones((1, len(sums))) if draws is None else draws
         upper, lower = weights @ top, weights @ bottom
         found[name] = np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)
     return found
 
 
-def compare(task: ImageTask, frames: Mapping[str, pd.DataFrame], seed: int = 0) -> dict[str, dict[str, Comparison]]:
-    """method → metric → baseline (the first frame), edited, paired difference, by the same draws of pictures."""
+def compare(
+    task: ImageTask, frames: Mapping[str, pd.DataFrame], seed: int = 0
+) -> dict[str, dict[str, Comparison]]:
+    """method → metric → baseline (the first frame), edited, paired difference, by the same draws of
+    pictures."""
     first = next(iter(frames.values()))
     groups = first.group.nunique()
     rng = np.random.default_rng(seed)
-    draws = np.stack([np.bincount(d, minlength=groups) for d in rng.integers(0, groups, (RESAMPLES, groups))])
+    draws = np.stack(
+        [np.bincount(d, minlength=groups) for d in rng.integers(0, groups, (RESAMPLES, groups))]
+    )
     at = {name: ratios(task, frame) for name, frame in frames.items()}
     drawn = {name: ratios(task, frame, draws) for name, frame in frames.items()}
     base = next(iter(frames))
@@ -125,7 +144,8 @@ def evaluate_images(
     progress: Callable[[int, int, str], None] | None = None,
     method: Method | None = None,
 ) -> Evaluation:
-    """`n` problems, untouched and (with edits, or another `method`) edited: the task's metrics, paired by picture.
+    """`n` problems, untouched and (with edits, or another `method`) edited: the task's metrics,
+    paired by picture.
 
     Raises `InputError` for a text-only model, or n < 1.
     """
@@ -152,17 +172,31 @@ def evaluate_images(
     headline = next(iter(task.metrics))
     rows = frames["baseline"].add_prefix("baseline_").rename(columns={"baseline_group": "group"})
     if "edited" in frames:
-        rows = pd.concat([rows, frames["edited"].drop(columns=["group"]).add_prefix("edited_")], axis=1)
+        rows = pd.concat(
+            [rows, frames["edited"].drop(columns=["group"]).add_prefix("edited_")], axis=1
+        )
     test = None
     if "edited" in frames and "right" in frames["edited"]:
         test = mcnemar(frames["baseline"].right.tolist(), frames["edited"].right.tolist())
     settings: dict[str, Any] = dict(
-        task=task.name, metric=headline, n=len(problems), edits=edits_as_json(edits), backend=model.backend,
+        task=task.name,
+        metric=headline,
+        n=len(problems),
+        edits=edits_as_json(edits),
+        backend=model.backend,
         task_settings={k: v for k, v in vars(task).items() if isinstance(v, (str, int))},
-    )  # fmt: skip
+    )
     texts = [torch.tensor(list(p.prompt.encode())) for p in problems]
     first = found[headline]
     return Evaluation(
-        task.name, headline, first.baseline, first.edited, first.difference, rows, test,
-        provenance(model, seed, settings, texts), (), {k: v for k, v in found.items() if k != headline},
-    )  # fmt: skip
+        task.name,
+        headline,
+        first.baseline,
+        first.edited,
+        first.difference,
+        rows,
+        test,
+        provenance(model, seed, settings, texts),
+        (),
+        {k: v for k, v in found.items() if k != headline},
+    )

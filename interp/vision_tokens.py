@@ -26,8 +26,8 @@ LOCAL_SHARE, FENCE = 0.25, 1.5
 class Patches:
     """Patches of the images of a prompt, and where they stand in it.
 
-    attention: layer → (images, patches) float32, attention of the class token; rows: (images,) the sample of each
-    image; slots: (images, patches) where its patches stand in the padded sequence.
+    attention: layer → (images, patches) float32, attention of the class token; rows: (images,) the
+    sample of each image; slots: (images, patches) where its patches stand in the padded sequence.
     """
 
     attention: dict[int, torch.Tensor]
@@ -44,27 +44,42 @@ class Patches:
 
 @torch.no_grad()
 def cls_attention(
-    model: HookedModel, inputs: Mapping[str, Any], layers: tuple[int, ...], scale: str = "heads", what: str = "This"
+    model: HookedModel,
+    inputs: Mapping[str, Any],
+    layers: tuple[int, ...],
+    scale: str = "heads",
+    what: str = "This",
 ) -> Patches:
-    """Attention of the vision tower's class token to the patches, in `layers` (negative ones from the end).
+    """Attention of the vision tower's class token to the patches, in `layers` (negative ones from
+    the end).
 
-    scale "heads": A_h = softmax(q_h·k_h/√d_head), summed over heads; "width": softmax(q·k/√d_model) with q and k of all
-    heads together, as DAMRO's code has it. The weights of the class token itself are left out.
+    scale "heads": A_h = softmax(q_h·k_h/√d_head), summed over heads; "width": softmax(q·k/√d_model)
+    with q and k of all heads together, as DAMRO's code has it. The weights of the class token
+    itself are left out.
 
     Raises:
-        InputError: a text-only model, a prompt without image, a tower without class token, a model whose image tokens
-            are not one a patch (tiles, merged or resampled patches), a layer that the tower has not.
+        InputError: a text-only model, a prompt without image, a tower without class token, a model
+            whose image tokens are not one a patch (tiles, merged or resampled patches), a layer
+            that the tower has not.
     """
     ids, _ = checked(model, inputs, what)
     n = 1 + max((s.layer for s in model.sites if s.tower == "vision"), default=-1)
     wanted = {layer: layer % n for layer in layers if n and -n <= layer < n}
     if len(wanted) < len(set(layers)):
-        raise InputError(f"The vision tower of {model.name} has {n} layers; there is none of number {max(layers)}.")
+        raise InputError(
+            f"The vision tower of {model.name} has {n} layers; there is none of number "
+            f"{max(layers)}."
+        )
     pictures = inputs.get("pixel_values")
     where = [(row, span) for row, found in enumerate(spans(model, ids)) for span in found]
     reader = _ClassToken(frozenset(wanted.values()), scale)
     sizes = {span.stop - span.start for _, span in where}
-    if not isinstance(pictures, torch.Tensor) or pictures.ndim != 4 or len(pictures) != len(where) or len(sizes) > 1:
+    if (
+        not isinstance(pictures, torch.Tensor)
+        or pictures.ndim != 4
+        or len(pictures) != len(where)
+        or len(sizes) > 1
+    ):
         raise InputError(_refusal(model, what))
     with model.clean(), model.edit(reader):
         model.module.get_image_features(pixel_values=pictures.to(model.device))
@@ -73,8 +88,12 @@ def cls_attention(
     made = {tuple(a.shape) for a in attention.values()}
     if made != {(len(where), patches)} or size not in (patches, patches + 1):
         raise InputError(_refusal(model, what))
-    first = torch.tensor([span.start + (size - patches) for _, span in where])  # after the class token, if it is there
-    return Patches(attention, torch.tensor([row for row, _ in where]), first[:, None] + torch.arange(patches))
+    first = torch.tensor(
+        [span.start + (size - patches) for _, span in where]
+    )  # after the class token, if it is there
+    return Patches(
+        attention, torch.tensor([row for row, _ in where]), first[:, None] + torch.arange(patches)
+    )
 
 
 def _patches(config: Any) -> int:
@@ -86,42 +105,51 @@ def _patches(config: Any) -> int:
 
 def _refusal(model: HookedModel, what: str) -> str:
     return (
-        f"{what} needs a vision tower with a class token and one token a patch in the prompt, as in LLaVA-1.5, which "
+        f"{what} needs a vision tower with a class token and one token a patch in the prompt, as "
+        "in LLaVA-1.5, which "
         f"{model.name} has not."
     )
 
 
 def summary_patches(attention: torch.Tensor) -> torch.Tensor:
-    """(images, patches) bool: those above Q3 + 1.5 (Q3 − Q1) of the image's patches, quartiles interpolated."""
+    """(images, patches) bool: those above Q3 + 1.5 (Q3 − Q1) of the image's patches, quartiles
+    interpolated."""
     a = attention.double()
     low, high = a.quantile(0.25, -1, keepdim=True), a.quantile(0.75, -1, keepdim=True)
     return a > high + FENCE * (high - low)
 
 
 def local_patches(attention: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
-    """(images, patches) bool: the top 25 % of the image's patches (rounded down) without the summary ones."""
+    """(images, patches) bool: the top 25 % of the image's patches (rounded down) without the
+    summary ones."""
     best = attention.topk(int(LOCAL_SHARE * attention.shape[-1]), -1).indices
     return torch.zeros_like(summary).scatter_(-1, best, True) & ~summary
 
 
 def paint_for(
-    model: Any, inputs: Mapping[str, Any], alpha: float = 0.7, beta: float = 0.35, first_layer: int = 2
+    model: Any,
+    inputs: Mapping[str, Any],
+    alpha: float = 0.7,
+    beta: float = 0.35,
+    first_layer: int = 2,
 ) -> tuple[PAINT, PAINT]:
     """The two edits of PAINT for a prompt with an image, (local, summary), ready for
-    ``with model.edit(*paint_for(model, inputs)): model.generate(**inputs)`` (Arif et al. 2025, arXiv 2501.12206).
+    ``with model.edit(*paint_for(model, inputs)): model.generate(**inputs)`` (Arif et al. 2025,
+    arXiv 2501.12206).
 
-    local: s += α |s| on the top 25 % of patches by attention of the class token in the *first* layer of the vision
-    tower, summed over heads, without the summary ones; summary: s += β |s| on the patches whose attention in its layer
-    −2 exceeds Q3 + 1.5 (Q3 − Q1). Both in all heads of text layers from `first_layer` (from 0) on. The paper's optional
-    spatial top 5 % is not implemented; its classifier-free guidance (γ = 2) is no part of the edits.
+    local: s += α |s| on the top 25 % of patches by attention of the class token in the *first*
+    layer of the vision tower, summed over heads, without the summary ones; summary: s += β |s| on
+    the patches whose attention in its layer −2 exceeds Q3 + 1.5 (Q3 − Q1). Both in all heads of
+    text layers from `first_layer` (from 0) on. The paper's optional spatial top 5 % is not
+    implemented; its classifier-free guidance (γ = 2) is no part of the edits.
 
     Args:
-        inputs: as `interp.vision.with_images` or the model's processor makes them, left-padded; a batch has a set for
-            each sample. alpha, beta: 0.7 and 0.3 to 0.4 in the paper.
+        inputs: as `interp.vision.with_images` or the model's processor makes them, left-padded; a
+            batch has a set for each sample. alpha, beta: 0.7 and 0.3 to 0.4 in the paper.
 
     Raises:
-        InputError: a text-only model, a prompt without image, right padding, a tower without class token, image tokens
-            that are not one a patch, a `first_layer` that the model has not.
+        InputError: a text-only model, a prompt without image, right padding, a tower without class
+            token, image tokens that are not one a patch, a `first_layer` that the model has not.
     """
     from interp.loading import load
 
@@ -130,12 +158,17 @@ def paint_for(
     heads = tuple(Head(s.layer, h) for s in hooked.sites if s.is_main and s.layer >= first_layer
                   for h in range(s.n_heads))  # fmt: skip
     if not heads:
-        raise InputError(f"PAINT edits text layers from {first_layer} on, and {hooked.name} has {hooked.n_layers}.")
+        raise InputError(
+            f"PAINT edits text layers from {first_layer} on, and {hooked.name} has "
+            f"{hooked.n_layers}."
+        )
     found = cls_attention(hooked, inputs, (0, -2), what="PAINT")
     summary = summary_patches(found.attention[-2])
     local = local_patches(found.attention[0], summary)
     shape = inputs["input_ids"].shape
-    return PAINT(found.keys(local, *shape), alpha, heads), PAINT(found.keys(summary, *shape), beta, heads)
+    return PAINT(found.keys(local, *shape), alpha, heads), PAINT(
+        found.keys(summary, *shape), beta, heads
+    )
 
 
 @dataclass(frozen=True)

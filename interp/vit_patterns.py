@@ -1,4 +1,5 @@
-"""Kinds of attention pattern in the vision tower: a small autoencoder's codes of every head, clustered."""
+"""Kinds of attention pattern in the vision tower: a small autoencoder's codes of every head,
+clustered."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from interp_hooks.model import HookedModel
 
-#: Cells a side into which the picture is divided; 4 × 4 are as many groups as one observation holds.
+#: Cells a side into which the picture is divided; 4 × 4 are as many groups as one observation
+#: holds.
 SIDE = 4
 CODE, HIDDEN = 4, 32
 #: Of the training's noise, in standard deviations of the patterns.
@@ -37,22 +39,27 @@ def cluster_heads(
 ) -> pd.DataFrame:
     """Cluster the vision tower's heads by their attention patterns.
 
-    A head's pattern is how patches in each of 4 × 4 cells of the picture share their attention among the 16 cells (the
-    class token left out, rows normalised), mean over pictures. A denoising autoencoder (256 → 32 → 4 → 32 → 256, tanh,
-    on the square roots of the shares) learns all heads' patterns; k-means on its codes gives the clusters. Detail below
-    a cell is lost; and with a few dozen heads the codes describe these heads and no others.
+    A head's pattern is how patches in each of 4 × 4 cells of the picture share their attention
+    among the 16 cells (the class token left out, rows normalised), mean over pictures. A denoising
+    autoencoder (256 → 32 → 4 → 32 → 256, tanh, on the square roots of the shares) learns all heads'
+    patterns; k-means on its codes gives the clusters. Detail below a cell is lost; and with a few
+    dozen heads the codes describe these heads and no others.
 
     Args:
-        prompts: inputs with images, as `interp.vision.with_images` makes them; None for `samples` rendered scenes.
+        prompts: inputs with images, as `interp.vision.with_images` makes them; None for `samples`
+            rendered scenes.
         clusters: how many. seed: of weights, starts and scenes; the same seed gives the same table.
         samples: scenes, where no prompts are given. steps: of training.
 
     Returns:
-        a row a head: tower, layer, head, cluster (0 is the largest), code_0 … code_3, and error, the mean absolute
-        error of the head's reconstructed shares. `frame.attrs["patterns"]`: nested lists (heads, 16, 16), the shares.
+        a row a head: tower, layer, head, cluster (0 is the largest), code_0 … code_3, and error,
+            the mean absolute
+        error of the head's reconstructed shares. `frame.attrs["patterns"]`: nested lists (heads,
+        16, 16), the shares.
 
     Raises:
-        InputError: a model that takes no images, or whose patches are no grid; more clusters than heads.
+        InputError: a model that takes no images, or whose patches are no grid; more clusters than
+            heads.
     """
     import pandas as pd
 
@@ -60,18 +67,24 @@ def cluster_heads(
     from interp.probes import Settings
 
     needs_images(model, "Clustering a vision tower's heads")
-    given = scenes(model, Settings(samples=samples, seed=seed)) if prompts is None else list(prompts)
+    given = (
+        scenes(model, Settings(samples=samples, seed=seed)) if prompts is None else list(prompts)
+    )
     heads = [h for h in model.heads if h.tower == "vision"]
     if not given or not 1 <= clusters <= len(heads):
         raise InputError(
-            f"Clustering needs a prompt with an image and 1 to {len(heads)} clusters, the number of heads; there are "
+            f"Clustering needs a prompt with an image and 1 to {len(heads)} clusters, the number "
+            "of heads; there are "
             f"{len(given)} prompts and {clusters} clusters."
         )
     patterns = mean_patterns(model, given)
     flat = torch.stack([patterns[h.layer][h.head] for h in heads]).flatten(1)  # (heads, 256)
     codes, made = autoencode(flat.sqrt(), seed, steps)
     label = kmeans(codes.double().numpy(), clusters, seed)
-    rows = [dict(tower=h.tower, layer=h.layer, head=h.head, cluster=int(c)) for h, c in zip(heads, label, strict=True)]
+    rows = [
+        dict(tower=h.tower, layer=h.layer, head=h.head, cluster=int(c))
+        for h, c in zip(heads, label, strict=True)
+    ]
     frame = pd.DataFrame(rows)
     for i, column in enumerate(codes.T.tolist()):
         frame[f"code_{i}"] = column
@@ -81,8 +94,11 @@ def cluster_heads(
 
 
 @torch.no_grad()
-def mean_patterns(model: HookedModel, prompts: Sequence[Mapping[str, Any]]) -> dict[int, torch.Tensor]:
-    """layer → (heads, cells, cells): share of the attention of patches in a cell that goes to each cell; rows sum to 1.
+def mean_patterns(
+    model: HookedModel, prompts: Sequence[Mapping[str, Any]]
+) -> dict[int, torch.Tensor]:
+    """layer → (heads, cells, cells): share of the attention of patches in a cell that goes to each
+    cell; rows sum to 1.
 
     From masses on 16 groups of keys a query; no patches × patches matrix.
     """
@@ -98,11 +114,14 @@ def mean_patterns(model: HookedModel, prompts: Sequence[Mapping[str, Any]]) -> d
         grid = patch_grid(model.module.config, call.n_keys)
         if grid is None or min(grid.rows, grid.columns) < SIDE:
             raise InputError(
-                f"The patches of {model.name} are no grid of known size with {SIDE} or more a side, so their patterns "
+                f"The patches of {model.name} are no grid of known size with {SIDE} or more a "
+                "side, so their patterns "
                 "can't be compared."
             )
         cells = grid.cells(SIDE).to(call.query.device)  # (slots,)
-        request = Request(frozenset({"group_mass"}), cells.expand(call.batch, -1), SIDE**2, out=False)
+        request = Request(
+            frozenset({"group_mass"}), cells.expand(call.batch, -1), SIDE**2, out=False
+        )
         found = attention(
             call.query,
             call.key,
@@ -125,8 +144,9 @@ def mean_patterns(model: HookedModel, prompts: Sequence[Mapping[str, Any]]) -> d
 
 
 def autoencode(shares: torch.Tensor, seed: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes (heads, 4), reconstruction (heads, n)) of `shares` (heads, n) after `steps` of Adam on all heads. Noise on
-    what it reads keeps it from learning the few heads by heart, so that like patterns get like codes."""
+    """(codes (heads, 4), reconstruction (heads, n)) of `shares` (heads, n) after `steps` of Adam on
+    all heads. Noise on what it reads keeps it from learning the few heads by heart, so that like
+    patterns get like codes."""
     width = shares.shape[1]
     mean = shares.mean(0)
     centred = shares - mean
@@ -147,8 +167,8 @@ def autoencode(shares: torch.Tensor, seed: int, steps: int) -> tuple[torch.Tenso
 
 
 def kmeans(points: np.ndarray, clusters: int, seed: int, starts: int = 10) -> np.ndarray:
-    """(points,) int labels of the best of `starts` runs from k-means++ seeds; 0 is the largest cluster (the first point
-    decides between equals)."""
+    """(points,) int labels of the best of `starts` runs from k-means++ seeds; 0 is the largest
+    cluster (the first point decides between equals)."""
     rng = np.random.default_rng(seed)
     best, label = np.inf, np.zeros(len(points), int)
     for _ in range(starts):
@@ -159,14 +179,21 @@ def kmeans(points: np.ndarray, clusters: int, seed: int, starts: int = 10) -> np
             centres = np.vstack([centres, points[rng.choice(len(points), p=chance)]])
         for _ in range(100):
             near = _squared(points, centres).argmin(1)
-            moved = np.array([points[near == c].mean(0) if (near == c).any() else centres[c] for c in range(clusters)])
+            moved = np.array(
+                [
+                    points[near == c].mean(0) if (near == c).any() else centres[c]
+                    for c in range(clusters)
+                ]
+            )
             if np.allclose(moved, centres):
                 break
             centres = moved
         distance = _squared(points, centres)
         if (cost := distance.min(1).sum()) < best - 1e-12:
             best, label = cost, distance.argmin(1)
-    order = sorted(set(label.tolist()), key=lambda c: (-(label == c).sum(), label.tolist().index(c)))
+    order = sorted(
+        set(label.tolist()), key=lambda c: (-(label == c).sum(), label.tolist().index(c))
+    )
     return np.array([order.index(c) for c in label.tolist()])
 
 

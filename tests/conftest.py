@@ -1,4 +1,5 @@
-"""Shared fixtures: tiny random models by architecture, the pocket tokenizer; few threads, quiet libraries."""
+"""Shared fixtures: tiny random models by architecture, the pocket tokenizer; few threads, quiet
+libraries."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tapped(tokenizer: Any) -> Callable[[str], Any]:
-    """name → (HookedModel, untouched eager twin), built once; vocabulary of 101 tokens, no tokenizer."""
+    """name → (HookedModel, untouched eager twin), built once; vocabulary of 101 tokens, no
+    tokenizer."""
     import tiny
 
     from interp_hooks import hook

@@ -1,5 +1,6 @@
-"""What every edit does to attention, as its formula says it: whole matrices in float64, nothing of the toolkit but the
-edits' own parameters. Logits first, then weights, then z, in the order of the edits."""
+"""What every edit does to attention, as its formula says it: whole matrices in float64, nothing of
+the toolkit but the edits' own parameters. Logits first, then weights, then z, in the order of the
+edits."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ Tensor = torch.Tensor
 
 @dataclass
 class Attention:
-    """One attention call: q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d), who sees whom (batch,
-    heads or 1, queries, keys), token positions (batch, …) from the first real token and slots of rows and columns."""
+    """One attention call: q (batch, heads, queries, d), k and v (batch, kv_heads, keys, d), who
+    sees whom (batch, heads or 1, queries, keys), token positions (batch, …) from the first real
+    token and slots of rows and columns."""
 
     layer: int
     q: Tensor
@@ -60,7 +62,11 @@ class Attention:
 
     def heads(self, edit: Any) -> list[int]:
         heads = edit.concerned
-        return list(range(self.s.shape[1])) if heads is None else [h.head for h in heads if h.layer == self.layer]
+        return (
+            list(range(self.s.shape[1]))
+            if heads is None
+            else [h.head for h in heads if h.layer == self.layer]
+        )
 
     def where(self, keys: Any) -> Tensor:
         """(batch, 1, 1, keys) bool: the columns of a set of keys."""
@@ -88,15 +94,19 @@ def number(edit: Any, values: Any, head: int, layer: int) -> float:
     return float(values)
 
 
-def chosen(x: Attention, edit: Any, old: Tensor, make: Callable[[int], Tensor], rows: Tensor | None = None) -> Tensor:
-    """`old` (batch, heads, queries, n) with make(head) (batch, queries, n) in the edit's heads and rows."""
+def chosen(
+    x: Attention, edit: Any, old: Tensor, make: Callable[[int], Tensor], rows: Tensor | None = None
+) -> Tensor:
+    """`old` (batch, heads, queries, n) with make(head) (batch, queries, n) in the edit's heads and
+    rows."""
     new, rows = old.clone(), x.rows(edit) if rows is None else rows
     for h in x.heads(edit):
         new[:, h] = torch.where(rows[:, min(h, rows.shape[1] - 1)], make(h), old[:, h])
     return new
 
 
-# --- before the softmax -----------------------------------------------------------------------------------------
+# --- before the softmax
+# -----------------------------------------------------------------------------------------
 
 
 def temperature(x: Attention, edit: E.Temperature) -> None:
@@ -108,7 +118,9 @@ def temperature(x: Attention, edit: E.Temperature) -> None:
 def paint(x: Attention, edit: E.PAINT) -> None:
     def raised(h: int) -> Tensor:
         s = x.s[:, h]
-        return torch.where(x.where(edit.keys)[:, 0], s + number(edit, edit.alpha, h, x.layer) * s.abs(), s)
+        return torch.where(
+            x.where(edit.keys)[:, 0], s + number(edit, edit.alpha, h, x.layer) * s.abs(), s
+        )
 
     last = torch.zeros_like(x.rows(edit))
     last[:, :, -1] = True
@@ -144,14 +156,13 @@ def uniform(x: Attention, edit: E.Ablate) -> None:
         x.sink = chosen(x, edit, x.sink, lambda h: torch.full_like(x.sink[:, h], -torch.inf))
 
 
-# --- the weights ------------------------------------------------------------------------------------------------
-
-
 def mass(a: Tensor, where: Tensor) -> Tensor:
     return (a * where).sum(-1, keepdim=True)
 
 
-def reweighed(x: Attention, a: Tensor, edit: Any, keys: Any, gain: Callable[[int], float]) -> Tensor:
+def reweighed(
+    x: Attention, a: Tensor, edit: Any, keys: Any, gain: Callable[[int], float]
+) -> Tensor:
     rest = (1 - a.sum(-1, keepdim=True)) * (x.sinks is not None)  # the share of a sink logit
 
     def make(h: int) -> Tensor:
@@ -178,7 +189,9 @@ def moved(a: Tensor, donors: Tensor, receivers: Tensor, share: float) -> Tensor:
 def move_mass(x: Attention, a: Tensor, edit: E.MoveMass) -> Tensor:
     receivers = x.where(edit.receivers)
     donors = x.where(edit.donors) & ~receivers
-    return chosen(x, edit, a, lambda h: moved(a[:, h], donors[:, 0], receivers[:, 0], float(edit.share)))
+    return chosen(
+        x, edit, a, lambda h: moved(a[:, h], donors[:, 0], receivers[:, 0], float(edit.share))
+    )
 
 
 def act(x: Attention, a: Tensor, edit: E.ACT) -> Tensor:
@@ -188,26 +201,34 @@ def act(x: Attention, a: Tensor, edit: E.ACT) -> Tensor:
     n = (x.k_token >= 0).sum(-1)[:, None, None]
     limit = edit.alpha / n if edit.threshold is None else edit.threshold
     sinks = (received > limit) & (x.k_token > 0)[:, None] & (count >= edit.min_rows)
-    return chosen(x, edit, a, lambda h: moved(a[:, h], sinks[:, h, None], ~sinks[:, h, None], 1 - edit.beta))
+    return chosen(
+        x, edit, a, lambda h: moved(a[:, h], sinks[:, h, None], ~sinks[:, h, None], 1 - edit.beta)
+    )
 
 
 def var(x: Attention, a: Tensor, edit: E.VAR) -> Tensor:
     if not edit.last_layer and x.layer == x.last:
         return a
     image, none = x.where(edit.image), torch.zeros_like(x.where(edit.image))
-    sinks = [s.get(x.layer) if isinstance(s, dict) else s for s in (edit.text_sinks, edit.visual_sinks)]
+    sinks = [
+        s.get(x.layer) if isinstance(s, dict) else s for s in (edit.text_sinks, edit.visual_sinks)
+    ]
     text, visual = (none if s is None else x.where(s) for s in sinks)
     visual, text, rest = visual & image, text & ~image, image & ~visual
     code, share = edit.preset == "code", 1 - edit.p if edit.preset == "code" else edit.p
     whole, sunk = mass(a, image), mass(a, visual)
-    looks = (whole >= edit.image_mass) & ((sunk <= edit.rho * whole) if code else (whole - sunk >= edit.rho * whole))
+    looks = (whole >= edit.image_mass) & (
+        (sunk <= edit.rho * whole) if code else (whole - sunk >= edit.rho * whole)
+    )
     if isinstance(edit.image, Tensor):
         stop = torch.stack([(row.nonzero()[-1, 0] + 1) for row in edit.image])[:, None]
         rows = x.q_slot >= stop
     else:
         rows = x.q_token >= edit.image[1]
     gate = looks & rows.expand(len(a), -1)[:, None, :, None]
-    return chosen(x, edit, a, lambda h: moved(a[:, h], (text | visual)[:, 0], rest[:, 0], share), gate)
+    return chosen(
+        x, edit, a, lambda h: moved(a[:, h], (text | visual)[:, 0], rest[:, 0], share), gate
+    )
 
 
 def soft_pag(x: Attention, a: Tensor, edit: E.SoftPAG) -> Tensor:
@@ -218,9 +239,6 @@ def soft_pag(x: Attention, a: Tensor, edit: E.SoftPAG) -> Tensor:
         return (1 - u) * a[:, h] + u * own[:, h]
 
     return chosen(x, edit, a, make)
-
-
-# --- the output -------------------------------------------------------------------------------------------------
 
 
 def scale_heads(x: Attention, z: Tensor, edit: E.ScaleHeads) -> Tensor:
@@ -256,9 +274,15 @@ def gate(x: Attention, z: Tensor, edit: E.Gate) -> Tensor:
     for h in range(z.shape[1]):
         kv = h // x.repeat
         if isinstance(edit.alpha, dict):
-            a = next((float(v) for g, v in edit.alpha.items() if (g.layer, g.head) == (x.layer, kv)), 1.0)
+            a = next(
+                (float(v) for g, v in edit.alpha.items() if (g.layer, g.head) == (x.layer, kv)), 1.0
+            )
         else:
-            a = float(edit.alpha[x.layer, kv] if isinstance(edit.alpha, Tensor) and edit.alpha.ndim else edit.alpha)
+            a = float(
+                edit.alpha[x.layer, kv]
+                if isinstance(edit.alpha, Tensor) and edit.alpha.ndim
+                else edit.alpha
+            )
         new[:, h] = a * z[:, h] + (1 - a) * other[:, h]
     return z if x.window else new
 
@@ -266,7 +290,12 @@ def gate(x: Attention, z: Tensor, edit: E.Gate) -> Tensor:
 def softplus(x: Attention, z: Tensor, edit: E.SoftplusReweight) -> Tensor:
     q, k = (t / t.norm(dim=-1, keepdim=True) for t in (x.q, x.keys))
     n = x.sees.sum(-1, keepdim=True).double()
-    a = torch.nn.functional.softplus(math.log(q.shape[-1]) * n.clamp_min(1).log() * (q @ k.transpose(-1, -2))) * x.sees
+    a = (
+        torch.nn.functional.softplus(
+            math.log(q.shape[-1]) * n.clamp_min(1).log() * (q @ k.transpose(-1, -2))
+        )
+        * x.sees
+    )
     a = (a / a.sum(-1, keepdim=True)).nan_to_num(0.0)
     if edit.power is not None:
         a = torch.relu(n * a - 1) ** edit.power * (n >= 4) * x.sees
@@ -305,13 +334,22 @@ BEFORE: dict[type, Any] = {
     E.Temperature: temperature, E.PAINT: paint, E.Streaming: streaming, E.SigmoidAttention: sigmoid,
 }  # fmt: skip
 WEIGHTS: dict[type, Any] = {
-    E.ScaleTokens: scale_tokens, E.ZeroTuning: zero_tuning, E.MoveMass: move_mass, E.ACT: act, E.VAR: var,
+    E.ScaleTokens: scale_tokens,
+    E.ZeroTuning: zero_tuning,
+    E.MoveMass: move_mass,
+    E.ACT: act,
+    E.VAR: var,
     E.SoftPAG: soft_pag,
-}  # fmt: skip
+}
 OUTPUT: dict[type, Any] = {
-    E.ScaleHeads: scale_heads, E.Ablate: zero, E.VHR: vhr, E.Gate: gate, E.SoftplusReweight: softplus,
-    E.HeadGate: head_gate, E.OverwriteRow: overwrite_row,
-}  # fmt: skip
+    E.ScaleHeads: scale_heads,
+    E.Ablate: zero,
+    E.VHR: vhr,
+    E.Gate: gate,
+    E.SoftplusReweight: softplus,
+    E.HeadGate: head_gate,
+    E.OverwriteRow: overwrite_row,
+}
 
 
 def applies(x: Attention, edit: Edit) -> bool:

@@ -1,4 +1,5 @@
-"""A small LLaVA with random weights, its untouched eager twin, prompts with scenes, texts written token by token."""
+"""A small LLaVA with random weights, its untouched eager twin, prompts with scenes, texts written
+token by token."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ TEXTS = ("is there a table ?", pocket.DESCRIBE)
 
 @functools.cache
 def llava() -> tuple[HookedModel, Any]:
-    """(tapped, eager twin), with weights large enough that heads, images and positions make a difference."""
+    """(tapped, eager twin), with weights large enough that heads, images and positions make a
+    difference."""
     processor = pocket.build_processor()
     module = pocket.build_model(processor.tokenizer, 0).eval()
     tiny.stir(module)
@@ -51,13 +53,19 @@ def alone(inputs: Mapping[str, torch.Tensor], row: int) -> Inputs:
     """One prompt of a batch, without padding."""
     real = inputs["attention_mask"][row].bool()
     ids = inputs["input_ids"][row : row + 1, real]
-    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=inputs["pixel_values"][row : row + 1])
+    return dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=inputs["pixel_values"][row : row + 1],
+    )
 
 
 @torch.no_grad()
-def stepwise(model: Any, inputs: Inputs, new: Sequence[int], start: int | None = None) -> torch.Tensor:
-    """(new tokens, vocabulary): logits before each new token, the prompt read first, then a token at a time. `start`:
-    of the prompt, so many tokens at once."""
+def stepwise(
+    model: Any, inputs: Inputs, new: Sequence[int], start: int | None = None
+) -> torch.Tensor:
+    """(new tokens, vocabulary): logits before each new token, the prompt read first, then a token
+    at a time. `start`: of the prompt, so many tokens at once."""
     ids, cache, found = inputs["input_ids"], None, []
     step = start or ids.shape[1]
     singles = [*ids[0, step:].tolist(), *new[:-1]]
@@ -82,14 +90,20 @@ NEW = 5
 def generated(
     inputs: Inputs, how: str, block: AbstractContextManager[Any] | None = None, **more: Any
 ) -> list[tuple[int, list[int], torch.Tensor, torch.Tensor | None]]:
-    """For each text written: (row of its prompt, new tokens, logits and scores (new, vocabulary)); beams: no scores."""
+    """For each text written: (row of its prompt, new tokens, logits and scores (new, vocabulary));
+    beams: no scores."""
     model, width = llava()[0], inputs["input_ids"].shape[1]
     torch.manual_seed(0)
     with block or nullcontext():
         out = model.generate(
-            **inputs, max_new_tokens=NEW, output_logits=True, output_scores=True, return_dict_in_generate=True,
-            **HOW[how], **more,
-        )  # fmt: skip
+            **inputs,
+            max_new_tokens=NEW,
+            output_logits=True,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **HOW[how],
+            **more,
+        )
     each = len(out.sequences) // len(inputs["input_ids"])
     found = []
     for text, sequence in enumerate(out.sequences):
@@ -102,10 +116,12 @@ def generated(
 
 @contextmanager
 def attending(twin: Any, function: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """The text tower's attention replaced by `function(layer, q, k, v, sees, scaling)`, float64: k and v with the heads
-    of q, sees (batch, 1, queries, keys) bool."""
+    """The text tower's attention replaced by `function(layer, q, k, v, sees, scaling)`, float64: k
+    and v with the heads of q, sees (batch, 1, queries, keys) bool."""
 
-    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **more: Any) -> tuple[Any, None]:
+    def attend(
+        module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **more: Any
+    ) -> tuple[Any, None]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).double() for x in (k, v))
         if not hasattr(module, "layer_idx"):
             a = torch.softmax(scaling * (q.double() @ k.transpose(-1, -2)), -1)
@@ -113,7 +129,9 @@ def attending(twin: Any, function: Callable[..., torch.Tensor]) -> Iterator[None
         n, m = q.shape[2], k.shape[2]
         causal = torch.ones(n, m, dtype=torch.bool).tril(m - n)[None, None]
         sees = causal if mask is None else mask[..., :m] > -1
-        return function(module.layer_idx, q.double(), k, v, sees, scaling).transpose(1, 2).to(q.dtype), None
+        return function(module.layer_idx, q.double(), k, v, sees, scaling).transpose(1, 2).to(
+            q.dtype
+        ), None
 
     AttentionInterface.register("by_hand", attend)
     AttentionMaskInterface.register("by_hand", eager_mask)

@@ -1,5 +1,5 @@
-"""A reference that knows nothing of the toolkit: models of which each head's q, k, v and each MLP read a stream of
-their own, by plain hooks on the modules that transformers names."""
+"""A reference that knows nothing of the toolkit: models of which each head's q, k, v and each MLP
+read a stream of their own, by plain hooks on the modules that transformers names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ HEADS, KV = 4, {"llama": 2, "qwen2": 2, "mistral": 2, "gpt2": 4, "neox": 4, "opt
 
 
 def parts(name: str, model: Any) -> tuple[list[Any], Any, list[dict[str, Any]]]:
-    """(blocks, final norm, [norm before attention, norm before the MLP, attention, MLP] of each block)."""
+    """(blocks, final norm, [norm before attention, norm before the MLP, attention, MLP] of each
+    block)."""
     if name == "gpt2":
         trunk = model.transformer
         named = [dict(ln=b.ln_1, ln_mlp=b.ln_2, attn=b.attn, mlp=b.mlp) for b in trunk.h]
@@ -45,13 +46,16 @@ def parts(name: str, model: Any) -> tuple[list[Any], Any, list[dict[str, Any]]]:
     if name == "neox":
         trunk = model.gpt_neox
         named = [
-            dict(ln=b.input_layernorm, ln_mlp=b.post_attention_layernorm, attn=b.attention, mlp=b.mlp)
+            dict(
+                ln=b.input_layernorm, ln_mlp=b.post_attention_layernorm, attn=b.attention, mlp=b.mlp
+            )
             for b in trunk.layers
         ]
         return list(trunk.layers), trunk.final_layer_norm, named
     trunk = model.model
     named = [
-        dict(ln=b.input_layernorm, ln_mlp=b.post_attention_layernorm, attn=b.self_attn, mlp=b.mlp) for b in trunk.layers
+        dict(ln=b.input_layernorm, ln_mlp=b.post_attention_layernorm, attn=b.self_attn, mlp=b.mlp)
+        for b in trunk.layers
     ]
     return list(trunk.layers), trunk.norm, named
 
@@ -67,8 +71,8 @@ def columns(name: str, place: str, head: int, d: int) -> tuple[str, slice]:
 
 
 class Split:
-    """Runs `model` with edges replaced. Senders: "input", (layer, head), ("mlp", layer); receivers: (layer, place,
-    head), ("mlp", layer), "output"."""
+    """Runs `model` with edges replaced. Senders: "input", (layer, head), ("mlp", layer); receivers:
+    (layer, place, head), ("mlp", layer), "output"."""
 
     def __init__(self, name: str, model: Any):
         self.name, self.model = name, model
@@ -76,14 +80,18 @@ class Split:
         self.layers = range(len(self.blocks))
         self.d = 8
         self.senders: list[Any] = ["input"]
-        self.edges: list[tuple[Any, Any]] = []  # in the order in which ACDC takes receivers, back to front
+        self.edges: list[
+            tuple[Any, Any]
+        ] = []  # in the order in which ACDC takes receivers, back to front
         for layer in self.layers:
             before = list(self.senders)
             heads = [(layer, h) for h in range(HEADS)]
             for place in "qkv":
                 for h in range(HEADS if place == "q" else KV[name]):
                     self.edges += [(u, (layer, place, h)) for u in before]
-            self.edges += [(u, ("mlp", layer)) for u in (before if name == "neox" else before + heads)]
+            self.edges += [
+                (u, ("mlp", layer)) for u in (before if name == "neox" else before + heads)
+            ]
             self.senders += [*heads, ("mlp", layer)]
         self.edges += [(u, "output") for u in self.senders]
 
@@ -94,7 +102,8 @@ class Split:
         stand_ins: Mapping[Any, torch.Tensor] | None = None,
         weights: Mapping[tuple[Any, Any], float] | None = None,
     ) -> tuple[torch.Tensor, dict[Any, torch.Tensor]]:
-        """(logits, sender → what it writes). The input of v: the stream + Σ weights[u, v] · (stand_ins[u] − u now)."""
+        """(logits, sender → what it writes). The input of v: the stream + Σ weights[u, v] ·
+        (stand_ins[u] − u now)."""
         now: dict[Any, torch.Tensor] = {}
         weights = dict(weights or {})
 
@@ -133,7 +142,10 @@ class Split:
 
         def writes(layer: int) -> Any:
             def hook(module: Any, args: tuple) -> None:
-                z, weight = args[0], module.weight if type(module).__name__ == "Conv1D" else module.weight.T
+                z, weight = (
+                    args[0],
+                    module.weight if type(module).__name__ == "Conv1D" else module.weight.T,
+                )
                 for h in range(HEADS):
                     own = slice(h * self.d, (h + 1) * self.d)
                     now[layer, h] = z[..., own] @ weight[own]
@@ -151,11 +163,15 @@ class Split:
 
         with ExitStack() as stack:
             for layer, part in enumerate(self.named):
-                hooks = [self.blocks[layer].register_forward_pre_hook(enters(layer), with_kwargs=True)]
+                hooks = [
+                    self.blocks[layer].register_forward_pre_hook(enters(layer), with_kwargs=True)
+                ]
                 for projection in {columns(self.name, place, 0, self.d)[0] for place in "qkv"}:
                     module = getattr(part["attn"], projection)
                     hooks.append(module.register_forward_hook(projects(layer, projection)))
-                hooks.append(tiny.output_module(part["attn"]).register_forward_pre_hook(writes(layer)))
+                hooks.append(
+                    tiny.output_module(part["attn"]).register_forward_pre_hook(writes(layer))
+                )
                 hooks.append(part["ln_mlp"].register_forward_pre_hook(reads(("mlp", layer))))
                 hooks.append(part["mlp"].register_forward_hook(gives(layer)))
                 for handle in hooks:

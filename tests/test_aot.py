@@ -1,4 +1,5 @@
-"""The kernels compiled ahead of time for sm_90, without a GPU: tensor cores used, nothing spilled in a hot loop."""
+"""The kernels compiled ahead of time for sm_90, without a GPU: tensor cores used, nothing spilled
+in a hot loop."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(out.parent / "cache")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--json", str(out)], capture_output=True, text=True, env=env, timeout=900
+        [sys.executable, str(SCRIPT), "--json", str(out)],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
@@ -32,13 +37,19 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_kernel_compiles(table: dict[str, Any]) -> None:
     kernels = {row["kernel"] for row in table.values()}
     assert kernels >= {
-        "forward_kernel", "received_kernel", "split_kernel", "combine_kernel", "merge_kernel", "weighted_kernel",
+        "forward_kernel",
+        "received_kernel",
+        "split_kernel",
+        "combine_kernel",
+        "merge_kernel",
+        "weighted_kernel",
         "weighted_backward_kernel",
-    }  # fmt: skip
+    }
 
 
 def test_products_run_on_tensor_cores(table: dict[str, Any]) -> None:
-    """HGMMA in every loop over tiles; where few rows do not fill one (decode; float32, for its registers), HMMA."""
+    """HGMMA in every loop over tiles; where few rows do not fill one (decode; float32, for its
+    registers), HMMA."""
     for name, row in table.items():
         if row["kernel"] in ("forward_kernel", "received_kernel", "split_kernel"):
             assert row["hgmma"] + row["mma"] > 0, name
@@ -47,7 +58,8 @@ def test_products_run_on_tensor_cores(table: dict[str, Any]) -> None:
 
 
 def test_nothing_spills_in_a_hot_loop(table: dict[str, Any]) -> None:
-    """No local memory touched in the loop over whole tiles; around it and in the few masked tiles, little."""
+    """No local memory touched in the loop over whole tiles; around it and in the few masked tiles,
+    little."""
     for name, row in table.items():
         assert row["hot_spills"] == 0, name
         assert row["spilled"] <= 128, name
@@ -55,7 +67,8 @@ def test_nothing_spills_in_a_hot_loop(table: dict[str, Any]) -> None:
 
 
 def test_the_plain_loop_is_short(table: dict[str, Any]) -> None:
-    """Instructions a key of the unmasked loop (a warp, 128 rows): a regression would show here before any GPU does."""
+    """Instructions a key of the unmasked loop (a warp, 128 rows): a regression would show here
+    before any GPU does."""
     per_key = table["forward plain"]["loops"][0][0] / 128
     assert per_key < 4.5
     assert table["forward all"]["loops"][0][0] / 64 < 10

@@ -23,12 +23,39 @@ ALLOWED = {
 }
 #: distributions the top floor depends on
 TOP = {
-    "interp_hooks", "interp_kernels", "torch", "triton", "transformers", "transformer_lens", "sae_lens", "plotly",
-    "numpy", "pandas", "pyarrow", "safetensors", "tokenizers", "typer", "rich", "einops", "jaxtyping", "click",
-    "huggingface_hub", "PIL",
-    "lm_eval", "datasets",  # of an optional extra, imported where a task of it is asked for
-}  # fmt: skip
-HEAVY = ("torch", "transformers", "transformer_lens", "sae_lens", "pandas", "plotly", "triton", "scipy")
+    "interp_hooks",
+    "interp_kernels",
+    "torch",
+    "triton",
+    "transformers",
+    "transformer_lens",
+    "sae_lens",
+    "plotly",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "typer",
+    "rich",
+    "einops",
+    "jaxtyping",
+    "click",
+    "huggingface_hub",
+    "PIL",
+    "lm_eval",
+    "datasets",  # of an optional extra, imported where a task of it is asked for
+}
+HEAVY = (
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "sae_lens",
+    "pandas",
+    "plotly",
+    "triton",
+    "scipy",
+)
 
 
 #: what one file may import when an optional extra is installed
@@ -40,14 +67,17 @@ def sources(package: str) -> list[Path]:
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(module, line) of every import, at any depth of the file, and of import_module("…") with a literal."""
+    """(module, line) of every import, at any depth of the file, and of import_module("…") with a
+    literal."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, node.lineno
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module or "", node.lineno
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("import_module", "__import__")
+        ):
             literal = node.args[0] if node.args else None
             if isinstance(literal, ast.Constant):
                 yield str(literal.value), node.lineno
@@ -74,7 +104,10 @@ def test_top_floor_imports_only_its_dependencies() -> None:
 
 
 def test_the_check_itself_sees_lazy_imports() -> None:
-    lazy = "def f():\n    import transformer_lens\n    from interp.scan import Plan\n    import_module('sae_lens.x')"
+    lazy = (
+        "def f():\n    import transformer_lens\n    from interp.scan import Plan\n    "
+        "import_module('sae_lens.x')"
+    )
     assert len(strangers(lazy, ALLOWED["interp_hooks"])) == 3
     assert not strangers("import os\nfrom torch import nn", ALLOWED["interp_hooks"])
 
@@ -90,23 +123,41 @@ def test_no_cycles_between_files_at_import_time(package: str) -> None:
         "import sys, importlib\n"
         f"base = set(sys.modules)\n"
         f"for name in {[n for n in names if not n.endswith('__main__')]!r}:\n"
-        f"    for loaded in [m for m in sys.modules if m.split('.')[0] in {set(PACKAGES)!r}]: del sys.modules[loaded]\n"
+        f"    for loaded in [m for m in sys.modules if m.split('.')[0] in {set(PACKAGES)!r}]: del "
+        "sys.modules[loaded]\n"
         "    importlib.import_module(name)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=300)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
 
 
 def environment() -> dict[str, str]:
     import os
 
-    return {**os.environ, "PYTHONPATH": ":".join(dict.fromkeys(str(p.parent) for p in PACKAGES.values()))}
+    return {
+        **os.environ,
+        "PYTHONPATH": ":".join(dict.fromkeys(str(p.parent) for p in PACKAGES.values())),
+    }
 
 
-@pytest.mark.parametrize("module", ["interp", "interp.cli.main", "interp_hooks", "interp.scores", "interp.models"])
+@pytest.mark.parametrize(
+    "module", ["interp", "interp.cli.main", "interp_hooks", "interp.scores", "interp.models"]
+)
 def test_light_imports(module: str) -> None:
     script = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "[]"
 
@@ -128,9 +179,25 @@ def test_no_pickle(package: str) -> None:
     for path in sources(package):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = {m.split(".")[0] for m, _ in imported(tree)}
-        assert not modules & {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "marshal"}, path
+        assert not modules & {
+            "pickle",
+            "cPickle",
+            "dill",
+            "joblib",
+            "shelve",
+            "cloudpickle",
+            "marshal",
+        }, path
         calls = [ast.unparse(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)]
-        bad = {"torch.load", "torch.save", "pd.read_pickle", "pandas.read_pickle", "eval", "exec", "np.load"}
+        bad = {
+            "torch.load",
+            "torch.save",
+            "pd.read_pickle",
+            "pandas.read_pickle",
+            "eval",
+            "exec",
+            "np.load",
+        }
         assert not bad & set(calls), path
 
 

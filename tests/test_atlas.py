@@ -1,4 +1,5 @@
-"""The atlas: numbers in, the same numbers out, and one clear sentence for everything that can't be."""
+"""The atlas: numbers in, the same numbers out, and one clear sentence for everything that can't
+be."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from interp.files import check_writable, write_atomic
 from interp_hooks.heads import Head
 
 ABOUT = {
-    "retrieval": About("Retrieval", "How often it copies.", "|g ∩ k| / |k|", "Wu et al. 2024", "", 0.0, 1.0, 0.5),
+    "retrieval": About(
+        "Retrieval", "How often it copies.", "|g ∩ k| / |k|", "Wu et al. 2024", "", 0.0, 1.0, 0.5
+    ),
     "entropy": About("Entropy", "How spread out.", "−Σ A ln A", "", "nats", 0.0, None),
     "flat": About("Flat"),
 }
@@ -29,7 +32,9 @@ PROVENANCE = {
 }
 
 
-def frame(layers: int = 4, heads: int = 3, seed: int = 0, tower: str = "", kind: str = "self") -> pd.DataFrame:
+def frame(
+    layers: int = 4, heads: int = 3, seed: int = 0, tower: str = "", kind: str = "self"
+) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame(
         [(tower, kind, layer, head, head // 2) for layer in range(layers) for head in range(heads)],
@@ -66,7 +71,12 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again.frame, atlas.frame)
     assert again.notes == atlas.notes
     assert again.about("retrieval") == ABOUT["retrieval"]
-    assert again.provenance["settings"] == {"context": 128, "samples": 4, "folder": "x", "odd": None}
+    assert again.provenance["settings"] == {
+        "context": 128,
+        "samples": 4,
+        "folder": "x",
+        "odd": None,
+    }
     assert again.provenance["shape"] == [4, 3]
 
 
@@ -88,7 +98,9 @@ def test_saving_twice_replaces(tmp_path: Path) -> None:
 def test_matrix_is_masked_where_not_measured() -> None:
     rows = frame()
     rows.loc[(rows.layer == 1) & (rows["head"] == 2), "retrieval"] = np.nan
-    rows = rows[rows.layer != 3]  # a layer without attention at the end, one head missing in layer 2
+    rows = rows[
+        rows.layer != 3
+    ]  # a layer without attention at the end, one head missing in layer 2
     rows = rows[~((rows.layer == 2) & (rows["head"] == 0))]
     values = Atlas(rows, {}, (), ABOUT)["retrieval"]
     assert values.shape == (3, 3)
@@ -205,7 +217,9 @@ def test_load_says_what_is_missing_or_damaged(tmp_path: Path) -> None:
     (tmp_path / "atlas.json").write_text(json.dumps({**json.loads(good), "format": 99}))
     with pytest.raises(OutputError, match="format 99 and this version reads format 1"):
         Atlas.load(tmp_path)
-    (tmp_path / "atlas.json").write_text(json.dumps({k: v for k, v in json.loads(good).items() if k != "notes"}))
+    (tmp_path / "atlas.json").write_text(
+        json.dumps({k: v for k, v in json.loads(good).items() if k != "notes"})
+    )
     with pytest.raises(OutputError, match="damaged"):
         Atlas.load(tmp_path)
     (tmp_path / "atlas.json").write_text(good)

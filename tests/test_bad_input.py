@@ -48,9 +48,6 @@ def folder(tokenizer: Any, tmp_path: Path) -> Path:
     return place
 
 
-# --- models -------------------------------------------------------------------------------------------------------
-
-
 def test_a_saved_folder_loads(folder: Path) -> None:
     model = interp.load(str(folder), device="cpu")
     assert (model.name, model.n_layers, model.n_heads) == ("model", 2, 4)
@@ -58,7 +55,8 @@ def test_a_saved_folder_loads(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"), [("pocket-lama", "pocket-llama"), ("qwen3-8", "qwen3-8b"), ("GPT-2", "gpt2")]
+    ("written", "meant"),
+    [("pocket-lama", "pocket-llama"), ("qwen3-8", "qwen3-8b"), ("GPT-2", "gpt2")],
 )
 def test_unknown_model_suggests_a_name(written: str, meant: str) -> None:
     with pytest.raises(ModelError) as error:
@@ -144,7 +142,9 @@ def test_no_weights_at_all(folder: Path) -> None:
     one_sentence(error)
 
 
-@pytest.mark.parametrize("options", [dict(device="tpu9"), dict(dtype="float13"), dict(backend="fast")], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(device="tpu9"), dict(dtype="float13"), dict(backend="fast")], ids=str
+)
 def test_bad_options(folder: Path, options: dict[str, str]) -> None:
     with pytest.raises(InterpError) as error:
         interp.load(folder, **options)
@@ -172,7 +172,9 @@ def test_nan_weights_name_the_layer(worded: Worded, tokenizer: Any, name: str, l
     model = hook(module, tokenizer=tokenizer)
     with torch.no_grad():
         tiny.output_module(tiny.layers(module)[layer]).weight.fill_(1.0)
-        values = getattr(tiny.layers(module)[layer], "v_proj", None) or tiny.layers(module)[layer].c_attn
+        values = (
+            getattr(tiny.layers(module)[layer], "v_proj", None) or tiny.layers(module)[layer].c_attn
+        )
         values.weight.fill_(float("nan"))
     with pytest.raises(ActivationError) as error, torch.no_grad(), model.observe("entropy"):
         model(input_ids=torch.tensor([[3, 4, 5]]))
@@ -183,9 +185,6 @@ def test_nan_weights_name_the_layer(worded: Worded, tokenizer: Any, name: str, l
     with pytest.raises(ActivationError) as error:
         hook(module)
     assert f"layer {layer}" in one_sentence(error)
-
-
-# --- scans --------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_score_before_the_model_is_loaded() -> None:
@@ -206,8 +205,14 @@ def test_context_beyond_the_limit(worded: Worded) -> None:
     model = worded("llama")[0]
     with pytest.raises(ContextError) as error:
         interp.scan_heads(model, ["sink"], context=129, samples=1)
-    assert "128" in one_sentence(error) and "129" in str(error.value) and "--extrapolate" in str(error.value)
-    atlas = interp.scan_heads(model, ["sink"], context=140, samples=1, extrapolate=True, progress=False)
+    assert (
+        "128" in one_sentence(error)
+        and "129" in str(error.value)
+        and "--extrapolate" in str(error.value)
+    )
+    atlas = interp.scan_heads(
+        model, ["sink"], context=140, samples=1, extrapolate=True, progress=False
+    )
     assert atlas.provenance["settings"]["extrapolate"] is True
     assert any("beyond" in note for note in atlas.notes)
 
@@ -226,7 +231,9 @@ def test_no_tokenizer() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"  \n\t ", b"\xff\xfe\x00broken", None], ids=["empty", "blank", "binary", "missing"]
+    "content",
+    [b"", b"  \n\t ", b"\xff\xfe\x00broken", None],
+    ids=["empty", "blank", "binary", "missing"],
 )
 def test_text_file_that_is_no_text(worded: Worded, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "text.txt"
@@ -259,7 +266,8 @@ def test_no_atlas_in_a_folder(tmp_path: Path) -> None:
     one_sentence(error)
 
 
-# --- heads, edits, tasks ------------------------------------------------------------------------------------------
+# --- heads, edits, tasks
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head", ["9.0", "L0H4", "vision.L0H0"])
@@ -273,14 +281,18 @@ def test_no_such_head(worded: Worded, head: str) -> None:
         interp.ablate(model, head, task="ioi", n=2)
 
 
-@pytest.mark.parametrize("written", ["", "L5", "x.y", "5.1.2", "-1.0", (1, 2, 3), (1.5, 0), (-1, 0)], ids=str)
+@pytest.mark.parametrize(
+    "written", ["", "L5", "x.y", "5.1.2", "-1.0", (1, 2, 3), (1.5, 0), (-1, 0)], ids=str
+)
 def test_not_a_head(written: Any) -> None:
     with pytest.raises(HeadError) as error:
         interp.Head.parse(written)
     one_sentence(error)
 
 
-@pytest.mark.parametrize("written", ["L5H1", "5.1", "5-1", "a5.h1", "l5h1", (5, 1), interp.Head(5, 1)], ids=str)
+@pytest.mark.parametrize(
+    "written", ["L5H1", "5.1", "5-1", "a5.h1", "l5h1", (5, 1), interp.Head(5, 1)], ids=str
+)
 def test_spellings_of_a_head(written: Any) -> None:
     assert interp.Head.parse(written) == interp.Head(5, 1)
     assert str(interp.Head.parse(written)) == "L5H1"
@@ -346,7 +358,10 @@ def test_edits_go_to_json_and_back(tmp_path: Path) -> None:
 
 
 def test_unknown_reference(worded: Worded) -> None:
-    with pytest.raises(InterpError) as error, worded("llama")[0].edit(edits.Ablate("0.0", "mean", "no_such_task")):
+    with (
+        pytest.raises(InterpError) as error,
+        worded("llama")[0].edit(edits.Ablate("0.0", "mean", "no_such_task")),
+    ):
         pass
     one_sentence(error)
 
@@ -380,7 +395,9 @@ def test_evaluate_needs_instances(worded: Worded, n: int) -> None:
 
 
 def test_task_longer_than_the_model(tokenizer: Any) -> None:
-    model = hook(tiny.build("llama", len(tokenizer), max_position_embeddings=64), tokenizer=tokenizer)
+    model = hook(
+        tiny.build("llama", len(tokenizer), max_position_embeddings=64), tokenizer=tokenizer
+    )
     with pytest.raises(ContextError) as error:
         interp.evaluate(model, "induction", n=2)
     one_sentence(error)

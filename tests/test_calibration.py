@@ -1,4 +1,5 @@
-"""Calibration: planted truths, the split, the guard, resuming, gradients through gates, and bad input."""
+"""Calibration: planted truths, the split, the guard, resuming, gradients through gates, and bad
+input."""
 
 from __future__ import annotations
 
@@ -58,14 +59,15 @@ class Interrupted:
             raise KeyboardInterrupt
 
 
-# --- the guard ------------------------------------------------------------------------------------------------
-
-
 def test_sign_test_and_adjustment_are_scipys() -> None:
     from scipy.stats import binomtest, false_discovery_control
 
     for better, worse, same in ((5, 0, 3), (7, 2, 0), (3, 8, 5), (0, 0, 4), (1, 1, 1)):
-        expected = binomtest(better, better + worse, alternative="greater").pvalue if better + worse else 1.0
+        expected = (
+            binomtest(better, better + worse, alternative="greater").pvalue
+            if better + worse
+            else 1.0
+        )
         assert sign_test([0.5] * better + [-1.0] * worse + [0.0] * same) == pytest.approx(expected)
     p = np.random.default_rng(0).random(40) ** 3
     np.testing.assert_allclose(adjusted(p), false_discovery_control(p))
@@ -92,7 +94,8 @@ def test_the_guard_keeps_the_planted_heads_and_no_guard_keeps_many_more() -> Non
 
 
 def test_too_few_instances_for_the_guard_are_told() -> None:
-    """The note is true: with as many unanimous heads as it says some are kept, with one fewer or n smaller none is."""
+    """The note is true: with as many unanimous heads as it says some are kept, with one fewer or n
+    smaller none is."""
 
     def kept(n: int, heads: int, unanimous: int) -> int:
         before = Outcome(np.zeros(n), np.zeros(n), np.zeros(n))
@@ -102,19 +105,29 @@ def test_too_few_instances_for_the_guard_are_told() -> None:
         return int(judge_heads(before, named, found, "bh", 0.05).kept.sum())
 
     said = too_few(8, 32, 0.05)
-    assert said is not None and "0.0078 at best" in said and "at least 5 heads" in said and said.endswith("use n ≥ 11.")
+    assert (
+        said is not None
+        and "0.0078 at best" in said
+        and "at least 5 heads" in said
+        and said.endswith("use n ≥ 11.")
+    )
     assert kept(8, 32, 5) == 5 and kept(8, 32, 4) == 0
-    assert kept(11, 32, 1) == 1 and kept(10, 32, 1) == 0 and too_few(11, 32, 0.05) is None and too_few(10, 32, 0.05)
+    assert (
+        kept(11, 32, 1) == 1
+        and kept(10, 32, 1) == 0
+        and too_few(11, 32, 0.05) is None
+        and too_few(10, 32, 0.05)
+    )
     assert "whatever they do" in str(too_few(8, 2, 0.001)) and too_few(8, 0, 0.05) is None
-
-
-# --- the split ------------------------------------------------------------------------------------------------
 
 
 def test_the_split_is_disjoint_and_seeded(small: HookedModel) -> None:
     parts = split(small, SHORT, 20, 30, 0)
     prompts = {i.prompt for i in parts.train}
-    assert len(parts.train) == 20 and len(parts.heldout) == len({i.prompt for i in parts.heldout}) == 30
+    assert (
+        len(parts.train) == 20
+        and len(parts.heldout) == len({i.prompt for i in parts.heldout}) == 30
+    )
     assert not prompts & {i.prompt for i in parts.heldout}
     again = split(small, SHORT, 20, 30, 0)
     assert [i.ids for i in again.heldout] == [i.ids for i in parts.heldout]
@@ -129,7 +142,9 @@ class Few(Classification):
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
         all_of_them = Classification(0).sample(tokenizer, self.kinds, 0)
-        return [all_of_them[i] for i in np.random.default_rng([seed, n]).permutation(self.kinds)[:n]]
+        return [
+            all_of_them[i] for i in np.random.default_rng([seed, n]).permutation(self.kinds)[:n]
+        ]
 
 
 def test_instances_of_both_samples_are_left_out_of_the_held_out_ones(small: HookedModel) -> None:
@@ -137,9 +152,6 @@ def test_instances_of_both_samples_are_left_out_of_the_held_out_ones(small: Hook
     assert not {i.prompt for i in parts.train} & {i.prompt for i in parts.heldout}
     with pytest.raises(InputError, match="has only 8 instances beside the 16"):
         split(small, Few(), 16, 12, 0)
-
-
-# --- bad input ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -179,11 +191,9 @@ def test_bad_input_is_told_in_one_sentence(small: HookedModel, tmp_path: Path) -
     assert small.observers_and_edits() == ([], []) and not list(tmp_path.iterdir())
 
 
-# --- planted truths -------------------------------------------------------------------------------------------
-
-
 def test_the_filter_finds_the_head_that_was_damaged(pocket: HookedModel) -> None:
-    """One head's output is turned round in the weights; turning it back, head by head, helps there and only there."""
+    """One head's output is turned round in the weights; turning it back, head by head, helps there
+    and only there."""
     head, d = Head(1, 7), pocket.d_head
     module = copy.deepcopy(pocket.module)
     with torch.no_grad():
@@ -198,7 +208,8 @@ def test_the_filter_finds_the_head_that_was_damaged(pocket: HookedModel) -> None
 
 
 def test_headhunter_finds_the_planted_circuit(tokenizer: Any) -> None:
-    """The heads without which induction fails are the two planted ones; a second round brings nothing."""
+    """The heads without which induction fails are the two planted ones; a second round brings
+    nothing."""
     model = hook(planted(len(tokenizer)), name="planted", tokenizer=tokenizer)
     task, instances = sample(model, "induction", 2, 0)
 
@@ -219,16 +230,15 @@ def test_headhunter_takes_the_top_of_a_round(small: HookedModel) -> None:
     def total(model: HookedModel, edits: Any) -> float:
         return sum(worth[h] for e in edits for h in e.heads)
 
-    found = interp.calibrate(small, "headhunter", SHORT, n=8, objective=total, rounds=5, top=2, shortlist=5)
+    found = interp.calibrate(
+        small, "headhunter", SHORT, n=8, objective=total, rounds=5, top=2, shortlist=5
+    )
     assert found.edits[0].heads == tuple(small.heads[:4])  # type: ignore[attr-defined]
     assert found.trials.groupby("round").size().tolist() == [8, 5, 3]
     nothing = interp.calibrate(small, "headhunter", SHORT, n=8, objective=lambda m, e: -len(e))
     assert nothing.edits == [] and "nothing to edit" in nothing.notes[0]
     with pytest.raises(InputError, match="finite"):
         interp.calibrate(small, "headhunter", SHORT, n=8, objective=lambda m, e: float("nan"))
-
-
-# --- the methods ----------------------------------------------------------------------------------------------
 
 
 def test_act_head_filter_end_to_end(pocket: HookedModel, tmp_path: Path) -> None:
@@ -244,7 +254,10 @@ def test_act_head_filter_end_to_end(pocket: HookedModel, tmp_path: Path) -> None
     assert result.edited is not None
     record = json.loads((tmp_path / "act.calibration.json").read_text())
     assert record["heldout"]["accuracy"]["difference"]["n"] == 12
-    assert record["provenance"]["settings"]["act.guard"] == "none" and record["provenance"]["weights_hash"]
+    assert (
+        record["provenance"]["settings"]["act.guard"] == "none"
+        and record["provenance"]["weights_hash"]
+    )
     import pandas as pd
 
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "act.trials.parquet"), found.trials)
@@ -253,12 +266,18 @@ def test_act_head_filter_end_to_end(pocket: HookedModel, tmp_path: Path) -> None
 def test_act_skips_heads_without_sinks(pocket: HookedModel) -> None:
     """No mean is above a threshold near 1: nothing to try, nothing to edit, and a note."""
     found = interp.calibrate(pocket, HeadFilter(threshold=0.999), SHORT, n=8)
-    assert found.edits == [ACT(threshold=0.999, heads=())] and not len(found.trials) and len(found.notes) == 2
+    assert (
+        found.edits == [ACT(threshold=0.999, heads=())]
+        and not len(found.trials)
+        and len(found.notes) == 2
+    )
     assert found.heldout.accuracy.difference.low == found.heldout.accuracy.difference.high == 0
 
 
 def test_unsupervised_zerotuning_lowers_the_entropy_and_reads_no_label(pocket: HookedModel) -> None:
-    found = interp.calibrate(pocket, "zerotuning", OneClass(1), n=8, unsupervised=True, grid=(0.25, 0.5, 2.0, 4.0))
+    found = interp.calibrate(
+        pocket, "zerotuning", OneClass(1), n=8, unsupervised=True, grid=(0.25, 0.5, 2.0, 4.0)
+    )
     (edit,) = found.edits
     assert isinstance(edit, ZeroTuning) and {"accuracy", "margin"}.isdisjoint(found.trials.columns)
     search = found.trials[found.trials.stage == "search"]
@@ -273,7 +292,9 @@ def test_unsupervised_zerotuning_lowers_the_entropy_and_reads_no_label(pocket: H
 
 
 def test_of_gammas_that_tie_the_nearest_to_one_is_taken() -> None:
-    assert best_gamma({0.5: (0.5, 1.0), 1.0: (0.5, 1.0), 2.0: (0.5, 1.0 + 1e-7), 4.0: (0.5, 1.0)}) == 1
+    assert (
+        best_gamma({0.5: (0.5, 1.0), 1.0: (0.5, 1.0), 2.0: (0.5, 1.0 + 1e-7), 4.0: (0.5, 1.0)}) == 1
+    )
     assert best_gamma({0.1: (0.9, 2.0), 1.0: (0.5, 3.0), 2.0: (0.9, 2.0), 4.0: (0.9, 1.0)}) == 2
     assert best_gamma({1.0: (0.5, 1.0), 2.0: (0.5, 1.1), 4.0: (0.5, 1.2)}) == 4
 
@@ -281,7 +302,11 @@ def test_of_gammas_that_tie_the_nearest_to_one_is_taken() -> None:
 def test_supervised_zerotuning_takes_the_best_gamma(pocket: HookedModel) -> None:
     found = interp.calibrate(pocket, "zerotuning", SHORT, n=10, grid=(0.2, 5.0), profile=False)
     search = found.trials.sort_values(["accuracy", "margin"])
-    assert search.gamma.tolist()[-1] == found.edits[0].gamma and sorted(search.gamma) == [0.2, 1.0, 5.0]  # type: ignore[attr-defined]
+    assert search.gamma.tolist()[-1] == found.edits[0].gamma and sorted(search.gamma) == [
+        0.2,
+        1.0,
+        5.0,
+    ]  # type: ignore[attr-defined]
     assert found.train.accuracy.difference.mean >= 0
 
 
@@ -293,12 +318,13 @@ def test_nothing_is_measured_under_outer_edits(pocket: HookedModel) -> None:
     assert inside.train == plain.train and inside.trials.equals(plain.trials)
 
 
-# --- gates ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("distance", ["hidden", "kl"])
-def test_the_gates_gradient_is_the_finite_difference(tiny_model: Any, tokenizer: Any, distance: str) -> None:
-    model = hook(tiny_model("gpt2", len(tokenizer)).double(), name="gpt2", tokenizer=tokenizer)  # float64 throughout
+def test_the_gates_gradient_is_the_finite_difference(
+    tiny_model: Any, tokenizer: Any, distance: str
+) -> None:
+    model = hook(
+        tiny_model("gpt2", len(tokenizer)).double(), name="gpt2", tokenizer=tokenizer
+    )  # float64 throughout
     instances = NEEDLE.sample(tokenizer, 2)
     method = GateTraining(sink=2, recent=8, distance=distance)  # type: ignore[arg-type]
     alpha = torch.full((2, 4), 0.6, dtype=torch.float64, requires_grad=True)
@@ -314,11 +340,15 @@ def test_the_gates_gradient_is_the_finite_difference(tiny_model: Any, tokenizer:
 
 
 def test_gates_learn_and_resume(small: HookedModel, tmp_path: Path) -> None:
-    """Without a penalty gates have nothing to gain by closing; with it they close, and the loss falls."""
+    """Without a penalty gates have nothing to gain by closing; with it they close, and the loss
+    falls."""
     method = GateTraining(steps=5, sink=2, recent=8, penalty=0.5)
     whole = interp.calibrate(small, method, NEEDLE, n=8, out=tmp_path / "whole.json")
     assert isinstance(whole.edits[0], Gate) and whole.trace is not None and len(whole.trace) == 5
-    assert whole.trace.loss.iloc[-1] < whole.trace.loss.iloc[0] and whole.trials.alpha.between(0, 0.9999).all()
+    assert (
+        whole.trace.loss.iloc[-1] < whole.trace.loss.iloc[0]
+        and whole.trials.alpha.between(0, 0.9999).all()
+    )
     assert sorted(whole.trials.gate) == [0, 0, 1, 1]
     assert all(p.requires_grad for p in small.module.parameters())
     (loaded,) = interp.edits.load(tmp_path / "whole.json")
@@ -328,14 +358,25 @@ def test_gates_learn_and_resume(small: HookedModel, tmp_path: Path) -> None:
         interp.calibrate(small, method, NEEDLE, n=8, out=out, progress=Interrupted(4))
     assert 0 < len(list((tmp_path / "parts.resume" / "partial").glob("step-*"))) < 5
     parts = interp.calibrate(small, method, NEEDLE, n=8, out=out)
-    assert parts.trials.equals(whole.trials) and parts.trace is not None and parts.trace.equals(whole.trace)
-    kept = interp.calibrate(small, GateTraining(steps=1, sink=2, recent=8, penalty=0.0, sparsity=None), NEEDLE, n=8)
+    assert (
+        parts.trials.equals(whole.trials)
+        and parts.trace is not None
+        and parts.trace.equals(whole.trace)
+    )
+    kept = interp.calibrate(
+        small, GateTraining(steps=1, sink=2, recent=8, penalty=0.0, sparsity=None), NEEDLE, n=8
+    )
     assert (kept.trials.alpha == 1).all() and (kept.trials.gate == kept.trials.alpha).all()
 
 
 def test_ramp_and_quantile() -> None:
     rates = [ramp(i, 20) for i in range(20)]
-    assert rates[0] == 0.25 and max(rates) == rates[3] == rates[16] == 1 and rates[-1] == 0.25 and min(rates) > 0.1
+    assert (
+        rates[0] == 0.25
+        and max(rates) == rates[3] == rates[16] == 1
+        and rates[-1] == 0.25
+        and min(rates) > 0.1
+    )
     assert ramp(0, 2000) == 0.1
     alpha = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
     assert binarised(alpha, 0.5).tolist() == [[1, 0], [0, 1]]

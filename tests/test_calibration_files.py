@@ -1,4 +1,5 @@
-"""Calibrations on disk and on the command line: saving, loading, resuming, what is refused, what is shown."""
+"""Calibrations on disk and on the command line: saving, loading, resuming, what is refused, what is
+shown."""
 
 from __future__ import annotations
 
@@ -31,11 +32,15 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-# --- saving and loading ---------------------------------------------------------------------------------------
+# --- saving and loading
+# ---------------------------------------------------------------------------------------
 
 
 def test_a_calibration_comes_back_as_it_was_saved(small: HookedModel, tmp_path: Path) -> None:
-    for method, out in ((GateTraining(steps=1, sink=2, recent=8), "gates.json"), ("zerotuning", "zero")):
+    for method, out in (
+        (GateTraining(steps=1, sink=2, recent=8), "gates.json"),
+        ("zerotuning", "zero"),
+    ):
         made = interp.calibrate(small, method, NEEDLE, n=8, out=tmp_path / out)
         found = interp.Calibration.load(tmp_path / out)
         assert (found.trace is None) == (made.trace is None) and found.trials.equals(made.trials)
@@ -48,7 +53,12 @@ def test_a_calibration_comes_back_as_it_was_saved(small: HookedModel, tmp_path: 
 def test_tables_of_an_earlier_result_go(small: HookedModel, tmp_path: Path) -> None:
     out = tmp_path / "x.json"
     interp.calibrate(small, GateTraining(steps=1, sink=2, recent=8), NEEDLE, n=8, out=out)
-    assert names(tmp_path) == ["x.calibration.json", "x.json", "x.trace.parquet", "x.trials.parquet"]
+    assert names(tmp_path) == [
+        "x.calibration.json",
+        "x.json",
+        "x.trace.parquet",
+        "x.trials.parquet",
+    ]
     interp.calibrate(small, "zerotuning", SHORT, n=8, grid=(2.0,), profile=False, out=out)
     assert names(tmp_path) == ["x.calibration.json", "x.json", "x.trials.parquet"]
     assert Calibration.load(out).trace is None
@@ -83,10 +93,13 @@ def test_damaged_calibrations_are_refused(small: HookedModel, tmp_path: Path) ->
     assert Calibration.load(out).method == "zerotuning"
 
 
-# --- refused before anything runs -----------------------------------------------------------------------------
+# --- refused before anything runs
+# -----------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_refused_before_anything_runs(small: HookedModel, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    small: HookedModel, tmp_path: Path
+) -> None:
     """Nothing runs, nothing is left, and pieces of an interrupted run stay where they are."""
     out = tmp_path / "x.json"
     refused: list[tuple[str, str, dict[str, Any]]] = [
@@ -97,7 +110,9 @@ def test_what_does_not_fit_is_refused_before_anything_runs(small: HookedModel, t
     def refuse() -> None:
         for words, method, settings in refused:
             with pytest.raises(InputError, match=words):
-                interp.calibrate(small, method, SHORT, n=8, out=out, progress=Interrupted(0), **settings)
+                interp.calibrate(
+                    small, method, SHORT, n=8, out=out, progress=Interrupted(0), **settings
+                )
 
     refuse()
     assert not names(tmp_path)
@@ -108,41 +123,58 @@ def test_what_does_not_fit_is_refused_before_anything_runs(small: HookedModel, t
     assert len(pieces) > 1 and names(tmp_path / "x.resume" / "partial") == pieces
 
 
-# --- resuming -------------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_calibration_goes_on_where_it_was(small: HookedModel, tmp_path: Path) -> None:
+def test_an_interrupted_calibration_goes_on_where_it_was(
+    small: HookedModel, tmp_path: Path
+) -> None:
     settings: dict[str, Any] = dict(n=8, grid=(0.5, 2.0), seed=3)
     whole = interp.calibrate(small, "zerotuning", SHORT, **settings)
     out = tmp_path / "edit.json"
     with pytest.raises(KeyboardInterrupt):
         interp.calibrate(small, "zerotuning", SHORT, out=out, progress=Interrupted(7), **settings)
     assert small.observers_and_edits() == ([], []) and not out.exists()
-    pieces = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "edit.resume" / "partial").glob("*.parquet")}
+    pieces = {
+        p.name: p.stat().st_mtime_ns
+        for p in (tmp_path / "edit.resume" / "partial").glob("*.parquet")
+    }
     assert pieces
     with pytest.raises(KeyboardInterrupt):
         interp.calibrate(small, "zerotuning", SHORT, out=out, progress=Interrupted(10), **settings)
-    later = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "edit.resume" / "partial").glob("*.parquet")}
+    later = {
+        p.name: p.stat().st_mtime_ns
+        for p in (tmp_path / "edit.resume" / "partial").glob("*.parquet")
+    }
     assert len(later) > len(pieces) and pieces.items() <= later.items()  # nothing was done twice
     resumed = interp.calibrate(small, "zerotuning", SHORT, out=out, **settings)
-    assert resumed.trials.equals(whole.trials) and resumed.edits == whole.edits and resumed.heldout == whole.heldout
+    assert (
+        resumed.trials.equals(whole.trials)
+        and resumed.edits == whole.edits
+        and resumed.heldout == whole.heldout
+    )
     assert out.is_file() and not (tmp_path / "edit.resume").exists()
 
 
 def test_pieces_of_another_calibration_are_not_used(small: HookedModel, tmp_path: Path) -> None:
     out = tmp_path / "edit.json"
     with pytest.raises(KeyboardInterrupt):
-        interp.calibrate(small, "zerotuning", SHORT, n=8, out=out, progress=Interrupted(7), grid=(2.0,))
+        interp.calibrate(
+            small, "zerotuning", SHORT, n=8, out=out, progress=Interrupted(7), grid=(2.0,)
+        )
     other = interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, out=out, grid=(2.0,))
-    assert other.trials.equals(interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, grid=(2.0,)).trials)
+    assert other.trials.equals(
+        interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, grid=(2.0,)).trials
+    )
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None], ids=["empty", "short", "truncated"])
-def test_a_damaged_piece_is_measured_again(small: HookedModel, tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_piece_is_measured_again(
+    small: HookedModel, tmp_path: Path, damage: bytes | None
+) -> None:
     settings: dict[str, Any] = dict(n=8, grid=(0.5, 2.0), profile=False)
     whole = interp.calibrate(small, "zerotuning", SHORT, **settings)
     with pytest.raises(KeyboardInterrupt):
-        interp.calibrate(small, "zerotuning", SHORT, out=tmp_path / "x.json", progress=Interrupted(4), **settings)
+        interp.calibrate(
+            small, "zerotuning", SHORT, out=tmp_path / "x.json", progress=Interrupted(4), **settings
+        )
     pieces = list((tmp_path / "x.resume" / "partial").glob("*.parquet"))
     assert pieces
     for piece in pieces:
@@ -152,7 +184,8 @@ def test_a_damaged_piece_is_measured_again(small: HookedModel, tmp_path: Path, d
     assert found.trials.equals(whole.trials) and found.heldout == whole.heldout
 
 
-# --- the command line -----------------------------------------------------------------------------------------
+# --- the command line
+# -----------------------------------------------------------------------------------------
 
 
 def run(*words: object, code: int = 0) -> Result:
@@ -167,17 +200,38 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     shown = run("--method", "headhunter", "--layers", "3", "--rounds", "1", *words).output
     assert "held out, accuracy" in shown and "training, margin" in shown and out.is_file()
     assert "nothing to edit" in shown and "interp evaluate" not in shown
-    shown = run("--method", "zerotuning", "--unsupervised", "--layers", "0", "--model", "pocket-llama", *words).output
+    shown = run(
+        "--method",
+        "zerotuning",
+        "--unsupervised",
+        "--layers",
+        "0",
+        "--model",
+        "pocket-llama",
+        *words,
+    ).output
     assert "held out, entropy" in shown and "margin" not in shown
     (line,) = (line for line in shown.splitlines() if "interp evaluate" in line)
     command = shlex.split(line[line.index("interp evaluate") :])
-    expected = ["--model", "pocket-llama", "--task", "colored_objects", "--edit", str(out), "--n", str(LEAST)]
+    expected = [
+        "--model",
+        "pocket-llama",
+        "--task",
+        "colored_objects",
+        "--edit",
+        str(out),
+        "--n",
+        str(LEAST),
+    ]
     assert command == ["interp", "evaluate", *expected, "--seed", "1"]
     done = CliRunner().invoke(app, command[1:])
     assert done.exit_code == 0 and "edited" in done.output, done.output
     for wrong, sentence in (
         (["--method", "actt"], "did you mean act"),
-        (["--method", "act", "--unsupervised"], "--unsupervised is not an option of the method act; it takes --layers"),
+        (
+            ["--method", "act", "--unsupervised"],
+            "--unsupervised is not an option of the method act; it takes --layers",
+        ),
         (["--method", "gates", "--layers", "1"], "it takes --steps, --sparsity, --sink, --recent."),
         (["--method", "act", "--layers", "1-x"], "--layers takes"),
         (["--method", "act", "--n", LEAST - 1], "'--n'"),
@@ -190,7 +244,9 @@ def test_the_next_seed_has_other_instances(small: HookedModel) -> None:
     """What the printed command measures on is in neither split."""
     parts = split(small, "classification", 32, None, 0)
     known = {i.prompt for i in (*parts.train, *parts.heldout)}
-    assert known.isdisjoint(i.prompt for i in tasks.get("classification").sample(small.tokenizer, 32, 1))
+    assert known.isdisjoint(
+        i.prompt for i in tasks.get("classification").sample(small.tokenizer, 32, 1)
+    )
 
 
 def test_help_says_what_the_methods_do() -> None:

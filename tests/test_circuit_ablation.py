@@ -1,4 +1,5 @@
-"""Head ablation against plain hooks on an untapped model, truth by brute force, stability, and every method's table."""
+"""Head ablation against plain hooks on an untapped model, truth by brute force, stability, and
+every method's table."""
 
 from __future__ import annotations
 
@@ -12,7 +13,17 @@ import torch
 
 import interp
 from interp.atlas import KEYS, Atlas
-from interp.circuits import Circuit, evaluate, find, measured, planted, published, published_names, registry, resampled
+from interp.circuits import (
+    Circuit,
+    evaluate,
+    find,
+    measured,
+    planted,
+    published,
+    published_names,
+    registry,
+    resampled,
+)
 from interp.circuits.base import Method
 from interp.circuits.bench import Bench
 from interp.circuits.head_ablation import HeadAblation, resampled_means
@@ -24,8 +35,11 @@ from interp_hooks import Head
 CHEAP = ("head_ablation", "attribution", "eap", "hisp", "path_patching")
 
 
-def by_hand(twin: Any, prompts: Any, layer: int, head: int, mode: str, means: dict[int, torch.Tensor]) -> np.ndarray:
-    """Margins of an eager model, prompt by prompt without padding, one head's z replaced by a hook on W_O's input."""
+def by_hand(
+    twin: Any, prompts: Any, layer: int, head: int, mode: str, means: dict[int, torch.Tensor]
+) -> np.ndarray:
+    """Margins of an eager model, prompt by prompt without padding, one head's z replaced by a hook
+    on W_O's input."""
     found = []
     for instance in prompts.instances:
         ids, other = torch.tensor([instance.ids]), torch.tensor([instance.corrupted])
@@ -40,7 +54,9 @@ def by_hand(twin: Any, prompts: Any, layer: int, head: int, mode: str, means: di
 
         def replace(z: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
             z = z.clone()
-            given = {"zero": 0.0, "mean": means[layer][head], "resample": kept[layer][:, :, head]}[mode]
+            given = {"zero": 0.0, "mean": means[layer][head], "resample": kept[layer][:, :, head]}[
+                mode
+            ]
             z[:, :, head] = given
             return z
 
@@ -56,7 +72,10 @@ def means_by_hand(twin: Any, prompts: Any) -> dict[int, torch.Tensor]:
     for layer in range(2):
         kept: list[torch.Tensor] = []
         for instance in prompts.instances:
-            with torch.no_grad(), tiny.rewriting_z(twin, layer, lambda z, kept=kept: kept.append(z[0].clone()) or z):
+            with (
+                torch.no_grad(),
+                tiny.rewriting_z(twin, layer, lambda z, kept=kept: kept.append(z[0].clone()) or z),
+            ):
                 twin(input_ids=torch.tensor([instance.corrupted]), use_cache=False)
         found[layer] = torch.cat(kept).mean(0)
     return found
@@ -71,18 +90,25 @@ def test_effects_equal_plain_hooks_on_unpadded_prompts(worded: Any, name: str, m
     found = HeadAblation(mode).find(Bench(model, prompts))
     assert found.effects is not None
     means = means_by_hand(twin, prompts)
-    plain = np.array([
-        prompts.task.score(twin(input_ids=torch.tensor([i.ids])).logits[0, list(i.positions)].detach(), i)[1]
-        for i in prompts.instances
-    ])  # fmt: skip
+    plain = np.array(
+        [
+            prompts.task.score(
+                twin(input_ids=torch.tensor([i.ids])).logits[0, list(i.positions)].detach(), i
+            )[1]
+            for i in prompts.instances
+        ]
+    )
     for layer, head in ((0, 0), (0, 3), (1, 2)):
         wanted = plain - by_hand(twin, prompts, layer, head, mode, means)
         np.testing.assert_allclose(found.effects[4 * layer + head], wanted, atol=2e-4)
     np.testing.assert_allclose(found.score, np.abs(found.effects.mean(1)))
 
 
-def test_replacing_every_head_by_its_twin_is_the_corrupted_run_but_for_the_embedding(pocket: Any) -> None:
-    """IOI prompts and their twins end in the same tokens, so with all z replaced the last position can't tell."""
+def test_replacing_every_head_by_its_twin_is_the_corrupted_run_but_for_the_embedding(
+    pocket: Any,
+) -> None:
+    """IOI prompts and their twins end in the same tokens, so with all z replaced the last position
+    can't tell."""
     bench = Bench(pocket, from_task(pocket, "ioi", 8))
     (margins,) = bench.ablated([bench.heads], "resample")
     np.testing.assert_allclose(margins, bench.margins(corrupted=True), atol=1e-3)
@@ -101,7 +127,9 @@ def test_an_interrupted_ablation_resumes_and_gives_the_same(
     whole = find(pocket, "ioi", "head_ablation", n=6)
     runs: list[int] = []
     without = Bench.without
-    monkeypatch.setattr(Bench, "without", lambda self, *a, **k: runs.append(1) or without(self, *a, **k))
+    monkeypatch.setattr(
+        Bench, "without", lambda self, *a, **k: runs.append(1) or without(self, *a, **k)
+    )
 
     def stop(done: int, total: int, what: str) -> None:
         if done == 10:
@@ -111,7 +139,11 @@ def test_an_interrupted_ablation_resumes_and_gives_the_same(
         find(pocket, "ioi", "head_ablation", n=6, resume=tmp_path, progress=stop)
     assert len(runs) == 10
     again = find(pocket, "ioi", "head_ablation", n=6, resume=tmp_path)
-    assert len(runs) == 32 and again.frame.equals(whole.frame) and again.search.forwards == whole.search.forwards
+    assert (
+        len(runs) == 32
+        and again.frame.equals(whole.frame)
+        and again.search.forwards == whole.search.forwards
+    )
     assert not (tmp_path / "partial").exists()
     # other prompts are another search
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +152,8 @@ def test_an_interrupted_ablation_resumes_and_gives_the_same(
     assert len(runs) == 32 + 10 + 32
 
 
-# --- truth by brute force ---------------------------------------------------------------------------------------------
+# --- truth by brute force
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", planted.names())
@@ -133,8 +166,13 @@ def test_brute_force_finds_exactly_the_planted_circuit(name: str) -> None:
 
 
 def test_committed_truths_are_what_the_code_measures(pocket: Any) -> None:
-    """pocket-llama's bundled truths on fewer prompts: the strongest effects agree, and so do their signs."""
-    assert {t for t, m in published_names() if m == "pocket-llama"} >= {"ioi", "greater_than", "docstring"}
+    """pocket-llama's bundled truths on fewer prompts: the strongest effects agree, and so do their
+    signs."""
+    assert {t for t, m in published_names() if m == "pocket-llama"} >= {
+        "ioi",
+        "greater_than",
+        "docstring",
+    }
     truth = published("ioi", "pocket-llama")
     again = measured(pocket, "ioi", n=64, seed=5)
     strong = [h for h, e in truth.effects.items() if abs(e) >= 0.25]
@@ -151,9 +189,6 @@ def test_truth_and_methods_see_different_prompts(pocket: Any) -> None:
 
     seen = {i.ids for i in from_task(pocket, "ioi", 2048, APART).instances}
     assert not seen & {i.ids for i in from_task(pocket, "ioi", 128, 0).instances}
-
-
-# --- stability --------------------------------------------------------------------------------------------------------
 
 
 def test_stability_is_one_where_the_prompts_do_not_matter(pocket: Any) -> None:
@@ -174,7 +209,8 @@ def test_stability_is_one_where_the_prompts_do_not_matter(pocket: Any) -> None:
         resampled(pocket, "ioi", "attribution", k=32, resamples=2, n=4)
 
 
-# --- every method's table ---------------------------------------------------------------------------------------------
+# --- every method's table
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", CHEAP)
@@ -183,18 +219,29 @@ def test_tables_join_with_an_atlas_and_load_again(pocket: Any, method: str, tmp_
     assert list(circuit.frame.columns[:5]) == list(KEYS) and circuit.column == method
     assert (circuit.frame[method] >= 0).all() and len(circuit.frame) == 32
     rows = pd_rows(circuit)
-    atlas = Atlas(circuit.frame[list(KEYS)].assign(sink=np.linspace(0, 1, 32)), {"model": pocket.name})
+    atlas = Atlas(
+        circuit.frame[list(KEYS)].assign(sink=np.linspace(0, 1, 32)), {"model": pocket.name}
+    )
     joined = circuit.frame.merge(atlas.frame, on=list(KEYS))
-    assert len(joined) == 32 and np.isclose(joined[method], [rows[h] for h in circuit_heads(joined)]).all()
+    assert (
+        len(joined) == 32
+        and np.isclose(joined[method], [rows[h] for h in circuit_heads(joined)]).all()
+    )
     circuit.save(tmp_path)
     again = Circuit.load(tmp_path)
-    assert again.frame.equals(circuit.frame) and again.edges.equals(circuit.edges) and again.search == circuit.search
+    assert (
+        again.frame.equals(circuit.frame)
+        and again.edges.equals(circuit.edges)
+        and again.search == circuit.search
+    )
     assert Atlas.load(tmp_path).scores == circuit.scores
     for key in ("model", "weights_hash", "inputs_hash", "versions", "settings", "created"):
         assert again.provenance[key]
     assert again.provenance["seed"] == 0
     assert again.provenance["settings"]["task"] == "ioi"
-    for name, value in registry.get(method)().record().items():  # a tuple comes back from JSON as a list
+    for name, value in (
+        registry.get(method)().record().items()
+    ):  # a tuple comes back from JSON as a list
         kept = again.provenance["settings"][f"{method}.{name}"]
         assert kept == (list(value) if isinstance(value, tuple) else value)
 

@@ -1,4 +1,5 @@
-"""ACDC and models with edges removed, against an untapped model whose heads and MLPs read streams of their own."""
+"""ACDC and models with edges removed, against an untapped model whose heads and MLPs read streams
+of their own."""
 
 from __future__ import annotations
 
@@ -56,13 +57,20 @@ def test_all_edges_removed_is_the_corrupted_run_and_none_the_clean_one(name: str
 
 @pytest.mark.parametrize("mode", ["resample", "zero"])
 @pytest.mark.parametrize("name", NAMES)
-def test_edges_removed_at_random_give_the_reference_with_split_streams(name: str, mode: str) -> None:
-    """What a removed edge takes off is its sender as it is in that run, whatever else is removed."""
+def test_edges_removed_at_random_give_the_reference_with_split_streams(
+    name: str, mode: str
+) -> None:
+    """What a removed edge takes off is its sender as it is in that run, whatever else is
+    removed."""
     sub, split = cut(name, mode), Split(name, twin(name))
     other = stand_ins(split, mode)
     draw = np.random.default_rng(1)
     for start in (0, 1):
-        usable = [e for e in split.edges if start == 0 or e[1] == "output" or e[1] == ("mlp", 1) or e[1][0] == 1]
+        usable = [
+            e
+            for e in split.edges
+            if start == 0 or e[1] == "output" or e[1] == ("mlp", 1) or e[1][0] == 1
+        ]
         removed = [usable[i] for i in draw.choice(len(usable), len(usable) // 3, replace=False)]
         wanted, _ = split.run(inputs(instances(ROWS)), other, dict.fromkeys(removed, 1.0))
         found = sub.logits(matrix(name, sub.graph, removed), start)[0]
@@ -141,7 +149,8 @@ def greedy(name: str, tau: float, metric: str) -> set[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("name", "metric"), [("llama", "kl"), ("neox", "margin")])
 def test_what_survives_is_what_the_plain_algorithm_keeps(name: str, metric: str) -> None:
-    """Also with thresholds side by side, and without the runs for heads of which nothing is left."""
+    """Also with thresholds side by side, and without the runs for heads of which nothing is
+    left."""
     thresholds = (0.02, 0.1)
     found = ACDC(thresholds, metric).find(bench_of(name, ROWS))
     survivors = scores(found)
@@ -161,7 +170,9 @@ def test_what_survives_is_what_the_plain_algorithm_keeps(name: str, metric: str)
 
 def test_gpt2_small_has_as_many_edges_as_the_paper_says() -> None:
     """Conmy et al., section 4: 32,491 edges with queries, keys and values apart."""
-    bench: Any = SimpleNamespace(sites={layer: SimpleNamespace(n_heads=12, n_kv_heads=12) for layer in range(12)})
+    bench: Any = SimpleNamespace(
+        sites={layer: SimpleNamespace(n_heads=12, n_kv_heads=12) for layer in range(12)}
+    )
     assert Graph.of(bench, False, dict.fromkeys(range(12), True)).allowed.sum() == 32491
 
 
@@ -199,5 +210,7 @@ def test_other_projections_and_norms_run_too(name: str) -> None:
     with torch.no_grad():
         wanted, _ = sub.bench.logits(sub.pairs, sub.pairs.corrupted)
         clean, _ = sub.bench.logits(sub.pairs, sub.pairs.clean)
-    torch.testing.assert_close(found[:, -1], wanted[:, -1], rtol=2e-3, atol=2e-3 * float(wanted.abs().max()))
+    torch.testing.assert_close(
+        found[:, -1], wanted[:, -1], rtol=2e-3, atol=2e-3 * float(wanted.abs().max())
+    )
     assert float((clean - wanted)[:, -1].abs().max()) > 0.05 * float(wanted.abs().max())

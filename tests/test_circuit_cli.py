@@ -1,4 +1,5 @@
-"""`interp circuit`, with the bundled model: what it prints and saves, and one sentence for each mistake."""
+"""`interp circuit`, with the bundled model: what it prints and saves, and one sentence for each
+mistake."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pocket: HookedModel) -> list[Any]:
-    """The working folder is an empty one, and the model is loaded once; what was asked of `load` is kept."""
+    """The working folder is an empty one, and the model is loaded once; what was asked of `load` is
+    kept."""
     seen: list[Any] = []
 
     def load(source: Any, **how: Any) -> HookedModel:
@@ -81,7 +83,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_help_names_every_method() -> None:
-    assert {name: circuits.registry.get(name).summary for name in circuits.names()} == command.METHODS
+    assert {
+        name: circuits.registry.get(name).summary for name in circuits.names()
+    } == command.METHODS
 
 
 # What it gives
@@ -96,10 +100,17 @@ def test_a_circuit_is_printed_saved_and_loads_again(here: list[Any], pocket: Hoo
     saved = Circuit.load(folder)
     again = circuits.find(pocket, "ioi", "head_ablation", n=8, seed=3)
     pd.testing.assert_frame_equal(saved.frame, again.frame)
-    rows = [line.split() for line in result.stdout.splitlines() if line.split()[:1] in (["1"], ["2"], ["3"], ["4"])]
+    rows = [
+        line.split()
+        for line in result.stdout.splitlines()
+        if line.split()[:1] in (["1"], ["2"], ["3"], ["4"])
+    ]
     assert [row[1] for row in rows] == [str(h) for h in again.heads(4)]
     first = again.frame.loc[again.frame.head_ablation.idxmax()]
-    assert f"{first.head_ablation:.3f} [{first.head_ablation_low:.3f}, {first.head_ablation_high:.3f}]" in result.stdout
+    assert (
+        f"{first.head_ablation:.3f} [{first.head_ablation_low:.3f}, {first.head_ablation_high:.3f}]"
+        in result.stdout
+    )
     assert f"{first.head_ablation_effect:+.3g}" in result.stdout
     assert "pocket-llama, ioi by head_ablation, 8 pairs, accuracy 1.000" in result.stdout
     assert str(folder / "report.html") in result.stdout
@@ -117,7 +128,18 @@ def test_show_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_usual_method_keeps_its_autoencoder() -> None:
-    result = run("--n", 8, "--set", "steps=5", "--set", "trials=2", "--set", "standardise=no", "--set", "rate=1e-3")
+    result = run(
+        "--n",
+        8,
+        "--set",
+        "steps=5",
+        "--set",
+        "trials=2",
+        "--set",
+        "standardise=no",
+        "--set",
+        "rate=1e-3",
+    )
     folder = Path("interp-circuits") / "pocket-llama-ioi-discrete_sae"
     settings = Circuit.load(folder).provenance["settings"]
     asked = {"steps": 5, "trials": 2, "standardise": False, "rate": 1e-3}
@@ -128,7 +150,18 @@ def test_the_usual_method_keeps_its_autoencoder() -> None:
 def test_presets_and_settings_on_top() -> None:
     run("--method", "head_ablation", "--preset", "zero", "--n", 4, "--out", "a")
     assert Circuit.load("a").provenance["settings"]["head_ablation.mode"] == "zero"
-    run("--method", "head_ablation", "--preset", "zero", "--set", "mode=resample", "--n", 4, "--out", "b")
+    run(
+        "--method",
+        "head_ablation",
+        "--preset",
+        "zero",
+        "--set",
+        "mode=resample",
+        "--n",
+        4,
+        "--out",
+        "b",
+    )
     assert Circuit.load("b").provenance["settings"]["head_ablation.mode"] == "resample"
     run(
         "--method",
@@ -143,8 +176,22 @@ def test_presets_and_settings_on_top() -> None:
         "c",
     )
     found = Circuit.load("c")
-    assert set(found.edges.sender) == {"L0H3", "L0H7"} and set(found.edges.receiver) == {"L2H0", "L2H1"}
-    run("--method", "path_patching", "--set", "senders=none", "--set", "freeze_mlps=true", "--n", 4, "--out", "d")
+    assert set(found.edges.sender) == {"L0H3", "L0H7"} and set(found.edges.receiver) == {
+        "L2H0",
+        "L2H1",
+    }
+    run(
+        "--method",
+        "path_patching",
+        "--set",
+        "senders=none",
+        "--set",
+        "freeze_mlps=true",
+        "--n",
+        4,
+        "--out",
+        "d",
+    )
     assert len(Circuit.load("d").edges) == 32
 
 
@@ -157,7 +204,11 @@ def test_it_is_compared_with_a_file(pocket: HookedModel) -> None:
     saved = json.loads(Path("found/agreement.json").read_text(encoding="utf-8"))
     assert saved["auc"] == agreement.auc and saved["n_positive"] == 3 and saved["truth"] == "ioi"
     assert saved["precision"] == {str(k): v for k, v in agreement.precision.items()}
-    for said in (f"{agreement.auc:.3f}", f"{agreement.auc_pessimistic:.3f}", f"{agreement.average_precision:.3f}"):
+    for said in (
+        f"{agreement.auc:.3f}",
+        f"{agreement.auc_pessimistic:.3f}",
+        f"{agreement.average_precision:.3f}",
+    ):
         assert said in result.stdout
     lines = {line.split()[1]: line.rstrip() for line in result.stdout.splitlines() if " L" in line}
     assert lines["L2H0"].endswith("name mover") and lines["L0H3"].endswith("duplicate token")
@@ -166,20 +217,34 @@ def test_it_is_compared_with_a_file(pocket: HookedModel) -> None:
 
 
 def test_lists_of_the_strongest_heads_give_precision_only() -> None:
-    result = run("--method", "eap", "--n", 8, "--compare", truth_file(complete=False), "--out", "found")
-    assert "precision at least 1.00 at 1" in result.stdout and not Path("found/agreement.json").exists()
+    result = run(
+        "--method", "eap", "--n", 8, "--compare", truth_file(complete=False), "--out", "found"
+    )
+    assert (
+        "precision at least 1.00 at 1" in result.stdout
+        and not Path("found/agreement.json").exists()
+    )
 
 
 def test_the_model_s_own_names_find_the_published_circuit() -> None:
-    for names in (["gpt2"], ["openai-community/gpt2"], ["elsewhere", "openai-community/gpt2"], ["/models/GPT2"]):
+    for names in (
+        ["gpt2"],
+        ["openai-community/gpt2"],
+        ["elsewhere", "openai-community/gpt2"],
+        ["/models/GPT2"],
+    ):
         assert command.published("ioi", names).model == "gpt2"
     assert command.known("published", "gpt2", "greater_than", False).name == "greater_than"  # type: ignore[union-attr]
     assert command.known("published", "openai-community/gpt2", "ioi", False).model == "gpt2"  # type: ignore[union-attr]
     if ("ioi", "pocket-llama") in published_names():
         assert command.known("published", "llama", "ioi", False).n_heads == 8  # type: ignore[union-attr]
-    with pytest.raises(InputError, match=r"No circuit of ioi is known for pythia-70m; one is for gpt2"):
+    with pytest.raises(
+        InputError, match=r"No circuit of ioi is known for pythia-70m; one is for gpt2"
+    ):
         command.known("published", "pythia-70m", "ioi", False)
-    with pytest.raises(InputError, match=r"No circuit of bigram is known for gpt2; there are ioi \(gpt2\)"):
+    with pytest.raises(
+        InputError, match=r"No circuit of bigram is known for gpt2; there are ioi \(gpt2\)"
+    ):
         command.published("bigram", ["gpt2"])
 
 
@@ -192,7 +257,8 @@ def test_a_folder_s_model_is_looked_up_by_its_name(tmp_path: Path) -> None:
 def test_the_command_for_gpt2_runs_as_it_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokenizer: Any
 ) -> None:
-    """With stand-in weights of GPT-2 small's 12 × 12 heads, narrow and random, in the place of the hub's."""
+    """With stand-in weights of GPT-2 small's 12 × 12 heads, narrow and random, in the place of the
+    hub's."""
     import transformers
 
     from interp.loading import load
@@ -200,7 +266,9 @@ def test_the_command_for_gpt2_runs_as_it_is_written(
 
     folder = tmp_path / "gpt2"
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_embd=48, n_layer=12, n_head=12, n_positions=64, vocab_size=len(tokenizer))
+    config = transformers.GPT2Config(
+        n_embd=48, n_layer=12, n_head=12, n_positions=64, vocab_size=len(tokenizer)
+    )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     monkeypatch.setitem(ALIASES, "gpt2", str(folder))
@@ -208,7 +276,9 @@ def test_the_command_for_gpt2_runs_as_it_is_written(
     asked = "--model gpt2 --task ioi --method discrete_sae --compare published".split()
     said = run(*asked, "--force", "--n", 6, "--set", "trials=2", "--set", "steps=20")
     assert "Known circuit: Wang et al. 2022" in said.output and "26 of 144" in said.output
-    found = Circuit.load(Path("interp-circuits") / next(p.name for p in Path("interp-circuits").iterdir()))
+    found = Circuit.load(
+        Path("interp-circuits") / next(p.name for p in Path("interp-circuits").iterdir())
+    )
     assert len(found.frame) == 144
     # random weights can't do the task, and that is told where it isn't forced
     assert "--force" in wrong(*asked, "--n", 48)
@@ -234,7 +304,9 @@ def prompt_file(pocket: HookedModel, path: Path = Path("prompts.json"), **change
     """The task's own prompts as someone would write them."""
     rows = []
     for i in circuits.prompts.from_task(pocket, "ioi", 6).instances:
-        text = [pocket.tokenizer.decode(ids, skip_special_tokens=True) for ids in (i.ids, i.corrupted)]
+        text = [
+            pocket.tokenizer.decode(ids, skip_special_tokens=True) for ids in (i.ids, i.corrupted)
+        ]
         answer, other = (pocket.tokenizer.decode([ids[0][0]]) for ids in (i.accept, i.wrong))
         rows.append({"clean": text[0], "corrupted": text[1], "answer": answer, "wrong": other})
     rows[1] |= changes
@@ -248,7 +320,9 @@ def test_prompts_of_one_s_own(pocket: HookedModel) -> None:
     assert found.search.n == 6
     # as from the task, whose prompts these are
     task = circuits.find(pocket, "ioi", "attribution", n=6)
-    np.testing.assert_allclose(found.frame.attribution, task.frame.attribution, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found.frame.attribution, task.frame.attribution, rtol=1e-4, atol=1e-5
+    )
     assert found.search.clean.mean == pytest.approx(task.search.clean.mean, rel=1e-5)
 
 
@@ -263,7 +337,10 @@ def test_mistakes_are_told_before_the_model_is_loaded(here: list[Any], pocket: H
         (["--method", "discrete_saes"], "did you mean discrete_sae"),
         (["--task", "ioii"], "did you mean ioi"),
         (["--method", "eap", "--preset", "paper"], "has no preset 'paper'; it has none"),
-        (["--method", "eap", "--set", "mode=zero"], "mode is not a setting of the method eap; it takes none"),
+        (
+            ["--method", "eap", "--set", "mode=zero"],
+            "mode is not a setting of the method eap; it takes none",
+        ),
         (["--method", "head_ablation", "--set", "modes=zero"], "it takes mode"),
         (["--method", "head_ablation", "--set", "mode"], "--set takes NAME=VALUE"),
         (["--method", "head_ablation", "--set", "mode=gone"], "zero, mean, resample"),
@@ -277,12 +354,18 @@ def test_mistakes_are_told_before_the_model_is_loaded(here: list[Any], pocket: H
         (["--prompts", "broken.json"], "is not JSON"),
         (["--prompts", prompts, "--task", "ioi"], "leave --task or --prompts out"),
         (["--prompts", prompts, "--faithfulness"], "leave --faithfulness out"),
-        (["--prompts", prompts, "--compare", "published"], "No circuit is known for prompts of one's own"),
+        (
+            ["--prompts", prompts, "--compare", "published"],
+            "No circuit is known for prompts of one's own",
+        ),
         (["--compare", "gone.json"], "There is no circuit file gone.json"),
         (["--compare", "broken.json"], "broken.json is damaged"),
         (["--compare", prompts], "is not a circuit of format 1"),
-        (["--compare", "published", "--task", "colored_objects", "--model", "opt-125m"], "is known for opt-125m"),
-    ]  # fmt: skip
+        (
+            ["--compare", "published", "--task", "colored_objects", "--model", "opt-125m"],
+            "is known for opt-125m",
+        ),
+    ]
     for arguments, said in cases:
         assert said in wrong(*arguments), arguments
     assert not here
@@ -305,7 +388,9 @@ def test_mistakes_in_prompts(pocket: HookedModel, changes: dict[str, Any], said:
 
 
 def test_a_known_circuit_of_another_shape(here: list[Any]) -> None:
-    assert "compare the same model" in wrong("--method", "eap", "--compare", truth_file(n_layers=12, n_heads=12))
+    assert "compare the same model" in wrong(
+        "--method", "eap", "--compare", truth_file(n_layers=12, n_heads=12)
+    )
 
 
 def test_a_model_that_cannot_do_the_task(monkeypatch: pytest.MonkeyPatch, worded: Any) -> None:
@@ -315,7 +400,9 @@ def test_a_model_that_cannot_do_the_task(monkeypatch: pytest.MonkeyPatch, worded
     rows = []
     for i, margin in zip(prompts.instances, margins, strict=True):
         good, bad = (model.tokenizer.decode([ids[0][0]]) for ids in (i.accept, i.wrong))
-        text = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in (i.ids, i.corrupted)]
+        text = [
+            model.tokenizer.decode(ids, skip_special_tokens=True) for ids in (i.ids, i.corrupted)
+        ]
         answer, other = (good, bad) if margin < 0 else (bad, good)  # what the model does not prefer
         rows.append({"clean": text[0], "corrupted": text[1], "answer": answer, "wrong": other})
     Path("prompts.json").write_text(json.dumps(rows))

@@ -1,4 +1,5 @@
-"""Faithfulness: planted circuits are enough and all there is; curves against margins under edits, made another way."""
+"""Faithfulness: planted circuits are enough and all there is; curves against margins under edits,
+made another way."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def truth_scores(known: planted.Planted) -> np.ndarray:
     return known.truth.matrix().astype(float)
 
 
-def test_a_planted_circuit_is_faithful_and_nothing_is_left_without_it(known: planted.Planted) -> None:
+def test_a_planted_circuit_is_faithful_and_nothing_is_left_without_it(
+    known: planted.Planted,
+) -> None:
     scores = truth_scores(known)
     size, total = int(scores.sum()), scores.size
     found = faithfulness(known.model, scores, known.task, 12, sizes=[size, total - size], orders=2)
@@ -47,7 +50,9 @@ def test_a_planted_circuit_is_faithful_and_nothing_is_left_without_it(known: pla
     # the other way round: the heads outside the circuit first
     other = faithfulness(known.model, 1 - scores, known.task, 12, sizes=[total - size], orders=0)
     row = other.frame.set_index("k").loc[total - size]
-    assert row.faithfulness == pytest.approx(0, abs=0.1) and row.completeness == pytest.approx(1, abs=0.1)
+    assert row.faithfulness == pytest.approx(0, abs=0.1) and row.completeness == pytest.approx(
+        1, abs=0.1
+    )
     assert found.random_cpr is not None and other.random_cpr is None
     assert found.cpr > found.random_cpr > other.cpr and found.cmd < other.cmd
 
@@ -56,7 +61,9 @@ def test_the_curve_is_that_of_margins_under_edits(pocket: HookedModel) -> None:
     """By "zero", with `Ablate` in place of wires and `judge` in place of the bench."""
     rng = np.random.default_rng(0)
     scores = rng.random((pocket.n_layers, pocket.n_heads))
-    found = faithfulness(pocket, scores, "colored_objects", 10, 3, mode="zero", sizes=[2, 20, 31], orders=0)
+    found = faithfulness(
+        pocket, scores, "colored_objects", 10, 3, mode="zero", sizes=[2, 20, 31], orders=0
+    )
     assert found.frame.k.tolist() == [0, 2, 20, 31, 32]
     prompts = from_task(pocket, "colored_objects", 10, 3 + APART)
     order = sorted(pocket.heads, key=lambda h: -scores[h.layer, h.head])
@@ -69,11 +76,15 @@ def test_the_curve_is_that_of_margins_under_edits(pocket: HookedModel) -> None:
     empty, full = margins(order).mean(), margins([]).mean()
     for row in found.frame.itertuples():
         kept, removed = margins(order[row.k :]).mean(), margins(order[: row.k]).mean()
-        assert row.margin == pytest.approx(kept, abs=1e-4) and row.removed_margin == pytest.approx(removed, abs=1e-4)
+        assert row.margin == pytest.approx(kept, abs=1e-4) and row.removed_margin == pytest.approx(
+            removed, abs=1e-4
+        )
         assert row.faithfulness == pytest.approx((kept - empty) / (full - empty), abs=1e-4)
         assert row.completeness == pytest.approx((removed - empty) / (full - empty), abs=1e-4)
         assert row.faithfulness_low - 1e-9 <= row.faithfulness <= row.faithfulness_high + 1e-9
-    assert found.full.mean == pytest.approx(full, abs=1e-4) and found.empty.mean == pytest.approx(empty, abs=1e-4)
+    assert found.full.mean == pytest.approx(full, abs=1e-4) and found.empty.mean == pytest.approx(
+        empty, abs=1e-4
+    )
     x, f = found.frame.share.to_numpy(), found.frame.faithfulness.to_numpy()
     assert found.cpr == pytest.approx(area(f, x)) and found.mode == "zero"
     assert found.cmd == pytest.approx(area(np.abs(1 - f), x))
@@ -96,7 +107,10 @@ def test_all_heads_of_the_twin_are_the_twin_where_it_ends_alike(pocket: HookedMo
     found = faithfulness(pocket, scores, "ioi", 8, sizes=[], orders=0)
     assert found.empty.mean == pytest.approx(found.corrupted.mean, abs=1e-4)
     assert found.frame.k.tolist() == [0, 32]
-    assert found.frame.faithfulness.tolist() == [0, 1] and found.frame.completeness.tolist() == [1, 0]
+    assert found.frame.faithfulness.tolist() == [0, 1] and found.frame.completeness.tolist() == [
+        1,
+        0,
+    ]
 
 
 def test_prompts_are_others_than_those_the_circuit_was_found_on(pocket: HookedModel) -> None:
@@ -105,11 +119,20 @@ def test_prompts_are_others_than_those_the_circuit_was_found_on(pocket: HookedMo
     found = faithfulness(pocket, circuit, n=8, sizes=[2], orders=0)
     assert found.task == "ioi" and found.notes == () and found.provenance["settings"]["n"] == 8
     prompts, _ = _apart(pocket, circuit, None, 40, 5)
-    assert len({i.ids for i in prompts.instances}) == 40 and not on & {i.ids for i in prompts.instances}
+    assert len({i.ids for i in prompts.instances}) == 40 and not on & {
+        i.ids for i in prompts.instances
+    }
     # drawn from the very stream: those that were seen are left out
-    prompts, _ = _apart(pocket, circuits.find(pocket, "ioi", "path_patching", n=16, seed=5 + APART, senders=("2.0",)),
-                        None, 24, 5)  # fmt: skip
-    assert not {i.ids for i in prompts.instances} & {i.ids for i in from_task(pocket, "ioi", 16, 5 + APART).instances}
+    prompts, _ = _apart(
+        pocket,
+        circuits.find(pocket, "ioi", "path_patching", n=16, seed=5 + APART, senders=("2.0",)),
+        None,
+        24,
+        5,
+    )
+    assert not {i.ids for i in prompts.instances} & {
+        i.ids for i in from_task(pocket, "ioi", 16, 5 + APART).instances
+    }
     with pytest.raises(InputError, match="found on"):
         faithfulness(pocket, circuit, from_task(pocket, "ioi", 4, 5))
     with pytest.raises(InputError, match="found on"):
@@ -120,10 +143,17 @@ def test_prompts_are_others_than_those_the_circuit_was_found_on(pocket: HookedMo
 
 def test_written_prompts_are_known_by_their_hash(pocket: HookedModel) -> None:
     rows = [
-        dict(clean=f" {a} and {b} and {b} to", corrupted=f" {a} and {b} and {a} to", answer=f" {a}", wrong=f" {b}")
+        dict(
+            clean=f" {a} and {b} and {b} to",
+            corrupted=f" {a} and {b} and {a} to",
+            answer=f" {a}",
+            wrong=f" {b}",
+        )
         for a, b in (("Mary", "John"), ("Nancy", "Aaron"))
     ]
-    rows = [r for r in rows if len(pocket.tokenizer.encode(r["answer"], add_special_tokens=False)) == 1]
+    rows = [
+        r for r in rows if len(pocket.tokenizer.encode(r["answer"], add_special_tokens=False)) == 1
+    ]
     prompts = circuits.prompts.from_texts(pocket, rows)
     circuit = circuits.find(pocket, prompts, "path_patching", force=True, senders=("2.0",))
     with pytest.raises(InputError, match="found on"):
@@ -157,7 +187,15 @@ def test_a_metric_that_heads_do_not_move(tokenizer: Any) -> None:
 
 def test_sizes_plots_and_words(known: planted.Planted) -> None:
     found = faithfulness(known.model, truth_scores(known), known.task, 4, orders=1)
-    assert found.frame.k.tolist() == [0, 1, 2, 3, 6, 16, 32]  # MIB's shares of 32 heads, those below one head are none
+    assert found.frame.k.tolist() == [
+        0,
+        1,
+        2,
+        3,
+        6,
+        16,
+        32,
+    ]  # MIB's shares of 32 heads, those below one head are none
     figure = found.plot()
     names = [trace.name for trace in figure.data if trace.name]
     assert names == ["strongest heads kept", "strongest heads removed", "random heads kept"]

@@ -1,4 +1,5 @@
-"""Attribution, EAP, EAP-IG and HISP against finite differences of an untapped model, and the identities they obey."""
+"""Attribution, EAP, EAP-IG and HISP against finite differences of an untapped model, and the
+identities they obey."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def instances(n: int = 3, seed: int = 0) -> tuple[Instance, ...]:
         clean, corrupted = draw.integers(3, 101, (2, length)).tolist()
         corrupted[0] = clean[0]
         accept, *wrong = draw.choice(101, 3, replace=False).tolist()
-        found.append(Instance(tuple(clean), (length - 1,), ((accept,),), (tuple(wrong),), tuple(corrupted)))
+        found.append(
+            Instance(tuple(clean), (length - 1,), ((accept,),), (tuple(wrong),), tuple(corrupted))
+        )
     return tuple(found)
 
 
@@ -67,7 +70,10 @@ def inputs(rows: tuple[Instance, ...], which: str = "ids") -> dict[str, torch.Te
 def margins(logits: torch.Tensor, rows: tuple[Instance, ...]) -> np.ndarray:
     """(n,) float64, by hand: the right logit minus the mean wrong one, at the end."""
     return np.array(
-        [float(r[-1, i.accept[0][0]] - r[-1, list(i.wrong[0])].mean()) for r, i in zip(logits, rows, strict=True)]
+        [
+            float(r[-1, i.accept[0][0]] - r[-1, list(i.wrong[0])].mean())
+            for r, i in zip(logits, rows, strict=True)
+        ]
     )
 
 
@@ -76,12 +82,14 @@ def scores(found: Found) -> dict[tuple[str, str, str], float]:
     return {(s, r, k): v for s, r, k, v in found.edges.itertuples(index=False)}
 
 
-# --- finite differences -----------------------------------------------------------------------------------------------
+# --- finite differences
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox"])
 def test_eap_is_the_derivative_of_the_metric_along_each_edge(name: str) -> None:
-    """d/dα m(input of v := stream + α (u(x') − u)) at α = 0, by central differences, is minus the edge's score."""
+    """d/dα m(input of v := stream + α (u(x') − u)) at α = 0, by central differences, is minus the
+    edge's score."""
     rows = instances()
     split = Split(name, twin(name))
     clean, corrupted = inputs(rows), inputs(rows, "corrupted")
@@ -89,7 +97,10 @@ def test_eap_is_the_derivative_of_the_metric_along_each_edge(name: str) -> None:
     wanted = {}
     draw = np.random.default_rng(0)
     for edge in (split.edges[i] for i in draw.choice(len(split.edges), 30, replace=False)):
-        up, down = (margins(split.run(clean, other, {edge: sign * STEP})[0], rows).mean() for sign in (1.0, -1.0))
+        up, down = (
+            margins(split.run(clean, other, {edge: sign * STEP})[0], rows).mean()
+            for sign in (1.0, -1.0)
+        )
         wanted[edge_label(name, edge)] = -(up - down) / (2 * STEP)
     found = scores(EAP().find(bench_of(name)))
     assert found.keys() == {edge_label(name, edge) for edge in split.edges}
@@ -140,7 +151,9 @@ def differences(name: str, mode: str) -> np.ndarray:
         "resample": z,
     }[mode]
     heads = [Head(layer, h) for layer in range(2) for h in range(4)]
-    up, down = ([replaced(name, h, rows, stand, sign * STEP) for h in heads] for sign in (1.0, -1.0))
+    up, down = (
+        [replaced(name, h, rows, stand, sign * STEP) for h in heads] for sign in (1.0, -1.0)
+    )
     return -(np.array(up) - np.array(down)) / (2 * STEP)
 
 
@@ -151,7 +164,9 @@ def test_attribution_is_the_derivative_towards_the_stand_in(name: str, mode: str
     found = Attribution(mode).find(bench_of(name))
     assert found.effects is not None and found.effect is not None
     np.testing.assert_allclose(found.effects, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
-    np.testing.assert_allclose(found.effect, wanted.mean(1), rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        found.effect, wanted.mean(1), rtol=1e-3, atol=1e-4 * np.abs(wanted).max()
+    )
     np.testing.assert_array_equal(found.score, np.abs(found.effect))
     assert found.low is not None and found.high is not None and (found.low <= found.high).all()
 
@@ -166,16 +181,18 @@ def test_hisp_takes_the_size_of_each_prompt_and_normalises_by_layer(mode: str) -
 
 
 def test_cancelling_prompts_count_in_hisp_and_not_in_attribution() -> None:
-    """Two prompts, the same but for the roles of right and wrong: effects are equal and opposite."""
+    """Two prompts, the same but for the roles of right and wrong: effects are equal and
+    opposite."""
     (one,) = instances(1)
     a, b = one.accept[0][0], one.wrong[0][0]
-    pair = tuple(Instance(one.ids, one.positions, ((x,),), ((y,),), one.corrupted) for x, y in ((a, b), (b, a)))
+    pair = tuple(
+        Instance(one.ids, one.positions, ((x,),), ((y,),), one.corrupted)
+        for x, y in ((a, b), (b, a))
+    )
     bench = Bench(hooked("llama"), Prompts(Written(), pair))
     assert Attribution().find(bench).score.max() < 1e-5
     assert HISP(normalise=False).find(bench).score.min() > 1e-3
 
-
-# --- identities -------------------------------------------------------------------------------------------------------
 
 ADDING = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_oss", "phi3", "neox", "opt"]
 
@@ -195,7 +212,11 @@ def test_outgoing_edges_sum_to_the_attribution_of_the_head(name: str) -> None:
 
 def test_edges_lead_forwards_only_and_shared_keys_are_one_receiver() -> None:
     llama, neox = (scores(EAP().find(bench_of(name))) for name in ("llama", "neox"))
-    assert ("L1H0", "MLP 1", "") in llama and ("L1H0", "MLP 1", "") not in neox  # blocks in parallel
+    assert ("L1H0", "MLP 1", "") in llama and (
+        "L1H0",
+        "MLP 1",
+        "",
+    ) not in neox  # blocks in parallel
     assert ("L0H0", "L1KV1", "k") in llama and ("L0H0", "L1KV2", "k") not in llama
     assert ("L0H0", "L1H3", "k") in neox
     for found in (llama, neox):
@@ -213,10 +234,24 @@ def lens_bench() -> Bench:
     """A TransformerLens model with grouped keys and rotation."""
     lens = pytest.importorskip("transformer_lens")
     config = lens.HookedTransformerConfig(
-        n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, n_key_value_heads=2, d_mlp=48, d_vocab=101,
-        act_fn="silu", gated_mlp=True, normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=8,
-        rotary_adjacent_pairs=False, final_rms=True, seed=0, default_prepend_bos=False,
-    )  # fmt: skip
+        n_layers=2,
+        d_model=32,
+        n_ctx=32,
+        d_head=8,
+        n_heads=4,
+        n_key_value_heads=2,
+        d_mlp=48,
+        d_vocab=101,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        rotary_adjacent_pairs=False,
+        final_rms=True,
+        seed=0,
+        default_prepend_bos=False,
+    )
     torch.manual_seed(0)
     model = lens.HookedTransformer(config)
     tiny.stir(model)
@@ -235,7 +270,8 @@ def test_transformer_lens_models_have_edges_too() -> None:
     assert ("L0H0", "L1KV1", "k") in scores(edges)
 
 
-# --- integrated gradients ---------------------------------------------------------------------------------------------
+# --- integrated gradients
+# ---------------------------------------------------------------------------------------------
 
 
 def test_one_step_from_the_inputs_is_eap() -> None:
@@ -247,7 +283,8 @@ def test_one_step_from_the_inputs_is_eap() -> None:
 
 
 def extrapolated(of: Any, steps: int) -> float:
-    """The limit of sums over the last points of `steps` and 2 · `steps` intervals, whose error halves."""
+    """The limit of sums over the last points of `steps` and 2 · `steps` intervals, whose error
+    halves."""
     return 2 * of(2 * steps) - of(steps)
 
 
@@ -268,7 +305,9 @@ def test_edges_of_a_layer_add_up_to_what_resampling_it_does() -> None:
     bench = Bench(model, Prompts(Written(), instances(1)))
     ends = {0: bench.heads}
     clean = bench.margins()
-    effects = {steps: EAPIG(steps=steps, mode="activations").find(bench).effect for steps in (16, 32)}
+    effects = {
+        steps: EAPIG(steps=steps, mode="activations").find(bench).effect for steps in (16, 32)
+    }
     for heads in ends.values():
         rows = [bench.index[h] for h in heads]
         wanted = float((clean - next(iter(bench.ablated([heads], "resample")))).mean())
@@ -288,7 +327,12 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_passes_are_counted() -> None:
-    for method, forwards, backwards in ((Attribution(), 2, 1), (HISP(), 1, 1), (EAP(), 3, 1), (EAPIG(), 8, 5)):
+    for method, forwards, backwards in (
+        (Attribution(), 2, 1),
+        (HISP(), 1, 1),
+        (EAP(), 3, 1),
+        (EAPIG(), 8, 5),
+    ):
         bench = bench_of("llama")
         method.find(bench)
         assert (bench.forwards, bench.backwards) == (forwards, backwards), method.name

@@ -1,4 +1,5 @@
-"""The picture of a circuit: what it shows is what the tables say, nothing overlaps, and a browser draws it."""
+"""The picture of a circuit: what it shows is what the tables say, nothing overlaps, and a browser
+draws it."""
 
 from __future__ import annotations
 
@@ -54,13 +55,18 @@ def made(
         sender = order[min(a, len(order) - 1)]
         receiver = "output" if b == len(order) else order[b]
         kind = "qkv"[rng.integers(3)] if receiver.startswith("L") else ""
-        if a == b or (sender[0] == receiver[0] == "L" and Head.parse(sender).layer == Head.parse(receiver).layer):
+        if a == b or (
+            sender[0] == receiver[0] == "L"
+            and Head.parse(sender).layer == Head.parse(receiver).layer
+        ):
             continue
         if kind in ("k", "v") and kv < heads:
             head = Head.parse(receiver)
             receiver = f"L{head.layer}KV{head.head // (heads // kv)}"
         table.append((sender, receiver, kind, float(rng.standard_t(2))))
-    found = pd.DataFrame(table, columns=list(EDGE_COLUMNS)).drop_duplicates(["sender", "receiver", "kind"])
+    found = pd.DataFrame(table, columns=list(EDGE_COLUMNS)).drop_duplicates(
+        ["sender", "receiver", "kind"]
+    )
     about = Interval(0.98, 0.95, 1.0, 64)
     search = Search("ioi", "eap", 64, about, about, about, 3.0, 1.0, 12.0)
     return Circuit(frame, {"model": model, "seed": 0, "settings": {"context": 20}}, search, found)
@@ -79,7 +85,9 @@ def spots(figure: Any) -> dict[str, tuple[float, float, float]]:
     found: dict[str, tuple[float, float, float]] = {}
     for trace in figure.data:
         if trace.customdata is not None:
-            for name, *where in zip(trace.customdata, trace.x, trace.y, trace.marker.size, strict=True):
+            for name, *where in zip(
+                trace.customdata, trace.x, trace.y, trace.marker.size, strict=True
+            ):
                 assert name not in found
                 found[str(name)] = (float(where[0]), float(where[1]), float(where[2]))
     return found
@@ -144,7 +152,9 @@ def test_size_is_score_and_colour_is_effect() -> None:
     np.testing.assert_allclose(np.polyval(fit, [score for score, _ in scores]), areas, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("layers", "heads", "kv"), [(4, 8, 4), (12, 12, 12), (32, 32, 8), (1, 64, 64), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("layers", "heads", "kv"), [(4, 8, 4), (12, 12, 12), (32, 32, 8), (1, 64, 64), (3, 1, 1)]
+)
 @pytest.mark.parametrize("shown", [1, 12, 30])
 def test_nothing_overlaps(layers: int, heads: int, kv: int, shown: int) -> None:
     circuit = made(layers, heads, kv, seed=layers, edges=40 * layers)
@@ -163,7 +173,10 @@ def test_nothing_overlaps(layers: int, heads: int, kv: int, shown: int) -> None:
     for trace in lines(figure).values():
         assert low <= min(trace.x) and max(trace.x) <= high
     for name, (x, y, size) in nodes.items():
-        assert low * across <= x * across - size / 2 + 16 and x * across + size / 2 - 16 <= high * across, name
+        assert (
+            low * across <= x * across - size / 2 + 16
+            and x * across + size / 2 - 16 <= high * across
+        ), name
         assert bottom <= y <= top, name
 
 
@@ -174,7 +187,9 @@ def test_the_name_of_the_tower_is_left_out() -> None:
     named = Circuit(frame, plain.provenance, plain.search, edges)
     assert set(spots(graph.figure(named))) == set(spots(graph.figure(plain)))
     assert set(lines(graph.figure(named))) == set(lines(graph.figure(plain)))
-    assert "text.L" in named.edges["sender"].iloc[0] + "".join(named.edges["sender"])  # the table is left as it was
+    assert "text.L" in named.edges["sender"].iloc[0] + "".join(
+        named.edges["sender"]
+    )  # the table is left as it was
 
 
 def test_a_method_without_edges_says_so() -> None:
@@ -222,9 +237,6 @@ def test_every_colour_has_one_for_the_dark() -> None:
     assert figure.layout.font.color == LIGHT.ink and LIGHT.ink in figure.layout.meta["dark"]
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     circuit = made(model=f"toy {EVIL}")
@@ -242,8 +254,15 @@ def test_the_report_tells_the_circuit_first(page: Path) -> None:
     plain = re.sub(r"<[^>]+>", " ", body)
     circuit = made()
     top = circuit.edges.loc[circuit.edges.score.abs().idxmax()]
-    for part in ("0.980 [0.950, 1.000]", f"{top.sender} → {top.receiver}", str(circuit.heads(1)[0]), "ROC AUC",
-                 "name mover", "3.0 forward, 1.0 backward", "12.0 s"):  # fmt: skip
+    for part in (
+        "0.980 [0.950, 1.000]",
+        f"{top.sender} → {top.receiver}",
+        str(circuit.heads(1)[0]),
+        "ROC AUC",
+        "name mover",
+        "3.0 forward, 1.0 backward",
+        "12.0 s",
+    ):
         assert part in plain, part
 
 
@@ -251,8 +270,16 @@ def test_a_plain_atlas_has_no_such_section(tmp_path: Path) -> None:
     from interp.atlas import Atlas
 
     circuit = made()
-    text = Atlas(circuit.frame, circuit.provenance).report(tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "<h1>toy</h1>" in text and 'id="circuit"' not in text and "<title>toy: attention heads</title>" in text
+    text = (
+        Atlas(circuit.frame, circuit.provenance)
+        .report(tmp_path / "a.html")
+        .read_text(encoding="utf-8")
+    )
+    assert (
+        "<h1>toy</h1>" in text
+        and 'id="circuit"' not in text
+        and "<title>toy: attention heads</title>" in text
+    )
 
 
 def browser() -> str:
@@ -270,13 +297,26 @@ def picture(page: Path, folder: Path, *more: str) -> np.ndarray:
     target = folder / "page.png"
     subprocess.run(
         [
-            browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={folder / 'profile'}",
-            "--virtual-time-budget=8000", "--window-size=1000,1500", "--hide-scrollbars", *more,
-            f"--screenshot={target}", page.as_uri(),
+            browser(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=8000",
+            "--window-size=1000,1500",
+            "--hide-scrollbars",
+            *more,
+            f"--screenshot={target}",
+            page.as_uri(),
         ],
-        capture_output=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
     return np.asarray(Image.open(target).convert("RGB")).astype(int)
 
 

@@ -1,4 +1,5 @@
-"""Path patching: against an implementation of its own on plain eager models, identities, and planted circuits."""
+"""Path patching: against an implementation of its own on plain eager models, identities, and
+planted circuits."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def prompts(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Prompts:
         ids = rng.integers(3, 101, n)
         other = np.where(rng.random(n) < 0.5, rng.integers(3, 101, n), ids)
         right, *wrong = (int(t) for t in rng.choice(np.arange(3, 101), 3, replace=False))
-        made.append(Instance(tuple(map(int, ids)), (n - 1,), ((right,),), (tuple(wrong),), tuple(map(int, other))))
+        made.append(
+            Instance(
+                tuple(map(int, ids)), (n - 1,), ((right,),), (tuple(wrong),), tuple(map(int, other))
+            )
+        )
     return Prompts(Written(), tuple(made))
 
 
@@ -46,7 +51,8 @@ def bench_of(name: str, lengths: tuple[int, ...] = LENGTHS, **overrides: Any) ->
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-# --- an implementation of its own -------------------------------------------------------------------------------
+# --- an implementation of its own
+# -------------------------------------------------------------------------------
 
 
 Change = Callable[[torch.Tensor], "torch.Tensor | None"]
@@ -71,26 +77,41 @@ class Plain:
 
         with ExitStack() as stack:
             for module, change in modules.items():
-                register = module.register_forward_pre_hook if inputs else module.register_forward_hook
+                register = (
+                    module.register_forward_pre_hook if inputs else module.register_forward_hook
+                )
                 stack.callback(register(before(change) if inputs else after(change)).remove)
             yield
 
     @torch.no_grad()
     def margins(self, ids: torch.Tensor) -> torch.Tensor:
         mask = self.pairs.mask
-        logits = self.model(ids, attention_mask=mask, position_ids=tiny.positions(mask)).logits[:, -1]
-        right = torch.stack([row[i.accept[0][0]] for row, i in zip(logits, self.pairs.instances, strict=True)])
-        wrong = torch.stack([row[list(i.wrong[0])].mean() for row, i in zip(logits, self.pairs.instances, strict=True)])
+        logits = self.model(ids, attention_mask=mask, position_ids=tiny.positions(mask)).logits[
+            :, -1
+        ]
+        right = torch.stack(
+            [row[i.accept[0][0]] for row, i in zip(logits, self.pairs.instances, strict=True)]
+        )
+        wrong = torch.stack(
+            [
+                row[list(i.wrong[0])].mean()
+                for row, i in zip(logits, self.pairs.instances, strict=True)
+            ]
+        )
         return right - wrong
 
     def outputs(self, ids: torch.Tensor) -> list[torch.Tensor]:
         """What goes into each o_proj: (batch, tokens, heads·d)."""
         seen: list[torch.Tensor] = []
-        with self.at({b.self_attn.o_proj: lambda z: seen.append(z.clone()) for b in self.blocks}, inputs=True):
+        with self.at(
+            {b.self_attn.o_proj: lambda z: seen.append(z.clone()) for b in self.blocks}, inputs=True
+        ):
             self.margins(ids)
         return seen
 
-    def patched(self, sender: Head, layer: int, wire: str, columns: slice, positions: str) -> torch.Tensor:
+    def patched(
+        self, sender: Head, layer: int, wire: str, columns: slice, positions: str
+    ) -> torch.Tensor:
         """(batch,) margins, q_proj's (k_proj's, v_proj's) `columns` of `layer` receiving."""
         clean, corrupted = self.outputs(self.pairs.clean), self.outputs(self.pairs.corrupted)
         d = self.blocks[0].self_attn.head_dim
@@ -103,7 +124,10 @@ class Plain:
         fix: dict[Any, Change] = {
             b.self_attn.o_proj: lambda _, z=z: z for b, z in zip(self.blocks, frozen, strict=True)
         }
-        with self.at(fix, inputs=True), self.at({receiver: lambda out: kept.append(out.clone())}, inputs=False):
+        with (
+            self.at(fix, inputs=True),
+            self.at({receiver: lambda out: kept.append(out.clone())}, inputs=False),
+        ):
             self.margins(self.pairs.clean)
 
         def give(out: torch.Tensor) -> torch.Tensor:
@@ -130,19 +154,20 @@ def test_sender_to_receiver_as_plain_hooks_do_it(name: str, wire: str, positions
     clean, corrupted = plain.margins(pairs.clean), plain.margins(pairs.corrupted)
     gap = float((clean - corrupted).mean())
     for sender in (Head(0, 1), Head(1, 2)):
-        wanted = plain.patched(sender, target.layer, wire, slice(index * d, (index + 1) * d), positions)
+        wanted = plain.patched(
+            sender, target.layer, wire, slice(index * d, (index + 1) * d), positions
+        )
         effects = (clean - wanted) / abs(gap)
         assert found.effects is not None and found.effect is not None
         np.testing.assert_allclose(found.effects[bench.index[sender]], effects.numpy(), atol=3e-5)
         assert float(effects.abs().max()) > 1e-3  # there is something to compare
         published = -100 * float((wanted - clean).mean()) / float((corrupted - clean).mean())
-        assert found.effect[bench.index[sender]] == pytest.approx(-published / 100 * np.sign(gap), abs=3e-5)
+        assert found.effect[bench.index[sender]] == pytest.approx(
+            -published / 100 * np.sign(gap), abs=3e-5
+        )
         assert found.score[bench.index[sender]] == abs(found.effect[bench.index[sender]])
     later = [bench.index[h] for h in bench.heads if h.layer >= 2]
     assert not found.effects[later].any()
-
-
-# --- identities -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "neox"])
@@ -164,7 +189,9 @@ def test_all_heads_and_the_embedding_along_all_paths_are_the_corrupted_run(name:
 
 @pytest.mark.parametrize("positions", ["end", "all"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "neox"])
-def test_with_frozen_mlps_the_stream_moves_by_the_sender_s_own_output(name: str, positions: str) -> None:
+def test_with_frozen_mlps_the_stream_moves_by_the_sender_s_own_output(
+    name: str, positions: str
+) -> None:
     """Σ (z' − z) W_O, exactly: sequential blocks, and parallel ones."""
     bench = bench_of(name)
     (pairs,) = bench.batches()
@@ -172,7 +199,9 @@ def test_with_frozen_mlps_the_stream_moves_by_the_sender_s_own_output(name: str,
     clean, other = (bench.run(pairs, corrupted=c, keep=("z", "post"))[1] for c in (False, True))
     trunk = bench.model.module
     trunk = getattr(trunk, "model", None) or getattr(trunk, "transformer", None) or trunk.gpt_neox
-    norm = next(getattr(trunk, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(trunk, n))
+    norm = next(
+        getattr(trunk, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(trunk, n)
+    )
     sets = [[Head(0, 1)], [Head(1, 2)], [Head(0, 0), Head(1, 3)]]
     seen: list[torch.Tensor] = []
     handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -187,7 +216,9 @@ def test_with_frozen_mlps_the_stream_moves_by_the_sender_s_own_output(name: str,
         moved = clean["post", 1].clone()
         for head in heads:
             delta = (other["z", head.layer] - clean["z", head.layer])[:, :, head.head]
-            moved += where[..., None] * (delta @ bench.model.head_weights(head.layer).W_O[head.head].double())
+            moved += where[..., None] * (
+                delta @ bench.model.head_weights(head.layer).W_O[head.head].double()
+            )
         torch.testing.assert_close(found, moved, atol=1e-10, rtol=0)
         assert float((moved - clean["post", 1]).abs().max()) > 1e-3
 
@@ -197,7 +228,9 @@ def test_frozen_mlps_matter() -> None:
     live, frozen = PathPatching().find(bench), PathPatching(freeze_mlps=True).find(bench)
     assert live.effects is not None and frozen.effects is not None
     last = [bench.index[h] for h in bench.heads if h.layer == 1]
-    assert np.abs(live.effects - frozen.effects)[last].max() > 1e-3  # even the last layer has an MLP after it
+    assert (
+        np.abs(live.effects - frozen.effects)[last].max() > 1e-3
+    )  # even the last layer has an MLP after it
 
 
 def test_a_sender_not_before_the_receiver_has_no_effect() -> None:
@@ -211,7 +244,9 @@ def test_a_sender_not_before_the_receiver_has_no_effect() -> None:
     assert float((found[2] - paths.clean).abs().max()) > 1e-6
     before = bench.forwards
     PathPatching(("L1H0.q",), "all").find(bench)
-    assert bench.forwards - before == 2 + 2 * 4  # clean, corrupted, and two runs for each head of layer 0
+    assert (
+        bench.forwards - before == 2 + 2 * 4
+    )  # clean, corrupted, and two runs for each head of layer 0
 
 
 def test_heads_on_one_kv_head_receive_together() -> None:
@@ -244,10 +279,14 @@ def test_the_table_of_edges_and_intervals() -> None:
     tried = {bench.index[Head(0, 1)], bench.index[Head(1, 2)]}
     assert set(np.flatnonzero(found.score)) <= tried
     assert (found.low <= found.score + 1e-12).all() and (found.score <= found.high + 1e-12).all()
-    assert any("together" in n for n in found.notes) and any("last position" in n for n in found.notes)
+    assert any("together" in n for n in found.notes) and any(
+        "last position" in n for n in found.notes
+    )
 
 
-@pytest.mark.parametrize("receivers", [("output", "0.1.q"), (), ("0.1",), ("0.1.z",), ("output.q",)])
+@pytest.mark.parametrize(
+    "receivers", [("output", "0.1.q"), (), ("0.1",), ("0.1.z",), ("output.q",)]
+)
 def test_receivers_that_make_no_sense(receivers: tuple[str, ...]) -> None:
     with pytest.raises((InputError, HeadError)) as error:
         PathPatching(receivers)
@@ -262,10 +301,18 @@ def test_what_is_refused() -> None:
         PathPatching(("9.0.q",)).find(bench)
     with pytest.raises(HeadError):
         PathPatching(senders="0.7").find(bench)  # type: ignore[arg-type]
-    same = tuple(Instance(i.ids, i.positions, i.accept, i.wrong, i.ids) for i in bench.prompts.instances)
+    same = tuple(
+        Instance(i.ids, i.positions, i.accept, i.wrong, i.ids) for i in bench.prompts.instances
+    )
     with pytest.raises(InputError, match="does not change the metric"):
         PathPatching().find(Bench(bench.model, Prompts(Written(), same)))
-    for wrong in (dict(share=2.0), dict(depth=0), dict(wires=()), dict(wires=("z",)), dict(at_least=0)):
+    for wrong in (
+        dict(share=2.0),
+        dict(depth=0),
+        dict(wires=()),
+        dict(wires=("z",)),
+        dict(at_least=0),
+    ):
         with pytest.raises(InputError):
             stages(bench, **wrong)  # type: ignore[arg-type]
 
@@ -277,13 +324,14 @@ def test_transformer_lens_along_the_same_paths() -> None:
 
     model = tiny.build("llama", seed=1)
     benches = [Bench(m, prompts()) for m in (hook(model), hook(hooked_transformer(model)))]
-    for settings in (dict(), dict(freeze_mlps=True), dict(receivers=("1.1.q", "1.2.k"), positions="all")):
+    for settings in (
+        dict(),
+        dict(freeze_mlps=True),
+        dict(receivers=("1.1.q", "1.2.k"), positions="all"),
+    ):
         one, two = (PathPatching(**settings).find(b).effects for b in benches)  # type: ignore[arg-type]
         np.testing.assert_allclose(one, two, atol=1e-4)  # type: ignore[arg-type]
         assert np.abs(one).max() > 1e-3  # type: ignore[arg-type]
-
-
-# --- planted ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +341,8 @@ def induction(tokenizer: Any) -> Bench:
 
 
 def test_stages_walk_the_planted_circuit_backwards(induction: Bench) -> None:
-    """The induction head writes the answer; its keys, and nothing else of it, come from the previous-token head."""
+    """The induction head writes the answer; its keys, and nothing else of it, come from the
+    previous-token head."""
     first, second = stages(induction, share=0.0, at_least=1, depth=5, wires=("k",))
     assert first.receivers == ("output",) and first.heads == (Head(1, 2),)
     assert second.receivers == ("L1H2.k",) and second.heads == (Head(0, 1),)

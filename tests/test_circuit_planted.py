@@ -44,7 +44,8 @@ def judged(made: Planted, edits: Sequence[Ablate] = ()) -> np.ndarray:
 
 
 def ablated(made: Planted, heads: Sequence[Head], mode: str = "mean") -> np.ndarray:
-    """As `judged`; the reference is the corrupted prompts of the toolkit's task of the same name."""
+    """As `judged`; the reference is the corrupted prompts of the toolkit's task of the same
+    name."""
     return judged(made, [Ablate(heads, mode, reference=None if mode == "zero" else made.name)])
 
 
@@ -54,7 +55,9 @@ def weights_of(made: Planted) -> dict[Head, dict[str, torch.Tensor]]:
     for layer in range(made.model.n_layers):
         w = made.model.head_weights(layer)
         for head in range(made.model.n_heads):
-            found[Head(layer, head)] = dict(q=w.W_Q[head], k=w.W_K[head], v=w.W_V[head], out=w.W_O[head])
+            found[Head(layer, head)] = dict(
+                q=w.W_Q[head], k=w.W_K[head], v=w.W_V[head], out=w.W_O[head]
+            )
     return found
 
 
@@ -63,9 +66,6 @@ def observed(made: Planted, ids: tuple[int, ...]) -> dict[int, torch.Tensor]:
     with torch.no_grad(), made.model.observe("argmax") as seen:
         made.model(input_ids=torch.tensor([ids]))
     return {layer: seen[layer].argmax[0] for layer in range(made.model.n_layers)}
-
-
-# --- the task ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "seed"), [*product(NAMES, (0, 5)), ("ioi", 11)])
@@ -84,7 +84,9 @@ def test_corrupted_prompts_take_the_answer_away(made: Planted) -> None:
     instances = made.task.sample(made.model.tokenizer, 2 * N, HELD_OUT)
     with torch.no_grad():
         margins = [
-            made.task.score(made.model.logits(torch.tensor([i.corrupted]))[0, list(i.positions)], i)[1]
+            made.task.score(
+                made.model.logits(torch.tensor([i.corrupted]))[0, list(i.positions)], i
+            )[1]
             for i in instances
         ]
     assert abs(np.mean(margins)) < 1.0  # of more than ten
@@ -107,7 +109,8 @@ def test_repeated_pairs_are_as_described(made: Planted) -> None:
         RepeatedPair(length=9)
 
 
-# --- the truth, by ablation -------------------------------------------------------------------------------------------
+# --- the truth, by ablation
+# -------------------------------------------------------------------------------------------
 
 
 def test_the_truth_names_a_few_of_many_heads(made: Planted) -> None:
@@ -144,11 +147,14 @@ def test_every_head_of_the_circuit_matters(made: Planted) -> None:
 
 def test_evaluate_tells_the_same_story(ioi: Planted) -> None:
     movers = ioi.truth.classes()["name mover"]
-    found = interp.evaluate(ioi.model, ioi.task, [Ablate(movers, "mean", "ioi")], n=N, seed=HELD_OUT)
+    found = interp.evaluate(
+        ioi.model, ioi.task, [Ablate(movers, "mean", "ioi")], n=N, seed=HELD_OUT
+    )
     assert found.baseline.mean >= 0.98 and found.edited is not None and found.edited.mean <= 0.15
 
 
-# --- the truth, in the weights ----------------------------------------------------------------------------------------
+# --- the truth, in the weights
+# ----------------------------------------------------------------------------------------
 
 
 def test_heads_compose_along_the_edges_and_nowhere_else(made: Planted) -> None:
@@ -163,11 +169,15 @@ def test_heads_compose_along_the_edges_and_nowhere_else(made: Planted) -> None:
 
 def test_the_other_heads_write_what_nothing_reads(made: Planted) -> None:
     weights = weights_of(made)
-    readers = torch.cat([w[part] for w in weights.values() for part in "qkv"], 1).detach()  # (width, …)
+    readers = torch.cat(
+        [w[part] for w in weights.values() for part in "qkv"], 1
+    ).detach()  # (width, …)
     unembedding = made.model.module.lm_head.weight.detach().T  # (width, vocabulary)
     for head in others(made):
         out = weights[head]["out"]
-        assert float(out.norm()) > 1 and not (out @ readers).any() and not (out @ unembedding).any(), head
+        assert (
+            float(out.norm()) > 1 and not (out @ readers).any() and not (out @ unembedding).any()
+        ), head
     last = [h for h in made.truth.heads if (weights[h]["out"] @ unembedding).any()]
     assert last == made.truth.classes()["induction" if made.name == "induction" else "name mover"]
 
@@ -180,7 +190,10 @@ def test_the_other_heads_are_of_the_circuits_size_and_attend(made: Planted) -> N
     for name in ("q", "k", "v", "out"):
         expected = np.mean([float(weights[h][name].norm()) for h in made.truth.heads])
         for head in set(others(made)) - set(decoys):
-            assert float(weights[head][name].norm()) == pytest.approx(expected, rel=1e-4), (name, head)
+            assert float(weights[head][name].norm()) == pytest.approx(expected, rel=1e-4), (
+                name,
+                head,
+            )
     ids = [torch.tensor([i.ids]) for i in made.task.sample(made.model.tokenizer, 4, HELD_OUT)]
     with torch.no_grad(), made.model.observe("max", reduce="mean") as seen:
         for row in ids:
@@ -190,10 +203,14 @@ def test_the_other_heads_are_of_the_circuits_size_and_attend(made: Planted) -> N
 
 
 def test_layer_norm_is_the_identity_to_within_one_percent(made: Planted) -> None:
-    norms = [block.ln_1 for block in made.model.module.transformer.h] + [made.model.module.transformer.ln_f]
+    norms = [block.ln_1 for block in made.model.module.transformer.h] + [
+        made.model.module.transformer.ln_f
+    ]
     instance = made.task.sample(made.model.tokenizer, 1, HELD_OUT)[0]
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    handles = [n.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for n in norms]
+    handles = [
+        n.register_forward_hook(lambda _, args, out: seen.append((args[0], out))) for n in norms
+    ]
     try:
         with torch.no_grad():
             made.model(input_ids=torch.tensor([instance.ids]))
@@ -205,7 +222,8 @@ def test_layer_norm_is_the_identity_to_within_one_percent(made: Planted) -> None
         assert float((after - before).norm(dim=-1).div(before.norm(dim=-1)).max()) < 0.01
 
 
-# --- what the heads look at -------------------------------------------------------------------------------------------
+# --- what the heads look at
+# -------------------------------------------------------------------------------------------
 
 
 def test_the_induction_pair_looks_where_it_should() -> None:
@@ -215,7 +233,9 @@ def test_the_induction_pair_looks_where_it_should() -> None:
         looks = observed(made, instance.ids)
         assert looks[previous.layer][previous.head].tolist() == [0, *range(27)]
         at = looks[induction.layer][induction.head].tolist()
-        assert at == [0] * 27 + [instance.info["first"] + 1]  # the sink, where nothing was seen before
+        assert at == [0] * 27 + [
+            instance.info["first"] + 1
+        ]  # the sink, where nothing was seen before
         corrupted = observed(made, instance.corrupted)
         assert corrupted[induction.layer][induction.head].tolist() == [0] * 28
 
@@ -225,7 +245,12 @@ def places(instance: Instance, made: Planted) -> tuple[int, int, int, int]:
     text = Text(made.model.tokenizer)
     io, subject = text.one(instance.info["io"]), text.one(instance.info["subject"])
     first = instance.ids.index(subject)
-    return instance.ids.index(io), first, instance.ids.index(subject, first + 1), len(instance.ids) - 1
+    return (
+        instance.ids.index(io),
+        first,
+        instance.ids.index(subject, first + 1),
+        len(instance.ids) - 1,
+    )
 
 
 def test_the_ioi_stages_look_where_they_should(ioi: Planted) -> None:
@@ -245,9 +270,6 @@ def test_the_ioi_stages_look_where_they_should(ioi: Planted) -> None:
             assert corrupted[head.layer][head.head].tolist() == [0] * (end + 1)
 
 
-# --- seeds and names --------------------------------------------------------------------------------------------------
-
-
 def test_a_seed_fixes_everything_and_another_changes_it() -> None:
     state = torch.random.get_rng_state()
     one, same, other = (planted.get("ioi", seed) for seed in (3, 3, 4))
@@ -259,14 +281,19 @@ def test_a_seed_fixes_everything_and_another_changes_it() -> None:
 
 
 def test_gradients_reach_every_head_of_the_circuit(made: Planted) -> None:
-    """Attention is not saturated where heads compose: the margin has a gradient at the weights of each of them."""
+    """Attention is not saturated where heads compose: the margin has a gradient at the weights of
+    each of them."""
     module = made.model.module
     instance = made.task.sample(made.model.tokenizer, 1, HELD_OUT)[0]
     logits = module(input_ids=torch.tensor([instance.ids])).logits[0, -1]
     module.zero_grad()
     (logits[instance.accept[0][0]] - logits[list(instance.wrong[0])].mean()).backward()
     size = {
-        h: float(module.transformer.h[h.layer].attn.c_proj.weight.grad[64 * h.head : 64 * (h.head + 1)].norm())
+        h: float(
+            module.transformer.h[h.layer]
+            .attn.c_proj.weight.grad[64 * h.head : 64 * (h.head + 1)]
+            .norm()
+        )
         for h in made.truth.heads
     }
     assert min(size.values()) > 0.01, size

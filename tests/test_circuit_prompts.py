@@ -1,4 +1,5 @@
-"""Prompts for circuits: what is refused and how, padding, what a model must be able to do; circuits as tables."""
+"""Prompts for circuits: what is refused and how, padding, what a model must be able to do; circuits
+as tables."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ from interp.circuits.result import Circuit
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp_hooks import HookedModel, hook
 
-ROW = {"clean": "When Mary and John went to the", "corrupted": "When Anna and John went to the", "answer": " shop"}
+ROW = {
+    "clean": "When Mary and John went to the",
+    "corrupted": "When Anna and John went to the",
+    "answer": " shop",
+}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,8 +36,24 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def words(pocket: HookedModel) -> list[str]:
     """Words that are one token after a space."""
-    names = ("Mary", "John", "Anna", "Tom", "the", "and", "to", "went", "gave", "a", "in", "book", "ring")
-    found = [w for w in names if len(pocket.tokenizer.encode(" " + w, add_special_tokens=False)) == 1]
+    names = (
+        "Mary",
+        "John",
+        "Anna",
+        "Tom",
+        "the",
+        "and",
+        "to",
+        "went",
+        "gave",
+        "a",
+        "in",
+        "book",
+        "ring",
+    )
+    found = [
+        w for w in names if len(pocket.tokenizer.encode(" " + w, add_special_tokens=False)) == 1
+    ]
     assert len(found) >= 6
     return found
 
@@ -42,12 +63,17 @@ def pair(words: list[str], length: int, seed: int = 0, **more: Any) -> dict[str,
     rng = np.random.default_rng([seed, length])
     chosen = [str(w) for w in rng.permutation(words * 3)[:length]]
     other = next(w for w in words if w != chosen[0])
-    clean, corrupted = "".join(f" {w}" for w in chosen), "".join(f" {w}" for w in [other, *chosen[1:]])
-    row = {"clean": clean, "corrupted": corrupted, "answer": " " + words[0], "wrong": [" " + words[1]]}
+    clean, corrupted = (
+        "".join(f" {w}" for w in chosen),
+        "".join(f" {w}" for w in [other, *chosen[1:]]),
+    )
+    row = {
+        "clean": clean,
+        "corrupted": corrupted,
+        "answer": " " + words[0],
+        "wrong": [" " + words[1]],
+    }
     return {**row, **more}
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,8 +87,13 @@ def pair(words: list[str], length: int, seed: int = 0, **more: Any) -> dict[str,
         ({"wrong": {"a": "b"}}, "for \"wrong\", which is a text or a list"),
     ],
 )  # fmt: skip
-def test_rows_that_are_not_prompts(pocket: HookedModel, words: list[str], change: dict[str, Any], said: str) -> None:
-    rows = [pair(words, 5), {k: v for k, v in {**pair(words, 5, 1), **change}.items() if v is not None}]
+def test_rows_that_are_not_prompts(
+    pocket: HookedModel, words: list[str], change: dict[str, Any], said: str
+) -> None:
+    rows = [
+        pair(words, 5),
+        {k: v for k, v in {**pair(words, 5, 1), **change}.items() if v is not None},
+    ]
     with pytest.raises(InputError, match=said):
         from_texts(pocket, rows)
 
@@ -76,7 +107,9 @@ def test_pairs_of_two_lengths_are_refused(pocket: HookedModel, words: list[str])
 
 def test_answers_are_one_token(pocket: HookedModel, words: list[str]) -> None:
     two = f" {words[0]} {words[1]}"
-    with pytest.raises(InputError, match=f"The answer '{two}' of prompt 1 is 2 tokens and must be one"):
+    with pytest.raises(
+        InputError, match=f"The answer '{two}' of prompt 1 is 2 tokens and must be one"
+    ):
         from_texts(pocket, [pair(words, 5, answer=two, wrong=[])])
     with pytest.raises(InputError, match=f"The answer '{two}' of prompt 1 is 2 tokens"):
         from_texts(pocket, [pair(words, 5, wrong=[f" {words[1]}", two])])
@@ -96,8 +129,15 @@ def test_there_must_be_prompts_and_a_difference(pocket: HookedModel, words: list
     assert len(from_texts(pocket, [{**same, "corrupted": same["clean"]}, pair(words, 5, 1)])) == 2
 
 
-def test_wrong_answers_are_optional_and_may_be_one_text(pocket: HookedModel, words: list[str]) -> None:
-    for given, n in ((None, 0), ([], 0), (" " + words[1], 1), ([" " + words[1], " " + words[2]], 2)):
+def test_wrong_answers_are_optional_and_may_be_one_text(
+    pocket: HookedModel, words: list[str]
+) -> None:
+    for given, n in (
+        (None, 0),
+        ([], 0),
+        (" " + words[1], 1),
+        ([" " + words[1], " " + words[2]], 2),
+    ):
         (found,) = from_texts(pocket, [pair(words, 5, wrong=given)]).instances
         assert len(found.wrong[0]) == n
         assert found.positions == (len(found.ids) - 1,)
@@ -110,10 +150,9 @@ def test_tasks_of_pictures_and_unknown_tasks(pocket: HookedModel) -> None:
         from_task(pocket, "ioii", 2)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_files_with_a_list_or_an_object_a_line(pocket: HookedModel, words: list[str], tmp_path: Path) -> None:
+def test_files_with_a_list_or_an_object_a_line(
+    pocket: HookedModel, words: list[str], tmp_path: Path
+) -> None:
     rows = [pair(words, 5, seed) for seed in range(3)]
     a, b = tmp_path / "a.json", tmp_path / "b.jsonl"
     a.write_text(json.dumps(rows, indent=2), encoding="utf-8-sig")
@@ -135,7 +174,9 @@ def test_files_with_a_list_or_an_object_a_line(pocket: HookedModel, words: list[
         (b"7", "Prompt 1 is not an object"),
     ],
 )
-def test_files_that_are_no_prompts(pocket: HookedModel, tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_prompts(
+    pocket: HookedModel, tmp_path: Path, content: bytes, said: str
+) -> None:
     path = tmp_path / "prompts.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=said):
@@ -149,13 +190,12 @@ def test_files_that_are_not_there(pocket: HookedModel, tmp_path: Path) -> None:
         from_file(pocket, tmp_path)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # rotary and learned positions
 def test_margins_do_not_depend_on_padding(family: str, words: list[str], tokenizer: Any) -> None:
     model = hook(tiny.build(family, len(tokenizer)).double(), name=family, tokenizer=tokenizer)
-    rows = [pair(words, n, n, wrong=[" " + w for w in words[1 : 1 + n % 3]]) for n in (3, 9, 4, 6, 9)]
+    rows = [
+        pair(words, n, n, wrong=[" " + w for w in words[1 : 1 + n % 3]]) for n in (3, 9, 4, 6, 9)
+    ]
     prompts = from_texts(model, rows)
     assert len({len(i.ids) for i in prompts.instances}) == 4
     for corrupted in (False, True):
@@ -165,7 +205,9 @@ def test_margins_do_not_depend_on_padding(family: str, words: list[str], tokeniz
             with torch.no_grad():
                 logits = model(input_ids=ids).logits[0, -1].double()
             accept, wrong = instance.accept[0][0], list(instance.wrong[0])
-            alone = logits[accept] - logits[wrong].mean() if wrong else logits.log_softmax(-1)[accept]
+            alone = (
+                logits[accept] - logits[wrong].mean() if wrong else logits.log_softmax(-1)[accept]
+            )
             assert found[i] == pytest.approx(float(alone), abs=2e-6)  # margins are told in float32
 
 
@@ -182,7 +224,8 @@ def test_batches_keep_the_order_and_the_limit(pocket: HookedModel, words: list[s
     assert len(prompts.batches(pocket, 10_000)) == 1
 
 
-# --- what the model can do --------------------------------------------------------------------------------------------
+# --- what the model can do
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_model_that_cannot_do_the_task_is_refused(worded: Callable[..., Any]) -> None:
@@ -195,7 +238,9 @@ def test_a_model_that_cannot_do_the_task_is_refused(worded: Callable[..., Any]) 
 
 @pytest.mark.parametrize("task", ["ioi", "greater_than", "docstring", "colored_objects"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_random_models_are_refused_on_every_task(worded: Callable[..., Any], name: str, task: str) -> None:
+def test_random_models_are_refused_on_every_task(
+    worded: Callable[..., Any], name: str, task: str
+) -> None:
     """Whichever way their margins happen to fall."""
     model, _ = worded(name)
     with pytest.raises(InputError, match=f"can't do {task}"):
@@ -203,19 +248,26 @@ def test_random_models_are_refused_on_every_task(worded: Callable[..., Any], nam
 
 
 def refused(model: HookedModel) -> Prompts:
-    """Problems of which the model prefers the wrong answer: those in which it does, as a random model is undecided."""
+    """Problems of which the model prefers the wrong answer: those in which it does, as a random
+    model is undecided."""
     prompts = from_task(model, "ioi", 16)
     margins = Bench(model, prompts).margins()
-    return Prompts(prompts.task, tuple(i for i, m in zip(prompts.instances, margins, strict=True) if m < 0))
+    return Prompts(
+        prompts.task, tuple(i for i, m in zip(prompts.instances, margins, strict=True) if m < 0)
+    )
 
 
-def test_without_wrong_answers_the_accuracy_decides(worded: Callable[..., Any], words: list[str]) -> None:
+def test_without_wrong_answers_the_accuracy_decides(
+    worded: Callable[..., Any], words: list[str]
+) -> None:
     model, _ = worded("llama")
     rows = [pair(words, 5, seed, wrong=[]) for seed in range(4)]
     with pytest.raises(InputError, match="can't do prompts"):
         circuits.find(model, from_texts(model, rows), "attribution")
     prompts, own = from_texts(model, rows), []
-    for instance in prompts.instances:  # the model's own answers, whose log-probability is below 0 as any
+    for (
+        instance
+    ) in prompts.instances:  # the model's own answers, whose log-probability is below 0 as any
         with torch.no_grad():
             answer = int(model(input_ids=torch.tensor([instance.ids])).logits[0, -1].argmax())
         own.append(dataclasses.replace(instance, accept=((answer,),)))
@@ -225,15 +277,20 @@ def test_without_wrong_answers_the_accuracy_decides(worded: Callable[..., Any], 
 
 def test_a_task_half_done_is_told(pocket: HookedModel) -> None:
     prompts = from_task(pocket, "ioi", 12)
-    swapped = [dataclasses.replace(i, accept=i.wrong, wrong=i.accept) for i in prompts.instances[:4]]
+    swapped = [
+        dataclasses.replace(i, accept=i.wrong, wrong=i.accept) for i in prompts.instances[:4]
+    ]
     mixed = Prompts(prompts.task, (*swapped, *prompts.instances[4:]))
-    assert not any("read with care" in note for note in circuits.find(pocket, prompts, "attribution").notes)
+    assert not any(
+        "read with care" in note for note in circuits.find(pocket, prompts, "attribution").notes
+    )
     found = circuits.find(pocket, mixed, "attribution")
     assert found.search.accuracy.mean == pytest.approx(8 / 12)
     assert any("the model solves 67% of the prompts" in note for note in found.notes)
 
 
-# --- circuits as tables -----------------------------------------------------------------------------------------------
+# --- circuits as tables
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -276,4 +333,6 @@ def test_circuits_join_with_an_atlas_on_the_keys(found: Circuit, pocket: HookedM
     assert len(joined) == len(found.frame)
     assert (joined["sink"] == joined["layer"] * 100 + joined["head"]).all()
     # attribution by the corrupted twin is the sum of a head's outgoing edges
-    np.testing.assert_allclose(joined["eap_effect"], joined["attribution_effect"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        joined["eap_effect"], joined["attribution_effect"], rtol=1e-3, atol=1e-4
+    )

@@ -1,4 +1,5 @@
-"""Stages and repair on a planted circuit, whose answers are known; the overlap's chance by drawing; pocket-llama."""
+"""Stages and repair on a planted circuit, whose answers are known; the overlap's chance by drawing;
+pocket-llama."""
 
 from __future__ import annotations
 
@@ -32,11 +33,13 @@ def of_role(known: planted.Planted, role: str) -> set[Head]:
     return {h for h, r in known.truth.heads.items() if r == role}
 
 
-# --- stages and overlap -----------------------------------------------------------------------------------------
+# --- stages and overlap
+# -----------------------------------------------------------------------------------------
 
 
 def test_stages_are_the_planted_circuit_s_layers(known: planted.Planted) -> None:
-    """Name movers write the answer; S-inhibition heads set their queries; duplicate-token heads give these values."""
+    """Name movers write the answer; S-inhibition heads set their queries; duplicate-token heads
+    give these values."""
     bench = Bench(known.model, from_task(known.model, known.task, 4, 0))
     found = stages(bench, share=0.0, at_least=8, depth=3, wires=("q", "v"))
     assert [set(stage.heads) for stage in found] == [
@@ -92,11 +95,9 @@ def test_pocket_llama_on_both_tasks(pocket: HookedModel) -> None:
     assert found.overlap == len(both) / len(set(found.heads(1)))
 
 
-# --- repair -----------------------------------------------------------------------------------------------------
-
-
 def test_heads_that_lost_their_attention_are_told_where_to_look(known: planted.Planted) -> None:
-    """S-inhibition heads with uniform attention say nothing of the subject; looking at its second mention, they do."""
+    """S-inhibition heads with uniform attention say nothing of the subject; looking at its second
+    mention, they do."""
     heads = sorted(of_role(known, "S-inhibition"))
     broken = [Ablate(heads, "uniform")]
     found = repair(known.model, known.task, heads, n=24, edits=broken, controls=4)
@@ -104,8 +105,12 @@ def test_heads_that_lost_their_attention_are_told_where_to_look(known: planted.P
     assert found.evaluation.edited.mean == 1.0 and found.evaluation.mcnemar is not None
     assert found.evaluation.mcnemar.worse == 0 and found.evaluation.mcnemar.p < 0.05
     assert (found.controls < 0.8).all() and found.p == 0.2  # 1 of 5
-    right = repair(known.model, known.task, heads, lambda i: [i.ids.index(i.accept[0][0])], n=24, edits=broken)
-    assert right.evaluation.edited is not None and right.evaluation.edited.mean == 0.0  # they inhibit the right name
+    right = repair(
+        known.model, known.task, heads, lambda i: [i.ids.index(i.accept[0][0])], n=24, edits=broken
+    )
+    assert (
+        right.evaluation.edited is not None and right.evaluation.edited.mean == 0.0
+    )  # they inhibit the right name
 
 
 def test_movers_say_what_they_look_at(known: planted.Planted) -> None:
@@ -119,7 +124,8 @@ def test_movers_say_what_they_look_at(known: planted.Planted) -> None:
 
 
 def test_movers_of_pocket_llama_that_lost_their_attention(pocket: HookedModel) -> None:
-    """They read the colour off the object that is asked for, where it stands in the question; the list won't do."""
+    """They read the colour off the object that is asked for, where it stands in the question; the
+    list won't do."""
     movers = "2.0, 2.1, 3.6, 3.3, 3.2"
     broken = [Ablate(movers, "uniform")]
 
@@ -130,7 +136,13 @@ def test_movers_of_pocket_llama_that_lost_their_attention(pocket: HookedModel) -
     found = {}
     for name, which in (("list", 0), ("question", -1)):
         result = repair(
-            pocket, "colored_objects", movers, lambda i, w=which: [asked(i)[w]], n=24, edits=broken, controls=5
+            pocket,
+            "colored_objects",
+            movers,
+            lambda i, w=which: [asked(i)[w]],
+            n=24,
+            edits=broken,
+            controls=5,
         )
         found[name] = result.evaluation
         assert result.controls.mean() < 0.7
@@ -140,7 +152,8 @@ def test_movers_of_pocket_llama_that_lost_their_attention(pocket: HookedModel) -
 
 
 def test_weights_split_what_movers_say(known: planted.Planted) -> None:
-    """The planted movers add up what they look at: between right and wrong, the margin is a straight line."""
+    """The planted movers add up what they look at: between right and wrong, the margin is a
+    straight line."""
     heads = of_role(known, "name mover")
     prompts = from_task(known.model, known.task, 6, 1)
 
@@ -153,7 +166,9 @@ def test_weights_split_what_movers_say(known: planted.Planted) -> None:
         margins.append(found.evaluation.frame.edited_margin.to_numpy())
     assert (margins[0] < margins[1]).all() and (margins[2] < margins[3]).all()
     for w, margin in zip((0.25, 0.5), margins[1:3], strict=True):
-        np.testing.assert_allclose(margin, w * margins[3] + (1 - w) * margins[0], rtol=0.02, atol=0.1)
+        np.testing.assert_allclose(
+            margin, w * margins[3] + (1 - w) * margins[0], rtol=0.02, atol=0.1
+        )
 
 
 def test_wrong_tokens_are_found_where_they_stand_last() -> None:
@@ -163,7 +178,9 @@ def test_wrong_tokens_are_found_where_they_stand_last() -> None:
         wrong_tokens(Instance((5, 7), (1,), ((7,),), ((44,),), (5, 5)))
 
 
-def test_batches_of_many_lengths_keep_their_keys(pocket: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_many_lengths_keep_their_keys(
+    pocket: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = from_task(pocket, "ioi", 12, 0)
     one = repair(pocket, prompts, "0.3", controls=0).evaluation.frame
     monkeypatch.setattr("interp.evaluation.BUDGET", 40)
@@ -182,4 +199,8 @@ def test_what_is_refused(pocket: HookedModel) -> None:
     with pytest.raises(InputError, match="several tokens"):
         repair(pocket, Prompts(task, (several,)), "2.0")
     with pytest.raises(InputError, match="no better"):
-        reuse(pocket, "ioi", Prompts(task, (Instance((1, 5, 6), (2,), ((7,),), ((6, 5),), (1, 4, 6)),)))
+        reuse(
+            pocket,
+            "ioi",
+            Prompts(task, (Instance((1, 5, 6), (2,), ((7,),), ((6, 5),), (1, 4, 6)),)),
+        )

@@ -1,5 +1,5 @@
-"""Discrete-SAE circuits: codes and scores by brute force, the loss by definition, export, and circuits whose truth is
-known."""
+"""Discrete-SAE circuits: codes and scores by brute force, the loss by definition, export, and
+circuits whose truth is known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from interp_hooks import Head
 QUICK = dict(trials=3, steps=100)
 
 
-# --- scores from codes ------------------------------------------------------------------------------------------------
+# --- scores from codes
+# ------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -68,7 +69,9 @@ def test_effect_score_is_its_formula(n: int, size: int, seed: int) -> None:
     of, effects = rng.integers(0, size, (n, 3)), rng.normal(size=(n, 3))
     for h in range(3):
         total = sum(
-            (of[:, h] == c).mean() * abs(effects[of[:, h] == c, h].mean()) for c in range(size) if (of[:, h] == c).any()
+            (of[:, h] == c).mean() * abs(effects[of[:, h] == c, h].mean())
+            for c in range(size)
+            if (of[:, h] == c).any()
         )
         assert codes.effect_score(of, effects)[h] == pytest.approx(total)
     same, own = np.zeros((n, 3), int), np.arange(n)[:, None].repeat(3, 1)
@@ -87,9 +90,6 @@ def test_pairs_never_take_heads_squared_times_codes_squared() -> None:
     assert peak < 829e6 / 10
 
 
-# --- the autoencoder --------------------------------------------------------------------------------------------------
-
-
 def test_the_loss_is_the_paper_s_and_not_saelens_s() -> None:
     from sae_lens import StandardTrainingSAE
     from sae_lens.saes.sae import TrainStepInput
@@ -100,11 +100,15 @@ def test_the_loss_is_the_paper_s_and_not_saelens_s() -> None:
     x, made = torch.randn(20, 12), _new(12, 7, 0.3, 1, None)
     made.normalise()
     step = made.training_forward_pass(TrainStepInput(x, {"l1": 0.3}, None, 0, False))
-    W_e, W_d, b, b_e = (p.detach().double() for p in (made.W_enc, made.W_dec, made.b_dec, made.b_enc))
+    W_e, W_d, b, b_e = (
+        p.detach().double() for p in (made.W_enc, made.W_dec, made.b_dec, made.b_enc)
+    )
     f = ((x.double() - b) @ W_e + b_e).clamp_min(0)
     error, sparsity = ((f @ W_d + b - x.double()) ** 2).mean(), f.sum(1).mean()
     assert float(step.loss.detach()) == pytest.approx(float(error + 0.3 * sparsity), rel=1e-5)
-    theirs = StandardTrainingSAE.training_forward_pass(made, TrainStepInput(x, {"l1": 0.3}, None, 0, False))
+    theirs = StandardTrainingSAE.training_forward_pass(
+        made, TrainStepInput(x, {"l1": 0.3}, None, 0, False)
+    )
     assert float(theirs.losses["mse_loss"].detach()) == pytest.approx(12 * float(error), rel=1e-5)
 
 
@@ -131,8 +135,8 @@ def test_training_keeps_features_at_norm_one_and_projects_gradients() -> None:
 
 
 def test_subspace_and_scale_are_folded_into_the_weights() -> None:
-    """Samples in a 4-dimensional subspace: the autoencoder of the whole space must do on them, in their own units, what
-    the one that was trained inside does."""
+    """Samples in a 4-dimensional subspace: the autoencoder of the whole space must do on them, in
+    their own units, what the one that was trained inside does."""
     from interp.circuits.sae import train
 
     g = torch.Generator().manual_seed(1)
@@ -149,12 +153,10 @@ def test_subspace_and_scale_are_folded_into_the_weights() -> None:
         train(torch.zeros(5, 4), 3, 0.1, 2, 1e-3, 0, standardise=True)
 
 
-# --- what goes in -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
 def test_pooled_outputs_add_up_to_the_layer_s_output(worded: Any, name: str) -> None:
-    """Σ_h result_h + b_O is the attention module's output, averaged over real positions, or at the last one."""
+    """Σ_h result_h + b_O is the attention module's output, averaged over real positions, or at the
+    last one."""
     import tiny
 
     model, _ = worded(name)
@@ -164,7 +166,9 @@ def test_pooled_outputs_add_up_to_the_layer_s_output(worded: Any, name: str) -> 
         outputs = gather(bench, pool, attribute=False)
         for layer, module in enumerate(tiny.layers(model.module)):
             kept: list[torch.Tensor] = []
-            handle = module.register_forward_hook(lambda m, a, out, kept=kept: kept.append(out[0].detach()))
+            handle = module.register_forward_hook(
+                lambda m, a, out, kept=kept: kept.append(out[0].detach())
+            )
             with torch.no_grad():
                 for instance in prompts.instances:
                     model.module(input_ids=torch.tensor([instance.ids]), use_cache=False)
@@ -173,10 +177,9 @@ def test_pooled_outputs_add_up_to_the_layer_s_output(worded: Any, name: str) -> 
             wanted = torch.stack([r.mean(0) if pool == "mean" else r[-1] for r in rows])
             found = torch.einsum("nhd,hdm->nm", outputs.clean[layer], outputs.W_O[layer])
             bias = model.head_weights(layer).b_O
-            torch.testing.assert_close(found + (0 if bias is None else bias), wanted, rtol=1e-4, atol=1e-4)
-
-
-# --- the method -------------------------------------------------------------------------------------------------------
+            torch.testing.assert_close(
+                found + (0 if bias is None else bias), wanted, rtol=1e-4, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize("name", planted.names())
@@ -201,9 +204,12 @@ def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
 
 
 def test_pocket_llama_meets_the_bar(pocket: Any) -> None:
-    """Mean ROC AUC over three tasks and both planted circuits ≥ .85 (see examples/circuit_table.json for all of it)."""
+    """Mean ROC AUC over three tasks and both planted circuits ≥ .85 (see
+    examples/circuit_table.json for all of it)."""
     found = [
-        evaluate(find(pocket, task, "discrete_sae", n=64, **QUICK), published(task, "pocket-llama")).auc
+        evaluate(
+            find(pocket, task, "discrete_sae", n=64, **QUICK), published(task, "pocket-llama")
+        ).auc
         for task in ("ioi", "greater_than", "docstring")
     ]
     planted_ones = [
@@ -246,17 +252,26 @@ def test_the_autoencoder_loads_where_interp_was_never_imported(pocket: Any, tmp_
     circuit.save(tmp_path / "out")
     folder = tmp_path / "out" / "sae"
     run = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD, str(folder)], capture_output=True, text=True, timeout=300, cwd=tmp_path
+        [sys.executable, "-I", "-c", LOAD, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     said = json.loads(run.stdout.splitlines()[-1])
     assert said["kind"] == "StandardSAE" and said["architecture"] == "standard"
-    assert said["heads"] == [f"L{layer}H{h}" for layer in range(4) for h in range(8)] and said["pool"] == "mean"
+    assert (
+        said["heads"] == [f"L{layer}H{h}" for layer in range(4) for h in range(8)]
+        and said["pool"] == "mean"
+    )
     assert said["layers"] == [0, 1, 2, 3]
     sae = circuit.artefacts["sae"].sae
     x = torch.linspace(-1, 1, 3 * sae.cfg.d_in).reshape(3, -1)
     with torch.no_grad():
-        torch.testing.assert_close(torch.tensor(said["features"]), sae.encode(x), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(said["features"]), sae.encode(x), rtol=1e-4, atol=1e-6
+        )
         torch.testing.assert_close(torch.tensor(said["back"]), sae(x), rtol=1e-4, atol=1e-6)
     # and it can be used again, from its folder
     again = find(pocket, "ioi", "discrete_sae", n=16, sae=folder)
@@ -265,7 +280,9 @@ def test_the_autoencoder_loads_where_interp_was_never_imported(pocket: Any, tmp_
     method = DiscreteSAE(sae=folder)
     positive, _ = method._codes(bench, outputs, [sae])
     assert outputs.attributed is not None
-    np.testing.assert_allclose(again.frame.discrete_sae, codes.effect_score(positive, outputs.attributed), rtol=1e-4)
+    np.testing.assert_allclose(
+        again.frame.discrete_sae, codes.effect_score(positive, outputs.attributed), rtol=1e-4
+    )
 
 
 def hook_z_sae(layer: int, heads: int, d_head: int, features: int = 24) -> Any:
@@ -274,7 +291,9 @@ def hook_z_sae(layer: int, heads: int, d_head: int, features: int = 24) -> Any:
 
     metadata = SAEMetadata(hook_name=f"blocks.{layer}.attn.hook_z")
     made = StandardSAE(
-        StandardSAEConfig(d_in=heads * d_head, d_sae=features, metadata=metadata, reshape_activations="hook_z")
+        StandardSAEConfig(
+            d_in=heads * d_head, d_sae=features, metadata=metadata, reshape_activations="hook_z"
+        )
     )
     g = torch.Generator().manual_seed(layer)
     with torch.no_grad():
@@ -292,31 +311,57 @@ def test_an_existing_autoencoder_on_hook_z_serves_its_layer(pocket: Any) -> None
     outputs = gather(bench, "mean", attribute=False)
     z = outputs.clean[1]
     with torch.no_grad():
-        features = torch.relu((z.reshape(12, -1) - given.b_dec) @ given.W_enc + given.b_enc)  # (n, d_sae)
+        features = torch.relu(
+            (z.reshape(12, -1) - given.b_dec) @ given.W_enc + given.b_enc
+        )  # (n, d_sae)
     for h in range(8):
         weight = given.W_dec[:, 32 * h : 32 * (h + 1)].norm(dim=1)
         wanted = (features * weight).argmax(1)
         positive, _ = DiscreteSAE(score="node", sae=given)._codes(bench, outputs, [given])
         assert positive[:, 8 + h].tolist() == wanted.tolist()
-    both = find(pocket, "ioi", "discrete_sae", n=12, score="node", sae=[hook_z_sae(k, 8, 32) for k in range(4)])
+    both = find(
+        pocket,
+        "ioi",
+        "discrete_sae",
+        n=12,
+        score="node",
+        sae=[hook_z_sae(k, 8, 32) for k in range(4)],
+    )
     assert not any("no code" in note for note in both.notes)
 
 
 def test_a_score_brings_its_own_training() -> None:
-    """The paper's scores depend on the paper's training; "effect" hardly does and is trained for a shorter time."""
-    assert DiscreteSAE(score="node") == DiscreteSAE.make("paper") and DiscreteSAE(score="node").steps == 500
+    """The paper's scores depend on the paper's training; "effect" hardly does and is trained for a
+    shorter time."""
+    assert (
+        DiscreteSAE(score="node") == DiscreteSAE.make("paper")
+        and DiscreteSAE(score="node").steps == 500
+    )
     assert DiscreteSAE(score="edge") == DiscreteSAE.make("paper-edge")
-    assert (DiscreteSAE().steps, DiscreteSAE().standardise, DiscreteSAE().variance) == (200, True, 0.9)
+    assert (DiscreteSAE().steps, DiscreteSAE().standardise, DiscreteSAE().variance) == (
+        200,
+        True,
+        0.9,
+    )
     assert DiscreteSAE(score="node", steps=7).steps == 7
     assert DiscreteSAE.make("paper-docstring").sparsity == 0.05
 
 
 def test_options_of_what_a_head_s_output_is(pocket: Any) -> None:
-    for options in (dict(pool="last"), dict(vector="z"), dict(score="edge"), dict(variance=1.0, standardise=False)):
+    for options in (
+        dict(pool="last"),
+        dict(vector="z"),
+        dict(score="edge"),
+        dict(variance=1.0, standardise=False),
+    ):
         circuit = find(pocket, "ioi", "discrete_sae", n=12, trials=2, steps=40, **options)
-        assert np.isfinite(circuit.frame.discrete_sae).all() and circuit.frame.discrete_sae.max() > 0
+        assert (
+            np.isfinite(circuit.frame.discrete_sae).all() and circuit.frame.discrete_sae.max() > 0
+        )
     last = find(pocket, "ioi", "discrete_sae", n=12, trials=2, steps=40, pool="last", score="node")
-    assert last.value(Head(2, 0), "discrete_sae") > 0  # a mover, whose output at the end is another name
+    assert (
+        last.value(Head(2, 0), "discrete_sae") > 0
+    )  # a mover, whose output at the end is another name
 
 
 def test_edges_are_pairs_of_codes_of_earlier_and_later_heads(pocket: Any) -> None:
@@ -329,9 +374,15 @@ def test_edges_are_pairs_of_codes_of_earlier_and_later_heads(pocket: Any) -> Non
 
 def test_settings_that_make_no_sense(pocket: Any, tmp_path: Path) -> None:
     for wrong in (
-        dict(score="best"), dict(pool="max"), dict(vector="q"), dict(features=0), dict(trials=0), dict(variance=0.0),
-        dict(sparsity=-1.0), dict(rate=0.0),
-    ):  # fmt: skip
+        dict(score="best"),
+        dict(pool="max"),
+        dict(vector="q"),
+        dict(features=0),
+        dict(trials=0),
+        dict(variance=0.0),
+        dict(sparsity=-1.0),
+        dict(rate=0.0),
+    ):
         with pytest.raises(InputError, match="discrete_sae"):
             DiscreteSAE(**wrong)
     with pytest.raises(InputError, match="no preset"):

@@ -1,4 +1,5 @@
-"""The table of circuit methods: every method runs on every case, and what is rendered is what was measured."""
+"""The table of circuit methods: every method runs on every case, and what is rendered is what was
+measured."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
     quick = {
-        k: v for k, v in table.METHODS.items() if k in ("attribution, mean", "HISP", "path patching to the output")
+        k: v
+        for k, v in table.METHODS.items()
+        if k in ("attribution, mean", "HISP", "path patching to the output")
     }
     cases = [c for c in table.cases(fresh=False) if c.label in ("ioi", "planted induction")]
     return table.measure(6, 1, 0, cases, list(quick))
@@ -42,7 +45,10 @@ def test_every_cell_is_measured_and_shown(result: dict[str, Any]) -> None:
 def test_no_method_sees_a_prompt_of_the_truth() -> None:
     for case in table.cases(fresh=False):
         if isinstance(case.task, str):
-            seen = {i.ids for i in from_task(case.model, case.task, table.TRUTH_PROMPTS, APART).instances}
+            seen = {
+                i.ids
+                for i in from_task(case.model, case.task, table.TRUTH_PROMPTS, APART).instances
+            }
             drawn = case.prompts(64, 0)
             assert len(drawn) == 64 and not seen & {i.ids for i in drawn.instances}
 
@@ -59,8 +65,9 @@ def test_the_readme_holds_the_committed_table() -> None:
 
 
 def test_the_committed_table_meets_the_bar() -> None:
-    """Mean ROC AUC of the discrete SAE ≥ .85 (goal .90) over pocket-llama's three tasks and the planted circuits, in at
-    most a fifth of the time of exhaustive ablation on a model of GPT-2 small's shape."""
+    """Mean ROC AUC of the discrete SAE ≥ .85 (goal .90) over pocket-llama's three tasks and the
+    planted circuits, in at most a fifth of the time of exhaustive ablation on a model of GPT-2
+    small's shape."""
     committed = json.loads((ROOT / "examples/circuit_table.json").read_text(encoding="utf-8"))
     cells = committed["methods"]["discrete SAE"]
     shown = ["ioi", "greater_than", "docstring", "planted induction", "planted ioi"]
@@ -74,7 +81,10 @@ def test_the_readme_s_words_about_the_table_hold_its_numbers() -> None:
     text = readme.split("## Which method finds the heads")[1].split(table.BEGIN)[0]
     speed = committed["speed"]["methods"]
     for label in ("discrete SAE", "head ablation, mean (all heads)"):
-        assert re.search(rf"\b{speed[label]['seconds']:.0f} s", text), (label, speed[label]["seconds"])
+        assert re.search(rf"\b{speed[label]['seconds']:.0f} s", text), (
+            label,
+            speed[label]["seconds"],
+        )
     for label in ("discrete SAE, 3 trials", "attribution, mean"):
         overlap = committed["stability"]["methods"][label]["mean"]
         assert f"{overlap:.2f}".lstrip("0") in text, (label, overlap)

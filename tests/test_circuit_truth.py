@@ -1,4 +1,5 @@
-"""Known circuits and how rankings are scored against them: every number against its definition, written anew."""
+"""Known circuits and how rankings are scored against them: every number against its definition,
+written anew."""
 
 from __future__ import annotations
 
@@ -31,8 +32,6 @@ from interp.circuits.truth import Truth, published, published_names
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp_hooks import Head
 
-# --- truth ------------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("task", "model", "size", "positives"),
@@ -56,9 +55,14 @@ def test_published_circuits_have_their_published_sizes(
 def test_ioi_classes() -> None:
     found = {kind: len(heads) for kind, heads in published("ioi").classes().items()}
     assert found == {
-        "name mover": 3, "backup name mover": 8, "negative name mover": 2, "S-inhibition": 4, "induction": 4,
-        "duplicate token": 3, "previous token": 2,
-    }  # fmt: skip
+        "name mover": 3,
+        "backup name mover": 8,
+        "negative name mover": 2,
+        "S-inhibition": 4,
+        "induction": 4,
+        "duplicate token": 3,
+        "previous token": 2,
+    }
     assert published("ioi").heads[Head(9, 9)] == "name mover"
     assert not published("ioi").matrix()[9, 8]
 
@@ -102,10 +106,17 @@ def test_unknown_names_come_with_close_ones(asked: tuple[str, ...], said: str) -
 
 def small(**changes: Any) -> Truth:
     given: dict[str, Any] = dict(
-        name="toy", heads={Head(0, 1): "first", Head(1, 0): "second", Head(1, 2): "second"}, n_layers=2, n_heads=3,
-        source="a test", model="tiny", effects={Head(0, 1): 0.25}, edges=((Head(0, 1), Head(1, 0), "q"),),
-        notes=("ä note",), complete=False,
-    )  # fmt: skip
+        name="toy",
+        heads={Head(0, 1): "first", Head(1, 0): "second", Head(1, 2): "second"},
+        n_layers=2,
+        n_heads=3,
+        source="a test",
+        model="tiny",
+        effects={Head(0, 1): 0.25},
+        edges=((Head(0, 1), Head(1, 0), "q"),),
+        notes=("ä note",),
+        complete=False,
+    )
     return Truth(**{**given, **changes})
 
 
@@ -154,7 +165,8 @@ def test_impossible_truths_are_refused() -> None:
         small(heads={}, n_layers=0)
 
 
-# --- scores against definitions ---------------------------------------------------------------------------------------
+# --- scores against definitions
+# ---------------------------------------------------------------------------------------
 
 
 def by_hand(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -169,7 +181,9 @@ def by_hand(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         now = labels[chosen].sum() / labels.sum()
         precision_sum += (now - recall) * labels[chosen].mean()
         recall = now
-    return dict(auc=(wins + ties / 2) / pairs, auc_pessimistic=wins / pairs, average_precision=precision_sum)
+    return dict(
+        auc=(wins + ties / 2) / pairs, auc_pessimistic=wins / pairs, average_precision=precision_sum
+    )
 
 
 @st.composite
@@ -177,8 +191,12 @@ def problems(draw: Any) -> tuple[np.ndarray, np.ndarray]:
     """(layers, heads) scores with many ties, and labels with both classes."""
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)).filter(lambda s: s[0] * s[1] > 1))
     n = shape[0] * shape[1]
-    scores = draw(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 1.0, 3.0, 1e9]), min_size=n, max_size=n))
-    labels = draw(st.lists(st.booleans(), min_size=n, max_size=n).filter(lambda x: 0 < sum(x) < len(x)))
+    scores = draw(
+        st.lists(st.sampled_from([-1.5, 0.0, 0.25, 1.0, 3.0, 1e9]), min_size=n, max_size=n)
+    )
+    labels = draw(
+        st.lists(st.booleans(), min_size=n, max_size=n).filter(lambda x: 0 < sum(x) < len(x))
+    )
     return np.array(scores).reshape(shape), np.array(labels).reshape(shape)
 
 
@@ -207,10 +225,14 @@ def test_the_same_as_sklearn() -> None:
         scores, labels = rng.integers(0, 6, (4, 8)).astype(float), rng.random((4, 8)) < 0.3
         labels[0, :2] = True, False
         found = evaluate(scores, truth_of(labels))
-        assert found.auc == pytest.approx(metrics.roc_auc_score(labels.ravel(), scores.ravel()), abs=1e-12)
+        assert found.auc == pytest.approx(
+            metrics.roc_auc_score(labels.ravel(), scores.ravel()), abs=1e-12
+        )
         expected = metrics.average_precision_score(labels.ravel(), scores.ravel())
         assert found.average_precision == pytest.approx(expected, abs=1e-12)
-        fpr, tpr, thresholds = metrics.roc_curve(labels.ravel(), scores.ravel(), drop_intermediate=False)
+        fpr, tpr, thresholds = metrics.roc_curve(
+            labels.ravel(), scores.ravel(), drop_intermediate=False
+        )
         for ours, theirs in zip(roc(scores, labels), (fpr, tpr, thresholds), strict=True):
             np.testing.assert_allclose(ours, theirs)
 
@@ -223,7 +245,9 @@ def test_precision_at_k_is_the_mean_over_all_orders_of_ties(scores: list[float],
     labels = np.array(data.draw(some))
     values = np.array(scores)
     found = evaluate(values[None], truth_of(labels[None]))
-    assert sorted(found.precision) == [k for k in sorted({1, 3, 5, 10, int(labels.sum())}) if k <= n]
+    assert sorted(found.precision) == [
+        k for k in sorted({1, 3, 5, 10, int(labels.sum())}) if k <= n
+    ]
     for k in found.precision:
         hits = []
         for order in permutations(range(n)):
@@ -231,7 +255,9 @@ def test_precision_at_k_is_the_mean_over_all_orders_of_ties(scores: list[float],
             hits.append(labels[ranking[:k]].sum())
         assert found.precision[k] == pytest.approx(np.mean(hits) / k, abs=1e-12)
         assert found.recall[k] == pytest.approx(np.mean(hits) / labels.sum(), abs=1e-12)
-        assert precision_at(values[None], truth_of(labels[None]), k) == pytest.approx(found.precision[k])
+        assert precision_at(values[None], truth_of(labels[None]), k) == pytest.approx(
+            found.precision[k]
+        )
 
 
 def test_a_ranking_by_hand() -> None:
@@ -241,7 +267,10 @@ def test_a_ranking_by_hand() -> None:
     assert found.average_precision == pytest.approx(0.5 * 1 + 0.5 * 0.5)
     assert found.precision == pytest.approx({1: 1.0, 2: 0.5, 3: 0.5, 5: 0.4})
     assert found.recall == pytest.approx({1: 0.5, 2: 0.5, 3: 0.75, 5: 1.0})
-    assert ranks(np.array([[4.0, 3.0, 2.0, 2.0, 1.0]]), "0.2,0.0") == {Head(0, 2): 3.5, Head(0, 0): 1.0}
+    assert ranks(np.array([[4.0, 3.0, 2.0, 2.0, 1.0]]), "0.2,0.0") == {
+        Head(0, 2): 3.5,
+        Head(0, 0): 1.0,
+    }
     frame = found.to_frame()
     assert len(frame) == 1 and frame.auc[0] == found.auc and frame.precision_at_3[0] == 0.5
     assert "AUC 0.750" in repr(found) and "2 of 5" in repr(found)
@@ -258,7 +287,9 @@ def test_constant_scores_are_chance() -> None:
 def test_a_perfect_ranking_and_its_opposite() -> None:
     truth = published("ioi")
     best = evaluate(truth.matrix().astype(float), truth)
-    assert best.auc == best.auc_pessimistic == best.average_precision == 1 and best.precision[26] == 1
+    assert (
+        best.auc == best.auc_pessimistic == best.average_precision == 1 and best.precision[26] == 1
+    )
     assert best.p == pytest.approx(1 / 2001)
     worst = evaluate(-truth.matrix().astype(float), truth)
     assert worst.auc == 0 and worst.precision[1] == 0 and worst.p == 1.0
@@ -270,7 +301,10 @@ def test_p_is_the_share_of_circuits_ranked_as_high() -> None:
     labels = np.zeros(9, dtype=bool)
     labels[np.argsort(-scores)[[0, 2, 4]]] = True
     mine = by_hand(scores, labels)["auc"]
-    areas = [by_hand(scores, np.isin(np.arange(9), chosen))["auc"] for chosen in combinations(range(9), 3)]
+    areas = [
+        by_hand(scores, np.isin(np.arange(9), chosen))["auc"]
+        for chosen in combinations(range(9), 3)
+    ]
     exact = np.mean([a >= mine - 1e-12 for a in areas])
     assert 0.02 < exact < 0.98
     found = evaluate(scores.reshape(3, 3), truth_of(labels.reshape(3, 3)), seed=3)
@@ -285,7 +319,8 @@ def test_the_roc_starts_at_the_origin_and_ends_in_the_corner() -> None:
     np.testing.assert_allclose(thresholds, [np.inf, 2.0, 0.5, -1.0])
 
 
-# --- forms of scores and truths ---------------------------------------------------------------------------------------
+# --- forms of scores and truths
+# ---------------------------------------------------------------------------------------
 
 
 def test_all_forms_of_scores_agree() -> None:
@@ -326,7 +361,11 @@ def test_heads_without_layers_between_are_ranked_among_those_scored() -> None:
         (np.zeros((13, 12)), "ioi", "13 layers"),
         (np.where(np.eye(12) > 0, np.nan, 0.0), "ioi", r"L0H0, L1H1.* and 2 more have NaN"),
         (np.ma.masked_less(np.arange(144.0).reshape(12, 12), 1), "ioi", "L0H0 have NaN"),
-        ({(a, b): 0.0 for a in range(12) for b in range(12) if (a, b) != (3, 4)}, "ioi", "L3H4 have no score"),
+        (
+            {(a, b): 0.0 for a in range(12) for b in range(12) if (a, b) != (3, 4)},
+            "ioi",
+            "L3H4 have no score",
+        ),
         ({"0.0": 1.0, "0.1": 2.0}, ["0.0", "1.1"], "L1H1 are in the circuit"),
         (np.zeros((2, 2)), [], "No head is in the circuit"),
         (np.zeros((1, 2)), ["0.0", "0.1"], "All heads are in the circuit"),
@@ -372,9 +411,6 @@ def test_incomplete_lists_give_ranks_and_small_k_alone() -> None:
         precision_at(scores, truth, 3)
 
 
-# --- curves and sets --------------------------------------------------------------------------------------------------
-
-
 def test_areas_of_a_faithful_circuit_at_mibs_sizes() -> None:
     sizes = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
     assert curve_areas(sizes, [1.0] * 10) == pytest.approx((0.999, 0.0))
@@ -396,7 +432,14 @@ def test_areas_are_the_trapezoid_rule(points: list[int], values: list[float]) ->
 
 @pytest.mark.parametrize(
     ("x", "f"),
-    [([0.5], [1.0]), ([0, 1], [1.0]), ([0, 0], [1, 1]), ([1, 0], [1, 1]), ([0, 2], [1, 1]), ([0, 1], [1, np.nan])],
+    [
+        ([0.5], [1.0]),
+        ([0, 1], [1.0]),
+        ([0, 0], [1, 1]),
+        ([1, 0], [1, 1]),
+        ([0, 2], [1, 1]),
+        ([0, 1], [1, np.nan]),
+    ],
 )
 def test_curves_that_are_none(x: list[float], f: list[float]) -> None:
     with pytest.raises(InputError):
@@ -413,7 +456,9 @@ def test_jaccard_and_stability() -> None:
         stability([["0.1"]])
 
 
-@pytest.mark.parametrize(("mean", "n", "passes"), [(0.8, 100, True), (0.79, 100, False), (0.9, 99, False)])
+@pytest.mark.parametrize(
+    ("mean", "n", "passes"), [(0.8, 100, True), (0.79, 100, False), (0.9, 99, False)]
+)
 def test_the_reporting_bar(mean: float, n: int, passes: bool) -> None:
     assert Stability(mean, mean, mean, n).reportable is passes
 
@@ -426,7 +471,9 @@ def test_a_circuit_is_compared_with_its_own_model_s_truth_by_name() -> None:
     truth = published("ioi", "pocket-llama")
 
     def made(method: str, values: np.ndarray) -> SimpleNamespace:
-        frame = pd.DataFrame([(h // 8, h % 8, v) for h, v in enumerate(values)], columns=["layer", "head", method])
+        frame = pd.DataFrame(
+            [(h // 8, h % 8, v) for h, v in enumerate(values)], columns=["layer", "head", method]
+        )
         search = SimpleNamespace(method=method, forwards=2.0, backwards=1.0, seconds=0.5)
         return SimpleNamespace(frame=frame, column=method, model="pocket-llama", search=search)
 

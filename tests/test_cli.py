@@ -1,4 +1,5 @@
-"""The command line: quick to start, one sentence for each error, readable at any width. Models are stand-ins here."""
+"""The command line: quick to start, one sentence for each error, readable at any width. Models are
+stand-ins here."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ ABOUT = {
 }
 
 
-def make_atlas(layers: int = 4, heads: int = 4, seed: int = 0, notes: tuple[str, ...] = ()) -> Atlas:
+def make_atlas(
+    layers: int = 4, heads: int = 4, seed: int = 0, notes: tuple[str, ...] = ()
+) -> Atlas:
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame(
         [("", "self", i, h, h // 2) for i in range(layers) for h in range(heads)],
@@ -50,7 +53,10 @@ class Plan:
     gigabytes: float = 0.5
     error: BaseException | None = None
     atlas: Atlas = field(default_factory=make_atlas)
-    rows: tuple[tuple[str, str, str], ...] = (("text", "sink, entropy", "16"), ("niah", "retrieval", "16 + 40"))
+    rows: tuple[tuple[str, str, str], ...] = (
+        ("text", "sink, entropy", "16"),
+        ("niah", "retrieval", "16 + 40"),
+    )
     ran: list[Any] = field(default_factory=list)
 
     def run(self, out: Path | None, progress: common.Progress) -> Atlas:
@@ -154,15 +160,35 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Path) -> None:
-    result = run("scan-heads", "--scores", "sink,retrieval", "--context", "256", "--seed", "3", "--device", "cpu")
+    result = run(
+        "scan-heads",
+        "--scores",
+        "sink,retrieval",
+        "--context",
+        "256",
+        "--seed",
+        "3",
+        "--device",
+        "cpu",
+    )
     assert stand_ins.seen["load"] == ("llama", {"device": "cpu", "dtype": None, "backend": "auto"})
     assert stand_ins.seen["plan"] == {
-        "scores": "sink,retrieval", "context": 256, "samples": 16, "seed": 3, "text": None, "extrapolate": False,
-        "images": None, "prompt": None,
-    }  # fmt: skip
+        "scores": "sink,retrieval",
+        "context": 256,
+        "samples": 16,
+        "seed": 3,
+        "text": None,
+        "extrapolate": False,
+        "images": None,
+        "prompt": None,
+    }
     folder = Path("interp-scans") / "org--pocket-toy"
     assert stand_ins.plan.ran == [folder]
-    assert sorted(p.name for p in folder.iterdir()) == ["atlas.json", "atlas.parquet", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "atlas.json",
+        "atlas.parquet",
+        "report.html",
+    ]
     assert str(folder / "report.html") in result.stdout
     top = stand_ins.plan.atlas.top("sink", 1)[0]
     assert f"{top} {stand_ins.plan.atlas.value(top, 'sink'):.2f}" in result.stdout
@@ -198,9 +224,14 @@ def test_long_scans_ask(stand_ins: SimpleNamespace, monkeypatch: pytest.MonkeyPa
     assert stand_ins.plan.ran
 
 
-def test_an_unwritable_folder_is_found_before_the_model_is_loaded(stand_ins: SimpleNamespace, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_found_before_the_model_is_loaded(
+    stand_ins: SimpleNamespace, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    assert "is a file, not a folder" in run("scan-heads", "--out", str(tmp_path / "file" / "x"), code=2).output
+    assert (
+        "is a file, not a folder"
+        in run("scan-heads", "--out", str(tmp_path / "file" / "x"), code=2).output
+    )
     assert not stand_ins.seen
 
 
@@ -234,17 +265,25 @@ class OutOfMemoryError(RuntimeError):
         (InputError("The text is empty; give some."), 2, "Error: The text is empty; give some."),
         (OutOfMemoryError("CUDA out of memory"), 2, OUT_OF_MEMORY + KEPT),
         (MemoryError(), 2, OUT_OF_MEMORY + KEPT),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, OUT_OF_MEMORY + KEPT),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            2,
+            OUT_OF_MEMORY + KEPT,
+        ),
         (KeyboardInterrupt(), 130, "Interrupted; run the same command again to resume."),
     ],
 )
-def test_errors_are_one_sentence(stand_ins: SimpleNamespace, error: BaseException, code: int, says: str) -> None:
+def test_errors_are_one_sentence(
+    stand_ins: SimpleNamespace, error: BaseException, code: int, says: str
+) -> None:
     stand_ins.plan.error = error
     assert says in run("scan-heads", code=code).stderr
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()], ids=repr)
-@pytest.mark.parametrize("words", [["evaluate"], ["ablate", "--heads", "0.0"], ["generate", "--prompt", "hi"]], ids=str)
+@pytest.mark.parametrize(
+    "words", [["evaluate"], ["ablate", "--heads", "0.0"], ["generate", "--prompt", "hi"]], ids=str
+)
 def test_what_saves_nothing_promises_nothing(
     words: list[str], error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +347,10 @@ def test_show_says_what_is_wrong(tmp_path: Path) -> None:
     assert "no atlas in" in run("show", str(tmp_path), code=2).output
     make_atlas().save(tmp_path)
     assert "did you mean sink" in run("show", str(tmp_path), "--score", "snk", code=2).output
-    assert "no tower 'vision'" in run("show", str(tmp_path), "--score", "sink", "--tower", "vision", code=2).output
+    assert (
+        "no tower 'vision'"
+        in run("show", str(tmp_path), "--score", "sink", "--tower", "vision", code=2).output
+    )
 
 
 def test_compare(tmp_path: Path) -> None:
@@ -340,8 +382,12 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Head], dict[st
 
 
 def test_ablate_heads(ablations: list[Any]) -> None:
-    text = run("ablate", "--heads", "3.1,L2H0,3.1", "--mode", "mean", "--task", "ioi", "--n", "8").output
-    assert ablations == [([Head(3, 1), Head(2, 0)], {"mode": "mean", "task": "ioi", "n": 8, "seed": 0, "avoid": []})]
+    text = run(
+        "ablate", "--heads", "3.1,L2H0,3.1", "--mode", "mean", "--task", "ioi", "--n", "8"
+    ).output
+    assert ablations == [
+        ([Head(3, 1), Head(2, 0)], {"mode": "mean", "task": "ioi", "n": 8, "seed": 0, "avoid": []})
+    ]
     assert "0.900 [0.800, 1.000]" in text and "-0.700" in text and "control" in text
 
 
@@ -390,13 +436,25 @@ def fake_edits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(interp), "edits", module)
 
 
-def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: SimpleNamespace) -> None:
+def test_evaluate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: SimpleNamespace
+) -> None:
     def evaluate(
-        model: Model, task: str | None, edits: list[Any], n: int, seed: int, progress: common.Progress, **more: Any
+        model: Model,
+        task: str | None,
+        edits: list[Any],
+        n: int,
+        seed: int,
+        progress: common.Progress,
+        **more: Any,
     ) -> Any:
         progress(n, n, task or "niah")
         stand_ins.seen["more"] = more
-        both = {"edited": interval(0.7), "difference": interval(0.2)} if edits else {"edited": None, "difference": None}
+        both = (
+            {"edited": interval(0.7), "difference": interval(0.2)}
+            if edits
+            else {"edited": None, "difference": None}
+        )
         test = SimpleNamespace(__str__=lambda: "") if edits else None
         notes = ("beyond the positions",) if more["extrapolate"] else ()
         return SimpleNamespace(
@@ -412,15 +470,24 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: Si
     monkeypatch.setitem(vars(interp), "evaluate", evaluate)
     fake_edits(monkeypatch)
     text = run("evaluate", "--task", "ioi", "--n", "8").output
-    assert "accuracy" in text and "8 instances" in text and "0.500 [0.400, 0.600]" in text and "edited" not in text
+    assert (
+        "accuracy" in text
+        and "8 instances" in text
+        and "0.500 [0.400, 0.600]" in text
+        and "edited" not in text
+    )
     (tmp_path / "edit.json").write_text("[]")
     text = run("evaluate", "--edit", "edit.json").output
     assert "edited" in text and "change" in text and "McNemar" in text
     more = ["--context", "64", "--extrapolate", "--metric", "loss", "--include-path", "x"]
     assert "beyond the positions" in run("evaluate", *more).output
     assert stand_ins.seen["more"] == {
-        "metric": "loss", "context": 64, "extrapolate": True, "text": None, "include_path": Path("x"),
-    }  # fmt: skip
+        "metric": "loss",
+        "context": 64,
+        "extrapolate": True,
+        "text": None,
+        "include_path": Path("x"),
+    }
     stand_ins.seen.clear()
     (tmp_path / "taken").write_text("")
     assert "is a file" in run("evaluate", "--out", "taken/x", code=2).output
@@ -428,7 +495,9 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: Si
     assert not stand_ins.seen
 
 
-def test_generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: SimpleNamespace) -> None:
+def test_generate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: SimpleNamespace
+) -> None:
     torch = pytest.importorskip("torch")
 
     class Tokenizer:
@@ -455,7 +524,12 @@ def test_generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_ins: Si
 
 
 def test_durations() -> None:
-    assert [common.duration(s) for s in (0, 40, 700, 12_000)] == ["1 s", "40 s", "12 min", "3 h 20 min"]
+    assert [common.duration(s) for s in (0, 40, 700, 12_000)] == [
+        "1 s",
+        "40 s",
+        "12 min",
+        "3 h 20 min",
+    ]
 
 
 def test_progress_without_a_terminal_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -476,6 +550,8 @@ def test_interrupted_process_says_how_to_resume(tmp_path: Path) -> None:
         "sys.argv = ['interp', 'scan-heads']\n"
         "main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 130
     assert done.stderr.strip() == "Interrupted; run the same command again to resume."

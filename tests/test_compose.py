@@ -1,4 +1,5 @@
-"""Several edits of one call: the reference against their definition one after the other, every route against it."""
+"""Several edits of one call: the reference against their definition one after the other, every
+route against it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,18 @@ from test_fused import DEVICE, back, examples, fused_case, there, wide
 from test_kernels import assert_same, make_case
 from test_steer import at, either, loop_factors, make_rule, make_spans, uniform
 
-from interp_kernels import BackendError, Mask, Request, Rule, Steer, attention, chunked, explain, reference, streaming
+from interp_kernels import (
+    BackendError,
+    Mask,
+    Request,
+    Rule,
+    Steer,
+    attention,
+    chunked,
+    explain,
+    reference,
+    streaming,
+)
 from interp_kernels.compose import fuse
 from interp_kernels.reference import weights
 
@@ -38,12 +50,21 @@ def narrow(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple):
         return tuple(narrow(v, dtype) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: narrow(getattr(value, f.name), dtype) for f in dataclasses.fields(value)})
+        return replace(
+            value,
+            **{f.name: narrow(getattr(value, f.name), dtype) for f in dataclasses.fields(value)},
+        )
     return value
 
 
 def make_edits(
-    draw: Any, q: torch.Tensor, k: torch.Tensor, *, groups: int = 4, blends: bool = True, where: str = ""
+    draw: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    groups: int = 4,
+    blends: bool = True,
+    where: str = "",
 ) -> tuple[Steer, ...]:
     """Two or three random edits, rules over spans and labels mixed."""
     (batch, heads, lq, _), lk = q.shape, k.shape[2]
@@ -62,7 +83,10 @@ def make_edits(
             fields["blend"] = uniform(draw, *either(draw, heads))
         if draw(st.integers(0, 4)):
             n = draw(st.sampled_from([1, *[n for n in range(2, groups + 1) for _ in range(3)]]))
-            rules = tuple(make_rule(draw, batch, heads, lq, n) for _ in range(draw(st.sampled_from([1, 1, 2]))))
+            rules = tuple(
+                make_rule(draw, batch, heads, lq, n)
+                for _ in range(draw(st.sampled_from([1, 1, 2])))
+            )
             fields["rule"] = rules if draw(st.booleans()) or len(rules) > 1 else rules[0]
             if where == "spans" or draw(st.booleans()):
                 fields["spans"] = make_spans(draw, lk, n)
@@ -73,9 +97,17 @@ def make_edits(
 
 
 def definition(
-    q: Any, k: Any, v: Any, steers: Any, mask: Mask, scale: float, softcap: Any = None, sinks: Any = None
+    q: Any,
+    k: Any,
+    v: Any,
+    steers: Any,
+    mask: Mask,
+    scale: float,
+    softcap: Any = None,
+    sinks: Any = None,
 ) -> Any:
-    """A, out and lse in float64: logits of all edits, softmax, then each edit's rules and blend, row by row."""
+    """A, out and lse in float64: logits of all edits, softmax, then each edit's rules and blend,
+    row by row."""
     (batch, heads, lq, _), lk, group = q.shape, k.shape[2], q.shape[1] // k.shape[1]
     s = scale * torch.einsum("bhid,bhjd->bhij", q, k.repeat_interleave(group, 1))
     s = s if softcap is None else softcap * torch.tanh(s / softcap)
@@ -90,7 +122,11 @@ def definition(
     if mask.dense is not None:
         dense = mask.dense if mask.dense.dtype == torch.bool else mask.dense > -1e29
         seen = seen & dense
-        s = s if mask.dense.dtype == torch.bool else s + mask.dense.double().masked_fill(~dense, 0.0)
+        s = (
+            s
+            if mask.dense.dtype == torch.bool
+            else s + mask.dense.double().masked_fill(~dense, 0.0)
+        )
     shown = seen
     for steer in steers:
         if steer.bias is not None:
@@ -114,14 +150,22 @@ def definition(
                 of[start:stop] = [g] * (stop - start)
             if steer.labels is not None:
                 of = [int(at(steer.labels, b, h, j)) for j in range(lk)]
-            given = steer.rule if isinstance(steer.rule, tuple) else () if steer.rule is None else (steer.rule,)
+            given = (
+                steer.rule
+                if isinstance(steer.rule, tuple)
+                else ()
+                if steer.rule is None
+                else (steer.rule,)
+            )
             for rule in given:
                 if rule.rows is not None and not rule.rows[b, i]:
                     continue
                 mass = [sum(row[j] for j in range(lk) if of[j] == g) for g in range(rule.groups)]
                 factor = loop_factors(mass, gone, rule, h)
                 row *= np.array([factor[g] for g in of])
-                if rule.renormalise and any(f != 1 for f in factor):  # the sink logit's share is normalised too
+                if rule.renormalise and any(
+                    f != 1 for f in factor
+                ):  # the sink logit's share is normalised too
                     kept = sum(at(rule.keep, h, g) * m for g, m in enumerate(mass))
                     gone = gone / (kept + gone) if kept + gone > 0 else gone
             own = mask.q_start + i - mask.k_start
@@ -155,7 +199,9 @@ def test_streaming_equals_reference(data: Any) -> None:
     where = data.draw(st.sampled_from(["", "spans"]))
     steers = make_edits(data.draw, q, k, where=where, blends=not where)
     with pytest.MonkeyPatch.context() as patch:
-        if data.draw(st.booleans()):  # several blocks of batch entries and heads, several chunks of rows
+        if data.draw(
+            st.booleans()
+        ):  # several blocks of batch entries and heads, several chunks of rows
             patch.setattr(chunked, "_BUDGET", data.draw(st.sampled_from([50, 400, 2000])))
             patch.setattr(chunked, "_MIN_ROWS", 3)
             patch.setattr(chunked, "_MAX_ROWS", 7)
@@ -172,7 +218,10 @@ def test_kernels_equal_reference(data: Any) -> None:
     tensors, kwargs = fused_case(data.draw, torch.float32, 24)
     q, k, _ = tensors
     kwargs.pop("request", None)
-    steers = narrow(make_edits(data.draw, q, k, groups=2, blends=data.draw(st.integers(0, 4)) == 0), torch.float32)
+    steers = narrow(
+        make_edits(data.draw, q, k, groups=2, blends=data.draw(st.integers(0, 4)) == 0),
+        torch.float32,
+    )
     left = fuse(steers, k.shape[2])
     if len(left) > 1 or (left and left[0].groups > 8):
         with pytest.raises(BackendError, match=r"after a blend|groups of keys"):
@@ -196,11 +245,18 @@ def test_gradients_equal_reference(data: Any) -> None:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "_ROWS", 5)
-        outs = [attention(*tensors, steer=steers, backend=name, **kwargs).out for name in ("streaming", "reference")]
-        target = torch.randn(outs[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        outs = [
+            attention(*tensors, steer=steers, backend=name, **kwargs).out
+            for name in ("streaming", "reference")
+        ]
+        target = torch.randn(
+            outs[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         if not all(out.requires_grad for out in outs):
             return  # no row sees a key, say
-        grads = [torch.autograd.grad((out * target).sum(), leaves, allow_unused=True) for out in outs]
+        grads = [
+            torch.autograd.grad((out * target).sum(), leaves, allow_unused=True) for out in outs
+        ]
     for leaf, x, y in zip(leaves, *grads, strict=True):
         x, y = (torch.zeros_like(leaf) if g is None else g for g in (x, y))
         torch.testing.assert_close(x, y)
@@ -209,15 +265,24 @@ def test_gradients_equal_reference(data: Any) -> None:
 @pytest.mark.parametrize("queries", [1, 33])
 def test_gradients_of_two_rules_through_the_kernels(queries: int) -> None:
     gen = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(2, h, n, 16, generator=gen).to(DEVICE) for h, n in ((4, queries), (2, 33), (2, 33)))
+    q, k, v = (
+        torch.randn(2, h, n, 16, generator=gen).to(DEVICE)
+        for h, n in ((4, queries), (2, 33), (2, 33))
+    )
     leaves = [
         x.to(DEVICE).requires_grad_()
-        for x in (torch.rand(4, 2, generator=gen), torch.tensor([[1.0, 0.2, 0.9]]), torch.rand(4, generator=gen))
+        for x in (
+            torch.rand(4, 2, generator=gen),
+            torch.tensor([[1.0, 0.2, 0.9]]),
+            torch.rand(4, generator=gen),
+        )
     ]
     column = torch.arange(33, device=DEVICE)[None, None]
     steers = [
         Steer(labels=column % 2, rule=Rule(leaves[0], torch.tensor([[1.0, 0.0]], device=DEVICE))),
-        Steer(spans=((0, 1, 1), (10, 20, 2)), rule=Rule(leaves[1], renormalise=True), blend=leaves[2]),
+        Steer(
+            spans=((0, 1, 1), (10, 20, 2)), rule=Rule(leaves[1], renormalise=True), blend=leaves[2]
+        ),
     ]
     mask, grads = Mask(q_start=33 - queries), []
     assert "2 rules, weighted sum" in explain(q, k, v, mask=mask, steer=steers, backend="triton")
@@ -232,7 +297,8 @@ def test_gradients_of_two_rules_through_the_kernels(queries: int) -> None:
 @examples(100)
 @given(st.data())
 def test_fuse(data: Any) -> None:
-    """Idempotent; group 0 is where all have group 0; a blend parts what comes after it; spans stay spans."""
+    """Idempotent; group 0 is where all have group 0; a blend parts what comes after it; spans stay
+    spans."""
     (q, k, _), _ = make_case(data.draw, torch.float64, 12)
     (batch, heads, lq, _), lk = q.shape, k.shape[2]
     steers = make_edits(data.draw, q, k)
@@ -257,13 +323,19 @@ def test_fuse(data: Any) -> None:
 
 
 def test_what_fuse_makes_of_a_few() -> None:
-    spans, labels = Steer(spans=((0, 1, 1),), rule=PAIR), Steer(labels=torch.arange(6)[None, None] % 2, rule=PAIR)
+    spans, labels = (
+        Steer(spans=((0, 1, 1),), rule=PAIR),
+        Steer(labels=torch.arange(6)[None, None] % 2, rule=PAIR),
+    )
     other = Steer(spans=((0, 3, 1),), rule=PAIR, gain=torch.full((1, 1, 1), 2.0))
     assert fuse(None, 6) == fuse([Steer()], 6) == ()
     assert fuse([spans], 6) == fuse([spans, Steer()], 6) == (spans,)
     (both,) = fuse([spans, other], 6)
     assert both.spans == ((0, 1, 1), (1, 3, 2))
-    assert torch.equal(torch.cat([rule.keep for rule in both.rules]), torch.tensor([[1.0, 0.4, 1.0], [1.0, 0.4, 0.4]]))
+    assert torch.equal(
+        torch.cat([rule.keep for rule in both.rules]),
+        torch.tensor([[1.0, 0.4, 1.0], [1.0, 0.4, 0.4]]),
+    )
     (same,) = fuse([labels, labels], 6)
     assert same.labels is labels.labels
     assert same.groups == 2
@@ -279,15 +351,25 @@ def test_what_fuse_makes_of_a_few() -> None:
     many = Steer(labels=torch.zeros(1, 1, 6, dtype=torch.long), rule=Rule(torch.ones(1, 200)))
     assert len(fuse([many, labels], 6)) == 2
     half = torch.finfo(torch.float16).min
-    (hidden,) = fuse([Steer(bias=torch.full((1, 1, 6), half, dtype=torch.float16)), Steer(bias=torch.ones(1, 1, 6))], 6)
+    (hidden,) = fuse(
+        [
+            Steer(bias=torch.full((1, 1, 6), half, dtype=torch.float16)),
+            Steer(bias=torch.ones(1, 1, 6)),
+        ],
+        6,
+    )
     assert hidden.bias is not None
     assert torch.equal(hidden.bias, torch.full((1, 1, 6), -math.inf))
 
 
 def test_receivers_without_keys_still_receive() -> None:
-    """A rule's only receiver has no key at all: rows stay as they are, fused with another rule or not."""
+    """A rule's only receiver has no key at all: rows stay as they are, fused with another rule or
+    not."""
     q, k, v = (torch.randn(1, 2, 8, 4, dtype=torch.float64) for _ in range(3))
-    nobody = Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0]])))
+    nobody = Steer(
+        spans=((0, 1, 1),),
+        rule=Rule(torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.0, 1.0]])),
+    )
     drop = Steer(spans=((2, 4, 1),), rule=Rule(torch.tensor([[1.0, 0.5]])))
     want = attention(q, k, v, steer=drop, backend="reference").out
     for steers in ([nobody, drop], [drop, nobody]):
@@ -298,8 +380,12 @@ def test_receivers_without_keys_still_receive() -> None:
 def test_many_groups() -> None:
     """More than a tile of 16 in one product; more than 8 are not for the kernels."""
     q, k, v = (torch.randn(2, h, 40, 4) for h in (4, 2, 2))
-    steer = Steer(labels=torch.randint(0, 40, (2, 4, 40)), rule=Rule(torch.rand(4, 40), torch.rand(1, 40)))
-    got, want = (attention(q, k, v, steer=steer, backend=name).out for name in ("streaming", "reference"))
+    steer = Steer(
+        labels=torch.randint(0, 40, (2, 4, 40)), rule=Rule(torch.rand(4, 40), torch.rand(1, 40))
+    )
+    got, want = (
+        attention(q, k, v, steer=steer, backend=name).out for name in ("streaming", "reference")
+    )
     torch.testing.assert_close(got, want)
     with pytest.raises(BackendError, match="40 groups"):
         attention(*there((q, k, v)), steer=there(steer), backend="triton")
@@ -310,7 +396,9 @@ def test_sigmoid_goes_alone() -> None:
     sigmoid, temper = Steer(sigmoid=-1.0), Steer(temper=torch.full((1, 1, 1), 2.0))
     for name, run in (("reference", reference.attention), ("streaming", streaming.attention)):
         got = attention(q, k, v, steer=[temper, sigmoid, temper], backend=name)
-        want = attention(q, k, v, steer=Steer(sigmoid=-1.0, temper=torch.full((1, 1, 1), 4.0)), backend=name)
+        want = attention(
+            q, k, v, steer=Steer(sigmoid=-1.0, temper=torch.full((1, 1, 1), 4.0)), backend=name
+        )
         torch.testing.assert_close(got.out, want.out)
         for other in (Steer(blend=torch.ones(2)), Steer(spans=((0, 1, 1),), rule=PAIR), sigmoid):
             with pytest.raises(ValueError, match="beside it"):
@@ -322,18 +410,28 @@ def test_sigmoid_goes_alone() -> None:
 def test_explained_and_checked() -> None:
     q, k, v = (torch.randn(1, 2, 300, 4) for _ in range(3))
     one, two = Steer(spans=((0, 1, 1),), rule=PAIR), Steer(spans=((0, 150, 1),), rule=PAIR)
-    assert "merged by log-sum-exp and the rule" in explain(q, k, v, steer=[one, two], backend="streaming")
+    assert "merged by log-sum-exp and the rule" in explain(
+        q, k, v, steer=[one, two], backend="streaming"
+    )
     blend = Steer(blend=torch.ones(1))
     assert "after a blend" in explain(q, k, v, steer=[blend, two], backend="streaming")
     request = Request(frozenset({"entropy"}))
-    assert "statistics of edited" in explain(q, k, v, steer=[one, two], request=request, backend="streaming")
+    assert "statistics of edited" in explain(
+        q, k, v, steer=[one, two], request=request, backend="streaming"
+    )
     with pytest.raises(ValueError, match=r"Edit 2: steer\.bias"):
         attention(q, k, v, steer=[one, Steer(bias=torch.ones(1, 1, 7))])
     for bad, word in (
         (Steer(spans=((0, 1, 1),), rule=()), "empty sequence"),
         (Steer(spans=((0, 1, 1),), rule=(PAIR, Rule(torch.ones(1, 3)))), "share their groups"),
-        (Steer(spans=((0, 1, 1),), rule=(PAIR, replace(PAIR, bounds=torch.ones(1)))), "go together"),
-        (Steer(spans=((0, 1, 1),), rule=(PAIR, replace(PAIR, rows=torch.ones(1, 7)))), r"steer\.rule\.rows"),
+        (
+            Steer(spans=((0, 1, 1),), rule=(PAIR, replace(PAIR, bounds=torch.ones(1)))),
+            "go together",
+        ),
+        (
+            Steer(spans=((0, 1, 1),), rule=(PAIR, replace(PAIR, rows=torch.ones(1, 7)))),
+            r"steer\.rule\.rows",
+        ),
     ):
         with pytest.raises(ValueError, match=word):
             attention(q, k, v, steer=bad)

@@ -21,7 +21,11 @@ from interp_kernels import Mask
 
 Draw = Any
 some = settings(
-    max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
 )
 
 
@@ -45,9 +49,21 @@ def attention_of(call: AttentionCall, pads: list[int]) -> Attention:
     sees = sees & (k >= pad)[:, None]
     assert call.query is not None and call.key is not None
     return Attention(
-        call.site.layer, call.query, call.key, call.value, sees[:, None], q - pad, k - pad, q, k, call.scaling,
-        call.softcap, call.sinks, mask.window is not None, last=99,
-    )  # fmt: skip
+        call.site.layer,
+        call.query,
+        call.key,
+        call.value,
+        sees[:, None],
+        q - pad,
+        k - pad,
+        q,
+        k,
+        call.scaling,
+        call.softcap,
+        call.sinks,
+        mask.window is not None,
+        last=99,
+    )
 
 
 KINDS = ("prefill", "chunk", "decode")
@@ -57,11 +73,14 @@ KINDS = ("prefill", "chunk", "decode")
 def calls(
     draw: Draw, kinds: tuple[str, ...] = KINDS, causal: bool = True, sinks: bool = True
 ) -> tuple[AttentionCall, list[int]]:
-    """Prefill, a later chunk, or a decode step; GQA, left padding, sliding windows (also in the cache), batch > 1."""
+    """Prefill, a later chunk, or a decode step; GQA, left padding, sliding windows (also in the
+    cache), batch > 1."""
     gen = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     batch, kv, group = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
     kind = draw(st.sampled_from(kinds))
-    start = {"prefill": 0, "chunk": draw(st.integers(1, 6)), "decode": draw(st.integers(4, 12))}[kind]
+    start = {"prefill": 0, "chunk": draw(st.integers(1, 6)), "decode": draw(st.integers(4, 12))}[
+        kind
+    ]
     queries = 1 if kind == "decode" else draw(st.integers(3, 10))
     window = draw(st.sampled_from([None, None, 3, 7]))
     n = start + queries
@@ -74,9 +93,14 @@ def calls(
 
     real = (torch.arange(n) >= torch.tensor(pads)[:, None]) if any(pads) else None
     mask = Mask(
-        causal, window, start, k_start, None if real is None else real[:, k_start:],
-        None if real is None else real[:, start:], starts=None if real is None else torch.tensor(pads),
-    )  # fmt: skip
+        causal,
+        window,
+        start,
+        k_start,
+        None if real is None else real[:, k_start:],
+        None if real is None else real[:, start:],
+        starts=None if real is None else torch.tensor(pads),
+    )
     site = Site("", draw(st.integers(0, 1)), "self", "", kv * group, kv, d)
     call = AttentionCall(
         site, random(batch, kv * group, queries, d) * 2, random(batch, kv, n - k_start, d),
@@ -91,14 +115,18 @@ def keys(draw: Draw, call: AttentionCall) -> Any:
     n = call.mask.q_start + call.n_queries
     span = tuple(sorted((draw(st.integers(0, n)), draw(st.integers(0, n)))))
     scattered = draw(st.lists(st.integers(0, n), max_size=4))
-    tensor = torch.rand(call.batch, n, generator=torch.Generator().manual_seed(len(scattered))) < 0.4
+    tensor = (
+        torch.rand(call.batch, n, generator=torch.Generator().manual_seed(len(scattered))) < 0.4
+    )
     return draw(st.sampled_from(["initial", span, scattered, tensor]))
 
 
 def heads(draw: Draw, call: AttentionCall) -> Any:
     """None, or some heads of the call's layer (and one of another)."""
     few = draw(st.lists(st.integers(0, call.site.n_heads - 1), unique=True))
-    return draw(st.sampled_from([None, [(call.site.layer, h) for h in few] + [(1 - call.site.layer, 0)]]))
+    return draw(
+        st.sampled_from([None, [(call.site.layer, h) for h in few] + [(1 - call.site.layer, 0)]])
+    )
 
 
 def values(draw: Draw, call: AttentionCall, low: float, high: float) -> dict[str, Any]:
@@ -106,7 +134,12 @@ def values(draw: Draw, call: AttentionCall, low: float, high: float) -> dict[str
     number = st.floats(low, high).map(lambda x: round(x, 3))
     if draw(st.booleans()):
         return dict(value=draw(number), heads=heads(draw, call))
-    return dict(value={(call.site.layer, h): draw(number) for h in range(draw(st.integers(0, call.site.n_heads)))})
+    return dict(
+        value={
+            (call.site.layer, h): draw(number)
+            for h in range(draw(st.integers(0, call.site.n_heads)))
+        }
+    )
 
 
 def ranged(draw: Draw) -> Any:
@@ -117,7 +150,9 @@ def scope(draw: Draw) -> Any:
     return draw(st.sampled_from(["all", "all", "prefill", "decode"]))
 
 
-def valued(draw: Draw, call: AttentionCall, kind: Any, low: float, high: float, **more: Any) -> Edit:
+def valued(
+    draw: Draw, call: AttentionCall, kind: Any, low: float, high: float, **more: Any
+) -> Edit:
     found = values(draw, call, low, high)
     return kind(**{kind.value_field: found.pop("value")}, **found, scope=scope(draw), **more)
 
@@ -134,7 +169,12 @@ def move_mass(draw: Draw, call: AttentionCall) -> Edit:
 
 def make_act(draw: Draw, call: AttentionCall) -> Edit:
     limit = dict(threshold=0.2) if draw(st.booleans()) else dict(alpha=1.3)
-    return E.ACT(draw(st.sampled_from([0.0, 0.4])), **limit, heads=heads(draw, call), min_rows=draw(st.integers(1, 3)))
+    return E.ACT(
+        draw(st.sampled_from([0.0, 0.4])),
+        **limit,
+        heads=heads(draw, call),
+        min_rows=draw(st.integers(1, 3)),
+    )
 
 
 def make_var(draw: Draw, call: AttentionCall) -> Edit:
@@ -145,8 +185,12 @@ def make_var(draw: Draw, call: AttentionCall) -> Edit:
         image = ((slots > 0) & (slots < 5)).expand(call.batch, -1)
         visual = image & (slots % 2 == 0)
     text = draw(st.sampled_from([None, "initial", {0: "initial", 1: [0, 5]}]))
-    numbers = dict(rho=draw(st.sampled_from([None, 0.3])), image_mass=draw(st.sampled_from([0.1, 0.3])))
-    return E.VAR(image, text, visual, preset=preset, **numbers, heads=heads(draw, call), scope=scope(draw))
+    numbers = dict(
+        rho=draw(st.sampled_from([None, 0.3])), image_mass=draw(st.sampled_from([0.1, 0.3]))
+    )
+    return E.VAR(
+        image, text, visual, preset=preset, **numbers, heads=heads(draw, call), scope=scope(draw)
+    )
 
 
 def gate(draw: Draw, call: AttentionCall) -> Edit:
@@ -162,7 +206,9 @@ def vhr(draw: Draw, call: AttentionCall) -> Edit:
     if draw(st.booleans()):
         return E.VHR([(call.site.layer, 0)], alpha, scope(draw))
     gen = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    return E.VHR(None, alpha, scope(draw), torch.rand(call.batch, 2, call.site.n_heads, generator=gen) < 0.5)
+    return E.VHR(
+        None, alpha, scope(draw), torch.rand(call.batch, 2, call.site.n_heads, generator=gen) < 0.5
+    )
 
 
 def sigmoid(draw: Draw, call: AttentionCall) -> Edit:
@@ -174,14 +220,22 @@ def overwrite_row(draw: Draw, call: AttentionCall) -> Edit:
     last = call.n_queries - 2  # there may be one pad
     query = draw(st.sampled_from([None, last, [last - b % 2 for b in range(call.batch)]]))
     one = st.lists(st.integers(0, last - 1), min_size=1, max_size=3)
-    keys = draw(one if draw(st.booleans()) else st.lists(one, min_size=call.batch, max_size=call.batch))
-    weights = None if isinstance(keys[0], list) else draw(st.sampled_from([None, [0.5, -0.25, 2.0][: len(keys)]]))
+    keys = draw(
+        one if draw(st.booleans()) else st.lists(one, min_size=call.batch, max_size=call.batch)
+    )
+    weights = (
+        None
+        if isinstance(keys[0], list)
+        else draw(st.sampled_from([None, [0.5, -0.25, 2.0][: len(keys)]]))
+    )
     for_all = [keys] if len(keys) == call.batch and isinstance(keys[0], int) else keys
     return E.OverwriteRow(heads(draw, call), for_all, weights, query)
 
 
 MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
-    "scale_heads": lambda d, c: E.ScaleHeads({(c.site.layer, 0): -0.5, (1 - c.site.layer, 0): 3}, scope(d), ranged(d)),
+    "scale_heads": lambda d, c: E.ScaleHeads(
+        {(c.site.layer, 0): -0.5, (1 - c.site.layer, 0): 3}, scope(d), ranged(d)
+    ),
     "ablate_zero": lambda d, c: E.Ablate(heads(d, c), scope=scope(d), queries=ranged(d)),
     "ablate_uniform": lambda d, c: E.Ablate(
         heads(d, c), "uniform", scope=scope(d), queries=None if c.sinks is not None else ranged(d)
@@ -194,18 +248,24 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "act": make_act,
     "var": make_var,
     "vhr": vhr,
-    "temperature": lambda d, c: valued(d, c, E.Temperature, 0.3, 3, rule=d(st.sampled_from([None, "ssa"])), beta=0.5),
+    "temperature": lambda d, c: valued(
+        d, c, E.Temperature, 0.3, 3, rule=d(st.sampled_from([None, "ssa"])), beta=0.5
+    ),
     "soft_pag": lambda d, c: valued(d, c, E.SoftPAG, 0, 1),
     "paint": lambda d, c: valued(d, c, E.PAINT, -0.5, 2, keys=keys(d, c)),
     "overwrite_row": overwrite_row,
-    "streaming": lambda d, c: E.Streaming(d(st.integers(0, 2)), d(st.integers(1, 3)), scope=scope(d)),
+    "streaming": lambda d, c: E.Streaming(
+        d(st.integers(0, 2)), d(st.integers(1, 3)), scope=scope(d)
+    ),
     "gate": gate,
     "sigmoid_attention": sigmoid,
-    "softplus_reweight": lambda d, c: E.SoftplusReweight(d(st.sampled_from([None, 3, 15])), heads(d, c), scope(d)),
+    "softplus_reweight": lambda d, c: E.SoftplusReweight(
+        d(st.sampled_from([None, 3, 15])), heads(d, c), scope(d)
+    ),
     "head_gate": lambda d, c: E.HeadGate(
         d(st.sampled_from([0, 1, 0.25])), d(st.sampled_from([0.0, 0.5])), scope=scope(d)
     ),
-}  # fmt: skip
+}
 NO_SINKS = ("sigmoid_attention", "softplus_reweight")
 
 
@@ -234,7 +294,9 @@ def test_one_edit_of_a_random_call(name: str) -> None:
     run()
 
 
-@pytest.mark.parametrize("name", ["scale_tokens", "zero_tuning", "move_mass", "temperature", "soft_pag", "act"])
+@pytest.mark.parametrize(
+    "name", ["scale_tokens", "zero_tuning", "move_mass", "temperature", "soft_pag", "act"]
+)
 def test_without_causality(name: str) -> None:
     @settings(some, max_examples=8)
     @given(data=st.data())
@@ -248,15 +310,21 @@ def test_without_causality(name: str) -> None:
 def test_gains_multiply_also_beside_sink_logits() -> None:
     """What an edit leaves to the sink logit is what the next one finds there."""
     gen = torch.Generator().manual_seed(0)
-    q, k, v, sinks = (torch.randn(s, generator=gen, dtype=torch.float64) for s in ((1, 2, 7, 8),) * 3 + ((2,),))
+    q, k, v, sinks = (
+        torch.randn(s, generator=gen, dtype=torch.float64) for s in ((1, 2, 7, 8),) * 3 + ((2,),)
+    )
     call = AttentionCall(Site("", 0, "self", "", 2, 2, 8), q, k, v, Mask(), 8**-0.5, sinks=sinks)
     twice = [E.ZeroTuning(2.0), E.ZeroTuning(3.0)]
     compare(call, [0], twice)
-    torch.testing.assert_close(attend(call, (), twice, "auto"), attend(call, (), [E.ZeroTuning(6.0)], "auto"))
+    torch.testing.assert_close(
+        attend(call, (), twice, "auto"), attend(call, (), [E.ZeroTuning(6.0)], "auto")
+    )
 
 
 REPLACING = ("gate", "softplus_reweight", "sigmoid_attention")
-JOINED = [n for n in MAKE if n not in (*REPLACING, "act", "paint", "ablate_uniform", "overwrite_row")]
+JOINED = [
+    n for n in MAKE if n not in (*REPLACING, "act", "paint", "ablate_uniform", "overwrite_row")
+]
 
 
 @some
@@ -265,7 +333,9 @@ def test_several_edits_are_their_definitions_one_after_the_other(data: Any) -> N
     call, pads = data.draw(calls())
     names = data.draw(st.lists(st.sampled_from(JOINED), min_size=2, max_size=4))
     if "streaming" in names:  # two such masks need one to hold the other
-        names = [n for i, n in enumerate(names) if n != "streaming" or i == names.index("streaming")]
+        names = [
+            n for i, n in enumerate(names) if n != "streaming" or i == names.index("streaming")
+        ]
     compare(call, pads, [MAKE[n](data.draw, call) for n in names])
 
 
@@ -287,31 +357,46 @@ def test_edits_that_look_at_the_model_itself_go_with_rules(last: str) -> None:
 def test_act_after_another_edit_sees_what_that_left() -> None:
     for seed in range(6):
         gen = torch.Generator().manual_seed(seed)
-        q, k, v = (torch.randn(2, h, 9, 8, generator=gen, dtype=torch.float64) * s for h, s in ((4, 2), (2, 1), (2, 1)))
+        q, k, v = (
+            torch.randn(2, h, 9, 8, generator=gen, dtype=torch.float64) * s
+            for h, s in ((4, 2), (2, 1), (2, 1))
+        )
         call = AttentionCall(Site("", 0, "self", "", 4, 2, 8), q, k, v, Mask(), 8**-0.5)
-        for edits in ([E.ZeroTuning(5.0), E.ACT(0.2, 1.5)], [E.ACT(0.2, 1.5), E.MoveMass([1, 2], "initial", 0.5)]):
+        for edits in (
+            [E.ZeroTuning(5.0), E.ACT(0.2, 1.5)],
+            [E.ACT(0.2, 1.5), E.MoveMass([1, 2], "initial", 0.5)],
+        ):
             compare(call, [0, 0], edits)
 
 
-# --- TransformerLens: weights instead of queries and keys ---------------------------------------------------------
+# --- TransformerLens: weights instead of queries and keys
+# ---------------------------------------------------------
 
 
 def pattern_call(call: AttentionCall, pads: list[int]) -> AttentionCall:
     x = attention_of(call, pads)
-    return replace(call, query=None, key=None, scaling=1.0, softcap=None, sinks=None, pattern=x.softmax())
+    return replace(
+        call, query=None, key=None, scaling=1.0, softcap=None, sinks=None, pattern=x.softmax()
+    )
 
 
 @some
 @given(data=st.data())
 def test_streaming_of_a_pattern(data: Any) -> None:
     call, pads = data.draw(calls())
-    given_pattern, edit, x = pattern_call(call, pads), MAKE["streaming"](data.draw, call), attention_of(call, pads)
+    given_pattern, edit, x = (
+        pattern_call(call, pads),
+        MAKE["streaming"](data.draw, call),
+        attention_of(call, pads),
+    )
     wanted, real = z_of(x, [edit]), x.q_token >= 0
     edited = edit.before(given_pattern) if edit.touches(given_pattern) else given_pattern
     assert edited.pattern is not None and given_pattern.pattern is not None
     found = (edited.pattern @ x.values).transpose(1, 2)
     share = 1 - given_pattern.pattern.sum(-1)[real[:, None].expand(-1, x.s.shape[1], -1)]
-    if call.sinks is None or float(share.min()) > 1e-3:  # less than that of a row is taken for rounding
+    if (
+        call.sinks is None or float(share.min()) > 1e-3
+    ):  # less than that of a row is taken for rounding
         torch.testing.assert_close(found[real], wanted[real], atol=1e-6, rtol=1e-6)
 
 
@@ -328,14 +413,16 @@ def test_edits_that_need_logits_say_so_on_transformer_lens() -> None:
             edit.apply(call, z)
 
 
-# --- VHR's and VAR's choices ---------------------------------------------------------------------------------------
+# --- VHR's and VAR's choices
+# ---------------------------------------------------------------------------------------
 
 
 def test_vhr_selects_above_the_median_but_outliers_of_text() -> None:
     vhd = torch.tensor([[9.0, 1, 2, 3, 4, 5], [9.0, 1, 2, 3, 4, 5]])
     text = torch.tensor([[50.0, 1, 1, 1, 1, 1], [1.0, 1, 1, 1, 1, 50]])
     chosen = E.VHR.select(vhd, text, layers=[1, 30])
-    # layer 1: head 0 counts as 0, so the median of 0, 1, 2, 3, 4, 5 is 2.5; layer 30: 3.5, its outlier stays
+    # layer 1: head 0 counts as 0, so the median of 0, 1, 2, 3, 4, 5 is 2.5; layer 30: 3.5, its
+    # outlier stays
     assert [str(h) for h in chosen] == ["L1H3", "L1H4", "L1H5", "L30H0", "L30H4", "L30H5"]
     assert E.VHR(divergence=vhd, text_activation=text).heads == E.VHR.select(vhd, text)
 

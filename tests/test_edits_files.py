@@ -1,4 +1,5 @@
-"""Edits as JSON with their tensors beside it; what edits refuse, each in one sentence and before anything changes."""
+"""Edits as JSON with their tensors beside it; what edits refuse, each in one sentence and before
+anything changes."""
 
 from __future__ import annotations
 
@@ -19,20 +20,31 @@ from interp_hooks.edit import Edit
 from interp_hooks.errors import EditError, HeadError, InterpError
 
 Tapped = Callable[[str], tuple[HookedModel, Any]]
-ALL: list[Any] = [e for group in (EVERYWHERE, PROMPT, JOINED) for edits in group.values() for e in edits]
+ALL: list[Any] = [
+    e for group in (EVERYWHERE, PROMPT, JOINED) for edits in group.values() for e in edits
+]
 ALL += [
-    E.VHR("0.1, 1.2", 3.0), E.Gate(torch.rand(2, 2, generator=torch.Generator().manual_seed(0)), 4, 8, "decode"),
+    E.VHR("0.1, 1.2", 3.0),
+    E.Gate(torch.rand(2, 2, generator=torch.Generator().manual_seed(0)), 4, 8, "decode"),
     E.VAR((2, 9), {0: "initial", 3: [0, 1]}, {0: [4], 3: (2, 4)}),
     E.VAR(torch.ones(1, 4).bool(), [0, 2], preset="code"),
-    E.VAR(), E.VAR(dims=[3, 5], tau=4.0), E.VHR(selected=torch.rand(3, 2, 4, generator=torch.Generator()) < 0.5),
-    E.PAINT("image", 0.35), E.ZeroTuning(torch.tensor(0.5)), E.ACT.preset("code"), E.SigmoidAttention(-2.0),
-    E.MoveMass([1, 4], (2, 4)), E.OverwriteRow(None, [2, 5], [[0.5, 1], [2, -0.5]], query=[6, 7]),
-]  # fmt: skip
+    E.VAR(),
+    E.VAR(dims=[3, 5], tau=4.0),
+    E.VHR(selected=torch.rand(3, 2, 4, generator=torch.Generator()) < 0.5),
+    E.PAINT("image", 0.35),
+    E.ZeroTuning(torch.tensor(0.5)),
+    E.ACT.preset("code"),
+    E.SigmoidAttention(-2.0),
+    E.MoveMass([1, 4], (2, 4)),
+    E.OverwriteRow(None, [2, 5], [[0.5, 1], [2, -0.5]], query=[6, 7]),
+]
 
 
 def one_sentence(error: pytest.ExceptionInfo[InterpError]) -> None:
     text = str(error.value)
-    assert text and "\n" not in text and text.rstrip().endswith((".", "?")) and len(text) < 300, text
+    assert text and "\n" not in text and text.rstrip().endswith((".", "?")) and len(text) < 300, (
+        text
+    )
 
 
 def plain(value: Any) -> Any:
@@ -66,7 +78,11 @@ def test_spans_and_positions_stay_what_they_are() -> None:
 def test_an_edit_acts_the_same_after_a_file(tapped: Tapped, tmp_path: Path) -> None:
     model, _ = tapped("llama")
     ids, mask = tokens(), left_padded(True)
-    edits = [E.Gate(torch.tensor([[0.2, 0.7], [1.0, 0.0]]), 1, 2), *EVERYWHERE["scale_tokens"], *EVERYWHERE["var"]]
+    edits = [
+        E.Gate(torch.tensor([[0.2, 0.7], [1.0, 0.0]]), 1, 2),
+        *EVERYWHERE["scale_tokens"],
+        *EVERYWHERE["var"],
+    ]
     found = []
     for made in (edits, E.load(E.save(tmp_path / "e.json", edits))):
         with torch.no_grad(), model.edit(*made):
@@ -194,7 +210,9 @@ IN_USE: list[tuple[Edit, str, str]] = [
 
 
 @pytest.mark.parametrize(("edit", "kind"), REFUSED, ids=lambda x: getattr(x, "name", ""))
-def test_what_this_model_cannot_take_changes_nothing(tapped: Tapped, edit: Edit, kind: type[InterpError]) -> None:
+def test_what_this_model_cannot_take_changes_nothing(
+    tapped: Tapped, edit: Edit, kind: type[InterpError]
+) -> None:
     model, _ = tapped("llama")
     ids = tokens()
     with torch.no_grad():
@@ -202,7 +220,10 @@ def test_what_this_model_cannot_take_changes_nothing(tapped: Tapped, edit: Edit,
         with pytest.raises(kind) as error, model.edit(E.ScaleHeads({"0.0": 5.0}), edit):
             pytest.fail("entered")
         one_sentence(error)
-        assert model.observers_and_edits() == ([], []) and model.module.config._attn_implementation == "sdpa"
+        assert (
+            model.observers_and_edits() == ([], [])
+            and model.module.config._attn_implementation == "sdpa"
+        )
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -237,7 +258,11 @@ def test_encoders_are_refused_by_streaming_and_others_by_name() -> None:
     torch.manual_seed(0)
     model = hook(hf.BertForMaskedLM(hf.BertConfig(vocab_size=101, **tiny.BASE)).eval())
     for edit in (E.Streaming(1, 2), E.Gate(0.5, 1, 2)):
-        with torch.no_grad(), pytest.raises(EditError, match=f"{edit.name} needs a causal model"), model.edit(edit):
+        with (
+            torch.no_grad(),
+            pytest.raises(EditError, match=f"{edit.name} needs a causal model"),
+            model.edit(edit),
+        ):
             model(input_ids=tokens())
 
 
@@ -246,7 +271,9 @@ def test_files_that_are_no_edits(tmp_path: Path) -> None:
     path.write_bytes(b'[{"edit": "act"}]\xff')
     with pytest.raises(EditError, match="UTF-8"):
         E.load(path)
-    path.write_text('[{"edit": "act", "beta": 0.5}]', encoding="utf-8-sig")  # as Windows editors write it
+    path.write_text(
+        '[{"edit": "act", "beta": 0.5}]', encoding="utf-8-sig"
+    )  # as Windows editors write it
     assert E.load(path) == [E.ACT(0.5)]
     with pytest.raises(EditError, match="has no setting 'betaa'; did you mean beta"):
         E.from_json({"edit": "act", "betaa": 0.5})

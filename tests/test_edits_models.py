@@ -1,4 +1,5 @@
-"""Edits of tiny models: against eager attention edited by the definition, joined, undone, and step by step."""
+"""Edits of tiny models: against eager attention edited by the definition, joined, undone, and step
+by step."""
 
 from __future__ import annotations
 
@@ -26,11 +27,20 @@ EVERYWHERE: dict[str, list[Edit]] = {
     "scale_heads": [E.ScaleHeads({"0.1": -1.0, "1.3": 2.0}, queries=(2, 10))],
     "ablate": [E.Ablate("0.2, 1.0", queries=(3, None))],
     "uniform": [E.Ablate("0.2, 1.0", "uniform")],
-    "scale_tokens": [E.ScaleTokens([1, 2, 5], 4.0, "0.0, 1.2"), E.ScaleTokens(TENSOR, 0.0, queries=(1, 11))],
+    "scale_tokens": [
+        E.ScaleTokens([1, 2, 5], 4.0, "0.0, 1.2"),
+        E.ScaleTokens(TENSOR, 0.0, queries=(1, 11)),
+    ],
     "zero_tuning": [E.ZeroTuning({"0.0": 0.2, "0.3": 5.0, "1.1": 2.0})],
     "move_mass": [E.MoveMass("initial", (3, 6), 0.7, "0.1, 1.1, 1.2")],
-    "var": [E.VAR((1, 4), "initial", [2], rho=0.3, image_mass=0.05), E.VAR((2, 6), None, (2, 4), preset="code")],
-    "temperature": [E.Temperature({"0.1": 0.5, "1.0": 3.0}), E.Temperature(rule="ssa", beta=0.3, heads="1.2")],
+    "var": [
+        E.VAR((1, 4), "initial", [2], rho=0.3, image_mass=0.05),
+        E.VAR((2, 6), None, (2, 4), preset="code"),
+    ],
+    "temperature": [
+        E.Temperature({"0.1": 0.5, "1.0": 3.0}),
+        E.Temperature(rule="ssa", beta=0.3, heads="1.2"),
+    ],
     "soft_pag": [E.SoftPAG(0.4, "0.0, 1.3")],
     "streaming": [E.Streaming(2, 3)],
     "gate": [E.Gate({"0.1": 0.0, "1.0": 0.6}, 1, 2)],
@@ -48,17 +58,42 @@ PROMPT: dict[str, list[Edit]] = {
     "paint": [E.PAINT([1, 2, 3], {"0.2": 1.5, "1.1": 0.5})],
 }
 JOINED: dict[str, list[Edit]] = {
-    "rules": [*EVERYWHERE["move_mass"], E.ZeroTuning(3.0, "0.1, 1.2"), E.ACT(0.2, 1.5), E.SoftPAG(0.3, "1.1")],
-    "all kinds": [E.Streaming(1, 5), E.Temperature(0.7, "0.0"), *EVERYWHERE["var"], E.ScaleHeads({"1.2": 3.0})],
+    "rules": [
+        *EVERYWHERE["move_mass"],
+        E.ZeroTuning(3.0, "0.1, 1.2"),
+        E.ACT(0.2, 1.5),
+        E.SoftPAG(0.3, "1.1"),
+    ],
+    "all kinds": [
+        E.Streaming(1, 5),
+        E.Temperature(0.7, "0.0"),
+        *EVERYWHERE["var"],
+        E.ScaleHeads({"1.2": 3.0}),
+    ],
     "gate after rules": [E.MoveMass([2], [1, 4]), E.Gate(0.5, 1, 3), E.VHR("1.0", scope="all")],
 }
 IDENTITIES: list[Edit] = [
-    E.ScaleHeads({"0.0": 1.0}), E.Ablate([]), E.ScaleTokens("initial", 1), E.ScaleTokens("initial", 5.0, []),
-    E.ZeroTuning({"0.1": 1.0, "1.1": 1}), E.MoveMass("initial", [2], 0.0), E.ACT(1.0), E.VAR((1, 4), "initial", p=0.0),
-    E.VAR((1, 4), "initial", p=1.0, preset="code"), E.VHR("0.0", 1.0), E.Temperature(1.0), E.SoftPAG(0),
-    E.PAINT([1], 0.0), E.Streaming(heads=()), E.Gate(1.0), E.Gate(torch.ones(2, 2)), E.HeadGate(0.5, 0.5),
-    E.SigmoidAttention(heads=()), E.SoftplusReweight(heads=()), E.ZeroTuning(3.0, queries=(4, 4)),
-]  # fmt: skip
+    E.ScaleHeads({"0.0": 1.0}),
+    E.Ablate([]),
+    E.ScaleTokens("initial", 1),
+    E.ScaleTokens("initial", 5.0, []),
+    E.ZeroTuning({"0.1": 1.0, "1.1": 1}),
+    E.MoveMass("initial", [2], 0.0),
+    E.ACT(1.0),
+    E.VAR((1, 4), "initial", p=0.0),
+    E.VAR((1, 4), "initial", p=1.0, preset="code"),
+    E.VHR("0.0", 1.0),
+    E.Temperature(1.0),
+    E.SoftPAG(0),
+    E.PAINT([1], 0.0),
+    E.Streaming(heads=()),
+    E.Gate(1.0),
+    E.Gate(torch.ones(2, 2)),
+    E.HeadGate(0.5, 0.5),
+    E.SigmoidAttention(heads=()),
+    E.SoftplusReweight(heads=()),
+    E.ZeroTuning(3.0, queries=(4, 4)),
+]
 
 
 def refused(name: str, kind: str) -> bool:
@@ -76,11 +111,14 @@ def one_thread() -> Any:
 
 @contextmanager
 def defined(plain: Any, edits: Sequence[Edit], mask: torch.Tensor) -> Iterator[None]:
-    """The model with an attention function of the test's own: whole matrices, float64, the edits by definition."""
+    """The model with an attention function of the test's own: whole matrices, float64, the edits by
+    definition."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    def function(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    def function(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> Any:
         slots, layer = torch.arange(mask.shape[1]), module.layer_idx
         token = slots - mask.int().argmax(1)[:, None]
         sees = (attention_mask > -1) if attention_mask is not None else slots <= slots[:, None]
@@ -118,7 +156,9 @@ def test_the_test_s_own_attention_is_the_model_s(tapped: Tapped, name: str) -> N
 
 @pytest.mark.parametrize("kind", [*EVERYWHERE, *PROMPT, *JOINED])
 @pytest.mark.parametrize("name", MODELS)
-def test_against_eager_attention_edited_by_the_definition(tapped: Tapped, name: str, kind: str) -> None:
+def test_against_eager_attention_edited_by_the_definition(
+    tapped: Tapped, name: str, kind: str
+) -> None:
     """In one block and in nested ones; and the model is its own again afterwards."""
     model, plain = tapped(name)
     edits = {**EVERYWHERE, **PROMPT, **JOINED}[kind]
@@ -133,7 +173,9 @@ def test_against_eager_attention_edited_by_the_definition(tapped: Tapped, name: 
     with model.edit(*edits):
         found = logits(model, ids, mask)
     torch.testing.assert_close(found[real], wanted[real], atol=2e-4, rtol=2e-4)
-    if not (name == "mistral" and kind in ("streaming", "gate")):  # its layers all have sliding windows
+    if not (
+        name == "mistral" and kind in ("streaming", "gate")
+    ):  # its layers all have sliding windows
         assert float((found - untouched)[real].abs().max()) > 1e-3
     assert torch.equal(logits(model, ids, mask), untouched)
     if len(edits) > 1:
@@ -152,15 +194,18 @@ def test_identities_are_bit_equal(tapped: Tapped, name: str) -> None:
             assert torch.equal(logits(model, ids, mask), untouched)
 
 
-@pytest.mark.parametrize("kind", [k for k in (*EVERYWHERE, *PROMPT) if k not in ("head_gate", "sigmoid_attention")])
+@pytest.mark.parametrize(
+    "kind", [k for k in (*EVERYWHERE, *PROMPT) if k not in ("head_gate", "sigmoid_attention")]
+)
 def test_other_heads_keep_their_z(tapped: Tapped, kind: str) -> None:
     """In the first layer; later ones read a changed stream."""
     model, _ = tapped("llama")
     few = {
         "var": [E.VAR((1, 4), "initial", [2], rho=0.1, image_mass=0.01, heads="0.1")],
         "streaming": [E.Streaming(heads=())],
-        "scale_tokens": [E.ScaleTokens([1, 2], 9.0, "0.1")], "act, absolute": [E.ACT(0, threshold=0.1, heads="0.1")],
-    }  # fmt: skip
+        "scale_tokens": [E.ScaleTokens([1, 2], 9.0, "0.1")],
+        "act, absolute": [E.ACT(0, threshold=0.1, heads="0.1")],
+    }
     edits = few.get(kind) or {**EVERYWHERE, **PROMPT}[kind]
     ids, mask = tokens(), left_padded(True)
     with model.capture_z() as before:
@@ -171,18 +216,27 @@ def test_other_heads_keep_their_z(tapped: Tapped, kind: str) -> None:
     if kind == "gate":
         touched = {2, 3}  # the query heads of KV head 1
     else:
-        touched = {h for e in edits for h in e.heads_at(site)} if all(e.at(site) for e in edits) else set()
+        touched = (
+            {h for e in edits for h in e.heads_at(site)}
+            if all(e.at(site) for e in edits)
+            else set()
+        )
         touched |= {h for e in edits if e.at(site) for h in e.heads_at(site)}
     others = [h for h in range(4) if h not in touched]
     assert others
-    torch.testing.assert_close(after[0][:, :, others], before[0][:, :, others], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        after[0][:, :, others], before[0][:, :, others], atol=1e-5, rtol=1e-5
+    )
 
 
-# --- prefill and decode -------------------------------------------------------------------------------------------
+# --- prefill and decode
+# -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def stepwise(model: HookedModel, ids: torch.Tensor, mask: torch.Tensor, first: int = 8) -> torch.Tensor:
+def stepwise(
+    model: HookedModel, ids: torch.Tensor, mask: torch.Tensor, first: int = 8
+) -> torch.Tensor:
     given, cache, parts = inputs_for(model, ids, mask), None, []
     for a, b in [(0, first), *((i, i + 1) for i in range(first, ids.shape[1]))]:
         step = {k: v[:, a:b] for k, v in given.items()} | dict(attention_mask=mask[:, :b])
@@ -218,22 +272,37 @@ def test_generation_is_one_forward(tapped: Tapped, name: str, how: str) -> None:
     model, _ = tapped(name)
     ids, mask, new = tokens(length=9), left_padded(True, 9), 5
     edits = [
-        *EVERYWHERE["var"], E.ZeroTuning(2.5), E.ScaleTokens(TENSOR[:, :9], 0.2, "0.1"), E.SoftPAG(0.3, "1.0"),
-        E.Temperature(rule="ssa", beta=0.2), E.HeadGate(1, 0.5), E.Gate({"0.0": 0.2}, 1, 3),
-    ]  # fmt: skip
+        *EVERYWHERE["var"],
+        E.ZeroTuning(2.5),
+        E.ScaleTokens(TENSOR[:, :9], 0.2, "0.1"),
+        E.SoftPAG(0.3, "1.0"),
+        E.Temperature(rule="ssa", beta=0.2),
+        E.HeadGate(1, 0.5),
+        E.Gate({"0.0": 0.2}, 1, 3),
+    ]
     torch.manual_seed(0)
     with torch.no_grad(), model.edit(*edits):
         out = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, pad_token_id=0,
-            output_logits=True, return_dict_in_generate=True, **HOW[how],
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            min_new_tokens=new,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **HOW[how],
+        )
         each = len(out.sequences) // 2
-        whole = torch.cat([mask.repeat_interleave(each, 0), torch.ones(2 * each, new, dtype=torch.long)], 1)
+        whole = torch.cat(
+            [mask.repeat_interleave(each, 0), torch.ones(2 * each, new, dtype=torch.long)], 1
+        )
         full = logits(model, out.sequences, whole)
     for row in range(2 * each):
         for step in range(new):
             beam = int(out.beam_indices[row, step]) if how == "beams" else row
-            torch.testing.assert_close(out.logits[step][beam], full[row, 8 + step], atol=2e-4, rtol=2e-4)
+            torch.testing.assert_close(
+                out.logits[step][beam], full[row, 8 + step], atol=2e-4, rtol=2e-4
+            )
 
 
 def test_scopes_of_prompt_edits(tapped: Tapped) -> None:
@@ -249,8 +318,14 @@ def test_scopes_of_prompt_edits(tapped: Tapped) -> None:
         return z[0]
 
     before = z()
-    act, vhr, paint = z(E.ACT(0.0, 1.5, heads="0.0")), z(E.VHR("0.1", 3.0)), z(E.PAINT([0, 1, 2], 2.0))
-    assert torch.equal(act[:, -2:], before[:, -2:]) and not torch.allclose(act[:, :-2], before[:, :-2], atol=1e-3)
+    act, vhr, paint = (
+        z(E.ACT(0.0, 1.5, heads="0.0")),
+        z(E.VHR("0.1", 3.0)),
+        z(E.PAINT([0, 1, 2], 2.0)),
+    )
+    assert torch.equal(act[:, -2:], before[:, -2:]) and not torch.allclose(
+        act[:, :-2], before[:, :-2], atol=1e-3
+    )
     late = z(E.VHR("0.1", 3.0, first=False))
     for found, start in ((vhr, -3), (late, -2)):
         assert torch.equal(found[:, :start], before[:, :start])
@@ -258,9 +333,6 @@ def test_scopes_of_prompt_edits(tapped: Tapped) -> None:
     changed = (paint - before).abs().amax((0, 2, 3)) > 1e-4
     assert changed.nonzero().ravel().tolist() == [LENGTH - 3, LENGTH - 2, LENGTH - 1]
     assert plain is not None and given["input_ids"].shape[1] == LENGTH
-
-
-# --- gradients ----------------------------------------------------------------------------------------------------
 
 
 def parameter(value: Any) -> torch.Tensor:

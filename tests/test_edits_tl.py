@@ -29,7 +29,9 @@ def pair() -> tuple[HookedModel, HookedModel]:
 
 @pytest.mark.parametrize("padding", [False, True], ids=["full", "left-padded"])
 @pytest.mark.parametrize("kind", [*EVERYWHERE, *PROMPT, *JOINED])
-def test_transformer_lens_under_the_same_edits(pair: tuple[HookedModel, HookedModel], kind: str, padding: bool) -> None:
+def test_transformer_lens_under_the_same_edits(
+    pair: tuple[HookedModel, HookedModel], kind: str, padding: bool
+) -> None:
     edits = {**EVERYWHERE, **PROMPT, **JOINED}[kind]
     ids, mask = tokens(), left_padded(padding)
     model, lens = pair

@@ -1,5 +1,5 @@
-"""The triton backend against the float64 reference: forward, rules, merging, routes, errors. On a GPU where there is
-one, else in Triton's interpreter."""
+"""The triton backend against the float64 reference: forward, rules, merging, routes, errors. On a
+GPU where there is one, else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_kernels import PLAIN_ROW, assert_same, make_case
 
-from interp_kernels import BackendError, Mask, Received, Request, Rule, Steer, attention, dispatch, explain
+from interp_kernels import (
+    BackendError,
+    Mask,
+    Received,
+    Request,
+    Rule,
+    Steer,
+    attention,
+    dispatch,
+    explain,
+)
 from interp_kernels.fused import backend, configs
 from interp_kernels.fused.configs import Config
 from interp_kernels.fused.forward import Keys, forward
@@ -37,9 +47,13 @@ def one_thread() -> Any:
 
 def examples(count: int) -> settings:
     return settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
-    )  # fmt: skip
+    )
 
 
 def there(value: Any) -> Any:
@@ -51,7 +65,9 @@ def there(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(there(v) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: there(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value, **{f.name: there(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
     return value
 
 
@@ -64,7 +80,9 @@ def wide(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(wide(v) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{f.name: wide(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value, **{f.name: wide(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
     return value
 
 
@@ -79,11 +97,16 @@ def compare(tensors: tuple[torch.Tensor, ...], kwargs: dict[str, Any], tolerance
     assert got.lse.dtype == torch.float32
     assert got.out.dtype == tensors[2].dtype
     want = attention(*wide(tensors), backend="reference", **wide(kwargs))
-    a = weights(*wide(tensors)[:2], **{k: v for k, v in wide(kwargs).items() if k not in ("request", "steer")})
+    a = weights(
+        *wide(tensors)[:2],
+        **{k: v for k, v in wide(kwargs).items() if k not in ("request", "steer")},
+    )
     assert_same(got, want, a, tolerance, kwargs.get("request"))
 
 
-def fused_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+def fused_case(
+    draw: Any, dtype: torch.dtype, largest: int = 40
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """As `make_case`, without what goes to the streaming route."""
     tensors, kwargs = make_case(draw, dtype, largest)
     kwargs["mask"] = dataclasses.replace(kwargs["mask"], dense=None)
@@ -114,7 +137,9 @@ def test_half_inputs_and_head_dims(dtype: torch.dtype, d: int) -> None:
     got.stats["distance"] = (
         got.stats["distance"]
         .double()
-        .where((got.stats["distance"] - want.stats["distance"]).abs() > 0.05, want.stats["distance"])
+        .where(
+            (got.stats["distance"] - want.stats["distance"]).abs() > 0.05, want.stats["distance"]
+        )
     )  # the position feature is rounded with the weights: 2⁻¹² of half a tile
     assert_same(got, want, weights(*wide((q, k))[:2], mask=Mask(), scale=d**-0.5), 5e-4)
 
@@ -138,7 +163,11 @@ def make_steer(draw: Any, shape: tuple[int, int, int, int]) -> Steer:
     if kind:
         groups = draw(st.integers(1, 8)) if kind != "act" else 2
         keep = torch.rand(draw(st.sampled_from([1, heads])), groups, generator=gen)
-        receive = None if kind in ("renormalise", "drop") else torch.rand(1, groups, generator=gen).round()
+        receive = (
+            None
+            if kind in ("renormalise", "drop")
+            else torch.rand(1, groups, generator=gen).round()
+        )
         if kind == "act":
             keep, receive = torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]])
         tests = bounds = rows = None
@@ -150,7 +179,9 @@ def make_steer(draw: Any, shape: tuple[int, int, int, int]) -> Steer:
             edges = sorted(torch.randint(0, lk + 1, (2,), generator=gen).tolist())
             made["spans"] = ((0, 1, groups - 1), (*edges, groups // 2))
         else:
-            labels = torch.randint(0, groups, (1, draw(st.sampled_from([1, heads])), lk), generator=gen)
+            labels = torch.randint(
+                0, groups, (1, draw(st.sampled_from([1, heads])), lk), generator=gen
+            )
             made["labels"] = labels * (torch.rand(labels.shape, generator=gen) > 0.5)
     if draw(st.booleans()):
         made["blend"] = torch.rand(draw(st.sampled_from([1, heads])), generator=gen)
@@ -173,7 +204,11 @@ def test_edits_equal_the_definition(data: Any) -> None:
 def test_sigmoid_weights() -> None:
     q, k, v = torch.randn(2, 4, 50, 16), torch.randn(2, 2, 50, 16), torch.randn(2, 2, 50, 16)
     mask = Mask(keys=torch.arange(50)[None] >= torch.tensor([[0], [7]]))
-    compare((q, k, v), dict(mask=mask, scale=0.3, steer=Steer(sigmoid=-math.log(50), gain=torch.rand(1, 4, 1))), 1e-5)
+    compare(
+        (q, k, v),
+        dict(mask=mask, scale=0.3, steer=Steer(sigmoid=-math.log(50), gain=torch.rand(1, 4, 1))),
+        1e-5,
+    )
 
 
 def test_statistics_of_a_decode_step_after_a_rule() -> None:
@@ -182,17 +217,22 @@ def test_statistics_of_a_decode_step_after_a_rule() -> None:
         labels=(torch.arange(70)[None, None] % 3 == 0).long(),
         rule=Rule(torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]])),
     )
-    request = Request(PLAIN_ROW, torch.zeros(1, 70, dtype=torch.long), 1, topk=3, received={"all": Received()})
+    request = Request(
+        PLAIN_ROW, torch.zeros(1, 70, dtype=torch.long), 1, topk=3, received={"all": Received()}
+    )
     compare((q, k, v), dict(mask=Mask(q_start=69), scale=0.25, steer=steer, request=request), 1e-5)
 
 
 def test_a_sink_with_nearly_all_the_mass() -> None:
-    """The rest holds less than a millionth of a row: as a difference from the whole, no digit of it would be left."""
+    """The rest holds less than a millionth of a row: as a difference from the whole, no digit of it
+    would be left."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 120, 32) for _ in range(3))
     direction = torch.nn.functional.normalize(torch.ones(32), dim=0)
     q, k[:, :, 0] = q + 9 * direction, 9 * direction
-    steer = Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])))
+    steer = Steer(
+        spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    )
     mass = weights(q, k, mask=Mask(), scale=0.5)[..., 1:, 1:].sum(-1)
     assert mass.median() < 1e-6
     compare((q, k, v), dict(mask=Mask(), scale=0.5, steer=steer), 1e-5)
@@ -202,20 +242,29 @@ def test_receivers_that_hold_nothing() -> None:
     """In float32 their mass underflows: the row stays as it is, nothing overflows."""
     q, k, v = (torch.ones(1, 1, 20, 16) for _ in range(3))
     k[:, :, 0] = 50.0
-    steer = Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])))
+    steer = Steer(
+        spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+    )
     for name in ("triton", "streaming"):
         out = attention(*there((q, k, v)), scale=1.0, steer=there(steer), backend=name).out
         torch.testing.assert_close(out.cpu(), v)
 
 
-@pytest.mark.parametrize("config", [Config(16, 16, 1, 1), Config(64, 16, 1, 1), Config(16, 64, 1, 1)])
+@pytest.mark.parametrize(
+    "config", [Config(16, 16, 1, 1), Config(64, 16, 1, 1), Config(16, 64, 1, 1)]
+)
 @pytest.mark.skipif(DEVICE == "cuda", reason="the tiles of the static table are tested there")
 def test_tiles_of_any_shape(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configs, "forward", lambda *_: config)
     torch.manual_seed(1)
     q, k, v = torch.randn(1, 2, 50, 16), torch.randn(1, 1, 83, 16), torch.randn(1, 1, 83, 16)
     request = Request(PLAIN_ROW, torch.randint(-1, 16, (1, 83)), 16, cap=20)
-    for mask in (Mask(q_start=33), Mask(q_start=33, window=25), Mask(causal=False, window=9), Mask(causal=False)):
+    for mask in (
+        Mask(q_start=33),
+        Mask(q_start=33, window=25),
+        Mask(causal=False, window=9),
+        Mask(causal=False),
+    ):
         compare((q, k, v), dict(mask=mask, scale=0.3, request=request), 2e-5)
 
 
@@ -235,7 +284,8 @@ def test_keys_of_a_group() -> None:
 
 
 def test_keys_and_values_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Views of (batch, tokens, heads · d) as models make them, and a cache with room, go in as they are."""
+    """Views of (batch, tokens, heads · d) as models make them, and a cache with room, go in as they
+    are."""
     cache = torch.randn(2, 1, 2, 300, 32)
     k, v = cache[0, :, :, 7:193], cache[1, :, :, 7:193]
     q = torch.randn(1, 186, 4, 32).transpose(1, 2)
@@ -253,11 +303,14 @@ def test_keys_and_values_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.Tensor, "contiguous", guard(contiguous))
     request = Request(frozenset({"entropy"}), received={"all": Received()})
     steer = Steer(
-        labels=(torch.arange(186)[None, None] % 9 == 0).long(), rule=Rule(torch.tensor([[1.0, 2.0]]), renormalise=True)
+        labels=(torch.arange(186)[None, None] % 9 == 0).long(),
+        rule=Rule(torch.tensor([[1.0, 2.0]]), renormalise=True),
     )
     for kwargs in (dict(request=request), dict(steer=steer)):
         attention(*there((q, k, v)), backend="triton", **there(kwargs))
-    attention(*there((q[:, :, -1:], k, v)), mask=Mask(q_start=185), backend="triton", steer=there(steer))
+    attention(
+        *there((q[:, :, -1:], k, v)), mask=Mask(q_start=185), backend="triton", steer=there(steer)
+    )
 
 
 def rule_with_gradients() -> tuple[Steer, list[torch.Tensor]]:
@@ -268,7 +321,9 @@ def rule_with_gradients() -> tuple[Steer, list[torch.Tensor]]:
         torch.rand(2, 4, 45, device=DEVICE).requires_grad_(),
     ]
     labels = torch.arange(45, device=DEVICE)[None, None] % 3
-    return Steer(labels=labels, rule=Rule(leaves[0], leaves[1]), blend=leaves[2], gain=leaves[3]), leaves
+    return Steer(
+        labels=labels, rule=Rule(leaves[0], leaves[1]), blend=leaves[2], gain=leaves[3]
+    ), leaves
 
 
 @pytest.mark.parametrize("sinks", [False, True])
@@ -288,46 +343,73 @@ def test_gradients_of_parameters(sinks: bool) -> None:
 
 
 def test_merge_has_a_backward_of_its_own() -> None:
-    """Against torch's derivative of the same sum, in the states themselves; pieces cover different rows."""
+    """Against torch's derivative of the same sum, in the states themselves; pieces cover different
+    rows."""
     torch.manual_seed(5)
     spans = [(0, 0, 37), (1, 5, 32), (2, 9, 10), (1, 20, 17)]  # group, first row, rows
     leaves = [
-        (torch.randn(2, n, 4, 24, device=DEVICE).transpose(1, 2).requires_grad_(), torch.randn(2, 4, n, device=DEVICE))
+        (
+            torch.randn(2, n, 4, 24, device=DEVICE).transpose(1, 2).requires_grad_(),
+            torch.randn(2, 4, n, device=DEVICE),
+        )
         for _, _, n in spans
     ]
     for _, lse in leaves:
         lse.requires_grad_()
-    rule = Rule(torch.rand(4, 3, device=DEVICE).requires_grad_(), torch.tensor([[1.0, 0.0, 0.5]], device=DEVICE))
-    pieces = [Piece(g, start, out, lse) for (g, start, _), (out, lse) in zip(spans, leaves, strict=True)]
+    rule = Rule(
+        torch.rand(4, 3, device=DEVICE).requires_grad_(),
+        torch.tensor([[1.0, 0.0, 0.5]], device=DEVICE),
+    )
+    pieces = [
+        Piece(g, start, out, lse) for (g, start, _), (out, lse) in zip(spans, leaves, strict=True)
+    ]
     v = torch.zeros(2, 2, 37, 24, device=DEVICE)
     got = merge(pieces, rule, queries=37, v=v)
     pad = torch.nn.functional.pad
     shares = torch.stack(
         [pad(p.lse, (p.start, 37 - p.start - p.lse.shape[2]), value=-math.inf) for p in pieces], -1
     ).softmax(-1)
-    mass = torch.stack([shares[..., [i for i, p in enumerate(pieces) if p.group == g]].sum(-1) for g in range(3)], -1)
+    mass = torch.stack(
+        [shares[..., [i for i, p in enumerate(pieces) if p.group == g]].sum(-1) for g in range(3)],
+        -1,
+    )
     assert rule.receive is not None
     keep, receive = rule.keep[None, :, None], rule.receive[None, :, None]
-    freed, shared = ((1 - keep) * mass).sum(-1, keepdim=True), (receive * mass).sum(-1, keepdim=True)
+    freed, shared = (
+        ((1 - keep) * mass).sum(-1, keepdim=True),
+        (receive * mass).sum(-1, keepdim=True),
+    )
     factor = keep + receive * freed / shared
     want = sum(
-        (shares[..., i] * factor[..., p.group])[..., None] * pad(p.out, (0, 0, p.start, 37 - p.start - p.out.shape[2]))
+        (shares[..., i] * factor[..., p.group])[..., None]
+        * pad(p.out, (0, 0, p.start, 37 - p.start - p.out.shape[2]))
         for i, p in enumerate(pieces)
     )
     torch.testing.assert_close(got.out, want, atol=1e-5, rtol=1e-5)
     target = torch.randn_like(got.out)
     inputs = [x for pair in leaves for x in pair] + [rule.keep]
-    for x, y in zip(*(torch.autograd.grad((o * target).sum(), inputs) for o in (got.out, want)), strict=True):
+    for x, y in zip(
+        *(torch.autograd.grad((o * target).sum(), inputs) for o in (got.out, want)), strict=True
+    ):
         torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
 
 
 def test_many_pieces_are_merged_in_turns() -> None:
     torch.manual_seed(6)
-    outs, lses = torch.randn(20, 1, 2, 9, 16, device=DEVICE), torch.randn(20, 1, 2, 9, device=DEVICE)
-    pieces = [Piece(i % 3, 0, out, lse) for i, (out, lse) in enumerate(zip(outs, lses, strict=True))]
-    got = merge(pieces, Rule(torch.tensor([[1.0, 0.5, 2.0]], device=DEVICE)), queries=9, v=pieces[0].out)
+    outs, lses = (
+        torch.randn(20, 1, 2, 9, 16, device=DEVICE),
+        torch.randn(20, 1, 2, 9, device=DEVICE),
+    )
+    pieces = [
+        Piece(i % 3, 0, out, lse) for i, (out, lse) in enumerate(zip(outs, lses, strict=True))
+    ]
+    got = merge(
+        pieces, Rule(torch.tensor([[1.0, 0.5, 2.0]], device=DEVICE)), queries=9, v=pieces[0].out
+    )
     shares = torch.stack([p.lse for p in pieces], -1).softmax(-1)
-    want = sum(shares[..., i, None] * p.out * (1.0, 0.5, 2.0)[p.group] for i, p in enumerate(pieces))
+    want = sum(
+        shares[..., i, None] * p.out * (1.0, 0.5, 2.0)[p.group] for i, p in enumerate(pieces)
+    )
     torch.testing.assert_close(got.out, want, atol=1e-5, rtol=1e-5)
 
 
@@ -336,7 +418,9 @@ def test_operators_have_shapes_without_values() -> None:
     q, k, v = (torch.randn(1, h, 20, 16, device=DEVICE) for h in (4, 2, 2))
     common = (None,) * 9
     args = (q, k, v, *common, 0.25, True, 0, None, None, None, "entropy argmax", 0, 10)
-    torch.library.opcheck(torch.ops.interp.forward.default, args, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.interp.forward.default, args, test_utils=("test_schema", "test_faketensor")
+    )
     lse = torch.randn(1, 4, 20, device=DEVICE)
     rest = (v, None, None, None, None, None, None, None, None, None, False, 0, 20)
     torch.library.opcheck(
@@ -352,7 +436,9 @@ def test_compiles_around_the_kernels() -> None:
         state = forward(q * 2, k, v, scale=0.25, causal=True, offset=0, names=["entropy"])
         return state.out.sum(-1) + state.stats["entropy"]
 
-    torch.testing.assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(q, k, v), call(q, k, v))
+    torch.testing.assert_close(
+        torch.compile(call, backend="aot_eager", fullgraph=True)(q, k, v), call(q, k, v)
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,15 +490,35 @@ def test_what_the_kernels_cannot_serve_is_said() -> None:
         (dict(sinks=torch.zeros(2)), "sinks has shape"),
         (dict(mask=Mask(keys=torch.ones(1, 39, dtype=torch.bool))), "mask.keys"),
         (dict(mask=Mask(window=0)), "window"),
-        (dict(request=Request(frozenset({"group_mass"}), torch.zeros(1, 39, dtype=torch.long), 2)), "request.labels"),
+        (
+            dict(
+                request=Request(frozenset({"group_mass"}), torch.zeros(1, 39, dtype=torch.long), 2)
+            ),
+            "request.labels",
+        ),
         (dict(request=Request(pairs={"x": torch.tensor([[[40]]])})), "pair 'x' lists number 40"),
-        (dict(request=Request(pairs={"x": torch.zeros(1, 7, 1, dtype=torch.long)})), "pair 'x' has shape"),
-        (dict(request=Request(topk=1, topk_rows=torch.tensor([40]))), "request.topk_rows lists number 40"),
-        (dict(request=Request(received={"r": Received(torch.ones(1, 3, dtype=torch.bool))})), "received 'r': queries"),
-        (dict(request=Request(received={"r": Received(keys=torch.tensor([[[41]]]))})), "received 'r': keys"),
+        (
+            dict(request=Request(pairs={"x": torch.zeros(1, 7, 1, dtype=torch.long)})),
+            "pair 'x' has shape",
+        ),
+        (
+            dict(request=Request(topk=1, topk_rows=torch.tensor([40]))),
+            "request.topk_rows lists number 40",
+        ),
+        (
+            dict(request=Request(received={"r": Received(torch.ones(1, 3, dtype=torch.bool))})),
+            "received 'r': queries",
+        ),
+        (
+            dict(request=Request(received={"r": Received(keys=torch.tensor([[[41]]]))})),
+            "received 'r': keys",
+        ),
         (dict(steer=Steer(bias=torch.zeros(1, 4, 39))), "steer.bias"),
         (dict(steer=Steer(gain=torch.zeros(1, 3, 40))), "steer.gain"),
-        (dict(steer=Steer(labels=torch.full((1, 1, 40), 2), rule=Rule(torch.ones(1, 2)))), "steer.labels has groups"),
+        (
+            dict(steer=Steer(labels=torch.full((1, 1, 40), 2), rule=Rule(torch.ones(1, 2)))),
+            "steer.labels has groups",
+        ),
         (dict(steer=Steer(spans=((0, 41, 1),), rule=Rule(torch.ones(1, 2)))), "steer.spans"),
         (dict(steer=Steer(rule=Rule(torch.ones(1, 2)))), "needs either"),
         (dict(steer=Steer(spans=((0, 1, 0),), rule=Rule(torch.ones(3, 2)))), "steer.rule.keep"),
@@ -421,7 +527,9 @@ def test_what_the_kernels_cannot_serve_is_said() -> None:
 )
 def test_bad_arguments_are_named(change: dict[str, Any], word: str) -> None:
     """Before any launch, the same in every backend."""
-    given: dict[str, Any] = {name: torch.randn(1, h, 40, 16) for name, h in (("q", 4), ("k", 2), ("v", 2))} | change
+    given: dict[str, Any] = {
+        name: torch.randn(1, h, 40, 16) for name, h in (("q", 4), ("k", 2), ("v", 2))
+    } | change
     for name in ("triton", "streaming", "reference"):
         with pytest.raises(ValueError, match=word):
             attention(**given, backend=name)
@@ -432,16 +540,20 @@ def test_no_gpu_is_an_error_of_its_own() -> None:
     code = (
         "import torch\nfrom interp_kernels import attention, BackendError\n"
         "x = torch.randn(1, 1, 4, 16)\n"
-        "try:\n    attention(x, x, x, backend='triton')\nexcept BackendError as error:\n    print(error)\n"
+        "try:\n    attention(x, x, x, backend='triton')\nexcept BackendError as error:\n    "
+        "print(error)\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120
+    )
     assert "needs a CUDA GPU" in done.stdout, done.stderr
 
 
 def test_auto_prefers_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`auto` asks the kernels wherever the tensors are on CUDA, and says why where they cannot serve."""
+    """`auto` asks the kernels wherever the tensors are on CUDA, and says why where they cannot
+    serve."""
     q = torch.randn(1, 2, 4, 16)
     assert dispatch._resolve("auto", q, q, q, Mask(), 1.0, None, None, None) == ("streaming", "")
 
@@ -449,18 +561,34 @@ def test_auto_prefers_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
         is_cuda = True
 
     monkeypatch.setattr(backend, "why_not", lambda *a, **k: "")
-    assert dispatch._resolve("auto", OnCuda(), q, q, Mask(), 1.0, None, None, None) == ("triton", "")  # type: ignore[arg-type]
+    assert dispatch._resolve("auto", OnCuda(), q, q, Mask(), 1.0, None, None, None) == (
+        "triton",
+        "",
+    )  # type: ignore[arg-type]
     monkeypatch.setattr(backend, "why_not", lambda *a, **k: "of the weather")
-    assert dispatch._resolve("auto", OnCuda(), q, q, Mask(), 1.0, None, None, None) == ("streaming", "of the weather")  # type: ignore[arg-type]
+    assert dispatch._resolve("auto", OnCuda(), q, q, Mask(), 1.0, None, None, None) == (
+        "streaming",
+        "of the weather",
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
 def test_vendor_calls_serve_plain_calls_and_spans() -> None:
-    q, k, v = (torch.randn(1, 300, h, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for h in (8, 2, 2))
+    q, k, v = (
+        torch.randn(1, 300, h, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for h in (8, 2, 2)
+    )
     for kwargs in (
         dict(),
-        dict(steer=Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 3.0]]), renormalise=True))),
-        dict(steer=Steer(spans=((0, 1, 1), (100, 200, 1)), rule=Rule(torch.tensor([[1.0, 0.4]]), torch.eye(2)[:1]))),
+        dict(
+            steer=Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 3.0]]), renormalise=True))
+        ),
+        dict(
+            steer=Steer(
+                spans=((0, 1, 1), (100, 200, 1)),
+                rule=Rule(torch.tensor([[1.0, 0.4]]), torch.eye(2)[:1]),
+            )
+        ),
     ):
         line = explain(q, k, v, **there(kwargs))
         assert "cuDNN" in line or "FlashAttention" in line, line
@@ -475,16 +603,26 @@ def test_vendor_calls_serve_plain_calls_and_spans() -> None:
 
 @pytest.mark.gpu
 def test_a_cuda_graph_replays() -> None:
-    q, k, v = (torch.randn(1, 512, h, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for h in (8, 2, 2))
+    q, k, v = (
+        torch.randn(1, 512, h, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for h in (8, 2, 2)
+    )
     labels = (torch.rand(1, 8, 512, device="cuda") > 0.9).long()
     steer = Steer(
-        labels=labels, rule=Rule(torch.tensor([[1.0, 0.4]], device="cuda"), torch.tensor([[1.0, 0.0]], device="cuda"))
+        labels=labels,
+        rule=Rule(
+            torch.tensor([[1.0, 0.4]], device="cuda"), torch.tensor([[1.0, 0.0]], device="cuda")
+        ),
     )
     request = Request(frozenset({"entropy", "max"}), received={"all": Received()})
 
     def run() -> tuple[torch.Tensor, ...]:
         seen = attention(q, k, v, request=request, backend="triton")
-        return attention(q, k, v, steer=steer, backend="triton").out, seen.stats["entropy"], seen.stats["received:all"]
+        return (
+            attention(q, k, v, steer=steer, backend="triton").out,
+            seen.stats["entropy"],
+            seen.stats["received:all"],
+        )
 
     want = [x.clone() for x in run()]
     graph = torch.cuda.CUDAGraph()

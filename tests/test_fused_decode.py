@@ -1,4 +1,5 @@
-"""interp_kernels.fused.decode against an explicit float64 attention matrix that is edited weight by weight."""
+"""interp_kernels.fused.decode against an explicit float64 attention matrix that is edited weight by
+weight."""
 
 from __future__ import annotations
 
@@ -47,9 +48,17 @@ def examples(count: int) -> settings:
 
 
 def expected(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: float | None, sinks: Tensor | None, steer: Steer
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    steer: Steer,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """(edited output, lse, scores, weights before the rule, masses) in float64 from the whole matrix."""
+    """(edited output, lse, scores, weights before the rule, masses) in float64 from the whole
+    matrix."""
     batch, heads, lq, _ = q.shape
     lk = k.shape[2]
     q, k, v = (x.detach().cpu().double() for x in (q, k, v))
@@ -75,7 +84,9 @@ def expected(
     s = s.masked_fill(hidden, -math.inf)
     logits = s
     if sinks is not None:
-        logits = torch.cat([s, sinks.cpu().double()[None, :, None, None].expand(*s.shape[:3], 1)], 3)
+        logits = torch.cat(
+            [s, sinks.cpu().double()[None, :, None, None].expand(*s.shape[:3], 1)], 3
+        )
     empty = (s == -math.inf).all(-1)
     lse = logits.masked_fill(empty[..., None], 0).logsumexp(-1).masked_fill(empty, -math.inf)
     a = torch.exp(s - lse.masked_fill(empty, 0)[..., None])
@@ -119,15 +130,25 @@ def expected(
                     edited[b, h, i] = weights
     if steer.blend is not None:
         u = full(steer.blend, heads)[None, :, None, None]
-        own = ((row == col) & ~hidden).double()  # a row that does not see its own key stays as it is
+        own = (
+            (row == col) & ~hidden
+        ).double()  # a row that does not see its own key stays as it is
         u = u * own.sum(-1, keepdim=True)
         edited = (1 - u) * edited + u * own
     out = (edited @ v) * full(steer.gain, batch, heads, lq)[..., None]
     return out, lse, s, a, masses
 
 
-def check(got: Decoded, want: tuple[Any, ...], mask: Mask, topk: int, tolerance: float, exact: float = 3e-5) -> None:
-    """Outputs to `tolerance`, statistics to `exact`; top-k against a sort of the float64 weights."""
+def check(
+    got: Decoded,
+    want: tuple[Any, ...],
+    mask: Mask,
+    topk: int,
+    tolerance: float,
+    exact: float = 3e-5,
+) -> None:
+    """Outputs to `tolerance`, statistics to `exact`; top-k against a sort of the float64
+    weights."""
     out, lse, scores, a, masses = want
     assert torch.isfinite(got.out).all()
     torch.testing.assert_close(got.out.cpu().double(), out, rtol=tolerance, atol=tolerance)
@@ -142,7 +163,11 @@ def check(got: Decoded, want: tuple[Any, ...], mask: Mask, topk: int, tolerance:
         return
     index, prob = got.topk_index.cpu(), got.topk_prob.cpu().double()
     visible = scores > -math.inf
-    real = torch.ones(a.shape[0], a.shape[2], dtype=torch.bool) if mask.queries is None else mask.queries.cpu()
+    real = (
+        torch.ones(a.shape[0], a.shape[2], dtype=torch.bool)
+        if mask.queries is None
+        else mask.queries.cpu()
+    )
     visible = visible & real[:, None, :, None]
     n = min(topk, a.shape[-1])
     best = torch.where(visible, a, -1.0).sort(-1, descending=True).values[..., :n]
@@ -159,13 +184,16 @@ def check(got: Decoded, want: tuple[Any, ...], mask: Mask, topk: int, tolerance:
             assert torch.equal(torch.where(index[..., :n] < 0, -1, order), index[..., :n])
         else:
             mine = shown.gather(-1, index[..., :n].clamp_min(0))
-            assert torch.equal(torch.where(index[..., :n] < 0, -math.inf, mine), shown.gather(-1, order))
+            assert torch.equal(
+                torch.where(index[..., :n] < 0, -math.inf, mine), shown.gather(-1, order)
+            )
     listed = index.sort(-1).values
     assert ((listed[..., 1:] != listed[..., :-1]) | (listed[..., 1:] < 0)).all()
 
 
 def paged(x: Tensor, size: int, table: Tensor) -> Tensor:
-    """(batch, heads, keys, d) spread over pages (total, heads, size, d) as `table` says; the rest is NaN."""
+    """(batch, heads, keys, d) spread over pages (total, heads, size, d) as `table` says; the rest
+    is NaN."""
     batch, heads, lk, d = x.shape
     made = torch.full((int(table.max()) + 2, heads, size, d), math.nan, dtype=x.dtype)
     for b in range(batch):
@@ -174,14 +202,22 @@ def paged(x: Tensor, size: int, table: Tensor) -> Tensor:
     return made
 
 
-def make_rule(draw: Any, gen: torch.Generator, batch: int, heads: int, lq: int, lk: int) -> dict[str, Any]:
+def make_rule(
+    draw: Any, gen: torch.Generator, batch: int, heads: int, lq: int, lk: int
+) -> dict[str, Any]:
     """Arguments of a Steer: a rule of some kind over labels or spans."""
     kind = draw(st.sampled_from(["act", "act-heads", "var", "renormalise", "drop", "many", "one"]))
     groups = {"var": 4, "many": 8, "drop": 3, "one": 1}.get(kind, 2)
     several = draw(st.sampled_from([1, heads]))
-    rule: dict[str, Any] = {"keep": torch.tensor([[1.0, 0.3]]), "receive": torch.tensor([[1.0, 0.0]])}
+    rule: dict[str, Any] = {
+        "keep": torch.tensor([[1.0, 0.3]]),
+        "receive": torch.tensor([[1.0, 0.0]]),
+    }
     if kind == "act-heads":
-        rule = {"keep": torch.rand(heads, 2, generator=gen), "receive": torch.rand(heads, 2, generator=gen) > 0.5}
+        rule = {
+            "keep": torch.rand(heads, 2, generator=gen),
+            "receive": torch.rand(heads, 2, generator=gen) > 0.5,
+        }
         rule["receive"] = rule["receive"].float()
     elif kind == "var":  # group 1 and 3 donate, 2 receives, where two conditions on the masses hold
         rule = {
@@ -199,7 +235,10 @@ def make_rule(draw: Any, gen: torch.Generator, batch: int, heads: int, lq: int, 
         if draw(st.booleans()):
             rule["receive"] = torch.zeros(1, 3)
     elif kind == "many":
-        rule = {"keep": torch.rand(several, 8, generator=gen), "receive": torch.rand(1, 8, generator=gen)}
+        rule = {
+            "keep": torch.rand(several, 8, generator=gen),
+            "receive": torch.rand(1, 8, generator=gen),
+        }
     elif kind == "one":
         rule = {"keep": torch.rand(several, 1, generator=gen)}
     if draw(st.integers(0, 3)) == 0:
@@ -222,13 +261,23 @@ def make_rule(draw: Any, gen: torch.Generator, batch: int, heads: int, lq: int, 
 def to_device(steer: Steer) -> Steer:
     rule = steer.rule
     if rule is not None:
-        rule = Rule(**{n: x.to(DEVICE) if isinstance(x, Tensor) else x for n, x in vars(rule).items()})
+        rule = Rule(
+            **{n: x.to(DEVICE) if isinstance(x, Tensor) else x for n, x in vars(rule).items()}
+        )
     fields = {n: x.to(DEVICE) if isinstance(x, Tensor) else x for n, x in vars(steer).items()}
     return Steer(**{**fields, "rule": rule})
 
 
 #: (batch, kv heads, query heads a kv head, queries): the interpreter takes some 10 ms a row.
-SIZES = [(1, 1, 3, 1), (2, 2, 1, 1), (1, 1, 4, 1), (2, 1, 2, 1), (1, 2, 2, 2), (1, 1, 2, 3), (2, 1, 1, 2)]
+SIZES = [
+    (1, 1, 3, 1),
+    (2, 2, 1, 1),
+    (1, 1, 4, 1),
+    (2, 1, 2, 1),
+    (1, 2, 2, 2),
+    (1, 1, 2, 3),
+    (2, 1, 1, 2),
+]
 
 
 @given(st.data())
@@ -244,7 +293,11 @@ def test_decode_is_the_edited_matrix(data: Any) -> None:
     d_v = draw(st.sampled_from([d, d, 16, 24]))
     batch, n_kv, group, lq = draw(st.sampled_from(SIZES))
     heads, lk = n_kv * group, draw(st.integers(1, most))
-    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16]))
+    dtype = draw(
+        st.sampled_from(
+            [torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16]
+        )
+    )
     kind = draw(st.sampled_from(["decode", "decode", "rolled", "static", "cross", "early"]))
     causal, q_start, k_start = kind != "cross", max(lk - lq, 0), 0
     window = draw(st.sampled_from([None, None, 1, 7, 40]))
@@ -322,12 +375,21 @@ def test_tiles_of_any_width(block: int, monkeypatch: pytest.MonkeyPatch) -> None
     gen = torch.Generator().manual_seed(block)
     q, k, v = (torch.randn(1, h, n, 32, generator=gen) for h, n in ((4, 1), (2, 150), (2, 150)))
     mask = Mask(q_start=149, window=100)
-    steer = Steer(spans=((3, 90, 1),), rule=Rule(torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, 0.0]])))
+    steer = Steer(
+        spans=((3, 90, 1),), rule=Rule(torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0, 0.0]]))
+    )
     want = expected(q, k, v, mask, 0.2, None, None, steer)
     got = decode(
-        q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), mask=mask, scale=0.2, steer=to_device(steer), topk=5, scores=True,
+        q.to(DEVICE),
+        k.to(DEVICE),
+        v.to(DEVICE),
+        mask=mask,
+        scale=0.2,
+        steer=to_device(steer),
+        topk=5,
+        scores=True,
         n_splits=3,
-    )  # fmt: skip
+    )
     check(got, want, mask, 5, TOLERANCE[torch.float32])
 
 
@@ -335,9 +397,19 @@ def test_many_rows_take_several_programs() -> None:
     gen = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(1, h, n, 16, generator=gen) for h, n in ((8, 3), (1, 70), (1, 70)))
     mask = Mask(q_start=67)
-    edit = Steer(labels=torch.randint(0, 8, (1, 8, 70), generator=gen), rule=Rule(torch.rand(8, 8, generator=gen)))
+    edit = Steer(
+        labels=torch.randint(0, 8, (1, 8, 70), generator=gen),
+        rule=Rule(torch.rand(8, 8, generator=gen)),
+    )
     got = decode(
-        q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), mask=mask, scale=0.5, steer=to_device(edit), topk=4, scores=True
+        q.to(DEVICE),
+        k.to(DEVICE),
+        v.to(DEVICE),
+        mask=mask,
+        scale=0.5,
+        steer=to_device(edit),
+        topk=4,
+        scores=True,
     )
     check(got, expected(q, k, v, mask, 0.5, None, None, edit), mask, 4, TOLERANCE[torch.float32])
 
@@ -359,11 +431,21 @@ def test_pages_are_the_contiguous_cache(size: int) -> None:
         blend=torch.tensor([0.25]),
     )
     want = expected(q, k, v, mask, 0.3, None, None, steer)
-    pool_k, pool_v = (paged(torch.where(keys[:, None, :, None], x, math.nan), size, table) for x in (k, v))
+    pool_k, pool_v = (
+        paged(torch.where(keys[:, None, :, None], x, math.nan), size, table) for x in (k, v)
+    )
     used = torch.arange(n_pages) * size < lengths
     table = torch.where(used, table, 10**6).to(torch.int32)
-    kwargs: dict[str, Any] = {"mask": mask, "scale": 0.3, "steer": to_device(steer), "topk": 5, "scores": True}
-    got = decode(q.to(DEVICE), pool_k.to(DEVICE), pool_v.to(DEVICE), pages=table.to(DEVICE), **kwargs)
+    kwargs: dict[str, Any] = {
+        "mask": mask,
+        "scale": 0.3,
+        "steer": to_device(steer),
+        "topk": 5,
+        "scores": True,
+    }
+    got = decode(
+        q.to(DEVICE), pool_k.to(DEVICE), pool_v.to(DEVICE), pages=table.to(DEVICE), **kwargs
+    )
     check(got, want, mask, 5, TOLERANCE[torch.float32])
     flat = decode(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), **kwargs)
     for name in ("out", "lse", "scores", "topk_index", "topk_prob", "masses"):
@@ -373,7 +455,15 @@ def test_pages_are_the_contiguous_cache(size: int) -> None:
 def test_ties_go_to_the_lowest_column() -> None:
     k = torch.zeros(1, 1, 200, 16, device=DEVICE)
     k[:, :, 150:] = 1.0
-    got = decode(torch.ones(1, 2, 1, 16, device=DEVICE), k, k, mask=Mask(q_start=199), scale=0.1, topk=16, n_splits=2)
+    got = decode(
+        torch.ones(1, 2, 1, 16, device=DEVICE),
+        k,
+        k,
+        mask=Mask(q_start=199),
+        scale=0.1,
+        topk=16,
+        n_splits=2,
+    )
     assert got.topk_index is not None
     assert got.topk_index[0, 1, 0].tolist() == list(range(150, 166))
 
@@ -384,13 +474,22 @@ def test_a_row_that_sees_nothing() -> None:
         Mask(q_start=2, k_start=3),
         Mask(q_start=39, keys=torch.zeros(1, 40, dtype=torch.bool, device=DEVICE)),
     ):
-        steer = Steer(spans=((0, 9, 1),), rule=Rule(torch.tensor([[1.0, 0.0]], device=DEVICE), renormalise=True))
+        steer = Steer(
+            spans=((0, 9, 1),),
+            rule=Rule(torch.tensor([[1.0, 0.0]], device=DEVICE), renormalise=True),
+        )
         sinks = torch.ones(2, device=DEVICE)
         got = decode(q, k, k, mask=mask, scale=1.0, topk=3, scores=True, steer=steer, sinks=sinks)
         assert got.topk_index is not None and got.topk_prob is not None
         assert got.scores is not None and got.masses is not None
-        assert (got.out == 0).all() and (got.lse == -math.inf).all() and (got.scores == -math.inf).all()
-        assert (got.topk_index == -1).all() and (got.topk_prob == 0).all() and (got.masses == 0).all()
+        assert (
+            (got.out == 0).all()
+            and (got.lse == -math.inf).all()
+            and (got.scores == -math.inf).all()
+        )
+        assert (
+            (got.topk_index == -1).all() and (got.topk_prob == 0).all() and (got.masses == 0).all()
+        )
 
 
 def test_what_it_does_not_serve() -> None:
@@ -402,7 +501,14 @@ def test_what_it_does_not_serve() -> None:
     with pytest.raises(ValueError, match="dtype"):
         decode(q.double(), q.double(), q.double(), mask=Mask(), scale=1.0)
     with pytest.raises(ValueError, match="powers of two"):
-        decode(q, q, q, mask=Mask(), scale=1.0, pages=torch.zeros(1, 1, dtype=torch.int32, device=DEVICE))
+        decode(
+            q,
+            q,
+            q,
+            mask=Mask(),
+            scale=1.0,
+            pages=torch.zeros(1, 1, dtype=torch.int32, device=DEVICE),
+        )
 
 
 def test_the_op_and_its_fake_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,7 +518,9 @@ def test_the_op_and_its_fake_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     op = module._decode
     monkeypatch.setattr(module, "_decode", lambda *args: (calls.append(args), op(*args))[1])
     gen = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, h, n, 16, generator=gen).to(DEVICE) for h, n in ((4, 1), (2, 40), (2, 40)))
+    q, k, v = (
+        torch.randn(1, h, n, 16, generator=gen).to(DEVICE) for h, n in ((4, 1), (2, 40), (2, 40))
+    )
     steer = to_device(Steer(spans=((0, 3, 1),), rule=Rule(torch.tensor([[1.0, 0.5]]))))
     decode(q, k, v, mask=Mask(q_start=39), scale=0.5)
     decode(q, k, v, mask=Mask(q_start=39), scale=0.5, steer=steer, topk=3, scores=True)

@@ -1,4 +1,5 @@
-"""interp_kernels.fused.received against the reference in float64: every mask, question, layout and tile size."""
+"""interp_kernels.fused.received against the reference in float64: every mask, question, layout and
+tile size."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from interp_kernels.steer import Steer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = (torch.bfloat16, torch.float16)
-#: Relative to max(1, expected). Products of half-precision numbers are exact in float32, so they get no more; a GPU's
-#: tensor cores add less carefully than a CPU.
+#: Relative to max(1, expected). Products of half-precision numbers are exact in float32, so they
+#: get no more; a GPU's tensor cores add less carefully than a CPU.
 TOLERANCE = 1e-4 if DEVICE == "cuda" else 1e-5
 
 
@@ -40,7 +41,11 @@ def one_thread() -> Any:
 
 def examples(count: int) -> settings:
     return settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -66,7 +71,8 @@ def tensors(
     seed: int = 0,
     layout: str = "plain",
 ) -> tuple[Tensor, Tensor]:
-    """q (batch, heads, lq, d) and k (batch, kv_heads, lk, d), in a layout that need not be contiguous."""
+    """q (batch, heads, lq, d) and k (batch, kv_heads, lk, d), in a layout that need not be
+    contiguous."""
     gen = torch.Generator().manual_seed(seed)
 
     def make(h: int, n: int) -> Tensor:
@@ -74,7 +80,9 @@ def tensors(
         if layout == "model":  # (batch, length, heads, d) as a projection leaves it
             return x.transpose(1, 2)
         if layout == "strided":  # every second number of a longer row, every second row
-            return x.transpose(1, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)[:, :, ::2, ::2]
+            return (
+                x.transpose(1, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)[:, :, ::2, ::2]
+            )
         return x.transpose(1, 2).contiguous()
 
     return make(heads, lq), make(kv_heads, lk)
@@ -105,7 +113,15 @@ def check(
         steer=Steer(temper=temper, bias=bias),
     )
     answer, count = received(
-        q, k, found.lse.float(), question, mask=mask, scale=scale, softcap=softcap, temper=temper, bias=bias
+        q,
+        k,
+        found.lse.float(),
+        question,
+        mask=mask,
+        scale=scale,
+        softcap=softcap,
+        temper=temper,
+        bias=bias,
     )
     expected = found.stats["received:x"]
     assert answer.shape == expected.shape and answer.dtype == torch.float32
@@ -120,9 +136,17 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     """A random call of any kind."""
     seed = draw(st.integers(0, 10**6))
     gen = torch.Generator().manual_seed(seed)
-    batch, kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 4))
+    batch, kv_heads, group = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 4)),
+    )
     heads = kv_heads * group
-    kind = draw(st.sampled_from(["square", "square", "cached", "decode", "rolled", "static", "early", "cross"]))
+    kind = draw(
+        st.sampled_from(
+            ["square", "square", "cached", "decode", "rolled", "static", "early", "cross"]
+        )
+    )
     lq = 1 if kind == "decode" else draw(st.integers(1, 90))
     past = draw(st.integers(1, 50))
     window = draw(st.sampled_from([None, None, 1, 7, 40]))
@@ -163,17 +187,23 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     listed = draw(st.sampled_from(["", "", "shared", "per batch", "per head"]))
     if listed:
         shape = {"shared": (1, 1), "per batch": (batch, 1), "per head": (batch, heads)}[listed]
-        columns = torch.randint(-1, lk, (*shape, draw(st.integers(1, 40))), generator=gen).to(DEVICE)
+        columns = torch.randint(-1, lk, (*shape, draw(st.integers(1, 40))), generator=gen).to(
+            DEVICE
+        )
     extra: dict[str, Any] = {"softcap": draw(st.sampled_from([None, None, 1.5]))}
     if draw(st.integers(0, 2)) == 0:
         extra["sinks"] = torch.randn(heads, generator=gen).to(DEVICE)
     shared = draw(st.sampled_from([(1, 1), (batch, 1), (batch, heads)]))
     if draw(st.integers(0, 2)) == 0:
-        extra["temper"] = (torch.rand(*shared, draw(st.sampled_from([1, lq])), generator=gen) * 2).to(DEVICE)
+        extra["temper"] = (
+            torch.rand(*shared, draw(st.sampled_from([1, lq])), generator=gen) * 2
+        ).to(DEVICE)
     if draw(st.integers(0, 2)) == 0:
         bias = torch.randn(*shared, lk, generator=gen)
         hidden = draw(st.sampled_from([-math.inf, torch.finfo(torch.float32).min, -1e30]))
-        extra["bias"] = bias.masked_fill(torch.rand(*shared, lk, generator=gen) > 0.8, hidden).to(DEVICE)
+        extra["bias"] = bias.masked_fill(torch.rand(*shared, lk, generator=gen) > 0.8, hidden).to(
+            DEVICE
+        )
     q, k = tensors(
         batch,
         heads,
@@ -190,7 +220,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "k": k,
         "question": Received(
             queries=None if rows is None else rows.to(DEVICE),
-            band=draw(st.sampled_from([None, None, (0, 0), (3, 20), (-10, 10), (1, 10**9), (5, 2)])),
+            band=draw(
+                st.sampled_from([None, None, (0, 0), (3, 20), (-10, 10), (1, 10**9), (5, 2)])
+            ),
             reduce=draw(st.sampled_from(["mean", "sum", "max"])),
             keys=columns,
         ),
@@ -205,7 +237,10 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@given(case=cases(), size=st.sampled_from([(32, 32, 1), (32, 16, 1), (16, 32, 4), (64, 16, 50), (16, 64, 1)]))
+@given(
+    case=cases(),
+    size=st.sampled_from([(32, 32, 1), (32, 16, 1), (16, 32, 4), (64, 16, 50), (16, 64, 1)]),
+)
 @examples(70)
 def test_anything(case: dict[str, Any], size: tuple[int, int, int]) -> None:
     with tiles(*size):
@@ -254,7 +289,9 @@ def test_all_of_a_row_or_key_unseen() -> None:
 def test_columns_sum_to_the_rows() -> None:
     q, k = tensors(1, 4, 2, 100, 100, 16, torch.bfloat16)
     answer = check(q, k, Received(reduce="sum"), Mask())
-    torch.testing.assert_close(answer.sum(-1), torch.full((1, 4), 100.0, device=DEVICE), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        answer.sum(-1), torch.full((1, 4), 100.0, device=DEVICE), rtol=1e-5, atol=0
+    )
 
 
 def test_empty() -> None:
@@ -263,13 +300,16 @@ def test_empty() -> None:
     assert received(q, k, lse, Received(), mask=Mask(), scale=1.0)[0].shape == (1, 2, 0)
     q, k = tensors(1, 2, 1, 0, 5, 16)
     assert (received(q, k, lse[..., :0], Received(), mask=Mask(), scale=1.0)[0] == 0).all()
-    check(*tensors(1, 2, 1, 5, 5, 16), Received(keys=torch.full((1, 1, 3), -1, device=DEVICE)), Mask())
+    check(
+        *tensors(1, 2, 1, 5, 5, 16), Received(keys=torch.full((1, 1, 3), -1, device=DEVICE)), Mask()
+    )
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
 @pytest.mark.parametrize("programs", [1, 4, 1000])
 def test_shared_out_over_programs(programs: int, reduce: Any) -> None:
-    """Heads and query ranges go to more programs when there are few; the parts are joined afterwards."""
+    """Heads and query ranges go to more programs when there are few; the parts are joined
+    afterwards."""
     q, k = tensors(1, 4, 2, 150, 150, 16)
     columns = torch.tensor([[[0, 3, 149, -1, 77]]], device=DEVICE)
     rows = torch.rand(1, 150, generator=torch.Generator().manual_seed(1)).to(DEVICE) > 0.7
@@ -289,16 +329,22 @@ def test_rows_outside_the_set_may_hold_anything() -> None:
     q, k = tensors(2, 2, 1, 96, 96, 16)
     rows = torch.zeros(2, 96, dtype=torch.bool, device=DEVICE)
     rows[0, 40:47] = rows[1, 90:] = True
-    lse = reference.attention(q.double(), k.double(), k.double(), mask=Mask(), scale=0.25).lse.float()
+    lse = reference.attention(
+        q.double(), k.double(), k.double(), mask=Mask(), scale=0.25
+    ).lse.float()
     for reduce in ("mean", "sum", "max"):
         question = Received(queries=rows, reduce=reduce)  # type: ignore[arg-type]
         clean, _ = received(q, k, lse, question, mask=Mask(), scale=0.25)
         poison = q.masked_fill(~rows[:, None, :, None], math.nan)
-        found, _ = received(poison, k, lse.masked_fill(~rows[:, None], math.nan), question, mask=Mask(), scale=0.25)
+        found, _ = received(
+            poison, k, lse.masked_fill(~rows[:, None], math.nan), question, mask=Mask(), scale=0.25
+        )
         assert torch.equal(found, clean) and clean.isfinite().all()
 
 
-def visited(monkeypatch: pytest.MonkeyPatch, question: Received, mask: Mask = Mask(), length: int = 128) -> int:
+def visited(
+    monkeypatch: pytest.MonkeyPatch, question: Received, mask: Mask = Mask(), length: int = 128
+) -> int:
     """Tiles of 16 keys and 16 queries that are multiplied for one head."""
     count = 0
     dot = module.dot
@@ -324,8 +370,13 @@ def test_skips_what_nothing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert visited(monkeypatch, Received(band=(0, 0))) == 8
     assert visited(monkeypatch, Received(band=(33, 48))) == 6 + 5
     assert visited(monkeypatch, Received(queries=rows)) == 0
-    assert visited(monkeypatch, Received(queries=rows.index_fill(1, torch.tensor([120]), True))) == 8
-    assert visited(monkeypatch, Received(queries=rows.index_fill(1, torch.tensor([0, 40, 41]), True))) == 1 + 3
+    assert (
+        visited(monkeypatch, Received(queries=rows.index_fill(1, torch.tensor([120]), True))) == 8
+    )
+    assert (
+        visited(monkeypatch, Received(queries=rows.index_fill(1, torch.tensor([0, 40, 41]), True)))
+        == 1 + 3
+    )
     assert visited(monkeypatch, Received(keys=torch.tensor([[[100, 97, 99]]]))) == 2
 
 
@@ -342,20 +393,27 @@ def test_sampled_blocks() -> None:
     rows = sampled_blocks(400, 21 * 4 - 1, 4, 4, gen)
     assert rows.shape == (400, 83)
     blocks = torch.nn.functional.pad(rows, (0, 1), value=False).view(400, 21, 4)
-    assert (blocks[..., 0] == blocks[..., 1]).all() and (blocks[..., 1] == blocks[..., 2]).all()  # whole blocks
+    assert (blocks[..., 0] == blocks[..., 1]).all() and (
+        blocks[..., 1] == blocks[..., 2]
+    ).all()  # whole blocks
     assert (blocks[:, :20, 0].view(400, 5, 4).sum(-1) == 1).all()  # one of every four
     assert (rows.float().mean(0) - 0.25).abs().max() < 0.1  # five standard deviations of 400 draws
     assert sampled_blocks(5, 30, 8, 64, gen).all()  # one block only
     assert (sampled_blocks(5, 100, 8, 50, gen).sum(1) == 50).all()  # fewer blocks than the share
-    first, second = (sampled_blocks(1, 999, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    first, second = (
+        sampled_blocks(1, 999, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
 def test_sampling_is_unbiased() -> None:
-    """Over many draws the mean of share · sum is the full sum, and the mean is near the full mean."""
+    """Over many draws the mean of share · sum is the full sum, and the mean is near the full
+    mean."""
     draws, share = 300, 4
     q, k = tensors(1, 1, 1, 64, 64, 16)
-    result = reference.attention(q, k, k, mask=Mask(), scale=0.25, request=Request(received={"x": Received()}))
+    result = reference.attention(
+        q, k, k, mask=Mask(), scale=0.25, request=Request(received={"x": Received()})
+    )
     a = reference.weights(q, k, mask=Mask(), scale=0.25)[0, 0]
     rows = sampled_blocks(draws, 64, share, 4, torch.Generator().manual_seed(0)).to(DEVICE)
     sums = share * rows.float() @ a  # (draws, keys)
@@ -368,16 +426,27 @@ def test_sampling_is_unbiased() -> None:
         )  # fmt: skip
     means = rows.float() @ a / (rows.float() @ (a > 0).float()).clamp_min(1)
     torch.testing.assert_close(answer[:, 0], means[:20], atol=TOLERANCE, rtol=TOLERANCE)
-    full = result.stats["received:x"][0, 0, :32]  # keys that many rows see: a mean of few would lean
+    full = result.stats["received:x"][
+        0, 0, :32
+    ]  # keys that many rows see: a mean of few would lean
     lean = (means[:, :32].mean(0) - full).abs()
-    assert (lean < 4.5 * means[:, :32].std(0) / draws**0.5 + 0.05 * full).all() and (count[..., :32] > 0).all()
+    assert (lean < 4.5 * means[:, :32].std(0) / draws**0.5 + 0.05 * full).all() and (
+        count[..., :32] > 0
+    ).all()
 
 
 def test_refuses() -> None:
     q, k = tensors(1, 2, 1, 4, 4, 16)
     lse = torch.zeros(1, 2, 4, device=DEVICE)
     with pytest.raises(ValueError, match=r"mask\.dense"):
-        received(q, k, lse, Received(), mask=Mask(dense=torch.ones(1, 1, 4, 4, dtype=torch.bool)), scale=1.0)
+        received(
+            q,
+            k,
+            lse,
+            Received(),
+            mask=Mask(dense=torch.ones(1, 1, 4, 4, dtype=torch.bool)),
+            scale=1.0,
+        )
     with pytest.raises(ValueError, match="float64"):
         received(q.double(), k.double(), lse, Received(), mask=Mask(), scale=1.0)
     with pytest.raises(ValueError, match="272"):
@@ -402,7 +471,9 @@ def test_captures_in_a_cuda_graph() -> None:
     q, k = tensors(1, 4, 2, 150, 150, 64, torch.bfloat16)
     rows = torch.zeros(1, 150, dtype=torch.bool, device=DEVICE)
     columns = torch.zeros(1, 1, 4, dtype=torch.int64, device=DEVICE)
-    lse = reference.attention(q.double(), k.double(), k.double(), mask=Mask(), scale=0.125).lse.float()
+    lse = reference.attention(
+        q.double(), k.double(), k.double(), mask=Mask(), scale=0.125
+    ).lse.float()
     question = Received(queries=rows, keys=columns)
 
     def call() -> Tensor:
@@ -421,7 +492,9 @@ def test_captures_in_a_cuda_graph() -> None:
 def test_no_graph_is_recorded() -> None:
     q, k = tensors(1, 2, 1, 4, 4, 16)
     lse = torch.zeros(1, 2, 4, device=DEVICE, requires_grad=True)
-    assert not received(q.requires_grad_(), k, lse, Received(), mask=Mask(), scale=1.0)[0].requires_grad
+    assert not received(q.requires_grad_(), k, lse, Received(), mask=Mask(), scale=1.0)[
+        0
+    ].requires_grad
 
 
 def test_operator_is_registered_properly() -> None:
@@ -430,7 +503,19 @@ def test_operator_is_registered_properly() -> None:
     columns = torch.arange(20, dtype=torch.int32, device=DEVICE)[None, None]
     blocks, before = member_blocks(torch.ones(1, 40, dtype=torch.bool, device=DEVICE), 32)
     keep = torch.ones(1, 40, dtype=torch.uint8, device=DEVICE)
-    some: tuple[Any, ...] = (0, None, 0.25, None, False, 2, 2, 32, 32, 4, 2)  # as `_received` takes them
+    some: tuple[Any, ...] = (
+        0,
+        None,
+        0.25,
+        None,
+        False,
+        2,
+        2,
+        32,
+        32,
+        4,
+        2,
+    )  # as `_received` takes them
     nothing: tuple[Any, ...] = (None,) * 6
     for optional in (nothing, (columns, keep, lse[:, :1, :40], lse[:, :, :40], blocks, before)):
         torch.library.opcheck(module._received, (q, k, lse, *optional, *some))
@@ -441,7 +526,12 @@ def test_under_fake_tensors() -> None:
 
     with FakeTensorMode():
         q, k = torch.empty(2, 4, 70, 64), torch.empty(2, 2, 90, 64)
-        question = Received(keys=torch.zeros(2, 4, 7, dtype=torch.int64), queries=torch.ones(2, 70, dtype=torch.bool))
+        question = Received(
+            keys=torch.zeros(2, 4, 7, dtype=torch.int64),
+            queries=torch.ones(2, 70, dtype=torch.bool),
+        )
         for asked, n in ((question, 7), (replace(question, keys=None, band=(0, 5)), 90)):
-            answer, count = received(q, k, torch.empty(2, 4, 70), asked, mask=Mask(q_start=20), scale=1.0)
+            answer, count = received(
+                q, k, torch.empty(2, 4, 70), asked, mask=Mask(q_start=20), scale=1.0
+            )
             assert answer.shape == (2, 4, n) and count.shape == (2, 1, 90)

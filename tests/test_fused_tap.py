@@ -1,4 +1,5 @@
-"""observe, edit and generate through the kernels equal the streaming backend, on real architectures."""
+"""observe, edit and generate through the kernels equal the streaming backend, on real
+architectures."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def both() -> Callable[[str], tuple[HookedModel, HookedModel]]:
 
 
 def inputs(length: int, side: str) -> dict[str, torch.Tensor]:
-    ids = torch.randint(3, 100, (2, length), generator=torch.Generator().manual_seed(length)).to(DEVICE)
+    ids = torch.randint(3, 100, (2, length), generator=torch.Generator().manual_seed(length)).to(
+        DEVICE
+    )
     mask = torch.ones_like(ids)
     if side:
         mask[1, slice(None, 5) if side == "left" else slice(length - 5, None)] = 0
@@ -60,7 +63,9 @@ def test_observed_and_edited_alike(both: Any, name: str, side: str) -> None:
         for statistic in ASKED:
             got, want = (record[layer][statistic].float() for record in seen)
             tolerance = 1e-3 if statistic == "distance" else 1e-4
-            torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance, msg=f"layer {layer} {statistic}")
+            torch.testing.assert_close(
+                got, want, atol=tolerance, rtol=tolerance, msg=f"layer {layer} {statistic}"
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)

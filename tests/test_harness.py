@@ -1,4 +1,5 @@
-"""Tasks of lm-evaluation-harness, offline: local YAML tasks on the bundled model; what is said without the extra."""
+"""Tasks of lm-evaluation-harness, offline: local YAML tasks on the bundled model; what is said
+without the extra."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def pocket() -> HookedModel:
     return interp.load("llama")
 
 
-def test_without_the_harness_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, worded: Any) -> None:
+def test_without_the_harness_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, worded: Any
+) -> None:
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"interp\[lm-eval\]"):
         evaluate(worded("llama")[0], "lm_eval:sst2")
@@ -44,10 +47,13 @@ def local_tasks(pocket: HookedModel, tmp_path_factory: pytest.TempPathFactory) -
     for i in range(16):
         problem = task.compose(reader, np.random.default_rng([7, i]))
         label = ["positive", "negative"].index(problem.answer.strip())
-        rows.append(json.dumps(dict(prompt=problem.clean, label=label, word=problem.answer.strip())))
+        rows.append(
+            json.dumps(dict(prompt=problem.clean, label=label, word=problem.answer.strip()))
+        )
     (folder / "reviews.jsonl").write_text("\n".join(rows), encoding="utf-8")
     common = (
-        f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder / 'reviews.jsonl'}\n"
+        "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
+        f"{folder / 'reviews.jsonl'}\n"
         f"  cache_dir: {folder / 'cache'}\n"
         'test_split: test\ndoc_to_text: "{{prompt}}"\ntarget_delimiter: " "\n'
     )
@@ -57,7 +63,8 @@ def local_tasks(pocket: HookedModel, tmp_path_factory: pytest.TempPathFactory) -
     )
     words = (
         'task: local_words\noutput_type: generate_until\ndoc_to_target: "{{word}}"\n'
-        'generation_kwargs:\n  until: ["."]\n  max_gen_toks: 2\nmetric_list:\n  - metric: exact_match\n'
+        'generation_kwargs:\n  until: ["."]\n  max_gen_toks: 2\nmetric_list:\n  - metric: '
+        "exact_match\n"
     )
     text = (
         'task: local_text\noutput_type: loglikelihood_rolling\ndoc_to_target: "{{prompt}}"\n'
@@ -70,7 +77,10 @@ def local_tasks(pocket: HookedModel, tmp_path_factory: pytest.TempPathFactory) -
 
 def by_hand(model: HookedModel, folder: Path) -> list[float]:
     """Accuracy of the first six reviews, from a forward of our own each."""
-    rows = [json.loads(line) for line in (folder / "reviews.jsonl").read_text(encoding="utf-8").splitlines()[:6]]
+    rows = [
+        json.loads(line)
+        for line in (folder / "reviews.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    ]
     words = [interp.tasks.base.Text(model.tokenizer).one(w) for w in ("positive", "negative")]
     found = []
     for row in rows:
@@ -81,23 +91,35 @@ def by_hand(model: HookedModel, folder: Path) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("edits", [[], [ScaleHeads({"L0H0": -2.0, "L1H5": 4.0})], [ACT()]], ids=["none", "all", "act"])
-def test_a_local_task_of_the_harness(pocket: HookedModel, local_tasks: Path, edits: list[Any]) -> None:
+@pytest.mark.parametrize(
+    "edits", [[], [ScaleHeads({"L0H0": -2.0, "L1H5": 4.0})], [ACT()]], ids=["none", "all", "act"]
+)
+def test_a_local_task_of_the_harness(
+    pocket: HookedModel, local_tasks: Path, edits: list[Any]
+) -> None:
     result = evaluate(pocket, "lm_eval:local_reviews", edits, limit=6, include_path=local_tasks)
-    assert result.metric == "acc" and result.task == "lm_eval:local_reviews" and result.baseline.n == 6
+    assert (
+        result.metric == "acc" and result.task == "lm_eval:local_reviews" and result.baseline.n == 6
+    )
     assert result.frame.baseline.tolist() == by_hand(pocket, local_tasks)
     assert result.provenance["versions"]["lm-eval"]
     if edits:
         with pocket.edit(*edits):
             assert result.frame.edited.tolist() == by_hand(pocket, local_tasks)
-        assert result.mcnemar is not None and result.provenance["settings"]["edits"] == interp.edits.to_json(edits)
+        assert result.mcnemar is not None and result.provenance["settings"][
+            "edits"
+        ] == interp.edits.to_json(edits)
     else:
         assert result.edited is None
 
 
 def test_generation_in_the_harness(pocket: HookedModel, local_tasks: Path) -> None:
     result = evaluate(
-        pocket, "lm_eval:local_words", [ScaleHeads(dict.fromkeys(pocket.heads, 0.0))], n=6, include_path=local_tasks
+        pocket,
+        "lm_eval:local_words",
+        [ScaleHeads(dict.fromkeys(pocket.heads, 0.0))],
+        n=6,
+        include_path=local_tasks,
     )
     assert result.metric == "exact_match"
     assert result.baseline.mean >= 0.5 and result.edited is not None and result.edited.mean == 0
@@ -145,7 +167,9 @@ def test_log_likelihoods_are_those_of_the_harness(pocket: HookedModel) -> None:
     prompts = [draw(n) for n in (5, 30, 12)]
     pairs = [(p, draw(n)) for p in prompts for n in (1, 1, 3)]
     lm = HFLM(pretrained=pocket.module, tokenizer=pocket.tokenizer, backend="causal", batch_size=4)
-    theirs = lm._loglikelihood_tokens([(("", ""), list(p), list(a)) for p, a in pairs], disable_tqdm=True)
+    theirs = lm._loglikelihood_tokens(
+        [(("", ""), list(p), list(a)) for p, a in pairs], disable_tqdm=True
+    )
     for stepwise in (False, True):
         ours = harness.log_likelihoods(pocket, pairs, stepwise)
         assert [a for a, _ in ours] == pytest.approx([a for a, _ in theirs], abs=1e-3)

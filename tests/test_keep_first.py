@@ -1,4 +1,5 @@
-"""A sliding window that keeps the first tokens: against the same visibility by loops, as a dense mask."""
+"""A sliding window that keeps the first tokens: against the same visibility by loops, as a dense
+mask."""
 
 from __future__ import annotations
 
@@ -28,13 +29,18 @@ def one_thread() -> Any:
 
 
 def loops(mask: Mask, batch: int, lq: int, lk: int) -> torch.Tensor:
-    """(batch, 1, queries, keys) bool by the definition, one pair at a time; the dense mask aside."""
+    """(batch, 1, queries, keys) bool by the definition, one pair at a time; the dense mask
+    aside."""
     seen = np.zeros((batch, 1, lq, lk), dtype=bool)
     for b, i, j in np.ndindex(batch, lq, lk):
         x, y = mask.q_start + i, mask.k_start + j
         start = 0 if mask.starts is None else int(mask.starts[b])
-        near = mask.window is None or abs(x - y) < mask.window or start <= y < start + mask.keep_first
-        seen[b, 0, i, j] = near and (y <= x or not mask.causal) and (mask.keys is None or bool(mask.keys[b, j]))
+        near = (
+            mask.window is None or abs(x - y) < mask.window or start <= y < start + mask.keep_first
+        )
+        seen[b, 0, i, j] = (
+            near and (y <= x or not mask.causal) and (mask.keys is None or bool(mask.keys[b, j]))
+        )
     return torch.from_numpy(seen)
 
 
@@ -62,8 +68,14 @@ def test_is_the_definition(data: Any) -> None:
     seen = loops(mask, batch, lq, lk)
     dense = seen
     if mask.dense is not None:
-        dense = seen & mask.dense if mask.dense.dtype == torch.bool else mask.dense.masked_fill(~seen, -torch.inf)
-    plain = replace(mask, causal=False, window=None, keep_first=0, starts=None, keys=None, dense=dense)
+        dense = (
+            seen & mask.dense
+            if mask.dense.dtype == torch.bool
+            else mask.dense.masked_fill(~seen, -torch.inf)
+        )
+    plain = replace(
+        mask, causal=False, window=None, keep_first=0, starts=None, keys=None, dense=dense
+    )
     want = attention(q, k, v, backend="reference", **{**kwargs, "mask": plain})
     a = weights(q, k, **{n: x for n, x in kwargs.items() if n != "request"})
     with pytest.MonkeyPatch.context() as patch:
@@ -119,9 +131,14 @@ def test_who_serves_it() -> None:
     with pytest.raises(BackendError, match="keep_first"):
         attention(q, k, v, mask=mask, backend="triton")
     assert explain(q, k, v, mask=mask).startswith("streaming: ")
-    for wide in (replace(mask, window=None), replace(mask, window=40)):  # a window that hides nothing keeps nothing
+    for wide in (
+        replace(mask, window=None),
+        replace(mask, window=40),
+    ):  # a window that hides nothing keeps nothing
         got = attention(q, k, v, mask=wide, backend="triton").out
-        torch.testing.assert_close(got, attention(q, k, v, backend="reference").out, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            got, attention(q, k, v, backend="reference").out, atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(

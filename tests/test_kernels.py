@@ -1,4 +1,5 @@
-"""interp_kernels: the reference against explicit loops, streaming against the reference, memory, gradients."""
+"""interp_kernels: the reference against explicit loops, streaming against the reference, memory,
+gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interp_kernels import BackendError, Mask, Received, Request, Result, attention, chunked, explain, masking
+from interp_kernels import (
+    BackendError,
+    Mask,
+    Received,
+    Request,
+    Result,
+    attention,
+    chunked,
+    explain,
+    masking,
+)
 from interp_kernels.reference import weights
 from interp_kernels.spec import ROW
 
@@ -30,16 +41,27 @@ def one_thread() -> Any:
 
 
 def examples(count: int) -> settings:
-    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    return settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
-def make_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+def make_case(
+    draw: Any, dtype: torch.dtype, largest: int = 40
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """A random attention call of any kind the contract knows: (q, k, v), keyword arguments."""
     gen = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     batch, kv, group = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
     d = draw(st.sampled_from([3, 8]))
     d_v = draw(st.sampled_from([d, d, 5, 11]))
-    kind = draw(st.sampled_from(["square", "square", "cached", "decode", "rolled", "static", "early", "cross"]))
+    kind = draw(
+        st.sampled_from(
+            ["square", "square", "cached", "decode", "rolled", "static", "early", "cross"]
+        )
+    )
     lq = 1 if kind == "decode" else draw(st.integers(1, largest))
     past = draw(st.integers(1, largest))
     q_start = k_start = 0
@@ -68,7 +90,10 @@ def make_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[t
             "right": column < lengths[:, None],
             "holes": torch.rand(batch, lk, generator=gen) > 0.3,
         }[side]
-        pads = {"keys": keys, "queries": keys[:, :lq] if lk == lq else torch.rand(batch, lq, generator=gen) > 0.2}
+        pads = {
+            "keys": keys,
+            "queries": keys[:, :lq] if lk == lq else torch.rand(batch, lq, generator=gen) > 0.2,
+        }
     dense = None
     dense_kind = draw(st.sampled_from(["", "", "", "bool", "bias"]))
     if dense_kind:
@@ -94,7 +119,9 @@ def make_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[t
     band = draw(st.sampled_from([(0, 0), (1, 3), (-4, 6), (5, 100)]))
     chosen = torch.rand(batch, lq, generator=gen) > 0.5
     request = Request(
-        names=PLAIN_ROW if draw(st.booleans()) else frozenset(draw(st.sets(st.sampled_from(sorted(PLAIN_ROW))))),
+        names=PLAIN_ROW
+        if draw(st.booleans())
+        else frozenset(draw(st.sets(st.sampled_from(sorted(PLAIN_ROW))))),
         labels=torch.randint(-1, 4, (batch, lk), generator=gen),
         n_groups=4,
         pairs=listed,
@@ -106,11 +133,15 @@ def make_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[t
             "sum": Received(chosen, reduce="sum"),
             "largest": Received(band=band, reduce="max"),
             "peak": Received(reduce="max"),
-            "few": Received(keys=torch.randint(-1, lk, (draw(st.sampled_from([1, batch])), 1, 3), generator=gen)),
+            "few": Received(
+                keys=torch.randint(-1, lk, (draw(st.sampled_from([1, batch])), 1, 3), generator=gen)
+            ),
         },
         cap=draw(st.sampled_from([1, 3, 10])),
         topk=(topk := draw(st.integers(0, 4))),
-        topk_rows=torch.randint(0, lq, (3,), generator=gen) if topk and draw(st.booleans()) else None,
+        topk_rows=torch.randint(0, lq, (3,), generator=gen)
+        if topk and draw(st.booleans())
+        else None,
     )
     what = draw(st.sampled_from(["all", "all", "cheap", "none"]))
     if what != "none":
@@ -118,8 +149,11 @@ def make_case(draw: Any, dtype: torch.dtype, largest: int = 40) -> tuple[tuple[t
     return (q.to(dtype), k.to(dtype), v.to(dtype)), kwargs
 
 
-def loops(q: Any, k: Any, v: Any, mask: Mask, scale: float, softcap: Any = None, sinks: Any = None) -> Any:
-    """Attention by explicit loops, independent of the package: A, visible, out, lse as numpy float64."""
+def loops(
+    q: Any, k: Any, v: Any, mask: Mask, scale: float, softcap: Any = None, sinks: Any = None
+) -> Any:
+    """Attention by explicit loops, independent of the package: A, visible, out, lse as numpy
+    float64."""
     q, k, v = (x.double().numpy() for x in (q, k, v))
     batch, heads, lq, _ = q.shape
     group, lk = heads // k.shape[1], k.shape[2]
@@ -151,7 +185,9 @@ def loops(q: Any, k: Any, v: Any, mask: Mask, scale: float, softcap: Any = None,
     return a, visible, np.einsum("bhqk,bhkd->bhqd", a, np.repeat(v, group, 1)), lse
 
 
-def loop_statistics(a: np.ndarray, visible: np.ndarray, mask: Mask, request: Request) -> dict[str, np.ndarray]:
+def loop_statistics(
+    a: np.ndarray, visible: np.ndarray, mask: Mask, request: Request
+) -> dict[str, np.ndarray]:
     """Every statistic of A, written as loops over single weights."""
     batch, heads, lq, lk = a.shape
     row = (batch, heads, lq)
@@ -187,18 +223,26 @@ def loop_statistics(a: np.ndarray, visible: np.ndarray, mask: Mask, request: Req
                     continue
                 if question.band is None or question.band[0] <= delta <= question.band[1]:
                     column = stats[f"received:{n}"][b, h]
-                    column[j] = max(column[j], weight) if question.reduce == "max" else column[j] + weight
+                    column[j] = (
+                        max(column[j], weight) if question.reduce == "max" else column[j] + weight
+                    )
                     stats[f"received_count:{n}"][b, h, j] += 1
     for n, question in request.received.items():
         if question.reduce == "mean":
             stats[f"received:{n}"] /= np.maximum(stats[f"received_count:{n}"], 1)
         if question.keys is not None:
-            columns = np.broadcast_to(question.keys.numpy(), (batch, heads, question.keys.shape[-1]))
-            stats[f"received:{n}"] = np.take_along_axis(stats[f"received:{n}"], columns.clip(0), -1) * (columns >= 0)
+            columns = np.broadcast_to(
+                question.keys.numpy(), (batch, heads, question.keys.shape[-1])
+            )
+            stats[f"received:{n}"] = np.take_along_axis(
+                stats[f"received:{n}"], columns.clip(0), -1
+            ) * (columns >= 0)
     return stats
 
 
-def assert_same(got: Result, want: Result, a: torch.Tensor, tolerance: float, request: Request | None = None) -> None:
+def assert_same(
+    got: Result, want: Result, a: torch.Tensor, tolerance: float, request: Request | None = None
+) -> None:
     """Equal up to rounding; indices may differ only where the weights they point at are equal."""
     close = {"rtol": tolerance, "atol": tolerance}
     torch.testing.assert_close(got.out.double(), want.out.double(), **close)
@@ -208,14 +252,22 @@ def assert_same(got: Result, want: Result, a: torch.Tensor, tolerance: float, re
         other = got.stats[name]
         assert other.shape == value.shape, name
         if name in ("argmax", "topk_index"):
-            index, other_index = (x if name == "topk_index" else x[..., None] for x in (value, other))
+            index, other_index = (
+                x if name == "topk_index" else x[..., None] for x in (value, other)
+            )
             assert torch.equal(index < 0, other_index < 0), name
             rows = None if request is None or name == "argmax" else request.topk_rows
             pointed = a if rows is None else a[:, :, rows]
             value, other = (pointed.gather(-1, x.clamp_min(0)) for x in (index, other_index))
-        scale = 20 if "distance" in name else 1  # distances are in tokens, not in units of probability
+        scale = (
+            20 if "distance" in name else 1
+        )  # distances are in tokens, not in units of probability
         torch.testing.assert_close(
-            other.double(), value.double(), rtol=tolerance, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+            other.double(),
+            value.double(),
+            rtol=tolerance,
+            atol=tolerance * scale,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -239,10 +291,16 @@ def test_reference_is_the_definition(data: Any) -> None:
             expected = expected[:, :1]
         np.testing.assert_allclose(value.numpy(), expected, atol=1e-10, err_msg=name)
     if request.topk and "topk_prob" in got.stats:
-        real = np.ones(q.shape[::2]) if kwargs["mask"].queries is None else kwargs["mask"].queries.numpy()
+        real = (
+            np.ones(q.shape[::2])
+            if kwargs["mask"].queries is None
+            else kwargs["mask"].queries.numpy()
+        )
         order = -np.sort(-a * real[:, None, :, None], -1)[..., : request.topk]
         order = order if request.topk_rows is None else order[:, :, request.topk_rows]
-        np.testing.assert_allclose(got.stats["topk_prob"].numpy()[..., : order.shape[-1]], order, atol=1e-12)
+        np.testing.assert_allclose(
+            got.stats["topk_prob"].numpy()[..., : order.shape[-1]], order, atol=1e-12
+        )
 
 
 @examples(400)
@@ -251,7 +309,8 @@ def test_streaming_equals_reference_float64(data: Any) -> None:
     (q, k, v), kwargs = make_case(data.draw, torch.float64)
     tiny = data.draw(st.booleans())
     with pytest.MonkeyPatch.context() as patch:
-        if tiny:  # several blocks of batch entries and heads, several chunks of rows, several argmax blocks
+        # several blocks of batch entries and heads, several chunks of rows, several argmax blocks
+        if tiny:
             patch.setattr(chunked, "_BUDGET", data.draw(st.sampled_from([50, 400, 2000])))
             patch.setattr(chunked, "_MIN_ROWS", 3)
             patch.setattr(chunked, "_MAX_ROWS", 7)
@@ -311,10 +370,14 @@ def test_gradients_equal_reference(data: Any) -> None:
     tensors, kwargs = make_case(data.draw, torch.float64, largest=20)
     if "sinks" in kwargs:
         kwargs["sinks"].requires_grad_()
-    leaves = [x.requires_grad_() for x in tensors] + ([kwargs["sinks"]] if "sinks" in kwargs else [])
+    leaves = [x.requires_grad_() for x in tensors] + (
+        [kwargs["sinks"]] if "sinks" in kwargs else []
+    )
     results = [attention(*tensors, **kwargs), attention(*tensors, backend="reference", **kwargs)]
     target = torch.randn_like(results[1].out)
-    got, want = (torch.autograd.grad((r.out * target).sum(), leaves, allow_unused=True) for r in results)
+    got, want = (
+        torch.autograd.grad((r.out * target).sum(), leaves, allow_unused=True) for r in results
+    )
     assert not any(x.requires_grad for x in results[0].stats.values())
     for leaf, x, y in zip(leaves, got, want, strict=True):
         # None: nothing flows (no row sees a key), which is a zero gradient
@@ -325,9 +388,15 @@ def test_gradients_equal_reference(data: Any) -> None:
 @pytest.mark.parametrize("window", [None, 40])
 def test_gradients_across_chunks(window: int | None) -> None:
     q, k, v = (torch.randn(1, 2, 300, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    kwargs = {"mask": Mask(window=window), "softcap": 2.0, "sinks": torch.randn(2, dtype=torch.float64)}
+    kwargs = {
+        "mask": Mask(window=window),
+        "softcap": 2.0,
+        "sinks": torch.randn(2, dtype=torch.float64),
+    }
     results = [attention(q, k, v, **kwargs), attention(q, k, v, backend="reference", **kwargs)]
-    got, want = (torch.autograd.grad(r.out.square().sum() + r.lse.sum(), (q, k, v)) for r in results)
+    got, want = (
+        torch.autograd.grad(r.out.square().sum() + r.lse.sum(), (q, k, v)) for r in results
+    )
     for x, y in zip(got, want, strict=True):
         torch.testing.assert_close(x, y)
 
@@ -349,9 +418,13 @@ def test_rows_that_see_nothing(backend: str, how: str, rows: int) -> None:
         "window": Mask(q_start=20, window=4),
     }[how]
     request = Request(
-        names=PLAIN_ROW, labels=none.long(), n_groups=1, pairs={"p": none.long()[..., None]}, topk=2,
+        names=PLAIN_ROW,
+        labels=none.long(),
+        n_groups=1,
+        pairs={"p": none.long()[..., None]},
+        topk=2,
         received={"r": Received(), "b": Received(band=(0, 3))},
-    )  # fmt: skip
+    )
     for asked in (request, Request(pairs=request.pairs), None):
         for sinks in (None, torch.randn(2, device=device)):
             got = attention(q, k, v, mask=mask, sinks=sinks, request=asked, backend=backend)
@@ -393,7 +466,14 @@ def test_no_square_matrix(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # One head's matrix has size² elements; all scratch must stay well below it.
     monkeypatch.setattr(chunked, "_BUDGET", size * size // 8)
     with NoSquare(size * size // 4):
-        got = attention(q, k, v, mask=mask, request=request, softcap=5.0 if what in ("softcap", "grad") else None)
+        got = attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            request=request,
+            softcap=5.0 if what in ("softcap", "grad") else None,
+        )
         if what == "grad":
             got.out.sum().backward()
 
@@ -412,12 +492,20 @@ def test_entropy_survives_large_logits() -> None:
     kwargs: dict[str, Any] = {"scale": 1.0, "request": Request(names=frozenset({"entropy", "max"}))}
     got = attention(q, k, v, **kwargs)
     want = attention(q.double(), k.double(), v.double(), backend="reference", **kwargs)
-    torch.testing.assert_close(got.stats["entropy"].double(), want.stats["entropy"], atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        got.stats["entropy"].double(), want.stats["entropy"], atol=2e-3, rtol=2e-3
+    )
 
 
 def test_sink_far_above_the_logits() -> None:
     q, k, v = (torch.randn(1, 2, 9, 4) for _ in range(3))
-    got = attention(q, k, v, sinks=torch.tensor([500.0, -500.0]), request=Request(names=frozenset({"entropy", "max"})))
+    got = attention(
+        q,
+        k,
+        v,
+        sinks=torch.tensor([500.0, -500.0]),
+        request=Request(names=frozenset({"entropy", "max"})),
+    )
     assert got.out[:, 0].abs().max() == 0
     assert torch.isfinite(got.lse).all()
     assert torch.equal(got.stats["entropy"][:, 0], torch.zeros(1, 9))
@@ -431,7 +519,9 @@ def test_strided_and_shared_inputs() -> None:
     v = torch.randn(1, 1, 33, 8).expand(2, 2, 33, 8)
     request = Request(names=PLAIN_ROW - {"group_mass"}, received={"r": Received()})
     for asked in (None, request):
-        got, want = (attention(q, k, v, request=asked, backend=b) for b in ("streaming", "reference"))
+        got, want = (
+            attention(q, k, v, request=asked, backend=b) for b in ("streaming", "reference")
+        )
         assert_same(got, want, weights(q, k, mask=Mask(), scale=8**-0.5), 1e-5)
 
 
@@ -458,8 +548,12 @@ def test_inference_mode_leaves_scratch_usable() -> None:
 def test_explain_and_errors() -> None:
     q, k, v = (torch.randn(1, 2, 6, 4) for _ in range(3))
     assert "vendor SDPA (" in explain(q, k, v)
-    assert "exp(q·k − lse)" in explain(q, k, v, request=Request(pairs={"a": torch.zeros(1, 6, 1, dtype=torch.long)}))
-    assert "chunked, because of the dense mask" in explain(q, k, v, mask=Mask(dense=torch.ones(1, 1, 6, 6).bool()))
+    assert "exp(q·k − lse)" in explain(
+        q, k, v, request=Request(pairs={"a": torch.zeros(1, 6, 1, dtype=torch.long)})
+    )
+    assert "chunked, because of the dense mask" in explain(
+        q, k, v, mask=Mask(dense=torch.ones(1, 1, 6, 6).bool())
+    )
     assert "two vendor" in explain(q[:, :, :3], k, v, mask=Mask(q_start=3))
     assert "entropy" in explain(q, k, v, request=Request(names=frozenset({"entropy"})))
     assert "reference" in explain(q, k, v, backend="reference")

@@ -1,4 +1,5 @@
-"""Direct logit attribution, token attributions and their agreement with attention, against plain eager references."""
+"""Direct logit attribution, token attributions and their agreement with attention, against plain
+eager references."""
 
 from __future__ import annotations
 
@@ -29,19 +30,28 @@ MASK = torch.ones_like(IDS)
 MASK[1, :3] = 0
 
 
-# --- direct logit attribution ---------------------------------------------------------------------------------------
+# --- direct logit attribution
+# ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "qwen3", "opt", "neox", "gemma2", "olmo2", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "qwen2", "qwen3", "opt", "neox", "gemma2", "olmo2", "gpt_oss"]
+)
 def test_parts_sum_to_the_logits(name: str) -> None:
     """Against the logits of an untouched eager twin, at padded and unpadded rows."""
     module = tiny.build(name, seed=2)
     model = hook(module, name=name)
     with torch.no_grad():
         ids = (MASK.cumsum(-1) - 1).clamp_min(0)
-        own = {} if name == "opt" else dict(position_ids=ids)  # OPT counts positions from the mask itself
+        own = (
+            {} if name == "opt" else dict(position_ids=ids)
+        )  # OPT counts positions from the mask itself
         logits = tiny.eager(module)(input_ids=IDS, attention_mask=MASK, **own).logits.double()
-    rows, columns, tokens = torch.tensor([0, 0, 1]), torch.tensor([4, 8, 8]), torch.tensor([17, 80, 3])
+    rows, columns, tokens = (
+        torch.tensor([0, 0, 1]),
+        torch.tensor([4, 8, 8]),
+        torch.tensor([17, 80, 3]),
+    )
     vocabulary = model.vocabulary()
     found = mechanics.direct(model, IDS, MASK, vocabulary.W_U[:, tokens].T, rows, columns)
     wanted = logits[rows, columns, tokens]
@@ -51,7 +61,11 @@ def test_parts_sum_to_the_logits(name: str) -> None:
     torch.testing.assert_close(found.sum(), found.total, atol=1e-5, rtol=1e-6)
     assert found.heads[1].shape == (3, 4)
     sizes = torch.stack([found.heads[layer].abs().mean() for layer in range(2)])
-    assert sizes.min() > 1e-3 and found.mlp[0].abs().mean() > 1e-3 and found.embedding.abs().mean() > 1e-3
+    assert (
+        sizes.min() > 1e-3
+        and found.mlp[0].abs().mean() > 1e-3
+        and found.embedding.abs().mean() > 1e-3
+    )
     if name in ("gpt2", "neox", "opt", "gpt_oss"):
         assert found.attention_bias[0].abs().mean() > 1e-3
     if name in ("gpt2", "neox", "opt"):
@@ -84,11 +98,17 @@ def test_a_heads_part_is_written_out(name: str) -> None:
         for head in range(4):
             r = z[layer][:, -1, head].double() @ out[8 * head : 8 * head + 8]
             if name == "llama":
-                normed = gain * r / (x.square().mean(-1, keepdim=True) + plain.config.rms_norm_eps).sqrt()
+                normed = (
+                    gain
+                    * r
+                    / (x.square().mean(-1, keepdim=True) + plain.config.rms_norm_eps).sqrt()
+                )
             else:
                 spread = (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
                 normed = gain * (r - r.mean(-1, keepdim=True)) / spread
-            torch.testing.assert_close(found.heads[layer][:, head], (normed * u).sum(-1), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                found.heads[layer][:, head], (normed * u).sum(-1), atol=1e-5, rtol=1e-4
+            )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -106,7 +126,9 @@ def test_transformer_lens_gives_the_same_parts(name: str) -> None:
         torch.testing.assert_close(b.mlp[layer], a.mlp[layer], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "task"), [("llama", "ioi"), ("gpt2", "induction"), ("opt", "greater_than")])
+@pytest.mark.parametrize(
+    ("name", "task"), [("llama", "ioi"), ("gpt2", "induction"), ("opt", "greater_than")]
+)
 def test_direct_logits_sum_to_the_metric(worded: Worded, name: str, task: str) -> None:
     model, plain = worded(name)
     frame = mechanics.direct_logits(model, task, n=5, seed=1)
@@ -115,7 +137,9 @@ def test_direct_logits_sum_to_the_metric(worded: Worded, name: str, task: str) -
         with torch.no_grad():
             logits = plain(input_ids=torch.tensor([instance.ids])).logits[0].double()
         values, alone = [], []
-        for p, right, wrong in zip(instance.positions, instance.accept, instance.wrong, strict=True):
+        for p, right, wrong in zip(
+            instance.positions, instance.accept, instance.wrong, strict=True
+        ):
             alone.append(float(logits[p, list(right)].mean() - logits[p].mean()))
             rivals = logits[p, list(wrong)] if wrong else logits[p]
             values.append(float(logits[p, list(right)].mean() - rivals.mean()))
@@ -125,8 +149,17 @@ def test_direct_logits_sum_to_the_metric(worded: Worded, name: str, task: str) -
     np.testing.assert_allclose(frame.direct_right - frame.direct_wrong, frame.direct, atol=1e-9)
     assert frame.direct.sum() == pytest.approx(np.mean(metrics), abs=1e-4)
     assert frame.attrs["metric"] == pytest.approx(np.mean(metrics), abs=1e-4)
-    assert list(frame.columns) == [*KEYS, "component", "direct", "direct_stderr", "direct_right", "direct_wrong"]
-    assert frame.component.value_counts().to_dict() == dict(head=8, mlp=2, attention_bias=2, embedding=1, bias=1)
+    assert list(frame.columns) == [
+        *KEYS,
+        "component",
+        "direct",
+        "direct_stderr",
+        "direct_right",
+        "direct_wrong",
+    ]
+    assert frame.component.value_counts().to_dict() == dict(
+        head=8, mlp=2, attention_bias=2, embedding=1, bias=1
+    )
     heads = frame[frame.component == "head"]
     assert heads.direct.abs().min() > 0 and (heads.direct_stderr > 0).all()
 
@@ -154,11 +187,11 @@ def test_bad_arguments(worded: Worded) -> None:
         mechanics.direct_logits(model, "no such task")
 
 
-# --- ranks ----------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=15), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=15),
+    st.booleans(),
+)
 def test_rank_correlations_are_scipys(pairs: list[tuple[int, int]], ties: bool) -> None:
     a, b = np.array(pairs, dtype=float).T
     if not ties:
@@ -170,11 +203,11 @@ def test_rank_correlations_are_scipys(pairs: list[tuple[int, int]], ties: bool) 
     assert rho(a, b) == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-9)
 
 
-# --- attributions ---------------------------------------------------------------------------------------------------
-
-
-def by_embeddings(plain: Any, instance: Instance, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows,) metric and its gradient (rows, tokens, d) of an untouched model fed with embeddings."""
+def by_embeddings(
+    plain: Any, instance: Instance, embeds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows,) metric and its gradient (rows, tokens, d) of an untouched model fed with
+    embeddings."""
     leaf = embeds.clone().requires_grad_()
     logits = plain(inputs_embeds=leaf).logits[:, instance.positions[0]]
     wrong = list(instance.wrong[0])
@@ -204,7 +237,9 @@ def test_attributions_are_their_definitions(worded: Worded, name: str) -> None:
         parts.append((slope * weight[:, None, None]).sum(0))
     wanted = ((e - b) * torch.stack(parts).sum(0)).sum(-1).numpy()
     np.testing.assert_allclose(found.integrated, wanted, atol=2e-3 * np.abs(wanted).max())
-    assert found.baseline == pytest.approx(float(by_embeddings(plain, instance, b[None])[0][0]), abs=1e-4)
+    assert found.baseline == pytest.approx(
+        float(by_embeddings(plain, instance, b[None])[0][0]), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "neox"])
@@ -215,13 +250,15 @@ def test_integrated_gradients_are_complete(worded: Worded, name: str) -> None:
         assert abs(found.metric - found.baseline) > 1e-2
         assert found.gap < 0.01
         assert found.gap == pytest.approx(
-            abs(found.integrated.sum() - (found.metric - found.baseline)) / abs(found.metric - found.baseline)
+            abs(found.integrated.sum() - (found.metric - found.baseline))
+            / abs(found.metric - found.baseline)
         )
 
 
 @torch.no_grad()
 def linear_model(size: int) -> Any:
-    """A Llama that is linear in its embeddings: no norms, no MLPs, queries of 0 (uniform attention)."""
+    """A Llama that is linear in its embeddings: no norms, no MLPs, queries of 0 (uniform
+    attention)."""
     module = tiny.build("llama", size, num_hidden_layers=1, num_key_value_heads=4)
     layer = module.model.layers[0]
     layer.input_layernorm, module.model.norm = torch.nn.Identity(), torch.nn.Identity()
@@ -241,17 +278,21 @@ def test_a_linear_model_is_attributed_exactly(tokenizer: Any, steps: int, baseli
     unembed = module.lm_head.weight.detach().double()
     u = unembed[instance.accept[0][0]] - unembed[list(instance.wrong[0])].mean(0)
     tokens = list(instance.prompt)
-    through = u @ attention.o_proj.weight.detach().double() @ attention.v_proj.weight.detach().double() / len(tokens)
+    through = (
+        u
+        @ attention.o_proj.weight.detach().double()
+        @ attention.v_proj.weight.detach().double()
+        / len(tokens)
+    )
     slopes = through.repeat(len(tokens), 1)  # every key has weight 1/tokens
     slopes[-1] += u
     away = e.mean(0) if baseline == "mean" else torch.zeros(32, dtype=torch.float64)
     found = mechanics.attributions(model, instance, steps, baseline)
     np.testing.assert_allclose(found.gradient, (e[tokens] * slopes).sum(-1), atol=1e-4, rtol=1e-4)
-    np.testing.assert_allclose(found.integrated, ((e[tokens] - away) * slopes).sum(-1), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(
+        found.integrated, ((e[tokens] - away) * slopes).sum(-1), atol=1e-4, rtol=1e-4
+    )
     assert found.gap < 1e-4
-
-
-# --- agreement ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("skip_first", [False, True])
@@ -274,11 +315,17 @@ def test_agreement_is_its_definition(worded: Worded, name: str, skip_first: bool
         means.append([scipy.stats.kendalltau(layer.mean(0), grad).statistic for layer in weights])
     for column, values in (("tau_gradient", taus), ("rho_gradient", rhos), ("tau_ig", igs)):
         np.testing.assert_allclose(frame[column], np.mean(values, 0), atol=1e-9)
-        np.testing.assert_allclose(frame[f"{column}_stderr"], np.std(values, 0, ddof=1) / n**0.5, atol=1e-9)
+        np.testing.assert_allclose(
+            frame[f"{column}_stderr"], np.std(values, 0, ddof=1) / n**0.5, atol=1e-9
+        )
     layers = frame.attrs["layers"]
     assert [row["layer"] for row in layers] == [0, 1]
-    np.testing.assert_allclose([row["tau_gradient"]["mean"] for row in layers], np.mean(means, 0), atol=1e-9)
-    assert all(row["rho_ig"]["low"] <= row["rho_ig"]["mean"] <= row["rho_ig"]["high"] for row in layers)
+    np.testing.assert_allclose(
+        [row["tau_gradient"]["mean"] for row in layers], np.mean(means, 0), atol=1e-9
+    )
+    assert all(
+        row["rho_ig"]["low"] <= row["rho_ig"]["mean"] <= row["rho_ig"]["high"] for row in layers
+    )
     assert list(frame.columns[:5]) == list(KEYS) and frame.tau_gradient.nunique() > 4
     assert frame.attrs["completeness"] <= frame.attrs["completeness_worst"]
 
@@ -306,5 +353,7 @@ def test_transformer_lens_agrees(tokenizer: Any) -> None:
     a, b = (mechanics.attributions(m, instance, 16) for m in (one, other))
     np.testing.assert_allclose(b.integrated, a.integrated, atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(
-        mechanics.agreement(other, n=2, steps=8).tau_ig, mechanics.agreement(one, n=2, steps=8).tau_ig, atol=0.05
+        mechanics.agreement(other, n=2, steps=8).tau_ig,
+        mechanics.agreement(one, n=2, steps=8).tau_ig,
+        atol=0.05,
     )

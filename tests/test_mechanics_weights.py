@@ -1,4 +1,5 @@
-"""Norms, vocabulary, OV and QK circuits and composition, against dense float64 matrices made from the raw weights."""
+"""Norms, vocabulary, OV and QK circuits and composition, against dense float64 matrices made from
+the raw weights."""
 
 from __future__ import annotations
 
@@ -28,12 +29,16 @@ CENTRE = torch.eye(D, dtype=torch.float64) - 1 / D
 
 
 class Dense:
-    """W_E (vocabulary, d), W_U (d, vocabulary) and, by layer and head, d × d maps, all float64 with norms inside."""
+    """W_E (vocabulary, d), W_U (d, vocabulary) and, by layer and head, d × d maps, all float64 with
+    norms inside."""
 
     def __init__(self, module: Any, name: str):
         self.module, self.name = module, name
         self.W_E = module.get_input_embeddings().weight.detach().double()
-        self.W_U = self._norm(self._trunk_norm()) @ module.get_output_embeddings().weight.detach().double().T
+        self.W_U = (
+            self._norm(self._trunk_norm())
+            @ module.get_output_embeddings().weight.detach().double().T
+        )
         if name == "gemma2":
             self.W_E = self.W_E * D**0.5
 
@@ -49,7 +54,9 @@ class Dense:
         """(d, d): what the norm does to a row vector, up to its scale."""
         gain = norm.weight.detach().double()
         gain = 1 + gain if self.name == "gemma2" else gain
-        return CENTRE @ torch.diag(gain) if self.name in ("gpt2", "neox", "opt") else torch.diag(gain)
+        return (
+            CENTRE @ torch.diag(gain) if self.name in ("gpt2", "neox", "opt") else torch.diag(gain)
+        )
 
     def maps(self, layer: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """([W_OV], [W_QK]) by query head."""
@@ -66,8 +73,15 @@ class Dense:
             before = self._norm(self.module.gpt_neox.layers[layer].input_layernorm)
         else:
             q, k, v = (getattr(attention, f"{n}_proj").weight.detach().double().T for n in "qkv")
-            out = (attention.out_proj if self.name == "opt" else attention.o_proj).weight.detach().double().T
-            block = (self.module.model.decoder if self.name == "opt" else self.module.model).layers[layer]
+            out = (
+                (attention.out_proj if self.name == "opt" else attention.o_proj)
+                .weight.detach()
+                .double()
+                .T
+            )
+            block = (self.module.model.decoder if self.name == "opt" else self.module.model).layers[
+                layer
+            ]
             before = torch.eye(D, dtype=torch.float64)
             if self.name == "opt":
                 before = self._norm(block.self_attn_layer_norm)
@@ -105,7 +119,8 @@ def made() -> Callable[[str], tuple[HookedModel, Dense]]:
 Made = Callable[[str], tuple[HookedModel, Dense]]
 
 
-# --- norms and vocabulary -------------------------------------------------------------------------------------------
+# --- norms and vocabulary
+# -------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
@@ -122,9 +137,13 @@ def test_a_frozen_norm_is_the_norm(width: int, centres: bool, seed: int, size: f
     inner = x.double() - x.double().mean(-1, keepdim=True) if centres else x.double()
     sigma = (inner.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(found.scale, 1 / sigma, rtol=1e-6, atol=0.0)
-    torch.testing.assert_close(found(x.double()) + found.bias, norm(x.double()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        found(x.double()) + found.bias, norm(x.double()), rtol=1e-6, atol=1e-6
+    )
     r = torch.randn(2, 3, width, generator=draw, dtype=torch.float64)
-    torch.testing.assert_close(found(x.double() + r), found(x.double()) + found(r))  # linear, the scale held
+    torch.testing.assert_close(
+        found(x.double() + r), found(x.double()) + found(r)
+    )  # linear, the scale held
 
 
 def test_gains_stored_as_one_plus_w(made: Made) -> None:
@@ -167,7 +186,9 @@ def test_vocabulary_reads_and_writes_the_stream(name: str) -> None:
 
 def test_scales_of_logits_and_embedding_are_found() -> None:
     common = dict(tiny.GQA, vocab_size=101)
-    cohere = hf.CohereConfig(**common, logit_scale=0.0625, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    cohere = hf.CohereConfig(
+        **common, logit_scale=0.0625, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    )
     granite = hf.GraniteConfig(**common, logits_scaling=4.0, embedding_multiplier=3.0)
     torch.manual_seed(0)
     one, other = (
@@ -175,7 +196,9 @@ def test_scales_of_logits_and_embedding_are_found() -> None:
         for kind, config in ((hf.CohereForCausalLM, cohere), (hf.GraniteForCausalLM, granite))
     )
     assert one.logit_scale == pytest.approx(0.0625, rel=1e-5) and one.embed_scale == 1.0
-    assert other.logit_scale == pytest.approx(0.25, rel=1e-5) and other.embed_scale == pytest.approx(3.0, rel=1e-5)
+    assert other.logit_scale == pytest.approx(
+        0.25, rel=1e-5
+    ) and other.embed_scale == pytest.approx(3.0, rel=1e-5)
 
 
 def test_unknown_vocabularies_are_refused_by_name() -> None:
@@ -195,7 +218,8 @@ def test_unknown_vocabularies_are_refused_by_name() -> None:
         hook(scaled, name="softplus").vocabulary()
 
 
-# --- OV and QK circuits ---------------------------------------------------------------------------------------------
+# --- OV and QK circuits
+# ---------------------------------------------------------------------------------------------
 
 
 def share(matrix: torch.Tensor) -> float:
@@ -208,7 +232,10 @@ def test_copying_is_its_definition(made: Made, name: str) -> None:
     model, dense = made(name)
     frame = mechanics.copying(model, k=5, tokens=range(101))
     assert list(frame.columns[:5]) == list(KEYS)
-    assert len(frame) == 8 and frame.kv_head.tolist() == [h * model.n_kv_heads // HEADS for h in range(4)] * 2
+    assert (
+        len(frame) == 8
+        and frame.kv_head.tolist() == [h * model.n_kv_heads // HEADS for h in range(4)] * 2
+    )
     wanted = []
     for layer in range(2):
         for ov, qk in zip(*dense.maps(layer), strict=True):
@@ -216,7 +243,9 @@ def test_copying_is_its_definition(made: Made, name: str) -> None:
             place = (circuit > circuit.diagonal()[:, None]).sum(1)
             matching = dense.W_E @ qk @ dense.W_E.T
             wanted.append((share(circuit), share(matching), float((place < 5).double().mean())))
-    np.testing.assert_allclose(frame[["ov_copying", "qk_matching"]], np.array(wanted)[:, :2], atol=2e-5)
+    np.testing.assert_allclose(
+        frame[["ov_copying", "qk_matching"]], np.array(wanted)[:, :2], atol=2e-5
+    )
     np.testing.assert_allclose(frame.copy_rank, np.array(wanted)[:, 2], atol=1e-9)
     assert frame.ov_copying.nunique() == 8 and frame.copy_rank.max() > 0
 
@@ -235,7 +264,9 @@ def test_eigenvalues_are_those_of_the_dense_circuit(made: Made, name: str) -> No
         largest = every[np.argsort(-np.abs(every))][:WIDTH]
         assert found.shape == (WIDTH,)
         key = lambda values: np.array(sorted(values, key=lambda v: (round(abs(v), 6), v.imag)))  # noqa: E731
-        np.testing.assert_allclose(key(found), key(largest), rtol=2e-4, atol=1e-6 * np.abs(every).max())
+        np.testing.assert_allclose(
+            key(found), key(largest), rtol=2e-4, atol=1e-6 * np.abs(every).max()
+        )
 
 
 def test_top_tokens_are_the_largest_entries(made: Made) -> None:
@@ -261,7 +292,8 @@ def test_top_tokens_of_words(worded: Worded) -> None:
 
 @torch.no_grad()
 def planted(gain: float) -> HookedModel:
-    """A Llama whose heads move their value back where they read it from, times `gain`, W_U = W_Eᵀ and W_Q = W_K."""
+    """A Llama whose heads move their value back where they read it from, times `gain`, W_U = W_Eᵀ
+    and W_Q = W_K."""
     module = tiny.build("llama", num_key_value_heads=4)
     module.lm_head.weight.copy_(module.model.embed_tokens.weight)
     module.model.norm.weight.fill_(1.0)
@@ -288,13 +320,17 @@ def test_after_mlp_reads_the_stream_after_the_first_block(made: Made) -> None:
     tokens = list(range(0, 101, 3))
     frame = mechanics.copying(model, tokens=tokens, after_mlp=True)
     with torch.no_grad():
-        hidden = dense.module(input_ids=torch.tensor(tokens)[:, None], output_hidden_states=True).hidden_states[1]
+        hidden = dense.module(
+            input_ids=torch.tensor(tokens)[:, None], output_hidden_states=True
+        ).hidden_states[1]
     source = hidden[:, 0].double()
     for head, ov in enumerate(dense.maps(1)[0]):  # RMS: the scale does not change an order
         logits = source @ ov @ dense.W_U
         own = logits[torch.arange(len(tokens)), tokens][:, None]
         wanted = float(((logits > own).sum(1) < 5).double().mean())
-        assert frame[(frame.layer == 1) & (frame["head"] == head)].copy_rank.item() == pytest.approx(wanted)
+        assert frame[
+            (frame.layer == 1) & (frame["head"] == head)
+        ].copy_rank.item() == pytest.approx(wanted)
 
 
 def test_bad_arguments(made: Made) -> None:
@@ -315,9 +351,6 @@ def test_bad_arguments(made: Made) -> None:
             call()
 
 
-# --- composition ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_composition_is_its_definition(made: Made, name: str) -> None:
     model, dense = made(name)
@@ -329,7 +362,9 @@ def test_composition_is_its_definition(made: Made, name: str) -> None:
         one = first[int(row.sender[-1])]
         h = int(row.receiver[-1])
         other = dict(q=second_qk[h], k=second_qk[h].T, v=second_ov[h])[row.kind]
-        assert row.score == pytest.approx(float(norm(one @ other) / norm(one) / norm(other)), rel=1e-4)
+        assert row.score == pytest.approx(
+            float(norm(one @ other) / norm(one) / norm(other)), rel=1e-4
+        )
         assert (row.sender[:3], row.receiver[:3]) == ("L0H", "L1H")
     assert frame.score.nunique() > 40
 
@@ -337,7 +372,11 @@ def test_composition_is_its_definition(made: Made, name: str) -> None:
 def test_random_weights_compose_as_random_ones_do() -> None:
     torch.manual_seed(0)
     config = hf.LlamaConfig(
-        vocab_size=50, hidden_size=64, num_hidden_layers=3, num_attention_heads=8, intermediate_size=32
+        vocab_size=50,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=8,
+        intermediate_size=32,
     )
     frame = mechanics.composition(hook(hf.LlamaForCausalLM(config).eval()), "qk")
     assert abs(frame.above_random.mean()) < 0.002
@@ -359,9 +398,6 @@ def test_a_planted_composition_stands_out() -> None:
     assert best.score > 1.5 * frame.score.drop(best.name).max()
 
 
-# --- TransformerLens ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("fold", [False, True])
 def test_transformer_lens_gives_the_same(name: str, fold: bool) -> None:
@@ -371,17 +407,24 @@ def test_transformer_lens_gives_the_same(name: str, fold: bool) -> None:
     module = tiny.build(name, seed=5)
     lens = hooked_transformer(module)
     if fold:
-        kept = dict.fromkeys(("center_writing_weights", "center_unembed", "fold_value_biases"), False)
+        kept = dict.fromkeys(
+            ("center_writing_weights", "center_unembed", "fold_value_biases"), False
+        )
         lens.load_and_process_state_dict(copy.deepcopy(lens.state_dict()), fold_ln=True, **kept)
     one, other = hook(module), hook(lens)
     columns = ["ov_copying", "qk_matching", "copy_rank"]
     np.testing.assert_allclose(
-        mechanics.copying(other, after_mlp=fold)[columns], mechanics.copying(one, after_mlp=fold)[columns], atol=1e-4
+        mechanics.copying(other, after_mlp=fold)[columns],
+        mechanics.copying(one, after_mlp=fold)[columns],
+        atol=1e-4,
     )
-    np.testing.assert_allclose(mechanics.composition(other).score, mechanics.composition(one).score, atol=1e-5)
+    np.testing.assert_allclose(
+        mechanics.composition(other).score, mechanics.composition(one).score, atol=1e-5
+    )
 
 
-# --- scores of a scan -----------------------------------------------------------------------------------------------
+# --- scores of a scan
+# -----------------------------------------------------------------------------------------------
 
 
 def test_scores_are_the_table(worded: Worded) -> None:
@@ -400,7 +443,13 @@ def test_scan_of_a_model_without_unembedding(tokenizer: Any) -> None:
     config = hf.BertConfig(vocab_size=len(tokenizer), **tiny.BASE)
     model = hook(hf.BertModel(config).eval(), tokenizer=tokenizer, name="bert")
     atlas = interp.scan_heads(model, ["sink", "ov_copying", "qk_matching"], 64, 1, progress=False)
-    assert atlas.frame[["ov_copying", "qk_matching"]].isna().all(axis=None) and atlas.frame.sink.notna().all()
-    assert [note.split(".")[0] for note in atlas.notes] == ["ov_copying: not measured", "qk_matching: not measured"]
+    assert (
+        atlas.frame[["ov_copying", "qk_matching"]].isna().all(axis=None)
+        and atlas.frame.sink.notna().all()
+    )
+    assert [note.split(".")[0] for note in atlas.notes] == [
+        "ov_copying: not measured",
+        "qk_matching: not measured",
+    ]
     with pytest.raises(TapError):
         interp.scan_heads(model, "ov_copying", 64, 1, progress=False)

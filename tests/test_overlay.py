@@ -24,7 +24,9 @@ from interp_hooks import HookedModel, hook
 @pytest.fixture(scope="module")
 def model() -> HookedModel:
     processor = script.build_processor()
-    return hook(script.build_model(processor.tokenizer, 0), name="random llava", processor=processor)
+    return hook(
+        script.build_model(processor.tokenizer, 0), name="random llava", processor=processor
+    )
 
 
 def picture(seed: int = 0):  # type: ignore[no-untyped-def]
@@ -72,11 +74,14 @@ def test_saved_and_drawn(model: HookedModel, tmp_path: Path) -> None:
     kinds = [trace.type for trace in figure.data]
     assert kinds.count("image") == 6 and kinds.count("heatmap") == 5
     crosses = next(trace for trace in figure.data if trace.type == "scatter")
-    assert list(crosses.x) == pytest.approx([8.5, 44.5]) and list(crosses.y) == pytest.approx([8.5, 44.5])
+    assert list(crosses.x) == pytest.approx([8.5, 44.5]) and list(crosses.y) == pytest.approx(
+        [8.5, 44.5]
+    )
 
 
 def test_sinks_are_marked_where_they_are(model: HookedModel) -> None:
-    """A dimension that is massive at the first token and at two image tokens, planted in the stream."""
+    """A dimension that is massive at the first token and at two image tokens, planted in the
+    stream."""
     plan = {0: 60.0, 1 + 10: 50.0, 1 + 63: -70.0}
 
     def plant(place: str, layer: int, stream: torch.Tensor) -> torch.Tensor | None:
@@ -106,7 +111,15 @@ def test_what_cannot_be_shown(model: HookedModel) -> None:
 def test_the_report_shows_it(model: HookedModel, tmp_path: Path) -> None:
     atlas = interp.scan_heads(model, scores="image_mass", samples=1, context=64, progress=False)
     assert atlas.overlays and len(atlas.overlays[0].maps) == 7
-    page = interp.Atlas.load(atlas.save(tmp_path)).report(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert 'href="#overlay-0-section"' in page and 'id="overlay-0-section"' in page and 'id="overlay-0"' in page
+    page = (
+        interp.Atlas.load(atlas.save(tmp_path))
+        .report(tmp_path / "report.html")
+        .read_text(encoding="utf-8")
+    )
+    assert (
+        'href="#overlay-0-section"' in page
+        and 'id="overlay-0-section"' in page
+        and 'id="overlay-0"' in page
+    )
     figures = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["figures"]  # type: ignore[index]
     assert figures["overlay-0"]["layout"]["meta"]["overlay"] is True

@@ -1,4 +1,5 @@
-"""OverwriteRow: against eager models whose row was overwritten, in every layout of padding and heads."""
+"""OverwriteRow: against eager models whose row was overwritten, in every layout of padding and
+heads."""
 
 from __future__ import annotations
 
@@ -21,9 +22,11 @@ Tapped = Callable[[str], tuple[HookedModel, Any]]
 
 
 @contextmanager
-def overwritten(plain: Any, rows: dict[tuple[int, int, int], tuple[int, dict[int, float]]]) -> Iterator[None]:
-    """z[sample, query, head] of an eager model made from the values by hand: (layer, sample, head) → (query slot, {key
-    slot: weight})."""
+def overwritten(
+    plain: Any, rows: dict[tuple[int, int, int], tuple[int, dict[int, float]]]
+) -> Iterator[None]:
+    """z[sample, query, head] of an eager model made from the values by hand: (layer, sample, head)
+    → (query slot, {key slot: weight})."""
     values: dict[int, torch.Tensor] = {}
 
     def change(layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -31,7 +34,9 @@ def overwritten(plain: Any, rows: dict[tuple[int, int, int], tuple[int, dict[int
             new = z.clone()
             for (at, sample, head), (query, weights) in rows.items():
                 if at == layer:
-                    new[sample, query, head] = sum(w * values[layer][sample, head, k] for k, w in weights.items())
+                    new[sample, query, head] = sum(
+                        w * values[layer][sample, head, k] for k, w in weights.items()
+                    )
             return new
 
         return write
@@ -45,7 +50,9 @@ def overwritten(plain: Any, rows: dict[tuple[int, int, int], tuple[int, dict[int
 
 @pytest.mark.parametrize("side", ["", "left", "right"], ids=["full", "left-padded", "right-padded"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
-def test_it_is_an_eager_model_whose_row_was_overwritten(tapped: Tapped, name: str, side: str) -> None:
+def test_it_is_an_eager_model_whose_row_was_overwritten(
+    tapped: Tapped, name: str, side: str
+) -> None:
     """Positions count from the first real token; by default the row is the last real token's."""
     model, plain = tapped(name)
     ids, mask = tokens(), padded(side)
@@ -70,7 +77,10 @@ def test_it_is_an_eager_model_whose_row_was_overwritten(tapped: Tapped, name: st
         untouched = model(**given).logits
     real = mask.bool()
     torch.testing.assert_close(found[real], wanted[real], atol=2e-4, rtol=2e-4)
-    assert float((found - untouched)[torch.arange(2), torch.tensor(last)].abs().min(0).values.max()) > 1e-3
+    assert (
+        float((found - untouched)[torch.arange(2), torch.tensor(last)].abs().min(0).values.max())
+        > 1e-3
+    )
     earlier = torch.arange(LENGTH) < 6  # of the first sample: no row before token 7 is touched
     torch.testing.assert_close(found[0, earlier], untouched[0, earlier], atol=1e-5, rtol=1e-5)
 
@@ -87,7 +97,11 @@ def test_transformer_lens_shows_the_overwritten_pattern() -> None:
         patterns[hook.layer()] = pattern.detach().clone()
 
     edit = E.OverwriteRow("0.3, 1.1", [[1, 3], [4, 4]], [0.75, 0.25])
-    with torch.no_grad(), lens.edit(edit), lens.module.hooks([(lambda n: n.endswith("hook_pattern"), keep)]):
+    with (
+        torch.no_grad(),
+        lens.edit(edit),
+        lens.module.hooks([(lambda n: n.endswith("hook_pattern"), keep)]),
+    ):
         found = lens.logits(ids)
     for layer, head in ((0, 3), (1, 1)):
         wanted = torch.zeros(2, LENGTH)
@@ -110,17 +124,25 @@ def test_the_model_s_own_row_changes_nothing(tapped: Tapped) -> None:
 
 
 def test_only_the_prompt_s_row_when_generating(tapped: Tapped) -> None:
-    """Decode steps see the model's own weights: generation is greedy decoding after an edited prompt."""
+    """Decode steps see the model's own weights: generation is greedy decoding after an edited
+    prompt."""
     model, _ = tapped("llama")
     ids = tokens()[:, :9]
     edit = E.OverwriteRow("0.0, 1.1", [[1], [2, 3]])
     with torch.no_grad():
         with model.edit(edit):
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=4,
+                do_sample=False,
+            )
             step = model(input_ids=ids, use_cache=True)
         made = [step.logits[:, -1].argmax(-1)]
         for _ in range(3):
-            step = model(input_ids=made[-1][:, None], use_cache=True, past_key_values=step.past_key_values)
+            step = model(
+                input_ids=made[-1][:, None], use_cache=True, past_key_values=step.past_key_values
+            )
             made.append(step.logits[:, -1].argmax(-1))
     assert torch.equal(out[:, 9:], torch.stack(made, 1))
 
@@ -130,14 +152,25 @@ def test_beams_share_a_sample_s_keys(tapped: Tapped) -> None:
     ids = tokens()
     with torch.no_grad(), model.edit(E.OverwriteRow("0.1, 1.0", [[1], [2, 3]])):
         wanted = model.logits(ids)
-        torch.testing.assert_close(model.logits(ids.repeat_interleave(2, 0)), wanted.repeat_interleave(2, 0))
+        torch.testing.assert_close(
+            model.logits(ids.repeat_interleave(2, 0)), wanted.repeat_interleave(2, 0)
+        )
 
 
-@pytest.mark.parametrize("made", [
-    E.OverwriteRow("0.1", [1, 2]), E.OverwriteRow(None, [[1], [2, 3]], [[1], [0.5, 0.25]]),
-    E.OverwriteRow("1.1, 0.2", torch.tensor([[1, 2], [3, 0]]), torch.tensor([0.5, 0.5]), torch.tensor([4, 3])),
-    E.OverwriteRow("0.1", [3], [1.0], 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "made",
+    [
+        E.OverwriteRow("0.1", [1, 2]),
+        E.OverwriteRow(None, [[1], [2, 3]], [[1], [0.5, 0.25]]),
+        E.OverwriteRow(
+            "1.1, 0.2",
+            torch.tensor([[1, 2], [3, 0]]),
+            torch.tensor([0.5, 0.5]),
+            torch.tensor([4, 3]),
+        ),
+        E.OverwriteRow("0.1", [3], [1.0], 5),
+    ],
+)
 def test_to_json_and_back(made: E.OverwriteRow, tmp_path: Path) -> None:
     (back,) = E.from_json(made.to_json())
     assert back == made and back.to_json() == made.to_json()
@@ -166,7 +199,11 @@ BAD: dict[str, Callable[[], Any]] = {
 def test_what_it_refuses(case: str) -> None:
     with pytest.raises(EditError) as error:
         BAD[case]()
-    assert "\n" not in str(error.value) and str(error.value).endswith(".") and len(str(error.value)) < 300
+    assert (
+        "\n" not in str(error.value)
+        and str(error.value).endswith(".")
+        and len(str(error.value)) < 300
+    )
 
 
 IN_USE: dict[str, tuple[E.OverwriteRow, str]] = {
@@ -174,7 +211,10 @@ IN_USE: dict[str, tuple[E.OverwriteRow, str]] = {
     "a key of the longer sample alone": (E.OverwriteRow("0.1", [LENGTH - 2]), "causal"),
     "a query beyond the shorter sample": (E.OverwriteRow("0.1", [1], query=LENGTH - 1), "shortest"),
     "keys of three samples": (E.OverwriteRow("0.1", [[1], [2], [3]]), "3 samples"),
-    "a list that reads like one key a sample": (E.OverwriteRow("0.1", [1, 2]), "one list of 2 keys for 2 samples"),
+    "a list that reads like one key a sample": (
+        E.OverwriteRow("0.1", [1, 2]),
+        "one list of 2 keys for 2 samples",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""The bundled vision-language model: it tells and answers what is there, and where it looks is where things are."""
+"""The bundled vision-language model: it tells and answers what is there, and where it looks is
+where things are."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ def model() -> HookedModel:
 
 def rates(model: HookedModel, task, n: int, method=plain) -> dict[str, float]:  # type: ignore[no-untyped-def]
     problems = task.problems(n, seed=5)
-    found = ratios(task, counted(task, problems, answers(model, problems, method, task.max_new_tokens)))
+    found = ratios(
+        task, counted(task, problems, answers(model, problems, method, task.max_new_tokens))
+    )
     return {name: float(value[0]) for name, value in found.items()}
 
 
@@ -47,7 +50,9 @@ def test_what_it_invents_is_what_it_expects(model: HookedModel) -> None:
     problems = task.problems(60, seed=6)
     made_up = [
         (name, p.info["names"])
-        for p, said in zip(problems, answers(model, problems, plain, task.max_new_tokens), strict=True)
+        for p, said in zip(
+            problems, answers(model, problems, plain, task.max_new_tokens), strict=True
+        )
         for name in task.named(said) - p.info["names"]
     ]
     assert len(made_up) > 10
@@ -55,17 +60,22 @@ def test_what_it_invents_is_what_it_expects(model: HookedModel) -> None:
 
 
 def test_some_head_looks_at_the_object_that_is_named_next(model: HookedModel) -> None:
-    """From the colour before an object's name, more than half of some head's attention is on the object's cell."""
+    """From the colour before an object's name, more than half of some head's attention is on the
+    object's cell."""
     best = []
     for seed in range(8):
         scene = scenes.usual(np.random.default_rng([11, seed]))
         thing = scene.things[0]
         heads = [h for h in model.heads if h.tower == "text"]
-        seen = overlay(model, scenes.render(scene), f"describe the picture : a {thing.color}", heads)
+        seen = overlay(
+            model, scenes.render(scene), f"describe the picture : a {thing.color}", heads
+        )
         share = []
         for grid in seen.maps.values():
             weights = np.kron(np.array(grid), np.ones((6, 6))) / 36
-            cell = weights[16 * thing.row : 16 * thing.row + 16, 16 * thing.column : 16 * thing.column + 16]
+            cell = weights[
+                16 * thing.row : 16 * thing.row + 16, 16 * thing.column : 16 * thing.column + 16
+            ]
             share.append(cell.sum())
         best.append(max(share))
     assert np.median(best) > 0.5

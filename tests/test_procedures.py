@@ -1,4 +1,5 @@
-"""Procedures: APE against eager attention with explicit positions and mask, guidance against its formula."""
+"""Procedures: APE against eager attention with explicit positions and mask, guidance against its
+formula."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from interp_hooks import hook
 
 FULL = dict(layer_types=["full_attention"] * 2, sliding_window=64)
 MODELS = {"llama": {}, "gpt2": {}, "qwen3": {}, "neox": {}, "gemma2": FULL, "gpt_oss": FULL}
-PREFIX, CONTEXTS, QUERY = [1, 5, 9], [[7, 8, 11, 12], [20, 21], [30, 31, 32, 33, 34, 35]], [40, 41, 42]
+PREFIX, CONTEXTS, QUERY = (
+    [1, 5, 9],
+    [[7, 8, 11, 12], [20, 21], [30, 31, 32, 33, 34, 35]],
+    [40, 41, 42],
+)
 
 
 def setup(name: str) -> tuple[Any, Any]:
@@ -29,9 +34,12 @@ def setup(name: str) -> tuple[Any, Any]:
     return hook(model, name=name), tiny.eager(model)
 
 
-def layout(contexts: list[list[int]], query: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The definition: (ids, position ids, visible (tokens, tokens)). Each context sees the prefix and itself, the query
-    everything before it; contexts start at p, the query at p + the longest context."""
+def layout(
+    contexts: list[list[int]], query: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The definition: (ids, position ids, visible (tokens, tokens)). Each context sees the prefix
+    and itself, the query everything before it; contexts start at p, the query at p + the longest
+    context."""
     ids, places, owner = list(PREFIX), list(range(len(PREFIX))), [0] * len(PREFIX)
     for number, context in enumerate(contexts, 1):
         ids += context
@@ -46,14 +54,19 @@ def layout(contexts: list[list[int]], query: list[int]) -> tuple[torch.Tensor, t
     return torch.tensor([ids]), torch.tensor([places]), seen & torch.ones_like(seen).tril()
 
 
-def reference(twin: Any, contexts: list[list[int]], query: list[int], temperature: float, scale: float) -> torch.Tensor:
-    """(query tokens, vocabulary) in one forward over everything, with attention written out for each row."""
+def reference(
+    twin: Any, contexts: list[list[int]], query: list[int], temperature: float, scale: float
+) -> torch.Tensor:
+    """(query tokens, vocabulary) in one forward over everything, with attention written out for
+    each row."""
     from transformers import AttentionInterface
 
     ids, places, seen = layout(contexts, query)
     a, b = len(PREFIX), len(PREFIX) + sum(map(len, contexts))
 
-    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **more: Any) -> tuple[Any, None]:
+    def attend(
+        module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, **more: Any
+    ) -> tuple[Any, None]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         s = (q @ k.transpose(-1, -2)) * scaling
         if more.get("softcap"):
@@ -94,11 +107,15 @@ def test_ape_without_temperature_is_the_model_on_one_context(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_ape_without_temperature_is_eager_attention_with_explicit_positions_and_mask(name: str) -> None:
+def test_ape_without_temperature_is_eager_attention_with_explicit_positions_and_mask(
+    name: str,
+) -> None:
     model, twin = setup(name)
     ids, places, seen = layout(CONTEXTS, QUERY)
     bias = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
-    expected = twin(input_ids=ids, position_ids=places, attention_mask=bias).logits[0, -len(QUERY) :]
+    expected = twin(input_ids=ids, position_ids=places, attention_mask=bias).logits[
+        0, -len(QUERY) :
+    ]
     got = APE(1, 1).logits(model, PREFIX, CONTEXTS, QUERY)
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
@@ -118,9 +135,14 @@ def test_ape_is_its_definition(name: str, settings: tuple[float, float]) -> None
 
 def test_merging_two_states_is_attention_over_both() -> None:
     torch.manual_seed(0)
-    s, v = torch.randn(2, 3, 4, 9, dtype=torch.float64) * 3, torch.randn(2, 3, 9, 5, dtype=torch.float64)
+    s, v = (
+        torch.randn(2, 3, 4, 9, dtype=torch.float64) * 3,
+        torch.randn(2, 3, 9, 5, dtype=torch.float64),
+    )
     cuts = slice(4), slice(4, 9)
-    parts = [(torch.softmax(s[..., c], -1) @ v[:, :, c], torch.logsumexp(s[..., c], -1)) for c in cuts]
+    parts = [
+        (torch.softmax(s[..., c], -1) @ v[:, :, c], torch.logsumexp(s[..., c], -1)) for c in cuts
+    ]
     torch.testing.assert_close(merge(parts[0], parts[1], 1.0), torch.softmax(s, -1) @ v)
 
 
@@ -137,19 +159,25 @@ def test_ape_generates_what_its_logits_say_and_contexts_are_reusable() -> None:
     once = encoded.generate(QUERY, max_new_tokens=8, sample=True, seed=3)
     assert torch.equal(once, encoded.generate(QUERY, max_new_tokens=8, sample=True, seed=3))
     grown = torch.cat([c[0] for c in encoded.layers])
-    assert grown.shape[2] == len(PREFIX) + sum(map(len, CONTEXTS))  # queries leave the joined cache as it was
+    assert grown.shape[2] == len(PREFIX) + sum(
+        map(len, CONTEXTS)
+    )  # queries leave the joined cache as it was
 
 
 def test_ape_encodes_in_groups_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = setup("llama")
     together = APE().logits(model, PREFIX, CONTEXTS, QUERY)
     monkeypatch.setattr("interp.procedures.ape.BUDGET", 1)
-    torch.testing.assert_close(APE().logits(model, PREFIX, CONTEXTS, QUERY), together, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        APE().logits(model, PREFIX, CONTEXTS, QUERY), together, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_ape_on_text(tokenizer: Any, worded: Callable[[str], Any]) -> None:
     model, _ = worded("llama")
-    made = APE().generate(model, "The old dog", [" saw a cat.", " found the red bird."], " Then", max_new_tokens=3)
+    made = APE().generate(
+        model, "The old dog", [" saw a cat.", " found the red bird."], " Then", max_new_tokens=3
+    )
     assert 1 <= len(made) <= 3
 
 
@@ -170,9 +198,6 @@ def test_ape_refuses() -> None:
         APE().encode(sliding, PREFIX, CONTEXTS)
 
 
-# --- guidance -------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def test_guided_logits_are_the_formula() -> None:
     model, twin = setup("llama")
@@ -182,7 +207,9 @@ def test_guided_logits_are_the_formula() -> None:
         perturbed = model.logits(ids)
     got = guided_logits(model, edits, 1.5, ids)
     torch.testing.assert_close(got, plain + 1.5 * (plain - perturbed), atol=3e-5, rtol=1e-4)
-    torch.testing.assert_close(guided_logits(model, edits, -1.0, ids), perturbed, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        guided_logits(model, edits, -1.0, ids), perturbed, atol=3e-5, rtol=1e-4
+    )
     assert torch.equal(guided_logits(model, edits, 0, ids), model.logits(ids))
     assert model.observers_and_edits() == ([], [])
 
@@ -211,7 +238,9 @@ def test_guided_generation_is_step_by_step_the_guided_prediction() -> None:
     for row, start in ((0, 2), (1, 0)):
         text = ids[row, start:].tolist()
         for token in made[row, 6:].tolist():
-            assert int(guided_logits(model, edits, 2.0, torch.tensor([text]))[0, -1].argmax()) == token
+            assert (
+                int(guided_logits(model, edits, 2.0, torch.tensor([text]))[0, -1].argmax()) == token
+            )
             if token == 2:  # the end; what follows is padding
                 break
             text.append(token)
@@ -229,7 +258,8 @@ def test_edits_are_bound_once_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_guidance_samples_with_a_seed_and_refuses() -> None:
     model, _ = setup("llama")
     one, two, other = (
-        guided_generate(model, [SoftPAG(1.0)], 1.0, QUERY, max_new_tokens=12, sample=True, seed=s) for s in (0, 0, 1)
+        guided_generate(model, [SoftPAG(1.0)], 1.0, QUERY, max_new_tokens=12, sample=True, seed=s)
+        for s in (0, 0, 1)
     )
     assert torch.equal(one, two) and not torch.equal(one, other)
     with pytest.raises(InputError, match="needs edits"):
@@ -250,7 +280,9 @@ def test_sampling_follows_temperature_and_top_p() -> None:
         (Choice(True, top_p=0.01), [1, 0, 0, 0]),
     ):
         drawn = torch.bincount(choice(logits, choice.generator()), minlength=4) / 4000
-        torch.testing.assert_close(drawn, torch.tensor(expected, dtype=torch.float32), atol=0.03, rtol=0)
+        torch.testing.assert_close(
+            drawn, torch.tensor(expected, dtype=torch.float32), atol=0.03, rtol=0
+        )
     cold = Choice(True, temperature=0.05)
     assert bool((cold(logits, cold.generator()) == 0).all())
     with pytest.raises(InputError, match="temperature"):

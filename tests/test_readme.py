@@ -1,4 +1,5 @@
-"""Every command and every Python block of the README runs as printed; the example and its numbers too."""
+"""Every command and every Python block of the README runs as printed; the example and its numbers
+too."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ BLOCKS = re.findall(r"```(bash|python|json)\n(.*?)```", README, re.DOTALL)
 
 
 def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_commands_run_as_printed(tmp_path: Path) -> None:
@@ -49,7 +52,9 @@ def test_edit_files_load() -> None:
     written = [json.loads(block) for kind, block in BLOCKS if kind == "json"]
     assert written
     for data in written:
-        assert [e["edit"] for e in edits.to_json(edits.from_json(data))] == [e["edit"] for e in data]
+        assert [e["edit"] for e in edits.to_json(edits.from_json(data))] == [
+            e["edit"] for e in data
+        ]
 
 
 def test_quickstart_runs() -> None:
@@ -62,12 +67,16 @@ def test_cost_table_is_the_benchmark_file() -> None:
     """Every ratio in the README's cost table stands in the committed result."""
     result = json.loads((ROOT / "kernels/benchmarks/results/cpu.json").read_text(encoding="utf-8"))
     rows = {(r["model"], r["length"]): r for r in result["rows"]}
-    table = re.findall(r"^\| (pocket-llama|random Llama, width 512) \| ([\d,]+) \|(.*)\|$", README, re.MULTILINE)
+    table = re.findall(
+        r"^\| (pocket-llama|random Llama, width 512) \| ([\d,]+) \|(.*)\|$", README, re.MULTILINE
+    )
     assert len(table) >= 4
     for model, length, cells in table:
         ratios = rows[(model, int(length.replace(",", "")))]["ratios"]
         shown = [c.strip().rstrip("×").strip() for c in cells.split("|")]
-        expected = [ratios.get(f"{way} / plain") for way in ("cheap", "full", "eager", "transformer_lens")]
+        expected = [
+            ratios.get(f"{way} / plain") for way in ("cheap", "full", "eager", "transformer_lens")
+        ]
         assert shown[:4] == ["—" if e is None else f"{e:.2f}" for e in expected], (model, length)
     assert result["machine"] in README and result["date"] in README
 
@@ -88,15 +97,21 @@ def test_vision_table_is_the_committed_result() -> None:
     result = json.loads((ROOT / "examples/vision_table.json").read_text(encoding="utf-8"))
     between = README.split(vision_table.BEGIN)[1].split(vision_table.END)[0].strip()
     assert between == vision_table.render_table(result)
-    assert {"VHR, α = 2", "VAR, paper", "PAINT, α = 0.7, β = 0.35", "random heads × 2"} <= set(result["methods"])
+    assert {"VHR, α = 2", "VAR, paper", "PAINT, α = 0.7, β = 0.35", "random heads × 2"} <= set(
+        result["methods"]
+    )
 
 
 def test_vision_card_holds_the_measured_abilities() -> None:
-    """And they reach what they are there for: the model does its tasks, and makes things up where it expects them."""
+    """And they reach what they are there for: the model does its tasks, and makes things up where
+    it expects them."""
     folder = ROOT / "interp/models/pocket_llava"
     record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert all(f"| {name.partition(': ')[2]} | {value:.3f} |" in card for name, value in record["abilities"].items())
+    assert all(
+        f"| {name.partition(': ')[2]} | {value:.3f} |" in card
+        for name, value in record["abilities"].items()
+    )
     assert record["abilities"]["usual: questions right, random absent objects"] >= 0.95
     assert record["abilities"]["usual: object F1 of captions"] >= 0.9
     assert record["abilities"]["broken: told objects that are not there"] >= 0.1
@@ -117,5 +132,7 @@ def test_notebooks_hold_no_warnings_and_no_paths() -> None:
     for file in files:
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
-        assert outputs and not [o for o in outputs if o.get("name") == "stderr" or o["output_type"] == "error"], file
+        assert outputs and not [
+            o for o in outputs if o.get("name") == "stderr" or o["output_type"] == "error"
+        ], file
         assert "site-packages" not in json.dumps(outputs), file

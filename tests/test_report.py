@@ -17,7 +17,16 @@ from interp.errors import OutputError
 
 EVIL = "<script>alert('x')</script> & \"quoted\" </title>"
 ABOUT = {
-    "sink": About("Attention sink", "Share on the first token.", "mean A[q, 0]", "Xiao et al. 2023", "", 0, 1, 0.5),
+    "sink": About(
+        "Attention sink",
+        "Share on the first token.",
+        "mean A[q, 0]",
+        "Xiao et al. 2023",
+        "",
+        0,
+        1,
+        0.5,
+    ),
     "entropy": About("Entropy", f"Spread. {EVIL}", EVIL, EVIL, "nats", 0, None),
     "retrieval": About("Retrieval", "Copies.", "|g ∩ k| / |k|", "Wu et al. 2024", "", 0, 1, 0.1),
 }
@@ -27,7 +36,12 @@ ABOUT = {
 def atlas() -> Atlas:
     rng = np.random.default_rng(0)
     rows = pd.DataFrame(
-        [(t, "self", i, h, h) for t, n in (("text", 6), ("vision", 4)) for i in range(n) for h in range(8)],
+        [
+            (t, "self", i, h, h)
+            for t, n in (("text", 6), ("vision", 4))
+            for i in range(n)
+            for h in range(8)
+        ],
         columns=["tower", "kind", "layer", "head", "kv_head"],
     )
     rows["sink"] = rng.random(len(rows))
@@ -38,7 +52,11 @@ def atlas() -> Atlas:
     rows["retrieval"] = np.nan
     rows["not<registered>"] = rng.normal(size=len(rows))
     notes = ["retrieval: task not solved (accuracy 0.10)", EVIL]
-    provenance = {"model": f"toy {EVIL}", "seed": 3, "settings": {"context": 1024, "samples": 16, "text": EVIL}}
+    provenance = {
+        "model": f"toy {EVIL}",
+        "seed": 3,
+        "settings": {"context": 1024, "samples": 16, "text": EVIL},
+    }
     return Atlas(rows, provenance, notes, ABOUT)
 
 
@@ -88,7 +106,9 @@ def test_everything_is_escaped(page: Path) -> None:
     found = Tags(page.read_text(encoding="utf-8"))
     scripts = [a for t, a in found.tags if t == "script"]
     assert len(scripts) == 3  # data, plotly, ours
-    assert found.text.count("alert('x')") >= 6  # title, heading, note, reading, formula, citation, settings
+    assert (
+        found.text.count("alert('x')") >= 6
+    )  # title, heading, note, reading, formula, citation, settings
     assert [t for t, _ in found.tags].count("h1") == 1
 
 
@@ -133,12 +153,26 @@ def test_a_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
         pytest.skip(f"no browser installed (looked for {', '.join(names)})")
     done = subprocess.run(
         [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path}",
-            "--virtual-time-budget=8000", "--enable-logging=stderr", "--v=0", "--dump-dom", page.as_uri(),
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=8000",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--dump-dom",
+            page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not console, console
     drawn = re.split(r'(?=<div id="[^"]+" class="plot)', done.stdout)[1:]

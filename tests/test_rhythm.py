@@ -27,7 +27,10 @@ def test_curves_equal_the_definition() -> None:
     n = max(1, round(0.3 * len(span)))
     local, far = a[order[:n]].mean(0), a[order[-n:]].mean(0)
     waad = [sum(local[q, s] * min(q - s, 10) for s in range(q + 1)) for q in range(t)]
-    fai = [np.mean([far[q, s] for q in range(s + 10, min(t - 1, s + 50) + 1)]) if s + 10 < t else 0.0 for s in range(t)]
+    fai = [
+        np.mean([far[q, s] for q in range(s + 10, min(t - 1, s + 50) + 1)]) if s + 10 < t else 0.0
+        for s in range(t)
+    ]
     curve = interp.rhythm(model, text)
     np.testing.assert_allclose(curve["waad"], waad, atol=1e-4)
     np.testing.assert_allclose(curve["fai"], fai, atol=1e-5)

@@ -1,4 +1,5 @@
-"""Rendered scenes: the world's rule and its breaking, words that say what is there, pictures that show it."""
+"""Rendered scenes: the world's rule and its breaking, words that say what is there, pictures that
+show it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def drawn(kind: str, n: int = 2000) -> list[Scene]:
 def test_usual_scenes_follow_the_rule_and_broken_ones_break_it() -> None:
     pairs = [(t.name, s.names) for s in drawn("usual") for t in s.things if t.name in PARTNER]
     together = np.mean([PARTNER[name] in names for name, names in pairs])
-    expected = 2 * TOGETHER / (2 * TOGETHER + 1 - TOGETHER)  # an object counts twice where its companion is there
+    expected = (
+        2 * TOGETHER / (2 * TOGETHER + 1 - TOGETHER)
+    )  # an object counts twice where its companion is there
     assert abs(together - expected) < 0.02
     for scene in drawn("broken"):
         companions = [t.name for t in scene.things if t.name in PARTNER]
@@ -49,7 +52,9 @@ def test_seeds() -> None:
 
 
 def test_captions_say_what_is_there() -> None:
-    scene = Scene((Thing("table", "red", 0, 2), Thing("chair", "blue", 2, 0), Thing("ball", "white", 1, 1)), 7)
+    scene = Scene(
+        (Thing("table", "red", 0, 2), Thing("chair", "blue", 2, 0), Thing("ball", "white", 1, 1)), 7
+    )
     told = "a red table top right and a blue chair bottom left and a white ball middle center ."
     assert scenes.caption(scene) == told
     assert scenes.mentions(told) == ["table", "chair", "ball"]

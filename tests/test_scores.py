@@ -1,4 +1,5 @@
-"""Every score against its definition, written anew here from eager attention matrices; resuming; O(L) memory."""
+"""Every score against its definition, written anew here from eager attention matrices; resuming;
+O(L) memory."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ APART = {"retrieval", "retrieval_activation"}
 FROM_WEIGHTS = {"ov_copying", "qk_matching"}
 
 
-# --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,) -----------------
+# --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,)
+# -----------------
 
 
 def sink(a: torch.Tensor) -> torch.Tensor:
@@ -46,8 +48,11 @@ def sink_rate(a: torch.Tensor) -> torch.Tensor:
 
 def later_sink(a: torch.Tensor) -> torch.Tensor:
     t = a.shape[-1]
-    # key k (from 0) is seen by t − k queries; only keys seen by a quarter of the context, 64 at most
-    return torch.stack([a[:, k:, k].mean(-1) for k in range(1, t) if t - k >= min(64, t // 4)]).amax(0)
+    # key k (from 0) is seen by t − k queries; only keys seen by a quarter of the context, 64 at
+    # most
+    return torch.stack(
+        [a[:, k:, k].mean(-1) for k in range(1, t) if t - k >= min(64, t // 4)]
+    ).amax(0)
 
 
 def entropy(a: torch.Tensor) -> torch.Tensor:
@@ -82,9 +87,16 @@ def fai(a: torch.Tensor) -> torch.Tensor:
 
 
 TEXT = dict(
-    sink=sink, sink_rate=sink_rate, later_sink=later_sink, entropy=entropy, max_prob=max_prob, distance=distance,
-    waad=waad, local=local, fai=fai,
-)  # fmt: skip
+    sink=sink,
+    sink_rate=sink_rate,
+    later_sink=later_sink,
+    entropy=entropy,
+    max_prob=max_prob,
+    distance=distance,
+    waad=waad,
+    local=local,
+    fai=fai,
+)
 
 
 def previous_token(a: torch.Tensor, start: int, n: int) -> torch.Tensor:
@@ -103,13 +115,15 @@ REPEAT = dict(previous_token=previous_token, duplicate_token=duplicate_token, in
 
 
 def qr(a: torch.Tensor, needle: tuple[int, int], question: tuple[int, int]) -> torch.Tensor:
-    """One prompt's half: mean over question tokens of the mass on each needle token, without low outliers."""
+    """One prompt's half: mean over question tokens of the mass on each needle token, without low
+    outliers."""
     per_token = a[:, question[0] : question[1], needle[0] : needle[1]].mean(1)  # (heads, needle)
     floor = per_token.mean(-1, keepdim=True) - 2 * per_token.std(-1, keepdim=True)
     return (per_token * (per_token >= floor)).sum(-1)
 
 
-# --- what eager attention gives -------------------------------------------------------------------------------------
+# --- what eager attention gives
+# -------------------------------------------------------------------------------------
 
 
 def eager_rows(plain: Any, ids: torch.Tensor) -> list[torch.Tensor]:
@@ -126,13 +140,18 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
             found += [[TEXT[name](a) for a in eager_rows(plain, ids)] for ids in batch.input_ids]
         elif name in REPEAT:
             start, n = batch.info["start"], batch.info["repeat"]
-            found += [[REPEAT[name](a, start, n) for a in eager_rows(plain, ids)] for ids in batch.input_ids]
+            found += [
+                [REPEAT[name](a, start, n) for a in eager_rows(plain, ids)]
+                for ids in batch.input_ids
+            ]
         elif name == "dormancy":
             prose, code = (eager_rows(plain, ids) for ids in batch.input_ids)
             found.append([sink(p) - sink(c) for p, c in zip(prose, code, strict=True)])
         elif name == "qr":
             halves = []
-            for ids, mask, spans in zip(batch.input_ids, batch.attention_mask, batch.info["spans"], strict=True):
+            for ids, mask, spans in zip(
+                batch.input_ids, batch.attention_mask, batch.info["spans"], strict=True
+            ):
                 pad = int((mask == 0).sum())
                 (n0, n1), (q0, q1) = spans
                 rows = eager_rows(plain, ids[pad:])  # without its padding
@@ -140,7 +159,11 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
             found.append([x - y for x, y in zip(*halves, strict=True)])
         elif name == "value_drain":
             values: dict[int, torch.Tensor] = {}
-            with torch.no_grad(), tiny.reading_values(plain, 0, values), tiny.reading_values(plain, 1, values):
+            with (
+                torch.no_grad(),
+                tiny.reading_values(plain, 0, values),
+                tiny.reading_values(plain, 1, values),
+            ):
                 plain(input_ids=batch.input_ids)
             norms = [values[layer][0].norm(dim=-1) for layer in range(2)]
             found.append([1 - n[:, 0] / n[:, 1:].mean(-1) for n in norms])
@@ -160,7 +183,9 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
                         table[layer, head] = loss(plain, batch.input_ids) - base
             found.append(list(table))
         else:
-            raise AssertionError(f"The score {name} has no definition in this test; write it from METHODS.md.")
+            raise AssertionError(
+                f"The score {name} has no definition in this test; write it from METHODS.md."
+            )
     return np.array([[v.double().numpy() for v in sample] for sample in found])
 
 
@@ -177,7 +202,9 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
 
     def get(name: str) -> interp.Atlas:
         if name not in made:
-            made[name] = interp.scan_heads(worded(name)[0], "all", CONTEXT, SAMPLES, SEED, progress=False)
+            made[name] = interp.scan_heads(
+                worded(name)[0], "all", CONTEXT, SAMPLES, SEED, progress=False
+            )
         return made[name]
 
     return get
@@ -185,22 +212,30 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
 
 @pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS])
 @pytest.mark.parametrize("name", MODELS)
-def test_score_is_its_definition(worded: Worded, atlases: Any, tokenizer: Any, name: str, score: str) -> None:
+def test_score_is_its_definition(
+    worded: Worded, atlases: Any, tokenizer: Any, name: str, score: str
+) -> None:
     atlas, plain = atlases(name), worded(name)[1]
     wanted = own_definition(score, tokenizer, plain)
     assert wanted.shape == (SAMPLES, 2, 4)
-    np.testing.assert_allclose(np.asarray(atlas[score], float), wanted.mean(0), atol=3e-5, rtol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(atlas[score], float), wanted.mean(0), atol=3e-5, rtol=1e-4
+    )
     frame = atlas.frame.sort_values(["layer", "head"])
     error = wanted.std(0, ddof=1).ravel() / np.sqrt(SAMPLES)
     np.testing.assert_allclose(frame[f"{score}_stderr"], error, atol=3e-5, rtol=1e-3)
     if score not in ("sink_rate", "residual_peak"):
-        assert len(np.unique(wanted.mean(0).round(9))) > 3  # not a constant that anything would equal
+        assert (
+            len(np.unique(wanted.mean(0).round(9))) > 3
+        )  # not a constant that anything would equal
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_frame_has_a_row_a_head(atlases: Any, name: str) -> None:
     frame = atlases(name).frame
-    assert list(zip(frame.layer, frame["head"], strict=True)) == [(i, h) for i in range(2) for h in range(4)]
+    assert list(zip(frame.layer, frame["head"], strict=True)) == [
+        (i, h) for i in range(2) for h in range(4)
+    ]
     assert frame.kv_head.tolist() == ([0, 0, 1, 1] * 2 if name == "llama" else [0, 1, 2, 3] * 2)
     assert set(OF_TEXT) <= set(frame.columns)
 
@@ -212,7 +247,8 @@ def test_scores_say_what_they_are(name: str) -> None:
     assert score.title and score.reading.endswith(".") and score.formula and score.citation
 
 
-# --- the inputs of the probes ---------------------------------------------------------------------------------------
+# --- the inputs of the probes
+# ---------------------------------------------------------------------------------------
 
 
 def test_repeat_probe_repeats(tokenizer: Any) -> None:
@@ -242,9 +278,6 @@ def test_text_rows_have_the_context(tokenizer: Any) -> None:
         assert int(batch.input_ids[0, 0]) == tokenizer.bos_token_id
 
 
-# --- retrieval --------------------------------------------------------------------------------------------------
-
-
 def test_unsolved_retrieval_is_nan_with_a_note(atlases: Any) -> None:
     atlas = atlases("llama")
     for name in APART:
@@ -255,7 +288,8 @@ def test_unsolved_retrieval_is_nan_with_a_note(atlases: Any) -> None:
 
 @pytest.fixture(scope="module")
 def rigged(tokenizer: Any) -> tuple[HookedModel, Any, ProbeBatch]:
-    """A model that can only say five tokens, and a prompt made of these: greedy answers are in the needle."""
+    """A model that can only say five tokens, and a prompt made of these: greedy answers are in the
+    needle."""
     module = tiny.build("llama", len(tokenizer), seed=2)
     alive = [10, 20, 30, 40, 50]
     with torch.no_grad():
@@ -269,15 +303,27 @@ def rigged(tokenizer: Any) -> tuple[HookedModel, Any, ProbeBatch]:
     assert set(alive[:4]) & set(prompt[needle[0] : needle[1]])
     with torch.no_grad():
         out = plain.generate(
-            input_ids=torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+            input_ids=torch.tensor([prompt]),
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
     answer = out[0, len(prompt) :].tolist()
     first = len(prompt) - 1
     instance = Instance(
-        tuple(prompt + answer[:-1]), tuple(range(first, first + 8)), tuple((t,) for t in answer), ((),) * 8,
-        tuple(prompt + answer[:-1]), dict(needle=needle),
-    )  # fmt: skip
-    return hook(module, tokenizer=tokenizer), plain, ProbeBatch(torch.tensor([prompt]), None, dict(instance=instance))
+        tuple(prompt + answer[:-1]),
+        tuple(range(first, first + 8)),
+        tuple((t,) for t in answer),
+        ((),) * 8,
+        tuple(prompt + answer[:-1]),
+        dict(needle=needle),
+    )
+    return (
+        hook(module, tokenizer=tokenizer),
+        plain,
+        ProbeBatch(torch.tensor([prompt]), None, dict(instance=instance)),
+    )
 
 
 def test_retrieval_is_its_definition(rigged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,14 +344,17 @@ def test_retrieval_is_its_definition(rigged: Any, monkeypatch: pytest.MonkeyPatc
             strongest = int(weights[layer][0, head, -1].argmax())
             if token in needle and start <= strongest < stop and int(ids[0, strongest]) == token:
                 got.add(token)
-    wanted = np.array([len(copied[i, h] & needle) / len(needle) for i in range(2) for h in range(4)]).reshape(2, 4)
+    wanted = np.array(
+        [len(copied[i, h] & needle) / len(needle) for i in range(2) for h in range(4)]
+    ).reshape(2, 4)
     assert wanted.max() > 0 and wanted.min() < wanted.max()  # heads differ, so this can fail
     np.testing.assert_allclose(np.asarray(atlas["retrieval"], float), wanted)
     np.testing.assert_allclose(np.asarray(atlas["retrieval_activation"], float), wanted > 0)
     assert any("1 of 1" in note for note in atlas.notes)
 
 
-# --- interrupted and resumed --------------------------------------------------------------------------------------
+# --- interrupted and resumed
+# --------------------------------------------------------------------------------------
 
 
 class Forwards:
@@ -338,7 +387,9 @@ WHAT = ["sink", "induction", "dormancy", "value_drain", "importance"]
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
-def test_interrupted_scan_resumes(worded: Worded, forwards: Forwards, tmp_path: Path, stop_after: int) -> None:
+def test_interrupted_scan_resumes(
+    worded: Worded, forwards: Forwards, tmp_path: Path, stop_after: int
+) -> None:
     model = worded("llama")[0]
 
     def plan() -> Any:
@@ -362,7 +413,9 @@ def test_interrupted_scan_resumes(worded: Worded, forwards: Forwards, tmp_path: 
     rest = forwards.during(lambda: results.append(second.run(tmp_path)))
     pd.testing.assert_frame_equal(results[0].frame, wanted, check_exact=True)
     jobs = list(whole._jobs())
-    costs = [1] * (len(jobs) - 1) + [len(model.heads) + 1]  # a forward a batch; importance: one a head and one more
+    costs = [1] * (len(jobs) - 1) + [
+        len(model.heads) + 1
+    ]  # a forward a batch; importance: one a head and one more
     assert full == sum(costs)
     assert rest == sum(costs[stop_after:])
     assert not (tmp_path / "partial").exists()
@@ -370,7 +423,9 @@ def test_interrupted_scan_resumes(worded: Worded, forwards: Forwards, tmp_path: 
     assert forwards.during(lambda: third.run(tmp_path)) == full  # a finished scan starts anew
 
 
-def test_pieces_of_another_scan_are_not_used(worded: Worded, forwards: Forwards, tmp_path: Path) -> None:
+def test_pieces_of_another_scan_are_not_used(
+    worded: Worded, forwards: Forwards, tmp_path: Path
+) -> None:
     model = worded("llama")[0]
 
     def stop(done: int, total: int, label: str) -> None:
@@ -383,19 +438,19 @@ def test_pieces_of_another_scan_are_not_used(worded: Worded, forwards: Forwards,
     other = plan_scan(model, ["sink"], 48, SAMPLES, seed=2)
     results = []
     assert forwards.during(lambda: results.append(other.run(tmp_path))) == SAMPLES
-    pd.testing.assert_frame_equal(results[0].frame, plan_scan(model, ["sink"], 48, SAMPLES, seed=2).run(None).frame)
+    pd.testing.assert_frame_equal(
+        results[0].frame, plan_scan(model, ["sink"], 48, SAMPLES, seed=2).run(None).frame
+    )
 
 
 def test_same_seed_same_scan_other_seed_other_scan(worded: Worded) -> None:
     model = worded("gpt2")[0]
     one, two, other = (
-        interp.scan_heads(model, ["sink", "induction"], 48, 2, s, progress=False).frame for s in (0, 0, 1)
+        interp.scan_heads(model, ["sink", "induction"], 48, 2, s, progress=False).frame
+        for s in (0, 0, 1)
     )
     pd.testing.assert_frame_equal(one, two, check_exact=True)
     assert not np.allclose(one.sink, other.sink, atol=1e-7)
-
-
-# --- memory -------------------------------------------------------------------------------------------------------
 
 
 class NoSquare(TorchDispatchMode):

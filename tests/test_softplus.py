@@ -74,12 +74,15 @@ def test_gradcheck(power: float | None, monkeypatch: pytest.MonkeyPatch) -> None
     shapes = ((2, 2, 8, 5), (2, 1, 8, 5), (2, 1, 8, 3))
     leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     mask = Mask(keys=torch.arange(8) >= torch.tensor([[0], [2]]))
-    assert torch.autograd.gradcheck(lambda *x: softplus_attention(*x, mask=mask, power=power), leaves)
+    assert torch.autograd.gradcheck(
+        lambda *x: softplus_attention(*x, mask=mask, power=power), leaves
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_first_rows_and_large_powers(dtype: torch.dtype) -> None:
-    """The first three rows are 0; a power of 15 overflows nowhere; uniform rows are 0 too, not their rounding."""
+    """The first three rows are 0; a power of 15 overflows nowhere; uniform rows are 0 too, not
+    their rounding."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, h, 700, 16).to(dtype) for h in (4, 2, 2))
     k[:, :, 300] = 100 * q[:, ::2, 650]  # one key far above the rest

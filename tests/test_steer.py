@@ -1,4 +1,5 @@
-"""Edits of an attention call: the reference against explicit loops, every route against the reference, identities."""
+"""Edits of an attention call: the reference against explicit loops, every route against the
+reference, identities."""
 
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from test_kernels import NoSquare, assert_same, examples, make_case
 
-from interp_kernels import Mask, Received, Request, Result, chunked, reference, scattered, spans, streaming
+from interp_kernels import (
+    Mask,
+    Received,
+    Request,
+    Result,
+    chunked,
+    reference,
+    scattered,
+    spans,
+    streaming,
+)
 from interp_kernels.masking import Visibility
 from interp_kernels.reference import weights
 from interp_kernels.spec import ROW
@@ -65,11 +76,16 @@ def make_rule(draw: Any, batch: int, heads: int, lq: int, groups: int) -> Rule:
 
 
 def make_spans(draw: Any, keys: int, groups: int) -> tuple[tuple[int, int, int], ...]:
-    ends = [sorted(draw(st.tuples(st.integers(0, keys), st.integers(0, keys)))) for _ in range(draw(st.integers(1, 3)))]
+    ends = [
+        sorted(draw(st.tuples(st.integers(0, keys), st.integers(0, keys))))
+        for _ in range(draw(st.integers(1, 3)))
+    ]
     return tuple((a, b, draw(st.integers(0, groups - 1))) for a, b in ends)
 
 
-def make_steer(draw: Any, q: torch.Tensor, k: torch.Tensor, *, softmax: bool, only: str = "") -> Steer:
+def make_steer(
+    draw: Any, q: torch.Tensor, k: torch.Tensor, *, softmax: bool, only: str = ""
+) -> Steer:
     """A random edit of a call; `only` "spans": what the vendor route serves."""
     (batch, heads, lq, _), lk = q.shape, k.shape[2]
     fields: dict[str, Any] = {}
@@ -113,7 +129,11 @@ def loop_factors(mass: list[float], sink: float, rule: Rule, h: int) -> list[flo
     if rule.renormalise:
         total = sum(x * m for x, m in zip(keep, mass, strict=True)) + sink
         return [x / total if total > 0 else 0.0 for x in keep]
-    receive = [0.0] * rule.groups if rule.receive is None else [at(rule.receive, h, g) for g in range(rule.groups)]
+    receive = (
+        [0.0] * rule.groups
+        if rule.receive is None
+        else [at(rule.receive, h, g) for g in range(rule.groups)]
+    )
     if not any(receive):
         return keep
     pool = sum(x * m for x, m in zip(receive, mass, strict=True))
@@ -123,7 +143,9 @@ def loop_factors(mass: list[float], sink: float, rule: Rule, h: int) -> list[flo
     return [x + r * freed / pool for x, r in zip(keep, receive, strict=True)]
 
 
-def steered_loops(q: Any, k: Any, v: Any, mask: Mask, scale: float, softcap: Any, sinks: Any, steer: Steer) -> Any:
+def steered_loops(
+    q: Any, k: Any, v: Any, mask: Mask, scale: float, softcap: Any, sinks: Any, steer: Steer
+) -> Any:
     """A, out and lse of an edited call by explicit loops over single weights, numpy float64."""
     q, k, v = (x.double().numpy() for x in (q, k, v))
     batch, heads, lq, _ = q.shape
@@ -174,11 +196,15 @@ def steered_loops(q: Any, k: Any, v: Any, mask: Mask, scale: float, softcap: Any
             u = at(steer.blend, h)
             row *= 1 - u
             row[own] += u
-        out[b, h, i] = row @ v[b, h // group] * (1 if steer.gain is None else at(steer.gain, b, h, i))
+        out[b, h, i] = (
+            row @ v[b, h // group] * (1 if steer.gain is None else at(steer.gain, b, h, i))
+        )
     return a, out, lse
 
 
-def drawn(data: Any, dtype: torch.dtype, largest: int, **how: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+def drawn(
+    data: Any, dtype: torch.dtype, largest: int, **how: Any
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """As `make_case`, with an edit."""
     (q, k, v), kwargs = make_case(data.draw, dtype, largest)
     softmax = "sinks" in kwargs or data.draw(st.integers(0, 4)) > 0
@@ -215,7 +241,9 @@ def test_reference_is_the_definition(data: Any) -> None:
 def test_streaming_equals_reference_float64(data: Any) -> None:
     (q, k, v), kwargs = drawn(data, torch.float64, 40)
     with pytest.MonkeyPatch.context() as patch:
-        if data.draw(st.booleans()):  # several blocks of batch entries and heads, several chunks of rows
+        if data.draw(
+            st.booleans()
+        ):  # several blocks of batch entries and heads, several chunks of rows
             patch.setattr(chunked, "_BUDGET", data.draw(st.sampled_from([50, 400, 2000])))
             patch.setattr(chunked, "_MIN_ROWS", 3)
             patch.setattr(chunked, "_MAX_ROWS", 7)
@@ -234,7 +262,8 @@ def test_streaming_equals_reference_float32(data: Any) -> None:
 @examples(250)
 @given(st.data())
 def test_vendor_spans_equal_reference(data: Any) -> None:
-    """The grouped-state route for every shape it serves, each vendor call of few or many columns."""
+    """The grouped-state route for every shape it serves, each vendor call of few or many
+    columns."""
     (q, k, v), kwargs = make_case(data.draw, torch.float64, 40)
     for name in ("softcap", "request"):
         kwargs.pop(name, None)
@@ -255,17 +284,23 @@ def test_vendor_spans_equal_reference(data: Any) -> None:
 @examples(250)
 @given(st.data())
 def test_vendor_scattered_equals_reference(data: Any) -> None:
-    """Keys anywhere, a labelling a head or a sample: hidden from the vendor's call, or listed, in few rows or many."""
+    """Keys anywhere, a labelling a head or a sample: hidden from the vendor's call, or listed, in
+    few rows or many."""
     (q, k, v), kwargs = make_case(data.draw, torch.float64, 40)
     for name in ("softcap", "request"):
         kwargs.pop(name, None)
     kwargs["mask"] = replace(kwargs["mask"], window=None, dense=None, k_start=0)
     (batch, heads, lq, _), lk, groups = q.shape, k.shape[2], data.draw(st.integers(1, 3))
     chance = uniform(data.draw, *either(data.draw, batch, heads), lk)
-    labels = (chance < data.draw(st.sampled_from([0.1, 0.5, 1.0]))) * (uniform(data.draw, lk) * groups).long()
+    labels = (chance < data.draw(st.sampled_from([0.1, 0.5, 1.0]))) * (
+        uniform(data.draw, lk) * groups
+    ).long()
     steer = Steer(labels=labels.long(), rule=make_rule(data.draw, batch, heads, lq, groups))
     if data.draw(st.booleans()):
-        steer = replace(steer, temper=uniform(data.draw, *either(data.draw, batch, heads, lq), low=0.3, high=2.0))
+        steer = replace(
+            steer,
+            temper=uniform(data.draw, *either(data.draw, batch, heads, lq), low=0.3, high=2.0),
+        )
     steer.check(batch, heads, lq, lk)
     kwargs["steer"] = steer
     with pytest.MonkeyPatch.context() as patch:
@@ -294,11 +329,15 @@ def test_renormalising_rules_are_a_bias_where_the_lse_is_not_read(data: Any) -> 
         rules.append(Rule(keep, renormalise=True))
     where: dict[str, Any] = {"spans": make_spans(data.draw, lk, groups)}
     if data.draw(st.booleans()):
-        where = {"labels": (uniform(data.draw, *either(data.draw, batch, heads), lk) * groups).long()}
+        where = {
+            "labels": (uniform(data.draw, *either(data.draw, batch, heads), lk) * groups).long()
+        }
     steer = Steer(rule=tuple(rules), **where)
     if data.draw(st.booleans()):
         bias = uniform(data.draw, 1, heads, lk, low=-2.0, high=2.0)
-        steer = replace(steer, bias=bias.masked_fill(uniform(data.draw, 1, heads, lk) < 0.2, -math.inf))
+        steer = replace(
+            steer, bias=bias.masked_fill(uniform(data.draw, 1, heads, lk) < 0.2, -math.inf)
+        )
     prepared = streaming._prepared(steer, lk, q.device, Request(lse=False))
     assert not prepared[0].rules and prepared[0].bias is not None
     got = streaming.attention(q, k, v, steer=steer, request=Request(lse=False), **kwargs)
@@ -311,9 +350,13 @@ def test_renormalising_rules_are_a_bias_where_the_lse_is_not_read(data: Any) -> 
 @pytest.mark.parametrize("shape", ["square", "prefix", "decode", "static", "full"])
 def test_spans_equal_labels(shape: str, padding: str, sinks: torch.Tensor | None) -> None:
     """Spans, hidden and listed keys, and chunks: four ways to one answer."""
-    lq, lk = {"square": (300, 300), "prefix": (90, 300), "decode": (1, 300), "static": (150, 300), "full": (70, 300)}[
-        shape
-    ]
+    lq, lk = {
+        "square": (300, 300),
+        "prefix": (90, 300),
+        "decode": (1, 300),
+        "static": (150, 300),
+        "full": (70, 300),
+    }[shape]
     start = 0 if shape in ("square", "static") else lk - lq
     q, k, v = torch.randn(2, 4, lq, 16), torch.randn(2, 2, lk, 16), torch.randn(2, 2, lk, 16)
     column = torch.arange(lk)
@@ -331,7 +374,9 @@ def test_spans_equal_labels(shape: str, padding: str, sinks: torch.Tensor | None
     want = reference.attention(q.double(), k.double(), v.double(), steer=by_label, **kwargs)
     for steer, part in ((by_span, 4), (by_label, 4), (by_label, 1), (by_label, 300)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scattered, "_LISTED", part)  # 1: all listed, or chunks; 300: all hidden, or chunks
+            patch.setattr(
+                scattered, "_LISTED", part
+            )  # 1: all listed, or chunks; 300: all hidden, or chunks
             got = streaming.attention(q, k, v, steer=steer, **kwargs)
         torch.testing.assert_close(got.out.double(), want.out, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(got.lse.double(), want.lse, atol=1e-5, rtol=1e-5)
@@ -346,7 +391,8 @@ def test_half_inputs(dtype: torch.dtype) -> None:
         Steer(labels=torch.randint(0, 2, (1, 2, 200)), rule=rule, gain=torch.rand(1, 2, 1)),
     ):
         got, want = (
-            run(q, k, v, mask=Mask(), scale=0.25, steer=steer) for run in (streaming.attention, reference.attention)
+            run(q, k, v, mask=Mask(), scale=0.25, steer=steer)
+            for run in (streaming.attention, reference.attention)
         )
         assert got.out.dtype == dtype
         assert got.lse.dtype == torch.float32
@@ -386,7 +432,13 @@ def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def leaf(*shape: int) -> torch.Tensor:
         return (torch.rand(*shape, dtype=torch.float64) * 0.6 + 0.2).requires_grad_()
 
-    shapes = {"q": (1, 2, 5, 3), "k": (1, 1, 5, 3), "v": (1, 1, 5, 3), "temper": (1, 2, 5), "bias": (1, 2, 5)}
+    shapes = {
+        "q": (1, 2, 5, 3),
+        "k": (1, 1, 5, 3),
+        "v": (1, 1, 5, 3),
+        "temper": (1, 2, 5),
+        "bias": (1, 2, 5),
+    }
     shapes |= {"blend": (2,), "gain": (1, 1, 5)}
     if kind != "sigmoid":
         shapes |= {"sinks": (2,), "keep": (2, 3), "receive": (1, 3)}
@@ -404,7 +456,14 @@ def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             fields |= {"rule": Rule(x["keep"], receive, kind == "renormalise"), **where}
         q, k, v = x["q"], x["k"], x["v"]
         got = streaming.attention(
-            q, k, v, mask=Mask(), scale=1.0, softcap=2.0, sinks=x.get("sinks"), steer=Steer(**fields)
+            q,
+            k,
+            v,
+            mask=Mask(),
+            scale=1.0,
+            softcap=2.0,
+            sinks=x.get("sinks"),
+            steer=Steer(**fields),
         )
         return got.out, got.lse
 
@@ -414,19 +473,27 @@ def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parameters_alone_may_want_gradients() -> None:
     q, k, v = (torch.randn(1, 2, 40, 4, dtype=torch.float64) for _ in range(3))
     keep = torch.tensor([[1.0, 0.3]], dtype=torch.float64, requires_grad=True)
-    gain, blend = torch.rand(1, 2, 1, dtype=torch.float64, requires_grad=True), torch.rand(2, requires_grad=True)
+    gain, blend = (
+        torch.rand(1, 2, 1, dtype=torch.float64, requires_grad=True),
+        torch.rand(2, requires_grad=True),
+    )
     for steer in (
         Steer(spans=((0, 3, 1),), rule=Rule(keep, torch.tensor([[1.0, 0.0]]))),
         Steer(gain=gain, blend=blend),
     ):
         got, want = (
-            torch.autograd.grad(run(q, k, v, mask=Mask(), scale=0.5, steer=steer).out.square().sum(), steer.tensors[:1])
+            torch.autograd.grad(
+                run(q, k, v, mask=Mask(), scale=0.5, steer=steer).out.square().sum(),
+                steer.tensors[:1],
+            )
             for run in BACKENDS.values()
         )
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("what", ["spans", "labels", "listed", "bias", "blend", "statistics", "sigmoid", "grad"])
+@pytest.mark.parametrize(
+    "what", ["spans", "labels", "listed", "bias", "blend", "statistics", "sigmoid", "grad"]
+)
 def test_no_square_matrix(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size, heads = 2048, 2
     q, k, v = (torch.randn(1, heads, size, 16) for _ in range(3))
@@ -436,17 +503,30 @@ def test_no_square_matrix(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     steer = {
         "spans": Steer(spans=((0, 1, 1), (700, 760, 1), (1000, 1500, 1)), rule=rule),
         "blend": Steer(blend=torch.rand(heads), gain=torch.rand(1, heads, size)),
-        "sigmoid": Steer(sigmoid=-3.0, temper=torch.rand(1, heads, size), bias=torch.randn(1, heads, size)),
+        "sigmoid": Steer(
+            sigmoid=-3.0, temper=torch.rand(1, heads, size), bias=torch.randn(1, heads, size)
+        ),
         "listed": Steer(labels=(torch.rand(1, heads, size) < 0.1).long(), rule=rule),
         "bias": Steer(bias=torch.randn(1, heads, size), temper=torch.rand(1, 1, size)),
-    }.get(what, Steer(labels=labels, rule=rule, blend=torch.rand(heads), temper=torch.rand(1, 1, size)))
+    }.get(
+        what,
+        Steer(labels=labels, rule=rule, blend=torch.rand(heads), temper=torch.rand(1, 1, size)),
+    )
     request = None
     if what == "statistics":
         request = Request(
-            names=PLAIN_ROW, labels=labels[:, 0], n_groups=2, cap=64, topk=4,
+            names=PLAIN_ROW,
+            labels=labels[:, 0],
+            n_groups=2,
+            cap=64,
+            topk=4,
             pairs={"previous": torch.arange(-1, size - 1)[None, :, None]},
-            received={"all": Received(), "band": Received(band=(1, 32)), "most": Received(reduce="max")},
-        )  # fmt: skip
+            received={
+                "all": Received(),
+                "band": Received(band=(1, 32)),
+                "most": Received(reduce="max"),
+            },
+        )
     monkeypatch.setattr(chunked, "_BUDGET", size * size // 8)
     with NoSquare(size * size // 4):
         got = streaming.attention(q, k, v, mask=Mask(), scale=0.25, request=request, steer=steer)

@@ -1,4 +1,5 @@
-"""Known interventions as edits of an attention call (ACT, ZeroTuning, VAR), and the edges of the rule."""
+"""Known interventions as edits of an attention call (ACT, ZeroTuning, VAR), and the edges of the
+rule."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def case(lk: int = 30, heads: int = 3) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("run", BACKENDS.values(), ids=BACKENDS)
 def test_act(run: Any) -> None:
-    """ACT: sinks × β, the rest × f = 1 + (1 − β)·m_S/(1 − m_S); row 0, which sees only a sink, stays as it is."""
+    """ACT: sinks × β, the rest × f = 1 + (1 − β)·m_S/(1 − m_S); row 0, which sees only a sink,
+    stays as it is."""
     q, k, v = case()
     beta, kwargs = 0.4, {"mask": Mask(), "scale": 0.7}
     labels = torch.zeros(1, 3, 30, dtype=torch.long)
@@ -54,31 +56,39 @@ def test_zero_tuning(run: Any) -> None:
     bias = torch.zeros(1, 1, 30)
     bias[..., 0] = math.log(gamma)
     for steer in (Steer(spans=((0, 1, 1),), rule=rule), Steer(bias=bias.double())):
-        torch.testing.assert_close(run(q, k, v, **kwargs, steer=steer).out, want, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            run(q, k, v, **kwargs, steer=steer).out, want, atol=1e-6, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("run", BACKENDS.values(), ids=BACKENDS)
 def test_var(run: Any) -> None:
-    """VAR: all sinks × (1 − p), Ω = p·m_S goes to the visual non-sinks in proportion, where Σ_vis A ≥ 0.2 and the
-    non-sinks' share of it is ≥ ρ, and only for queries after the image."""
+    """VAR: all sinks × (1 − p), Ω = p·m_S goes to the visual non-sinks in proportion, where Σ_vis A
+    ≥ 0.2 and the non-sinks' share of it is ≥ ρ, and only for queries after the image."""
     q, k, v = case()
     p, rho, kwargs = 0.6, 0.5, {"mask": Mask(), "scale": 0.7}
-    labels = torch.zeros(1, 1, 30, dtype=torch.long)  # 0 others, 1 text sinks, 2 visual sinks, 3 visual non-sinks
+    labels = torch.zeros(
+        1, 1, 30, dtype=torch.long
+    )  # 0 others, 1 text sinks, 2 visual sinks, 3 visual non-sinks
     labels[..., 0], labels[..., 5:20], labels[..., [7, 12]] = 1, 3, 2
     a = weights(q, k, **kwargs)
     mass = [(a * (labels == g)[:, :, None]).sum(-1, keepdim=True) for g in range(4)]
     vis = mass[2] + mass[3]
     gate = (vis >= 0.2) & (mass[3] >= rho * vis) & (torch.arange(30) >= 20)[:, None]
-    moved = torch.where((labels == 3)[:, :, None], a + p * (mass[1] + mass[2]) * a / mass[3].clamp_min(1e-30), a)
+    moved = torch.where(
+        (labels == 3)[:, :, None], a + p * (mass[1] + mass[2]) * a / mass[3].clamp_min(1e-30), a
+    )
     moved = torch.where(((labels == 1) | (labels == 2))[:, :, None], (1 - p) * a, moved)
     want = torch.where(gate, moved, a) @ v
     assert gate.any()
     assert not gate[:, :, 20:].all()
     rule = Rule(
-        keep=torch.tensor([[1.0, 1 - p, 1 - p, 1.0]]), receive=torch.tensor([[0.0, 0.0, 0.0, 1.0]]),
-        tests=torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, -rho, 1 - rho]]), bounds=torch.tensor([0.2, 0.0]),
+        keep=torch.tensor([[1.0, 1 - p, 1 - p, 1.0]]),
+        receive=torch.tensor([[0.0, 0.0, 0.0, 1.0]]),
+        tests=torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, -rho, 1 - rho]]),
+        bounds=torch.tensor([0.2, 0.0]),
         rows=(torch.arange(30) >= 20).expand(2, 30),
-    )  # fmt: skip
+    )
     got = run(q, k, v, **kwargs, steer=Steer(labels=labels, rule=rule))
     torch.testing.assert_close(got.out, want, atol=1e-6, rtol=1e-6)
 
@@ -108,15 +118,27 @@ def test_edges_of_the_rule(run: Any, where: str) -> None:
 
 @pytest.mark.parametrize("run", BACKENDS.values(), ids=BACKENDS)
 def test_hidden_by_bias(run: Any) -> None:
-    """Rows all of whose keys the bias hides: 0 and −inf, no index, but they count as rows that see their keys."""
+    """Rows all of whose keys the bias hides: 0 and −inf, no index, but they count as rows that see
+    their keys."""
     q, k, v = case()
     bias = torch.zeros(1, 1, 30)
     bias[..., :5] = -math.inf
     rule = Rule(torch.tensor([[1.0, 0.3]]), torch.tensor([[1.0, 0.0]]))
-    request = Request(names=frozenset({"argmax", "max", "entropy"}), received={"r": Received()}, topk=2)
+    request = Request(
+        names=frozenset({"argmax", "max", "entropy"}), received={"r": Received()}, topk=2
+    )
     for extra in ({}, {"rule": rule, "spans": ((3, 8, 1),)}):
         for sinks in (None, torch.randn(3, dtype=torch.float64)):
-            got = run(q, k, v, mask=Mask(), scale=0.7, sinks=sinks, request=request, steer=Steer(bias=bias, **extra))
+            got = run(
+                q,
+                k,
+                v,
+                mask=Mask(),
+                scale=0.7,
+                sinks=sinks,
+                request=request,
+                steer=Steer(bias=bias, **extra),
+            )
             assert not got.out[:, :, :5].any()
             assert torch.equal(got.lse[:, :, :5], torch.full_like(got.lse[:, :, :5], -math.inf))
             assert (got.stats["argmax"][:, :, :5] == -1).all()
@@ -126,7 +148,8 @@ def test_hidden_by_bias(run: Any) -> None:
 
 
 def test_renormalising_what_is_left_of_little() -> None:
-    """Float32 keeps its digits where nearly all mass is removed: nothing is found by subtraction from 1."""
+    """Float32 keeps its digits where nearly all mass is removed: nothing is found by subtraction
+    from 1."""
     q, k, v = (torch.randn(1, 2, 100, 8) for _ in range(3))
     k[:, :, 0], q = 4.0, q.abs() + 1  # the first key takes all but about 1e-8
     rule = Rule(torch.tensor([[1.0, 0.0]]), renormalise=True)
@@ -139,7 +162,9 @@ def test_renormalising_what_is_left_of_little() -> None:
             streaming.attention(q, k, v, **kwargs),
             reference.attention(q.double(), k.double(), v.double(), **kwargs),
         )
-        torch.testing.assert_close(got.out[:, :, 1:].double(), want.out[:, :, 1:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            got.out[:, :, 1:].double(), want.out[:, :, 1:], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_segments() -> None:
@@ -153,13 +178,21 @@ def test_no_keys_or_queries() -> None:
     rule = Rule(torch.ones(1, 2), torch.ones(1, 2))
     q, k = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 0, 4)
     steer = Steer(
-        rule=rule, labels=torch.zeros(1, 1, 0, dtype=torch.long), blend=torch.rand(2), gain=torch.rand(1, 2, 3)
+        rule=rule,
+        labels=torch.zeros(1, 1, 0, dtype=torch.long),
+        blend=torch.rand(2),
+        gain=torch.rand(1, 2, 3),
     )
     for run in BACKENDS.values():
         got = run(q, k, k, mask=Mask(), scale=1.0, steer=steer)
         assert not got.out.any()
         got = run(
-            q[:, :, :0], q, q, mask=Mask(), scale=1.0, steer=Steer(blend=torch.rand(2), rule=rule, spans=((0, 1, 1),))
+            q[:, :, :0],
+            q,
+            q,
+            mask=Mask(),
+            scale=1.0,
+            steer=Steer(blend=torch.rand(2), rule=rule, spans=((0, 1, 1),)),
         )
         assert got.out.shape == (1, 2, 0, 4)
 
@@ -176,21 +209,37 @@ def test_refused_with_sigmoid_and_explained() -> None:
 
     def explain(request: Request | None = None, **fields: Any) -> str:
         return streaming.explain_route(
-            q, k, v, mask=Mask(), softcap=None, sinks=None, request=request or Request(), steer=Steer(**fields)
+            q,
+            k,
+            v,
+            mask=Mask(),
+            softcap=None,
+            sinks=None,
+            request=request or Request(),
+            steer=Steer(**fields),
         )
 
     assert "vendor SDPA + blend + gain (" in explain(gain=torch.ones(1, 1, 1), blend=torch.ones(1))
     one = explain(rule=rule, spans=((0, 1, 1),))
-    assert "1 vendor SDPA call and 2 small products merged by log-sum-exp and the rule (plain" in one
+    assert (
+        "1 vendor SDPA call and 2 small products merged by log-sum-exp and the rule (plain" in one
+    )
     assert "streaming: 3 vendor SDPA calls merged" in explain(rule=rule, spans=((0, 150, 1),))
     labels = torch.zeros(1, 1, 300, dtype=torch.long)
     labels[..., 7::100] = 1
     one = explain(rule=rule, labels=labels)
-    assert "1 vendor SDPA call that hides the other groups and products with up to 3 listed keys, merged" in one
+    assert (
+        "1 vendor SDPA call that hides the other groups and products with up to 3 listed keys, "
+        "merged" in one
+    )
     thirds = torch.arange(300)[None, None] % 3
-    assert "several groups of many scattered keys" in explain(rule=Rule(torch.ones(1, 3)), labels=thirds)
+    assert "several groups of many scattered keys" in explain(
+        rule=Rule(torch.ones(1, 3)), labels=thirds
+    )
     assert "statistics of edited" in explain(Request(topk=1), rule=rule, spans=((0, 1, 1),))
-    assert "vendor SDPA + temper + bias (" in explain(bias=torch.zeros(1, 1, 300), temper=torch.ones(1, 1, 1))
+    assert "vendor SDPA + temper + bias (" in explain(
+        bias=torch.zeros(1, 1, 300), temper=torch.ones(1, 1, 1)
+    )
     assert "steer.bias" in explain(Request(topk=1), bias=torch.zeros(1, 1, 300))
     assert "beside a bias" in explain(bias=torch.zeros(1, 1, 300), rule=rule, labels=labels)
     assert "steer.sigmoid" in explain(sigmoid=0.0)

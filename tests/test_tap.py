@@ -1,4 +1,5 @@
-"""The tap: changes nothing, sees what eager attention does, edits what it says, and leaves no trace."""
+"""The tap: changes nothing, sees what eager attention does, edits what it says, and leaves no
+trace."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def left_padded(padding: bool, length: int = LENGTH) -> torch.Tensor:
     return mask
 
 
-def inputs_for(model: HookedModel, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+def inputs_for(
+    model: HookedModel, ids: torch.Tensor, mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
     given = dict(input_ids=ids, attention_mask=mask)
     if "position_ids" in model.accepts:
         given["position_ids"] = tiny.positions(mask)
@@ -52,15 +55,14 @@ def rows(mask: torch.Tensor) -> torch.Tensor:
     return mask.bool()[:, None, :]
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, keep: torch.Tensor | None = None, atol: float = 2e-5) -> None:
+def close(
+    found: torch.Tensor, wanted: torch.Tensor, keep: torch.Tensor | None = None, atol: float = 2e-5
+) -> None:
     if keep is not None:
         keep = keep.expand(wanted.shape)
         assert bool((found[~keep] == 0).all()), "rows of padding are zero"
         found, wanted = found[keep], wanted[keep]
     torch.testing.assert_close(found.double(), wanted.double(), atol=atol, rtol=1e-4)
-
-
-# --- what is seen -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["", "left", "right"], ids=["full", "left-padded", "right-padded"])
@@ -76,10 +78,22 @@ def test_statistics_are_those_of_eager_attention(tapped: Tapped, name: str, side
     pairs[..., 1] = torch.where(pairs[..., 1] == pairs[..., 0], -1, pairs[..., 1])
     subset = torch.rand(2, LENGTH, generator=draw) < 0.5
     sets = {"some": Received(subset), "band": Received(band=(1, 3))}
-    asked = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass", "received", "pair_mass", "topk")
+    asked = (
+        "entropy",
+        "max",
+        "argmax",
+        "distance",
+        "capped_distance",
+        "group_mass",
+        "received",
+        "pair_mass",
+        "topk",
+    )
     with (
         torch.no_grad(),
-        model.observe(*asked, labels=labels, pairs={"p": pairs}, received=sets, cap=3, topk=2) as seen,
+        model.observe(
+            *asked, labels=labels, pairs={"p": pairs}, received=sets, cap=3, topk=2
+        ) as seen,
     ):
         out = model(**given).logits
     real = mask.bool()
@@ -88,35 +102,49 @@ def test_statistics_are_those_of_eager_attention(tapped: Tapped, name: str, side
     distance = (slots[:, None] - slots).double().abs()
     for layer, full in enumerate(weights):
         sees = tiny.visible(mask, tiny.window_of(plain.config, layer))
-        assert bool((full[~sees.expand(full.shape) & real[:, None, :, None]].abs() < 1e-9).all())  # the test's own mask
+        assert bool(
+            (full[~sees.expand(full.shape) & real[:, None, :, None]].abs() < 1e-9).all()
+        )  # the test's own mask
         a = full * sees
         got, keep = seen[layer], rows(mask)
         entropy = -torch.where(a > 0, a * a.clamp_min(1e-300).log(), 0).sum(-1)
         close(got.entropy, entropy, keep)
         close(got.max, a.amax(-1), keep)
-        assert torch.equal(got.argmax[keep.expand(a.shape[:3])], a.argmax(-1)[keep.expand(a.shape[:3])])
+        assert torch.equal(
+            got.argmax[keep.expand(a.shape[:3])], a.argmax(-1)[keep.expand(a.shape[:3])]
+        )
         close(got.distance, (a * distance).sum(-1), keep, 1e-4)
         close(got.capped_distance, (a * distance.clamp(max=3)).sum(-1), keep)
         for g in range(3):
             close(got.group_mass[..., g], (a * (labels == g)[:, None, None]).sum(-1), keep)
-        picked = a.gather(-1, pairs.clamp_min(0)[:, None].expand(-1, 4, -1, -1)) * (pairs >= 0)[:, None]
+        picked = (
+            a.gather(-1, pairs.clamp_min(0)[:, None].expand(-1, 4, -1, -1)) * (pairs >= 0)[:, None]
+        )
         close(got.pair_mass["p"], picked.sum(-1), keep)
         best = a.topk(2, -1)
         close(got.topk_prob[..., 0], best.values[..., 0], keep)
         two = (sees.sum(-1) >= 2).expand(a.shape[:3])
         assert torch.equal(got.topk_index[two], best.indices[two])
         band = ((slots[:, None] - slots) >= 1) & ((slots[:, None] - slots) <= 3)
-        for key, counted in (("all", sees), ("some", sees & subset[:, None, :, None]), ("band", sees & band)):
+        for key, counted in (
+            ("all", sees),
+            ("some", sees & subset[:, None, :, None]),
+            ("band", sees & band),
+        ):
             counted = counted.double()
             close(got.received_by(key), (a * counted).sum(2) / counted.sum(2).clamp_min(1))
         close(got.received, got.received_by("all"))
 
 
 def test_sink_logits_leave_weights_below_one(tapped: Tapped) -> None:
-    """GPT-OSS: A sums to less than one over the real keys, and what is missing is the sink's share."""
+    """GPT-OSS: A sums to less than one over the real keys, and what is missing is the sink's
+    share."""
     model, plain = tapped("gpt_oss")
     ids = tokens()
-    with torch.no_grad(), model.observe("group_mass", "entropy", labels=torch.zeros_like(ids)) as seen:
+    with (
+        torch.no_grad(),
+        model.observe("group_mass", "entropy", labels=torch.zeros_like(ids)) as seen,
+    ):
         model(input_ids=ids)
     weights, _ = tiny.attentions(plain, input_ids=ids)
     total = seen[0].group_mass[..., 0]
@@ -147,7 +175,9 @@ def test_reducers_agree_with_raw_rows(tapped: Tapped) -> None:
         counts = torch.stack([torch.histc(h, 48, 0.0, 12.0) for h in kept])
         assert torch.equal(histogram[1].entropy[row], counts)
     assert histogram[1].group_mass.shape == (2, 4, 3, 50)
-    assert torch.equal(histogram[1].group_mass.sum(-1), real.sum(-1)[:, None, None].expand(-1, 4, 3).float())
+    assert torch.equal(
+        histogram[1].group_mass.sum(-1), real.sum(-1)[:, None, None].expand(-1, 4, 3).float()
+    )
 
 
 def test_reducer_counts_every_forward(tapped: Tapped) -> None:
@@ -159,14 +189,17 @@ def test_reducer_counts_every_forward(tapped: Tapped) -> None:
     close(mean[0].max, raw[0].max.mean(-1))
 
 
-# --- caches and generation --------------------------------------------------------------------------------------
+# --- caches and generation
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_generate_rows_equal_one_full_forward(tapped: Tapped, name: str) -> None:
     model, plain = tapped(name)
     ids, mask, new = tokens(), left_padded(True), 5
-    given = dict(input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    given = dict(
+        input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False
+    )
     with torch.no_grad(), model.observe("entropy", "argmax", "max", "received") as seen:
         out = model.generate(**given, pad_token_id=0)
     assert torch.equal(out, plain.generate(**given, pad_token_id=0))
@@ -180,7 +213,9 @@ def test_generate_rows_equal_one_full_forward(tapped: Tapped, name: str) -> None
         sees = tiny.visible(whole, tiny.window_of(plain.config, layer))
         a = full * sees
         assert torch.equal(seen[layer].queries, whole.bool())
-        assert torch.equal(seen[layer].argmax[keep], a.argmax(-1)[keep])  # absolute slots, also in sliding caches
+        assert torch.equal(
+            seen[layer].argmax[keep], a.argmax(-1)[keep]
+        )  # absolute slots, also in sliding caches
         close(seen[layer].max, a.amax(-1), keep, 1e-4)
         close(seen[layer].received, a.sum(2) / sees.sum(2).clamp_min(1), atol=1e-4)
 
@@ -220,13 +255,16 @@ def test_static_cache_equals_one_forward(tapped: Tapped, name: str) -> None:
         model(**{k: v[:, :10] for k, v in given.items()}, past_key_values=cache, use_cache=True)
         for i in range(10, LENGTH):
             step = {k: v[:, i : i + 1] for k, v in given.items()}
-            model(**dict(step, attention_mask=mask[:, : i + 1]), past_key_values=cache, use_cache=True)
+            model(
+                **dict(step, attention_mask=mask[:, : i + 1]), past_key_values=cache, use_cache=True
+            )
     for layer in range(2):
         close(seen[layer].entropy, whole[layer].entropy, rows(mask), 1e-4)
         assert torch.equal(seen[layer].argmax, whole[layer].argmax)
 
 
-# --- what is left behind ----------------------------------------------------------------------------------------
+# --- what is left behind
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss"])
@@ -243,7 +281,11 @@ def test_everything_is_put_back(name: str) -> None:
             model(input_ids=ids)
         assert module.config._attn_implementation == chosen
         assert torch.equal(module(input_ids=ids).logits, before)
-        with pytest.raises(RuntimeError, match="mine"), model.edit(ScaleHeads({"0.0": 0.0})), model.capture_z():
+        with (
+            pytest.raises(RuntimeError, match="mine"),
+            model.edit(ScaleHeads({"0.0": 0.0})),
+            model.capture_z(),
+        ):
             model(input_ids=ids)
             raise RuntimeError("mine")
         with pytest.raises(RuntimeError, match="mine"), model.capture_resid():
@@ -266,7 +308,8 @@ def test_failure_inside_a_layer_leaves_nothing(tapped: Tapped) -> None:
 
 
 def test_blocks_nest(tapped: Tapped) -> None:
-    """Outer observers see inner forwards; an inner edit ends with its block, the outer one goes on."""
+    """Outer observers see inner forwards; an inner edit ends with its block, the outer one goes
+    on."""
     model, plain = tapped("llama")
     ids = tokens()
     with torch.no_grad():
@@ -289,7 +332,8 @@ def test_blocks_nest(tapped: Tapped) -> None:
     assert outer[0].max.shape[-1] == 3 * LENGTH  # not the clean run
 
 
-# --- z, weights, residual stream --------------------------------------------------------------------------------
+# --- z, weights, residual stream
+# --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -315,7 +359,8 @@ def test_z_through_head_weights_is_the_attention_output(tapped: Tapped, name: st
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2", "phi3", "neox", "opt"])
 def test_head_weights_give_the_values_of_each_query_head(tapped: Tapped, name: str) -> None:
-    """z = A (x W_V + b_V) with x the normalised input that the module reads: checks the split and the GQA map."""
+    """z = A (x W_V + b_V) with x the normalised input that the module reads: checks the split and
+    the GQA map."""
     model, plain = tapped(name)
     ids = tokens()
     read: dict[int, torch.Tensor] = {}
@@ -326,7 +371,10 @@ def test_head_weights_give_the_values_of_each_query_head(tapped: Tapped, name: s
 
         return pre
 
-    handles = [m.register_forward_pre_hook(note(i), with_kwargs=True) for i, m in enumerate(tiny.layers(plain))]
+    handles = [
+        m.register_forward_pre_hook(note(i), with_kwargs=True)
+        for i, m in enumerate(tiny.layers(plain))
+    ]
     weights, _ = tiny.attentions(plain, input_ids=ids)
     for handle in handles:
         handle.remove()
@@ -360,7 +408,9 @@ def test_residual_stream(tapped: Tapped, name: str) -> None:
             model(input_ids=ids)
         w = model.head_weights(0)
         attention = w.result(z[0]).sum(2) + (0 if w.b_O is None else w.b_O)
-        torch.testing.assert_close(resid["mid", 0], resid["pre", 0] + attention, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            resid["mid", 0], resid["pre", 0] + attention, atol=1e-4, rtol=1e-3
+        )
     final = resid["final"]
     project = plain.get_output_embeddings()
     cap = getattr(plain.config, "final_logit_softcapping", None)
@@ -373,7 +423,8 @@ def test_residual_stream(tapped: Tapped, name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "olmo2", "opt"])
 @pytest.mark.parametrize("place", ["pre", "mid", "post"])
 def test_residual_write_replaces_the_stream(tapped: Tapped, name: str, place: str) -> None:
-    """Writing another run's stream at layer 1 (the last) gives that run's logits: both branches carry it."""
+    """Writing another run's stream at layer 1 (the last) gives that run's logits: both branches
+    carry it."""
     model, _ = tapped(name)
     with torch.no_grad():
         with model.capture_resid() as source:
@@ -394,15 +445,16 @@ def test_residual_write_replaces_the_stream(tapped: Tapped, name: str, place: st
 def test_residual_appends_over_forwards(tapped: Tapped, name: str) -> None:
     model, _ = tapped(name)
     with torch.no_grad(), model.capture_resid() as resid:
-        model.generate(input_ids=tokens(), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
+        model.generate(
+            input_ids=tokens(), max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0
+        )
     for place in ("pre", "mid", "post"):
         assert resid[place, 1].shape == (2, LENGTH + 2, 32)
 
 
-# --- edits ------------------------------------------------------------------------------------------------------
-
-
-def uniform_z(plain: Any, values: dict[int, torch.Tensor], layer: int, mask: torch.Tensor) -> torch.Tensor:
+def uniform_z(
+    plain: Any, values: dict[int, torch.Tensor], layer: int, mask: torch.Tensor
+) -> torch.Tensor:
     """Mean of the visible values, (batch, queries, heads, d) float64."""
     sees = tiny.visible(mask, tiny.window_of(plain.config, layer)).double()
     return ((sees / sees.sum(-1, keepdim=True).clamp_min(1)) @ values[layer]).transpose(1, 2)
@@ -410,7 +462,9 @@ def uniform_z(plain: Any, values: dict[int, torch.Tensor], layer: int, mask: tor
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mistral", "gpt_oss", "qwen3"])
-def test_gains_and_zeros_against_the_plain_definition(tapped: Tapped, name: str, layer: int) -> None:
+def test_gains_and_zeros_against_the_plain_definition(
+    tapped: Tapped, name: str, layer: int
+) -> None:
     model, plain = tapped(name)
     ids, mask = tokens(), left_padded(True)
     given, real = inputs_for(model, ids, mask), mask.bool()
@@ -427,12 +481,18 @@ def test_gains_and_zeros_against_the_plain_definition(tapped: Tapped, name: str,
         with model.edit(Ablate([(layer, 0), (layer, 2)])), model.capture_z() as z:
             found = model(**given).logits
     torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
-    assert float(z[layer][:, :, [0, 2]].abs().max()) == 0 < float(z[layer][real][:, [1, 3]].abs().min())
+    assert (
+        float(z[layer][:, :, [0, 2]].abs().max())
+        == 0
+        < float(z[layer][real][:, [1, 3]].abs().min())
+    )
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mistral", "gpt_oss", "qwen3"])
-def test_uniform_attention_against_the_plain_definition(tapped: Tapped, name: str, layer: int) -> None:
+def test_uniform_attention_against_the_plain_definition(
+    tapped: Tapped, name: str, layer: int
+) -> None:
     model, plain = tapped(name)
     ids, mask = tokens(), left_padded(True)
     given, real = inputs_for(model, ids, mask), mask.bool()
@@ -451,11 +511,17 @@ def test_uniform_attention_against_the_plain_definition(tapped: Tapped, name: st
         with tiny.rewriting_z(plain, layer, change):
             wanted = plain(**given).logits
         edit = Ablate([(layer, h) for h in chosen], mode="uniform")
-        with model.edit(edit), model.observe("entropy", stage="after") as after, model.observe("entropy") as before:
+        with (
+            model.edit(edit),
+            model.observe("entropy", stage="after") as after,
+            model.observe("entropy") as before,
+        ):
             found = model(**given).logits
     torch.testing.assert_close(found[real], wanted[real], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(untouched[real], wanted[real], atol=1e-2)
-    seen_keys = tiny.visible(mask, tiny.window_of(plain.config, layer)).sum(-1)  # (batch, 1, queries)
+    seen_keys = tiny.visible(mask, tiny.window_of(plain.config, layer)).sum(
+        -1
+    )  # (batch, 1, queries)
     wanted_entropy = seen_keys.clamp_min(1).double().log().expand(2, 2, -1)
     close(after[layer].entropy[:, chosen], wanted_entropy, rows(mask))
     close(after[layer].entropy[:, [0, 2]], before[layer].entropy[:, [0, 2]], rows(mask))
@@ -481,7 +547,9 @@ def reference_pool(plain: Any, tokenizer: Any, layer: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_mean_and_resample_against_the_plain_definition(worded: Tapped, tokenizer: Any, name: str) -> None:
+def test_mean_and_resample_against_the_plain_definition(
+    worded: Tapped, tokenizer: Any, name: str
+) -> None:
     model, plain = worded(name)
     ids, mask = tokens(), left_padded(True)
     given, real = inputs_for(model, ids, mask), mask.bool()
@@ -513,10 +581,14 @@ def test_mean_and_resample_against_the_plain_definition(worded: Tapped, tokenize
         assert float((pool[:, 2] - vector).abs().amax(-1).min()) < 1e-4  # a vector of the pool
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    assert len({tuple(v.tolist()) for v in drawn[0][:, :, 2].reshape(-1, 8)}) > LENGTH  # varies over tokens and rows
+    assert (
+        len({tuple(v.tolist()) for v in drawn[0][:, :, 2].reshape(-1, 8)}) > LENGTH
+    )  # varies over tokens and rows
     with torch.no_grad(), model.capture_z() as z:
         model(**given)
-    torch.testing.assert_close(drawn[0][:, :, [0, 1, 3]], z[1][:, :, [0, 1, 3]], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        drawn[0][:, :, [0, 1, 3]], z[1][:, :, [0, 1, 3]], atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("mode", ["uniform", "resample", "zero", "mean"])
@@ -524,7 +596,9 @@ def test_mean_and_resample_against_the_plain_definition(worded: Tapped, tokenize
 def test_prefill_and_decode_agree_under_ablation(worded: Tapped, name: str, mode: str) -> None:
     model, _ = worded(name)
     ids = tokens()
-    edit = Ablate(["0.1", "1.0", "1.3"], mode, "ioi" if mode in ("mean", "resample") else None, seed=3)
+    edit = Ablate(
+        ["0.1", "1.0", "1.3"], mode, "ioi" if mode in ("mean", "resample") else None, seed=3
+    )
     with torch.no_grad(), model.edit(edit):
         whole = model(input_ids=ids).logits
         cache, parts = None, []
@@ -540,7 +614,11 @@ def test_scope_prefill_and_decode(tapped: Tapped) -> None:
     ids = tokens()
 
     def steps(*scopes: str) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad(), model.edit(*(ScaleHeads({"1.1": 0.0}, scope=s) for s in scopes)), model.capture_z() as z:
+        with (
+            torch.no_grad(),
+            model.edit(*(ScaleHeads({"1.1": 0.0}, scope=s) for s in scopes)),
+            model.capture_z() as z,
+        ):
             out = model(input_ids=ids[:, :-1], use_cache=True)
             model(input_ids=ids[:, -1:], past_key_values=out.past_key_values, use_cache=True)
         return z[1][:, :-1, 1], z[1][:, -1:, 1]
@@ -581,7 +659,11 @@ def test_edits_refuse_what_they_cannot_do(tapped: Tapped) -> None:
 
 def test_observe_refuses_unknown_questions(tapped: Tapped) -> None:
     model, _ = tapped("llama")
-    for ask in (dict(names=["entropie"]), dict(names=["max"], reduce="sum"), dict(names=["max"], stage="during")):
+    for ask in (
+        dict(names=["entropie"]),
+        dict(names=["max"], reduce="sum"),
+        dict(names=["max"], stage="during"),
+    ):
         with pytest.raises(TapError), model.observe(*ask.pop("names"), **ask):  # type: ignore[arg-type]
             pass
     with pytest.raises(TapError, match="labels"), model.observe("group_mass"):
@@ -592,41 +674,64 @@ def test_observe_refuses_unknown_questions(tapped: Tapped) -> None:
         seen[0]
 
 
-# --- special models ---------------------------------------------------------------------------------------------
-
-
 def test_gemma3_image_tokens_see_each_other() -> None:
-    """Image tokens attend in both directions; the compact causal description must not be used there."""
+    """Image tokens attend in both directions; the compact causal description must not be used
+    there."""
     torch.manual_seed(0)
-    text = hf.Gemma3TextConfig(vocab_size=101, **tiny.GQA, head_dim=8, sliding_window=WIDE, query_pre_attn_scalar=8)
-    vision = hf.SiglipVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=4
+    text = hf.Gemma3TextConfig(
+        vocab_size=101, **tiny.GQA, head_dim=8, sliding_window=WIDE, query_pre_attn_scalar=8
     )
-    config = hf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_id=99,
-                             boi_token_index=97, eoi_token_index=98)  # fmt: skip
+    vision = hf.SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=4,
+    )
+    config = hf.Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_id=99,
+        boi_token_index=97,
+        eoi_token_index=98,
+    )
     module = hf.Gemma3ForConditionalGeneration(config).eval()
     tiny.stir(module)
     plain = tiny.eager(module)
     ids = torch.tensor([[3, 4, 5, 97, 99, 99, 99, 99, 98, 6, 7, 8]])
     kinds = (ids == 99).long()
     pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    given = dict(input_ids=ids, token_type_ids=kinds, pixel_values=pixels, attention_mask=torch.ones_like(ids))
+    given = dict(
+        input_ids=ids,
+        token_type_ids=kinds,
+        pixel_values=pixels,
+        attention_mask=torch.ones_like(ids),
+    )
     model = hook(module, sample=given)
     assert model.towers == ["vision", ""] or set(model.towers) == {"vision", "text"}
     with torch.no_grad():
         wanted = plain(**given, output_attentions=True)
-        with model.observe("entropy", "argmax", "received", pairs={"next": later_image_token(ids)}) as seen:
+        with model.observe(
+            "entropy", "argmax", "received", pairs={"next": later_image_token(ids)}
+        ) as seen:
             found = model(**given)
     torch.testing.assert_close(found.logits, wanted.logits, atol=1e-4, rtol=1e-4)
     with torch.no_grad(), model.observe("max") as plainly:
         model(**given)
-    assert plainly[0].max.shape[-1] == ids.shape[1]  # a bare number is a layer of the text, not of the image tower
+    assert (
+        plainly[0].max.shape[-1] == ids.shape[1]
+    )  # a bare number is a layer of the text, not of the image tower
     main = "" if "" in model.towers else "text"
     for layer, a in enumerate(w.double() for w in wanted.attentions):
         assert float(a[0, :, 4, 5:8].sum(-1).min()) > 0  # the first image token sees the later ones
         close(seen[main, layer].entropy, torch.special.entr(a).sum(-1))
         assert torch.equal(seen[main, layer].argmax, a.argmax(-1))
-        close(seen[main, layer].pair_mass["next"][0, :, 4:7], torch.stack([a[0, :, q, q + 1] for q in (4, 5, 6)], -1))
+        close(
+            seen[main, layer].pair_mass["next"][0, :, 4:7],
+            torch.stack([a[0, :, q, q + 1] for q in (4, 5, 6)], -1),
+        )
 
 
 def later_image_token(ids: torch.Tensor) -> torch.Tensor:
@@ -635,15 +740,25 @@ def later_image_token(ids: torch.Tensor) -> torch.Tensor:
 
 
 def encoder_decoders() -> dict[str, Any]:
-    bart = dict(encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4)
+    bart = dict(
+        encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4
+    )
     bart |= dict(encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64)
     return {
         "bart": lambda: hf.BartForConditionalGeneration(
-            hf.BartConfig(vocab_size=101, d_model=32, init_std=0.2, bos_token_id=1, eos_token_id=2, **bart)
+            hf.BartConfig(
+                vocab_size=101, d_model=32, init_std=0.2, bos_token_id=1, eos_token_id=2, **bart
+            )
         ),
         "t5": lambda: hf.T5ForConditionalGeneration(
             hf.T5Config(
-                vocab_size=101, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+                vocab_size=101,
+                d_model=32,
+                d_kv=8,
+                d_ff=48,
+                num_layers=2,
+                num_heads=4,
+                decoder_start_token_id=0,
             )
         ),
     }
@@ -658,7 +773,9 @@ def test_encoder_decoder_and_cross_attention(name: str) -> None:
     ids, mask = tokens(), padded("right")
     given = dict(input_ids=ids, attention_mask=mask, decoder_input_ids=tokens(5, length=6))
     model = hook(module, sample=given)
-    assert [(s.tower, s.kind, s.layer) for s in model.sites if s.tower] == [("encoder", "self", i) for i in range(2)]
+    assert [(s.tower, s.kind, s.layer) for s in model.sites if s.tower] == [
+        ("encoder", "self", i) for i in range(2)
+    ]
     with torch.no_grad():
         wanted = plain(**given, output_attentions=True)
         with model.observe("max", "entropy") as seen:
@@ -668,7 +785,10 @@ def test_encoder_decoder_and_cross_attention(name: str) -> None:
     for layer in range(2):
         encoder = wanted.encoder_attentions[layer]
         close(seen["encoder", layer].max[real], encoder.amax(-1)[real], atol=1e-4)
-        for key, a in ((layer, wanted.decoder_attentions[layer]), (("cross", layer), wanted.cross_attentions[layer])):
+        for key, a in (
+            (layer, wanted.decoder_attentions[layer]),
+            (("cross", layer), wanted.cross_attentions[layer]),
+        ):
             close(seen[key].max, a.amax(-1), atol=1e-4)
             close(seen[key].entropy, torch.special.entr(a).sum(-1), atol=1e-4)
 
@@ -691,7 +811,9 @@ def test_encoder_alone() -> None:
 
 
 def test_a_model_outside_the_interface_is_refused_with_its_layer() -> None:
-    config = hf.GPTJConfig(vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4)
+    config = hf.GPTJConfig(
+        vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4
+    )
     with pytest.raises(TapError, match="ayer 0"):
         hook(hf.GPTJForCausalLM(config))
 
@@ -711,7 +833,8 @@ def test_training_mode_with_dropout_is_refused() -> None:
 
 
 def test_hooking_twice_gives_independent_views() -> None:
-    """Two wrappers of one module: each block sees its own observers only, and the outer tap comes back."""
+    """Two wrappers of one module: each block sees its own observers only, and the outer tap comes
+    back."""
     module = tiny.build("llama")
     one, two = hook(module), hook(module)
     with torch.no_grad(), one.observe("max") as first:

@@ -1,4 +1,5 @@
-"""Tasks: the right answer by an independent reading of the prompt, for several tokenizers; judging; batching."""
+"""Tasks: the right answer by an independent reading of the prompt, for several tokenizers; judging;
+batching."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def byte_level(words: Sequence[str], size: int) -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator(
         words,
-        trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
@@ -54,9 +59,13 @@ def characters() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="module")
 def tokenizers(tokenizer: Any) -> Tokenizers:
     words = [w for k, v in vars(lexicon).items() if k.isupper() and isinstance(v, list) for w in v]
-    # every word often enough to become one token, with its leading space, and years as two pairs of digits
+    # every word often enough to become one token, with its leading space, and years as two pairs of
+    # digits
     rich = [f" {w}" for w in words for _ in range(40)] + [" positive negative"] * 40
-    few = ["The old king crossed the river near a tower.", "When Mary and John went to the store, John gave a drink."]
+    few = [
+        "The old king crossed the river near a tower.",
+        "When Mary and John went to the store, John gave a drink.",
+    ]
     return {
         "pocket": tokenizer,
         "rich": byte_level(rich, 6000),
@@ -65,11 +74,14 @@ def tokenizers(tokenizer: Any) -> Tokenizers:
     }
 
 
-def made(tokenizers: Tokenizers, which: str, name: str, n: int = N, seed: int = SEED) -> list[Instance]:
+def made(
+    tokenizers: Tokenizers, which: str, name: str, n: int = N, seed: int = SEED
+) -> list[Instance]:
     return tasks.get(name).sample(tokenizers[which], n, seed)
 
 
-# --- independent readings of a prompt: text → (accepted, wrong) words -------------------------------------------------
+# --- independent readings of a prompt: text → (accepted, wrong) words
+# -------------------------------------------------
 
 
 def read_ioi(text: str) -> tuple[set[str], set[str]]:
@@ -107,7 +119,10 @@ def read_classification(text: str) -> tuple[set[str], set[str]]:
 
 
 READERS: dict[str, Callable[[str], tuple[set[str], set[str]]]] = dict(
-    ioi=read_ioi, colored_objects=read_colored_objects, docstring=read_docstring, classification=read_classification
+    ioi=read_ioi,
+    colored_objects=read_colored_objects,
+    docstring=read_docstring,
+    classification=read_classification,
 )
 
 
@@ -142,7 +157,9 @@ def test_corrupted_prompts_call_for_another_answer(tokenizers: Tokenizers, name:
 def test_corrupted_ioi_and_docstring_determine_nothing(tokenizers: Tokenizers) -> None:
     decode = tokenizers["pocket"].decode
     for instance in made(tokenizers, "pocket", "ioi", 40):
-        people = [w for w in re.findall(r"[A-Z][a-z]+", decode(instance.corrupted)) if w in lexicon.NAMES]
+        people = [
+            w for w in re.findall(r"[A-Z][a-z]+", decode(instance.corrupted)) if w in lexicon.NAMES
+        ]
         assert len(set(people)) == 3
     for instance in made(tokenizers, "pocket", "docstring", 40):
         text = decode(instance.corrupted)
@@ -156,14 +173,17 @@ def test_swapped_ioi_exchanges_the_answer(tokenizers: Tokenizers) -> None:
     from interp.tasks.ioi import IndirectObject
 
     for instance in IndirectObject(corruption="swap").sample(tokenizers["pocket"], 20, 0):
-        accept, wrong = read_ioi(tokenizers["pocket"].decode(instance.corrupted, skip_special_tokens=True))
+        accept, wrong = read_ioi(
+            tokenizers["pocket"].decode(instance.corrupted, skip_special_tokens=True)
+        )
         assert words(tokenizers["pocket"], instance.wrong[0]) == accept
         assert words(tokenizers["pocket"], instance.accept[0]) == wrong
 
 
 @pytest.mark.parametrize("which", ["pocket", "rich", "characters"])
 def test_greater_than(tokenizers: Tokenizers, which: str) -> None:
-    """Two digits a token: every later year is right, every other wrong. A digit a token: only the tens are judged."""
+    """Two digits a token: every later year is right, every other wrong. A digit a token: only the
+    tens are judged."""
     tokenizer = tokenizers[which]
     try:
         instances = made(tokenizers, which, "greater_than", 30)
@@ -208,13 +228,17 @@ def test_needle(tokenizers: Tokenizers, which: str) -> None:
         changed = [c for c in range(len(ids)) if ids[c] != instance.corrupted[c]]
         assert changed == list(range(start, stop))
         depths.append(start / len(ids))
-    assert np.corrcoef(depths, [i.info["depth"] for i in task.sample(tokenizer, 10, 0)])[0, 1] > 0.95
+    assert (
+        np.corrcoef(depths, [i.info["depth"] for i in task.sample(tokenizer, 10, 0)])[0, 1] > 0.95
+    )
 
 
 def test_needle_in_a_file(tokenizers: Tokenizers, tmp_path: Path) -> None:
     path = tmp_path / "hay.txt"
     path.write_text(" ".join(f"The old dog number {i} saw the moon." for i in range(40)))
-    instance = NeedleInAHaystack(lengths=(200,), haystack=str(path)).sample(tokenizers["pocket"], 1)[0]
+    instance = NeedleInAHaystack(lengths=(200,), haystack=str(path)).sample(
+        tokenizers["pocket"], 1
+    )[0]
     assert tokenizers["pocket"].decode(instance.ids).count("old dog number") > 5
     path.write_text("Too short.")
     for bad in (path, tmp_path / "none.txt"):
@@ -235,7 +259,10 @@ def test_induction(tokenizers: Tokenizers, which: str) -> None:
             assert accept == (ids[earlier + 1],)
         assert instance.corrupted[start + n :] == ids[start + n :]
         assert not any(
-            a == b for a, b in zip(instance.corrupted[start : start + n], ids[start : start + n], strict=True)
+            a == b
+            for a, b in zip(
+                instance.corrupted[start : start + n], ids[start : start + n], strict=True
+            )
         )
 
 
@@ -255,7 +282,8 @@ def test_bigram_backcopy(tokenizers: Tokenizers, which: str) -> None:
                 assert chain[k] == chain[k - 2]
 
 
-# --- any task, any tokenizer ----------------------------------------------------------------------------------------
+# --- any task, any tokenizer
+# ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("which", ["pocket", "rich", "poor", "characters"])
@@ -279,7 +307,10 @@ def test_every_task_works_or_says_why(tokenizers: Tokenizers, which: str, name: 
         for accept, wrong in zip(instance.accept, instance.wrong, strict=True):
             assert accept and not set(accept) & set(wrong)
         if tokenizer.bos_token_id is not None:
-            assert instance.ids[0] == tokenizer.bos_token_id and tokenizer.bos_token_id not in instance.ids[1:]
+            assert (
+                instance.ids[0] == tokenizer.bos_token_id
+                and tokenizer.bos_token_id not in instance.ids[1:]
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -306,15 +337,16 @@ def test_no_tokenizer_is_said() -> None:
 
 
 def test_text_rows_wrap_a_short_text(tokenizers: Tokenizers) -> None:
-    source = tokenizers["pocket"].encode("The old king crossed the river.", add_special_tokens=False)
+    source = tokenizers["pocket"].encode(
+        "The old king crossed the river.", add_special_tokens=False
+    )
     for row in rows_of_text(tokenizers["pocket"], "The old king crossed the river.", 60, 4, 0):
         assert len(row) == 60 and row[0] == 1
         body = row[1:]
-        start = next(s for s in range(len(source)) if body[: len(source)] == source[s:] + source[:s])
+        start = next(
+            s for s in range(len(source)) if body[: len(source)] == source[s:] + source[:s]
+        )
         assert body == [source[(start + i) % len(source)] for i in range(59)]
-
-
-# --- judging ------------------------------------------------------------------------------------------------------
 
 
 def judged(judge: str) -> Any:
@@ -328,7 +360,11 @@ def judged(judge: str) -> Any:
 def problem(accept: Sequence[Sequence[int]], wrong: Sequence[Sequence[int]]) -> Instance:
     n = len(accept)
     return Instance(
-        tuple(range(n)), tuple(range(n)), tuple(map(tuple, accept)), tuple(map(tuple, wrong)), tuple(range(n))
+        tuple(range(n)),
+        tuple(range(n)),
+        tuple(map(tuple, accept)),
+        tuple(map(tuple, wrong)),
+        tuple(range(n)),
     )
 
 
@@ -343,13 +379,20 @@ LOGITS = torch.tensor([[1.0, 3.0, 0.0, 2.0, -1.0], [0.5, 0.0, 4.0, 1.0, 2.0]])
         ("top1", [[0, 1], [0]], [[2], [1]], 0.5),  # token 2 wins over all at the second position
         ("exact", [[1], [2]], [[], []], 1.0),
         ("exact", [[1], [4]], [[], []], 0.0),
-        ("choice", [[3], [4]], [[0], [3]], 1.0),  # the arg-max is neither, but the accepted one is the larger
+        (
+            "choice",
+            [[3], [4]],
+            [[0], [3]],
+            1.0,
+        ),  # the arg-max is neither, but the accepted one is the larger
         ("choice", [[0], [4]], [[3], [2]], 0.0),
         ("mass", [[1], [2]], [[0, 2, 3, 4], [0, 1, 3, 4]], 1.0),
         ("mass", [[3], [2]], [[0, 1], [4]], 0.5),
     ],
 )
-def test_judges(judge: str, accept: list[list[int]], wrong: list[list[int]], correct: float) -> None:
+def test_judges(
+    judge: str, accept: list[list[int]], wrong: list[list[int]], correct: float
+) -> None:
     got, margin = judged(judge).score(LOGITS, problem(accept, wrong))
     assert got == correct
     p = LOGITS.double().softmax(-1).numpy()
@@ -380,9 +423,6 @@ def test_collate_pads_on_the_left(tokenizers: Tokenizers, which: str) -> None:
         assert mask == [0] * pads + [1] * len(row)
 
 
-# --- evaluation -----------------------------------------------------------------------------------------------------
-
-
 def test_batches_keep_order_and_budget(tokenizers: Tokenizers) -> None:
     instances = made(tokenizers, "pocket", "niah", 30) + made(tokenizers, "pocket", "ioi", 30)
     found = list(batches(instances, 0))
@@ -392,14 +432,20 @@ def test_batches_keep_order_and_budget(tokenizers: Tokenizers) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_padded_batches_single_rows_and_steps_agree(worded: Any, tokenizers: Tokenizers, name: str) -> None:
+def test_padded_batches_single_rows_and_steps_agree(
+    worded: Any, tokenizers: Tokenizers, name: str
+) -> None:
     model: HookedModel = worded(name)[0]
-    instances = made(tokenizers, "pocket", "ioi", 4) + NeedleInAHaystack(lengths=(96,)).sample(tokenizers["pocket"], 2)
+    instances = made(tokenizers, "pocket", "ioi", 4) + NeedleInAHaystack(lengths=(96,)).sample(
+        tokenizers["pocket"], 2
+    )
     together = answer_logits(model, collate(instances, 2))
     steps = answer_logits(model, collate(instances, 2), stepwise=True)
     for instance, batched, stepped in zip(instances, together, steps, strict=True):
         with torch.no_grad():
-            alone = worded(name)[1](input_ids=torch.tensor([instance.ids])).logits[0, list(instance.positions)]
+            alone = worded(name)[1](input_ids=torch.tensor([instance.ids])).logits[
+                0, list(instance.positions)
+            ]
         torch.testing.assert_close(batched, alone, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(stepped, alone, atol=1e-4, rtol=1e-3)
 
@@ -408,10 +454,14 @@ def test_evaluate_counts_and_pairs(worded: Any) -> None:
     from interp.edits import ScaleHeads
 
     model: HookedModel = worded("llama")[0]
-    result = evaluate(model, "classification", [ScaleHeads({"0.0": 3.0, "1.1": -2.0})], n=20, seed=1)
+    result = evaluate(
+        model, "classification", [ScaleHeads({"0.0": 3.0, "1.1": -2.0})], n=20, seed=1
+    )
     assert result.baseline.n == 20 and len(result.frame) == 20
     assert result.baseline.mean == pytest.approx(result.frame.baseline.mean())
-    assert result.difference.mean == pytest.approx((result.frame.edited - result.frame.baseline).mean())
+    assert result.difference.mean == pytest.approx(
+        (result.frame.edited - result.frame.baseline).mean()
+    )
     assert not np.allclose(result.frame.edited_margin, result.frame.baseline_margin)
     again = evaluate(model, "classification", [ScaleHeads({"0.0": 3.0, "1.1": -2.0})], n=20, seed=1)
     assert again.frame.equals(result.frame) and again.difference == result.difference

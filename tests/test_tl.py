@@ -1,4 +1,5 @@
-"""The same weights through HuggingFace, HookedTransformer and TransformerBridge give the same numbers."""
+"""The same weights through HuggingFace, HookedTransformer and TransformerBridge give the same
+numbers."""
 
 from __future__ import annotations
 
@@ -32,18 +33,32 @@ Trio = Callable[[str], dict[str, HookedModel]]
 
 
 def hooked_transformer(model: Any) -> Any:
-    """An explicit config and converted weights: `HookedTransformer.from_pretrained` takes official names only."""
+    """An explicit config and converted weights: `HookedTransformer.from_pretrained` takes official
+    names only."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights, convert_llama_weights
+    from transformer_lens.pretrained.weight_conversions import (
+        convert_gpt2_weights,
+        convert_llama_weights,
+    )
 
     c = model.config
-    common = dict(n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=128, d_vocab=c.vocab_size, device="cpu")
+    common = dict(
+        n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=128, d_vocab=c.vocab_size, device="cpu"
+    )
     if c.model_type == "llama":
         config = HookedTransformerConfig(
-            **common, d_mlp=48, act_fn="silu", normalization_type="RMS", final_rms=True, gated_mlp=True,
-            positional_embedding_type="rotary", rotary_adjacent_pairs=False, rotary_dim=8,
-            n_key_value_heads=2, eps=c.rms_norm_eps,
-        )  # fmt: skip
+            **common,
+            d_mlp=48,
+            act_fn="silu",
+            normalization_type="RMS",
+            final_rms=True,
+            gated_mlp=True,
+            positional_embedding_type="rotary",
+            rotary_adjacent_pairs=False,
+            rotary_dim=8,
+            n_key_value_heads=2,
+            eps=c.rms_norm_eps,
+        )
         state = convert_llama_weights(copy.deepcopy(model), config)
     else:
         config = HookedTransformerConfig(
@@ -56,7 +71,9 @@ def hooked_transformer(model: Any) -> Any:
         )
         state = convert_gpt2_weights(copy.deepcopy(model), config)
     made = HookedTransformer(config)
-    kept = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+    kept = dict.fromkeys(
+        ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False
+    )
     made.load_and_process_state_dict(state, **kept)
     return made.eval()
 
@@ -98,7 +115,9 @@ def atlases(trio: Trio) -> Callable[[str, str], interp.Atlas]:
     def get(name: str, library: str) -> interp.Atlas:
         if (name, library) not in made:
             which = SCORES
-            made[name, library] = interp.scan_heads(trio(name)[library], which, 96, 2, 0, progress=False)
+            made[name, library] = interp.scan_heads(
+                trio(name)[library], which, 96, 2, 0, progress=False
+            )
         return made[name, library]
 
     return get
@@ -125,7 +144,10 @@ def test_same_atlas(atlases: Any, name: str, library: str, score: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_same_counts_up_to_ties(atlases: Any, name: str, library: str) -> None:
     one, other = atlases(name, "hf"), atlases(name, library)
-    assert np.mean(np.asarray(one["sink_rate"], float) != np.asarray(other["sink_rate"], float)) <= 0.125
+    assert (
+        np.mean(np.asarray(one["sink_rate"], float) != np.asarray(other["sink_rate"], float))
+        <= 0.125
+    )
     assert other.frame["retrieval"].isna().all() == one.frame["retrieval"].isna().all()
     assert other.notes == one.notes
 
@@ -138,7 +160,9 @@ def inputs(padded: str | bool) -> dict[str, torch.Tensor]:
     return dict(input_ids=ids, attention_mask=mask)
 
 
-@pytest.mark.parametrize("padded", ["", "left", "right"], ids=["full", "left-padded", "right-padded"])
+@pytest.mark.parametrize(
+    "padded", ["", "left", "right"], ids=["full", "left-padded", "right-padded"]
+)
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", MODELS)
 def test_statistics_z_and_logits_agree(trio: Trio, name: str, library: str, padded: str) -> None:
@@ -161,7 +185,9 @@ def test_statistics_z_and_logits_agree(trio: Trio, name: str, library: str, padd
             a, b = getattr(seen[layer], stat), getattr(seen_other[layer], stat)
             torch.testing.assert_close(b[keep], a[keep], atol=1e-4, rtol=1e-3)
         assert torch.equal(seen_other[layer].argmax[keep], seen[layer].argmax[keep])
-        torch.testing.assert_close(seen_other[layer].received, seen[layer].received, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            seen_other[layer].received, seen[layer].received, atol=1e-4, rtol=1e-3
+        )
         kv = seen[layer].value_norm.shape[1]
         keep = real[:, None].expand(2, kv, -1)
         torch.testing.assert_close(
@@ -175,7 +201,11 @@ def test_statistics_z_and_logits_agree(trio: Trio, name: str, library: str, padd
 def test_edits_do_the_same(trio: Trio, name: str, library: str, mode: str) -> None:
     heads = ["0.1", "1.0", "1.3"]
     reference = "ioi" if mode in ("mean", "resample") else None
-    edit = ScaleHeads(dict.fromkeys(heads, -0.5)) if mode == "scale" else Ablate(heads, mode, reference, seed=2)
+    edit = (
+        ScaleHeads(dict.fromkeys(heads, -0.5))
+        if mode == "scale"
+        else Ablate(heads, mode, reference, seed=2)
+    )
     ids = inputs(False)["input_ids"]
     with torch.no_grad():
         logits, entropy = [], []
@@ -224,10 +254,17 @@ def test_head_weights_agree(trio: Trio, name: str, library: str) -> None:
     for layer in range(2):
         one, other = (trio(name)[which].head_weights(layer) for which in ("hf", library))
         for what in ("W_Q", "W_K", "W_V", "W_O"):
-            torch.testing.assert_close(getattr(other, what), getattr(one, what), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                getattr(other, what), getattr(one, what), atol=1e-5, rtol=1e-5
+            )
         for what in ("b_Q", "b_K", "b_V", "b_O"):
-            a, b = (torch.zeros(1) if t is None else t for t in (getattr(one, what), getattr(other, what)))
-            assert float((a - b).detach().abs().max()) < 1e-6  # TransformerLens keeps zero biases where there are none
+            a, b = (
+                torch.zeros(1) if t is None else t
+                for t in (getattr(one, what), getattr(other, what))
+            )
+            assert (
+                float((a - b).detach().abs().max()) < 1e-6
+            )  # TransformerLens keeps zero biases where there are none
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -254,7 +291,8 @@ def test_wires_agree(trio: Trio, name: str, library: str) -> None:
 @pytest.mark.parametrize("method", ["head_ablation", "attribution", "hisp", "eap", "path_patching"])
 def test_circuits_agree(trio: Trio, name: str, library: str, method: str) -> None:
     ours, theirs = (
-        interp.circuits.find(trio(name)[which], "ioi", method, n=4, force=True) for which in ("hf", library)
+        interp.circuits.find(trio(name)[which], "ioi", method, n=4, force=True)
+        for which in ("hf", library)
     )
     np.testing.assert_allclose(theirs.frame[method], ours.frame[method], rtol=2e-3, atol=2e-5)
     assert len(ours.edges) == len(theirs.edges)
@@ -264,7 +302,9 @@ def test_circuits_agree(trio: Trio, name: str, library: str, method: str) -> Non
 def test_generate_is_observed_step_by_step(trio: Trio, library: str) -> None:
     ids = inputs(False)["input_ids"][:1]
     model, plain = trio("llama")[library], trio("llama")["hf"]
-    given = dict(max_new_tokens=4, do_sample=False)  # TransformerLens may stop earlier, at its own end token
+    given = dict(
+        max_new_tokens=4, do_sample=False
+    )  # TransformerLens may stop earlier, at its own end token
     with torch.no_grad(), model.observe("max", "argmax") as seen:
         out = model.generate(input_ids=ids, **given)
     wanted = plain.generate(input_ids=ids, min_new_tokens=4, **given)
@@ -286,7 +326,11 @@ def test_hooks_are_gone_afterwards(trio: Trio, library: str) -> None:
     ids = inputs(False)["input_ids"]
     with torch.no_grad():
         before = model.logits(ids)
-        with pytest.raises(RuntimeError, match="mine"), model.edit(Ablate("0.0")), model.capture_z():
+        with (
+            pytest.raises(RuntimeError, match="mine"),
+            model.edit(Ablate("0.0")),
+            model.capture_z(),
+        ):
             model(input_ids=ids)
             raise RuntimeError("mine")
         assert torch.equal(model.logits(ids), before)
@@ -308,7 +352,9 @@ def test_a_bridged_huggingface_model_is_refused(tokenizer: Any, tmp_path: Path) 
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     reader = hf.AutoTokenizer.from_pretrained(tmp_path)
-    TransformerBridge.boot_transformers(str(tmp_path), hf_model=model, tokenizer=reader, device="cpu")
+    TransformerBridge.boot_transformers(
+        str(tmp_path), hf_model=model, tokenizer=reader, device="cpu"
+    )
     with pytest.raises(TapError, match="bridge"):
         hook(model)
 

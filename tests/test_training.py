@@ -14,7 +14,17 @@ import interp
 
 
 def arguments(out: Path, **changes: object) -> argparse.Namespace:
-    given = dict(out=str(out), minutes=0, tokens=8000, device="cpu", threads=2, seed=0, lr=2e-3, scale=1, every=60)
+    given = dict(
+        out=str(out),
+        minutes=0,
+        tokens=8000,
+        device="cpu",
+        threads=2,
+        seed=0,
+        lr=2e-3,
+        scale=1,
+        every=60,
+    )
     return argparse.Namespace(**{**given, "state": None, "compile": False, **changes})
 
 
@@ -22,7 +32,11 @@ def test_trains_and_writes_a_model_card(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(script, "PROBLEMS", 2)
     script.train(arguments(tmp_path))
     record = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
-    assert record["tokens"] >= 8000 and set(record["abilities"]) >= {"ioi", "induction", "niah@1024"}
+    assert record["tokens"] >= 8000 and set(record["abilities"]) >= {
+        "ioi",
+        "induction",
+        "niah@1024",
+    }
     assert "4 layers × 8 heads" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert not (tmp_path / "training_state.pt").exists()
     model = interp.load(str(tmp_path))

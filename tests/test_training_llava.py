@@ -1,4 +1,5 @@
-"""The vision-language training script runs end to end, resumes, and leaves a model that loads, with its card."""
+"""The vision-language training script runs end to end, resumes, and leaves a model that loads, with
+its card."""
 
 from __future__ import annotations
 
@@ -24,7 +25,17 @@ def one_thread():  # type: ignore[no-untyped-def]
 
 
 def arguments(out: Path, **changes: object) -> argparse.Namespace:
-    given = dict(out=str(out), images=400, batch=16, device="cpu", threads=1, seed=0, lr=1e-3, bf16=False, every=60)
+    given = dict(
+        out=str(out),
+        images=400,
+        batch=16,
+        device="cpu",
+        threads=1,
+        seed=0,
+        lr=1e-3,
+        bf16=False,
+        every=60,
+    )
     return argparse.Namespace(**{**given, "state": None, **changes})
 
 
@@ -37,17 +48,24 @@ def test_trains_and_writes_a_model_card(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(f"{value:.3f}" in card for value in record["abilities"].values())
     assert not (tmp_path / "training_state.pt").exists()
     model = interp.load(str(tmp_path))
-    assert model.towers == ["vision", "text"] and (model.n_layers, model.n_heads, model.n_kv_heads) == (4, 8, 4)
+    assert model.towers == ["vision", "text"] and (
+        model.n_layers,
+        model.n_heads,
+        model.n_kv_heads,
+    ) == (4, 8, 4)
 
 
 def test_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted after a checkpoint and started again, it ends where the uninterrupted run ends."""
+    """Interrupted after a checkpoint and started again, it ends where the uninterrupted run
+    ends."""
     ends = []
     monkeypatch.setattr(script, "finish", lambda model, *rest: ends.append(model.state_dict()))
     script.train(arguments(tmp_path / "whole", images=160))
     monkeypatch.setattr(script, "abilities", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        script.train(arguments(tmp_path / "cut", images=160, every=0))  # a checkpoint a step, and no farther
+        script.train(
+            arguments(tmp_path / "cut", images=160, every=0)
+        )  # a checkpoint a step, and no farther
     script.train(arguments(tmp_path / "cut", images=160))
     whole, cut = ends
     for name, value in whole.items():
@@ -61,7 +79,9 @@ def test_lessons_ask_about_what_is_there_and_what_is_not() -> None:
         shown, pictures, ids, learn = lessons.batch(0, 0, 40, kinds)
         assert pictures.shape == (40, 3, 48, 48) and ids.shape == learn.shape
         for scene, row, wanted in zip(shown, ids, learn, strict=True):
-            text = " ".join(words[int(t)] for t in row[1 + script.PATCHES :] if words[int(t)] != "<pad>")
+            text = " ".join(
+                words[int(t)] for t in row[1 + script.PATCHES :] if words[int(t)] != "<pad>"
+            )
             learned = [words[int(t)] for t in row[wanted]]
             assert learned[-1] == "</s>" and (scenes.caption(scene) in text) == (kinds[1] == 0)
             asked = text.replace("</s>", "").split("is there a ")[1:]
@@ -85,11 +105,15 @@ def test_pictures_are_as_the_processor_makes_them(tmp_path: Path) -> None:
     assert made["input_ids"][0].tolist() == lessons.head + lessons.encode("is there a cup ?")
     with torch.no_grad():  # the lesson's shorter way through the model is the model's
         wanted = model.module(**made).logits
-        hidden = model.module.model.vision_tower(made["pixel_values"], output_hidden_states=True).hidden_states
+        hidden = model.module.model.vision_tower(
+            made["pixel_values"], output_hidden_states=True
+        ).hidden_states
         features = model.module.model.multi_modal_projector(hidden[-2][:, 1:])
         embeds = model.module.get_input_embeddings()(made["input_ids"])
         embeds = torch.cat([embeds[:, :1], features, embeds[:, 65:]], 1)
-        found = model.module.lm_head(model.module.model.language_model(inputs_embeds=embeds).last_hidden_state)
+        found = model.module.lm_head(
+            model.module.model.language_model(inputs_embeds=embeds).last_hidden_state
+        )
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 

@@ -1,4 +1,5 @@
-"""VHR, VAR and PAINT of prompts with images, against definitions written out with an untouched eager model."""
+"""VHR, VAR and PAINT of prompts with images, against definitions written out with an untouched
+eager model."""
 
 from __future__ import annotations
 
@@ -36,12 +37,10 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-# --- VHR ----------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def last_outputs(twin: Any, inputs: Any, gains: dict[int, torch.Tensor]) -> list[torch.Tensor]:
-    """(heads, d) of each layer: what goes into W_O at the last position, with earlier layers' heads × gains there."""
+    """(heads, d) of each layer: what goes into W_O at the last position, with earlier layers' heads
+    × gains there."""
     store: dict[int, torch.Tensor] = {}
     with ExitStack() as stack:
         for layer, block in enumerate(twin.model.language_model.layers):
@@ -62,11 +61,16 @@ def chosen_by_hand(vhd: list[float], activation: list[float], guard: bool) -> li
     def high(x: list[float], value: float) -> bool:
         return value > float(np.mean(x)) + float(np.std(x))
 
-    kept = [0.0 if guard and high(vhd, d) and high(activation, t) else d for d, t in zip(vhd, activation, strict=True)]
+    kept = [
+        0.0 if guard and high(vhd, d) and high(activation, t) else d
+        for d, t in zip(vhd, activation, strict=True)
+    ]
     return [d > median(kept) for d in kept]
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(guard=False), dict(layers=[3, 0], alpha=3.0)], ids=str)
+@pytest.mark.parametrize(
+    "settings", [dict(), dict(guard=False), dict(layers=[3, 0], alpha=3.0)], ids=str
+)
 def test_vhr_selects_layer_by_layer_what_its_definition_does(settings: dict[str, Any]) -> None:
     model, twin = llava()
     inputs = prompts()
@@ -77,15 +81,24 @@ def test_vhr_selects_layer_by_layer_what_its_definition_does(settings: dict[str,
         words = seen["input_ids"][seen["input_ids"] != IMAGE][None]
         gains: dict[int, torch.Tensor] = {}
         for layer in sorted(settings.get("layers", [1, 2, 3])):
-            image, text = (last_outputs(twin, given, gains)[layer].double() for given in (seen, dict(input_ids=words)))
+            image, text = (
+                last_outputs(twin, given, gains)[layer].double()
+                for given in (seen, dict(input_ids=words))
+            )
             vhd, activation = (image - text).norm(dim=-1), text.pow(2).sum(-1)
             chosen = torch.tensor(chosen_by_hand(vhd.tolist(), activation.tolist(), guard))
             gains[layer] = torch.where(chosen, alpha, 1.0)
-            torch.testing.assert_close(found.divergence[row, layer].double(), vhd, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(found.text_activation[row, layer].double(), activation, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                found.divergence[row, layer].double(), vhd, atol=1e-4, rtol=1e-4
+            )
+            torch.testing.assert_close(
+                found.text_activation[row, layer].double(), activation, atol=1e-4, rtol=1e-4
+            )
             assert torch.equal(found.selected[row, layer], chosen)
         others = [layer for layer in range(4) if layer not in gains]
-        assert not bool(found.selected[row, others].any()) and not bool(found.divergence[row, others].any())
+        assert not bool(found.selected[row, others].any()) and not bool(
+            found.divergence[row, others].any()
+        )
 
 
 def test_vhr_guards_against_heads_that_text_drives() -> None:
@@ -93,7 +106,9 @@ def test_vhr_guards_against_heads_that_text_drives() -> None:
     for guard in (True, False):
         found = E.VHR.select(torch.tensor([vhd]), torch.tensor([text]), guard=guard)
         wanted = chosen_by_hand(vhd, text, guard)
-        assert [h.head for h in found] == [h for h, yes in enumerate(wanted) if yes] and wanted[0] is not guard
+        assert [h.head for h in found] == [h for h, yes in enumerate(wanted) if yes] and wanted[
+            0
+        ] is not guard
 
 
 def test_vhr_reinforces_from_the_last_position_on() -> None:
@@ -103,7 +118,9 @@ def test_vhr_reinforces_from_the_last_position_on() -> None:
     edit = vhr_for(model, inputs, alpha=3.0)
     assert edit.selected is not None and edit.selected.shape == (2, 4, 8)
     row = vhr_for(model, alone(inputs, 1), alpha=3.0)
-    assert row.heads and {(h.layer, h.head) for h in row.heads} == set(map(tuple, edit.selected[1].nonzero().tolist()))
+    assert row.heads and {(h.layer, h.head) for h in row.heads} == set(
+        map(tuple, edit.selected[1].nonzero().tolist())
+    )
     first = vhr_for(model, inputs, layers=[0], alpha=3.0, scope="all")
     with torch.no_grad(), model.capture_z() as before:
         model(**inputs)
@@ -121,16 +138,19 @@ def test_vhr_reinforces_from_the_last_position_on() -> None:
 
 def test_layers_of_vhr_by_family() -> None:
     def model(kind: str, layers: int) -> Any:
-        return SimpleNamespace(module=SimpleNamespace(config=SimpleNamespace(model_type=kind)), n_layers=layers)
+        return SimpleNamespace(
+            module=SimpleNamespace(config=SimpleNamespace(model_type=kind)), n_layers=layers
+        )
 
     assert vhr_layers(model("llava", 32)) == (1, *range(18, 32))
     assert vhr_layers(model("llava_next", 40)) == (1, *range(26, 40))
     assert vhr_layers(model("instructblip", 32)) == tuple(range(14, 32))
     assert vhr_layers(model("qwen2_vl", 28)) == (1, *range(14, 28))
-    assert vhr_layers(model("llava", 4)) == (1, 2, 3) and vhr_layers(model("instructblip", 3)) == (1, 2)
+    assert vhr_layers(model("llava", 4)) == (1, 2, 3) and vhr_layers(model("instructblip", 3)) == (
+        1,
+        2,
+    )
 
-
-# --- VAR ----------------------------------------------------------------------------------------------------------
 
 TAU = 5.0
 #: sample → layer whose output it is planted in → token positions; the image's tokens are 1 … 64
@@ -139,7 +159,8 @@ PLANTED = [{0: [0, 68], 1: [9, 10, 33]}, {0: [0], 1: [], 2: [50, 67]}]
 
 @contextmanager
 def planted(module: Any, plan: list[dict[int, list[int]]]) -> Iterator[None]:
-    """Massive activations in dimensions 7 and 90 of the residual stream, at token positions of each sample."""
+    """Massive activations in dimensions 7 and 90 of the residual stream, at token positions of each
+    sample."""
     with ExitStack() as stack:
         for layer, block in enumerate(module.model.language_model.layers):
 
@@ -147,7 +168,9 @@ def planted(module: Any, plan: list[dict[int, list[int]]]) -> Iterator[None]:
                 position = kwargs["position_ids"].expand(len(output), -1)
                 made = output.clone()
                 for row in range(len(made)):
-                    here = torch.isin(position[row], torch.tensor(plan[row % len(plan)].get(layer, []) or [-1]))
+                    here = torch.isin(
+                        position[row], torch.tensor(plan[row % len(plan)].get(layer, []) or [-1])
+                    )
                     made[row, here, 7] += 90
                     made[row, here, 90] -= 20
                 return made
@@ -177,7 +200,9 @@ def redistributed(a: torch.Tensor, image: list[int], sinks: list[int], edit: E.V
 
 
 @torch.no_grad()
-def var_by_hand(twin: Any, inputs: Any, edit: E.VAR, dims: list[int] | None) -> tuple[torch.Tensor, list[list[int]]]:
+def var_by_hand(
+    twin: Any, inputs: Any, edit: E.VAR, dims: list[int] | None
+) -> tuple[torch.Tensor, list[list[int]]]:
     """(logits (tokens, vocabulary), sinks of each layer) of one prompt."""
     entered: dict[int, torch.Tensor] = {}
     sinks: list[list[int]] = [[] for _ in range(4)]
@@ -188,7 +213,9 @@ def var_by_hand(twin: Any, inputs: Any, edit: E.VAR, dims: list[int] | None) -> 
         x = entered[layer][0].double()
         size = x.abs() / x.pow(2).mean(-1, keepdim=True).sqrt()
         here = dims if dims is not None else (size[0] >= edit.tau).nonzero().flatten().tolist()
-        sinks[layer] = [t for t in range(len(x)) if any(float(size[t, d]) >= edit.tau for d in here)]
+        sinks[layer] = [
+            t for t in range(len(x)) if any(float(size[t, d]) >= edit.tau for d in here)
+        ]
         if sinks[layer] and (layer < 3 or edit.last_layer):
             a = redistributed(a[0], image, sinks[layer], edit)[None]
         return a @ v
@@ -216,7 +243,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_var_finds_sinks_on_the_way_and_redistributes(which: str) -> None:
     model, twin = llava()
     inputs = prompts()
-    edit = E.VAR(**{"tau": 1.5 if which == "one dim" else TAU, "image_mass": 0.3, **SETTINGS[which]})
+    edit = E.VAR(
+        **{"tau": 1.5 if which == "one dim" else TAU, "image_mass": 0.3, **SETTINGS[which]}
+    )
     dims = None if edit.dims == "auto" else list(edit.dims)
     inputs["position_ids"] = tiny.positions(inputs["attention_mask"])
     with torch.no_grad(), planted(model.module, PLANTED):
@@ -234,7 +263,9 @@ def test_var_finds_sinks_on_the_way_and_redistributes(which: str) -> None:
                              [[], [0], [0], [0, 50, 67]])[row], sinks  # fmt: skip
         n = len(wanted)
         torch.testing.assert_close(found[row, -n:].double(), wanted.double(), atol=2e-4, rtol=2e-4)
-        torch.testing.assert_close(found[row, -n:][:60], untouched[row, -n:][:60], atol=1e-5, rtol=1e-5)  # the image's
+        torch.testing.assert_close(
+            found[row, -n:][:60], untouched[row, -n:][:60], atol=1e-5, rtol=1e-5
+        )  # the image's
         changed = max(changed, float((found - untouched)[row, -n:].abs().max()))
     assert changed > 1e-3
 
@@ -247,7 +278,11 @@ def test_var_step_by_step_is_one_forward(start: int | None) -> None:
     plan = [{0: [0, 66, 71], 1: [20, 33]}]
     whole = {**given, "input_ids": torch.cat([given["input_ids"], torch.tensor([new])], 1)}
     del whole["attention_mask"]
-    with torch.no_grad(), planted(model.module, plan), model.edit(E.VAR(tau=TAU, rho=0.85, image_mass=0.1)):
+    with (
+        torch.no_grad(),
+        planted(model.module, plan),
+        model.edit(E.VAR(tau=TAU, rho=0.85, image_mass=0.1)),
+    ):
         wanted = model(**whole).logits[0, -len(new) - 1 : -1]
         found = stepwise(model, given, new, start)
         lost = torch.tensor([[5]])
@@ -291,16 +326,18 @@ def test_published_sink_dimensions() -> None:
 
     seven = hf.LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
     assert published_dims(model(seven)) == (1415, 2533)
-    assert published_dims(model(hf.LlamaConfig(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40))) == (
-        2100, 4743,
-    )  # fmt: skip
-    three = hf.LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+    assert published_dims(
+        model(hf.LlamaConfig(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40))
+    ) == (
+        2100,
+        4743,
+    )
+    three = hf.LlamaConfig(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8
+    )
     assert published_dims(model(three)) is None and published_dims(llava()[0]) is None
     qwen = hf.Qwen2VLConfig(text_config=dict(hidden_size=3584, num_hidden_layers=28))
     assert published_dims(SimpleNamespace(module=SimpleNamespace(config=qwen))) == (458, 2570)  # type: ignore[arg-type]
-
-
-# --- PAINT --------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -337,13 +374,17 @@ def test_attention_of_the_class_token() -> None:
     for row in range(2):
         layers = class_weights(twin, inputs["pixel_values"][row : row + 1])
         for layer in (0, -1):
-            np.testing.assert_allclose(found.attention[layer][row], layers[layer], atol=1e-5, rtol=1e-4)
+            np.testing.assert_allclose(
+                found.attention[layer][row], layers[layer], atol=1e-5, rtol=1e-4
+            )
         store: dict[str, torch.Tensor] = {}
         attention = twin.model.vision_tower.encoder.layers[1].self_attn
         with torch.no_grad(), ExitStack() as stack:
             for name in ("q_proj", "k_proj"):
 
-                def keep(module: Any, args: Any, output: Any, name: str = name, store: Any = store) -> None:
+                def keep(
+                    module: Any, args: Any, output: Any, name: str = name, store: Any = store
+                ) -> None:
                     store[name] = output[0].double()
 
                 stack.callback(getattr(attention, name).register_forward_hook(keep).remove)
@@ -352,12 +393,17 @@ def test_attention_of_the_class_token() -> None:
         torch.testing.assert_close(wide[row].double(), a, atol=1e-5, rtol=1e-4)
 
 
-# --- all of them, while text is written ---------------------------------------------------------------------------
+# --- all of them, while text is written
+# ---------------------------------------------------------------------------
 
 
 def edits_for(inputs: Any) -> list[Edit]:
     model, _ = llava()
-    return [vhr_for(model, inputs), E.VAR(tau=TAU, rho=0.85, image_mass=0.1), *paint_for(model, inputs)]
+    return [
+        vhr_for(model, inputs),
+        E.VAR(tau=TAU, rho=0.85, image_mass=0.1),
+        *paint_for(model, inputs),
+    ]
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -387,7 +433,9 @@ def test_new_tokens_sinks_go_with_their_beams() -> None:
         massive = (position == 0) | (position == 30) | ((position > 64) & (output[..., 0] > 0))
         return output + massive[..., None] * torch.nn.functional.one_hot(torch.tensor(7), 128) * 90
 
-    handle = model.module.model.language_model.layers[0].register_forward_hook(add, with_kwargs=True)
+    handle = model.module.model.language_model.layers[0].register_forward_hook(
+        add, with_kwargs=True
+    )
     try:
         edit = E.VAR(tau=TAU, rho=0.5, image_mass=0.1)
         for row, new, logits, _ in generated(inputs, "beams", model.edit(edit)):
@@ -403,14 +451,19 @@ def test_identities_are_bit_equal() -> None:
     inputs = prompts()
     with torch.no_grad():
         wanted = model(**inputs).logits
-        for edit in (vhr_for(model, inputs, alpha=1.0), E.VAR(p=0.0, tau=TAU), E.VAR(p=1.0, preset="code", tau=TAU),
-                     *paint_for(model, inputs, 0.0, 0.0)):  # fmt: skip
+        for edit in (
+            vhr_for(model, inputs, alpha=1.0),
+            E.VAR(p=0.0, tau=TAU),
+            E.VAR(p=1.0, preset="code", tau=TAU),
+            *paint_for(model, inputs, 0.0, 0.0),
+        ):
             assert edit.is_identity()
             with model.edit(edit):
                 assert torch.equal(model(**inputs).logits, wanted)
 
 
-# --- what can't be done -------------------------------------------------------------------------------------------
+# --- what can't be done
+# -------------------------------------------------------------------------------------------
 
 
 def test_refusals() -> None:
@@ -422,9 +475,12 @@ def test_refusals() -> None:
     blind = {k: v for k, v in inputs.items() if k != "pixel_values"}
     for make in (vhr_for, paint_for):
         for given, who, says in (
-            (inputs, text, "takes no images"), (words, model, "has none"), (right, model, "pad on the left"),
-            (blind, model, "pixel_values"), ({}, model, "input_ids"),
-        ):  # fmt: skip
+            (inputs, text, "takes no images"),
+            (words, model, "has none"),
+            (right, model, "pad on the left"),
+            (blind, model, "pixel_values"),
+            ({}, model, "input_ids"),
+        ):
             with pytest.raises(InputError, match=says):
                 make(who, given)
     with pytest.raises(HeadError):
@@ -446,7 +502,8 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("name", ["llava_next", "paligemma", "qwen2_vl", "internvl"])
 def test_other_families(name: str) -> None:
-    """VHR's choice is what capturing z says; patches of towers without class token, or merged ones, are refused."""
+    """VHR's choice is what capturing z says; patches of towers without class token, or merged ones,
+    are refused."""
     module, given = tiny_vision.build(name)
     model = hook(module, sample=given, name=name)
     found = select_heads(model, given)

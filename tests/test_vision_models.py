@@ -1,4 +1,5 @@
-"""Vision-language models of every family: the tap changes nothing, towers and image tokens are found, heads edited."""
+"""Vision-language models of every family: the tap changes nothing, towers and image tokens are
+found, heads edited."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from interp_hooks.images import image_spans
 
 
 @pytest.fixture(scope="module")
-def made(request: pytest.FixtureRequest) -> tuple[HookedModel, dict[str, torch.Tensor], torch.Tensor, Any]:
+def made(
+    request: pytest.FixtureRequest,
+) -> tuple[HookedModel, dict[str, torch.Tensor], torch.Tensor, Any]:
     """A hooked model, its input, the untouched model's logits, and an eager copy."""
     module, given = build(request.param)
     eager = tiny.eager(module)
@@ -46,7 +49,9 @@ def test_towers_and_logits(made: Any) -> None:
     torch.testing.assert_close(found, out.logits, atol=1e-4, rtol=1e-4)
     for layer in range(2):  # image blocks that see each other keep their masks
         a = out.attentions[layer].double()
-        torch.testing.assert_close(seen[layer].entropy.double(), torch.special.entr(a).sum(-1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            seen[layer].entropy.double(), torch.special.entr(a).sum(-1), atol=1e-4, rtol=1e-4
+        )
         assert torch.equal(seen["text", layer].entropy, seen[layer].entropy)
         assert seen["vision", layer].entropy.shape[1] == 4
 
@@ -56,7 +61,9 @@ def test_image_tokens(made: Any) -> None:
     model, given, _, _ = made
     row = given["input_ids"]
     (spans,) = image_spans(model.module.config, row)
-    assert [i for a, b in spans for i in range(a, b)] == (row[0] == IMAGE).nonzero().flatten().tolist()
+    assert [i for a, b in spans for i in range(a, b)] == (
+        row[0] == IMAGE
+    ).nonzero().flatten().tolist()
     assert len(spans) == 1
     with torch.no_grad(), model.edit(ScaleTokens("image", 3.0)):
         named = model(**given).logits
@@ -84,20 +91,25 @@ def test_the_image_can_be_taken_out(made: Any) -> None:
     """What is left is the text alone, and the model reads it as it would have."""
     model, given, _, _ = made
     left = vision.without_images(model, given)
-    assert left["input_ids"][0].tolist() == [t for t in given["input_ids"][0].tolist() if t != IMAGE]
+    assert left["input_ids"][0].tolist() == [
+        t for t in given["input_ids"][0].tolist() if t != IMAGE
+    ]
     with torch.no_grad():
         assert bool(torch.isfinite(model(**left).logits).all())
 
 
 @every_family
 def test_divergence_is_the_eager_one(made: Any) -> None:
-    """‖a(with image) − a(image removed)‖₂, a read from what W_O is given in a copy that was never tapped."""
+    """‖a(with image) − a(image removed)‖₂, a read from what W_O is given in a copy that was never
+    tapped."""
     model, given, _, eager = made
     inputs_of: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     found = vhd(model, given)
     layers = [eager.get_submodule(site.path) for site in model.sites if site.tower == "text"]
     handles = [
-        module.o_proj.register_forward_pre_hook(lambda m, args, i=i: inputs_of[i].append(args[0][:, -1].detach()))
+        module.o_proj.register_forward_pre_hook(
+            lambda m, args, i=i: inputs_of[i].append(args[0][:, -1].detach())
+        )
         for i, module in enumerate(layers)
     ]
     with torch.no_grad():
@@ -112,7 +124,8 @@ def test_divergence_is_the_eager_one(made: Any) -> None:
 
 
 def test_generation_remembers_the_image() -> None:
-    """In decode steps the image's tokens are still known, in a batch with beams and left padding too."""
+    """In decode steps the image's tokens are still known, in a batch with beams and left padding
+    too."""
     module, given = build("llava")
     model = hook(module, sample=given)
     row = given["input_ids"]
@@ -129,14 +142,18 @@ def test_generation_remembers_the_image() -> None:
 
 
 def test_several_images_in_a_prompt() -> None:
-    """Images that touch are told apart where all have the same size; text between them tells them apart anyway."""
+    """Images that touch are told apart where all have the same size; text between them tells them
+    apart anyway."""
     module, given = build("llava")
     model = hook(module, sample=given)
     touching = torch.tensor([[1, *[IMAGE] * 32, 5, 6], [0, 0, 1, *[IMAGE] * 16, 7, *[IMAGE] * 15]])
     first, second = image_spans(model.module.config, touching)
     assert first == [(1, 17), (17, 33)] and second == [(3, 19), (20, 35)]
     apart = torch.tensor([[1, *[IMAGE] * 16, 8, *[IMAGE] * 16, 5]])
-    with torch.no_grad(), model.observe("group_mass", labels=torch.where(apart == IMAGE, 0, -1)) as seen:
+    with (
+        torch.no_grad(),
+        model.observe("group_mass", labels=torch.where(apart == IMAGE, 0, -1)) as seen,
+    ):
         model(input_ids=apart, pixel_values=pixels(2, 3, 16, 16))
     assert float(seen[0].group_mass[0, :, -1, 0].min()) > 0
     assert image_spans(model.module.config, apart) == [[(1, 17), (18, 34)]]
@@ -149,7 +166,11 @@ def test_without_a_processor_or_a_sample() -> None:
     model = hook(module, sample=given)
     with pytest.raises(InputError, match="processor"):
         vision.with_images(model, "what", ["x.png"])
-    with torch.no_grad(), model.edit(ScaleTokens("image", 2.0)), pytest.raises(EditError, match="has none"):
+    with (
+        torch.no_grad(),
+        model.edit(ScaleTokens("image", 2.0)),
+        pytest.raises(EditError, match="has none"),
+    ):
         model(input_ids=torch.tensor([[1, 3, 4, 5]]))
     with pytest.raises(InputError, match="none can be taken out"):
         vision.without_images(model, dict(input_ids=torch.tensor([[1, 3, 4]])))
@@ -160,5 +181,9 @@ def test_a_text_only_model_is_told_from_one_with_images() -> None:
     assert not vision.takes_images(model)
     with pytest.raises(InputError, match="takes no images"):
         vision.with_images(model, "what", ["x.png"])
-    with torch.no_grad(), model.edit(ScaleTokens("image", 2.0)), pytest.raises(EditError, match="has none"):
+    with (
+        torch.no_grad(),
+        model.edit(ScaleTokens("image", 2.0)),
+        pytest.raises(EditError, match="has none"),
+    ):
         model(input_ids=torch.tensor([[1, 3, 4, 5]]))

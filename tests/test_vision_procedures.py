@@ -1,4 +1,5 @@
-"""DAMRO, RITUAL and CCA against two branches, and rings, made by hand with an untouched eager model."""
+"""DAMRO, RITUAL and CCA against two branches, and rings, made by hand with an untouched eager
+model."""
 
 from __future__ import annotations
 
@@ -40,10 +41,9 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     """Equal, but for −∞ at scores that are at the bound."""
     finite = torch.isfinite(found) & torch.isfinite(wanted)
     assert int((torch.isfinite(found) != torch.isfinite(wanted)).sum()) <= 1 and bool(finite.any())
-    torch.testing.assert_close(found[finite].double(), wanted[finite].double(), atol=1e-3, rtol=1e-3)
-
-
-# --- DAMRO --------------------------------------------------------------------------------------------------------
+    torch.testing.assert_close(
+        found[finite].double(), wanted[finite].double(), atol=1e-3, rtol=1e-3
+    )
 
 
 def outlier_patches(twin: Any, pixels: torch.Tensor, k: int) -> list[int]:
@@ -52,13 +52,18 @@ def outlier_patches(twin: Any, pixels: torch.Tensor, k: int) -> list[int]:
 
 @torch.no_grad()
 def outlier_logits(twin: Any, given: Any, k: int, new: list[int]) -> torch.Tensor:
-    """(vocabulary,) after the prompt and new tokens, with k patches *in place of* the image's, all read anew."""
+    """(vocabulary,) after the prompt and new tokens, with k patches *in place of* the image's, all
+    read anew."""
     ids, pixels = given["input_ids"][0].tolist(), given["pixel_values"]
     first = ids.index(IMAGE)
-    features = twin.get_image_features(pixel_values=pixels).pooler_output[0][outlier_patches(twin, pixels, k)]
+    features = twin.get_image_features(pixel_values=pixels).pooler_output[0][
+        outlier_patches(twin, pixels, k)
+    ]
     embed = twin.get_input_embeddings()
     before, after = (embed(torch.tensor(part)) for part in (ids[:first], ids[first + 64 :] + new))
-    return twin(inputs_embeds=torch.cat([before, features, after])[None], use_cache=False).logits[0, -1]
+    return twin(inputs_embeds=torch.cat([before, features, after])[None], use_cache=False).logits[
+        0, -1
+    ]
 
 
 @torch.no_grad()
@@ -74,12 +79,17 @@ def test_damro_is_two_branches_step_by_step(how: str, settings: dict[str, Any]) 
     inputs = prompts()
     damro = DAMRO(model, inputs, **settings)
     found = generated(inputs, how, logits_processor=[damro])
-    alpha, k, beta = (settings.get(name, default) for name, default in (("alpha", 2.0), ("k", 10), ("beta", 0.1)))
+    alpha, k, beta = (
+        settings.get(name, default) for name, default in (("alpha", 2.0), ("k", 10), ("beta", 0.1))
+    )
     for row, new, _, scores in found:
         assert scores is not None
         given = alone(inputs, row)
         for step in range(NEW):
-            own, other = own_logits(twin, given, new[:step]), outlier_logits(twin, given, k, new[:step])
+            own, other = (
+                own_logits(twin, given, new[:step]),
+                outlier_logits(twin, given, k, new[:step]),
+            )
             close(scores[step], joined(own, other, 1 + alpha, -alpha, beta))
             if how == "greedy":
                 assert int(scores[step].argmax()) == new[step]
@@ -100,15 +110,14 @@ def test_damro_presets() -> None:
     assert not torch.equal(heads.outliers, width.outliers)
 
 
-# --- RITUAL -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("given_images", [False, True], ids=["read back", "given"])
 @pytest.mark.parametrize("how", ["greedy", "sampling"])
 def test_ritual_is_two_branches_step_by_step(how: str, given_images: bool) -> None:
     model, twin = llava()
     inputs = prompts()
-    ritual = RITUAL(model, inputs, pictures() if given_images else None, transforms=["horizontal_flip"])
+    ritual = RITUAL(
+        model, inputs, pictures() if given_images else None, transforms=["horizontal_flip"]
+    )
     for row, new, _, scores in generated(inputs, how, logits_processor=[ritual]):
         assert scores is not None
         given = alone(inputs, row)
@@ -143,12 +152,15 @@ def test_transformations_keep_the_size(kind: str) -> None:
     else:
         assert not np.array_equal(after[0], after[1])
     if kind == "gaussian_blur":
-        assert all(np.abs(np.diff(a, axis=0)).mean() < np.abs(np.diff(before, axis=0)).mean() for a in after)
-    if kind in ("gaussian_blur", "color_jitter"):  # each pixel by itself, or by its neighbours: no geometry
+        assert all(
+            np.abs(np.diff(a, axis=0)).mean() < np.abs(np.diff(before, axis=0)).mean()
+            for a in after
+        )
+    if kind in (
+        "gaussian_blur",
+        "color_jitter",
+    ):  # each pixel by itself, or by its neighbours: no geometry
         assert abs(after[0].mean() / max(before.mean(), 1) - 1) < 2
-
-
-# --- CCA ----------------------------------------------------------------------------------------------------------
 
 
 def rings_by_hand(rows: int, columns: int) -> list[int]:
@@ -203,9 +215,12 @@ def logits_by_hand(twin: Any, given: Any, new: list[int], mask: bool) -> torch.T
     sees = sees if mask else torch.ones_like(sees).tril()
     bias = torch.where(sees, 0.0, torch.finfo(torch.float32).min)[None, None]
     return twin(
-        input_ids=torch.tensor([ids]), pixel_values=given["pixel_values"], position_ids=torch.tensor([places]),
-        attention_mask=bias, use_cache=False,
-    ).logits[0]  # fmt: skip
+        input_ids=torch.tensor([ids]),
+        pixel_values=given["pixel_values"],
+        position_ids=torch.tensor([places]),
+        attention_mask=bias,
+        use_cache=False,
+    ).logits[0]
 
 
 @pytest.mark.parametrize("mask", [True, False], ids=["mask", "positions alone"])
@@ -234,7 +249,9 @@ def test_cca_of_a_prompt_with_several_images() -> None:
             found = model(**given, use_cache=False).logits[0]
             with model.clean():
                 assert torch.allclose(model(**given).logits, untouched, atol=1e-5)
-        torch.testing.assert_close(found, logits_by_hand(twin, inputs, [], mask), atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(
+            found, logits_by_hand(twin, inputs, [], mask), atol=2e-4, rtol=2e-4
+        )
         assert float((found - untouched[0]).abs().max()) > 1e-2
     assert torch.equal(model(**given).logits, untouched)
 
@@ -258,7 +275,8 @@ def test_cca_leaves_text_alone_and_pads_on_either_side() -> None:
     torch.testing.assert_close(right[row, :-pads], left[row, pads:], atol=1e-4, rtol=1e-4)
 
 
-# --- beams, identities, other edits -------------------------------------------------------------------------------
+# --- beams, identities, other edits
+# -------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -271,25 +289,34 @@ def test_rows_that_beams_move_are_followed(kind: Any) -> None:
     vocabulary = model.module.get_output_embeddings().weight.shape[0]
     own = torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(0))
     follow(ids, own)
-    steps = [([0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10]), ([2, 2, 0, 3, 5, 4], [11, 12, 13, 14, 15, 16]),
-             ([1, 0, 1, 5, 5, 3], [9, 8, 7, 6, 5, 9])]  # fmt: skip
+    steps = [
+        ([0, 1, 2, 3, 4, 5], [5, 6, 7, 8, 9, 10]),
+        ([2, 2, 0, 3, 5, 4], [11, 12, 13, 14, 15, 16]),
+        ([1, 0, 1, 5, 5, 3], [9, 8, 7, 6, 5, 9]),
+    ]
     for order, tokens in steps:
         ids = torch.cat([ids[torch.tensor(order)], torch.tensor(tokens)[:, None]], 1)
         found = follow(ids, own)
     for row in range(6):  # each text alone, from its start
         text = ids[row : row + 1]
         mine = alone(inputs, row // 3)
-        other = kind(model, mine, beta=0.0, **({} if kind is DAMRO else dict(transforms=["vertical_flip"])))
+        other = kind(
+            model, mine, beta=0.0, **({} if kind is DAMRO else dict(transforms=["vertical_flip"]))
+        )
         if kind is RITUAL:
             part = slice(row // 3, row // 3 + 1)
             assert fresh.branch is not None and other.branch is not None
             other.branch.more["pixel_values"] = fresh.branch.more["pixel_values"][part]
         for end in range(mine["input_ids"].shape[1], mine["input_ids"].shape[1] + 4):
-            wanted = other(torch.cat([mine["input_ids"], text[:, -3:]], 1)[:, :end], own[row : row + 1])
+            wanted = other(
+                torch.cat([mine["input_ids"], text[:, -3:]], 1)[:, :end], own[row : row + 1]
+            )
         torch.testing.assert_close(found[row], wanted[0], atol=1e-3, rtol=1e-3)
     scores = own.log_softmax(-1)  # beam search gives log-probabilities
     assert torch.allclose(
-        fresh(inputs["input_ids"].repeat_interleave(3, 0), scores).logsumexp(-1), torch.zeros(6), atol=1e-4
+        fresh(inputs["input_ids"].repeat_interleave(3, 0), scores).logsumexp(-1),
+        torch.zeros(6),
+        atol=1e-4,
     )
     assert len(generated(inputs, "beams", logits_processor=[kind(model, inputs)])) == 4
 
@@ -299,20 +326,26 @@ def test_identity_settings_are_bit_equal(how: str) -> None:
     model, _ = llava()
     inputs = prompts()
     wanted = generated(inputs, how)
-    for processor in (DAMRO(model, inputs, alpha=0, beta=0), RITUAL(model, inputs, kappa=0, beta=0)):
+    for processor in (
+        DAMRO(model, inputs, alpha=0, beta=0),
+        RITUAL(model, inputs, kappa=0, beta=0),
+    ):
         found = generated(inputs, how, logits_processor=[processor])
         for (_, a, x, p), (_, b, y, q) in zip(found, wanted, strict=True):
             assert a == b and torch.equal(x, y) and (p is q is None or torch.equal(p, q))
 
 
 def test_edits_and_observers_around_are_of_the_own_prediction() -> None:
-    """The second branch is the untouched model; "image" keys and statistics are those of the own one."""
+    """The second branch is the untouched model; "image" keys and statistics are those of the own
+    one."""
     model, twin = llava()
     inputs = prompts()
     edit = interp.edits.ScaleTokens("image", 0.3)
     gone = ScaleHeads({"1.2": 0.0})
     with model.observe("entropy") as seen:
-        found = generated(inputs, "greedy", model.edit(edit, gone), logits_processor=[DAMRO(model, inputs)])
+        found = generated(
+            inputs, "greedy", model.edit(edit, gone), logits_processor=[DAMRO(model, inputs)]
+        )
     assert seen[0].entropy.shape[2] == inputs["input_ids"].shape[1] + NEW - 1
     for row, new, logits, scores in found:
         assert scores is not None
@@ -322,7 +355,9 @@ def test_edits_and_observers_around_are_of_the_own_prediction() -> None:
             with torch.no_grad(), model.edit(edit, gone):
                 own = model(input_ids=ids, pixel_values=given["pixel_values"]).logits[0, -1]
             torch.testing.assert_close(logits[step], own, atol=3e-4, rtol=3e-4)
-            close(scores[step], joined(own, outlier_logits(twin, given, 10, new[:step]), 3, -2, 0.1))
+            close(
+                scores[step], joined(own, outlier_logits(twin, given, 10, new[:step]), 3, -2, 0.1)
+            )
     assert model.observers_and_edits() == ([], [])
 
 
@@ -339,7 +374,8 @@ def test_cca_goes_with_edits_and_damro() -> None:
         close(scores[2], joined(own[2], outlier_logits(twin, given, 10, new[:2]), 3, -2, 0.1))
 
 
-# --- what can't be done -------------------------------------------------------------------------------------------
+# --- what can't be done
+# -------------------------------------------------------------------------------------------
 
 
 def test_refusals() -> None:
@@ -350,8 +386,10 @@ def test_refusals() -> None:
     right = {**inputs, "attention_mask": inputs["attention_mask"].flip(1)}
     for kind in (DAMRO, RITUAL):
         for given, who, says in (
-            (inputs, text, "takes no images"), (words, model, "has none"), (right, model, "pad on the left"),
-        ):  # fmt: skip
+            (inputs, text, "takes no images"),
+            (words, model, "has none"),
+            (right, model, "pad on the left"),
+        ):
             with pytest.raises(InputError, match=says):
                 kind(who, given)
         with pytest.raises(InputError, match="β of"):
@@ -393,13 +431,19 @@ def test_refusals() -> None:
 def test_other_families_are_refused_by_name(name: str) -> None:
     module, given = tiny_vision.build(name)
     model = hook(module, sample=given, name=name)
-    with pytest.raises(InputError, match=f"one token a patch in the prompt, as in LLaVA-1.5, which {name}"):
+    with pytest.raises(
+        InputError, match=f"one token a patch in the prompt, as in LLaVA-1.5, which {name}"
+    ):
         DAMRO(model, given, k=2)
     with pytest.raises(InputError, match="processor"):
         RITUAL(model, given)
     if name == "paligemma":
         return
-    with torch.no_grad(), pytest.raises(InputError, match=r"one position id|one token a patch"), CCA().on(model):
+    with (
+        torch.no_grad(),
+        pytest.raises(InputError, match=r"one position id|one token a patch"),
+        CCA().on(model),
+    ):
         model(**given)
 
 

@@ -1,4 +1,5 @@
-"""Scores of pictures against eager attention; sinks that were planted; padding; refusals; a whole scan."""
+"""Scores of pictures against eager attention; sinks that were planted; padding; refusals; a whole
+scan."""
 
 from __future__ import annotations
 
@@ -33,7 +34,14 @@ from interp_hooks import HookedModel, hook
 
 Pair = tuple[HookedModel, Any]
 TEXTS = ["describe the picture : a red table top left .", "is there a chair ?"]
-IMAGE_SCORES = ["image_mass", "visual_sink", "visual_nonsink_ratio", "image_centric", "cls_outlier", "vit_distance"]
+IMAGE_SCORES = [
+    "image_mass",
+    "visual_sink",
+    "visual_nonsink_ratio",
+    "image_centric",
+    "cls_outlier",
+    "vit_distance",
+]
 SINK_SCORES = ["visual_sink", "visual_nonsink_ratio", "image_centric"]
 MASSIVE, PLANTED = 7, (5, 20, 33)  # a dimension, and image tokens of a prompt without padding
 
@@ -53,22 +61,40 @@ def sharpened(module: Any) -> Any:
 
 
 def build(name: str, width: int, layers: int, seed: int, side: int = 48, limit: int = 512) -> Pair:
-    """A LLaVA of pocket-llava's words and pictures: text of `layers` × 4 heads, vision of 3 layers × 2 heads."""
+    """A LLaVA of pocket-llava's words and pictures: text of `layers` × 4 heads, vision of 3 layers
+    × 2 heads."""
     processor = pocket.build_processor()
     processor.image_processor.size = dict(height=side, width=side)
     torch.manual_seed(seed)
     text = LlamaConfig(
-        vocab_size=len(processor.tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=limit, bos_token_id=1, eos_token_id=2,
-        pad_token_id=3, initializer_range=0.8 * width**-0.5,
-    )  # fmt: skip
+        vocab_size=len(processor.tokenizer),
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=limit,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        initializer_range=0.8 * width**-0.5,
+    )
     vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=side, patch_size=6
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=side,
+        patch_size=6,
     )
     module = sharpened(
-        LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=4))
+        LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_index=4)
+        )
     )
-    return hook(module, name=name, tokenizer=processor.tokenizer, processor=processor), tiny.eager(module)
+    return hook(module, name=name, tokenizer=processor.tokenizer, processor=processor), tiny.eager(
+        module
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +109,9 @@ def wide() -> Pair:
 
 
 @contextmanager
-def planted(modules: Sequence[Any], slots: Sequence[Sequence[int]], layer: int = 1) -> Iterator[None]:
+def planted(
+    modules: Sequence[Any], slots: Sequence[Sequence[int]], layer: int = 1
+) -> Iterator[None]:
     """Massive activations on entry of `layer` in the slots of each row; they stay in the stream."""
 
     def write(module: Any, args: tuple, kwargs: dict) -> Any:
@@ -91,7 +119,9 @@ def planted(modules: Sequence[Any], slots: Sequence[Sequence[int]], layer: int =
         for row, here in enumerate(slots[: len(stream)]):
             stream[row, [k for k in here if k < stream.shape[1]], MASSIVE] = 500.0
         return (
-            (args, {**kwargs, "hidden_states": stream}) if "hidden_states" in kwargs else ((stream, *args[1:]), kwargs)
+            (args, {**kwargs, "hidden_states": stream})
+            if "hidden_states" in kwargs
+            else ((stream, *args[1:]), kwargs)
         )
 
     blocks = [m.model.language_model.layers[layer] for m in modules]
@@ -107,7 +137,9 @@ def batch_of_two(model: HookedModel) -> tuple[ProbeBatch, list[dict[str, torch.T
     """A left-padded batch, and its prompts one by one."""
     given = with_images(model, TEXTS, [picture(0), picture(1)])
     assert not bool(given["attention_mask"].all())
-    return image_batch(model, given), [with_images(model, t, [picture(i)]) for i, t in enumerate(TEXTS)]
+    return image_batch(model, given), [
+        with_images(model, t, [picture(i)]) for i, t in enumerate(TEXTS)
+    ]
 
 
 def measured(model: HookedModel, name: str, batch: ProbeBatch) -> np.ndarray:
@@ -121,11 +153,18 @@ def measured(model: HookedModel, name: str, batch: ProbeBatch) -> np.ndarray:
 
 
 @torch.no_grad()
-def text_attention(plain: Any, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """A (layers, heads, queries, keys) of one prompt; which keys are the image's; the first word after it."""
+def text_attention(
+    plain: Any, given: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """A (layers, heads, queries, keys) of one prompt; which keys are the image's; the first word
+    after it."""
     out = plain(**given, output_attentions=True, use_cache=False)
     image = given["input_ids"][0] == plain.config.image_token_id
-    return torch.stack([a[0].double() for a in out.attentions]), image, int(image.nonzero().max()) + 1
+    return (
+        torch.stack([a[0].double() for a in out.attentions]),
+        image,
+        int(image.nonzero().max()) + 1,
+    )
 
 
 @torch.no_grad()
@@ -134,7 +173,8 @@ def vision_attention(plain: Any, given: dict[str, torch.Tensor]) -> torch.Tensor
     return torch.stack([a[0].double() for a in out.attentions])
 
 
-# --- attention on the image, and its sinks ------------------------------------------------------------------------
+# --- attention on the image, and its sinks
+# ------------------------------------------------------------------------
 
 
 def test_image_mass_is_its_definition_under_left_padding(llava: Pair) -> None:
@@ -149,7 +189,9 @@ def test_image_mass_is_its_definition_under_left_padding(llava: Pair) -> None:
     assert got.std() > 0.01
 
 
-def sink_definition(name: str, a: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor, after: int) -> torch.Tensor:
+def sink_definition(
+    name: str, a: torch.Tensor, image: torch.Tensor, sinks: torch.Tensor, after: int
+) -> torch.Tensor:
     """(heads,) from one layer's A (heads, queries, keys)."""
     on_image = a[:, after:, image].sum(-1)
     on_sinks = a[:, after:, image & sinks].sum(-1)
@@ -157,7 +199,9 @@ def sink_definition(name: str, a: torch.Tensor, image: torch.Tensor, sinks: torc
     if name == "visual_sink":
         return on_sinks.sum(-1) / on_image.sum(-1)
     return (
-        ratio.nanmean(-1) if name == "visual_nonsink_ratio" else ((on_image >= 0.2) & (ratio >= 0.8)).double().mean(-1)
+        ratio.nanmean(-1)
+        if name == "visual_nonsink_ratio"
+        else ((on_image >= 0.2) & (ratio >= 0.8)).double().mean(-1)
     )
 
 
@@ -166,7 +210,9 @@ def test_planted_sinks_are_found(wide: Pair, name: str) -> None:
     model, plain = wide
     batch, alone = batch_of_two(model)
     starts = batch.attention_mask.argmax(1).tolist()
-    slots = [[start + k for k in (0, *PLANTED)] for start in starts]  # the first token, and image tokens
+    slots = [
+        [start + k for k in (0, *PLANTED)] for start in starts
+    ]  # the first token, and image tokens
     with planted([model.module], slots):
         got = measured(model, name, batch)
     assert np.isnan(got[:, 0]).all()  # nothing is massive on entry of layer 0
@@ -176,13 +222,16 @@ def test_planted_sinks_are_found(wide: Pair, name: str) -> None:
             a, image, after = text_attention(plain, given)
             sinks = torch.zeros_like(image)
             sinks[list(PLANTED)] = True
-            wanted.append([sink_definition(name, a[layer], image, sinks, after).numpy() for layer in (1, 2)])
+            wanted.append(
+                [sink_definition(name, a[layer], image, sinks, after).numpy() for layer in (1, 2)]
+            )
     np.testing.assert_allclose(got[:, 1:], wanted, atol=3e-5)
     assert got[:, 1:].std() > 0.001
 
 
 def test_a_sink_of_another_dimension_does_not_count(wide: Pair) -> None:
-    """Image tokens are sinks by what is massive at the first token, not by any outlier of theirs."""
+    """Image tokens are sinks by what is massive at the first token, not by any outlier of
+    theirs."""
     model, _ = wide
     batch = image_batch(model, with_images(model, DESCRIBE, [picture(0)]))
     with planted([model.module], [PLANTED]):
@@ -195,13 +244,16 @@ def test_without_sinks_a_note_says_so(llava: Pair, tmp_path: Path) -> None:
     atlas = interp.scan_heads(llava[0], ["image_mass", *SINK_SCORES], 32, 1, progress=False)
     for name in SINK_SCORES:
         assert atlas[name].mask.all() and atlas[name].shape == (2, 4)
-        assert sum(n.startswith(f"{name}: not measured") and "RMS(x)" in n for n in atlas.notes) == 1
+        assert (
+            sum(n.startswith(f"{name}: not measured") and "RMS(x)" in n for n in atlas.notes) == 1
+        )
     page = atlas.report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("Not measured in any head.") == len(SINK_SCORES)
     assert not any("image_mass" in note for note in atlas.notes)
 
 
-# --- the vision tower ---------------------------------------------------------------------------------------------
+# --- the vision tower
+# ---------------------------------------------------------------------------------------------
 
 
 def test_cls_outlier_is_its_definition(llava: Pair) -> None:
@@ -213,7 +265,9 @@ def test_cls_outlier_is_its_definition(llava: Pair) -> None:
         outliers = cls[1].mean(0).topk(10).indices  # layer −2 of 3 is what the language model sees
         wanted.append((cls[..., outliers].sum(-1) / cls.sum(-1)).numpy())
     np.testing.assert_allclose(measured(model, "cls_outlier", batch), wanted, atol=2e-5)
-    layers = [feature_layer(LlavaConfig(vision_feature_layer=n), 4) for n in (-1, -2, 1, 4, [-3, -2])]
+    layers = [
+        feature_layer(LlavaConfig(vision_feature_layer=n), 4) for n in (-1, -2, 1, 4, [-3, -2])
+    ]
     assert layers == [3, 2, 0, 3, 2]
 
 
@@ -247,7 +301,9 @@ def test_vit_importance_is_its_definition(llava: Pair) -> None:
     settings = Settings(32, 2, 3)
     atlas = interp.scan_heads(model, "vit_importance", 32, 2, 3, progress=False)
     wanted = np.zeros((3, 2))
-    layers = [m for name, m in plain.model.vision_tower.named_modules() if name.endswith("out_proj")]
+    layers = [
+        m for name, m in plain.model.vision_tower.named_modules() if name.endswith("out_proj")
+    ]
     for given in prompts(model, settings):
         base = next_word(plain, given)
         for layer in range(3):
@@ -262,7 +318,9 @@ def test_vit_importance_is_its_definition(llava: Pair) -> None:
                 pruned = next_word(plain, given)
                 handle.remove()
                 wanted[layer, head] += float((base.exp() * (base - pruned)).sum()) / 2
-    np.testing.assert_allclose(np.asarray(atlas["vit_importance"], float), wanted, atol=1e-6, rtol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(atlas["vit_importance"], float), wanted, atol=1e-6, rtol=1e-3
+    )
     assert (wanted[:2] > 0).all() and not wanted[2].any()  # the last layer's output is not used
     assert atlas.top("vit_importance", 1)[0].tower == "vision"
 
@@ -270,9 +328,6 @@ def test_vit_importance_is_its_definition(llava: Pair) -> None:
 @torch.no_grad()
 def next_word(plain: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
     return plain(**given).logits[0, -1].double().log_softmax(-1)
-
-
-# --- divergence ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -283,14 +338,18 @@ def last_z(plain: Any, heads: int = 4, **given: Any) -> tuple[torch.Tensor, torc
     def read(module: Any, args: tuple) -> None:
         z.append(args[0][0, -1].double().view(heads, -1))
 
-    handles = [m.o_proj.register_forward_pre_hook(read) for m in tiny.layers(plain.model.language_model)]
+    handles = [
+        m.o_proj.register_forward_pre_hook(read) for m in tiny.layers(plain.model.language_model)
+    ]
     logits = plain(**given).logits[0, -1]
     for handle in handles:
         handle.remove()
     return torch.stack(z), logits
 
 
-def divergence(plain: Any, given: dict[str, torch.Tensor], said: Sequence[int] = ()) -> tuple[torch.Tensor, int]:
+def divergence(
+    plain: Any, given: dict[str, torch.Tensor], said: Sequence[int] = ()
+) -> tuple[torch.Tensor, int]:
     """(layers, heads) by hand, after the words `said`, and the next word with the image."""
     ids = torch.cat([given["input_ids"], torch.tensor([list(said)], dtype=torch.long)], 1)
     words = ids[:, ids[0] != plain.config.image_token_id]
@@ -305,15 +364,23 @@ def test_vhd_is_its_definition_under_left_padding(llava: Pair) -> None:
     found = vhd(model, both)
     for i, text in enumerate(TEXTS):
         wanted, _ = divergence(plain, with_images(model, text, [picture(i)]))
-        np.testing.assert_allclose(torch.stack([found[n][i] for n in range(2)]), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            torch.stack([found[n][i] for n in range(2)]), wanted, rtol=1e-4, atol=1e-5
+        )
     atlas = interp.scan_heads(model, "vhd", 32, 2, 5, progress=False)
-    by_hand = torch.stack([divergence(plain, given)[0] for given in prompts(model, Settings(32, 2, 5))])
-    np.testing.assert_allclose(np.asarray(atlas["vhd"], float), by_hand.mean(0), rtol=1e-4, atol=1e-5)
+    by_hand = torch.stack(
+        [divergence(plain, given)[0] for given in prompts(model, Settings(32, 2, 5))]
+    )
+    np.testing.assert_allclose(
+        np.asarray(atlas["vhd"], float), by_hand.mean(0), rtol=1e-4, atol=1e-5
+    )
     assert [str(h)[:5] for h in atlas.top("vhd", 3)] == ["text."] * 3
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_t_vhd_is_its_definition(llava: Pair, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t_vhd_is_its_definition(
+    llava: Pair, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, plain = llava
     if not cached:
         monkeypatch.setattr(HookedModel, "has_cache", False)
@@ -342,7 +409,9 @@ def test_t_vhd_ends_with_the_answer(llava: Pair, monkeypatch: pytest.MonkeyPatch
     ends = free.tokens[:, 0].tolist()
     monkeypatch.setattr(model.module.generation_config, "eos_token_id", ends[0])
     cut = t_vhd(model, both, 3)
-    assert torch.isfinite(cut.curve[0, 0]) and (cut.curve.shape[1] == 1 or torch.isnan(cut.curve[0, 1:]).all())
+    assert torch.isfinite(cut.curve[0, 0]) and (
+        cut.curve.shape[1] == 1 or torch.isnan(cut.curve[0, 1:]).all()
+    )
     monkeypatch.setattr(model.module.generation_config, "eos_token_id", ends)
     assert t_vhd(model, both, 3).curve.shape == (2, 1)
 
@@ -357,14 +426,19 @@ def test_bad_calls_are_refused(llava: Pair, worded: Callable[[str], Any]) -> Non
     with pytest.raises(InputError, match="no image"):
         vhd(model, dict(text))
     other = worded("llama")[0]
-    for run in (lambda: t_vhd(other, given), lambda: vhd(other, given), lambda: cluster_heads(other)):
+    for run in (
+        lambda: t_vhd(other, given),
+        lambda: vhd(other, given),
+        lambda: cluster_heads(other),
+    ):
         with pytest.raises(InputError, match="takes no images"):
             run()
     with pytest.raises(InputError, match="1 to 6 clusters"):
         cluster_heads(model, samples=1, clusters=7)
 
 
-# --- clusters of patterns -----------------------------------------------------------------------------------------
+# --- clusters of patterns
+# -----------------------------------------------------------------------------------------
 
 
 def test_patterns_are_attention_between_cells(llava: Pair) -> None:
@@ -376,7 +450,9 @@ def test_patterns_are_attention_between_cells(llava: Pair) -> None:
     for one in given:
         a = vision_attention(plain, one)[:, :, 1:, 1:]
         for i in range(16):
-            rows = torch.stack([a[:, :, cell == i][..., cell == j].sum((-1, -2)) for j in range(16)], -1)
+            rows = torch.stack(
+                [a[:, :, cell == i][..., cell == j].sum((-1, -2)) for j in range(16)], -1
+            )
             wanted[:, :, i] += rows / rows.sum(-1, keepdim=True) / len(given)
     np.testing.assert_allclose(torch.stack([found[n] for n in range(3)]), wanted, atol=1e-5)
 
@@ -399,13 +475,14 @@ def test_clusters_are_kinds_and_repeat(llava: Pair) -> None:
     np.testing.assert_allclose(np.array(one.attrs["patterns"]).sum(-1), 1, atol=1e-5)
 
 
-# --- scans --------------------------------------------------------------------------------------------------------
-
-
-def test_text_models_are_refused_by_name_and_spared_by_default(worded: Callable[[str], Any], tmp_path: Path) -> None:
+def test_text_models_are_refused_by_name_and_spared_by_default(
+    worded: Callable[[str], Any], tmp_path: Path
+) -> None:
     model = worded("llama")[0]
     for name in (n for n in scores.names() if scores.get(n).needs_images):
-        with pytest.raises(InputError, match=f"The score {name} needs a vision-language model.*takes no images"):
+        with pytest.raises(
+            InputError, match=f"The score {name} needs a vision-language model.*takes no images"
+        ):
             plan_scan(model, ["sink", name], 48)
     for which in ("default", "all"):
         assert not any(s.needs_images for s in plan_scan(model, which, 48, 1).scores)
@@ -419,10 +496,15 @@ def test_a_default_scan_has_both_towers(llava: Pair, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     plan = plan_scan(model, "default", 48, 2)
     atlas = plan.run(tmp_path, lambda done, total, label: calls.append((done, total)))
-    assert set(IMAGE_SCORES) | {"vhd", "sink"} <= set(atlas.scores) and "vit_importance" not in atlas.scores
+    assert (
+        set(IMAGE_SCORES) | {"vhd", "sink"} <= set(atlas.scores)
+        and "vit_importance" not in atlas.scores
+    )
     assert calls[-1][0] == calls[-1][1] == sum(tokens for tokens, _ in plan._tokens())
     assert calls == sorted(calls)
-    assert any("image_mass" in measured and passes.startswith("2 × ") for _, measured, passes in plan.rows)
+    assert any(
+        "image_mass" in measured and passes.startswith("2 × ") for _, measured, passes in plan.rows
+    )
     assert any(measured == "vhd" for _, measured, _ in plan.rows)
     frame = atlas.frame
     text, vision = frame[frame.tower == "text"], frame[frame.tower == "vision"]
@@ -431,7 +513,9 @@ def test_a_default_scan_has_both_towers(llava: Pair, tmp_path: Path) -> None:
         assert text[name].notna().all() and vision[name].isna().all()
     for name in ("cls_outlier", "vit_distance"):
         assert vision[name].notna().all() and text[name].isna().all()
-    assert any("unknown to this tokenizer" in note for note in atlas.notes)  # prose is not about tables and chairs
+    assert any(
+        "unknown to this tokenizer" in note for note in atlas.notes
+    )  # prose is not about tables and chairs
     again = interp.Atlas.load(tmp_path)
     pd.testing.assert_frame_equal(again.frame, frame)
     assert again["cls_outlier"].shape == (3, 2) and again["vhd"].shape == (2, 4)
@@ -442,7 +526,9 @@ def test_a_default_scan_has_both_towers(llava: Pair, tmp_path: Path) -> None:
 
 
 def test_scores_of_text_leave_the_vision_tower_out(llava: Pair) -> None:
-    frame = interp.scan_heads(llava[0], ["residual_peak", "importance"], 32, 1, progress=False).frame
+    frame = interp.scan_heads(
+        llava[0], ["residual_peak", "importance"], 32, 1, progress=False
+    ).frame
     vision = frame[frame.tower == "vision"]
     assert vision[["residual_peak", "importance"]].isna().all(axis=None)
     assert frame[frame.tower == "text"][["residual_peak", "importance"]].notna().all(axis=None)
@@ -468,7 +554,9 @@ def test_interrupted_scan_resumes(llava: Pair, tmp_path: Path, stop_after: int) 
     rest = counter.during(lambda: results.append(second.run(tmp_path)))
     counter.stop()
     pd.testing.assert_frame_equal(results[0].frame, wanted, check_exact=True)
-    assert rest == sum([1, 1, 1, 1, 4][stop_after:]) + 1  # text, pictures, vhd with and without; an overlay at the end
+    assert (
+        rest == sum([1, 1, 1, 1, 4][stop_after:]) + 1
+    )  # text, pictures, vhd with and without; an overlay at the end
 
 
 def test_pictures_of_ones_own(llava: Pair, tmp_path: Path) -> None:
@@ -480,9 +568,13 @@ def test_pictures_of_ones_own(llava: Pair, tmp_path: Path) -> None:
     atlas = interp.scan_heads(model, ["image_mass", "vhd"], 32, 2, **asked)
     wanted = []
     for i in range(2):
-        a, image, after = text_attention(plain, with_images(model, "is there a chair ?", [tmp_path / f"{i}.png"]))
+        a, image, after = text_attention(
+            plain, with_images(model, "is there a chair ?", [tmp_path / f"{i}.png"])
+        )
         wanted.append(a[:, :, after:, image].sum(-1).mean(-1).numpy())
-    np.testing.assert_allclose(np.asarray(atlas["image_mass"], float), np.mean(wanted, 0), atol=2e-5)
+    np.testing.assert_allclose(
+        np.asarray(atlas["image_mass"], float), np.mean(wanted, 0), atol=2e-5
+    )
     settings = atlas.provenance["settings"]
     assert (settings["images"], settings["prompt"]) == (str(tmp_path), "is there a chair ?")
     picture(9).save(tmp_path / "0.png")

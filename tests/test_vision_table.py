@@ -1,4 +1,5 @@
-"""The table of interventions on pictures: every method runs, and what is rendered is what was measured."""
+"""The table of interventions on pictures: every method runs, and what is rendered is what was
+measured."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ def model() -> HookedModel:
 
 def test_every_method_is_measured_and_shown(model: HookedModel) -> None:
     result = table.measure(4, 0, model)
-    assert set(result["methods"]) >= {"greedy", "VHR, α = 2", "VAR, paper", "DAMRO, α = 2, k = 10", "random heads × 2"}
+    assert set(result["methods"]) >= {
+        "greedy",
+        "VHR, α = 2",
+        "VAR, paper",
+        "DAMRO, α = 2, k = 10",
+        "random heads × 2",
+    }
     shown = table.render_table(result)
     lines = shown.splitlines()
     assert len(lines) == len(result["methods"]) + 4 and lines[2].startswith("| greedy |")

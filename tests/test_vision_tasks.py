@@ -1,4 +1,5 @@
-"""Tasks about pictures: questions and counts by hand, files of the published form, ratios, whole evaluations."""
+"""Tasks about pictures: questions and counts by hand, files of the published form, ratios, whole
+evaluations."""
 
 from __future__ import annotations
 
@@ -22,7 +23,15 @@ from interp.scenes import OBJECTS, PARTNER
 from interp.tasks.chair import Chair
 from interp.tasks.images import Picture
 from interp.tasks.pope import Pope, said_yes
-from interp.vision_evaluation import answers, compare, counted, evaluate_images, plain, ratios, under
+from interp.vision_evaluation import (
+    answers,
+    compare,
+    counted,
+    evaluate_images,
+    plain,
+    ratios,
+    under,
+)
 from interp_hooks import HookedModel, hook
 
 
@@ -40,9 +49,13 @@ def test_pope_asks_as_many_of_yes_as_of_no() -> None:
         labels = [p.info["label"] for p in found]
         assert labels.count("yes") == labels.count("no") == 30
         for problem in found:
-            assert (problem.info["object"] in problem.info["names"]) == (problem.info["label"] == "yes")
+            assert (problem.info["object"] in problem.info["names"]) == (
+                problem.info["label"] == "yes"
+            )
             assert problem.prompt == f"is there a {problem.info['object']} ?"
-        assert {p.info["split"] for p in found} == ({split} if split != "all" else {"random", "popular", "adversarial"})
+        assert {p.info["split"] for p in found} == (
+            {split} if split != "all" else {"random", "popular", "adversarial"}
+        )
 
 
 def test_splits_ask_for_other_absent_objects() -> None:
@@ -50,8 +63,10 @@ def test_splits_ask_for_other_absent_objects() -> None:
         split: [p for p in Pope(split=split).problems(300) if p.info["label"] == "no"]
         for split in ("random", "popular", "adversarial")
     }
-    expected = {s: np.mean([p.info["object"] in {PARTNER.get(n) for n in p.info["names"]} for p in ps])
-                for s, ps in absent.items()}  # fmt: skip
+    expected = {
+        s: np.mean([p.info["object"] in {PARTNER.get(n) for n in p.info["names"]} for p in ps])
+        for s, ps in absent.items()
+    }
     assert expected["adversarial"] > 0.6 > expected["popular"] and expected["random"] < 0.4
     place = {s: np.mean([OBJECTS.index(p.info["object"]) for p in ps]) for s, ps in absent.items()}
     assert place["popular"] < place["random"] - 3
@@ -59,7 +74,8 @@ def test_splits_ask_for_other_absent_objects() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "yes"),
-    [("yes", True), ("Yes, there is a dog.", True), ("no", False), ("No.", False), ("there is not", False),
+    [("yes", True), ("Yes, there is a dog.", True), ("no", False), ("No.", False), ("there is "
+                                                                                    "not", False),
      ("There is. No doubt.", True), ("", True), ("nothing known", True)],
 )  # fmt: skip
 def test_reading_of_answers(answer: str, yes: bool) -> None:
@@ -72,7 +88,13 @@ def test_pope_metrics_by_hand() -> None:
     said = ["yes", "yes", "no", "yes", "no", "no"]  # 2 hits, 1 missed, 1 false alarm
     problems = [Picture(None, "", i // 2, dict(label=label)) for i, label in enumerate(labels)]
     found = ratios(task, counted(task, problems, said))
-    expected = {"accuracy": 4 / 6, "F1": 2 / 3, "precision": 2 / 3, "recall": 2 / 3, "share of yes": 0.5}
+    expected = {
+        "accuracy": 4 / 6,
+        "F1": 2 / 3,
+        "precision": 2 / 3,
+        "recall": 2 / 3,
+        "share of yes": 0.5,
+    }
     assert {k: float(v[0]) for k, v in found.items()} == pytest.approx(expected)
 
 
@@ -82,7 +104,13 @@ def test_chair_metrics_by_hand() -> None:
     said = ["a red table and a chair and a table .", "a plate and a cup and a tree ."]
     problems = [Picture(None, "", i, dict(names=frozenset(t))) for i, t in enumerate(truth)]
     found = {k: float(v[0]) for k, v in ratios(task, counted(task, problems, said)).items()}
-    expected = {"CHAIR_I": 3 / 5, "CHAIR_S": 1.0, "object F1": 2 * 2 / (5 + 3), "object recall": 2 / 3, "words": 8.5}
+    expected = {
+        "CHAIR_I": 3 / 5,
+        "CHAIR_S": 1.0,
+        "object F1": 2 * 2 / (5 + 3),
+        "object recall": 2 / 3,
+        "words": 8.5,
+    }
     assert found == pytest.approx(expected)
 
 
@@ -90,8 +118,13 @@ def test_differences_are_paired_and_resampled_by_picture() -> None:
     task, rng = Pope(), np.random.default_rng(0)
     problems = [Picture(None, "", i // 3, dict(label="yes" if i % 2 else "no")) for i in range(90)]
     said = [("yes" if rng.random() < 0.5 else "no") for _ in problems]
-    better = [p.info["label"] if rng.random() < 0.5 else a for p, a in zip(problems, said, strict=True)]
-    frames = {name: counted(task, problems, what) for name, what in dict(a=said, b=better, same=said).items()}
+    better = [
+        p.info["label"] if rng.random() < 0.5 else a for p, a in zip(problems, said, strict=True)
+    ]
+    frames = {
+        name: counted(task, problems, what)
+        for name, what in dict(a=said, b=better, same=said).items()
+    }
     found = compare(task, frames, seed=1)
     assert found["a"]["accuracy"].difference is None
     same = found["same"]["F1"].difference
@@ -159,7 +192,9 @@ def test_evaluation_end_to_end(model: HookedModel, tmp_path: Path) -> None:
     result = interp.evaluate(model, "pope", [ScaleTokens("image", 0.0)], n=12)
     assert (result.task, result.metric) == ("pope", "accuracy") and result.mcnemar is not None
     assert set(result.more) == {"F1", "precision", "recall", "share of yes"}
-    assert len(result.frame) == 12 and {"baseline_answer", "edited_answer"} <= set(result.frame.columns)
+    assert len(result.frame) == 12 and {"baseline_answer", "edited_answer"} <= set(
+        result.frame.columns
+    )
     again = Evaluation.load(result.save(tmp_path / "pope"))
     assert again.more == result.more and again.difference == result.difference
     told = interp.evaluate(model, "chair", n=3)
@@ -202,7 +237,9 @@ def test_prompts_with_images(model: HookedModel, tmp_path: Path) -> None:
     same = vision.with_images(model, "<image> is there a chair ?", [file])
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert vision.spans(model, one["input_ids"]) == [[(1, 65)]]
-    both = vision.with_images(model, ["is there a chair ?", "describe the picture :"], [picture, [file]])
+    both = vision.with_images(
+        model, ["is there a chair ?", "describe the picture :"], [picture, [file]]
+    )
     assert both["attention_mask"][1, 0] == 0 or both["attention_mask"][0, 0] == 0
     assert model.processor.tokenizer.padding_side == "left"
     two = vision.with_images(model, "<image> and <image> is there a cup ?", [picture, picture])
@@ -229,7 +266,8 @@ def test_prompts_with_images(model: HookedModel, tmp_path: Path) -> None:
 def test_chat_templates_are_used(model: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt without marks is a user's turn; one with marks is left as it is."""
     template = (
-        "<s>{% for m in messages %}this {% for c in m.content %}{% if c.type == 'image' %}<image> {% endif %}"
+        "<s>{% for m in messages %}this {% for c in m.content %}{% if c.type == 'image' %}<image> "
+        "{% endif %}"
         "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
         "{% if add_generation_prompt %} in picture :{% endif %}"
     )
@@ -240,7 +278,10 @@ def test_chat_templates_are_used(model: HookedModel, monkeypatch: pytest.MonkeyP
     assert words[:3] == ["<s>", "this", "<image>"] and words.count("<image>") == 64
     assert words[66:] == "is there a cup ? in picture :".split()
     own = vision.with_images(model, "<image> is there a cup ?", [picture])
-    assert model.tokenizer.convert_ids_to_tokens(own["input_ids"][0])[65:] == "is there a cup ?".split()
+    assert (
+        model.tokenizer.convert_ids_to_tokens(own["input_ids"][0])[65:]
+        == "is there a cup ?".split()
+    )
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
@@ -256,17 +297,48 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, [str(a) for a in arguments])
 
-    asked = run("generate", "--model", folder, "--prompt", "is there a cup ?", "--image", file, "--max-new-tokens", 3)
+    asked = run(
+        "generate",
+        "--model",
+        folder,
+        "--prompt",
+        "is there a cup ?",
+        "--image",
+        file,
+        "--max-new-tokens",
+        3,
+    )
     assert asked.exit_code == 0 and asked.stdout.strip()
-    both = run("evaluate", "--model", folder, "--task", "pope", "--n", 6, "--edit", edit, "--out", tmp_path / "pope")
+    both = run(
+        "evaluate",
+        "--model",
+        folder,
+        "--task",
+        "pope",
+        "--n",
+        6,
+        "--edit",
+        edit,
+        "--out",
+        tmp_path / "pope",
+    )
     assert both.exit_code == 0, both.output
-    assert all(word in both.stdout for word in ("accuracy", "F1", "precision", "recall", "share of yes", "McNemar"))
+    assert all(
+        word in both.stdout
+        for word in ("accuracy", "F1", "precision", "recall", "share of yes", "McNemar")
+    )
     shown = run("show", tmp_path / "pope")
     assert shown.exit_code == 0 and "share of yes" in shown.stdout
     for arguments, says in (
         (("generate", "--model", "llama", "--prompt", "a", "--image", file), "takes no images"),
-        (("generate", "--model", folder, "--prompt", "a", "--image", tmp_path / "none.png"), "There is no image"),
-        (("generate", "--model", folder, "--prompt", "<image> <image> a", "--image", file), "one an image"),
+        (
+            ("generate", "--model", folder, "--prompt", "a", "--image", tmp_path / "none.png"),
+            "There is no image",
+        ),
+        (
+            ("generate", "--model", folder, "--prompt", "<image> <image> a", "--image", file),
+            "one an image",
+        ),
         (("evaluate", "--model", "llama", "--task", "chair", "--n", 2), "takes no images"),
         (("scan-heads", "--model", "llama", "--scores", "vhd"), "takes no images"),
     ):

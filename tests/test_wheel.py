@@ -1,4 +1,5 @@
-"""What is installed is complete: run in the checkout, and by .ci/run against the built wheel outside of it."""
+"""What is installed is complete: run in the checkout, and by .ci/run against the built wheel
+outside of it."""
 
 from __future__ import annotations
 
@@ -22,13 +23,18 @@ def test_the_bundled_vision_model_is_packaged_and_sees() -> None:
     assert (model.name, model.towers) == ("pocket-llava", ["vision", "text"])
     result = interp.evaluate(model, "pope", n=24)
     assert result.baseline.mean > 0.6
-    atlas = interp.scan_heads(model, scores="image_mass,vit_distance", samples=2, context=64, progress=False)
+    atlas = interp.scan_heads(
+        model, scores="image_mass,vit_distance", samples=2, context=64, progress=False
+    )
     assert atlas.overlays and atlas["image_mass"].max() > 0.5
 
 
 def test_the_three_packages_come_from_one_place() -> None:
-    """An editable install has them in the checkout and its hooks/ and kernels/, a wheel side by side."""
-    root, hooks, kernels = (Path(p.__file__).resolve().parents[1] for p in (interp, interp_hooks, interp_kernels))
+    """An editable install has them in the checkout and its hooks/ and kernels/, a wheel side by
+    side."""
+    root, hooks, kernels = (
+        Path(p.__file__).resolve().parents[1] for p in (interp, interp_hooks, interp_kernels)
+    )
     assert (hooks, kernels) in ((root, root), (root / "hooks", root / "kernels"))
 
 
@@ -37,4 +43,6 @@ def test_the_benchmark_results_are_packaged() -> None:
 
     folder = committed()
     assert folder is not None
-    assert {"cpu.json", "h200_kernels.json", "h200_model.json"} <= {file.name for file in folder.iterdir()}
+    assert {"cpu.json", "h200_kernels.json", "h200_model.json"} <= {
+        file.name for file in folder.iterdir()
+    }

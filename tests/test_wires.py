@@ -1,4 +1,5 @@
-"""Wires: what flows between heads is read as it is, with gradients, and can be replaced, in every architecture."""
+"""Wires: what flows between heads is read as it is, with gradients, and can be replaced, in every
+architecture."""
 
 from __future__ import annotations
 
@@ -30,16 +31,21 @@ def test_wires_change_nothing_and_are_what_other_captures_see(tapped: Any, name:
         for place in ("pre", "mid", "post"):
             assert ((place, layer) in wires) == ((place, layer) in resid)
             if (place, layer) in resid:
-                torch.testing.assert_close(wires[place, layer].detach(), resid[place, layer], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    wires[place, layer].detach(), resid[place, layer], rtol=1e-4, atol=1e-5
+                )
         assert wires["q", layer].shape == (2, 9, model.n_heads, model.d_head)
         assert wires["k", layer].shape[2] == wires["v", layer].shape[2] == model.n_kv_heads
-    torch.testing.assert_close(wires["final", model.n_layers - 1].detach(), resid["final"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        wires["final", model.n_layers - 1].detach(), resid["final"], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "opt"])
 @pytest.mark.parametrize("place", PLACES)
 def test_gradients_are_those_of_finite_differences(name: str, place: str) -> None:
-    """∂m/∂wire · direction against (m(wire + ε·direction) − m(wire − ε·direction)) / 2ε in float64."""
+    """∂m/∂wire · direction against (m(wire + ε·direction) − m(wire − ε·direction)) / 2ε in
+    float64."""
     model = hook(tiny.build(name).double(), name=name)
     layer = 1
     with model.wires(place) as wires:
@@ -48,11 +54,17 @@ def test_gradients_are_those_of_finite_differences(name: str, place: str) -> Non
         assert place == "mid" and name == "neox"  # its blocks run attention and MLP side by side
         return
     (gradient,) = torch.autograd.grad(metric, wires[place, layer])
-    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    direction = torch.randn(
+        gradient.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
     def moved(by: float) -> float:
         def write(at: str, where: int, tensor: torch.Tensor) -> torch.Tensor | None:
-            return tensor + by * direction.reshape(tensor.shape) if (at, where) == (place, layer) else None
+            return (
+                tensor + by * direction.reshape(tensor.shape)
+                if (at, where) == (place, layer)
+                else None
+            )
 
         with torch.no_grad(), model.wires(write=write):
             return float(model.logits(IDS)[:, -1, 5].sum())
@@ -73,7 +85,9 @@ def test_frozen_parameters_have_gradients_and_nothing_is_kept_unasked(tapped: An
     own, _ = tapped("llama")
     with own.wires("z") as others:
         same = own.logits(IDS)[:, -1, 5].sum()
-    slopes = [torch.autograd.grad(m, list(w.values())) for m, w in ((metric, wires), (same, others))]
+    slopes = [
+        torch.autograd.grad(m, list(w.values())) for m, w in ((metric, wires), (same, others))
+    ]
     for frozen, free in zip(*slopes, strict=True):
         torch.testing.assert_close(frozen, free, rtol=1e-4, atol=1e-6)
     with own._adapter.residual(lambda *_: None, keep=False) as residual, torch.no_grad():
@@ -96,7 +110,9 @@ def test_outer_edits_come_first_and_wires_are_gone_afterwards(tapped: Any) -> No
         model.logits(IDS)
     assert not wires["z", 1][:, :, 2].any() and wires["z", 1][:, :, 1].any()
     with torch.no_grad():
-        torch.testing.assert_close(model.logits(IDS), twin(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model.logits(IDS), twin(input_ids=IDS).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_unknown_places(tapped: Any) -> None:

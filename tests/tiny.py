@@ -23,33 +23,58 @@ WINDOW = 6
 CONFIGS: dict[str, Callable[[int], Any]] = {
     "llama": lambda v: hf.LlamaConfig(vocab_size=v, **GQA),
     "gpt2": lambda v: hf.GPT2Config(
-        vocab_size=v, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.2, bos_token_id=1,
+        vocab_size=v,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.2,
+        bos_token_id=1,
         eos_token_id=2,
     ),
     "qwen2": lambda v: hf.Qwen2Config(vocab_size=v, **GQA),  # grouped keys with biases
     "qwen3": lambda v: hf.Qwen3Config(vocab_size=v, **GQA, head_dim=8),
     "gemma2": lambda v: hf.Gemma2Config(
-        vocab_size=v, **GQA, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=2.0
+        vocab_size=v,
+        **GQA,
+        head_dim=8,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=2.0,
     ),
     "mistral": lambda v: hf.MistralConfig(vocab_size=v, **GQA, sliding_window=WINDOW),
     "gpt_oss": lambda v: hf.GptOssConfig(
-        vocab_size=v, **GQA, head_dim=8, sliding_window=WINDOW, num_local_experts=2, num_experts_per_tok=1
+        vocab_size=v,
+        **GQA,
+        head_dim=8,
+        sliding_window=WINDOW,
+        num_local_experts=2,
+        num_experts_per_tok=1,
     ),
-    "phi3": lambda v: hf.Phi3Config(vocab_size=v, **GQA, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    "phi3": lambda v: hf.Phi3Config(
+        vocab_size=v, **GQA, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    ),
     "olmo2": lambda v: hf.Olmo2Config(vocab_size=v, **GQA),
     "neox": lambda v: hf.GPTNeoXConfig(vocab_size=v, **BASE),
     "opt": lambda v: hf.OPTConfig(
-        vocab_size=v, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
-        max_position_embeddings=128, word_embed_proj_dim=32, init_std=0.2,
+        vocab_size=v,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        max_position_embeddings=128,
+        word_embed_proj_dim=32,
+        init_std=0.2,
     ),
     "gemma3": lambda v: hf.Gemma3TextConfig(
         vocab_size=v, **GQA, head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8
     ),
-}  # fmt: skip
+}
 
 
 def build(name: str, vocabulary: int = 101, seed: int = 0, **overrides: Any) -> Any:
-    """A tiny random causal language model. Biases, norms and sink logits are random too, so that nothing is trivial."""
+    """A tiny random causal language model. Biases, norms and sink logits are random too, so that
+    nothing is trivial."""
     torch.manual_seed(seed)
     config = CONFIGS[name](vocabulary)
     for key, value in overrides.items():
@@ -109,20 +134,28 @@ def layers(model: Any) -> list[Any]:
         for inner in (trunk, getattr(trunk, "decoder", None)):
             found = getattr(inner, "layers", None) or getattr(inner, "h", None)
             if found is not None:
-                return [getattr(b, "self_attn", None) or getattr(b, "attn", None) or b.attention for b in found]
+                return [
+                    getattr(b, "self_attn", None) or getattr(b, "attn", None) or b.attention
+                    for b in found
+                ]
     raise LookupError(type(model).__name__)
 
 
 def output_module(attention: Any) -> Any:
     """The projection after the heads."""
-    return next(getattr(attention, n) for n in ("o_proj", "c_proj", "out_proj", "dense") if hasattr(attention, n))
+    return next(
+        getattr(attention, n)
+        for n in ("o_proj", "c_proj", "out_proj", "dense")
+        if hasattr(attention, n)
+    )
 
 
 @contextmanager
 def rewriting_z(
     model: Any, layer: int, change: Callable[[torch.Tensor], torch.Tensor], heads: int = 4
 ) -> Iterator[None]:
-    """Pass z (batch, queries, heads, d) of a layer through `change`, by a pre-hook of the output projection."""
+    """Pass z (batch, queries, heads, d) of a layer through `change`, by a pre-hook of the output
+    projection."""
 
     def hook(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         z = args[0].reshape(*args[0].shape[:2], heads, -1)
@@ -136,8 +169,11 @@ def rewriting_z(
 
 
 @contextmanager
-def reading_values(model: Any, layer: int, store: dict[int, torch.Tensor], heads: int = 4) -> Iterator[None]:
-    """store[layer] = values (batch, heads, keys, d) float64, each kv head repeated for its query heads."""
+def reading_values(
+    model: Any, layer: int, store: dict[int, torch.Tensor], heads: int = 4
+) -> Iterator[None]:
+    """store[layer] = values (batch, heads, keys, d) float64, each kv head repeated for its query
+    heads."""
     attention = layers(model)[layer]
 
     def hook(module: Any, args: Any, output: torch.Tensor) -> None:
@@ -146,7 +182,9 @@ def reading_values(model: Any, layer: int, store: dict[int, torch.Tensor], heads
         split = value.reshape(*value.shape[:2], kv, -1).transpose(1, 2).double()
         store[layer] = split.repeat_interleave(heads // kv, 1)
 
-    handle = (attention.v_proj if hasattr(attention, "v_proj") else attention.c_attn).register_forward_hook(hook)
+    handle = (
+        attention.v_proj if hasattr(attention, "v_proj") else attention.c_attn
+    ).register_forward_hook(hook)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """How we get inside a model: one tap on the attention call, the residual stream, the head weights.
 
-Names are imported when first used, so that `import interp_hooks` (and `interp --help`) does not load torch.
+Names are imported when first used, so that `import interp_hooks` (and `interp --help`) does not
+load torch.
 """
 
 from __future__ import annotations

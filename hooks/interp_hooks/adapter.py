@@ -49,14 +49,16 @@ class Adapter(ABC):
 
     @abstractmethod
     def residual(self, write: Write | None, keep: bool = True) -> AbstractContextManager[Residual]:
-        """Record (unless not to be kept) and rewrite the residual stream of the main tower while the block lasts."""
+        """Record (unless not to be kept) and rewrite the residual stream of the main tower while
+        the block lasts."""
 
     #: whether calls carry queries and keys; where not, `projections` shows them
     calls_have_queries = True
 
     @abstractmethod
     def projections(self, see: Rewrite) -> AbstractContextManager[None]:
-        """Let `see` look at and replace q, k and v as the projections give them, before rotation."""
+        """Let `see` look at and replace q, k and v as the projections give them, before
+        rotation."""
 
     @abstractmethod
     def blocks(self) -> dict[int, torch.nn.Module]:
@@ -68,7 +70,8 @@ class Adapter(ABC):
 
     @abstractmethod
     def embeddings(self) -> Embeddings:
-        """The main tower's embedding and unembedding as they are stored. Raises `TapError` where it has none."""
+        """The main tower's embedding and unembedding as they are stored. Raises `TapError` where it
+        has none."""
 
     @abstractmethod
     def norms(self, ids: torch.Tensor) -> Norms:
@@ -80,4 +83,5 @@ class Adapter(ABC):
 
     @abstractmethod
     def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
-        """A line for neighbouring layers that go the same way: what the edits do, which kernels run, and why."""
+        """A line for neighbouring layers that go the same way: what the edits do, which kernels
+        run, and why."""

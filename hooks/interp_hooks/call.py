@@ -12,7 +12,8 @@ from interp_kernels import Mask
 
 @dataclass(frozen=True)
 class Site:
-    """Where attention happens: `layer` (from 0) of `tower`, kind "self" or "cross"; `path` is the module's name."""
+    """Where attention happens: `layer` (from 0) of `tower`, kind "self" or "cross"; `path` is the
+    module's name."""
 
     tower: str
     layer: int
@@ -36,12 +37,13 @@ class Site:
 class AttentionCall:
     """What goes into softmax(q·k·scaling)·v at one site, before W_O.
 
-    query (batch, heads, queries, d), key and value (batch, kv_heads, keys, d): un-repeated under GQA. `mask` says
-    who sees whom, in absolute slots (`mask.q_start`, `mask.k_start`). TransformerLens gives `pattern` (batch,
-    heads, queries, keys) instead of query and key, which are then None. `images` (batch, slots) bool are the image's
-    tokens in the prompt so far, in the text tower of a vision-language model; None elsewhere. `hidden` (batch, queries,
-    d_model) is the residual stream that enters the layer, in the main tower of HuggingFace models, where an active edit
-    asks for it (`Edit.needs_hidden`).
+    query (batch, heads, queries, d), key and value (batch, kv_heads, keys, d): un-repeated under
+    GQA. `mask` says who sees whom, in absolute slots (`mask.q_start`, `mask.k_start`).
+    TransformerLens gives `pattern` (batch, heads, queries, keys) instead of query and key, which
+    are then None. `images` (batch, slots) bool are the image's tokens in the prompt so far, in the
+    text tower of a vision-language model; None elsewhere. `hidden` (batch, queries, d_model) is the
+    residual stream that enters the layer, in the main tower of HuggingFace models, where an active
+    edit asks for it (`Edit.needs_hidden`).
     """
 
     site: Site

@@ -20,7 +20,8 @@ Scope = Literal["all", "prefill", "decode"]
 class Edit(ABC):
     """A declarative change of attention. Subclasses are frozen dataclasses (in `interp.edits`).
 
-    An edit is bound to a model once, on entry (`bind` checks heads and precomputes), then asked per call.
+    An edit is bound to a model once, on entry (`bind` checks heads and precomputes), then asked per
+    call.
     """
 
     scope: Scope = "all"
@@ -34,7 +35,8 @@ class Edit(ABC):
         """Check that the edit applies to `model`; raise `EditError` or `HeadError` if not."""
 
     def is_identity(self) -> bool:
-        """True if the parameters change nothing; then the model's own path stays untouched (bit-equal)."""
+        """True if the parameters change nothing; then the model's own path stays untouched
+        (bit-equal)."""
         return False
 
     @abstractmethod
@@ -42,14 +44,16 @@ class Edit(ABC):
         """Whether this call is changed at all (its layer, tower and scope)."""
 
     def before(self, call: AttentionCall) -> AttentionCall:
-        """The call with changed queries, keys, values, sinks or mask; by default the call itself."""
+        """The call with changed queries, keys, values, sinks or mask; by default the call
+        itself."""
         return call
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
-        """What changes inside the attention call: logits, a rule over groups of keys, gains; None for nothing.
+        """What changes inside the attention call: logits, a rule over groups of keys, gains; None
+        for nothing.
 
-        Labels, spans and biases are in the call's key columns. `look` gives statistics of the call's weights as the
-        edits before this one leave them.
+        Labels, spans and biases are in the call's key columns. `look` gives statistics of the
+        call's weights as the edits before this one leave them.
         """
         return None
 
@@ -62,7 +66,8 @@ class Edit(ABC):
         return z
 
     def in_scope(self, call: AttentionCall) -> bool:
-        """Whether `call` belongs to the edit's scope (prefill: everything that is not a one-token decode step)."""
+        """Whether `call` belongs to the edit's scope (prefill: everything that is not a one-token
+        decode step)."""
         return self.scope == "all" or (self.scope == "decode") == call.is_decode
 
     def route(self, site: Site) -> str:

@@ -12,12 +12,21 @@ from interp_hooks.call import AttentionCall
 from interp_hooks.edit import Edit
 from interp_hooks.errors import ActivationError, EditError
 from interp_hooks.observe import LayerStats, Question
-from interp_kernels import Request, Result, Steer, attention, explain, pattern_statistics, steer_pattern
+from interp_kernels import (
+    Request,
+    Result,
+    Steer,
+    attention,
+    explain,
+    pattern_statistics,
+    steer_pattern,
+)
 
 
 @dataclass(frozen=True)
 class Observer:
-    """A question, when it is asked ("before" or "after" edits), and who gets each layer's answer."""
+    """A question, when it is asked ("before" or "after" edits), and who gets each layer's
+    answer."""
 
     question: Question
     tell: Callable[[LayerStats], None]
@@ -25,7 +34,8 @@ class Observer:
 
 
 def rewrite(call: AttentionCall, edits: Sequence[Edit]) -> AttentionCall:
-    """The call with every touching edit's change of queries, keys, values or mask, left to right."""
+    """The call with every touching edit's change of queries, keys, values or mask, left to
+    right."""
     for edit in edits:
         if edit.touches(call):
             call = edit.before(call)
@@ -43,8 +53,8 @@ class Steered:
 def steers_of(
     call: AttentionCall, edits: Sequence[Edit], ask: Callable[[Sequence[Steered], Request], Result]
 ) -> list[Steered]:
-    """The steers of all touching edits, left to right; each may `ask` about the weights as those before it leave
-    them."""
+    """The steers of all touching edits, left to right; each may `ask` about the weights as those
+    before it leave them."""
     found: list[Steered] = []
     for edit in edits:
         if not edit.touches(call):
@@ -63,13 +73,17 @@ def steers_of(
     return found
 
 
-def attend(call: AttentionCall, observers: Sequence[Observer], edits: Sequence[Edit], backend: str) -> torch.Tensor:
+def attend(
+    call: AttentionCall, observers: Sequence[Observer], edits: Sequence[Edit], backend: str
+) -> torch.Tensor:
     """z (batch, queries, heads, d_head) of one call, telling the observers on the way.
 
     Raises `ActivationError` when z is not finite.
     """
     edited = rewrite(call, edits)
-    steers = steers_of(edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found))
+    steers = steers_of(
+        edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found)
+    )
     changed = edited is not call or bool(steers)
     before = [o for o in observers if o.stage == "before"]
     after = [o for o in observers if o.stage == "after"]
@@ -86,17 +100,24 @@ def attend(call: AttentionCall, observers: Sequence[Observer], edits: Sequence[E
             z = edit.apply(edited, z)
     check_finite(call, z)
     for observer, answer in answers:
-        observer.tell(LayerStats(call, answer, observer.question, z if observer.question.z else None))
+        observer.tell(
+            LayerStats(call, answer, observer.question, z if observer.question.z else None)
+        )
     return z
 
 
 def explain_call(call: AttentionCall, edits: Sequence[Edit], backend: str) -> str:
-    """Which way the kernels would take this call under the edits, and why; "" if none of them touches it."""
+    """Which way the kernels would take this call under the edits, and why; "" if none of them
+    touches it."""
     if not any(edit.touches(call) for edit in edits):
         return ""
     try:
         edited = rewrite(call, edits)
-        steers = steers_of(edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found))
+        steers = steers_of(
+            edited,
+            edits,
+            lambda found, request: _attention(edited, lambda _: request, backend, found),
+        )
     except EditError as error:  # it was made for other inputs than the probe
         return f"a way that depends on the input ({error})"
     assert edited.query is not None and edited.key is not None
@@ -130,7 +151,8 @@ def _attention(
     backend: str,
     steers: Sequence[Steered] = (),
 ) -> Result:
-    """The call's attention under the steers; where these concern some query rows only, a call a range of rows."""
+    """The call's attention under the steers; where these concern some query rows only, a call a
+    range of rows."""
     edges = sorted({0, call.n_queries} | {edge for s in steers for edge in s.rows})
     if len(edges) <= 2:
         return _one(call, request_of(call), backend, [s.steer for s in steers])
@@ -147,7 +169,11 @@ def _cut(steered: Steered, start: int, stop: int) -> Steer:
     """The steer of rows start:stop of the call: what it says a row, cut."""
 
     def rows(value: torch.Tensor | None, dim: int) -> torch.Tensor | None:
-        return value if value is None or value.shape[dim] == 1 else value.narrow(dim, start, stop - start)
+        return (
+            value
+            if value is None or value.shape[dim] == 1
+            else value.narrow(dim, start, stop - start)
+        )
 
     steer = steered.steer
     given = steer.rule
@@ -221,18 +247,25 @@ def pattern_result(call: AttentionCall, request: Request) -> Result:
     return Result(call.value, call.value, pattern_statistics(call.pattern, call.mask, request))
 
 
-def tell_from_pattern(call: AttentionCall, observers: Sequence[Observer], z: torch.Tensor | None) -> None:
+def tell_from_pattern(
+    call: AttentionCall, observers: Sequence[Observer], z: torch.Tensor | None
+) -> None:
     """The same from a pattern that someone else computed (TransformerLens)."""
     for observer in observers:
         answer = pattern_result(call, observer.question.request(call))
-        observer.tell(LayerStats(call, answer, observer.question, z if observer.question.z else None))
+        observer.tell(
+            LayerStats(call, answer, observer.question, z if observer.question.z else None)
+        )
 
 
 def check_finite(call: AttentionCall, z: torch.Tensor) -> None:
     """Raise `ActivationError` naming the layer if z has NaN or infinity."""
-    if z.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all()):  # one pass, no copy of z
+    if z.numel() and not bool(
+        torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all()
+    ):  # one pass, no copy of z
         where = f"{call.site.tower + ' ' if call.site.tower else ''}layer {call.site.layer}"
         raise ActivationError(
-            f"The attention output of {where} has NaN or infinity; check the weights, or load the model in a wider "
+            f"The attention output of {where} has NaN or infinity; check the weights, or load the "
+            "model in a wider "
             "dtype (dtype='float32')."
         )

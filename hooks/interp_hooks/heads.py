@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 from interp_hooks.errors import HeadError
 
-_SPELLINGS = re.compile(r"(?:(?P<tower>[A-Za-z_]+)\.)?[LlAa]?(?P<layer>\d+)(?:\.[Hh]?|[Hh]|-)(?P<head>\d+)")
+_SPELLINGS = re.compile(
+    r"(?:(?P<tower>[A-Za-z_]+)\.)?[LlAa]?(?P<layer>\d+)(?:\.[Hh]?|[Hh]|-)(?P<head>\d+)"
+)
 
 
 @dataclass(frozen=True, order=True)
 class Head:
-    """Query head `head` of layer `layer` (both from 0) in `tower` ("" where the model has only one).
+    """Query head `head` of layer `layer` (both from 0) in `tower` ("" where the model has only
+    one).
 
     Prints ``L5H1``; `Head.parse` reads "L5H1", "5.1", "5-1", "a5.h1", (5, 1) and "vision.L5H1".
     """
@@ -38,7 +41,10 @@ class Head:
                 return Head(int(found["layer"]), int(found["head"]), found["tower"] or "")
         elif len(written) == 2 and all(isinstance(n, int) and n >= 0 for n in written):
             return Head(int(written[0]), int(written[1]))
-        raise HeadError(f"{written!r} is not a head; write L5H1, 5.1, 5-1, a5.h1 or (5, 1), layer first, from 0.")
+        raise HeadError(
+            f"{written!r} is not a head; write L5H1, 5.1, 5-1, a5.h1 or (5, 1), layer first, from "
+            "0."
+        )
 
 
 def parse_heads(written: str | Head | Iterable[str | Sequence[int] | Head]) -> list[Head]:
@@ -54,6 +60,7 @@ def check_head(head: Head, n_layers: int, n_heads: int, name: str = "This model"
     """Raise `HeadError` unless the model has `head`."""
     if not (0 <= head.layer < n_layers and 0 <= head.head < n_heads):
         raise HeadError(
-            f"{name} has no head {head}: it has {n_layers} layers (0 to {n_layers - 1}) of {n_heads} heads "
+            f"{name} has no head {head}: it has {n_layers} layers (0 to {n_layers - 1}) of "
+            f"{n_heads} heads "
             f"(0 to {n_heads - 1})."
         )

@@ -1,4 +1,5 @@
-"""The tap on HuggingFace models: one registered attention function, installed only inside our blocks."""
+"""The tap on HuggingFace models: one registered attention function, installed only inside our
+blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.errors import TapError
 from interp_hooks.masks import describe, read
 
-#: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers looks for those.
+#: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
+#: looks for those.
 NAME = "interp_tap"
 
 # Which attention modules are tapped now, and by whom. Filled on entry of a block, emptied on exit.
@@ -30,15 +32,19 @@ def _tap(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function: builds the call, lets the handler answer with z (batch, queries, heads, d)."""
+    """The attention function: builds the call, lets the handler answer with z (batch, queries,
+    heads, d)."""
     live = _LIVE.get(id(module))
     if live is None:
         raise TapError(
-            f"An attention module of type {type(module).__name__} is not part of the tapped model (was it replaced or "
+            f"An attention module of type {type(module).__name__} is not part of the tapped model "
+            "(was it replaced or "
             "copied after loading?); load the model again."
         )
     if dropout:
-        raise TapError("The model is in training mode with attention dropout; call model.module.eval() first.")
+        raise TapError(
+            "The model is in training mode with attention dropout; call model.module.eval() first."
+        )
     site, handler = live
     mask = read(attention_mask, module, query.shape[2], key.shape[2], kwargs)
     bias = kwargs.get("position_bias")
@@ -68,25 +74,44 @@ def _with_bias(mask, bias: torch.Tensor, query: torch.Tensor, key: torch.Tensor)
 
 def _provisional(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor) -> Site:
     layer = getattr(module, "layer_idx", None)
-    return Site("", -1 if layer is None else layer, "self", "", query.shape[1], key.shape[1], query.shape[-1])
+    return Site(
+        "",
+        -1 if layer is None else layer,
+        "self",
+        "",
+        query.shape[1],
+        key.shape[1],
+        query.shape[-1],
+    )
 
 
 def _configs(model: Any) -> dict[int, Any]:
     """Every config object that chooses an attention implementation, by id."""
     found, queue = {}, [model.config]
-    queue += [m.config for m in model.modules() if hasattr(m, "config") and hasattr(m.config, "sub_configs")]
+    queue += [
+        m.config
+        for m in model.modules()
+        if hasattr(m, "config") and hasattr(m.config, "sub_configs")
+    ]
     while queue:
         config = queue.pop()
         if id(config) in found or not hasattr(config, "_attn_implementation"):
             continue
         found[id(config)] = config
-        queue += [s for k in getattr(config, "sub_configs", {}) if (s := getattr(config, k, None)) is not None]
+        queue += [
+            s
+            for k in getattr(config, "sub_configs", {})
+            if (s := getattr(config, k, None)) is not None
+        ]
     return found
 
 
 @contextmanager
-def installed(model: Any, live: Mapping[int, tuple[Site | None, Callable[..., torch.Tensor]]]) -> Iterator[None]:
-    """Route the model's attention through `_tap` until the block ends, then put everything back as it was."""
+def installed(
+    model: Any, live: Mapping[int, tuple[Site | None, Callable[..., torch.Tensor]]]
+) -> Iterator[None]:
+    """Route the model's attention through `_tap` until the block ends, then put everything back as
+    it was."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _tap)
@@ -107,8 +132,11 @@ def installed(model: Any, live: Mapping[int, tuple[Site | None, Callable[..., to
         _LIVE.update(outer)
 
 
-def discover(model: Any, run: Callable[[], Any]) -> list[tuple[str, torch.nn.Module, AttentionCall]]:
-    """(path, module, call) of every attention call that `run` makes, in order; attention is computed plainly."""
+def discover(
+    model: Any, run: Callable[[], Any]
+) -> list[tuple[str, torch.nn.Module, AttentionCall]]:
+    """(path, module, call) of every attention call that `run` makes, in order; attention is
+    computed plainly."""
     from interp_hooks.engine import attend
 
     paths = {id(m): path for path, m in model.named_modules()}
@@ -125,11 +153,14 @@ def discover(model: Any, run: Callable[[], Any]) -> list[tuple[str, torch.nn.Mod
 
 def text_config(model: Any) -> Any:
     """The config of the language model inside (`model.config` itself for text models)."""
-    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return (
+        model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    )
 
 
 def expected_layers(model: Any) -> list[int]:
-    """The decoder layers that should have attention: all but those the config calls linear, recurrent or conv."""
+    """The decoder layers that should have attention: all but those the config calls linear,
+    recurrent or conv."""
     config = text_config(model)
     kinds = getattr(config, "layer_types", None)
     n = config.num_hidden_layers
@@ -139,29 +170,48 @@ def expected_layers(model: Any) -> list[int]:
 
 
 def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Module]]:
-    """The sites of a model, found by running it once. Raises `TapError` naming the layer that did not fire."""
+    """The sites of a model, found by running it once. Raises `TapError` naming the layer that did
+    not fire."""
     refuse_bridged(model)
     if not model._can_set_attn_implementation():
         raise TapError(
-            f"{type(model).__name__} does not use transformers' AttentionInterface, so layer 0 (and every other) "
-            "can't be tapped; use another architecture, or the same weights through TransformerLens."
+            f"{type(model).__name__} does not use transformers' AttentionInterface, so layer 0 "
+            "(and every other) "
+            "can't be tapped; use another architecture, or the same weights through "
+            "TransformerLens."
         )
     calls = discover(model, run)
     found: list[tuple[Site, torch.nn.Module]] = []
-    unnumbered: dict[str, int] = {}  # attentions so far of each tower that is counted in order of calls
+    unnumbered: dict[
+        str, int
+    ] = {}  # attentions so far of each tower that is counted in order of calls
     two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
     for path, module, call in calls:
         layer = getattr(module, "layer_idx", None)
-        kind = "cross" if any(name in path.lower() for name in ("cross", "encoder_attn", "encdec")) else "self"
+        kind = (
+            "cross"
+            if any(name in path.lower() for name in ("cross", "encoder_attn", "encdec"))
+            else "self"
+        )
         tower = "encoder" if two_stacks and "encoder" in path.split(".") else ""
-        if layer is None or tower:  # vision towers and encoders number nothing, or start from 0 as the decoder does
+        if (
+            layer is None or tower
+        ):  # vision towers and encoders number nothing, or start from 0 as the decoder does
             tower = tower or ("vision" if "vis" in path else "encoder")
             layer = unnumbered.get(tower, 0)
             unnumbered[tower] = layer + 1
         seen = call.site  # sizes as the call had them
-        found.append((Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head), module))
+        found.append(
+            (
+                Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head),
+                module,
+            )
+        )
     if found and all(site.tower for site, _ in found):  # an encoder alone is the only tower
-        found = [(Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m) for s, m in found]
+        found = [
+            (Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m)
+            for s, m in found
+        ]
         return found
     fired = {site.layer for site, _ in found if not site.tower and site.kind == "self"}
     if any(site.tower == "vision" for site, _ in found):
@@ -169,17 +219,21 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
     missing = [layer for layer in expected_layers(model) if layer not in fired]
     if missing:
         raise TapError(
-            f"Layer {missing[0]} of {type(model).__name__} made no attention call through transformers' "
-            f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model is refused."
+            f"Layer {missing[0]} of {type(model).__name__} made no attention call through "
+            "transformers' "
+            f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model "
+            "is refused."
         )
     return found
 
 
 def refuse_bridged(model: Any) -> None:
-    """TransformerLens swaps attention modules inside the model it boots; a registered function never fires there."""
+    """TransformerLens swaps attention modules inside the model it boots; a registered function
+    never fires there."""
     for module in model.modules():
         if type(module).__module__.startswith("transformer_lens."):
             raise TapError(
-                "This HuggingFace model was booted into a TransformerBridge, which replaced its attention modules; "
+                "This HuggingFace model was booted into a TransformerBridge, which replaced its "
+                "attention modules; "
                 "pass the bridge itself to interp.load, or load the HuggingFace model afresh."
             )

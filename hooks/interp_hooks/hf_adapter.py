@@ -50,14 +50,20 @@ class HFAdapter(Adapter):
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if args:
             inputs["input_ids"] = args[0]
-        inputs = {k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        inputs = {
+            k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v
+            for k, v in inputs.items()
+        }
         mask = inputs.get("attention_mask")
         if mask is None:
             inputs.pop("attention_mask", None)
         return self.module(**inputs)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
-        inputs = {k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+        inputs = {
+            k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v
+            for k, v in inputs.items()
+        }
         return self.module.generate(**inputs)
 
     @contextmanager
@@ -73,10 +79,14 @@ class HFAdapter(Adapter):
     def _tapped(
         self, handle: Callable[[AttentionCall], torch.Tensor], edits: Callable[[], Sequence[Edit]]
     ) -> Iterator[None]:
-        """Every attention call goes to `handle`; in the text tower it knows which tokens are an image's, and, where one
-        of `edits()` needs it, the stream that entered its layer."""
+        """Every attention call goes to `handle`; in the text tower it knows which tokens are an
+        image's, and, where one of `edits()` needs it, the stream that entered its layer."""
         streams = StreamWatch(lambda: any(edit.needs_hidden for edit in edits()))
-        blocks = {s.path: self.module.get_submodule(path) for s in self._main_sites() if (path := _block_path(s))}
+        blocks = {
+            s.path: self.module.get_submodule(path)
+            for s in self._main_sites()
+            if (path := _block_path(s))
+        }
 
         def told(call: AttentionCall) -> torch.Tensor:
             if call.site.tower == "text":
@@ -86,7 +96,10 @@ class HFAdapter(Adapter):
 
         live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
         with ExitStack() as stack:
-            for watched, watch in ((self.module, self.images), *((block, streams) for block in set(blocks.values()))):
+            for watched, watch in (
+                (self.module, self.images),
+                *((block, streams) for block in set(blocks.values())),
+            ):
                 stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
             stack.enter_context(installed(self.module, live))
             yield
@@ -115,7 +128,9 @@ class HFAdapter(Adapter):
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm before the unembedding, if there is one."""
-        trunk = self.module.get_submodule(".".join(_block_path(self._main_sites()[0]).split(".")[:-2]))
+        trunk = self.module.get_submodule(
+            ".".join(_block_path(self._main_sites()[0]).split(".")[:-2])
+        )
         for name in NORMS:
             if isinstance(found := getattr(trunk, name, None), torch.nn.Module):
                 return found
@@ -130,26 +145,41 @@ class HFAdapter(Adapter):
 
     def head_weights(self, site: Site) -> HeadWeights:
         if site in self.unsure_output:
-            raise TapError(f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}")
+            raise TapError(
+                f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}"
+            )
         return head_weights(self.attention_module(site), site)
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__
         if getattr(self.module.config, "is_encoder_decoder", False):
-            raise TapError(f"{name} has an encoder and a decoder; the vocabulary of decoder-only models is known here.")
+            raise TapError(
+                f"{name} has an encoder and a decoder; the vocabulary of decoder-only models is "
+                "known here."
+            )
         try:
             table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         except (AttributeError, NotImplementedError):
             table = head = None
         if not all(isinstance(getattr(m, "weight", None), torch.Tensor) for m in (table, head)):
-            raise TapError(f"{name} has no unembedding (or no token embedding), so its vocabulary is not known here.")
+            raise TapError(
+                f"{name} has no unembedding (or no token embedding), so its vocabulary is not "
+                "known here."
+            )
         bias = getattr(head, "bias", None)
         cap = getattr(text_config(self.module), "final_logit_softcapping", None)
-        return Embeddings(table.weight.detach(), head.weight.detach().T, None if bias is None else bias.detach(), cap)
+        return Embeddings(
+            table.weight.detach(),
+            head.weight.detach().T,
+            None if bias is None else bias.detach(),
+            cap,
+        )
 
     def norms(self, ids: torch.Tensor) -> Norms:
         attentions = {s.layer: self.attention_module(s) for s in self._main_sites()}
-        return find(self.blocks(), attentions, self.final_norm(), lambda: self.forward(input_ids=ids))
+        return find(
+            self.blocks(), attentions, self.final_norm(), lambda: self.forward(input_ids=ids)
+        )
 
     def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
         token = image_token(self.module.config)
@@ -173,7 +203,9 @@ class HFAdapter(Adapter):
             out = self.module(**inputs, **cached)
             cache = getattr(out, "past_key_values", None)
             if cache is not None and set(inputs) == {"input_ids"}:
-                self.module(input_ids=inputs["input_ids"][:, :1], past_key_values=cache, use_cache=True)
+                self.module(
+                    input_ids=inputs["input_ids"][:, :1], past_key_values=cache, use_cache=True
+                )
         lines = []
         for site in self.sites:
             mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
@@ -184,8 +216,9 @@ class HFAdapter(Adapter):
 
 
 def _block_path(site: Site) -> str:
-    """The path up to its first number, which counts the blocks: "model.layers.3" of "model.layers.3.self_attn",
-    "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"; "" without a number."""
+    """The path up to its first number, which counts the blocks: "model.layers.3" of
+    "model.layers.3.self_attn", "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"; ""
+    without a number."""
     parts = site.path.split(".")
     numbered = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
     return ".".join(parts[: numbered + 1])
@@ -195,4 +228,8 @@ def _grouped(lines: Sequence[tuple[str, int, str]]) -> Iterator[str]:
     """One line for neighbouring layers that go the same way."""
     for (kind, what), group in itertools.groupby(lines, key=lambda line: (line[0], line[2])):
         layers = [layer for _, layer, _ in group]
-        yield f"{kind} {layers[0]}: {what}" if len(layers) == 1 else f"{kind}s {layers[0]}–{layers[-1]}: {what}"
+        yield (
+            f"{kind} {layers[0]}: {what}"
+            if len(layers) == 1
+            else f"{kind}s {layers[0]}–{layers[-1]}: {what}"
+        )

@@ -14,7 +14,9 @@ from interp_hooks.tl_adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
 
 
-def sample_input(vocabulary: int, device: torch.device, padded: bool = True) -> dict[str, torch.Tensor]:
+def sample_input(
+    vocabulary: int, device: torch.device, padded: bool = True
+) -> dict[str, torch.Tensor]:
     """Two short rows of token ids, the second left-padded by two."""
     ids = (torch.arange(14, device=device).reshape(2, 7) * 37 + 11) % vocabulary
     if not padded:
@@ -35,18 +37,24 @@ def hook(
 ) -> HookedModel:
     """Wrap a HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`.
 
-    `sample` is a short input for the load-time check (default: a few token ids, one row left-padded; with a
-    `processor`, a prompt with an image). A vision-language model needs one of the two, to find its vision tower.
-    Raises `TapError` when a layer can't be tapped or the tap would change the model.
+    `sample` is a short input for the load-time check (default: a few token ids, one row
+    left-padded; with a `processor`, a prompt with an image). A vision-language model needs one of
+    the two, to find its vision tower. Raises `TapError` when a layer can't be tapped or the tap
+    would change the model.
     """
     if isinstance(module, HookedModel):
         return module
     if not isinstance(module, torch.nn.Module):
-        raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
+        raise TapError(
+            f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
+            "model."
+        )
     wrapped: Any = module.eval()
     if is_transformer_lens(module):
         adapter: Any = TLAdapter(wrapped)
-        sample = sample or sample_input(wrapped.cfg.d_vocab, next(wrapped.parameters()).device, padded=False)
+        sample = sample or sample_input(
+            wrapped.cfg.d_vocab, next(wrapped.parameters()).device, padded=False
+        )
         tokenizer = tokenizer if tokenizer is not None else getattr(wrapped, "tokenizer", None)
         name = name or getattr(wrapped.cfg, "model_name", None) or type(module).__name__
     elif hasattr(module, "config") and hasattr(module, "set_attn_implementation"):
@@ -54,15 +62,21 @@ def hook(
         if sample is None and image_token(wrapped.config) is not None:
             if processor is None:
                 raise TapError(
-                    f"{type(module).__name__} takes images: give its processor (processor=), or a short input with an "
+                    f"{type(module).__name__} takes images: give its processor (processor=), or a "
+                    "short input with an "
                     "image (sample=), so that its vision tower is found."
                 )
-            sample = {k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()}
+            sample = {
+                k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()
+            }
         sample = sample or sample_input(vocabulary, wrapped.device)
         adapter = HFAdapter(wrapped, sample)
         name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     else:
-        raise TapError(f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens model.")
+        raise TapError(
+            f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
+            "model."
+        )
     if tokenizer is None and processor is not None:
         tokenizer = processor.tokenizer
     model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)

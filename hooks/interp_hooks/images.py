@@ -36,7 +36,8 @@ def image_mask(config: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
 
 
 def tokens_an_image(config: Any) -> int | None:
-    """How many tokens each image has, where that is the same for all (LLaVA-1.5, PaliGemma, Gemma 3); else None."""
+    """How many tokens each image has, where that is the same for all (LLaVA-1.5, PaliGemma, Gemma
+    3); else None."""
     kind, vision = getattr(config, "model_type", ""), config.vision_config
     if kind == "gemma3":
         return int(config.mm_tokens_per_image)
@@ -47,8 +48,9 @@ def tokens_an_image(config: Any) -> int | None:
 
 
 def image_spans(config: Any, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
-    """For each sample the spans of image tokens, in order: one an image, or one a piece where text divides its pieces
-    (the rows of tiles of Idefics3). Images that touch are told apart where all have the same number of tokens.
+    """For each sample the spans of image tokens, in order: one an image, or one a piece where text
+    divides its pieces (the rows of tiles of Idefics3). Images that touch are told apart where all
+    have the same number of tokens.
 
     Raises `TapError` for a model that takes no images.
     """
@@ -58,8 +60,16 @@ def image_spans(config: Any, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
     size = tokens_an_image(config)
     found = []
     for row in mask.cpu():
-        edges = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-        runs = zip((edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist(), strict=True)
+        edges = torch.diff(
+            row.int(),
+            prepend=torch.zeros(1, dtype=torch.int),
+            append=torch.zeros(1, dtype=torch.int),
+        )
+        runs = zip(
+            (edges == 1).nonzero().flatten().tolist(),
+            (edges == -1).nonzero().flatten().tolist(),
+            strict=True,
+        )
         spans: list[ImageSpan] = []
         for start, stop in runs:
             each = size if size and (stop - start) % size == 0 else stop - start
@@ -69,8 +79,8 @@ def image_spans(config: Any, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
 
 
 class ImageWatch:
-    """The image tokens of the prompt that a model reads: a forward pre-hook. `mask` (batch, slots) bool is None until a
-    prompt was seen, and for prompts given as embeddings."""
+    """The image tokens of the prompt that a model reads: a forward pre-hook. `mask` (batch, slots)
+    bool is None until a prompt was seen, and for prompts given as embeddings."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -94,7 +104,11 @@ def sample_inputs(config: Any, processor: Any) -> Mapping[str, Any]:
     """A short prompt with one small image, as `processor` makes it, for the check on load."""
     side = 64
     picture = np.linspace(0, 255, side * side * 3).reshape(side, side, 3).astype(np.uint8)
-    token = getattr(processor, "boi_token", None) or getattr(processor, "image_token", None) or "<image>"
+    token = (
+        getattr(processor, "boi_token", None)
+        or getattr(processor, "image_token", None)
+        or "<image>"
+    )
     parts = [getattr(processor, name, None) for name in ("vision_start_token", "vision_end_token")]
     if all(isinstance(part, str) for part in parts):
         token = f"{parts[0]}{token}{parts[1]}"

@@ -1,8 +1,9 @@
 """Our mask function for transformers: says *which* mask is meant instead of building it.
 
-Plain causal, sliding-window, bidirectional and padding masks become an `interp_kernels.Mask` in O(L) memory.
-Anything else (image blocks that see each other, packed sequences, chunks) stays a 4-D boolean mask. It travels
-through the model as a tensor with the description attached, because models hand masks on as tensors.
+Plain causal, sliding-window, bidirectional and padding masks become an `interp_kernels.Mask` in
+O(L) memory. Anything else (image blocks that see each other, packed sequences, chunks) stays a 4-D
+boolean mask. It travels through the model as a tensor with the description attached, because models
+hand masks on as tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from interp_kernels import Mask
 
 
 class DescribedMask(torch.Tensor):
-    """The (batch, keys) padding mask, or the 4-D mask, carrying `description`. Derived tensors lose it."""
+    """The (batch, keys) padding mask, or the 4-D mask, carrying `description`. Derived tensors lose
+    it."""
 
     description: Mask | None = None
 
@@ -35,7 +37,13 @@ def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
         return dict(causal=True, window=None)
     if name == "bidirectional_mask_function":
         return dict(causal=False, window=None)
-    cells = dict(zip(function.__code__.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True))
+    cells = dict(
+        zip(
+            function.__code__.co_freevars,
+            (c.cell_contents for c in function.__closure__ or ()),
+            strict=True,
+        )
+    )
     if name == "sliding_window_overlay.<locals>.inner_mask":
         return dict(causal=None, window=cells["sliding_window"])
     if name == "and_masks.<locals>.and_mask":
@@ -80,9 +88,17 @@ def describe(
             queries = seen[:, q_start : q_start + q_length]
     # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
     plain = _conditions(mask_function)
-    if plain is not None and plain["causal"] is not None and (plain["causal"] or plain["window"] is None):
-        description = Mask(plain["causal"], plain["window"], q_start, k_start, keys, queries, starts=starts)
-        carrier = keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
+    if (
+        plain is not None
+        and plain["causal"] is not None
+        and (plain["causal"] or plain["window"] is None)
+    ):
+        description = Mask(
+            plain["causal"], plain["window"], q_start, k_start, keys, queries, starts=starts
+        )
+        carrier = (
+            keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
+        )
         return DescribedMask.wrap(carrier, description)
     dense: Any = sdpa_mask(
         batch_size=batch_size,
@@ -97,14 +113,19 @@ def describe(
         use_vmap=kwargs.get("use_vmap", False),
         device=device,
     )
-    return DescribedMask.wrap(dense, Mask(False, None, q_start, k_start, None, queries, dense, starts=starts))
+    return DescribedMask.wrap(
+        dense, Mask(False, None, q_start, k_start, None, queries, dense, starts=starts)
+    )
 
 
-def read(mask: torch.Tensor | None, module: torch.nn.Module, n_queries: int, n_keys: int, kwargs: dict) -> Mask:
+def read(
+    mask: torch.Tensor | None, module: torch.nn.Module, n_queries: int, n_keys: int, kwargs: dict
+) -> Mask:
     """The description of the mask that reached an attention call.
 
-    None means: nothing but the module's own causality, bottom-right aligned (the queries are the last rows).
-    A 4-D tensor of the caller's own is used as it is. Raises `TapError` if the model changed our mask on the way.
+    None means: nothing but the module's own causality, bottom-right aligned (the queries are the
+    last rows). A 4-D tensor of the caller's own is used as it is. Raises `TapError` if the model
+    changed our mask on the way.
     """
     description = getattr(mask, "description", None)
     if description is not None:
@@ -112,11 +133,14 @@ def read(mask: torch.Tensor | None, module: torch.nn.Module, n_queries: int, n_k
     if mask is None:
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
-        return Mask(bool(causal) and n_queries > 1, q_start=max(0, n_keys - n_queries) if causal else 0)
+        return Mask(
+            bool(causal) and n_queries > 1, q_start=max(0, n_keys - n_queries) if causal else 0
+        )
     if mask.ndim == 4:
         plain = mask.as_subclass(torch.Tensor)[..., :n_keys]
         return Mask(False, q_start=max(0, n_keys - n_queries), dense=plain)
     raise TapError(
-        f"{type(module).__name__} changed the attention mask into shape {tuple(mask.shape)} on its way to attention, "
+        f"{type(module).__name__} changed the attention mask into shape {tuple(mask.shape)} on its "
+        "way to attention, "
         "so the tap cannot tell who sees whom; this model can't be tapped."
     )

@@ -1,4 +1,5 @@
-"""`HookedModel`: one face for HuggingFace and TransformerLens models, to see and change attention."""
+"""`HookedModel`: one face for HuggingFace and TransformerLens models, to see and change
+attention."""
 
 from __future__ import annotations
 
@@ -26,11 +27,13 @@ from interp_kernels import Received
 
 
 class HookedModel:
-    """A model whose attention can be observed and edited. Made by `interp.load` or `interp_hooks.hook`.
+    """A model whose attention can be observed and edited. Made by `interp.load` or
+    `interp_hooks.hook`.
 
-    Attributes: `name`, `module` (the wrapped model), `tokenizer`, `processor` (of a vision-language model, else None),
-    `towers` (names; [""] when there is one, "text" and "vision" in a vision-language model), `n_layers`, `n_heads`,
-    `n_kv_heads`, `d_head` (of the main tower), `sites`, `device`, `backend`, `note`.
+    Attributes: `name`, `module` (the wrapped model), `tokenizer`, `processor` (of a vision-language
+    model, else None), `towers` (names; [""] when there is one, "text" and "vision" in a
+    vision-language model), `n_layers`, `n_heads`, `n_kv_heads`, `d_head` (of the main tower),
+    `sites`, `device`, `backend`, `note`.
     """
 
     def __init__(
@@ -48,8 +51,6 @@ class HookedModel:
         self._observers: list[Observer] = []
         self._edits: list[Edit] = []
         self._depth = 0  # blocks that use the tap now
-
-    # --- what it is -------------------------------------------------------------------------------------------
 
     @property
     def module(self) -> Any:
@@ -74,7 +75,8 @@ class HookedModel:
 
     @property
     def n_layers(self) -> int:
-        """Layers of the main tower (hybrid models: the number of the last attention layer plus one)."""
+        """Layers of the main tower (hybrid models: the number of the last attention layer plus
+        one)."""
         return max(s.layer for s in self._main()) + 1
 
     @property
@@ -102,7 +104,9 @@ class HookedModel:
     @property
     def has_cache(self) -> bool:
         """Whether forwards can return and take `past_key_values`."""
-        return "past_key_values" in self.accepts and not self.accepts.isdisjoint(("use_cache", "kwargs"))
+        return "past_key_values" in self.accepts and not self.accepts.isdisjoint(
+            ("use_cache", "kwargs")
+        )
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +115,12 @@ class HookedModel:
     @property
     def heads(self) -> list[Head]:
         """All query heads of all self-attention layers."""
-        return [Head(s.layer, h, s.tower) for s in self.sites if s.kind == "self" for h in range(s.n_heads)]
+        return [
+            Head(s.layer, h, s.tower)
+            for s in self.sites
+            if s.kind == "self"
+            for h in range(s.n_heads)
+        ]
 
     def check(self, head: Head) -> Head:
         """`head` itself; raises `HeadError` if the model has no such head."""
@@ -119,32 +128,39 @@ class HookedModel:
             known = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {known}.")
         tower = head.tower or self.main_tower
-        sizes = [(s.layer + 1, s.n_heads) for s in self.sites if s.tower == tower and s.kind == "self"]
+        sizes = [
+            (s.layer + 1, s.n_heads) for s in self.sites if s.tower == tower and s.kind == "self"
+        ]
         check_head(head, max(n for n, _ in sizes), max(n for _, n in sizes), self.name)
         return head
 
     def __repr__(self) -> str:
-        return f"HookedModel({self.name}: {self.n_layers} layers × {self.n_heads} heads, {self.n_kv_heads} kv heads)"
-
-    # --- running it -------------------------------------------------------------------------------------------
+        return (
+            f"HookedModel({self.name}: {self.n_layers} layers × {self.n_heads} heads, "
+            f"{self.n_kv_heads} kv heads)"
+        )
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         return self._adapter.forward(*args, **inputs)
 
-    def logits(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
+    def logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **more: Any
+    ) -> torch.Tensor:
         """(batch, tokens, vocabulary) of one forward."""
         out = self(input_ids=input_ids.to(self.device), attention_mask=attention_mask, **more)
         return out if isinstance(out, torch.Tensor) else out.logits
 
     def generate(self, **inputs: Any) -> torch.Tensor:
-        """`module.generate(**inputs)`; observers and edits act at prefill and at every decode step."""
+        """`module.generate(**inputs)`; observers and edits act at prefill and at every decode
+        step."""
         return self._adapter.generate(**inputs)
 
-    # --- blocks -----------------------------------------------------------------------------------------------
-
     @contextmanager
-    def _block(self, observers: Sequence[Observer] = (), edits: Sequence[Edit] = ()) -> Iterator[None]:
-        """Add observers and edits for the length of a block; the tap itself is installed by the outermost one."""
+    def _block(
+        self, observers: Sequence[Observer] = (), edits: Sequence[Edit] = ()
+    ) -> Iterator[None]:
+        """Add observers and edits for the length of a block; the tap itself is installed by the
+        outermost one."""
         for edit in edits:
             edit.bind(self)
         active = [e for e in edits if not e.is_identity()]
@@ -162,8 +178,8 @@ class HookedModel:
 
     @contextmanager
     def clean(self) -> Iterator[None]:
-        """Suspend outer observers and edits for the length of a block (reference runs, also between the steps of
-        another text)."""
+        """Suspend outer observers and edits for the length of a block (reference runs, also between
+        the steps of another text)."""
         outer = self._observers, self._edits
         self._observers, self._edits = [], []
         try:
@@ -173,8 +189,11 @@ class HookedModel:
             self._observers, self._edits = outer
 
     @contextmanager
-    def watch(self, question: Question, tell: Callable[[LayerStats], None], stage: str = "before") -> Iterator[None]:
-        """Hand each layer's answer to `tell` as it comes and keep nothing: what scans are built on."""
+    def watch(
+        self, question: Question, tell: Callable[[LayerStats], None], stage: str = "before"
+    ) -> Iterator[None]:
+        """Hand each layer's answer to `tell` as it comes and keep nothing: what scans are built
+        on."""
         with self._block([Observer(question, tell, stage)]):
             yield
 
@@ -193,14 +212,17 @@ class HookedModel:
         """Record statistics of the attention weights, O(L) memory.
 
         Args:
-            names: any of entropy, max, argmax, distance, capped_distance, group_mass, received, pair_mass, topk,
-                value_norm. Row statistics come as (batch, heads, queries) float32; entropy in nats; `received` as
-                (batch, heads, keys), mean over the queries that see the key.
+            names: any of entropy, max, argmax, distance, capped_distance, group_mass, received,
+                pair_mass, topk, value_norm. Row statistics come as (batch, heads, queries) float32;
+                entropy in nats; `received` as (batch, heads, keys), mean over the queries that see
+                the key.
             labels: (batch, keys) int groups for group_mass, negative for none, at most 16 groups.
-            reduce: "none", "mean" (over queries: (batch, heads)) or "histogram" (counts, (batch, heads, bins)).
+            reduce: "none", "mean" (over queries: (batch, heads)) or "histogram" (counts, (batch,
+                heads, bins)).
             stage: "before" edits (the model's own weights) or "after".
             pairs: name → (batch, queries or 1, m) key positions for `pair_mass`, −1 for none.
-            received: name → `Received` (query set, band), read with `seen[layer].received_by(name)`.
+            received: name → `Received` (query set, band), read with
+                `seen[layer].received_by(name)`.
             cap: for capped_distance, in tokens. topk: for topk.
 
         Raises:
@@ -208,24 +230,33 @@ class HookedModel:
         """
         unknown = [n for n in names if n not in NAMES]
         if unknown:
-            raise TapError(f"There is no statistic {unknown[0]!r}; observe knows {', '.join(NAMES)}.")
+            raise TapError(
+                f"There is no statistic {unknown[0]!r}; observe knows {', '.join(NAMES)}."
+            )
         if reduce not in ("none", "mean", "histogram") or stage not in ("before", "after"):
-            raise TapError("reduce is 'none', 'mean' or 'histogram', and stage is 'before' or 'after'.")
+            raise TapError(
+                "reduce is 'none', 'mean' or 'histogram', and stage is 'before' or 'after'."
+            )
         if "group_mass" in names and labels is None:
-            raise TapError("group_mass needs labels=, a (batch, keys) integer tensor of key groups.")
+            raise TapError(
+                "group_mass needs labels=, a (batch, keys) integer tensor of key groups."
+            )
         sets = dict(received or {})
         if "received" in names:
             sets["all"] = Received()
         groups = int(labels.max()) + 1 if labels is not None else 0
         wanted = frozenset(names) - {"received", "pair_mass", "topk"}
-        question = Question(wanted, pairs or {}, sets, labels, groups, cap, topk if "topk" in names else 0)
+        question = Question(
+            wanted, pairs or {}, sets, labels, groups, cap, topk if "topk" in names else 0
+        )
         seen = Seen(question, reduce, stage)
         with self.watch(question, seen.add, stage):
             yield seen
 
     @contextmanager
     def capture_z(self) -> Iterator[dict[int | tuple[str, int], torch.Tensor]]:
-        """z[layer]: (batch, queries, heads, d_head), after edits, appended along queries over forwards."""
+        """z[layer]: (batch, queries, heads, d_head), after edits, appended along queries over
+        forwards."""
         store: dict[Any, torch.Tensor] = {}
 
         def tell(stats: LayerStats) -> None:
@@ -239,28 +270,33 @@ class HookedModel:
 
     @contextmanager
     def capture_resid(self, write: Write | None = None) -> Iterator[Residual]:
-        """The residual stream: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model), resid["final"].
+        """The residual stream: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model),
+        resid["final"].
 
-        `write(place, layer, tensor)` may return a replacement. ["mid", l] is absent in parallel-attention blocks.
+        `write(place, layer, tensor)` may return a replacement. ["mid", l] is absent in
+        parallel-attention blocks.
         """
         with self._adapter.residual(write) as residual:
             yield residual
 
     @contextmanager
     def wires(self, *keep: str, write: Rewrite | None = None) -> Iterator[Wires]:
-        """The tensors that flow between the main tower's heads in one forward without a cache, live: for patching and
-        gradients.
+        """The tensors that flow between the main tower's heads in one forward without a cache,
+        live: for patching and gradients.
 
         Args:
-            keep: places whose tensors are wanted: q, k, v, z, pre, mid, post, final (`interp_hooks.wires.PLACES`). They
-                come as wires[place, layer], and `torch.autograd.grad` with respect to them is all that comes after.
-            write: `write(place, layer, tensor)` may return a replacement, at every place, kept or not.
+            keep: places whose tensors are wanted: q, k, v, z, pre, mid, post, final
+                (`interp_hooks.wires.PLACES`). They come as wires[place, layer], and
+                    `torch.autograd.grad` with respect to them is all that comes after.
+            write: `write(place, layer, tensor)` may return a replacement, at every place, kept or
+                not.
 
-        Outer edits act before wires are read. Queries and keys are as the attention call has them: rotated, in
-        HuggingFace models; TransformerLens shows them before rotation.
+        Outer edits act before wires are read. Queries and keys are as the attention call has them:
+        rotated, in HuggingFace models; TransformerLens shows them before rotation.
 
         Raises:
-            TapError: an unknown place, or a TransformerLens model without hook points for its projections.
+            TapError: an unknown place, or a TransformerLens model without hook points for its
+                projections.
         """
         wires = Wires()
         see = watcher(wires, keep, write)
@@ -274,8 +310,9 @@ class HookedModel:
 
     @contextmanager
     def projections(self, see: Rewrite) -> Iterator[None]:
-        """Let `see(place, layer, tensor)` look at, and replace, q, k, v of the main tower as the projections give them,
-        (batch, tokens, heads or kv_heads, d_head): with biases, before norms of queries and keys, before rotation.
+        """Let `see(place, layer, tensor)` look at, and replace, q, k, v of the main tower as the
+        projections give them, (batch, tokens, heads or kv_heads, d_head): with biases, before norms
+        of queries and keys, before rotation.
 
         Raises `TapError` where the projections are not known.
         """
@@ -284,8 +321,9 @@ class HookedModel:
 
     @contextmanager
     def resume(self, layer: int, output: Any) -> Iterator[None]:
-        """Forwards in this block begin at `layer` of the main tower: no block before it runs, and `output`, which the
-        block just before gave in an earlier forward of the same inputs, is taken for theirs (see `block_outputs`)."""
+        """Forwards in this block begin at `layer` of the main tower: no block before it runs, and
+        `output`, which the block just before gave in an earlier forward of the same inputs, is
+        taken for theirs (see `block_outputs`)."""
         with skipping(self._adapter.blocks(), layer, output):
             yield
 
@@ -306,7 +344,8 @@ class HookedModel:
     def edit(self, *edits: Edit) -> Iterator[None]:
         """Apply edits, left to right, inside those of outer blocks; everything is undone on exit.
 
-        Changes of logits (temperatures, biases) all come before changes of weights, whatever their order.
+        Changes of logits (temperatures, biases) all come before changes of weights, whatever their
+        order.
 
         Raises `EditError` or `HeadError` when an edit cannot apply to this model.
         """
@@ -314,34 +353,41 @@ class HookedModel:
             yield
 
     def explain(self, *edits: Edit, tokens: int = 128) -> str:
-        """Which route each layer takes under the edits of this block and `edits`, and why: seen in a forward of
-        `tokens` tokens and a decode step (for a sliding window, ask with more tokens than it holds)."""
+        """Which route each layer takes under the edits of this block and `edits`, and why: seen in
+        a forward of `tokens` tokens and a decode step (for a sliding window, ask with more tokens
+        than it holds)."""
         for edit in _edits(edits):
             edit.bind(self)
-        return self._adapter.explain(self, [*self._edits, *(e for e in edits if not e.is_identity())], tokens)
-
-    # --- weights ----------------------------------------------------------------------------------------------
+        return self._adapter.explain(
+            self, [*self._edits, *(e for e in edits if not e.is_identity())], tokens
+        )
 
     def head_weights(self, layer: int, tower: str = "") -> HeadWeights:
-        """W_Q, W_K, W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model) per query head, GQA mapped.
+        """W_Q, W_K, W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model) per query head,
+        GQA mapped.
 
-        Raises `TapError` where the model's projections are not understood or failed the load-time check.
+        Raises `TapError` where the model's projections are not understood or failed the load-time
+        check.
         """
         for site in self.sites:
             if site.layer == layer and site.tower == tower and site.kind == "self":
                 return self._adapter.head_weights(site)
-        raise HeadError(f"{self.name} has no attention layer {layer}; it has layers 0 to {self.n_layers - 1}.")
+        raise HeadError(
+            f"{self.name} has no attention layer {layer}; it has layers 0 to {self.n_layers - 1}."
+        )
 
     def vocabulary(self) -> Vocabulary:
-        """W_E, W_U and b_U of the main tower with the scales that go with them, checked in a short forward.
+        """W_E, W_U and b_U of the main tower with the scales that go with them, checked in a short
+        forward.
 
-        Raises `TapError` where the model has no unembedding, or does more between stream and tokens than these say.
+        Raises `TapError` where the model has no unembedding, or does more between stream and tokens
+        than these say.
         """
         return read_vocabulary(self, self._adapter.embeddings(), self._short_rows())
 
     def norms(self) -> Norms:
-        """The norms around each attention of the main tower, and the final one: gain, centring, and as a linear map
-        with its scale frozen at an input.
+        """The norms around each attention of the main tower, and the final one: gain, centring, and
+        as a linear map with its scale frozen at an input.
 
         Raises `TapError`, when one is asked for, where it is no RMS or layer norm.
         """
@@ -363,9 +409,12 @@ def _edits(given: Sequence[Any]) -> Sequence[Edit]:
     """The same; raises `EditError` for what is no edit."""
     for one in given:
         if isinstance(one, (list, tuple)):
-            raise EditError("Edits come one by one, not as a list: model.edit(*edits), model.explain(*edits).")
+            raise EditError(
+                "Edits come one by one, not as a list: model.edit(*edits), model.explain(*edits)."
+            )
         if not hasattr(one, "touches"):
             raise EditError(
-                f"{one!r} is not an edit; interp.edits has them, and interp.edits.load reads a file of them."
+                f"{one!r} is not an edit; interp.edits has them, and interp.edits.load reads a "
+                "file of them."
             )
     return given

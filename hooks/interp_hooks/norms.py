@@ -1,4 +1,5 @@
-"""What the norms of a model do, found by probing them: RMSNorm, LayerNorm, gains stored as w or as 1 + w."""
+"""What the norms of a model do, found by probing them: RMSNorm, LayerNorm, gains stored as w or as
+1 + w."""
 
 from __future__ import annotations
 
@@ -11,15 +12,18 @@ import torch
 
 from interp_hooks.errors import TapError
 
-#: largest difference, relative to the largest magnitude, that counts as equal; some norms compute in float32 always
+#: largest difference, relative to the largest magnitude, that counts as equal; some norms compute
+#: in float32 always
 CLOSE = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-#: magnitude of the probes: ε of the norm vanishes beside its square, and half precision holds it exactly
+#: magnitude of the probes: ε of the norm vanishes beside its square, and half precision holds it
+#: exactly
 LARGE = 1024.0
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A norm linearised at an input x, its scale 1/σ(x) held: r ↦ gain ⊙ (r − mean(r) if it centres) / σ(x).
+    """A norm linearised at an input x, its scale 1/σ(x) held: r ↦ gain ⊙ (r − mean(r) if it
+    centres) / σ(x).
 
     `scale` is 1/σ(x), (…, 1) float64. The norm itself is frozen(x) + `bias`.
     """
@@ -50,7 +54,8 @@ class Norm:
         return r - r.mean(-1, keepdim=True) if self.centres else r
 
     def fold_in(self, weight: torch.Tensor) -> torch.Tensor:
-        """(…, d_model, n) float64: the weight that reads the stream itself, up to 1/σ: centring, then gain."""
+        """(…, d_model, n) float64: the weight that reads the stream itself, up to 1/σ: centring,
+        then gain."""
         gained = self.gain[:, None] * weight.to(self.gain)
         return gained - gained.mean(-2, keepdim=True) if self.centres else gained
 
@@ -60,14 +65,18 @@ class Norm:
 
     @torch.no_grad()
     def frozen(self, x: torch.Tensor) -> Frozen:
-        """The norm linearised at `x` (…, d_model). Raises `TapError` where gain ⊙ x/σ + bias is not what it gives."""
+        """The norm linearised at `x` (…, d_model). Raises `TapError` where gain ⊙ x/σ + bias is not
+        what it gives."""
         wanted = self.module(x).double() - self.bias.to(x.device)
         direction = self.centred(x.double()) * self.gain.to(x.device)  # (…, d_model)
-        scale = (wanted * direction).sum(-1, keepdim=True) / direction.square().sum(-1, keepdim=True).clamp_min(1e-300)
+        scale = (wanted * direction).sum(-1, keepdim=True) / direction.square().sum(
+            -1, keepdim=True
+        ).clamp_min(1e-300)
         size = float(wanted.abs().max().clamp_min(1e-30))
         if not float((wanted - direction * scale).abs().max()) <= CLOSE.get(x.dtype, 2e-2) * size:
             raise TapError(
-                f"{type(self.module).__name__} is neither an RMS norm nor a layer norm: gain ⊙ x/σ + bias does not "
+                f"{type(self.module).__name__} is neither an RMS norm nor a layer norm: gain ⊙ x/σ "
+                "+ bias does not "
                 "give its output, so it can't be linearised."
             )
         return Frozen(self, scale)
@@ -75,7 +84,8 @@ class Norm:
 
 @torch.no_grad()
 def read(module: torch.nn.Module, d_model: int) -> Norm:
-    """Gain, bias and centring of a norm, by probing: at a large v of mean 0 it gives gain ⊙ v / rms(v) + bias.
+    """Gain, bias and centring of a norm, by probing: at a large v of mean 0 it gives gain ⊙ v /
+    rms(v) + bias.
 
     Raises `TapError` when it is no norm of this kind.
     """
@@ -84,9 +94,13 @@ def read(module: torch.nn.Module, d_model: int) -> Norm:
     v[1::2] = -1
     v = (v - v.mean()) * LARGE  # no entry is 0, also where d_model is odd
     try:
-        zero, once, twice, moved = (module(p[None, None])[0, 0].double() for p in (0 * v, v, 2 * v, v + LARGE))
+        zero, once, twice, moved = (
+            module(p[None, None])[0, 0].double() for p in (0 * v, v, 2 * v, v + LARGE)
+        )
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise TapError(f"{type(module).__name__} does not take (batch, tokens, {d_model}): {error}") from error
+        raise TapError(
+            f"{type(module).__name__} does not take (batch, tokens, {d_model}): {error}"
+        ) from error
     close = CLOSE.get(v.dtype, 2e-2) * float(once.abs().max())
     if not float((once - twice).abs().max()) <= close:
         raise TapError(f"{type(module).__name__} is no norm: its output grows with its input.")
@@ -101,7 +115,8 @@ def read(module: torch.nn.Module, d_model: int) -> Norm:
 def frozen(module: torch.nn.Module, x: torch.Tensor) -> Frozen:
     """The linear map r ↦ gain ⊙ (r − mean(r) if it centres) / σ(x) of a norm at x (…, d_model).
 
-    Raises `TapError` when neither an RMS norm nor a layer norm reproduces module(x) = frozen(module, x)(x) + bias.
+    Raises `TapError` when neither an RMS norm nor a layer norm reproduces module(x) =
+    frozen(module, x)(x) + bias.
     """
     return read(module, x.shape[-1]).frozen(x)
 
@@ -109,9 +124,10 @@ def frozen(module: torch.nn.Module, x: torch.Tensor) -> Frozen:
 class Norms:
     """The norms of a model's blocks, each read when it is asked for.
 
-    `attention(layer)`: between the stream and the attention, None where attention reads the stream itself;
-    `branch(layer)`: between the attention's output and the stream (Gemma 2, OLMo 2), None where there is none;
-    `final()`: before the unembedding. All raise `TapError` for what is no RMS or layer norm.
+    `attention(layer)`: between the stream and the attention, None where attention reads the stream
+    itself; `branch(layer)`: between the attention's output and the stream (Gemma 2, OLMo 2), None
+    where there is none; `final()`: before the unembedding. All raise `TapError` for what is no RMS
+    or layer norm.
     """
 
     def __init__(
@@ -150,7 +166,12 @@ def _first(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    return a is not None and b is not None and a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
+    return (
+        a is not None
+        and b is not None
+        and a.numel() == b.numel()
+        and torch.equal(a.flatten(), b.flatten())
+    )
 
 
 @torch.no_grad()
@@ -160,14 +181,20 @@ def find(
     last: torch.nn.Module | None,
     run: Callable[[], Any],
 ) -> Norms:
-    """The norms around each attention, by what goes in and out in one forward: the norm before attention takes the
-    block's input and gives the attention's; a branch norm takes the attention's output."""
-    seen: dict[int, dict[torch.nn.Module, tuple[torch.Tensor | None, torch.Tensor | None]]] = {n: {} for n in blocks}
+    """The norms around each attention, by what goes in and out in one forward: the norm before
+    attention takes the block's input and gives the attention's; a branch norm takes the attention's
+    output."""
+    seen: dict[int, dict[torch.nn.Module, tuple[torch.Tensor | None, torch.Tensor | None]]] = {
+        n: {} for n in blocks
+    }
 
     def watch(layer: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
-            seen[layer][module] = _first(args, kwargs), out if isinstance(out, torch.Tensor) else None
+            seen[layer][module] = (
+                _first(args, kwargs),
+                out if isinstance(out, torch.Tensor) else None,
+            )
 
         return hook
 
@@ -190,8 +217,14 @@ def find(
         width = stream.shape[-1]
         before[layer] = None
         if not _same(stream, taken):
-            makers = [m for m, (i, o) in seen[layer].items() if _same(i, stream) and _same(o, taken)]
-            before[layer] = makers[0] if makers else f"What layer {layer} does before its attention is not one norm."
+            makers = [
+                m for m, (i, o) in seen[layer].items() if _same(i, stream) and _same(o, taken)
+            ]
+            before[layer] = (
+                makers[0]
+                if makers
+                else f"What layer {layer} does before its attention is not one norm."
+            )
         takers = [m for m, (i, o) in seen[layer].items() if _same(i, given) and not _same(o, i)]
         after[layer] = takers[0] if takers else None
     return Norms(before, after, last, width)

@@ -1,4 +1,5 @@
-"""What is asked about attention (`Question`), one forward's answer (`LayerStats`), and a recording (`Seen`)."""
+"""What is asked about attention (`Question`), one forward's answer (`LayerStats`), and a recording
+(`Seen`)."""
 
 from __future__ import annotations
 
@@ -18,12 +19,13 @@ NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm")
 
 @dataclass(frozen=True)
 class Question:
-    """Statistics wanted of each attention call. All indices are absolute slots of the padded sequence.
+    """Statistics wanted of each attention call. All indices are absolute slots of the padded
+    sequence.
 
-    names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)); pairs: name → (batch, queries or 1, m) slots,
-    −1 for none; received: name → `Received` with queries (batch or 1, slots); labels (batch or 1, slots), negative = no
-    group; z: also hand over the per-head output (batch, queries, heads, d); call: also the attention call itself, as it
-    came.
+    names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)); pairs: name → (batch, queries
+    or 1, m) slots, −1 for none; received: name → `Received` with queries (batch or 1, slots);
+    labels (batch or 1, slots), negative = no group; z: also hand over the per-head output (batch,
+    queries, heads, d); call: also the attention call itself, as it came.
     """
 
     names: frozenset[str] = frozenset()
@@ -41,11 +43,18 @@ class Question:
         return self
 
     def __or__(self, other: Question) -> Question:
-        """Both questions in one. The same pair or received name must mean the same thing in both."""
+        """Both questions in one. The same pair or received name must mean the same thing in
+        both."""
         if self.labels is not None and other.labels is not None and self.labels is not other.labels:
-            raise TapError("Two questions in one pass have different key labels; observe them in nested blocks.")
+            raise TapError(
+                "Two questions in one pass have different key labels; observe them in nested "
+                "blocks."
+            )
         if self.cap != other.cap and {"capped_distance"} <= self.names & other.names:
-            raise TapError("Two questions in one pass cap the distance differently; observe them in nested blocks.")
+            raise TapError(
+                "Two questions in one pass cap the distance differently; observe them in nested "
+                "blocks."
+            )
         return Question(
             self.names | other.names,
             {**self.pairs, **other.pairs},
@@ -59,11 +68,17 @@ class Question:
         )
 
     def request(self, call: AttentionCall) -> Request:
-        """This question in the coordinates of one call: rows and columns instead of slots. What is asked of the text's
-        tokens (labels, pairs, sets of queries) is left out in a vision tower."""
+        """This question in the coordinates of one call: rows and columns instead of slots. What is
+        asked of the text's tokens (labels, pairs, sets of queries) is left out in a vision
+        tower."""
         if call.site.tower == "vision":
             all_rows = {name: r for name, r in self.received.items() if r.queries is None}
-            return Request(self.names & set(ROW) - {"group_mass"}, received=all_rows, cap=self.cap, topk=self.topk)
+            return Request(
+                self.names & set(ROW) - {"group_mass"},
+                received=all_rows,
+                cap=self.cap,
+                topk=self.topk,
+            )
         return self.whole_request(call)
 
     def whole_request(self, call: AttentionCall) -> Request:
@@ -73,9 +88,13 @@ class Question:
         for name, index in self.pairs.items():
             rows = index if index.shape[1] == 1 else _slice(index, 1, q0, nq, -1)
             column = rows - k0
-            pairs[name] = torch.where((rows >= 0) & (column >= 0) & (column < nk), column, -1).to(call.value.device)
+            pairs[name] = torch.where((rows >= 0) & (column >= 0) & (column < nk), column, -1).to(
+                call.value.device
+            )
         received = {
-            name: r if r.queries is None else replace(r, queries=_rows(_slice(r.queries, 1, q0, nq, False), call))
+            name: r
+            if r.queries is None
+            else replace(r, queries=_rows(_slice(r.queries, 1, q0, nq, False), call))
             for name, r in self.received.items()
         }
         labels = None if self.labels is None else _rows(_slice(self.labels, 1, k0, nk, -1), call)
@@ -85,8 +104,8 @@ class Question:
 
 @dataclass(frozen=True)
 class SiteQuestion(Question):
-    """A question that depends on where it is asked: `choose(site)` at each attention call. `names`, `z` and `call` are
-    those of all its questions together."""
+    """A question that depends on where it is asked: `choose(site)` at each attention call. `names`,
+    `z` and `call` are those of all its questions together."""
 
     choose: Callable[[Site], Question] = lambda site: Question()
 
@@ -103,8 +122,11 @@ def _rows(tensor: torch.Tensor, call: AttentionCall) -> torch.Tensor:
 
 
 def _slice(tensor: torch.Tensor, dim: int, start: int, length: int, fill: Any) -> torch.Tensor:
-    """`tensor[start : start+length]` along `dim`, filled up where the prompt's tensor ends (generated tokens)."""
-    part = tensor.narrow(dim, min(start, tensor.shape[dim]), max(0, min(length, tensor.shape[dim] - start)))
+    """`tensor[start : start+length]` along `dim`, filled up where the prompt's tensor ends
+    (generated tokens)."""
+    part = tensor.narrow(
+        dim, min(start, tensor.shape[dim]), max(0, min(length, tensor.shape[dim] - start))
+    )
     missing = length - part.shape[dim]
     if missing:
         shape = list(part.shape)
@@ -114,14 +136,18 @@ def _slice(tensor: torch.Tensor, dim: int, start: int, length: int, fill: Any) -
 
 
 class LayerStats:
-    """One layer's answers from one forward. Row statistics are attributes: `.entropy` (batch, heads, queries).
+    """One layer's answers from one forward. Row statistics are attributes: `.entropy` (batch,
+    heads, queries).
 
-    `.pair_mass[name]`, `.received[name]` (batch, heads, keys), `.received_count[name]` (batch, 1, keys),
-    `.topk_index`, `.topk_prob`; positions are absolute slots. `.site`, `.queries` (batch, queries) bool: real rows;
-    `.keys` (batch, keys) bool: real keys; `.z` and `.call` where they were asked for, else None.
+    `.pair_mass[name]`, `.received[name]` (batch, heads, keys), `.received_count[name]` (batch, 1,
+    keys), `.topk_index`, `.topk_prob`; positions are absolute slots. `.site`, `.queries` (batch,
+    queries) bool: real rows; `.keys` (batch, keys) bool: real keys; `.z` and `.call` where they
+    were asked for, else None.
     """
 
-    def __init__(self, call: AttentionCall, result: Result, question: Question, z: torch.Tensor | None):
+    def __init__(
+        self, call: AttentionCall, result: Result, question: Question, z: torch.Tensor | None
+    ):
         self.site, self.z = call.site, z
         self.call = call if question.call else None
         self.q_start, self.k_start = call.mask.q_start, call.mask.k_start
@@ -151,7 +177,8 @@ class LayerStats:
         raise AttributeError(f"{name!r} was not asked for; pass it to observe(...).")
 
     def mean(self, name: str, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, heads): mean of a row statistic over real queries (and those in `keep`, (batch, queries))."""
+        """(batch, heads): mean of a row statistic over real queries (and those in `keep`, (batch,
+        queries))."""
         rows = self.queries if keep is None else self.queries & keep.to(self.queries.device)
         weight = rows[:, None].float()
         total = weight.sum(-1)
@@ -160,12 +187,17 @@ class LayerStats:
 
 
 def _real(mask: torch.Tensor | None, batch: int, length: int, device: torch.device) -> torch.Tensor:
-    return torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask.expand(batch, -1)
+    return (
+        torch.ones(batch, length, dtype=torch.bool, device=device)
+        if mask is None
+        else mask.expand(batch, -1)
+    )
 
 
 @dataclass(frozen=True)
 class Span:
-    """One forward within a recording: queries start … stop (rows of the recording), first at slot `q_start`."""
+    """One forward within a recording: queries start … stop (rows of the recording), first at slot
+    `q_start`."""
 
     start: int
     stop: int
@@ -211,17 +243,27 @@ class LayerRecord:
         if value.ndim == 4:
             weight = weight[..., None]
         if self.reduce == "mean":
-            new = torch.stack([(value * weight).sum(2), weight.sum(2).expand(value.shape[:2] + value.shape[3:])])
+            new = torch.stack(
+                [(value * weight).sum(2), weight.sum(2).expand(value.shape[:2] + value.shape[3:])]
+            )
         else:
             edges = EDGES.get(name, PROBABILITY_EDGES).to(value.device)
-            bins = torch.bucketize(value.contiguous(), edges[1:-1], right=True)  # 0 … len(edges) − 2
+            bins = torch.bucketize(
+                value.contiguous(), edges[1:-1], right=True
+            )  # 0 … len(edges) − 2
             one_hot_weight = weight.expand(value.shape)
             new = value.new_zeros(*value.shape[:2], *value.shape[3:], len(edges) - 1)
-            moved = (bins, one_hot_weight) if value.ndim == 3 else (bins.movedim(2, -1), one_hot_weight.movedim(2, -1))
+            moved = (
+                (bins, one_hot_weight)
+                if value.ndim == 3
+                else (bins.movedim(2, -1), one_hot_weight.movedim(2, -1))
+            )
             new.scatter_add_(-1, *moved)
         self._rows[name] = [self._rows[name][0] + new] if name in self._rows else [new]
 
-    def _add_columns(self, name: str, total: torch.Tensor, count: torch.Tensor, k_start: int) -> None:
+    def _add_columns(
+        self, name: str, total: torch.Tensor, count: torch.Tensor, k_start: int
+    ) -> None:
         total, count = (torch.nn.functional.pad(t, (k_start, 0)) for t in (total, count))
         if name in self._columns:
             old_total, old_count = self._columns[name]
@@ -231,7 +273,8 @@ class LayerRecord:
         self._columns[name] = (total, count)
 
     def received_by(self, name: str) -> torch.Tensor:
-        """(batch, heads, slots): mean attention received from the queries of set `name`, all forwards together."""
+        """(batch, heads, slots): mean attention received from the queries of set `name`, all
+        forwards together."""
         total, count = self._columns[name]
         return total / count.clamp_min(1)
 
@@ -266,7 +309,8 @@ class LayerRecord:
 
 
 class Seen:
-    """The recording of an `observe` block: `seen[layer].entropy`, `seen["vision", 2].max`, `seen.calls`."""
+    """The recording of an `observe` block: `seen[layer].entropy`, `seen["vision", 2].max`,
+    `seen.calls`."""
 
     def __init__(self, question: Question, reduce: str, stage: str):
         self.question, self.reduce, self.stage = question, reduce, stage
@@ -275,7 +319,9 @@ class Seen:
 
     def add(self, stats: LayerStats) -> None:
         site = stats.site
-        record = self._records.setdefault((site.tower, site.kind, site.layer), LayerRecord(site, self.reduce))
+        record = self._records.setdefault(
+            (site.tower, site.kind, site.layer), LayerRecord(site, self.reduce)
+        )
         record.add(stats)
         if record is next(iter(self._records.values())):
             start = self.calls[-1].stop if self.calls else 0
@@ -283,7 +329,11 @@ class Seen:
 
     def __getitem__(self, key: int | tuple[str, int]) -> LayerRecord:
         tower, layer = key if isinstance(key, tuple) else (None, key)
-        here = [(t, kind, record) for (t, kind, number), record in self._records.items() if number == layer]
+        here = [
+            (t, kind, record)
+            for (t, kind, number), record in self._records.items()
+            if number == layer
+        ]
         if tower is None:  # the main tower's self-attention, not a vision tower's or an encoder's
             here.sort(key=lambda found: (found[0] not in ("", "text"), found[1] != "self"))
             if here and here[0][1] == "self":
@@ -291,7 +341,10 @@ class Seen:
         for t, kind, record in here:
             if tower is not None and tower in (t, kind):
                 return record
-        raise TapError(f"Layer {key} was not seen: run the model inside the block, and check the layer's number.")
+        raise TapError(
+            f"Layer {key} was not seen: run the model inside the block, and check the layer's "
+            "number."
+        )
 
     def __len__(self) -> int:
         return len(self._records)

@@ -1,4 +1,5 @@
-"""Queries, keys and values as they leave the projections, by head; and forwards that leave blocks out."""
+"""Queries, keys and values as they leave the projections, by head; and forwards that leave blocks
+out."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from interp_hooks.wires import Rewrite
 FUSED = ("c_attn", "qkv_proj", "Wqkv")
 
 
-def outputs(module: torch.nn.Module, site: Site) -> list[tuple[torch.nn.Module, dict[str, torch.Tensor]]]:
+def outputs(
+    module: torch.nn.Module, site: Site
+) -> list[tuple[torch.nn.Module, dict[str, torch.Tensor]]]:
     """[(projection, place → (heads, d) numbers of its outputs)] of an attention module.
 
     Raises `TapError` for projections not known here.
@@ -32,16 +35,32 @@ def outputs(module: torch.nn.Module, site: Site) -> list[tuple[torch.nn.Module, 
             width = fused.weight.shape[1 if type(fused).__name__ == "Conv1D" else 0]
             q, k = site.n_heads * site.d_head, site.n_kv_heads * site.d_head
             parts = torch.arange(width).split([q, k, width - q - k])
-            return [(fused, {p: part.reshape(n, -1) for part, (p, n) in zip(parts, heads.items(), strict=True)})]
-    if (fused := getattr(module, "query_key_value", None)) is not None and site.n_heads == site.n_kv_heads:
-        numbers = torch.arange(fused.weight.shape[0]).reshape(site.n_heads, 3, site.d_head)  # head by head: q, k, v
+            return [
+                (
+                    fused,
+                    {
+                        p: part.reshape(n, -1)
+                        for part, (p, n) in zip(parts, heads.items(), strict=True)
+                    },
+                )
+            ]
+    if (
+        fused := getattr(module, "query_key_value", None)
+    ) is not None and site.n_heads == site.n_kv_heads:
+        numbers = torch.arange(fused.weight.shape[0]).reshape(
+            site.n_heads, 3, site.d_head
+        )  # head by head: q, k, v
         return [(fused, {place: numbers[:, i] for i, place in enumerate(heads)})]
-    raise TapError(f"The query, key and value projections of {type(module).__name__} are not known to this toolkit.")
+    raise TapError(
+        f"The query, key and value projections of {type(module).__name__} are not known to this "
+        "toolkit."
+    )
 
 
 @contextmanager
 def projecting(attentions: Iterable[tuple[Site, torch.nn.Module]], see: Rewrite) -> Iterator[None]:
-    """Let `see(place, layer, (batch, tokens, heads, d))` look at and replace what the projections give."""
+    """Let `see(place, layer, (batch, tokens, heads, d))` look at and replace what the projections
+    give."""
 
     def at(layer: int, parts: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
         def hook(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
@@ -64,7 +83,8 @@ def projecting(attentions: Iterable[tuple[Site, torch.nn.Module]], see: Rewrite)
 
 @contextmanager
 def skipping(blocks: Mapping[int, torch.nn.Module], before: int, output: Any) -> Iterator[None]:
-    """The blocks before layer `before` don't run; each returns `output` at once, what the last of them gave."""
+    """The blocks before layer `before` don't run; each returns `output` at once, what the last of
+    them gave."""
     left_out = [block for layer, block in blocks.items() if layer < before]
     own = [block.__dict__.get("forward") for block in left_out]
     try:

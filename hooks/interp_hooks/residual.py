@@ -10,14 +10,20 @@ import torch
 
 Write = Callable[[str, int, torch.Tensor], "torch.Tensor | None"]
 
-#: The norm that reads the stream between attention and MLP, by the names libraries give it. Order matters:
-#: Gemma2 also has a post_attention_layernorm, but there it is on the branch.
-MIDDLE = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ln2", "final_layer_norm")
+#: The norm that reads the stream between attention and MLP, by the names libraries give it. Order
+#: matters: Gemma2 also has a post_attention_layernorm, but there it is on the branch.
+MIDDLE = (
+    "pre_feedforward_layernorm",
+    "post_attention_layernorm",
+    "ln_2",
+    "ln2",
+    "final_layer_norm",
+)
 
 
 class Residual(dict[Any, torch.Tensor]):
-    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over forwards; empty where
-    nothing is kept."""
+    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over
+    forwards; empty where nothing is kept."""
 
     def __init__(self, kept: bool = True):
         super().__init__()
@@ -29,8 +35,11 @@ class Residual(dict[Any, torch.Tensor]):
 
 
 def middle(block: torch.nn.Module) -> torch.nn.Module | None:
-    """The submodule whose input is the stream after attention; None in parallel-attention and post-norm blocks."""
-    if getattr(block, "use_parallel_residual", False) or not getattr(block, "do_layer_norm_before", True):
+    """The submodule whose input is the stream after attention; None in parallel-attention and
+    post-norm blocks."""
+    if getattr(block, "use_parallel_residual", False) or not getattr(
+        block, "do_layer_norm_before", True
+    ):
         return None
     names = dict(block.named_children())
     if "post_feedforward_layernorm" in names and "pre_feedforward_layernorm" not in names:
@@ -42,8 +51,8 @@ def middle(block: torch.nn.Module) -> torch.nn.Module | None:
 
 
 class StreamWatch:
-    """The residual stream that enters each block, taken when it is asked for: a forward pre-hook of the blocks. It is
-    kept from a block's start to its attention call, and only while `wanted()`."""
+    """The residual stream that enters each block, taken when it is asked for: a forward pre-hook of
+    the blocks. It is kept from a block's start to its attention call, and only while `wanted()`."""
 
     def __init__(self, wanted: Callable[[], bool]) -> None:
         self.wanted = wanted
@@ -51,7 +60,9 @@ class StreamWatch:
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.wanted():
-            self._entered[id(module)] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self._entered[id(module)] = (
+                kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            )
 
     def take(self, block: torch.nn.Module | None) -> torch.Tensor | None:
         """(batch, queries, d_model) that entered `block`; None where nobody wanted it."""
@@ -68,12 +79,18 @@ def _swap(value: Any, new: torch.Tensor) -> Any:
 
 @contextmanager
 def capture(
-    blocks: dict[int, torch.nn.Module], norm: torch.nn.Module | None, write: Write | None, keep: bool = True
+    blocks: dict[int, torch.nn.Module],
+    norm: torch.nn.Module | None,
+    write: Write | None,
+    keep: bool = True,
 ) -> Iterator[Residual]:
-    """Hooks on transformer `blocks` (by layer) and the final `norm` for the length of the with-block."""
+    """Hooks on transformer `blocks` (by layer) and the final `norm` for the length of the
+    with-block."""
     residual = Residual(keep)
     shapes: dict[int, torch.Size] = {}  # of each block's input
-    skipped: dict[int, torch.Tensor] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
+    skipped: dict[
+        int, torch.Tensor
+    ] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
 
     def see(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         new = None if write is None else write(place, layer, tensor)
@@ -82,7 +99,8 @@ def capture(
         return new
 
     def middle_of(layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The norm's hook sees only one branch of the stream; the other one is made up for at the block's output."""
+        """The norm's hook sees only one branch of the stream; the other one is made up for at the
+        block's output."""
         stream = tensor.reshape(shapes[layer])  # OPT flattens batch and queries here
         new = see("mid", layer, stream)
         if new is None:
@@ -118,10 +136,14 @@ def capture(
 
     with ExitStack() as stack:
         for layer, block in blocks.items():
-            stack.enter_context(block.register_forward_pre_hook(reads("pre", layer), with_kwargs=True))
+            stack.enter_context(
+                block.register_forward_pre_hook(reads("pre", layer), with_kwargs=True)
+            )
             between = middle(block)
             if between is not None:
-                stack.enter_context(between.register_forward_pre_hook(reads("mid", layer), with_kwargs=True))
+                stack.enter_context(
+                    between.register_forward_pre_hook(reads("mid", layer), with_kwargs=True)
+                )
             stack.enter_context(block.register_forward_hook(makes("post", layer)))
         if norm is not None:
             stack.enter_context(norm.register_forward_hook(makes("final", max(blocks))))

@@ -1,7 +1,8 @@
-"""TransformerLens models (`HookedTransformer`, `TransformerBridge`) behind `HookedModel`, by their own hook points.
+"""TransformerLens models (`HookedTransformer`, `TransformerBridge`) behind `HookedModel`, by their
+own hook points.
 
-They are recognised by duck type, never imported. They materialise every attention pattern themselves, so
-statistics are taken from it; for long contexts use the plain HuggingFace model.
+They are recognised by duck type, never imported. They materialise every attention pattern
+themselves, so statistics are taken from it; for long contexts use the plain HuggingFace model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ PLACES = {"pre": "hook_resid_pre", "mid": "hook_resid_mid", "post": "hook_resid_
 
 def is_transformer_lens(model: Any) -> bool:
     """HookedTransformer or TransformerBridge, by what they offer."""
-    return all(hasattr(model, name) for name in ("cfg", "hook_dict", "hooks", "run_with_hooks", "run_with_cache"))
+    return all(
+        hasattr(model, name)
+        for name in ("cfg", "hook_dict", "hooks", "run_with_hooks", "run_with_cache")
+    )
 
 
 class TLAdapter(Adapter):
@@ -63,7 +67,10 @@ class TLAdapter(Adapter):
             if f"{site.path}.hook_{point}" not in module.hook_dict
         ]
         if missing:
-            raise TapError(f"Layer {missing[0].layer} of this TransformerLens model has no pattern or z hook point.")
+            raise TapError(
+                f"Layer {missing[0].layer} of this TransformerLens model has no pattern or z hook "
+                "point."
+            )
         self._mask: torch.Tensor | None = None
         self.accepts = frozenset()  # no caches and no position ids through this door
 
@@ -74,14 +81,19 @@ class TLAdapter(Adapter):
         self._mask = None if mask is None or bool(mask.all()) else mask.to(device)
         if self._mask is not None:
             inputs["attention_mask"] = self._mask
-        inputs.pop("position_ids", None)  # TransformerLens derives positions from the attention mask
+        inputs.pop(
+            "position_ids", None
+        )  # TransformerLens derives positions from the attention mask
         return self.module(ids.to(device), **inputs)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         ids = inputs.pop("input_ids")
         mask = inputs.pop("attention_mask", None)
         if mask is not None and not bool(mask.all()):
-            raise TapError("Padded batches in TransformerLens' generate are not supported; generate row by row.")
+            raise TapError(
+                "Padded batches in TransformerLens' generate are not supported; generate row by "
+                "row."
+            )
         self._mask = None
         inputs.setdefault("verbose", False)
         if getattr(self.module, "tokenizer", None) is None and inputs.get("eos_token_id") is None:
@@ -105,7 +117,9 @@ class TLAdapter(Adapter):
                 edits = model.observers_and_edits()[1]
                 edited = rewrite(call, edits)
                 steers = steers_of(
-                    edited, edits, lambda found, request: pattern_result(steered_pattern(edited, found), request)
+                    edited,
+                    edits,
+                    lambda found, request: pattern_result(steered_pattern(edited, found), request),
                 )
                 edited = steered_pattern(edited, steers)
                 pending[site.layer] = (call, edited, steers)
@@ -162,16 +176,20 @@ class TLAdapter(Adapter):
 
     @contextmanager
     def projections(self, see: Rewrite) -> Iterator[None]:
-        """Queries and keys as TransformerLens projects them, before rotation; keys and values un-repeated."""
+        """Queries and keys as TransformerLens projects them, before rotation; keys and values
+        un-repeated."""
 
         def at(name: str, layer: int) -> Callable[..., Any]:
             return lambda tensor, hook: see(name, layer, tensor)
 
-        points = [(f"{s.path}.hook_{name}", at(name, s.layer)) for s in self.sites for name in "qkv"]
+        points = [
+            (f"{s.path}.hook_{name}", at(name, s.layer)) for s in self.sites for name in "qkv"
+        ]
         missing = [point for point, _ in points if point not in self.module.hook_dict]
         if missing:
             raise TapError(
-                f"This TransformerLens model has no hook point {missing[0]}, so its projections can't be seen."
+                f"This TransformerLens model has no hook point {missing[0]}, so its projections "
+                "can't be seen."
             )
         with self.module.hooks(fwd_hooks=points):
             yield
@@ -180,10 +198,13 @@ class TLAdapter(Adapter):
     def residual(self, write: Write | None, keep: bool = True) -> Iterator[Residual]:
         residual = Residual(keep)
         points_by_name = self.module.hook_dict
-        skipped: dict[int, torch.Tensor] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
+        skipped: dict[
+            int, torch.Tensor
+        ] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
 
         def branch_only(layer: int) -> bool:
-            """A bridge's hook_resid_mid is the input of ln2: a write there misses the skip connection."""
+            """A bridge's hook_resid_mid is the input of ln2: a write there misses the skip
+            connection."""
             mid = points_by_name.get(f"blocks.{layer}.hook_resid_mid")
             return mid is not None and mid is points_by_name.get(f"blocks.{layer}.ln2.hook_in")
 
@@ -212,7 +233,9 @@ class TLAdapter(Adapter):
         last = at("final", self.module.cfg.n_layers - 1)
         with ExitStack() as stack:
             if norm is not None:
-                stack.enter_context(norm.register_forward_hook(lambda module, args, output: last(output, None)))
+                stack.enter_context(
+                    norm.register_forward_hook(lambda module, args, output: last(output, None))
+                )
             stack.enter_context(self.module.hooks(fwd_hooks=points))
             yield residual
 
@@ -222,7 +245,9 @@ class TLAdapter(Adapter):
         try:
             found = {name: getattr(attention, name) for name in names}
         except AttributeError as error:
-            raise TapError(f"This TransformerLens model offers no weights of layer {site.layer}: {error}.") from error
+            raise TapError(
+                f"This TransformerLens model offers no weights of layer {site.layer}: {error}."
+            ) from error
         for name in ("W_K", "W_V", "b_K", "b_V"):
             tensor = found[name]
             if tensor is not None and tensor.shape[0] != site.n_heads:
@@ -236,7 +261,9 @@ class TLAdapter(Adapter):
         try:
             W_E, W_U, b_U = (getattr(self.module, name) for name in ("W_E", "W_U", "b_U"))
         except AttributeError as error:
-            raise TapError(f"This TransformerLens model offers no embedding or unembedding: {error}.") from error
+            raise TapError(
+                f"This TransformerLens model offers no embedding or unembedding: {error}."
+            ) from error
         cap = getattr(self.module.cfg, "output_logits_soft_cap", None)
         soft = float(cap) if cap is not None and cap > 0 else None
         return Embeddings(W_E.detach(), W_U.detach(), None if b_U is None else b_U.detach(), soft)
@@ -246,7 +273,10 @@ class TLAdapter(Adapter):
         branch = bool(getattr(self.module.cfg, "use_normalization_before_and_after", False))
         return Norms(
             {layer: getattr(block, "ln1", None) for layer, block in blocks.items()},
-            {layer: getattr(block, "ln1_post", None) if branch else None for layer, block in blocks.items()},
+            {
+                layer: getattr(block, "ln1_post", None) if branch else None
+                for layer, block in blocks.items()
+            },
             getattr(self.module, "ln_final", None),
             self.module.cfg.d_model,
         )
@@ -255,7 +285,10 @@ class TLAdapter(Adapter):
         return ids
 
     def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
-        lines = ["TransformerLens materialises each pattern; for long contexts load the HuggingFace model."]
+        lines = [
+            "TransformerLens materialises each pattern; for long contexts load the HuggingFace "
+            "model."
+        ]
         for site in self.sites:
             mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
             lines.append(f"layer {site.layer}: {'; '.join(mine) or 'untouched weights'}")

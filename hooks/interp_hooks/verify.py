@@ -1,4 +1,5 @@
-"""The check on load: the tap sees every layer, changes nothing by itself, and what it changes arrives."""
+"""The check on load: the tap sees every layer, changes nothing by itself, and what it changes
+arrives."""
 
 from __future__ import annotations
 
@@ -39,14 +40,21 @@ def _output(out: Any) -> torch.Tensor:
 def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     """Raise `TapError` unless tapped logits equal the untouched ones and a changed z changes them.
 
-    Also checks attn_out = Σ_h z_h W_O,h + b_O on HuggingFace models; where it fails, `head_weights` is refused
-    for that layer by name. Raises `ActivationError` if the untouched model itself gives NaN.
+    Also checks attn_out = Σ_h z_h W_O,h + b_O on HuggingFace models; where it fails, `head_weights`
+    is refused for that layer by name. Raises `ActivationError` if the untouched model itself gives
+    NaN.
     """
     plain = _output(model(**sample)).float()
     real = sample["attention_mask"].bool() if "attention_mask" in sample else None
-    keep = real if real is not None and plain.ndim == 3 and real.shape == plain.shape[:2] else slice(None)
+    keep = (
+        real
+        if real is not None and plain.ndim == 3 and real.shape == plain.shape[:2]
+        else slice(None)
+    )
     if not bool(torch.isfinite(plain[keep]).all()):
-        raise ActivationError(f"{model.name} gives NaN or infinity on a short input: its weights look corrupt.")
+        raise ActivationError(
+            f"{model.name} gives NaN or infinity on a short input: its weights look corrupt."
+        )
     outputs: dict[Any, torch.Tensor] = {}
     hf = model._adapter if isinstance(model._adapter, HFAdapter) else None
     handles = []
@@ -68,8 +76,10 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     worst = float((plain - tapped)[keep].abs().max()) / scale
     if not worst <= allowed:
         raise TapError(
-            f"With the tap in place the logits of {model.name} differ from the untouched model's by {worst:.1e} of "
-            f"their size (allowed {allowed:.0e}): its attention does something the tap does not see, so it is refused."
+            f"With the tap in place the logits of {model.name} differ from the untouched model's "
+            f"by {worst:.1e} of "
+            f"their size (allowed {allowed:.0e}): its attention does something the tap does not "
+            "see, so it is refused."
         )
     for site, out in outputs.items():
         assert hf is not None
@@ -80,15 +90,22 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
             hf.unsure_output[site] = str(reason)
             continue
         if z[key].shape[-1] != weight.shape[1]:
-            hf.unsure_output[site] = f"W_O takes {weight.shape[1]} numbers a head, z has {z[key].shape[-1]}."
+            hf.unsure_output[site] = (
+                f"W_O takes {weight.shape[1]} numbers a head, z has {z[key].shape[-1]}."
+            )
             continue
         expected = torch.einsum("bqhd,hdm->bqm", z[key].double(), weight.double())
         expected = expected + bias.double() if bias is not None else expected
         actual = out.double().reshape(expected.shape)
         error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))
         if error > 10 * allowed:
-            hf.unsure_output[site] = f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
+            hf.unsure_output[site] = (
+                f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
+            )
     with model.edit(_Silence()):
         silenced = _output(model(**sample)).float()
     if float((plain - silenced)[keep].abs().max()) <= allowed * scale * 0.01:
-        raise TapError(f"Changing the heads' outputs leaves the logits of {model.name} as they are, so it is refused.")
+        raise TapError(
+            f"Changing the heads' outputs leaves the logits of {model.name} as they are, so it is "
+            "refused."
+        )

@@ -1,4 +1,5 @@
-"""Where tokens enter and leave the residual stream: embedding and unembedding, checked on a short input."""
+"""Where tokens enter and leave the residual stream: embedding and unembedding, checked on a short
+input."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ TOKENS = 7
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The matrices as the library stores them: W_E (vocabulary, d_model), W_U (d_model, vocabulary), b_U or None;
-    `softcap` of the logits or None."""
+    """The matrices as the library stores them: W_E (vocabulary, d_model), W_U (d_model,
+    vocabulary), b_U or None; `softcap` of the logits or None."""
 
     W_E: torch.Tensor
     W_U: torch.Tensor
@@ -31,11 +32,12 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A token t enters the stream as `embed_scale` · W_E[t], plus what does not depend on it (learned positions).
+    """A token t enters the stream as `embed_scale` · W_E[t], plus what does not depend on it
+    (learned positions).
 
-    Logits are softcap(`logit_scale` · (final W_U) + b_U), `final` the output of the final norm and softcap(x) =
-    c tanh(x / c) where the model has one. W_E (vocabulary, d_model), W_U (d_model, vocabulary), b_U (vocabulary,) or
-    None, as the model stores them.
+    Logits are softcap(`logit_scale` · (final W_U) + b_U), `final` the output of the final norm and
+    softcap(x) = c tanh(x / c) where the model has one. W_E (vocabulary, d_model), W_U (d_model,
+    vocabulary), b_U (vocabulary,) or None, as the model stores them.
     """
 
     W_E: torch.Tensor
@@ -67,19 +69,25 @@ def _scale(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor, close: float) -> bool:
-    return a.shape == b.shape and float((a - b).abs().max()) <= close * float(b.abs().max().clamp_min(1e-30))
+    return a.shape == b.shape and float((a - b).abs().max()) <= close * float(
+        b.abs().max().clamp_min(1e-30)
+    )
 
 
 @torch.no_grad()
 def read(model: HookedModel, given: Embeddings, ids: torch.Tensor) -> Vocabulary:
-    """`given` with its scales, found and checked in one forward of `ids` (2, tokens), two rows that differ.
+    """`given` with its scales, found and checked in one forward of `ids` (2, tokens), two rows that
+    differ.
 
-    Raises `TapError` where the stream does not start with W_E, or the logits are not what W_U makes of its end.
+    Raises `TapError` where the stream does not start with W_E, or the logits are not what W_U makes
+    of its end.
     """
     if given.W_E.shape[1] != given.W_U.shape[0]:
         raise TapError(
-            f"The embedding of {model.name} has {given.W_E.shape[1]} dimensions and the unembedding takes "
-            f"{given.W_U.shape[0]}: there is a projection between, which this toolkit does not follow."
+            f"The embedding of {model.name} has {given.W_E.shape[1]} dimensions and the "
+            "unembedding takes "
+            f"{given.W_U.shape[0]}: there is a projection between, which this toolkit does not "
+            "follow."
         )
     with model.clean(), model.capture_resid() as resid:
         logits = model.logits(ids).double()
@@ -91,12 +99,15 @@ def read(model: HookedModel, given: Embeddings, ids: torch.Tensor) -> Vocabulary
     # learned positions are the same in both rows, so the difference is the tokens' alone
     tokens = given.W_E[ids.to(given.W_E.device)].double()
     if not start.shape == tokens.shape == final.shape:
-        raise TapError(f"The residual stream of {model.name} is not as wide as its token embedding.")
+        raise TapError(
+            f"The residual stream of {model.name} is not as wide as its token embedding."
+        )
     apart = tokens[0] - tokens[1]
     embed_scale = _scale(apart, start[0] - start[1])
     if not _equal(embed_scale * apart, start[0] - start[1], close):
         raise TapError(
-            f"The residual stream of {model.name} does not start with its token embedding (a norm or projection "
+            f"The residual stream of {model.name} does not start with its token embedding (a norm "
+            "or projection "
             "follows it), so its vocabulary is not known here."
         )
     linear = logits if given.b_U is None else logits - given.b_U.double()
@@ -107,7 +118,8 @@ def read(model: HookedModel, given: Embeddings, ids: torch.Tensor) -> Vocabulary
     found = Vocabulary(given.W_E, given.W_U, given.b_U, embed_scale, logit_scale, given.softcap)
     if not _equal(found.unembed(final), logits, close):
         raise TapError(
-            f"The logits of {model.name} are not what its unembedding makes of the final residual stream (another "
+            f"The logits of {model.name} are not what its unembedding makes of the final residual "
+            "stream (another "
             "layer stands between), so its vocabulary is not known here."
         )
     return found

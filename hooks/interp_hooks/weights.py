@@ -1,4 +1,5 @@
-"""Per-head weights from an attention module, whatever its projections are called. GQA mapped to query heads."""
+"""Per-head weights from an attention module, whatever its projections are called. GQA mapped to
+query heads."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj")
 class HeadWeights:
     """One layer's weights by query head.
 
-    W_Q, W_K, W_V: (heads, d_model, d_head); b_Q, b_K, b_V: (heads, d_head) or None; W_O: (heads, d_head, d_model);
-    b_O: (d_model,) or None. The layer's output is Σ_h z_h W_O[h] + b_O. Query/key norms are not folded in.
+    W_Q, W_K, W_V: (heads, d_model, d_head); b_Q, b_K, b_V: (heads, d_head) or None; W_O: (heads,
+    d_head, d_model); b_O: (d_model,) or None. The layer's output is Σ_h z_h W_O[h] + b_O. Query/key
+    norms are not folded in.
     """
 
     W_Q: torch.Tensor
@@ -31,7 +33,8 @@ class HeadWeights:
     b_O: torch.Tensor | None = None
 
     def result(self, z: torch.Tensor) -> torch.Tensor:
-        """(batch, queries, heads, d_model): each head's contribution z_h W_O[h] to the residual stream."""
+        """(batch, queries, heads, d_model): each head's contribution z_h W_O[h] to the residual
+        stream."""
         return torch.einsum("bqhd,hdm->bqhm", z, self.W_O.to(z))
 
 
@@ -53,13 +56,19 @@ def output_projection(module: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def head_output(module: torch.nn.Module, site: Site) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """W_O (heads, d_v, d_model) and b_O. Raises `TapError` if there is no output projection of the right shape."""
+    """W_O (heads, d_v, d_model) and b_O. Raises `TapError` if there is no output projection of the
+    right shape."""
     projection = output_projection(module)
     if projection is None:
-        raise TapError(f"{type(module).__name__} (layer {site.layer}) has no output projection this toolkit knows.")
+        raise TapError(
+            f"{type(module).__name__} (layer {site.layer}) has no output projection this toolkit "
+            "knows."
+        )
     weight, bias = _matrix(projection)
     if weight.shape[1] % site.n_heads:
-        raise TapError(f"The output projection of layer {site.layer} does not split into {site.n_heads} heads.")
+        raise TapError(
+            f"The output projection of layer {site.layer} does not split into {site.n_heads} heads."
+        )
     return weight.T.reshape(site.n_heads, -1, weight.shape[0]), bias
 
 
@@ -78,15 +87,24 @@ def _split(module: torch.nn.Module, site: Site) -> list[tuple[torch.Tensor, torc
         weight, bias = _matrix(module.query_key_value)
         rows = weight.reshape(site.n_heads, 3, site.d_head, -1)
         pieces = [rows[:, i].reshape(q, -1) for i in range(3)]
-        biases = [None] * 3 if bias is None else [b.reshape(-1) for b in bias.reshape(site.n_heads, 3, -1).unbind(1)]
+        biases = (
+            [None] * 3
+            if bias is None
+            else [b.reshape(-1) for b in bias.reshape(site.n_heads, 3, -1).unbind(1)]
+        )
         return list(zip(pieces, biases, strict=True))
-    raise TapError(f"The query, key and value projections of {type(module).__name__} are not known to this toolkit.")
+    raise TapError(
+        f"The query, key and value projections of {type(module).__name__} are not known to this "
+        "toolkit."
+    )
 
 
 def head_weights(module: torch.nn.Module, site: Site) -> HeadWeights:
     """`HeadWeights` of an attention module."""
     by_head: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    for (weight, bias), n in zip(_split(module, site), (site.n_heads, site.n_kv_heads, site.n_kv_heads), strict=True):
+    for (weight, bias), n in zip(
+        _split(module, site), (site.n_heads, site.n_kv_heads, site.n_kv_heads), strict=True
+    ):
         heads = weight.reshape(n, -1, weight.shape[-1]).transpose(1, 2)  # (n, d_model, d_head)
         offset = None if bias is None else bias.reshape(n, -1)
         repeat = site.n_heads // n

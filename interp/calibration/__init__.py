@@ -1,4 +1,5 @@
-"""Finding good settings of edits: ``interp.calibrate(model, method="act", task="classification", out="act.json")``.
+"""Finding good settings of edits: ``interp.calibrate(model, method="act", task="classification",
+out="act.json")``.
 
 Settings are chosen on a training split and reported on a held-out one that the choice never saw.
 """
@@ -48,33 +49,53 @@ def calibrate(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Calibration:
-    """Choose an edit's settings on `n` training instances of a task and measure them on held-out ones.
+    """Choose an edit's settings on `n` training instances of a task and measure them on held-out
+    ones.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
-        method: "act", "zerotuning", "headhunter", "gates" (their settings as `settings`), or a `Method`.
+        method: "act", "zerotuning", "headhunter", "gates" (their settings as `settings`), or a
+            `Method`.
         task: a name, or a task with settings of its own; the method's usual task if None.
-        heldout: how many held-out instances; as many as `n` if None. They share no instance with the training split.
-        out: write the edits to this JSON file, trials and record beside it; an interrupted run resumes from there.
+        heldout: how many held-out instances; as many as `n` if None. They share no instance with
+            the training split.
+        out: write the edits to this JSON file, trials and record beside it; an interrupted run
+            resumes from there.
 
     Raises:
-        UnknownNameError: no such method or task. InputError: settings that the method does not take, too few
-        instances, a calibration set with one class. ContextError, EditError, HeadError, OutputError.
+        UnknownNameError: no such method or task. InputError: settings that the method does not
+            take, too few
+        instances, a calibration set with one class. ContextError, EditError, HeadError,
+        OutputError.
     """
     from interp.calibration.run import run
 
-    return run(model, make(method, settings), task, n, seed, heldout, None if out is None else Path(out), progress)
+    return run(
+        model,
+        make(method, settings),
+        task,
+        n,
+        seed,
+        heldout,
+        None if out is None else Path(out),
+        progress,
+    )
 
 
 def make(method: str | Method, settings: dict[str, Any]) -> Method:
     """A method with its settings. Raises `UnknownNameError`, `InputError`."""
     if isinstance(method, Method):
         if settings:
-            raise InputError(f"The method {method.name} has its settings already; {next(iter(settings))} is one more.")
+            raise InputError(
+                f"The method {method.name} has its settings already; {next(iter(settings))} is one "
+                "more."
+            )
         return method
     kind = registry.get(method)
     unknown = [name for name in settings if name not in kind.settings()]
     if unknown:
         known = ", ".join(kind.settings())
-        raise InputError(f"The calibration method {method} has no setting {unknown[0]!r}; it has {known}.")
+        raise InputError(
+            f"The calibration method {method} has no setting {unknown[0]!r}; it has {known}."
+        )
     return kind(**settings)

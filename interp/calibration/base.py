@@ -1,4 +1,5 @@
-"""What a calibration method is: it looks at a bench of training instances and answers with edits."""
+"""What a calibration method is: it looks at a bench of training instances and answers with
+edits."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What a method found: `edits`; `trials`, one row a trial; `trace`, one row a training step, for learned settings;
-    `notes`, sentences to tell the user."""
+    """What a method found: `edits`; `trials`, one row a trial; `trace`, one row a training step,
+    for learned settings; `notes`, sentences to tell the user."""
 
     edits: list[Edit]
     trials: pd.DataFrame
@@ -43,7 +44,8 @@ class Method(Recorded, ABC):
     needs_labels: bool = True
 
     def check(self, model: HookedModel, train: Sequence[Instance]) -> None:
-        """Raise `InputError`, before anything runs, where the settings don't fit the model or these instances."""
+        """Raise `InputError`, before anything runs, where the settings don't fit the model or these
+        instances."""
         heads_of(model, getattr(self, "layers", None))
 
     @abstractmethod
@@ -52,7 +54,8 @@ class Method(Recorded, ABC):
 
 
 def heads_of(model: HookedModel, layers: Iterable[int] | None) -> list[Head]:
-    """The heads of the main tower, in these layers; None for all. Raises `InputError` for a layer that is not there."""
+    """The heads of the main tower, in these layers; None for all. Raises `InputError` for a layer
+    that is not there."""
     main = "" if "" in model.towers else "text" if "text" in model.towers else model.towers[0]
     heads = [h for h in model.heads if h.tower == main]
     if layers is None:
@@ -62,5 +65,8 @@ def heads_of(model: HookedModel, layers: Iterable[int] | None) -> list[Head]:
     missing = [layer for layer in wanted if layer not in there]
     if missing or not wanted:
         named = f"layer {missing[0]}" if missing else "no layers"
-        raise InputError(f"A calibration was asked for {named}; {model.name} has layers {min(there)} to {max(there)}.")
+        raise InputError(
+            f"A calibration was asked for {named}; {model.name} has layers {min(there)} to "
+            f"{max(there)}."
+        )
     return [h for h in heads if h.layer in wanted]

@@ -1,4 +1,5 @@
-"""The instances that settings are chosen on, those they are reported on, and how the model fares under edits."""
+"""The instances that settings are chosen on, those they are reported on, and how the model fares
+under edits."""
 
 from __future__ import annotations
 
@@ -36,16 +37,26 @@ class Split:
     heldout: list[Instance]
 
 
-def split(model: HookedModel, task: str | Task, n: int, heldout: int | None, seed: int, labels: bool = True) -> Split:
-    """`n` training and `heldout` other instances. Raises `InputError` when there are too few, or (with `labels`) when
-    all have the same answer."""
+def split(
+    model: HookedModel,
+    task: str | Task,
+    n: int,
+    heldout: int | None,
+    seed: int,
+    labels: bool = True,
+) -> Split:
+    """`n` training and `heldout` other instances. Raises `InputError` when there are too few, or
+    (with `labels`) when all have the same answer."""
     heldout = n if heldout is None else heldout
     if n < LEAST or heldout < LEAST:
-        raise InputError(f"A calibration needs {LEAST} training and {LEAST} held-out instances; use n ≥ {LEAST}.")
+        raise InputError(
+            f"A calibration needs {LEAST} training and {LEAST} held-out instances; use n ≥ {LEAST}."
+        )
     chosen, train = sample(model, task, n, seed)
     if labels and len({i.accept for i in train}) < 2:
         raise InputError(
-            f"All {n} calibration instances of {chosen.name} have the same answer, so no setting can be judged by "
+            f"All {n} calibration instances of {chosen.name} have the same answer, so no setting "
+            "can be judged by "
             "them; use more instances, another seed or another task."
         )
     known = {i.prompt for i in train}
@@ -57,15 +68,17 @@ def split(model: HookedModel, task: str | Task, n: int, heldout: int | None, see
         if len(others) >= heldout:
             return Split(chosen, train, list(others.values())[:heldout])
     raise InputError(
-        f"The task {chosen.name} has only {len(others)} instances beside the {n} to calibrate on, and {heldout} "
+        f"The task {chosen.name} has only {len(others)} instances beside the {n} to calibrate on, "
+        f"and {heldout} "
         "held-out ones were asked for; use fewer."
     )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the instances came out under some edits, each (n,): `correct` 0 … 1, `margin` as `Task.score` says, `entropy`
-    (nats) of the next-token distribution after the prompt, which takes no labels."""
+    """How the instances came out under some edits, each (n,): `correct` 0 … 1, `margin` as
+    `Task.score` says, `entropy` (nats) of the next-token distribution after the prompt, which takes
+    no labels."""
 
     correct: np.ndarray
     margin: np.ndarray
@@ -78,16 +91,25 @@ class Outcome:
 
 
 class Bench:
-    """A model at work on a split; each outcome is saved when it is there, so that an interrupted run resumes."""
+    """A model at work on a split; each outcome is saved when it is there, so that an interrupted
+    run resumes."""
 
-    def __init__(self, model: HookedModel, split: Split, seed: int, pieces: Partial, progress: Progress | None = None):
+    def __init__(
+        self,
+        model: HookedModel,
+        split: Split,
+        seed: int,
+        pieces: Partial,
+        progress: Progress | None = None,
+    ):
         self.model, self.task, self.seed, self.pieces = model, split.task, seed, pieces
         self.train, self.heldout = split.train, split.heldout
         self._progress = progress
         self._done = self._total = 0
 
     def plan(self, trials: int = 0, steps: int = 0) -> None:
-        """Expect that many more trials on the training instances, and other steps, each worth one instance."""
+        """Expect that many more trials on the training instances, and other steps, each worth one
+        instance."""
         self._total += trials * len(self.train) + steps
 
     def expect(self, instances: int) -> None:
@@ -100,8 +122,11 @@ class Bench:
         if self._progress is not None:
             self._progress(self._done, max(self._total, self._done), what)
 
-    def __call__(self, key: str, edits: Sequence[Edit], what: str = "", heldout: bool = False) -> Outcome:
-        """The outcome on the training (or held-out) instances, from disk where `key` was finished before."""
+    def __call__(
+        self, key: str, edits: Sequence[Edit], what: str = "", heldout: bool = False
+    ) -> Outcome:
+        """The outcome on the training (or held-out) instances, from disk where `key` was finished
+        before."""
         instances = self.heldout if heldout else self.train
         if self.pieces.has(key):
             self.tell(what, len(instances))
@@ -117,12 +142,17 @@ class Bench:
 
     def _run(self, instances: Sequence[Instance], edits: Sequence[Edit], what: str) -> Outcome:
         rows: list[tuple[float, float, float]] = []
-        # edits of prefill or decode alone need the answer fed step by step; an answer of one token is no step
-        steps = any(e.scope != "all" for e in edits) and any(len(i.prompt) < len(i.ids) for i in instances)
+        # edits of prefill or decode alone need the answer fed step by step; an answer of one token
+        # is no step
+        steps = any(e.scope != "all" for e in edits) and any(
+            len(i.prompt) < len(i.ids) for i in instances
+        )
         self.tell(what)
         with self.model.edit(*edits):
             for batch in batches(instances, pad_id(self.model.tokenizer)):
-                for instance, logits in zip(batch.instances, answer_logits(self.model, batch, steps), strict=True):
+                for instance, logits in zip(
+                    batch.instances, answer_logits(self.model, batch, steps), strict=True
+                ):
                     rows.append((*self.task.score(logits, instance), entropy(logits[0])))
                 self.tell(what, len(batch.instances))
         return Outcome(*np.array(rows, dtype=np.float64).T)

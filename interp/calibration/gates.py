@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GateTraining(Method):
-    """A gate α ∈ [0, 1] for each KV head, z ← α·z + (1 − α)·z_streaming, learned by AdamW (DuoAttention, Xiao et al.,
-    ICLR 2025, arXiv 2410.10819):
+    """A gate α ∈ [0, 1] for each KV head, z ← α·z + (1 − α)·z_streaming, learned by AdamW
+    (DuoAttention, Xiao et al., ICLR 2025, arXiv 2410.10819):
 
-        loss = distance to the untouched model on the answer tokens + λ · mean |α|,   α = 1 at first.
+        loss = distance to the untouched model on the answer tokens + λ · mean |α|,
+        α = 1 at first.
 
-    The weights stay as they are. In the end the `sparsity` share of heads with the smallest α streams (α = 0) and the
-    rest has full attention (α = 1); `sparsity=None` keeps the α learned.
+    The weights stay as they are. In the end the `sparsity` share of heads with the smallest α
+    streams (α = 0) and the rest has full attention (α = 1); `sparsity=None` keeps the α learned.
 
     Args:
-        steps, rate: of AdamW (no weight decay); the rate ramps up over the first fifth and down over the last one, from
-            and to a tenth. batch: instances a step. penalty: λ.
+        steps, rate: of AdamW (no weight decay); the rate ramps up over the first fifth and down
+            over the last one, from and to a tenth. batch: instances a step. penalty: λ.
         sink, recent: of the streaming attention; choose them well below the prompts' length.
         distance: "hidden", mean square over last hidden states; "kl", of the logits.
         sparsity: share of KV heads that stream, or None.
@@ -57,18 +58,24 @@ class GateTraining(Method):
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.rate <= 0 or self.penalty < 0:
-            raise InputError("Steps and batch of gates are at least 1, the rate is above 0, λ not negative.")
+            raise InputError(
+                "Steps and batch of gates are at least 1, the rate is above 0, λ not negative."
+            )
         if self.distance not in ("hidden", "kl"):
             raise InputError(f"The distance of gates is 'hidden' or 'kl', not {self.distance!r}.")
         if self.sparsity is not None and not 0 <= self.sparsity <= 1:
-            raise InputError(f"The sparsity of gates is the share of heads that stream, 0 to 1, not {self.sparsity}.")
+            raise InputError(
+                "The sparsity of gates is the share of heads that stream, 0 to 1, not "
+                f"{self.sparsity}."
+            )
         Gate(1.0, self.sink, self.recent)
 
     def check(self, model: HookedModel, train: Sequence[Instance]) -> None:
         shortest = min(len(i.prompt) for i in train)
         if shortest <= self.sink + self.recent:
             raise InputError(
-                f"The shortest prompt has {shortest} tokens, of which streaming attention with sink {self.sink} and "
+                f"The shortest prompt has {shortest} tokens, of which streaming attention with "
+                f"sink {self.sink} and "
                 f"recent {self.recent} sees all; use longer prompts or smaller numbers."
             )
 
@@ -77,7 +84,9 @@ class GateTraining(Method):
 
         model, n = bench.model, len(bench.train)
         bench.plan(steps=self.steps * self.batch)
-        alpha = torch.nn.Parameter(torch.ones(model.n_layers, model.n_kv_heads, device=model.device))
+        alpha = torch.nn.Parameter(
+            torch.ones(model.n_layers, model.n_kv_heads, device=model.device)
+        )
         optimiser = torch.optim.AdamW([alpha], lr=self.rate, weight_decay=0.0)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(bench.seed)).tolist()
         trace: list[dict[str, float]] = []
@@ -87,7 +96,9 @@ class GateTraining(Method):
                 if bench.pieces.has(key):
                     trace.append(restore(bench.pieces.records([key]), alpha, optimiser, step))
                 else:
-                    instances = [bench.train[order[(step * self.batch + i) % n]] for i in range(self.batch)]
+                    instances = [
+                        bench.train[order[(step * self.batch + i) % n]] for i in range(self.batch)
+                    ]
                     for group in optimiser.param_groups:
                         group["lr"] = rate
                     optimiser.zero_grad()
@@ -97,40 +108,62 @@ class GateTraining(Method):
                     optimiser.step()
                     with torch.no_grad():
                         alpha.clamp_(0, 1)
-                    trace.append(dict(step=step, loss=loss.item(), distance=distance.item(), rate=rate))
+                    trace.append(
+                        dict(step=step, loss=loss.item(), distance=distance.item(), rate=rate)
+                    )
                     bench.pieces.save(key, checkpoint(trace[-1], alpha, optimiser))
                 trace[-1]["mean_alpha"] = float(alpha.detach().mean())
                 bench.tell(f"step {step + 1}, loss {trace[-1]['loss']:.3g}", self.batch)
         learned = alpha.detach().cpu()
         final = learned if self.sparsity is None else binarised(learned, self.sparsity)
-        edit = Gate({(s.layer, h): float(final[s.layer, h]) for s in _sites(model) for h in range(s.n_kv_heads)},
-                    self.sink, self.recent)  # fmt: skip
+        edit = Gate(
+            {
+                (s.layer, h): float(final[s.layer, h])
+                for s in _sites(model)
+                for h in range(s.n_kv_heads)
+            },
+            self.sink,
+            self.recent,
+        )
         trials = pd.DataFrame(
             [
-                dict(layer=s.layer, kv_head=h, alpha=float(learned[s.layer, h]), gate=float(final[s.layer, h]))
+                dict(
+                    layer=s.layer,
+                    kv_head=h,
+                    alpha=float(learned[s.layer, h]),
+                    gate=float(final[s.layer, h]),
+                )
                 for s in _sites(model)
                 for h in range(s.n_kv_heads)
             ]
         )
         return Found([edit], trials, pd.DataFrame(trace))
 
-    def difference(self, model: HookedModel, instances: Sequence[Instance], alpha: torch.Tensor) -> torch.Tensor:
-        """The distance between the model under the gates and the untouched one, on the answer tokens; differentiable
-        in `alpha` (layers, kv_heads)."""
+    def difference(
+        self, model: HookedModel, instances: Sequence[Instance], alpha: torch.Tensor
+    ) -> torch.Tensor:
+        """The distance between the model under the gates and the untouched one, on the answer
+        tokens; differentiable in `alpha` (layers, kv_heads)."""
         batch = collate(instances, pad_id(model.tokenizer))
-        judged = [[p + o for p in i.positions] for i, o in zip(instances, batch.offset, strict=True)]
+        judged = [
+            [p + o for p in i.positions] for i, o in zip(instances, batch.offset, strict=True)
+        ]
         rows = torch.tensor([b for b, places in enumerate(judged) for _ in places])
         columns = torch.tensor([p for places in judged for p in places])
 
         def run() -> torch.Tensor:
-            more: dict[str, Any] = dict(output_hidden_states=True) if self.distance == "hidden" else {}
+            more: dict[str, Any] = (
+                dict(output_hidden_states=True) if self.distance == "hidden" else {}
+            )
             out = forward(model, batch.input_ids, batch.attention_mask, **more)
             if self.distance == "kl":
                 made = out if isinstance(out, torch.Tensor) else out.logits
             elif getattr(out, "hidden_states", None):
                 made = out.hidden_states[-1]
             else:
-                raise InputError(f"{model.name} does not give its hidden states; use distance='kl'.")
+                raise InputError(
+                    f"{model.name} does not give its hidden states; use distance='kl'."
+                )
             return made[rows, columns].to(torch.promote_types(made.dtype, torch.float32))
 
         with torch.no_grad():
@@ -144,7 +177,8 @@ class GateTraining(Method):
 
 
 def ramp(step: int, steps: int) -> float:
-    """The share of the learning rate: up over the first fifth, down over the last one, at least 0.1."""
+    """The share of the learning rate: up over the first fifth, down over the last one, at least
+    0.1."""
     fifth = max(1, steps // 5)
     return max(0.1, min(1.0, (step + 1) / fifth, (steps - step) / fifth))
 
@@ -158,13 +192,21 @@ def binarised(alpha: torch.Tensor, sparsity: float) -> torch.Tensor:
     return made.reshape(alpha.shape)
 
 
-def checkpoint(trace: dict[str, float], alpha: torch.Tensor, optimiser: torch.optim.Optimizer) -> list[Record]:
+def checkpoint(
+    trace: dict[str, float], alpha: torch.Tensor, optimiser: torch.optim.Optimizer
+) -> list[Record]:
     """A step as records: what the trace says, α, and AdamW's moments."""
     state = optimiser.state[alpha]
     found = [Record(k, 0, "", "trace", 0, 0, float(v)) for k, v in trace.items()]
-    for name, tensor in (("alpha", alpha), ("exp_avg", state["exp_avg"]), ("exp_avg_sq", state["exp_avg_sq"])):
+    for name, tensor in (
+        ("alpha", alpha),
+        ("exp_avg", state["exp_avg"]),
+        ("exp_avg_sq", state["exp_avg_sq"]),
+    ):
         for layer, values in enumerate(tensor.detach().cpu().double().tolist()):
-            found += [Record(name, 0, "", "gate", layer, head, value) for head, value in enumerate(values)]
+            found += [
+                Record(name, 0, "", "gate", layer, head, value) for head, value in enumerate(values)
+            ]
     return found
 
 
@@ -175,7 +217,9 @@ def restore(
     """The trace of a finished step; α and the optimiser are put to where it left them."""
     found: dict[str, torch.Tensor] = {}
     for name, part in records[records.kind == "gate"].groupby("score"):
-        values = torch.tensor(part.sort_values(["layer", "head"]).value.to_numpy(), dtype=torch.float64)
+        values = torch.tensor(
+            part.sort_values(["layer", "head"]).value.to_numpy(), dtype=torch.float64
+        )
         found[str(name)] = values.reshape(alpha.shape).to(alpha)
     alpha.copy_(found["alpha"])
     optimiser.state[alpha].update(

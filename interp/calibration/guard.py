@@ -9,7 +9,8 @@ import numpy as np
 
 
 def sign_test(differences: Sequence[float] | np.ndarray) -> float:
-    """One-sided exact sign test that differences are positive: P[Binomial(m, ½) ≥ positives], m the non-zero ones.
+    """One-sided exact sign test that differences are positive: P[Binomial(m, ½) ≥ positives], m the
+    non-zero ones.
 
     With differences of right (1) and wrong (0) answers this is McNemar's exact test, one-sided.
     """
@@ -20,8 +21,9 @@ def sign_test(differences: Sequence[float] | np.ndarray) -> float:
 
 
 def adjusted(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Benjamini–Hochberg adjusted p-values (J. R. Stat. Soc. B 57, 1995): keeping those ≤ q holds the expected share
-    of false ones among the kept below q (independent or positively dependent tests)."""
+    """Benjamini–Hochberg adjusted p-values (J. R. Stat. Soc. B 57, 1995): keeping those ≤ q holds
+    the expected share of false ones among the kept below q (independent or positively dependent
+    tests)."""
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     ranked = values[order] * len(values) / np.arange(1, len(values) + 1)

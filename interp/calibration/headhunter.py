@@ -44,17 +44,17 @@ FACTORIES: dict[str, Factory] = {"ablate": _ablate, "scale": _scale, "soft_pag":
 
 @dataclass(frozen=True)
 class HeadHunter(Method):
-    """Greedy selection (HeadHunter, Ahn et al. 2025, arXiv 2506.10978): in each round every head left is tried together
-    with those chosen, and the `top` best join them, as long as the objective rises by more than `gain`. Where the `top`
-    together do not raise it, the best alone is tried.
+    """Greedy selection (HeadHunter, Ahn et al. 2025, arXiv 2506.10978): in each round every head
+    left is tried together with those chosen, and the `top` best join them, as long as the objective
+    rises by more than `gain`. Where the `top` together do not raise it, the best alone is tried.
 
     Args:
-        using: what is done to the chosen heads: "ablate" (zero), "scale" (× 1.5), "soft_pag" (u = 1), or
-            heads → edits.
-        objective: (model, edits) → number to maximise. By default accuracy on the training instances plus
-            0.01 × mean tanh(margin).
-        rounds, top: at most that many rounds, heads a round. shortlist: after the first round only this many of its
-            best heads are tried again; None for all.
+        using: what is done to the chosen heads: "ablate" (zero), "scale" (× 1.5), "soft_pag" (u =
+            1), or heads → edits.
+        objective: (model, edits) → number to maximise. By default accuracy on the training
+            instances plus 0.01 × mean tanh(margin).
+        rounds, top: at most that many rounds, heads a round. shortlist: after the first round only
+            this many of its best heads are tried again; None for all.
         layers: None for all.
     """
 
@@ -72,9 +72,20 @@ class HeadHunter(Method):
 
     def __post_init__(self) -> None:
         if isinstance(self.using, str) and self.using not in FACTORIES:
-            raise InputError(f"headhunter can {', '.join(FACTORIES)} the heads, or use a function; not {self.using!r}.")
-        if self.rounds < 1 or self.top < 1 or (self.shortlist is not None and self.shortlist < 1) or self.gain < 0:
-            raise InputError("Rounds, top and shortlist of headhunter are at least 1, and the gain is not negative.")
+            raise InputError(
+                f"headhunter can {', '.join(FACTORIES)} the heads, or use a function; not "
+                f"{self.using!r}."
+            )
+        if (
+            self.rounds < 1
+            or self.top < 1
+            or (self.shortlist is not None and self.shortlist < 1)
+            or self.gain < 0
+        ):
+            raise InputError(
+                "Rounds, top and shortlist of headhunter are at least 1, and the gain is not "
+                "negative."
+            )
 
     @property
     def needs_labels(self) -> bool:  # type: ignore[override]
@@ -97,7 +108,9 @@ class HeadHunter(Method):
         best = self.score(bench, "train-untouched", chosen)
 
         for number in range(1, self.rounds + 1):
-            scores = {h: self.score(bench, f"round-{number}-{label(h)}", [*chosen, h]) for h in left}
+            scores = {
+                h: self.score(bench, f"round-{number}-{label(h)}", [*chosen, h]) for h in left
+            }
             ranked = sorted(scores, key=lambda h: -scores[h])  # stable: the first head wins a tie
             joined = ranked[: self.top]
             together = scores[joined[0]] if len(joined) == 1 else self.score(
@@ -107,14 +120,23 @@ class HeadHunter(Method):
                 joined, together = ranked[:1], scores[ranked[0]]
             rises = together > best + self.gain
             rows += [
-                dict(round=number, layer=h.layer, head=h.head, score=s, change=s - best, kept=rises and h in joined)
+                dict(
+                    round=number,
+                    layer=h.layer,
+                    head=h.head,
+                    score=s,
+                    change=s - best,
+                    kept=rises and h in joined,
+                )
                 for h, s in scores.items()
             ]
             if not rises:
                 break
             chosen += joined
             best = together
-            left = [h for h in (ranked if number == 1 and self.shortlist else left) if h not in chosen]
+            left = [
+                h for h in (ranked if number == 1 and self.shortlist else left) if h not in chosen
+            ]
             left = left[: self.shortlist] if number == 1 else left
             if not left:
                 break
@@ -130,7 +152,9 @@ class HeadHunter(Method):
         if not bench.pieces.has(key):
             value = float(self.objective(bench.model, self.edits(heads)))
             if not math.isfinite(value):
-                raise InputError(f"The objective gave {value} with {what} edited; it must be a finite number.")
+                raise InputError(
+                    f"The objective gave {value} with {what} edited; it must be a finite number."
+                )
             bench.pieces.save(key, [Record("objective", 0, "", "trial", 0, 0, value)])
         bench.tell(what, len(bench.train))
         return float(bench.pieces.records([key]).value.iloc[0])

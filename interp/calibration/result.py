@@ -39,7 +39,9 @@ class Change:
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Change:
-        return cls(**{name: Interval(**content[name]) for name in ("baseline", "edited", "difference")})
+        return cls(
+            **{name: Interval(**content[name]) for name in ("baseline", "edited", "difference")}
+        )
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,15 @@ class Comparison:
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Comparison:
-        return cls(**{name: Change.read(content[name]) for name in ("accuracy", "margin", "entropy")})
+        return cls(
+            **{name: Change.read(content[name]) for name in ("accuracy", "margin", "entropy")}
+        )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated `edits`; `trials`, one row a trial; `train` and `heldout`: what the edits do on the instances they
-    were chosen on, and on others. Believe the held-out one."""
+    """Calibrated `edits`; `trials`, one row a trial; `train` and `heldout`: what the edits do on
+    the instances they were chosen on, and on others. Believe the held-out one."""
 
     method: str
     task: str
@@ -79,9 +83,9 @@ class Calibration:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write the edits to `path`, a JSON file that `--edit` takes, and beside it FILE.trials.parquet and
-        FILE.calibration.json (train, held-out, provenance); what an earlier result left there goes. Raises
-        `OutputError`."""
+        """Write the edits to `path`, a JSON file that `--edit` takes, and beside it
+        FILE.trials.parquet and FILE.calibration.json (train, held-out, provenance); what an earlier
+        result left there goes. Raises `OutputError`."""
         from interp import edits
 
         path = edits.save(path, self.edits)  # type: ignore[arg-type]
@@ -105,12 +109,16 @@ class Calibration:
             notes=self.notes,
             provenance=self.provenance,
         )
-        write_atomic(beside(path, "calibration.json"), (json.dumps(record, indent=2, default=str) + "\n").encode())
+        write_atomic(
+            beside(path, "calibration.json"),
+            (json.dumps(record, indent=2, default=str) + "\n").encode(),
+        )
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read what `save(path)` wrote. Raises `OutputError` when it is missing, damaged or of another format."""
+        """Read what `save(path)` wrote. Raises `OutputError` when it is missing, damaged or of
+        another format."""
         import pandas as pd
 
         from interp import edits
@@ -122,23 +130,36 @@ class Calibration:
         except ValueError as error:
             raise OutputError(f"{head} is damaged ({error}); run the calibration again.") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise OutputError(f"{head} is not a calibration of format {FORMAT}; run the calibration again.")
+            raise OutputError(
+                f"{head} is not a calibration of format {FORMAT}; run the calibration again."
+            )
         try:
             tables: dict[str, Any] = {}
             for name, digest in record["sha256"].items():
                 file = path if name == "edits" else beside(path, f"{name}.parquet")
                 content = _read(file)
                 if _digest(content) != digest:
-                    raise OutputError(f"{file} is not the one that {head.name} describes; run the calibration again.")
+                    raise OutputError(
+                        f"{file} is not the one that {head.name} describes; run the calibration "
+                        "again."
+                    )
                 if name != "edits":
                     tables[name] = pd.read_parquet(io.BytesIO(content))
             return cls(
-                record["method"], record["task"], edits.load(path), tables["trials"],  # type: ignore[arg-type]
-                Comparison.read(record["train"]), Comparison.read(record["heldout"]), tables.get("trace"),
-                list(record["notes"]), record["provenance"],
-            )  # fmt: skip
+                record["method"],
+                record["task"],
+                edits.load(path),
+                tables["trials"],  # type: ignore[arg-type]
+                Comparison.read(record["train"]),
+                Comparison.read(record["heldout"]),
+                tables.get("trace"),
+                list(record["notes"]),
+                record["provenance"],
+            )
         except (KeyError, TypeError, AttributeError, ValueError, OSError, EditError) as error:
-            raise OutputError(f"The calibration in {head} is damaged ({error}); run it again.") from error
+            raise OutputError(
+                f"The calibration in {head} is damaged ({error}); run it again."
+            ) from error
 
 
 def _digest(content: bytes) -> str:
@@ -149,7 +170,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise OutputError(f"The calibration's file {path} can't be read: {reason(error)}.") from error
+        raise OutputError(
+            f"The calibration's file {path} can't be read: {reason(error)}."
+        ) from error
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -63,10 +63,20 @@ def run(
         found = method.find(bench)
         train = Comparison.of(before, bench("train-chosen", found.edits, "chosen"), seed)
         plain = bench("heldout-untouched", [], "held out, untouched", heldout=True)
-        held = Comparison.of(plain, bench("heldout-chosen", found.edits, "held out, chosen", heldout=True), seed)
+        held = Comparison.of(
+            plain, bench("heldout-chosen", found.edits, "held out, chosen", heldout=True), seed
+        )
     record["seconds"] = round(time.time() - started, 2)
     made = Calibration(
-        method.name, parts.task.name, found.edits, found.trials, train, held, found.trace, found.notes, record
+        method.name,
+        parts.task.name,
+        found.edits,
+        found.trials,
+        train,
+        held,
+        found.trace,
+        found.notes,
+        record,
     )
     if out is not None:
         made.save(out)
@@ -81,5 +91,8 @@ def check_out(out: Path | None) -> None:
     if out is None:
         return
     if out.is_dir():
-        raise OutputError(f"Can't write the edits to {out}: it is a folder; name a file, like {out / 'edit.json'}.")
+        raise OutputError(
+            f"Can't write the edits to {out}: it is a folder; name a file, like "
+            f"{out / 'edit.json'}."
+        )
     check_writable(out.parent)

@@ -20,16 +20,18 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class HeadProfile(Method):
-    """ZeroTuning (Han et al. 2025, arXiv 2505.11739). Profiling: each head index, in all layers, gets its initial token
-    × `probe`; heads that do better so are up-effective, those that do worse down-effective. The dominant class (larger;
-    the one with the larger total effect on a tie) gets one γ, the best of `grid`; where several are, the one nearest 1.
+    """ZeroTuning (Han et al. 2025, arXiv 2505.11739). Profiling: each head index, in all layers,
+    gets its initial token × `probe`; heads that do better so are up-effective, those that do worse
+    down-effective. The dominant class (larger; the one with the larger total effect on a tie) gets
+    one γ, the best of `grid`; where several are, the one nearest 1.
 
-    Supervised: better is a higher accuracy, the mean margin breaking ties. Unsupervised: better is a lower mean entropy
-    of the next-token distribution after the prompt; no label is looked at.
+    Supervised: better is a higher accuracy, the mean margin breaking ties. Unsupervised: better is
+    a lower mean entropy of the next-token distribution after the prompt; no label is looked at.
 
     Args:
-        unsupervised: which of the two. probe: γ of the profiling. grid: γs tried; 1, which changes nothing, is among
-            them always. profile: False gives all heads the γ. layers: None for all.
+        unsupervised: which of the two. probe: γ of the profiling. grid: γs tried; 1, which changes
+            nothing, is among them always. profile: False gives all heads the γ. layers: None for
+            all.
     """
 
     unsupervised: bool = False
@@ -45,7 +47,9 @@ class HeadProfile(Method):
     def __post_init__(self) -> None:
         grid = tuple(sorted({1.0, *(float(g) for g in self.grid)}))
         if len(grid) < 2 or grid[0] <= 0 or self.probe <= 0 or self.probe == 1:
-            raise InputError("The γs of zerotuning are above 0, at least one of them not 1, and so is the probe.")
+            raise InputError(
+                "The γs of zerotuning are above 0, at least one of them not 1, and so is the probe."
+            )
         object.__setattr__(self, "grid", grid)
 
     @property
@@ -76,39 +80,57 @@ class HeadProfile(Method):
         gamma = best_gamma(values) if heads else 1.0
         notes = []
         if gamma == 1:
-            notes.append("No γ of the grid does better than none; the edit has γ = 1 and changes nothing.")
+            notes.append(
+                "No γ of the grid does better than none; the edit has γ = 1 and changes nothing."
+            )
         elif gamma in (self.grid[0], self.grid[-1]):
             notes.append(f"γ = {gamma:g} is the edge of the grid; a wider one may do better.")
         return Found([ZeroTuning(gamma, tuple(heads))], pd.DataFrame(rows), notes=notes)
 
-    def profiled(self, bench: Bench, heads: Sequence[Head], before: Outcome) -> list[dict[str, Any]]:
+    def profiled(
+        self, bench: Bench, heads: Sequence[Head], before: Outcome
+    ) -> list[dict[str, Any]]:
         """One row a head index."""
         rows = []
         for index in sorted({h.head for h in heads}):
             group = tuple(h for h in heads if h.head == index)
-            outcome = bench(f"profile-{index}", [ZeroTuning(self.probe, group)], f"head index {index}")
+            outcome = bench(
+                f"profile-{index}", [ZeroTuning(self.probe, group)], f"head index {index}"
+            )
             rows.append(self.row("profile", index, self.probe, outcome, before))
         return rows
 
-    def row(self, stage: str, head: int | None, gamma: float, outcome: Outcome, before: Outcome) -> dict[str, Any]:
-        """A trial; without labels neither accuracy nor margin is in it. `effect`: up, down or none."""
-        better, worse = self.value(outcome) > self.value(before), self.value(outcome) < self.value(before)
+    def row(
+        self, stage: str, head: int | None, gamma: float, outcome: Outcome, before: Outcome
+    ) -> dict[str, Any]:
+        """A trial; without labels neither accuracy nor margin is in it. `effect`: up, down or
+        none."""
+        better, worse = (
+            self.value(outcome) > self.value(before),
+            self.value(outcome) < self.value(before),
+        )
         up = better if gamma > 1 else worse
         found: dict[str, Any] = dict(
-            stage=stage, head=-1 if head is None else head, gamma=gamma, entropy=float(outcome.entropy.mean()),
+            stage=stage,
+            head=-1 if head is None else head,
+            gamma=gamma,
+            entropy=float(outcome.entropy.mean()),
             effect="none" if not (better or worse) else "up" if up else "down",
             change=self.value(outcome)[0] - self.value(before)[0],
-        )  # fmt: skip
+        )
         if not self.unsupervised:
             found["accuracy"], found["margin"] = outcome.standing
         return found
 
 
 def best_gamma(values: Mapping[float, tuple[float, float]]) -> float:
-    """The γ of the highest value, compared item by item; among those that tie up to rounding the one nearest 1."""
+    """The γ of the highest value, compared item by item; among those that tie up to rounding the
+    one nearest 1."""
     best, *others = sorted(values, key=lambda g: abs(math.log(g)))
     for g in others:
-        rises = [a - b for a, b in zip(values[g], values[best], strict=True) if abs(a - b) > ROUNDING]
+        rises = [
+            a - b for a, b in zip(values[g], values[best], strict=True) if abs(a - b) > ROUNDING
+        ]
         if rises and rises[0] > 0:
             best = g
     return best

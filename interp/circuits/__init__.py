@@ -1,7 +1,8 @@
 """Which heads do a task: ``interp.circuits.find(model, task="ioi", method="discrete_sae")``.
 
-Every method gives the same kind of table, a number a head, so that methods can be compared with each other and with
-the truth (`evaluate`), checked on the model itself (`faithfulness`) and joined with an atlas.
+Every method gives the same kind of table, a number a head, so that methods can be compared with
+each other and with the truth (`evaluate`), checked on the model itself (`faithfulness`) and joined
+with an atlas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""ACDC: remove edges one by one, from the output back, as long as the model's answers stay the same."""
+"""ACDC: remove edges one by one, from the output back, as long as the model's answers stay the
+same."""
 
 from __future__ import annotations
 
@@ -19,22 +20,25 @@ METRICS = ("kl", "margin")
 
 @dataclass(frozen=True)
 class ACDC(Method):
-    """Edges that survive pruning at threshold τ. Receivers are taken from the output back to the first layer, the
-    senders into each from the latest to the embedding; the edge goes if the loss of the model without it, on the clean
-    prompts, is less than τ above the loss so far.
+    """Edges that survive pruning at threshold τ. Receivers are taken from the output back to the
+    first layer, the senders into each from the latest to the embedding; the edge goes if the loss
+    of the model without it, on the clean prompts, is less than τ above the loss so far.
 
-    The loss is KL(clean model ‖ pruned model) of the next token at the judged positions, in nats ("kl"), or minus the
-    task's margin ("margin"). A removed edge carries what its sender wrote in the corrupted twin ("resample"), or
-    nothing ("zero"). An edge into a head none of whose own edges is left goes without a run, as it cannot matter.
+    The loss is KL(clean model ‖ pruned model) of the next token at the judged positions, in nats
+    ("kl"), or minus the task's margin ("margin"). A removed edge carries what its sender wrote in
+    the corrupted twin ("resample"), or nothing ("zero"). An edge into a head none of whose own
+    edges is left goes without a run, as it cannot matter.
 
-    A head's score is the largest of `thresholds` at which an edge out of it survives, 0 if none; an edge's likewise.
-    Query heads that share keys and values share these receivers ("L2KV1"). Positions are pooled, MLPs are whole nodes.
+    A head's score is the largest of `thresholds` at which an edge out of it survives, 0 if none; an
+    edge's likewise. Query heads that share keys and values share these receivers ("L2KV1").
+    Positions are pooled, MLPs are whole nodes.
 
-    All thresholds run side by side, and layers before the receiver are not run again. Still it is a forward an edge:
-    1 055 edges of 4 layers × 8 heads (4 key-value heads), 32 491 of GPT-2 small, which is days of CPU.
+    All thresholds run side by side, and layers before the receiver are not run again. Still it is a
+    forward an edge: 1 055 edges of 4 layers × 8 heads (4 key-value heads), 32 491 of GPT-2 small,
+    which is days of CPU.
 
-    Raises `TapError` where the stream is not the sum of what heads and MLPs write (see `eap`), or where queries, keys
-    and values are not a norm and a projection of it.
+    Raises `TapError` where the stream is not the sum of what heads and MLPs write (see `eap`), or
+    where queries, keys and values are not a norm and a projection of it.
     """
 
     thresholds: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -45,15 +49,25 @@ class ACDC(Method):
     title = "ACDC"
     summary = "greedy pruning of edges from the output back: a pass an edge"
     reading = "The largest threshold at which an edge out of this head survives pruning."
-    formula = "max τ with an edge (h → v) for which loss(without it) − loss(with it) ≥ τ when its turn comes"
+    formula = (
+        "max τ with an edge (h → v) for which loss(without it) − loss(with it) ≥ τ when its "
+        "turn comes"
+    )
     citation = "Conmy et al. 2023, arXiv 2304.14997, section 3, algorithm 1"
     presets = {"zero": {"mode": "zero"}, "margin": {"metric": "margin"}}
 
     def check(self) -> None:
         self.choice("metric", *METRICS)
         self.choice("mode", *MODES)
-        if not self.thresholds or min(self.thresholds) <= 0 or not np.isfinite(self.thresholds).all():
-            raise InputError(f"thresholds of {self.name} are one or more numbers above 0, not {self.thresholds!r}.")
+        if (
+            not self.thresholds
+            or min(self.thresholds) <= 0
+            or not np.isfinite(self.thresholds).all()
+        ):
+            raise InputError(
+                f"thresholds of {self.name} are one or more numbers above 0, not "
+                f"{self.thresholds!r}."
+            )
 
     def find(self, bench: Bench) -> Found:
         stream = Stream(bench)
@@ -63,7 +77,9 @@ class ACDC(Method):
         scores = (kept * tau[:, None, None]).max(0)
         left = ", ".join(f"{int(k.sum())} at {t:g}" for t, k in zip(tau, kept, strict=True))
         note = f"ACDC: of {int(graph.allowed.sum())} edges survive {left}."
-        return Found(scores[graph.heads].max(1), edges=graph.table(scores, scores > 0), notes=[note])
+        return Found(
+            scores[graph.heads].max(1), edges=graph.table(scores, scores > 0), notes=[note]
+        )
 
 
 class _Pruning:
@@ -78,9 +94,14 @@ class _Pruning:
         shape = (len(method.thresholds), *self.graph.allowed.shape)
         self.removed = np.zeros(shape, dtype=bool)
         self.wanted: list[list[torch.Tensor]] = []
-        clean = [part.logits(torch.zeros(1, *shape[1:]), bench.layers[-1])[0] for part in self.parts]
+        clean = [
+            part.logits(torch.zeros(1, *shape[1:]), bench.layers[-1])[0] for part in self.parts
+        ]
         if method.metric == "kl":
-            self.wanted = [[_log(rows) for rows in p.pairs.judged(c)] for p, c in zip(self.parts, clean, strict=True)]
+            self.wanted = [
+                [_log(rows) for rows in p.pairs.judged(c)]
+                for p, c in zip(self.parts, clean, strict=True)
+            ]
         self.loss = np.repeat(self._loss([c[None] for c in clean]), len(method.thresholds))
 
     def kept(self) -> np.ndarray:
@@ -96,7 +117,9 @@ class _Pruning:
                 for sender in senders if len(which) else ():
                     trial = self.removed[which]
                     trial[:, sender, receiver] = True
-                    loss = self._loss([part.logits(torch.from_numpy(trial), layer) for part in self.parts])
+                    loss = self._loss(
+                        [part.logits(torch.from_numpy(trial), layer) for part in self.parts]
+                    )
                     goes = loss - self.loss[which] < tau[which]
                     self.removed[which[goes], sender, receiver] = True
                     self.loss[which[goes]] = loss[goes]
@@ -116,12 +139,15 @@ class _Pruning:
             site = self.bench.sites[layer]
             number = receiver - self.graph.columns[layer].start
             own = number if kind == "q" else (number - site.n_heads) % site.n_kv_heads
-            readers = [h for h in range(site.n_heads) if (h if kind == "q" else site.kv_head(h)) == own]
+            readers = [
+                h for h in range(site.n_heads) if (h if kind == "q" else site.kv_head(h)) == own
+            ]
             rows = [self.graph.rows[layer].start + h for h in readers]
         return np.any(self.graph.allowed[rows] & ~self.removed[:, rows], axis=(1, 2))
 
     def _loss(self, logits: list[torch.Tensor]) -> np.ndarray:
-        """(models,) mean over all prompts, from logits (models, batch, last slots, vocabulary) of each batch."""
+        """(models,) mean over all prompts, from logits (models, batch, last slots, vocabulary) of
+        each batch."""
         totals = torch.zeros(len(logits[0]), dtype=torch.float64, device=logits[0].device)
         for number, (part, found) in enumerate(zip(self.parts, logits, strict=True)):
             if self.method.metric == "margin":
@@ -133,9 +159,12 @@ class _Pruning:
 
 
 def _backwards(bench: Bench, graph: Graph) -> list[tuple[int, list[int]]]:
-    """(layer from which to run, receivers), from the output to the first layer; the MLP before the heads."""
+    """(layer from which to run, receivers), from the output to the first layer; the MLP before the
+    heads."""
     found = [(bench.layers[-1], [len(graph.receivers) - 1])]
-    return found + [(n, list(range(c.stop - 1, c.start - 1, -1))) for n, c in reversed(graph.columns.items())]
+    return found + [
+        (n, list(range(c.stop - 1, c.start - 1, -1))) for n, c in reversed(graph.columns.items())
+    ]
 
 
 def _log(logits: torch.Tensor) -> torch.Tensor:
@@ -143,6 +172,9 @@ def _log(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _divergence(wanted: list[torch.Tensor], pairs: Pairs, logits: torch.Tensor) -> torch.Tensor:
-    """Σ over prompts of the mean KL(wanted ‖ found) over their judged positions, a tensor of one number."""
+    """Σ over prompts of the mean KL(wanted ‖ found) over their judged positions, a tensor of one
+    number."""
     each = zip(wanted, pairs.judged(logits), strict=True)
-    return torch.stack([(own.exp() * (own - _log(rows))).sum(-1).mean() for own, rows in each]).sum()
+    return torch.stack(
+        [(own.exp() * (own - _log(rows))).sum(-1).mean() for own, rows in each]
+    ).sum()

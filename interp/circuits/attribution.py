@@ -1,4 +1,5 @@
-"""Attribution patching of heads: the effect of replacing a head, to first order, from one backward pass."""
+"""Attribution patching of heads: the effect of replacing a head, to first order, from one backward
+pass."""
 
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from interp.circuits.head_ablation import by_effects
 
 @dataclass(frozen=True)
 class Attribution(Method):
-    """effect(h) = Σ over positions and d of (z_h(x) − stand-in) · ∂m/∂z_h, at the clean run; score = |mean effect|.
+    """effect(h) = Σ over positions and d of (z_h(x) − stand-in) · ∂m/∂z_h, at the clean run; score
+    = |mean effect|.
 
-    `head_ablation`'s effect to first order, of all heads from two forwards and one backward. `mode`: what z is compared
-    with: its value in the corrupted twin at the same position ("resample"), its mean over the corrupted prompts' tokens
-    ("mean"), or 0 ("zero", gradient × activation). Intervals are bootstrapped over prompts.
+    `head_ablation`'s effect to first order, of all heads from two forwards and one backward.
+    `mode`: what z is compared with: its value in the corrupted twin at the same position
+    ("resample"), its mean over the corrupted prompts' tokens ("mean"), or 0 ("zero", gradient ×
+    activation). Intervals are bootstrapped over prompts.
     """
 
     mode: str = "resample"
@@ -40,7 +43,8 @@ class Attribution(Method):
 
 
 def first_order(bench: Bench, mode: str, what: str) -> np.ndarray:
-    """(heads, n) float64: Σ over positions and d of (z − stand-in) · ∂m/∂z at the clean run, on each prompt."""
+    """(heads, n) float64: Σ over positions and d of (z − stand-in) · ∂m/∂z at the clean run, on
+    each prompt."""
     batches = bench.batches(gradients=True)
     bench.expect(len(batches))
     found = []
@@ -49,7 +53,11 @@ def first_order(bench: Bench, mode: str, what: str) -> np.ndarray:
         _, wires, gradients = bench.gradients(pairs, keep=("z",))
         layers = []
         for layer in bench.layers:
-            z, slope, stand = wires["z", layer], gradients["z", layer], given[layer]  # (batch, tokens, heads, d)
+            z, slope, stand = (
+                wires["z", layer],
+                gradients["z", layer],
+                given[layer],
+            )  # (batch, tokens, heads, d)
             change = z - (stand if isinstance(stand, float) else stand.to(z))
             layers.append((change.double() * slope.double()).sum((1, 3)))  # (batch, heads)
         found.append(torch.cat(layers, 1).T.cpu().numpy())

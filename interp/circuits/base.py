@@ -1,4 +1,5 @@
-"""What a circuit method is: it looks at a model on pairs of prompts and gives every head a number."""
+"""What a circuit method is: it looks at a model on pairs of prompts and gives every head a
+number."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
 class Found:
     """What a method found, in the order of `bench.heads`.
 
-    score: (heads,) ≥ 0, how surely or strongly a head is part of the circuit; effect: (heads,) signed, what the head
-    does for the metric, where the method tells; stderr, low, high: (heads,) of the score, where it is sampled (95 %);
-    effects: (heads, n) effect on each prompt, where measured one by one; edges: sender, receiver, kind, score, a row an
-    edge; notes: sentences to tell the user; artefacts: name → something with `save(folder)` to be kept beside it.
+    score: (heads,) ≥ 0, how surely or strongly a head is part of the circuit; effect: (heads,)
+    signed, what the head does for the metric, where the method tells; stderr, low, high: (heads,)
+    of the score, where it is sampled (95 %); effects: (heads, n) effect on each prompt, where
+    measured one by one; edges: sender, receiver, kind, score, a row an edge; notes: sentences to
+    tell the user; artefacts: name → something with `save(folder)` to be kept beside it.
     """
 
     score: np.ndarray
@@ -63,7 +65,8 @@ class Method(Recorded, ABC):
 
     @classmethod
     def make(cls, preset: str | None = None, **settings: Any) -> Method:
-        """The method with a preset's settings and these on top. Raises `InputError` for names that it doesn't have."""
+        """The method with a preset's settings and these on top. Raises `InputError` for names that
+        it doesn't have."""
         chosen: dict[str, Any] = {}
         if preset is not None:
             if preset not in cls.presets:
@@ -73,7 +76,9 @@ class Method(Recorded, ABC):
         for name in settings:
             if name not in cls.settings():
                 taken = ", ".join(cls.settings()) or "none"
-                raise InputError(f"{name} is not a setting of the method {cls.name}; it takes {taken}.")
+                raise InputError(
+                    f"{name} is not a setting of the method {cls.name}; it takes {taken}."
+                )
         return cls(**{**chosen, **settings})
 
     def __post_init__(self) -> None:
@@ -86,11 +91,15 @@ class Method(Recorded, ABC):
         """Raise `InputError` unless the setting `name` is one of these."""
         value = getattr(self, name)
         if value not in allowed:
-            raise InputError(f"{name} of {self.name} is one of {', '.join(allowed)}, not {value!r}.")
+            raise InputError(
+                f"{name} of {self.name} is one of {', '.join(allowed)}, not {value!r}."
+            )
 
     def at_least(self, least: int, *names: str) -> None:
         """Raise `InputError` unless these settings are whole numbers from `least` on."""
         for name in names:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} of {self.name} is a whole number from {least} on, not {value!r}.")
+                raise InputError(
+                    f"{name} of {self.name} is a whole number from {least} on, not {value!r}."
+                )

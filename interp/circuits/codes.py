@@ -1,4 +1,5 @@
-"""What discrete codes tell of heads: codes, and pairs of codes, that are seen only where the task is there."""
+"""What discrete codes tell of heads: codes, and pairs of codes, that are seen only where the task
+is there."""
 
 from __future__ import annotations
 
@@ -8,22 +9,28 @@ import numpy as np
 
 
 def node_score(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-    """(heads,): how many different codes of a head are seen in positive and never in negative examples.
+    """(heads,): how many different codes of a head are seen in positive and never in negative
+    examples.
 
-    positive, negative: (examples, heads) integer codes. (The paper passes these through a softmax over heads, which
-    changes no ranking.)
+    positive, negative: (examples, heads) integer codes. (The paper passes these through a softmax
+    over heads, which changes no ranking.)
     """
-    return np.array([
-        len(np.setdiff1d(positive[:, h], negative[:, h], assume_unique=False)) for h in range(positive.shape[1])
-    ], dtype=np.float64)  # fmt: skip
+    return np.array(
+        [
+            len(np.setdiff1d(positive[:, h], negative[:, h], assume_unique=False))
+            for h in range(positive.shape[1])
+        ],
+        dtype=np.float64,
+    )
 
 
 def effect_score(codes: np.ndarray, attributed: np.ndarray) -> np.ndarray:
     """(heads,): Σ_c n_c/n · |mean of a_h(x) over the examples x with code c|.
 
-    codes (examples, heads); attributed (examples, heads): a_h(x), what head h does for the metric in x, to first order.
-    With one code for all this is |mean effect|, with a code for each example the mean |effect|: codes say which
-    examples are alike, so that noise within a code cancels and opposite roles in different situations do not.
+    codes (examples, heads); attributed (examples, heads): a_h(x), what head h does for the metric
+    in x, to first order. With one code for all this is |mean effect|, with a code for each example
+    the mean |effect|: codes say which examples are alike, so that noise within a code cancels and
+    opposite roles in different situations do not.
     """
     n, heads = codes.shape
     found = np.zeros(heads)
@@ -34,11 +41,12 @@ def effect_score(codes: np.ndarray, attributed: np.ndarray) -> np.ndarray:
 
 
 def pair_counts(positive: np.ndarray, negative: np.ndarray) -> Iterator[np.ndarray]:
-    """(heads,) counts for each head i in order: how many different pairs of codes (c_i, c_j) are seen together in a
-    positive example and never in a negative one, for every later head j; 0 for the others.
+    """(heads,) counts for each head i in order: how many different pairs of codes (c_i, c_j) are
+    seen together in a positive example and never in a negative one, for every later head j; 0 for
+    the others.
 
-    One head's codes against all others' at a time: memory is (examples + codes of i) × (codes of all heads), never
-    heads² · codes².
+    One head's codes against all others' at a time: memory is (examples + codes of i) × (codes of
+    all heads), never heads² · codes².
     """
     n, heads = positive.shape
     compact, sizes = _compact(np.concatenate([positive, negative]))
@@ -61,8 +69,9 @@ def edge_matrix(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def edge_score(counts: np.ndarray) -> np.ndarray:
-    """(heads,): how often a head is an end of the strongest pairs (O'Neill and Bui 2024, section 4.2): of the pairs in
-    order, the first heads²/2 ends are counted. counts (heads, heads), each pair once, in either half."""
+    """(heads,): how often a head is an end of the strongest pairs (O'Neill and Bui 2024, section
+    4.2): of the pairs in order, the first heads²/2 ends are counted. counts (heads, heads), each
+    pair once, in either half."""
     heads = len(counts)
     both = counts + counts.T
     i, j = np.tril_indices(heads, -1)

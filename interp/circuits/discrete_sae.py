@@ -18,16 +18,17 @@ from interp.circuits.result import EDGE_COLUMNS
 from interp.errors import InputError
 
 SCORES = ("effect", "node", "edge")
-#: training that a score gets where nothing else is said: the paper's for its own scores, a shorter one for "effect",
-#: which hardly depends on it
+#: training that a score gets where nothing else is said: the paper's for its own scores, a shorter
+#: one for "effect", which hardly depends on it
 PAPER: dict[str, Any] = dict(sparsity=0.02, steps=500, rate=1e-3, standardise=False, variance=1.0)
 SHORT: dict[str, Any] = dict(sparsity=0.2, steps=200, rate=2.5e-3, standardise=True, variance=0.9)
 
 
 @dataclass
 class Outputs:
-    """What the heads put out on both kinds of prompts: per layer z (n, heads, d_head), pooled over positions; W_O; and
-    `attributed` (n, heads), (z − mean z) · ∂m/∂z summed over positions of the clean prompts, where asked for."""
+    """What the heads put out on both kinds of prompts: per layer z (n, heads, d_head), pooled over
+    positions; W_O; and `attributed` (n, heads), (z − mean z) · ∂m/∂z summed over positions of the
+    clean prompts, where asked for."""
 
     clean: list[torch.Tensor]
     corrupted: list[torch.Tensor]
@@ -41,31 +42,36 @@ class Outputs:
 
 @dataclass(frozen=True)
 class DiscreteSAE(Method):
-    """O'Neill and Bui 2024, arXiv 2405.12522: one sparse autoencoder for the outputs of all heads, of which only the
-    strongest feature is kept, a head's *code* in an example. Positive examples are the clean prompts, negative ones the
-    corrupted.
+    """O'Neill and Bui 2024, arXiv 2405.12522: one sparse autoencoder for the outputs of all heads,
+    of which only the strongest feature is kept, a head's *code* in an example. Positive examples
+    are the clean prompts, negative ones the corrupted.
 
     score:
-        "node" (the paper's): how many different codes of a head are seen in positive and never in negative examples.
-        "edge" (the paper's): the same of pairs of codes of two heads; a head counts by how often it is an end of the
-        strongest pairs.
-        "effect" (ours, the default): Σ_c n_c/n · |mean effect of the head in the examples with code c|, the effect
-        to first order, (z − mean z) · ∂m/∂z, from one backward pass. The paper's scores see heads whose output
-        tells positive from negative examples; this one sees what heads do, so that it also finds those that work
-        alike in both, and passes over those that write what nobody reads.
+        "node" (the paper's): how many different codes of a head are seen in positive and never in
+        negative examples. "edge" (the paper's): the same of pairs of codes of two heads; a head
+        counts by how often it is an end of the strongest pairs.
+        "effect" (ours, the default): Σ_c n_c/n · |mean effect of the head in the examples with code
+        c|, the effect to first order, (z − mean z) · ∂m/∂z, from one backward pass. The paper's
+        scores see heads whose output tells positive from negative examples; this one sees what
+        heads do, so that it also finds those that work alike in both, and passes over those that
+        write what nobody reads.
 
     Args:
-        features: size of the autoencoder. examples: how many random ones (positive or negative) train each autoencoder;
-            trials: how many autoencoders. The score is the mean over trials; low and high are its 2.5 and 97.5 %
-            quantiles over trials, for "effect" with prompts resampled too.
-        sparsity: λ. steps, rate: of full-batch Adam. None for the paper's with the paper's scores (.02, 500, 1e-3), and
-            shorter training for "effect" (.2 of standardised outputs, 200, 2.5e-3).
-        pool: a head's output is its "mean" over positions, or that at the "last" judged position. vector: "result"
-            (after W_O, d_model) or "z" (d_head).
-        standardise: divide outputs by their root mean square, so that λ means the same in every model. variance: train
-            in the principal subspace with this share of the variance (faster; 1 for the whole space). None: both for
-            "effect" (.9), neither for the paper's scores.
-        sae: an autoencoder of SAELens to be used instead, or its folder, or a list of them, layer by layer.
+        features: size of the autoencoder. examples: how many random ones (positive or negative)
+            train each autoencoder; trials: how many autoencoders. The score is the mean over
+            trials; low and high are its 2.5 and 97.5 % quantiles over trials, for "effect" with
+            prompts resampled too.
+        sparsity: λ. steps, rate: of full-batch Adam. None for the paper's with the paper's scores
+            (.02, 500, 1e-3), and shorter training for "effect" (.2 of standardised outputs, 200,
+                2.5e-3).
+        pool: a head's output is its "mean" over positions, or that at the "last" judged position.
+            vector: "result" (after W_O, d_model) or "z" (d_head).
+        standardise: divide outputs by their root mean square, so that λ means the same in every
+            model. variance: train in the principal subspace with this share of the variance
+            (faster; 1 for the whole space). None: both for "effect" (.9), neither for the paper's
+                scores.
+        sae: an autoencoder of SAELens to be used instead, or its folder, or a list of them, layer
+            by layer.
 
     The autoencoder that reconstructs best is the artefact "sae", in SAELens's own format.
     """
@@ -87,7 +93,10 @@ class DiscreteSAE(Method):
     title = "Discrete SAE"
     summary = "codes of a small sparse autoencoder that go with the task; seconds"
     reading = "How much a head does in the situations that its codes tell apart."
-    formula = "effect: Σ_c n_c/n · |mean over examples with code c of (z − z̄)·∂m/∂z|; node: |codes(+) ∖ codes(−)|"
+    formula = (
+        "effect: Σ_c n_c/n · |mean over examples with code c of (z − z̄)·∂m/∂z|; node: "
+        "|codes(+) ∖ codes(−)|"
+    )
     citation = "O'Neill and Bui 2024, arXiv 2405.12522"
     presets = {
         "paper": {"score": "node", **PAPER},
@@ -110,7 +119,11 @@ class DiscreteSAE(Method):
     def caption(self) -> str:
         if self.score == "effect":
             return self.reading
-        what = "codes of this head" if self.score == "node" else "strong pairs of codes with this head in them"
+        what = (
+            "codes of this head"
+            if self.score == "node"
+            else "strong pairs of codes with this head in them"
+        )
         return f"How many {what} are seen on clean prompts and never on corrupted ones."
 
     def find(self, bench: Bench) -> Found:
@@ -135,7 +148,10 @@ class DiscreteSAE(Method):
             scores.append(self._score(positive, negative, pairs, outputs.attributed))
             drawn = rng.integers(0, outputs.n, outputs.n)
             again = self._score(
-                positive[drawn], negative, pairs, None if outputs.attributed is None else outputs.attributed[drawn]
+                positive[drawn],
+                negative,
+                pairs,
+                None if outputs.attributed is None else outputs.attributed[drawn],
             )
             intervals.append(again if self.score == "effect" else scores[-1])
             error = self._error(outputs, made)
@@ -161,21 +177,28 @@ class DiscreteSAE(Method):
         if len(silent):
             layers = sorted({bench.heads[h].layer for h in silent})
             notes.append(
-                f"discrete_sae: {len(silent)} heads (layers {', '.join(map(str, layers))}) have no code in the given "
+                f"discrete_sae: {len(silent)} heads (layers {', '.join(map(str, layers))}) have no "
+                "code in the given "
                 "autoencoders; their score is that of one code for all."
             )
         score = self._score(positive, negative, pairs, outputs.attributed)
         return Found(score, effect, edges=_table(bench, pairs), notes=notes)
 
     def _score(
-        self, positive: np.ndarray, negative: np.ndarray, pairs: np.ndarray, attributed: np.ndarray | None
+        self,
+        positive: np.ndarray,
+        negative: np.ndarray,
+        pairs: np.ndarray,
+        attributed: np.ndarray | None,
     ) -> np.ndarray:
         if self.score == "effect":
             assert attributed is not None
             return effect_score(positive, attributed)
         return node_score(positive, negative) if self.score == "node" else edge_score(pairs)
 
-    def _codes(self, bench: Bench, outputs: Outputs, given: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _codes(
+        self, bench: Bench, outputs: Outputs, given: Sequence[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(codes in positive, in negative examples), each (n, heads); −1 for none."""
         from interp.circuits.sae import codes_of
 
@@ -199,7 +222,9 @@ class DiscreteSAE(Method):
         side = outputs.clean if example < outputs.n else outputs.corrupted
         rows = [z[example % outputs.n] for z in side]
         if self.vector == "result":
-            rows = [torch.einsum("hd,hdm->hm", z, out) for z, out in zip(rows, outputs.W_O, strict=True)]
+            rows = [
+                torch.einsum("hd,hdm->hm", z, out) for z, out in zip(rows, outputs.W_O, strict=True)
+            ]
         return torch.cat(rows)
 
     @torch.no_grad()
@@ -225,7 +250,8 @@ class DiscreteSAE(Method):
 
 @torch.no_grad()
 def gather(bench: Bench, pool: str, attribute: bool) -> Outputs:
-    """Pooled outputs on clean and corrupted prompts; with `attribute`, also what each head does for the metric."""
+    """Pooled outputs on clean and corrupted prompts; with `attribute`, also what each head does for
+    the metric."""
     sides: list[list[list[torch.Tensor]]] = [[[] for _ in bench.layers] for _ in range(2)]
     for pairs, wires in bench.corrupted():
         _pool(bench, pairs, wires, pool, sides[1])
@@ -245,11 +271,16 @@ def gather(bench: Bench, pool: str, attribute: bool) -> Outputs:
             per_layer.append(moved.sum(1))  # (batch, heads)
         attributed.append(torch.cat(per_layer, 1).double().cpu().numpy())
     joined = [[torch.cat(parts) for parts in side] for side in sides]
-    W_O = [bench.model.head_weights(layer, bench.sites[layer].tower).W_O.float().cpu() for layer in bench.layers]
+    W_O = [
+        bench.model.head_weights(layer, bench.sites[layer].tower).W_O.float().cpu()
+        for layer in bench.layers
+    ]
     return Outputs(joined[0], joined[1], W_O, np.concatenate(attributed) if attributed else None)
 
 
-def _pool(bench: Bench, pairs: Pairs, wires: Any, pool: str, into: list[list[torch.Tensor]]) -> None:
+def _pool(
+    bench: Bench, pairs: Pairs, wires: Any, pool: str, into: list[list[torch.Tensor]]
+) -> None:
     mask, rows = pairs.mask.to(torch.float32), torch.arange(len(pairs.rows))
     for parts, layer in zip(into, bench.layers, strict=True):
         z = wires["z", layer].float()  # (batch, tokens, heads, d)
@@ -266,5 +297,7 @@ def _table(bench: Bench, counts: np.ndarray) -> pd.DataFrame:
     i, j = np.nonzero((counts > 0) & (depth[:, None] < depth[None]))
     order = np.argsort(-counts[i, j], kind="stable")
     names = np.array([str(h) for h in bench.heads])
-    rows = dict(sender=names[i][order], receiver=names[j][order], kind="", score=counts[i, j][order])
+    rows = dict(
+        sender=names[i][order], receiver=names[j][order], kind="", score=counts[i, j][order]
+    )
     return pd.DataFrame(rows, columns=list(EDGE_COLUMNS))

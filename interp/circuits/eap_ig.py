@@ -1,4 +1,5 @@
-"""Edge attribution patching with integrated gradients: gradients averaged on the way from corrupted to clean."""
+"""Edge attribution patching with integrated gradients: gradients averaged on the way from corrupted
+to clean."""
 
 from __future__ import annotations
 
@@ -16,16 +17,18 @@ from interp_hooks.wires import Rewrite, Wires
 
 @dataclass(frozen=True)
 class EAPIG(EAP):
-    """score(u → v) = Σ over positions of (u(x) − u(x')) · mean over k = 1…steps of ∂m/∂(input of v) at run k.
+    """score(u → v) = Σ over positions of (u(x) − u(x')) · mean over k = 1…steps of ∂m/∂(input of v)
+    at run k.
 
-    mode "inputs" (Hanna et al.): run k has the embedding x' + k/steps · (x − x'). Summed over the receivers, the edges
-    of the input approach m(x) − m(x') as steps grow. One step is `eap`.
+    mode "inputs" (Hanna et al.): run k has the embedding x' + k/steps · (x − x'). Summed over the
+    receivers, the edges of the input approach m(x) − m(x') as steps grow. One step is `eap`.
 
-    mode "activations" (integrated gradients at the senders, as Marks et al. 2024, arXiv 2403.19647): each group of
-    senders has its own runs: the embedding, the heads of each layer, each MLP. In run k the group writes
-    u(x') + k/steps · (u(x) − u(x')), and all else follows. Summed over a group, edges approach
-    m(x) − m(x with that group resampled). It takes (2 · layers + 1) · steps backwards. (The code published with Hanna
-    et al. adds the gradients of every group's runs to every edge, and stops gradients at the interpolated senders.)
+    mode "activations" (integrated gradients at the senders, as Marks et al. 2024, arXiv
+    2403.19647): each group of senders has its own runs: the embedding, the heads of each layer,
+    each MLP. In run k the group writes u(x') + k/steps · (u(x) − u(x')), and all else follows.
+    Summed over a group, edges approach m(x) − m(x with that group resampled). It takes (2 · layers
+    + 1) · steps backwards. (The code published with Hanna et al. adds the gradients of every
+    group's runs to every edge, and stops gradients at the interpolated senders.)
 
     Head scores, signs and refusals are those of `eap`.
     """
@@ -36,7 +39,10 @@ class EAPIG(EAP):
     name = "eap_ig"
     title = "EAP with integrated gradients"
     summary = "as eap, gradients averaged between corrupted and clean"
-    reading = "The strongest edge out of this head, with gradients averaged on the way from corrupted to clean."
+    reading = (
+        "The strongest edge out of this head, with gradients averaged on the way from "
+        "corrupted to clean."
+    )
     formula = "max over v of |mean Σ (u(x) − u(x')) · mean over k of ∂m/∂(input of v) at run k|"
     citation = "Hanna et al. 2024, arXiv 2403.17806, section 3"
     presets = {"activations": {"mode": "activations"}}
@@ -56,7 +62,9 @@ class EAPIG(EAP):
                 part = np.zeros_like(scores)
                 back = _difference(stream, place, layer, clean, corrupted)
                 for k in range(1, self.steps + 1):
-                    margins, live = bench.live(pairs, LIVE, write=_shift(place, layer, back * (k / self.steps - 1)))
+                    margins, live = bench.live(
+                        pairs, LIVE, write=_shift(place, layer, back * (k / self.steps - 1))
+                    )
                     products(stream, margins, live, clean, corrupted, part, rows)
                     bench.step(self.title)
                 scores[rows] += part[rows] / self.steps
@@ -75,7 +83,9 @@ class EAPIG(EAP):
         return groups
 
 
-def _difference(stream: Stream, place: str, layer: int, clean: Wires, corrupted: Wires) -> torch.Tensor:
+def _difference(
+    stream: Stream, place: str, layer: int, clean: Wires, corrupted: Wires
+) -> torch.Tensor:
     """Clean minus corrupted at the wire through which a group writes."""
     if place == "post":
         return stream.mlp(layer, clean) - stream.mlp(layer, corrupted)

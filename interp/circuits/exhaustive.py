@@ -31,13 +31,14 @@ def measured(
 ) -> Truth:
     """The heads that matter for a task by exhaustive ablation, one pass a head.
 
-    A head is in the circuit when the effect of replacing its z (by its mean over the corrupted prompts, by default) is
-    significant (the 95 % bootstrap interval over prompts leaves 0 out) and at least `share` of the metric, that is of
-    |m(clean)|, or of |m(clean) − m(corrupted)| where that is more (a log-probability is near 0 on solved prompts). Its
-    class is "helps" or "hinders"; effects are shares of the same. Prompts are drawn far from those of `find` with any
-    usual seed.
+    A head is in the circuit when the effect of replacing its z (by its mean over the corrupted
+    prompts, by default) is significant (the 95 % bootstrap interval over prompts leaves 0 out) and
+    at least `share` of the metric, that is of |m(clean)|, or of |m(clean) − m(corrupted)| where
+    that is more (a log-probability is near 0 on solved prompts). Its class is "helps" or "hinders";
+    effects are shares of the same. Prompts are drawn far from those of `find` with any usual seed.
 
-    Effects that change sign from prompt to prompt need many prompts: their mean is small and their spread is not.
+    Effects that change sign from prompt to prompt need many prompts: their mean is small and their
+    spread is not.
 
     Raises `InputError` where the model can't do the task or no head matters, and as `find`.
     """
@@ -50,18 +51,25 @@ def measured(
     mean = effects.mean(1)
     inside = ((low > 0) | (high < 0)) & (np.abs(mean) >= share * size)
     heads = [
-        Head(int(layer), int(head)) for layer, head in zip(circuit.frame["layer"], circuit.frame["head"], strict=True)
+        Head(int(layer), int(head))
+        for layer, head in zip(circuit.frame["layer"], circuit.frame["head"], strict=True)
     ]
     if not inside.any():
         raise InputError(
-            f"No head of {circuit.model} matters for {circuit.task} by itself, so there is no circuit of heads."
+            f"No head of {circuit.model} matters for {circuit.task} by itself, so there is no "
+            "circuit of heads."
         )
     return Truth(
         circuit.task,
-        {h: "helps" if m > 0 else "hinders" for h, m, i in zip(heads, mean, inside, strict=True) if i},
+        {
+            h: "helps" if m > 0 else "hinders"
+            for h, m, i in zip(heads, mean, inside, strict=True)
+            if i
+        },
         int(circuit.frame["layer"].max()) + 1,
         int(circuit.frame["head"].max()) + 1,
-        f"exhaustive {mode} ablation, {n} prompts, seed {seed}: significant (95 %), at least {share:.0%} of the metric",
+        f"exhaustive {mode} ablation, {n} prompts, seed {seed}: significant (95 %), at least "
+        f"{share:.0%} of the metric",
         circuit.model,
         {h: round(float(m / size), 5) for h, m in zip(heads, mean, strict=True)},
     )

@@ -53,15 +53,17 @@ def find(
         preset: settings under a name, such as "paper"; `settings` come on top.
         force: go on where the model prefers the wrong answers.
         progress: told (done, total, what).
-        resume: a folder in which finished ablations are kept until the end, so that an interrupted search resumes
-            (`head_ablation`; the other methods take seconds, but for ACDC).
+        resume: a folder in which finished ablations are kept until the end, so that an interrupted
+            search resumes (`head_ablation`; the other methods take seconds, but for ACDC).
 
     Returns:
-        A `Circuit`: an atlas whose column, named as the method, says how surely or strongly each head takes part.
+        A `Circuit`: an atlas whose column, named as the method, says how surely or strongly each
+        head takes part.
 
     Raises:
-        UnknownNameError, InputError (the model can't do the task, pairs of unequal length, no negative examples,
-        answers of several tokens), ContextError, TapError (the method needs what this architecture does not offer).
+        UnknownNameError, InputError (the model can't do the task, pairs of unequal length, no
+        negative examples, answers of several tokens), ContextError, TapError (the method needs what
+        this architecture does not offer).
     """
     from interp.loading import load
 
@@ -93,9 +95,17 @@ def find(
             raise
         record["seconds"] = round(time.perf_counter() - started, 3)
     search = Search(
-        prompts.name, chosen.name, len(prompts), accuracy, clean, corrupted, round(bench.forwards - ready, 3),
-        round(bench.backwards, 3), record["seconds"], metric_of(prompts),
-    )  # fmt: skip
+        prompts.name,
+        chosen.name,
+        len(prompts),
+        accuracy,
+        clean,
+        corrupted,
+        round(bench.forwards - ready, 3),
+        round(bench.backwards, 3),
+        record["seconds"],
+        metric_of(prompts),
+    )
     notes = [*_notes(prompts, accuracy, clean, corrupted), *found.notes]
     circuit = circuit_of(bench, chosen, found, search, record, notes)
     pieces.clear()
@@ -103,12 +113,19 @@ def find(
 
 
 def circuit_of(
-    bench: Bench, method: Method, found: Found, search: Search, record: dict[str, Any], notes: list[str]
+    bench: Bench,
+    method: Method,
+    found: Found,
+    search: Search,
+    record: dict[str, Any],
+    notes: list[str],
 ) -> Circuit:
     """The table of what was found. Raises `InputError` where a score is not finite."""
     score = np.asarray(found.score, dtype=np.float64)
     if score.shape != (len(bench.heads),) or not np.isfinite(score).all():
-        raise InputError(f"The method {method.name} gave no finite score for every head of {bench.model.name}.")
+        raise InputError(
+            f"The method {method.name} gave no finite score for every head of {bench.model.name}."
+        )
     name = method.name
     frame = rows_of(bench.sites.values())
     frame[name] = score
@@ -116,7 +133,11 @@ def circuit_of(
         values = getattr(found, part)
         if values is not None:
             frame[f"{name}_{part}"] = values
-    about = {name: About(method.title, method.caption(), method.formula, method.citation, method.unit, low=0.0)}
+    about = {
+        name: About(
+            method.title, method.caption(), method.formula, method.citation, method.unit, low=0.0
+        )
+    }
     if found.effect is not None:
         frame[f"{name}_effect"] = found.effect
         about[f"{name}_effect"] = About(
@@ -126,12 +147,23 @@ def circuit_of(
             method.citation,
             method.unit,
         )
-    return Circuit(frame, record, search, found.edges, notes, about, artefacts=found.artefacts, effects=found.effects)
+    return Circuit(
+        frame,
+        record,
+        search,
+        found.edges,
+        notes,
+        about,
+        artefacts=found.artefacts,
+        effects=found.effects,
+    )
 
 
-def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -> tuple[Interval, Interval]:
-    """(accuracy, margin) on the clean prompts. Raises `InputError`, unless forced, where the model does no better than
-    chance: its answers are then not made by any circuit for the task."""
+def able(
+    model: HookedModel, prompts: Prompts, seed: int, force: bool = False
+) -> tuple[Interval, Interval]:
+    """(accuracy, margin) on the clean prompts. Raises `InputError`, unless forced, where the model
+    does no better than chance: its answers are then not made by any circuit for the task."""
     with torch.no_grad():
         judged = judge(model, prompts.task, prompts.instances)
     accuracy = bootstrap([c for c, _ in judged], seed)
@@ -144,15 +176,18 @@ def able(model: HookedModel, prompts: Prompts, seed: int, force: bool = False) -
         fails = accuracy.mean <= chance
     if fails and not force:
         raise InputError(
-            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin {margin.mean:.2f}: no "
-            "better than chance), so a circuit for it would mean nothing; choose another task or model, or use force "
+            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin "
+            f"{margin.mean:.2f}: no "
+            "better than chance), so a circuit for it would mean nothing; choose another task or "
+            "model, or use force "
             "(--force)."
         )
     return accuracy, margin
 
 
 def rivals(prompts: Prompts) -> bool:
-    """Whether wrong answers are named; where not, the metric is a log-probability, always below 0."""
+    """Whether wrong answers are named; where not, the metric is a log-probability, always below
+    0."""
     return any(prompts.instances[0].wrong)
 
 
@@ -167,12 +202,14 @@ def _notes(prompts: Prompts, accuracy: Interval, clean: Interval, corrupted: Int
     notes = []
     if accuracy.mean < POOR:
         notes.append(
-            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts, so its circuit is to be read with "
+            f"{prompts.name}: the model solves {accuracy.mean:.0%} of the prompts, so its circuit "
+            "is to be read with "
             "care."
         )
     if corrupted.high >= clean.low:
         notes.append(
-            f"{prompts.name}: corrupting the prompts hardly changes the metric ({clean.mean:.2f} to "
+            f"{prompts.name}: corrupting the prompts hardly changes the metric ({clean.mean:.2f} "
+            "to "
             f"{corrupted.mean:.2f}), so there is little to attribute to any head."
         )
     return notes

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.circuits.placing import AGAINST, FOR, MLP_X, PLAIN, Node, curve, name_of, placed, readers_of, strongest
+from interp.circuits.placing import (
+    AGAINST,
+    FOR,
+    MLP_X,
+    PLAIN,
+    Node,
+    curve,
+    name_of,
+    placed,
+    readers_of,
+    strongest,
+)
 from interp.errors import InputError
 from interp.plots import DARK, FONT, LIGHT
 from interp_hooks.heads import Head
@@ -31,13 +42,15 @@ WIRES = {"q": "into the query", "k": "into the key", "v": "into the value"}
 
 
 def figure(circuit: Circuit, heads: int = 12, edges: int = 40) -> go.Figure:
-    """The `heads` strongest heads of a circuit by layer, and the `edges` strongest edges between what is shown.
+    """The `heads` strongest heads of a circuit by layer, and the `edges` strongest edges between
+    what is shown.
 
-    A head's area is its score, its colour which way it pushes, where the method tells (`<method>_effect`). A line's
-    width grows with the edge's weight, from the weakest shown to the strongest; its dashes are the input it goes to
-    (queries, keys, values). MLPs, the embedding ("input") and the final stream ("output") are shown where an edge shown
-    touches them; so are key-value heads ("L2KV1") of which a query head is shown, with a thin line to those heads.
-    Heads without a score above 0 are not shown.
+    A head's area is its score, its colour which way it pushes, where the method tells
+    (`<method>_effect`). A line's width grows with the edge's weight, from the weakest shown to the
+    strongest; its dashes are the input it goes to (queries, keys, values). MLPs, the embedding
+    ("input") and the final stream ("output") are shown where an edge shown touches them; so are
+    key-value heads ("L2KV1") of which a query head is shown, with a thin line to those heads. Heads
+    without a score above 0 are not shown.
 
     Raises:
         InputError: a number of heads or edges below 1 or 0.
@@ -45,14 +58,21 @@ def figure(circuit: Circuit, heads: int = 12, edges: int = 40) -> go.Figure:
     import plotly.graph_objects as go
 
     if heads < 1 or edges < 0:
-        raise InputError(f"A graph shows one head or more and no fewer than 0 edges, not {heads} and {edges}.")
+        raise InputError(
+            f"A graph shows one head or more and no fewer than 0 edges, not {heads} and {edges}."
+        )
     chosen = circuit.heads(heads)
     chosen = [h for h in chosen if circuit.value(h, circuit.column) > 0]
     shown = strongest(circuit, chosen, edges)
     nodes, lines = placed(circuit, chosen, shown)
     signed = bool((circuit.edges["score"] < 0).any()) if len(circuit.edges) else False
     drawn = go.Figure()
-    for trace in (*_links(circuit, nodes), *_edges(shown, nodes, signed), *_nodes(nodes), *_legend(circuit, shown)):
+    for trace in (
+        *_links(circuit, nodes),
+        *_edges(shown, nodes, signed),
+        *_nodes(nodes),
+        *_legend(circuit, shown),
+    ):
         drawn.add_trace(trace)
     ticks = {layer: sum(at) / len(at) for layer, at in lines.items()}
     rows = max((n.y for n in nodes.values()), default=0.0) + 1
@@ -61,7 +81,10 @@ def figure(circuit: Circuit, heads: int = 12, edges: int = 40) -> go.Figure:
         template="none",
         title={
             "text": f"{circuit.task} in {circuit.model}",
-            "subtitle": {"text": said(circuit, chosen, shown), "font": {"size": 13, "color": LIGHT.muted}},
+            "subtitle": {
+                "text": said(circuit, chosen, shown),
+                "font": {"size": 13, "color": LIGHT.muted},
+            },
             "x": 0.01,
             "xanchor": "left",
             "font": {"size": 18},
@@ -76,12 +99,27 @@ def figure(circuit: Circuit, heads: int = 12, edges: int = 40) -> go.Figure:
         margin={"l": 64, "r": 16, "t": TOP, "b": BOTTOM},
         width=WIDTH,
         height=round(height),
-        hoverlabel={"bgcolor": LIGHT.hover, "font": {"family": FONT, "color": LIGHT.ink}, "align": "left"},
+        hoverlabel={
+            "bgcolor": LIGHT.hover,
+            "font": {"family": FONT, "color": LIGHT.ink},
+            "align": "left",
+        },
         hovermode="closest",
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "itemclick": False,
-                "itemdoubleclick": False, "font": {"size": 12}},
-        xaxis={"visible": False, "range": [-1.16, 1.34 if any(n.x == MLP_X for n in nodes.values()) else 1.16],
-               "fixedrange": True},
+        legend={
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "bottom",
+            "itemclick": False,
+            "itemdoubleclick": False,
+            "font": {"size": 12},
+        },
+        xaxis={
+            "visible": False,
+            "range": [-1.16, 1.34 if any(n.x == MLP_X for n in nodes.values()) else 1.16],
+            "fixedrange": True,
+        },
         yaxis={
             "tickmode": "array",
             "tickvals": list(ticks.values()),
@@ -94,13 +132,16 @@ def figure(circuit: Circuit, heads: int = 12, edges: int = 40) -> go.Figure:
             "tickfont": {"color": LIGHT.muted},
         },
         meta={"dark": dark()},
-    )  # fmt: skip
+    )
     return drawn
 
 
 def dark() -> dict[str, str]:
     """Light colour → dark colour, for a figure that says so in its layout's `meta`."""
-    found = {getattr(LIGHT, name): getattr(DARK, name) for name in ("ink", "muted", "gap", "ring", "hover")}
+    found = {
+        getattr(LIGHT, name): getattr(DARK, name)
+        for name in ("ink", "muted", "gap", "ring", "hover")
+    }
     found |= {a: b for (_, a), (_, b) in zip(LIGHT.scale, DARK.scale, strict=True)}
     for tint in (FOR, AGAINST, PLAIN):
         found |= {tint.line: tint.dark_line, tint.fill: tint.dark_fill}
@@ -109,10 +150,20 @@ def dark() -> dict[str, str]:
 
 def said(circuit: Circuit, chosen: Sequence[Head], shown: pd.DataFrame) -> str:
     """What is shown, of how much."""
-    few = f"the {len(chosen)} strongest of {len(circuit.frame)} heads" if chosen else "no head has a score above 0"
+    few = (
+        f"the {len(chosen)} strongest of {len(circuit.frame)} heads"
+        if chosen
+        else "no head has a score above 0"
+    )
     if not len(circuit.edges):
-        return f"{circuit.about(circuit.column).title}: {few}; the method scores heads one by one and gives no edges"
-    return f"{circuit.about(circuit.column).title}: {few}, the {len(shown)} strongest edges between what is shown"
+        return (
+            f"{circuit.about(circuit.column).title}: {few}; the method scores heads one by one "
+            "and gives no edges"
+        )
+    return (
+        f"{circuit.about(circuit.column).title}: {few}, the {len(shown)} strongest edges "
+        "between what is shown"
+    )
 
 
 def _edges(shown: pd.DataFrame, nodes: Mapping[str, Node], signed: bool) -> list[Any]:
@@ -126,7 +177,9 @@ def _edges(shown: pd.DataFrame, nodes: Mapping[str, Node], signed: bool) -> list
         share = (abs(row.score) - least) / (most - least) if most > least else 0.5
         tint = (FOR if row.score > 0 else AGAINST) if signed else PLAIN
         into = f", {WIRES[row.kind]}" if row.kind in WIRES else ""
-        x, y = curve(nodes[row.sender], nodes[row.receiver], {"q": -1, "k": 0, "v": 1}.get(row.kind, 0))
+        x, y = curve(
+            nodes[row.sender], nodes[row.receiver], {"q": -1, "k": 0, "v": 1}.get(row.kind, 0)
+        )
         traces.append(
             go.Scatter(
                 x=x,
@@ -140,8 +193,14 @@ def _edges(shown: pd.DataFrame, nodes: Mapping[str, Node], signed: bool) -> list
                 opacity=0.5 + 0.45 * share,
                 showlegend=False,
                 name=f"{row.sender} → {row.receiver}",
-                hovertemplate=f"<b>{row.sender} → {row.receiver}</b>{into}<br>{row.score:.4g}<extra></extra>",
-                meta={"sender": row.sender, "receiver": row.receiver, "kind": row.kind, "score": float(row.score)},
+                hovertemplate=f"<b>{row.sender} → "
+                f"{row.receiver}</b>{into}<br>{row.score:.4g}<extra></extra>",
+                meta={
+                    "sender": row.sender,
+                    "receiver": row.receiver,
+                    "kind": row.kind,
+                    "score": float(row.score),
+                },
             )
         )
     return traces
@@ -160,14 +219,22 @@ def _links(circuit: Circuit, nodes: Mapping[str, Node]) -> list[Any]:
             x += [node.x, end.x, None]
             y += [node.y, end.y, None]
     line = {"width": 1, "color": LIGHT.muted}
-    return [go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)] if x else []
+    return (
+        [go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)]
+        if x
+        else []
+    )
 
 
 def _nodes(nodes: Mapping[str, Node]) -> list[Any]:
     import plotly.graph_objects as go
 
     traces = []
-    for symbol, name, font in (("square", "others", 10), ("diamond", "key-value heads", 9), ("circle", "heads", 11)):
+    for symbol, name, font in (
+        ("square", "others", 10),
+        ("diamond", "key-value heads", 9),
+        ("circle", "heads", 11),
+    ):
         some = [n for n in nodes.values() if n.symbol == symbol]
         if not some:
             continue
@@ -209,4 +276,7 @@ def _legend(circuit: Circuit, shown: pd.DataFrame) -> list[Any]:
         if len(shown) and (shown["kind"] == kind).any():
             line = {"color": PLAIN.line, "width": 2, "dash": DASHES[kind]}
             entries.append((WIRES[kind], {"mode": "lines", "line": line}))
-    return [go.Scatter(x=[None], y=[None], name=label, hoverinfo="skip", **how) for label, how in entries]
+    return [
+        go.Scatter(x=[None], y=[None], name=label, hoverinfo="skip", **how)
+        for label, how in entries
+    ]

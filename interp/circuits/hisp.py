@@ -13,15 +13,17 @@ from interp.circuits.bench import MODES, Bench
 
 @dataclass(frozen=True)
 class HISP(Method):
-    """I_h = mean over prompts of |Σ over positions and d of (z_h − stand-in) · ∂m/∂z_h|, at the clean run.
+    """I_h = mean over prompts of |Σ over positions and d of (z_h − stand-in) · ∂m/∂z_h|, at the
+    clean run.
 
-    The absolute value is taken prompt by prompt, so that a head which helps on some prompts and hurts on others counts;
-    `effect` is the mean without it. `normalise`: each layer's scores are divided by their L2 norm, as Michel et al. do
-    (section 4.1); scores of different layers are then shares, no longer in units of the metric. `mode`: "zero" is their
-    importance; "resample" subtracts z of the corrupted twin first, as Conmy et al. do.
+    The absolute value is taken prompt by prompt, so that a head which helps on some prompts and
+    hurts on others counts; `effect` is the mean without it. `normalise`: each layer's scores are
+    divided by their L2 norm, as Michel et al. do (section 4.1); scores of different layers are then
+    shares, no longer in units of the metric. `mode`: "zero" is their importance; "resample"
+    subtracts z of the corrupted twin first, as Conmy et al. do.
 
-    Both take the gradient of a loss. Here it is that of the task's metric: a divergence from the model's own output, as
-    in Conmy et al., has gradient 0 at the clean run.
+    Both take the gradient of a loss. Here it is that of the task's metric: a divergence from the
+    model's own output, as in Conmy et al., has gradient 0 at the clean run.
     """
 
     mode: str = "zero"
@@ -32,7 +34,10 @@ class HISP(Method):
     summary = "mean |gradient × activation|, normalised within each layer"
     reading = "How sensitive the metric is to this head, prompt by prompt."
     formula = "E_x |Σ (z_h − stand-in) · ∂m/∂z_h|, divided by its L2 norm over the layer's heads"
-    citation = "Michel et al. 2019, arXiv 1905.10650, section 4.1; Conmy et al. 2023, arXiv 2304.14997, section 4"
+    citation = (
+        "Michel et al. 2019, arXiv 1905.10650, section 4.1; Conmy et al. 2023, arXiv "
+        "2304.14997, section 4"
+    )
     presets = {"resample": {"mode": "resample"}}
 
     def check(self) -> None:
@@ -49,5 +54,8 @@ class HISP(Method):
                 if size > 0:
                     score[layer_of == layer] /= size
                 else:
-                    notes.append(f"The metric does not depend on layer {layer} at all; its heads have importance 0.")
+                    notes.append(
+                        f"The metric does not depend on layer {layer} at all; its heads have "
+                        "importance 0."
+                    )
         return Found(score, effects.mean(1), effects=effects, notes=notes)

@@ -1,4 +1,5 @@
-"""Which heads and edges of a circuit are drawn, and where: heads by layer, the embedding below, the answer above."""
+"""Which heads and edges of a circuit are drawn, and where: heads by layer, the embedding below, the
+answer above."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _MLP = re.compile(r"MLP (\d+)")
 
 @dataclass(frozen=True)
 class Tint:
-    """The colours of what pushes one way: a line, and the inside of a circle, in light and in dark."""
+    """The colours of what pushes one way: a line, and the inside of a circle, in light and in
+    dark."""
 
     line: str
     fill: str
@@ -43,7 +45,8 @@ PLAIN = Tint("#8592a3", "#eceff3", "#7c8898", "#262e39")
 
 @dataclass(frozen=True)
 class Node:
-    """A circle, square or diamond: where it is (x, and y in lines from the bottom), how large, and what it says."""
+    """A circle, square or diamond: where it is (x, and y in lines from the bottom), how large, and
+    what it says."""
 
     name: str
     label: str
@@ -56,8 +59,8 @@ class Node:
 
 
 def strongest(circuit: Circuit, chosen: Sequence[Head], edges: int) -> pd.DataFrame:
-    """The rows of `circuit.edges` that are drawn: between the chosen heads, MLPs and the two ends, not 0, the largest
-    first."""
+    """The rows of `circuit.edges` that are drawn: between the chosen heads, MLPs and the two ends,
+    not 0, the largest first."""
     table = circuit.edges
     if not len(table) or not chosen:
         return table.iloc[:0]
@@ -67,7 +70,12 @@ def strongest(circuit: Circuit, chosen: Sequence[Head], edges: int) -> pd.DataFr
     groups = {name for name in table["receiver"].unique() if readers_of(circuit, name, chosen)}
 
     def drawn(name: str) -> bool:
-        return name in names or name in groups or name in ("input", "output") or _MLP.fullmatch(name) is not None
+        return (
+            name in names
+            or name in groups
+            or name in ("input", "output")
+            or _MLP.fullmatch(name) is not None
+        )
 
     known = {name: drawn(name) for name in {*table["sender"].unique(), *table["receiver"].unique()}}
     kept = table[table["sender"].map(known) & table["receiver"].map(known) & (table["score"] != 0)]
@@ -98,11 +106,14 @@ def readers_of(circuit: Circuit, name: str, chosen: Sequence[Head]) -> list[Head
 def placed(
     circuit: Circuit, chosen: Sequence[Head], shown: pd.DataFrame
 ) -> tuple[dict[str, Node], dict[int, list[float]]]:
-    """(name → node, layer → the lines its heads are on). Layers of which nothing is shown take no room."""
+    """(name → node, layer → the lines its heads are on). Layers of which nothing is shown take no
+    room."""
     touched = {*shown["sender"], *shown["receiver"]}
     mlps = {int(found[1]): name for name in touched if (found := _MLP.fullmatch(name))}
     groups = {name: readers_of(circuit, name, chosen) for name in touched if _GROUP.fullmatch(name)}
-    by_layer: dict[int, list[Head]] = {layer: [] for layer in sorted({*(h.layer for h in chosen), *mlps})}
+    by_layer: dict[int, list[Head]] = {
+        layer: [] for layer in sorted({*(h.layer for h in chosen), *mlps})
+    }
     for head in sorted(chosen):
         by_layer[head.layer].append(head)
     most = max((circuit.value(h, circuit.column) for h in chosen), default=1.0)
@@ -114,7 +125,9 @@ def placed(
         nodes["input"] = _end("input", "the embedding", y)
         y += 1
     for layer, members in by_layer.items():
-        mine = sorted(name for name, readers in groups.items() if readers and readers[0].layer == layer)
+        mine = sorted(
+            name for name, readers in groups.items() if readers and readers[0].layer == layer
+        )
         if mine:
             y += 0.15
         lines[layer] = []
@@ -126,15 +139,26 @@ def placed(
                 nodes[name_of(head)] = _head(circuit, head, x, y, most)
             lines[layer].append(y)
             y += 1
-        wanted = [sum(nodes[name_of(h)].x for h in groups[name]) / len(groups[name]) for name in mine]
+        wanted = [
+            sum(nodes[name_of(h)].x for h in groups[name]) / len(groups[name]) for name in mine
+        ]
         for name, x in zip(mine, spread(wanted, 0.14), strict=True):
-            hover = f"<b>{name}</b><br>key-value head, read by {', '.join(map(name_of, groups[name]))}"
+            hover = (
+                f"<b>{name}</b><br>key-value head, read by {', '.join(map(name_of, groups[name]))}"
+            )
             label = name.rpartition("L")[2].partition("KV")[2]
             nodes[name] = Node(name, f"KV{label}", x, low - 0.55, GROUP, PLAIN, "diamond", hover)
         if layer in mlps:
             name = mlps[layer]
             nodes[name] = Node(
-                name, name, MLP_X, y - 1 + (0.36 if members else 0), BOX, PLAIN, "square", f"<b>{name}</b>"
+                name,
+                name,
+                MLP_X,
+                y - 1 + (0.36 if members else 0),
+                BOX,
+                PLAIN,
+                "square",
+                f"<b>{name}</b>",
             )
     if "output" in touched:
         nodes["output"] = _end("output", "the final residual stream", y + (0.2 if mlps else 0))
@@ -163,7 +187,10 @@ def _head(circuit: Circuit, head: Head, x: float, y: float, most: float) -> Node
     tint = FOR
     if effect in row:
         tint = FOR if row[effect] >= 0 else AGAINST
-        hover += f"<br>effect {row[effect]:+.3g}: {'towards' if row[effect] >= 0 else 'against'} the answer"
+        hover += (
+            f"<br>effect {row[effect]:+.3g}: {'towards' if row[effect] >= 0 else 'against'} "
+            "the answer"
+        )
     size = math.sqrt(SMALLEST**2 + (LARGEST**2 - SMALLEST**2) * row[column] / most)
     return Node(name_of(head), name_of(head), x, y, size, tint, "circle", hover)
 
@@ -174,8 +201,8 @@ def _across(head: int, heads: int) -> float:
 
 
 def spread(wanted: Sequence[float], apart: float) -> list[float]:
-    """Ascending places as near as can be to those wanted (least squares), at least `apart` from each other and, where
-    there is room, within −1 to 1."""
+    """Ascending places as near as can be to those wanted (least squares), at least `apart` from
+    each other and, where there is room, within −1 to 1."""
     # with the gaps subtracted, this is a monotone regression: pool neighbours that are out of order
     blocks: list[list[float]] = []
     for i, x in enumerate(wanted):
@@ -192,11 +219,15 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def curve(sender: Node, receiver: Node, side: int = 0, points: int = 24) -> tuple[list[float], list[float]]:
-    """(x, y) of a line that leaves upwards and arrives from below, bent away from what stands between; lines of one
-    pair are told apart by `side`."""
+def curve(
+    sender: Node, receiver: Node, side: int = 0, points: int = 24
+) -> tuple[list[float], list[float]]:
+    """(x, y) of a line that leaves upwards and arrives from below, bent away from what stands
+    between; lines of one pair are told apart by `side`."""
     rise = receiver.y - sender.y
-    straight = max(0.0, 1 - abs(receiver.x - sender.x) / 0.3)  # those that run straight up pass through what is between
+    straight = max(
+        0.0, 1 - abs(receiver.x - sender.x) / 0.3
+    )  # those that run straight up pass through what is between
     aside = -1 if sender.x > 0.5 or -0.5 < sender.x < 0 else 1  # not out of the picture
     bend = aside * straight * 0.16 * min(3.0, max(0.0, rise - 1)) + 0.05 * side
     x0, y0, x3, y3 = sender.x, sender.y, receiver.x, receiver.y

@@ -1,4 +1,5 @@
-"""The prompts a circuit is looked for on: pairs, clean and corrupted, that differ in what decides the answer."""
+"""The prompts a circuit is looked for on: pairs, clean and corrupted, that differ in what decides
+the answer."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class Pairs:
     """Prompts run together, left-padded alike.
 
-    clean, corrupted: (batch, tokens) ids; mask (batch, tokens), 1 at real tokens; `first` is the slot from which logits
-    are needed, `offset[b]` pads precede row b. `rows` are the numbers of these prompts among all.
+    clean, corrupted: (batch, tokens) ids; mask (batch, tokens), 1 at real tokens; `first` is the
+    slot from which logits are needed, `offset[b]` pads precede row b. `rows` are the numbers of
+    these prompts among all.
     """
 
     clean: torch.Tensor
@@ -40,16 +42,19 @@ class Pairs:
 
     @property
     def first(self) -> int:
-        return min(p + o for i, o in zip(self.instances, self.offset, strict=True) for p in i.positions)
+        return min(
+            p + o for i, o in zip(self.instances, self.offset, strict=True) for p in i.positions
+        )
 
     def margins(self, logits: torch.Tensor) -> torch.Tensor:
-        """(batch,): how far each row of `logits` (batch, last slots, vocabulary) prefers the clean prompt's answer, as
-        `Task.margin` says; gradients flow."""
+        """(batch,): how far each row of `logits` (batch, last slots, vocabulary) prefers the clean
+        prompt's answer, as `Task.margin` says; gradients flow."""
         judged = zip(self.judged(logits), self.instances, strict=True)
         return torch.stack([self.score(rows, instance) for rows, instance in judged])
 
     def judged(self, logits: torch.Tensor) -> list[torch.Tensor]:
-        """(judged positions, vocabulary) of each prompt, from `logits` (batch, last slots, vocabulary)."""
+        """(judged positions, vocabulary) of each prompt, from `logits` (batch, last slots,
+        vocabulary)."""
         start = self.mask.shape[1] - logits.shape[1]
         return [
             row[[p + offset - start for p in i.positions]]
@@ -127,23 +132,29 @@ class Written(Task):
 def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Prompts:
     """`n` seeded problems of a task with their corrupted twins.
 
-    Raises `UnknownNameError`, `ContextError`, or `InputError` where the task has no negative examples.
+    Raises `UnknownNameError`, `ContextError`, or `InputError` where the task has no negative
+    examples.
     """
     check_seed(seed)
     named = tasks.get(task) if isinstance(task, str) else task
     if isinstance(named, ImageTask):
-        raise InputError(f"Circuits are looked for in text, and {named.name} is about pictures; use a task of words.")
+        raise InputError(
+            f"Circuits are looked for in text, and {named.name} is about pictures; use a task of "
+            "words."
+        )
     chosen, instances = sample(model, task, n, seed)
     return checked(Prompts(chosen, tuple(instances)))
 
 
 def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts:
-    """Prompts of one's own: each row has `clean`, `corrupted`, `answer` and, if any, `wrong`, a text or a list.
+    """Prompts of one's own: each row has `clean`, `corrupted`, `answer` and, if any, `wrong`, a
+    text or a list.
 
     Answers are single tokens as they follow the prompt, usually with a leading space.
 
     Raises:
-        InputError: pairs of different lengths, an answer of several tokens, no corrupted prompt, no rows.
+        InputError: pairs of different lengths, an answer of several tokens, no corrupted prompt, no
+            rows.
     """
     text = Text(model.tokenizer)
     found = [_written(text, row, f"Prompt {n}") for n, row in enumerate(rows, 1)]
@@ -153,7 +164,8 @@ def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts
 
 
 def from_file(model: HookedModel, path: str | Path) -> Prompts:
-    """`from_texts` of a JSON file (a list of objects) or one with an object a line. Raises `InputError`."""
+    """`from_texts` of a JSON file (a list of objects) or one with an object a line. Raises
+    `InputError`."""
     return from_texts(model, read(path))
 
 
@@ -171,41 +183,57 @@ def read(path: str | Path) -> list[Any]:
         return rows
     except json.JSONDecodeError as error:
         raise InputError(
-            f"The prompt file {path}{where} is not JSON, a list of objects or one a line ({error.msg})."
+            f"The prompt file {path}{where} is not JSON, a list of objects or one a line "
+            f"({error.msg})."
         ) from error
 
 
 def _written(text: Text, row: Any, what: str) -> Instance:
-    if not isinstance(row, Mapping) or not isinstance(row.get("clean"), str) or not isinstance(row.get("answer"), str):
+    if (
+        not isinstance(row, Mapping)
+        or not isinstance(row.get("clean"), str)
+        or not isinstance(row.get("answer"), str)
+    ):
         raise InputError(f'{what} is not an object with texts "clean", "corrupted" and "answer".')
     if not isinstance(row.get("corrupted"), str):
         raise InputError(
-            f'{what} has no negative example: give it a text "corrupted", in which the answer isn\'t determined.'
+            f'{what} has no negative example: give it a text "corrupted", in which the answer '
+            "isn't determined."
         )
     wrong = row.get("wrong") or []
     wrong = [wrong] if isinstance(wrong, str) else wrong
     if not isinstance(wrong, Sequence) or not all(isinstance(w, str) for w in wrong):
-        raise InputError(f'{what} has {row["wrong"]!r} for "wrong", which is a text or a list of texts.')
+        raise InputError(
+            f'{what} has {row["wrong"]!r} for "wrong", which is a text or a list of texts.'
+        )
     if row["answer"] in wrong:
-        raise InputError(f"{what} has its answer {row['answer']!r} among the wrong ones; take it out there.")
+        raise InputError(
+            f"{what} has its answer {row['answer']!r} among the wrong ones; take it out there."
+        )
     problem = Problem(row["clean"], row["corrupted"], row["answer"], tuple(wrong))
     ids, corrupted = text.prompt(problem.clean), text.prompt(problem.corrupted)
     if not ids:
         raise InputError(f"{what} is empty; write a text that the answer follows.")
     if len(ids) != len(corrupted):
         raise InputError(
-            f"{what} has {len(ids)} tokens and its corrupted twin {len(corrupted)}; patching needs pairs of one "
+            f"{what} has {len(ids)} tokens and its corrupted twin {len(corrupted)}; patching needs "
+            "pairs of one "
             "length, so reword one of them."
         )
     for answer in (problem.answer, *problem.wrong):
         if len(text.encode(answer)) != 1:
             raise InputError(
-                f"The answer {answer!r} of {what[0].lower()}{what[1:]} is {len(text.encode(answer))} tokens and must "
+                f"The answer {answer!r} of {what[0].lower()}{what[1:]} is "
+                f"{len(text.encode(answer))} tokens and must "
                 "be one (often with a leading space); choose another word."
             )
     accept = (tuple(text.encode(problem.answer)),)
     return Instance(
-        tuple(ids), (len(ids) - 1,), accept, (tuple(text.encode(w)[0] for w in problem.wrong),), tuple(corrupted)
+        tuple(ids),
+        (len(ids) - 1,),
+        accept,
+        (tuple(text.encode(w)[0] for w in problem.wrong),),
+        tuple(corrupted),
     )
 
 
@@ -214,12 +242,14 @@ def checked(prompts: Prompts) -> Prompts:
     for number, i in enumerate(prompts.instances, 1):
         if len(i.ids) != len(i.corrupted):
             raise InputError(
-                f"Prompt {number} of {prompts.name} has {len(i.ids)} tokens and its corrupted twin {len(i.corrupted)}; "
+                f"Prompt {number} of {prompts.name} has {len(i.ids)} tokens and its corrupted twin "
+                f"{len(i.corrupted)}; "
                 "patching needs pairs of one length."
             )
     if all(i.ids == i.corrupted for i in prompts.instances):
         raise InputError(
-            f"The task {prompts.name} has no negative examples (its corrupted prompts are the clean ones), so no "
+            f"The task {prompts.name} has no negative examples (its corrupted prompts are the "
+            "clean ones), so no "
             "circuit can be told from it; choose another task, or write prompts of your own."
         )
     return prompts

@@ -29,7 +29,8 @@ def resampled(
 ) -> Stability:
     """Mean Jaccard overlap of the `k` strongest heads found on bootstrap resamples of the prompts.
 
-    A circuit is worth reporting from .8 over 100 resamples (Méloux et al., section 6.2; `Stability.reportable`).
+    A circuit is worth reporting from .8 over 100 resamples (Méloux et al., section 6.2;
+    `Stability.reportable`).
 
     Raises as `find`, and `InputError` for fewer than two resamples or a `k` that the model has not.
     """
@@ -44,9 +45,14 @@ def resampled(
     with hooked.clean():
         for done in range(resamples):
             drawn = rng.integers(0, len(prompts), len(prompts))
-            bench = Bench(hooked, Prompts(prompts.task, tuple(prompts.instances[i] for i in drawn)), seed)
+            bench = Bench(
+                hooked, Prompts(prompts.task, tuple(prompts.instances[i] for i in drawn)), seed
+            )
             if not 1 <= k < len(bench.heads):
-                raise InputError(f"{hooked.name} has {len(bench.heads)} heads; stability of the top {k} says nothing.")
+                raise InputError(
+                    f"{hooked.name} has {len(bench.heads)} heads; stability of the top {k} says "
+                    "nothing."
+                )
             score = chosen.find(bench).score
             strongest = np.argsort(-score, kind="stable")[:k]
             sets.append([bench.heads[i] for i in strongest])

@@ -1,4 +1,5 @@
-"""The sparse autoencoder of discrete-SAE circuits, built on SAELens. Importing this file imports sae_lens (seconds)."""
+"""The sparse autoencoder of discrete-SAE circuits, built on SAELens. Importing this file imports
+sae_lens (seconds)."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from interp.errors import InputError, ModelError
 class MeanLossSAE(StandardTrainingSAE):
     """f = ReLU((x − b) W_enc + b_enc), x̂ = f W_dec + b, with rows of unit norm.
 
-    loss = mean over samples and width of (x̂ − x)² + λ · mean over samples of ‖f‖₁ (O'Neill and Bui 2024, arXiv
-    2405.12522, section 3). SAELens sums the squared error over the width, which would make the same λ d_in times
-    weaker. The architecture stays "standard": `save_inference_model` writes what `sae_lens.SAE.load_from_disk` reads.
+    loss = mean over samples and width of (x̂ − x)² + λ · mean over samples of ‖f‖₁ (O'Neill and Bui
+    2024, arXiv 2405.12522, section 3). SAELens sums the squared error over the width, which would
+    make the same λ d_in times weaker. The architecture stays "standard": `save_inference_model`
+    writes what `sae_lens.SAE.load_from_disk` reads.
     """
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -43,14 +45,22 @@ class MeanLossSAE(StandardTrainingSAE):
 
 
 def train(
-    samples: torch.Tensor, features: int, sparsity: float, steps: int, rate: float, seed: int, variance: float = 1.0,
-    standardise: bool = False, metadata: dict[str, Any] | None = None,
-) -> tuple[MeanLossSAE, float]:  # fmt: skip
+    samples: torch.Tensor,
+    features: int,
+    sparsity: float,
+    steps: int,
+    rate: float,
+    seed: int,
+    variance: float = 1.0,
+    standardise: bool = False,
+    metadata: dict[str, Any] | None = None,
+) -> tuple[MeanLossSAE, float]:
     """(an autoencoder of `samples` (n, d_in), its last loss): full-batch Adam from a seed.
 
-    standardise: divide the samples by their root mean square while training, so that λ means the same in every model.
-    variance: train in the principal subspace that holds this share of the samples' variance; the gradients of all
-    parameters lie in the samples' span, so with the whole variance nothing is lost. Both are folded into the weights.
+    standardise: divide the samples by their root mean square while training, so that λ means the
+    same in every model. variance: train in the principal subspace that holds this share of the
+    samples' variance; the gradients of all parameters lie in the samples' span, so with the whole
+    variance nothing is lost. Both are folded into the weights.
     """
     d_in = samples.shape[1]
     centre, basis = torch.zeros(d_in), None
@@ -77,14 +87,24 @@ def train(
         made.project_gradients()
         optimiser.step()
     made.normalise()
-    return _unfolded(made, centre, basis, scale, features, sparsity, seed, metadata), float(loss.detach())
+    return _unfolded(made, centre, basis, scale, features, sparsity, seed, metadata), float(
+        loss.detach()
+    )
 
 
-def _new(d_in: int, features: int, sparsity: float, seed: int, metadata: dict[str, Any] | None) -> MeanLossSAE:
+def _new(
+    d_in: int, features: int, sparsity: float, seed: int, metadata: dict[str, Any] | None
+) -> MeanLossSAE:
     config = StandardTrainingSAEConfig(
-        d_in=d_in, d_sae=features, dtype="float32", device="cpu", l1_coefficient=sparsity, apply_b_dec_to_input=True,
-        normalize_activations="none", metadata=SAEMetadata(**(metadata or {})),
-    )  # fmt: skip
+        d_in=d_in,
+        d_sae=features,
+        dtype="float32",
+        device="cpu",
+        l1_coefficient=sparsity,
+        apply_b_dec_to_input=True,
+        normalize_activations="none",
+        metadata=SAEMetadata(**(metadata or {})),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MeanLossSAE(config)
@@ -92,9 +112,15 @@ def _new(d_in: int, features: int, sparsity: float, seed: int, metadata: dict[st
 
 @torch.no_grad()
 def _unfolded(
-    inner: MeanLossSAE, centre: torch.Tensor, basis: torch.Tensor | None, scale: float, features: int, sparsity: float,
-    seed: int, metadata: dict[str, Any] | None,
-) -> MeanLossSAE:  # fmt: skip
+    inner: MeanLossSAE,
+    centre: torch.Tensor,
+    basis: torch.Tensor | None,
+    scale: float,
+    features: int,
+    sparsity: float,
+    seed: int,
+    metadata: dict[str, Any] | None,
+) -> MeanLossSAE:
     """The same function of the samples as they came: x = scale · (centre + basis · inner)."""
     d_in = len(centre)
     made = _new(d_in, features, sparsity, seed, metadata)
@@ -107,7 +133,8 @@ def _unfolded(
 
 
 class Saved:
-    """An autoencoder as an artefact of a circuit: `save(folder)` writes SAELens's inference files."""
+    """An autoencoder as an artefact of a circuit: `save(folder)` writes SAELens's inference
+    files."""
 
     def __init__(self, sae: MeanLossSAE):
         self.sae = sae
@@ -117,7 +144,8 @@ class Saved:
 
 
 def loaded(given: Any) -> list[Any]:
-    """SAELens autoencoders from folders, objects, or a list of them. Raises `ModelError` or `InputError`."""
+    """SAELens autoencoders from folders, objects, or a list of them. Raises `ModelError` or
+    `InputError`."""
     found = []
     for one in given if isinstance(given, (list, tuple)) else [given]:
         if isinstance(one, (str, Path)):
@@ -126,7 +154,9 @@ def loaded(given: Any) -> list[Any]:
             except (OSError, ValueError, KeyError) as error:
                 raise ModelError(f"There is no SAELens autoencoder in {one}: {error}.") from error
         if not isinstance(one, SAE):
-            raise InputError(f"{type(one).__name__} is not a SAELens autoencoder, nor a folder of one.")
+            raise InputError(
+                f"{type(one).__name__} is not a SAELens autoencoder, nor a folder of one."
+            )
         found.append(one.eval())
     if not found:
         raise InputError("No autoencoder was given.")
@@ -141,14 +171,16 @@ def strongest(activations: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def codes_of(sae: Any, z: torch.Tensor, W_O: torch.Tensor, vector: str, layer: int) -> torch.Tensor | None:
+def codes_of(
+    sae: Any, z: torch.Tensor, W_O: torch.Tensor, vector: str, layer: int
+) -> torch.Tensor | None:
     """(n, heads) int64: each head's code; None where the autoencoder is another layer's.
 
     z: (n, heads, d_head) of one layer, pooled; W_O: (heads, d_head, d_model).
 
-    An autoencoder of per-head vectors (d_in = d_model for results, d_head for z) serves all heads. One on a layer's
-    concatenated hook_z (d_in = heads · d_head) gives each head the feature that is strongest in its own slice of the
-    decoder, f_c ‖W_dec[c, slice]‖, and serves that layer alone.
+    An autoencoder of per-head vectors (d_in = d_model for results, d_head for z) serves all heads.
+    One on a layer's concatenated hook_z (d_in = heads · d_head) gives each head the feature that is
+    strongest in its own slice of the decoder, f_c ‖W_dec[c, slice]‖, and serves that layer alone.
     """
     n, heads, d_head = z.shape
     name = str(sae.cfg.metadata.hook_name or "")
@@ -162,11 +194,18 @@ def codes_of(sae: Any, z: torch.Tensor, W_O: torch.Tensor, vector: str, layer: i
     width = d_head if vector == "z" else W_O.shape[-1]
     if sae.cfg.d_in != width:
         raise InputError(
-            f"The autoencoder takes vectors of {sae.cfg.d_in} numbers; a head's {vector} in layer {layer} has {width}."
+            f"The autoencoder takes vectors of {sae.cfg.d_in} numbers; a head's {vector} in layer "
+            f"{layer} has {width}."
         )
     if isinstance(sae, MeanLossSAE):  # one small product a head instead of two large ones
         bias = sae.b_enc - sae.b_dec @ sae.W_enc
-        maps = sae.W_enc.expand(heads, -1, -1) if vector == "z" else W_O @ sae.W_enc  # (heads, d_head, d_sae)
-        return torch.stack([strongest(torch.relu(z[:, h] @ maps[h] + bias)) for h in range(heads)], 1)
-    vectors = (z[:, h] if vector == "z" else z[:, h] @ W_O[h] for h in range(heads))  # (n, width) each
+        maps = (
+            sae.W_enc.expand(heads, -1, -1) if vector == "z" else W_O @ sae.W_enc
+        )  # (heads, d_head, d_sae)
+        return torch.stack(
+            [strongest(torch.relu(z[:, h] @ maps[h] + bias)) for h in range(heads)], 1
+        )
+    vectors = (
+        z[:, h] if vector == "z" else z[:, h] @ W_O[h] for h in range(heads)
+    )  # (n, width) each
     return torch.stack([strongest(sae.encode(x)) for x in vectors], 1)

@@ -1,4 +1,5 @@
-"""What the report of a circuit tells first: the task, the graph, the strongest edges, and how it was judged."""
+"""What the report of a circuit tells first: the task, the graph, the strongest edges, and how it
+was judged."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 LISTED = 12
 
 
-def sections(circuit: Circuit, truth: Truth | None, faithfulness: Faithfulness | None) -> list[Section]:
+def sections(
+    circuit: Circuit, truth: Truth | None, faithfulness: Faithfulness | None
+) -> list[Section]:
     """In the order of the page."""
     found = [_circuit(circuit)]
     if truth is not None:
@@ -50,10 +53,12 @@ def _circuit(circuit: Circuit) -> Section:
     strongest = ", ".join(map(str, circuit.heads(5)))
     label = f"Heads by layer, the embedding below and the answer above; the strongest: {strongest}."
     how = (
-        "To be read from the bottom up. A head's area is its score, its place from left to right its number; the "
+        "To be read from the bottom up. A head's area is its score, its place from left to right "
+        "its number; the "
         "wider a line, the stronger the edge."
         if len(circuit.edges)
-        else "Layers from the bottom up. A head's area is its score, its place from left to right its number."
+        else "Layers from the bottom up. A head's area is its score, its place from left to right "
+        "its number."
     )
     html = f"""{_facts(facts)}<p class="reading">{escape(about.reading)}</p>
 <figure><div class="scroll"><div class="drawing"><div id="circuit-graph" class="plot" role="img"
@@ -65,12 +70,18 @@ def _circuit(circuit: Circuit) -> Section:
 
 def _heads(circuit: Circuit) -> str:
     column, effect = circuit.column, f"{circuit.column}_effect"
-    table = circuit.frame.sort_values([column, "layer", "head"], ascending=[False, True, True], kind="stable")
+    table = circuit.frame.sort_values(
+        [column, "layer", "head"], ascending=[False, True, True], kind="stable"
+    )
     sure, signed = f"{column}_low" in table, effect in table
     rows = []
     for n, row in enumerate(table.head(LISTED).to_dict("records"), 1):
         cells = [str(n), str(Head(row["layer"], row["head"], row["tower"])), number(row[column], 3)]
-        cells += [f"[{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"] if sure else []
+        cells += (
+            [f"[{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"]
+            if sure
+            else []
+        )
         rows.append([*cells, *([f"{row[effect]:+.3g}"] if signed else [])])
     heads = ["#", "Head", "Score", *(["95 %"] if sure else []), *(["Effect"] if signed else [])]
     return _table(heads, rows, f"Strongest of {len(table)} heads")
@@ -100,10 +111,17 @@ def _known(circuit: Circuit, truth: Truth) -> Section:
         parts.append(_facts(agreement_facts(agreement)))
     places = ranks(circuit, truth)
     rows = [
-        [f"{places[head]:g}", str(head), kind, number(circuit.value(_here(circuit, head), circuit.column), 3)]
+        [
+            f"{places[head]:g}",
+            str(head),
+            kind,
+            number(circuit.value(_here(circuit, head), circuit.column), 3),
+        ]
         for head, kind in sorted(truth.heads.items(), key=lambda pair: places[pair[0]])
     ]
-    parts.append(_table(["Rank", "Head", "Class", "Score"], rows, f"Its heads among {len(circuit.frame)}"))
+    parts.append(
+        _table(["Rank", "Head", "Class", "Score"], rows, f"Its heads among {len(circuit.frame)}")
+    )
     return Section("known", f"Against the known circuit {truth.name}", "".join(parts), {})
 
 
@@ -150,14 +168,19 @@ def _interval(value: Interval) -> str:
 
 
 def _facts(facts: dict[str, str]) -> str:
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items() if v)
+    items = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items() if v
+    )
     return f'<dl class="facts plain">{items}</dl>'
 
 
 def _table(heads: list[str], rows: list[list[str]], caption: str) -> str:
     top = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
     return (
-        f'<div class="scroll"><table class="top"><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'
+        '<div class="scroll"><table '
+        f'class="top"><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -1,4 +1,5 @@
-"""Path patching stage by stage: the heads that write the answer, then those that feed them, and so on."""
+"""Path patching stage by stage: the heads that write the answer, then those that feed them, and so
+on."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the search: `heads` are the top senders to `receivers`, strongest first, of those in `senders`."""
+    """One step of the search: `heads` are the top senders to `receivers`, strongest first, of those
+    in `senders`."""
 
     receivers: tuple[str, ...]
     heads: tuple[Head, ...]
@@ -46,23 +48,28 @@ def stages(
     least: float = 0.005,
     freeze_mlps: bool = False,
 ) -> list[Stage]:
-    """Search from the final residual stream: its top senders, then the top senders to these heads' inputs, `depth`
-    stages in all (Merullo et al. 2024, section 3).
+    """Search from the final residual stream: its top senders, then the top senders to these heads'
+    inputs, `depth` stages in all (Merullo et al. 2024, section 3).
 
-    Of each stage the max(at_least, share·heads of the model) strongest by |effect| are kept, fewer where fewer are
-    above `least`, a share of what corrupting costs. `wires[i]` says which inputs of stage i's heads are the receivers
-    of stage i + 1, one or several of "q", "k", "v"; the last one holds for all later stages (the paper follows some of
-    them by hand; "qkv" patches all inputs together). Senders to queries alone are patched at the last judged position,
-    where the receivers act; senders to keys and values at all positions. The search ends early where no head comes
+    Of each stage the max(at_least, share·heads of the model) strongest by |effect| are kept, fewer
+    where fewer are above `least`, a share of what corrupting costs. `wires[i]` says which inputs of
+    stage i's heads are the receivers of stage i + 1, one or several of "q", "k", "v"; the last one
+    holds for all later stages (the paper follows some of them by hand; "qkv" patches all inputs
+    together). Senders to queries alone are patched at the last judged position, where the receivers
+    act; senders to keys and values at all positions. The search ends early where no head comes
     before the receivers.
 
     Raises `InputError` for settings that make no sense.
     """
     if not 0 <= share <= 1 or at_least < 1 or depth < 1 or least < 0:
-        raise InputError("Stages need a share between 0 and 1, at_least 1 head, a depth of at least 1 and least ≥ 0.")
+        raise InputError(
+            "Stages need a share between 0 and 1, at_least 1 head, a depth of at least 1 and least "
+            "≥ 0."
+        )
     if not wires or any(not w or set(w) - set("qkv") for w in wires):
         raise InputError(
-            f'The wires of stages are q, k, v or several of them ("kv"), not {", ".join(wires) or "none"}.'
+            'The wires of stages are q, k, v or several of them ("kv"), not '
+            f"{', '.join(wires) or 'none'}."
         )
     most = max(at_least, round(share * len(bench.heads)))
     made: list[Stage] = []
@@ -77,7 +84,11 @@ def stages(
         assert found.effect is not None
         order = np.argsort(-found.score, kind="stable")
         tried = set(senders)
-        heads = [bench.heads[i] for i in order[:most] if found.score[i] > least and bench.heads[i] in tried]
+        heads = [
+            bench.heads[i]
+            for i in order[:most]
+            if found.score[i] > least and bench.heads[i] in tried
+        ]
         made.append(Stage(method.receivers, tuple(heads), tuple(senders), found))
         if not heads:
             break

@@ -1,4 +1,5 @@
-"""A model of which some edges carry something else: what a sender wrote in the corrupted run, or nothing."""
+"""A model of which some edges carry something else: what a sender wrote in the corrupted run, or
+nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ MODES = ("resample", "zero")
 
 
 class Receivers:
-    """How each head's queries, keys and values come from the stream that it reads: norm, then its own projection."""
+    """How each head's queries, keys and values come from the stream that it reads: norm, then its
+    own projection."""
 
     def __init__(self, bench: Bench, stream: Stream):
         self.bench, norms = bench, bench.model.norms()
@@ -27,7 +29,9 @@ class Receivers:
         for layer, site in bench.sites.items():
             norm, W = norms.attention(layer), stream.weights[layer]
             self.norm[layer] = None if norm is None else norm.module
-            step = site.n_heads // site.n_kv_heads  # keys and values are repeated for each query head that reads them
+            step = (
+                site.n_heads // site.n_kv_heads
+            )  # keys and values are repeated for each query head that reads them
             self.weights["q", layer] = W.W_Q, W.b_Q
             self.weights["k", layer] = W.W_K[::step], None if W.b_K is None else W.b_K[::step]
             self.weights["v", layer] = W.W_V[::step], None if W.b_V is None else W.b_V[::step]
@@ -43,16 +47,24 @@ class Receivers:
     def _check(self) -> None:
         """Raise `TapError` where these are not the model's own queries, keys and values."""
         pairs, own = self.bench.batches()[0], {}
-        with self.bench.model.projections(lambda place, layer, tensor: own.update({(place, layer): tensor})):
+        with self.bench.model.projections(
+            lambda place, layer, tensor: own.update({(place, layer): tensor})
+        ):
             _, wires = self.bench.run(pairs, keep=("pre",))
         for (place, layer), tensor in own.items():
             heads = range(tensor.shape[2])
-            found = torch.stack([self.project(place, layer, h, wires["pre", layer]) for h in heads], 2)
+            found = torch.stack(
+                [self.project(place, layer, h, wires["pre", layer]) for h in heads], 2
+            )
             size = float(tensor.abs().max())
-            if not float((found - tensor).abs().max()) <= 10 * CLOSE.get(tensor.dtype, 2e-2) * max(size, 1e-30):
+            if not float((found - tensor).abs().max()) <= 10 * CLOSE.get(tensor.dtype, 2e-2) * max(
+                size, 1e-30
+            ):
                 raise TapError(
-                    f"Layer {layer} of {self.bench.model.name} does not make its {place} from the stream by a norm and "
-                    "a projection, so edges into it can't be patched; use head_ablation, attribution, eap or "
+                    f"Layer {layer} of {self.bench.model.name} does not make its {place} from the "
+                    "stream by a norm and "
+                    "a projection, so edges into it can't be patched; use head_ablation, "
+                    "attribution, eap or "
                     "discrete_sae."
                 )
 
@@ -75,9 +87,12 @@ class Subgraph:
             _, corrupted = bench.run(pairs, corrupted=True, keep=STREAM)
             if mode == "zero":
                 corrupted = Wires({key: torch.zeros_like(wire) for key, wire in corrupted.items()})
-            #: what stands in for z (batch, tokens, heads, d_head) and for each MLP's output (batch, tokens, d_model)
+            #: what stands in for z (batch, tokens, heads, d_head) and for each MLP's output (batch,
+            #: tokens, d_model)
             self.z = {layer: corrupted["z", layer] for layer in self.graph.rows}
-            self.mlps = {layer: stream.mlp(layer, corrupted) * (mode != "zero") for layer in self.graph.mlp}
+            self.mlps = {
+                layer: stream.mlp(layer, corrupted) * (mode != "zero") for layer in self.graph.mlp
+            }
             #: (senders, batch, tokens, d_model): stand-in minus what the clean run has
             self.changes = self._changes(corrupted)
 
@@ -91,8 +106,9 @@ class Subgraph:
 
     @torch.no_grad()
     def logits(self, removed: torch.Tensor, start: int) -> torch.Tensor:
-        """(models, batch, last slots, vocabulary). `removed` (models, senders, receivers), 1 where an edge is removed;
-        none may be into a receiver of a layer before `start`, which are not run again."""
+        """(models, batch, last slots, vocabulary). `removed` (models, senders, receivers), 1 where
+        an edge is removed; none may be into a receiver of a layer before `start`, which are not run
+        again."""
         models = len(removed)
         run = _Run(self, removed.to(self.changes), start)
         before = None if start == self.stream.first else _copied(self._blocks[start - 1], models)
@@ -107,13 +123,16 @@ class _Run:
     def __init__(self, sub: Subgraph, removed: torch.Tensor, start: int):
         self.sub, self.removed, self.start = sub, removed, start
         self.graph, self.stream = sub.graph, sub.stream
-        self.changes: list[torch.Tensor] = []  # of senders from layer `start` on: (models, senders, batch, tokens, d)
+        self.changes: list[
+            torch.Tensor
+        ] = []  # of senders from layer `start` on: (models, senders, batch, tokens, d)
         self.first = self.graph.rows[start].start  # their first number
         self.here: dict[str, torch.Tensor] = {}  # pre, mid and z of the layer that runs now
         self.added: torch.Tensor | None = None  # to the input of its MLP
 
     def into(self, receiver: int) -> torch.Tensor | None:
-        """(models · batch, tokens, d_model): what removed edges into a receiver add to its input; None without any."""
+        """(models · batch, tokens, d_model): what removed edges into a receiver add to its input;
+        None without any."""
         removed = self.removed[:, :, receiver]  # (models, senders)
         if not removed.any():
             return None
@@ -128,7 +147,8 @@ class _Run:
         return found.flatten(0, 1)
 
     def project(self, place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Queries, keys, values (models · batch, tokens, heads, d_head) from each head's own input."""
+        """Queries, keys, values (models · batch, tokens, heads, d_head) from each head's own
+        input."""
         if layer < self.start:
             return None
         first = self.graph.columns[layer].start
@@ -137,7 +157,9 @@ class _Run:
         new = None
         for head in range(tensor.shape[2]):
             added = self.into(first + head)
-            if added is not None or self.added is not None:  # in parallel blocks, the MLP's input is in the stream
+            if (
+                added is not None or self.added is not None
+            ):  # in parallel blocks, the MLP's input is in the stream
                 stream = self.here["pre"] if added is None else self.here["pre"] + added
                 new = tensor.clone() if new is None else new
                 new[:, :, head] = self.sub.receivers.project(place, layer, head, stream)
@@ -165,7 +187,9 @@ class _Run:
     def z_(self, layer: int, tensor: torch.Tensor) -> None:
         self.here["z"] = tensor
         change = self._against(self.sub.z[layer], tensor)
-        result = self.stream.weights[layer].result(change)  # (models · batch, tokens, heads, d_model)
+        result = self.stream.weights[layer].result(
+            change
+        )  # (models · batch, tokens, heads, d_model)
         self._note(result.transpose(1, 2))
 
     def post_(self, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -195,4 +219,8 @@ def _copied(output: Any, copies: int) -> Any:
     """A block's output for a batch `copies` times over."""
     if isinstance(output, tuple):
         return tuple(_copied(part, copies) for part in output)
-    return output.repeat(copies, *[1] * (output.ndim - 1)) if isinstance(output, torch.Tensor) else output
+    return (
+        output.repeat(copies, *[1] * (output.ndim - 1))
+        if isinstance(output, torch.Tensor)
+        else output
+    )

@@ -34,12 +34,12 @@ class Truth:
         effects: a number a head where one was published (retrieval scores), else empty.
         edges: (sender, receiver, "q" | "k" | "v") where known (planted circuits).
         notes: what a reader must know.
-        complete: False where only the strongest heads are listed; then heads not named may be in it too, and neither
-            ROC nor recall means anything.
+        complete: False where only the strongest heads are listed; then heads not named may be in it
+            too, and neither ROC nor recall means anything.
 
     Raises:
-        HeadError: a head that a model of this size doesn't have. InputError: no layers or heads, a head with a tower's
-            name, an edge into something else.
+        HeadError: a head that a model of this size doesn't have. InputError: no layers or heads, a
+            head with a tower's name, an edge into something else.
     """
 
     name: str
@@ -56,12 +56,15 @@ class Truth:
     def __post_init__(self) -> None:
         if self.n_layers < 1 or self.n_heads < 1:
             raise InputError(
-                f"The circuit {self.name} has {self.n_layers} layers × {self.n_heads} heads; use 1 × 1 up."
+                f"The circuit {self.name} has {self.n_layers} layers × {self.n_heads} heads; use 1 "
+                "× 1 up."
             )
         ends = [h for sender, receiver, _ in self.edges for h in (sender, receiver)]
         for head in (*self.heads, *self.effects, *ends):
             if head.tower:
-                raise InputError(f"The circuit {self.name} is of one tower; write {Head(head.layer, head.head)}.")
+                raise InputError(
+                    f"The circuit {self.name} is of one tower; write {Head(head.layer, head.head)}."
+                )
             check_head(head, self.n_layers, self.n_heads, f"The circuit {self.name}")
         for _, _, part in self.edges:
             if part not in ("q", "k", "v"):
@@ -70,7 +73,10 @@ class Truth:
     def __repr__(self) -> str:
         part = "" if self.complete else ", only the strongest"
         where = f" in {self.model}" if self.model else ""
-        return f"Truth({self.name}{where}: {len(self.heads)} of {self.n_layers * self.n_heads} heads{part})"
+        return (
+            f"Truth({self.name}{where}: {len(self.heads)} of {self.n_layers * self.n_heads} "
+            f"heads{part})"
+        )
 
     def classes(self) -> dict[str, list[Head]]:
         """class → its heads, in the order given."""
@@ -89,20 +95,26 @@ class Truth:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file; returns its path. Raises `OutputError` when it can't be written."""
         content = dict(
-            format=FORMAT, name=self.name, model=self.model, n_layers=self.n_layers, n_heads=self.n_heads,
-            source=self.source, complete=self.complete,
+            format=FORMAT,
+            name=self.name,
+            model=self.model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            source=self.source,
+            complete=self.complete,
             heads={str(h): kind for h, kind in self.heads.items()},
             effects={str(h): value for h, value in self.effects.items()},
             edges=[[str(a), str(b), part] for a, b, part in self.edges],
             notes=list(self.notes),
-        )  # fmt: skip
+        )
         target = Path(path)
         write_atomic(target, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
         return target
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Truth:
-        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another format."""
+        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
+        format."""
         source = Path(path)
         try:
             content = json.loads(source.read_text(encoding="utf-8"))
@@ -121,12 +133,16 @@ class Truth:
                 source=_text(content["source"]),
                 model=_text(content["model"]),
                 effects={Head.parse(h): float(value) for h, value in content["effects"].items()},
-                edges=tuple((Head.parse(a), Head.parse(b), part) for a, b, part in content["edges"]),
+                edges=tuple(
+                    (Head.parse(a), Head.parse(b), part) for a, b, part in content["edges"]
+                ),
                 notes=tuple(_text(note) for note in content["notes"]),
                 complete=_flag(content["complete"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError, HeadError) as error:
-            raise OutputError(f"The circuit in {source} is damaged ({error}); save it again.") from error
+            raise OutputError(
+                f"The circuit in {source} is damaged ({error}); save it again."
+            ) from error
 
 
 def _text(value: Any) -> str:
@@ -147,12 +163,15 @@ def _flag(value: Any) -> bool:
     return value
 
 
-# --- published circuits -----------------------------------------------------------------------------------------------
+# --- published circuits
+# -----------------------------------------------------------------------------------------------
 
 
 def _listed(**classes: str) -> dict[Head, str]:
     """ "name_mover"="9.9,10.0" → {L9H9: "name mover", …}; S-inhibition has its hyphen back."""
-    found = {h: kind.replace("_", " ") for kind, heads in classes.items() for h in parse_heads(heads)}
+    found = {
+        h: kind.replace("_", " ") for kind, heads in classes.items() for h in parse_heads(heads)
+    }
     return {h: kind.replace("S inhibition", "S-inhibition") for h, kind in found.items()}
 
 
@@ -167,28 +186,44 @@ def _ioi() -> Truth:
         previous_token="2.2,4.11",
     )
     source = (
-        "Wang et al. 2022, arXiv 2211.00593; as coded in ArthurConmy/Automatic-Circuit-Discovery, acdc/ioi/utils.py"
+        "Wang et al. 2022, arXiv 2211.00593; as coded in "
+        "ArthurConmy/Automatic-Circuit-Discovery, acdc/ioi/utils.py"
     )
     return Truth("ioi", heads, 12, 12, source, "gpt2")
 
 
 def _greater_than() -> Truth:
-    source = "Hanna et al. 2023; as coded in ArthurConmy/Automatic-Circuit-Discovery, acdc/greaterthan/utils.py"
+    source = (
+        "Hanna et al. 2023; as coded in ArthurConmy/Automatic-Circuit-Discovery, "
+        "acdc/greaterthan/utils.py"
+    )
     notes = ("The circuit has MLPs too, 0 to 3 and 8 to 11.",)
     heads = _listed(circuit="0.1,0.3,0.5,5.5,6.1,6.9,7.10,8.11,9.1")
     return Truth("greater_than", heads, 12, 12, source, "gpt2", notes=notes)
 
 
 _DOCSTRING = (
-    "Two lists are in use, which differ in one head: auto-circuit's edge circuit is 0.5, 1.2, 1.4, 2.0, 3.0, 3.6; the "
+    "Two lists are in use, which differ in one head: auto-circuit's edge circuit is 0.5, 1.2, 1.4, "
+    "2.0, 3.0, 3.6; the "
     "list that sae-circuits scores against has 1.0 in place of 1.2."
 )
 
 
 def _docstring() -> Truth:
-    notes = (_DOCSTRING, "The node version of auto-circuit adds 0.2 and 0.4, and 1.0, 0.1, 2.3 as extras.")
+    notes = (
+        _DOCSTRING,
+        "The node version of auto-circuit adds 0.2 and 0.4, and 1.0, 0.1, 2.3 as extras.",
+    )
     source = "UFO-101/auto-circuit, docstring_official.py (edge circuit)"
-    return Truth("docstring", _listed(circuit="0.5,1.2,1.4,2.0,3.0,3.6"), 4, 8, source, "attn-only-4l", notes=notes)
+    return Truth(
+        "docstring",
+        _listed(circuit="0.5,1.2,1.4,2.0,3.0,3.6"),
+        4,
+        8,
+        source,
+        "attn-only-4l",
+        notes=notes,
+    )
 
 
 def _docstring_sae_circuits() -> Truth:
@@ -204,7 +239,12 @@ def _induction() -> Truth:
 
 #: model → (layers, heads, heads with a score ≥ 0.1, mean retrieval score of the strongest)
 _RETRIEVAL: Mapping[str, tuple[int, int, int, Mapping[str, float]]] = {
-    "llama-2-7b-80k": (32, 32, 33, {"16.19": 0.94, "11.15": 0.92, "8.26": 0.80, "6.9": 0.62, "7.12": 0.61}),
+    "llama-2-7b-80k": (
+        32,
+        32,
+        33,
+        {"16.19": 0.94, "11.15": 0.92, "8.26": 0.80, "6.9": 0.62, "7.12": 0.61},
+    ),
     "mistral-7b-v0.2": (32, 32, 43, {"18.0": 0.94, "12.7": 0.93, "12.6": 0.77}),
     "qwen1.5-14b": (40, 40, 61, {"12.2": 1.00, "14.12": 1.00, "23.16": 0.92}),
     "llama-2-13b-64k": (40, 40, 33, {"13.23": 0.90, "9.33": 0.87}),
@@ -215,10 +255,15 @@ _RETRIEVAL: Mapping[str, tuple[int, int, int, Mapping[str, float]]] = {
 def _retrieval(model: str) -> Truth:
     layers, heads, strong, scores = _RETRIEVAL[model]
     effects = {Head.parse(h): value for h, value in scores.items()}
-    note = f"Only the strongest are listed; {strong} of {layers * heads} heads have a retrieval score of 0.1 or more."
+    note = (
+        f"Only the strongest are listed; {strong} of {layers * heads} heads have a retrieval "
+        "score of 0.1 or more."
+    )
     source = "Wu et al. 2024, arXiv 2404.15574; nightdessert/Retrieval_Head, head_score"
     listed = dict.fromkeys(effects, "retrieval")
-    return Truth("retrieval", listed, layers, heads, source, model, effects, notes=(note,), complete=False)
+    return Truth(
+        "retrieval", listed, layers, heads, source, model, effects, notes=(note,), complete=False
+    )
 
 
 _PUBLISHED = {
@@ -230,12 +275,14 @@ _PUBLISHED = {
 }
 
 
-#: circuits of bundled models, TASK.json in a folder named as the model; made by `examples/circuit_table.py`
+#: circuits of bundled models, TASK.json in a folder named as the model; made by
+#: `examples/circuit_table.py`
 BUNDLED = Path(__file__).parent / "truths"
 
 
 def published_names() -> list[tuple[str, str]]:
-    """(task, model) of every circuit known here: published ones, and those measured in the bundled models."""
+    """(task, model) of every circuit known here: published ones, and those measured in the bundled
+    models."""
     bundled = [(path.stem, path.parent.name) for path in sorted(BUNDLED.glob("*/*.json"))]
     return [*_PUBLISHED, *(("retrieval", model) for model in _RETRIEVAL), *bundled]
 
@@ -244,7 +291,8 @@ def published(task: str, model: Any = None) -> Truth:
     """The published circuit of a task; of a bundled model, the one measured in it.
 
     Args:
-        model: which model's, by name or the model itself; None for "gpt2", or for the only model there is.
+        model: which model's, by name or the model itself; None for "gpt2", or for the only model
+            there is.
 
     Raises:
         UnknownNameError: no such task, or none for this model.
@@ -252,20 +300,27 @@ def published(task: str, model: Any = None) -> Truth:
     model = getattr(model, "name", model)
     tasks = list(dict.fromkeys(t for t, _ in published_names()))
     if task not in tasks:
-        raise UnknownNameError(f"There is no published circuit called {task!r}; {_hint(task, tasks)}")
+        raise UnknownNameError(
+            f"There is no published circuit called {task!r}; {_hint(task, tasks)}"
+        )
     models = [m for t, m in published_names() if t == task]
     if model is None:
         papers = [m for m in models if not (BUNDLED / m).is_dir()] or models
         if "gpt2" not in papers and len(papers) > 1:
             raise UnknownNameError(
-                f"The circuit {task} was published for several models: {', '.join(papers)}; say which."
+                f"The circuit {task} was published for several models: {', '.join(papers)}; say "
+                "which."
             )
         model = "gpt2" if "gpt2" in papers else papers[0]
     if model not in models:
-        raise UnknownNameError(f"There is no published circuit {task} of {model!r}; {_hint(model, models)}")
+        raise UnknownNameError(
+            f"There is no published circuit {task} of {model!r}; {_hint(model, models)}"
+        )
     if (task, model) in _PUBLISHED:
         return _PUBLISHED[task, model]()
-    return _retrieval(model) if task == "retrieval" else Truth.load(BUNDLED / model / f"{task}.json")
+    return (
+        _retrieval(model) if task == "retrieval" else Truth.load(BUNDLED / model / f"{task}.json")
+    )
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -10,7 +10,15 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+from interp.cli.common import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    note,
+    out,
+)
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
@@ -28,9 +36,12 @@ class Mode(str, Enum):
 
 def ablate(
     model: ModelOption = "llama",
-    heads: Annotated[str | None, typer.Option(help="Heads, layer first: 3.1,4.2 or L3H1,L4H2.")] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="Heads, layer first: 3.1,4.2 or L3H1,L4H2.")
+    ] = None,
     top: Annotated[
-        str | None, typer.Option(help="The strongest heads of a score: retrieval:5. Scans it first.")
+        str | None,
+        typer.Option(help="The strongest heads of a score: retrieval:5. Scans it first."),
     ] = None,
     atlas: Annotated[
         Path | None, typer.Option(help="With --top: take them from this saved scan.", metavar="DIR")
@@ -50,7 +61,9 @@ def ablate(
     if (heads is None) == (top is None):
         raise InputError("Say which heads to ablate: either --heads 3.1,4.2 or --top retrieval:5.")
     if atlas is not None and top is None:
-        raise InputError("--atlas says where --top takes its heads from; add --top retrieval:5, or leave it out.")
+        raise InputError(
+            "--atlas says where --top takes its heads from; add --top retrieval:5, or leave it out."
+        )
     chosen = named(heads) if heads is not None else []
     rivals: list[Head] = []
     score, count = parse_top(top) if top is not None else ("", 0)
@@ -66,15 +79,31 @@ def ablate(
     note(f"Ablating {', '.join(map(str, chosen))} of {loaded.name} ({mode.value}).")
     with common.progress(f"Ablating on {task}") as report:
         result = interp.ablate(
-            loaded, chosen, mode=mode.value, task=task, n=n, seed=seed, avoid=rivals, progress=report
+            loaded,
+            chosen,
+            mode=mode.value,
+            task=task,
+            n=n,
+            seed=seed,
+            avoid=rivals,
+            progress=report,
         )
     console = out()
     console.print(
-        Text.assemble((loaded.name, "bold"), f", {task}, {result.baseline.n} instances, {mode.value} ablation")
+        Text.assemble(
+            (loaded.name, "bold"), f", {task}, {result.baseline.n} instances, {mode.value} ablation"
+        )
     )
-    made = common.table("", "score [95 %]", "change [95 %]", "heads", right=("score [95 %]", "change [95 %]"))
+    made = common.table(
+        "", "score [95 %]", "change [95 %]", "heads", right=("score [95 %]", "change [95 %]")
+    )
     made.add_row("untouched", common.interval(result.baseline), "", "")
-    made.add_row("ablated", common.interval(result.ablated), common.interval(result.difference), _join(result.heads))
+    made.add_row(
+        "ablated",
+        common.interval(result.ablated),
+        common.interval(result.difference),
+        _join(result.heads),
+    )
     if result.control is not None:
         made.add_row(
             "control",
@@ -97,7 +126,8 @@ def named(written: str) -> list[Head]:
 
 
 def from_atlas(folder: Path, score: str, count: int) -> tuple[list[Head], list[Head]]:
-    """The top heads of a saved scan, and all that reach the score's threshold. Raises `InputError` without any."""
+    """The top heads of a saved scan, and all that reach the score's threshold. Raises `InputError`
+    without any."""
     from interp.atlas import Atlas
 
     return _measured(Atlas.load(folder), score, count)
@@ -130,7 +160,9 @@ def parse_top(written: str) -> tuple[str, int]:
 
     score, colon, count = written.rpartition(":")
     if not colon or not score or not count.isdecimal() or int(count) < 1:
-        raise InputError(f"--top takes a score and a number of heads, like retrieval:5, and not {written!r}.")
+        raise InputError(
+            f"--top takes a score and a number of heads, like retrieval:5, and not {written!r}."
+        )
     return score, int(count)
 
 
@@ -142,8 +174,12 @@ def _measured(atlas: Atlas, score: str, count: int) -> tuple[list[Head], list[He
     threshold = atlas.about(score).threshold
     heads = [head for head, _, _ in ranking[:count]]
     if not heads:
-        raise InputError(f"No head has a {score} score here, so there is none to ablate; name them with --heads.")
-    return heads, [head for head, value, _ in ranking if threshold is not None and value >= threshold]
+        raise InputError(
+            f"No head has a {score} score here, so there is none to ablate; name them with --heads."
+        )
+    return heads, [
+        head for head, value, _ in ranking if threshold is not None and value >= threshold
+    ]
 
 
 def _join(heads: list[Head]) -> Text:

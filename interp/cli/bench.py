@@ -20,24 +20,36 @@ NOT_MEASURED = "not measured"
 
 def bench(
     results: Annotated[
-        Path | None, typer.Option(help="A folder of other results; those of this version if not given.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            help="A folder of other results; those of this version if not given.", metavar="DIR"
+        ),
     ] = None,
 ) -> None:
     """Show what was measured of this toolkit's speed and memory, and on what machine."""
     folder = results or committed()
     files = sorted(folder.glob("*.json")) if folder is not None else []
-    kinds = [_load(file) for file in files if file.stem in CPU or file.stem.endswith(("_kernels", "_model"))]
+    kinds = [
+        _load(file)
+        for file in files
+        if file.stem in CPU or file.stem.endswith(("_kernels", "_model"))
+    ]
     if not kinds:
-        raise InputError(f"There are no benchmark results in {folder}; kernels/benchmarks/gpu.sh writes some.")
+        raise InputError(
+            f"There are no benchmark results in {folder}; kernels/benchmarks/gpu.sh writes some."
+        )
     for file, result in kinds:
         try:
             CPU[file.stem](result) if file.stem in CPU else _gpu(file, result)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise OutputError(f"{file} is no benchmark result: {type(error).__name__}, {error}.") from error
+            raise OutputError(
+                f"{file} is no benchmark result: {type(error).__name__}, {error}."
+            ) from error
 
 
 def committed() -> Path | None:
-    """Where the results are that came with this version: the checkout's, else the installed package's."""
+    """Where the results are that came with this version: the checkout's, else the installed
+    package's."""
     spec = find_spec("interp_kernels")  # not imported: that would load torch
     package = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
     if package is None:
@@ -61,24 +73,28 @@ def _heading(title: str, result: dict[str, Any], machine: str) -> None:
     out().print(Text.assemble((title, "bold"), ": " + ", ".join(parts)), soft_wrap=True)
 
 
-# --- GPUs -------------------------------------------------------------------------------------------------------
-
-
 def _gpu(file: Path, result: dict[str, Any]) -> None:
     """A table a length: rows that have a bar, and all that were measured."""
     _heading("Kernels" if file.stem.endswith("_kernels") else "Whole model", result, result["gpu"])
-    rows = [row for row in result["rows"] if row["measured"] != NOT_MEASURED or row["bar"] is not None]
+    rows = [
+        row for row in result["rows"] if row["measured"] != NOT_MEASURED or row["bar"] is not None
+    ]
     figures = ["ms", "floor", "ratio"] if any("ms" in row for row in rows) else []
     columns = ["of", *figures, "bar", "goal", "met"]
     for length in dict.fromkeys(row["length"] for row in rows):
-        made = common.table("", *columns, right=("ms", "floor", "ratio", "bar", "goal"), title=f"{length:,} tokens")
+        made = common.table(
+            "", *columns, right=("ms", "floor", "ratio", "bar", "goal"), title=f"{length:,} tokens"
+        )
         for row in rows:
             if row["length"] == length:
                 cells = _cells(row)
                 made.add_row(row["name"], *(cells[column] for column in columns))
         out().print(made)
     if any(row["measured"] == NOT_MEASURED for row in rows):
-        note("Not measured: no GPU was at hand. kernels/benchmarks/gpu.sh measures, on any machine that has one.")
+        note(
+            "Not measured: no GPU was at hand. kernels/benchmarks/gpu.sh measures, on any machine "
+            "that has one."
+        )
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str | Text]:
@@ -88,7 +104,11 @@ def _cells(row: dict[str, Any]) -> dict[str, str | Text]:
         """A share of memory as percentage, anything else as factor."""
         if value is None:
             return ""
-        return f"{mark} {value:.1%}" if row["name"].startswith("extra peak memory") else f"{mark} {value:.2f}"
+        return (
+            f"{mark} {value:.1%}"
+            if row["name"].startswith("extra peak memory")
+            else f"{mark} {value:.2f}"
+        )
 
     state = Text(row["measured"], style="dim")
     if row.get("error"):
@@ -107,9 +127,6 @@ def _cells(row: dict[str, Any]) -> dict[str, str | Text]:
     }
 
 
-# --- the CPU ----------------------------------------------------------------------------------------------------
-
-
 def _cpu(result: dict[str, Any]) -> None:
     """Times of one forward, as multiples of the plain one."""
     _heading("Whole model", result, result["machine"])
@@ -122,21 +139,34 @@ def _cpu(result: dict[str, Any]) -> None:
         cells = ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         made.add_row(row["model"], f"{row['length']:,}", f"{row['plain']['seconds']:.3f}", *cells)
     out().print(made)
-    note(f"{result['what'].strip()} Times are multiples of the plain forward's; TL is TransformerLens.")
+    note(
+        f"{result['what'].strip()} Times are multiples of the plain forward's; TL is "
+        "TransformerLens."
+    )
 
 
 def _edits(result: dict[str, Any]) -> None:
     """What edits cost, as multiples of the plain forward's time."""
     _heading("Edits, whole model", result, result["machine"])
     right = ("tokens", "attention", "ratio", "bar", "extra MB")
-    made = common.table("model", "tokens", "attention", "edit", "ratio", "bar", "met", "extra MB", right=right)
+    made = common.table(
+        "model", "tokens", "attention", "edit", "ratio", "bar", "met", "extra MB", right=right
+    )
     made.columns[0].no_wrap = True
     for row in result["rows"]:
         first = (row["model"], f"{row['length']:,}", f"{row['attention_share']:.0%}")
         for edit in row["edits"]:
             bar = "" if edit["bar"] is None else f"≤ {edit['bar']:.2f}"
-            met = "" if edit["met"] is None else Text("yes") if edit["met"] else Text("no", style="bold red")
-            made.add_row(*first, edit["edit"], f"{edit['ratio']:.2f}", bar, met, f"{edit['extra_mb']:.0f}")
+            met = (
+                ""
+                if edit["met"] is None
+                else Text("yes")
+                if edit["met"]
+                else Text("no", style="bold red")
+            )
+            made.add_row(
+                *first, edit["edit"], f"{edit['ratio']:.2f}", bar, met, f"{edit['extra_mb']:.0f}"
+            )
             first = ("", "", "")
     out().print(made)
     note(f"{result['what']} {result['rounds']} rounds; load of the machine {result['load']:.1f}.")

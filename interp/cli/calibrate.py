@@ -11,7 +11,15 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+from interp.cli.common import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    note,
+    out,
+)
 
 if TYPE_CHECKING:
     from interp.calibration.result import Calibration
@@ -35,29 +43,57 @@ METHODS = {
 
 def calibrate(
     out_file: Annotated[
-        Path, typer.Option("--out", help="The JSON file for the edits, as --edit takes it.", metavar="FILE.json")
+        Path,
+        typer.Option(
+            "--out", help="The JSON file for the edits, as --edit takes it.", metavar="FILE.json"
+        ),
     ],
     method: Annotated[
-        str, typer.Option(help="What to find. " + "; ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".")
+        str,
+        typer.Option(
+            help="What to find. "
+            + "; ".join(f"{name}: {what}" for name, what in METHODS.items())
+            + "."
+        ),
     ],
     model: ModelOption = "llama",
-    task: Annotated[str | None, typer.Option(help="Task to calibrate on; the method's usual one if not given.")] = None,
-    n: Annotated[int, typer.Option("--n", min=8, help="Training instances; as many others are held out.")] = 64,
+    task: Annotated[
+        str | None, typer.Option(help="Task to calibrate on; the method's usual one if not given.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option("--n", min=8, help="Training instances; as many others are held out.")
+    ] = 64,
     unsupervised: Annotated[
-        bool, typer.Option("--unsupervised", help="zerotuning: lowest next-token entropy; labels are not looked at.")
+        bool,
+        typer.Option(
+            "--unsupervised",
+            help="zerotuning: lowest next-token entropy; labels are not looked at.",
+        ),
     ] = False,
     layers: Annotated[
         str | None, typer.Option(help="act, zerotuning, headhunter: only these layers, like 0,3-5.")
     ] = None,
-    guard: Annotated[Guard | None, typer.Option(help="act: bh (Benjamini-Hochberg) or none (the paper's).")] = None,
-    level: Annotated[float | None, typer.Option(help="act: false-discovery rate of the guard.")] = None,
-    using: Annotated[str | None, typer.Option(help="headhunter: ablate, scale or soft_pag.")] = None,
+    guard: Annotated[
+        Guard | None, typer.Option(help="act: bh (Benjamini-Hochberg) or none (the paper's).")
+    ] = None,
+    level: Annotated[
+        float | None, typer.Option(help="act: false-discovery rate of the guard.")
+    ] = None,
+    using: Annotated[
+        str | None, typer.Option(help="headhunter: ablate, scale or soft_pag.")
+    ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="headhunter: rounds.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="headhunter: heads a round.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="gates: training steps.")] = None,
-    sparsity: Annotated[float | None, typer.Option(help="gates: share of KV heads that stream.")] = None,
-    sink: Annotated[int | None, typer.Option(min=0, help="gates: first tokens that streaming keeps.")] = None,
-    recent: Annotated[int | None, typer.Option(min=1, help="gates: last tokens that streaming keeps.")] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="gates: share of KV heads that stream.")
+    ] = None,
+    sink: Annotated[
+        int | None, typer.Option(min=0, help="gates: first tokens that streaming keeps.")
+    ] = None,
+    recent: Annotated[
+        int | None, typer.Option(min=1, help="gates: last tokens that streaming keeps.")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
@@ -94,7 +130,16 @@ def calibrate(
         note(remark)
     if not result.edits:
         return
-    words = ["--model", model, "--task", task or result.task, "--edit", str(out_file), "--n", str(n)]
+    words = [
+        "--model",
+        model,
+        "--task",
+        task or result.task,
+        "--edit",
+        str(out_file),
+        "--n",
+        str(n),
+    ]
     again = shlex.join(["interp", "evaluate", *words, "--seed", str(seed + 1)])
     note(f"Edits in {out_file}. Measure them on new instances (another seed): {again}")
 
@@ -115,7 +160,9 @@ def show(name: str, result: Calibration, margins: bool = True) -> None:
     """What the edits do on both splits; `margins` break ties between accuracies."""
     console = out()
     size = result.train.accuracy.baseline.n, result.heldout.accuracy.baseline.n
-    line = f", {result.method} on {result.task}, {size[0]} training and {size[1]} held-out instances"
+    line = (
+        f", {result.method} on {result.task}, {size[0]} training and {size[1]} held-out instances"
+    )
     console.print(Text.assemble((name, "bold"), line), soft_wrap=True)
     columns = ("untouched", "edited", "change [95 %]")
     made = common.table("", *columns, right=columns)
@@ -138,5 +185,7 @@ def parse_layers(written: str) -> list[int]:
             raise InputError(f"--layers takes numbers and ranges, like 0,3-5, and not {written!r}.")
         found += range(int(first), int(last or first) + 1)
     if not found:
-        raise InputError(f"--layers names no layer in {written!r}; write numbers and ranges, like 0,3-5.")
+        raise InputError(
+            f"--layers names no layer in {written!r}; write numbers and ranges, like 0,3-5."
+        )
     return found

@@ -11,7 +11,15 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+from interp.cli.common import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    note,
+    out,
+)
 
 if TYPE_CHECKING:
     from interp.circuits.evaluation import Agreement
@@ -31,46 +39,75 @@ METHODS = {
     "eap_ig": "as eap, gradients averaged between corrupted and clean",
     "hisp": "mean |gradient × activation|, normalised within each layer",
     "acdc": "greedy pruning of edges from the output back: a pass an edge",
-    "path_patching": "replace each head along chosen paths, the other heads held: one or two passes a head",
+    "path_patching": "replace each head along chosen paths, the other heads held: one or two "
+    "passes a head",
 }
 
 
 def circuit(
     model: ModelOption = "llama",
     task: Annotated[
-        str | None, typer.Option(help="Task to explain: ioi, induction, greater_than, …", show_default="ioi")
+        str | None,
+        typer.Option(help="Task to explain: ioi, induction, greater_than, …", show_default="ioi"),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="How. " + ". ".join(f"{name}: {what}" for name, what in METHODS.items()) + ".")
+        str,
+        typer.Option(
+            help="How. " + ". ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
+        ),
     ] = "discrete_sae",
     target: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for the circuit.", show_default="interp-circuits/MODEL-TASK-METHOD"),
+        typer.Option(
+            "--out",
+            help="Folder for the circuit.",
+            show_default="interp-circuits/MODEL-TASK-METHOD",
+        ),
     ] = None,
-    n: Annotated[int, typer.Option("--n", min=2, help="Pairs of prompts, clean and corrupted.")] = 128,
-    preset: Annotated[str | None, typer.Option(help="Settings of the method by name, like paper.")] = None,
+    n: Annotated[
+        int, typer.Option("--n", min=2, help="Pairs of prompts, clean and corrupted.")
+    ] = 128,
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of the method by name, like paper.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting of the method; may be repeated.", metavar="NAME=VALUE")
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting of the method; may be repeated.", metavar="NAME=VALUE"
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompts of one's own instead of a task: clean, corrupted, answer, wrong.", metavar="FILE"),
+        typer.Option(
+            help="Prompts of one's own instead of a task: clean, corrupted, answer, wrong.",
+            metavar="FILE",
+        ),
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(help="Judge the ranking by a known circuit: published, or a file.", metavar="published|FILE"),
+        typer.Option(
+            help="Judge the ranking by a known circuit: published, or a file.",
+            metavar="published|FILE",
+        ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many heads to print.")] = 10,
     faithfulness: Annotated[
-        bool, typer.Option("--faithfulness", help="Also measure how far the heads do the task alone, on other prompts.")
+        bool,
+        typer.Option(
+            "--faithfulness",
+            help="Also measure how far the heads do the task alone, on other prompts.",
+        ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Go on where the model can't do the task.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where the model can't do the task.")
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
-    """Find which heads do a task, and how surely; saves the table, its edges and a report that opens in a browser."""
+    """Find which heads do a task, and how surely; saves the table, its edges and a report that
+    opens in a browser."""
     # What can go wrong without the model goes wrong before it is loaded.
     from interp.files import check_writable
 
@@ -92,7 +129,9 @@ def circuit(
         folder = target or FOLDER / folder_name(
             loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
         )
-        found = circuits.find(loaded, problems, chosen, n, seed, force=force, progress=report, resume=folder)
+        found = circuits.find(
+            loaded, problems, chosen, n, seed, force=force, progress=report, resume=folder
+        )
     for old in ("agreement.json", "faithfulness.parquet"):  # of another circuit
         (folder / old).unlink(missing_ok=True)
     found.save(folder)
@@ -107,9 +146,6 @@ def circuit(
     say_files(folder, page, found, agreement, curve)
 
 
-# --- what was asked ---------------------------------------------------------------------------------------------------
-
-
 def made(method: str, preset: str | None, written: list[str]) -> Any:
     """The method with its settings. Raises `UnknownNameError`, `InputError`."""
     from interp import circuits
@@ -119,10 +155,13 @@ def made(method: str, preset: str | None, written: list[str]) -> Any:
 
 
 def parse_settings(cls: Any, written: list[str]) -> dict[str, Any]:
-    """Read "mode=zero" as {"mode": "zero"}, typed as the method's field of that name. Raises `InputError`."""
+    """Read "mode=zero" as {"mode": "zero"}, typed as the method's field of that name. Raises
+    `InputError`."""
     from interp.errors import InputError
 
-    kinds = {f.name: getattr(f.type, "__name__", None) or str(f.type) for f in fields(cls) if f.init}
+    kinds = {
+        f.name: getattr(f.type, "__name__", None) or str(f.type) for f in fields(cls) if f.init
+    }
     found: dict[str, Any] = {}
     for entry in written:
         name, equals, value = entry.partition("=")
@@ -144,7 +183,9 @@ def _typed(method: str, name: str, kind: str, value: str) -> Any:
         return None
     try:
         if kind.startswith("bool"):
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[
+                value.lower()
+            ]
         if kind.startswith("int"):
             return int(value)
         if kind.startswith("float"):
@@ -163,7 +204,8 @@ def _typed(method: str, name: str, kind: str, value: str) -> Any:
 
 
 def written(path: Path | None, task: str | None, faithfulness: bool) -> list[Any] | None:
-    """The rows of a prompt file, if there is one; else the task is checked. Raises `InputError`, `UnknownNameError`."""
+    """The rows of a prompt file, if there is one; else the task is checked. Raises `InputError`,
+    `UnknownNameError`."""
     from interp import tasks
     from interp.errors import InputError
 
@@ -171,11 +213,16 @@ def written(path: Path | None, task: str | None, faithfulness: bool) -> list[Any
         tasks.get(task or "ioi")
         return None
     if task is not None:
-        raise InputError("A circuit is looked for on a task or on prompts of one's own; leave --task or --prompts out.")
+        raise InputError(
+            "A circuit is looked for on a task or on prompts of one's own; leave --task or "
+            "--prompts out."
+        )
     if faithfulness:
         raise InputError(
-            "Faithfulness is measured on other prompts than the circuit was found on, and --prompts has only these; "
-            "leave --faithfulness out, or call interp.circuits.faithfulness in Python with other prompts."
+            "Faithfulness is measured on other prompts than the circuit was found on, and "
+            "--prompts has only these; "
+            "leave --faithfulness out, or call interp.circuits.faithfulness in Python with other "
+            "prompts."
         )
     from interp.circuits.prompts import read
 
@@ -183,7 +230,8 @@ def written(path: Path | None, task: str | None, faithfulness: bool) -> list[Any
 
 
 def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None:
-    """What `--compare` names; None where nothing, or where it takes the loaded model's name to tell.
+    """What `--compare` names; None where nothing, or where it takes the loaded model's name to
+    tell.
 
     Raises `InputError`, `OutputError`, `UnknownNameError`.
     """
@@ -195,11 +243,14 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
     if compare != PUBLISHED:
         if not Path(compare).is_file():
             raise InputError(
-                f"There is no circuit file {compare}; --compare takes published, or a JSON file (Truth.save writes it)."
+                f"There is no circuit file {compare}; --compare takes published, or a JSON file "
+                "(Truth.save writes it)."
             )
         return Truth.load(compare)
     if own:
-        raise InputError("No circuit is known for prompts of one's own; give --compare a file, or leave it out.")
+        raise InputError(
+            "No circuit is known for prompts of one's own; give --compare a file, or leave it out."
+        )
     from interp.models import ALIASES, SHORTCUTS
 
     if Path(model).expanduser().is_dir() and task in {t for t, _ in published_names()}:
@@ -208,38 +259,48 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 
 
 def published(task: str, names: list[str]) -> Truth:
-    """The known circuit of a task in a model with one of these names, or an alias of it. Raises `InputError`."""
+    """The known circuit of a task in a model with one of these names, or an alias of it. Raises
+    `InputError`."""
     from interp.circuits.truth import published as find
     from interp.circuits.truth import published_names
     from interp.errors import InputError
     from interp.models import ALIASES
 
-    wanted = [name for full in names if full for name in (full, full.lower(), full.rpartition("/")[2].lower())]
+    wanted = [
+        name
+        for full in names
+        if full
+        for name in (full, full.lower(), full.rpartition("/")[2].lower())
+    ]
     wanted += [alias for alias, full in ALIASES.items() if full in names]
     there = published_names()
     for name in wanted:
         if (task, name) in there:
             return find(task, name)
     models = [m for t, m in there if t == task]
-    others = f"one is for {', '.join(models)}" if models else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
+    others = (
+        f"one is for {', '.join(models)}"
+        if models
+        else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
+    )
     raise InputError(
-        f"No circuit of {task} is known for {next(n for n in names if n)}; {others}. Give --compare a file, or leave "
+        f"No circuit of {task} is known for {next(n for n in names if n)}; {others}. Give "
+        "--compare a file, or leave "
         "it out."
     )
 
 
 def check_shape(truth: Truth, model: Any) -> None:
-    """Raise `InputError` unless the known circuit is of a model of this size, before anything expensive runs."""
+    """Raise `InputError` unless the known circuit is of a model of this size, before anything
+    expensive runs."""
     from interp.errors import InputError
 
     if (model.n_layers, model.n_heads) != (truth.n_layers, truth.n_heads):
         raise InputError(
-            f"The circuit {truth.name} is of {truth.n_layers} layers × {truth.n_heads} heads and {model.name} has "
+            f"The circuit {truth.name} is of {truth.n_layers} layers × {truth.n_heads} heads and "
+            f"{model.name} has "
             f"{model.n_layers} × {model.n_heads}; compare the same model."
         )
-
-
-# --- what was found ---------------------------------------------------------------------------------------------------
 
 
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
@@ -247,22 +308,43 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
     from interp.plots import number
 
     console, search, column = out(), found.search, found.column
-    line = f", {search.task} by {search.method}, {search.n} pairs, accuracy {search.accuracy.mean:.3f}, "
+    line = (
+        f", {search.task} by {search.method}, {search.n} pairs, accuracy "
+        f"{search.accuracy.mean:.3f}, "
+    )
     line += f"{search.metric} {search.clean.mean:.3g} (corrupted {search.corrupted.mean:.3g})"
     console.print(Text.assemble((found.model, "bold"), line), soft_wrap=True)
     note(found.about(column).reading)
     classes = {} if truth is None else _classes(truth)
     sure, signed = f"{column}_low" in found.frame, f"{column}_effect" in found.frame
     score, effect = "score [95 %]" if sure else "score", "effect"
-    columns = ["#", "head", score, *([effect] if signed else []), *([truth.name] if truth is not None else [])]
+    columns = [
+        "#",
+        "head",
+        score,
+        *([effect] if signed else []),
+        *([truth.name] if truth is not None else []),
+    ]
     made = common.table(*columns, right=("#", score, effect))
     places = found.frame.set_index(["tower", "layer", "head"])
     for rank, (head, value, _) in enumerate(found.ranking(column, top), 1):
         row = places.loc[(head.tower, head.layer, head.head)]
-        interval = f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]" if sure else ""
-        cells: list[str | Text] = [str(rank), Text(str(head), style="bold"), f"{number(value, 3)}{interval}"]
+        interval = (
+            f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"
+            if sure
+            else ""
+        )
+        cells: list[str | Text] = [
+            str(rank),
+            Text(str(head), style="bold"),
+            f"{number(value, 3)}{interval}",
+        ]
         cells += [f"{row[f'{column}_effect']:+.3g}"] if signed else []
-        cells += [classes.get((head.layer, head.head), Text("–", style="dim"))] if truth is not None else []
+        cells += (
+            [classes.get((head.layer, head.head), Text("–", style="dim"))]
+            if truth is not None
+            else []
+        )
         made.add_row(*cells)
     console.print(made)
     passes = f"{number(search.forwards, 1)} forward"
@@ -275,8 +357,8 @@ def _classes(truth: Truth) -> dict[tuple[int, int], str]:
 
 
 def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None:
-    """Print how the ranking agrees with the known circuit and save that; of a list of only the strongest heads, what
-    can be told."""
+    """Print how the ranking agrees with the known circuit and save that; of a list of only the
+    strongest heads, what can be told."""
     if truth is None:
         return None
     from interp.circuits.evaluation import AT, evaluate, precision_at
@@ -287,7 +369,9 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
         note(remark)
     note(f"Known circuit: {truth.source}.")
     if not truth.complete:
-        at = ", ".join(f"{precision_at(found, truth, k):.2f} at {k}" for k in AT if k <= len(truth.heads))
+        at = ", ".join(
+            f"{precision_at(found, truth, k):.2f} at {k}" for k in AT if k <= len(truth.heads)
+        )
         out().print(f"{truth.name}: precision at least {at}", soft_wrap=True)
         return None
     agreement = evaluate(found, truth)
@@ -296,7 +380,8 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
         made.add_row(name, value)
     out().print(made)
     write_atomic(
-        folder / "agreement.json", (json.dumps(asdict(agreement), indent=2, ensure_ascii=False) + "\n").encode()
+        folder / "agreement.json",
+        (json.dumps(asdict(agreement), indent=2, ensure_ascii=False) + "\n").encode(),
     )
     return agreement
 
@@ -313,7 +398,10 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     columns = ("heads kept", "share", "faithfulness [95 %]", "random heads", "with them removed")
     made = common.table(*columns, right=columns)
     for row in curve.frame.to_dict("records"):
-        kept = f"{_share(row['faithfulness'])} [{_share(row['faithfulness_low'])}, {_share(row['faithfulness_high'])}]"
+        kept = (
+            f"{_share(row['faithfulness'])} [{_share(row['faithfulness_low'])}, "
+            f"{_share(row['faithfulness_high'])}]"
+        )
         random = _share(row["random"]) if "random" in row else "–"
         made.add_row(str(row["k"]), _share(row["share"]), kept, random, _share(row["completeness"]))
     out().print(made)
@@ -333,11 +421,18 @@ def _share(value: float) -> str:
 
 
 def say_files(
-    folder: Path, page: Path, found: Circuit, agreement: Agreement | None, curve: Faithfulness | None
+    folder: Path,
+    page: Path,
+    found: Circuit,
+    agreement: Agreement | None,
+    curve: Faithfulness | None,
 ) -> None:
     """Where everything is."""
     lines = [("Circuit", str(folder)), ("Report", str(page))]
-    lines += [(name.upper() if len(name) < 4 else name.capitalize(), str(folder / name)) for name in found.artefacts]
+    lines += [
+        (name.upper() if len(name) < 4 else name.capitalize(), str(folder / name))
+        for name in found.artefacts
+    ]
     lines += [("Agreement", str(folder / "agreement.json"))] if agreement is not None else []
     lines += [("Curve", str(folder / "faithfulness.parquet"))] if curve is not None else []
     for name, path in lines:

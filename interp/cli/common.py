@@ -24,16 +24,24 @@ Progress = Callable[[int, int, str], None]
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="Bundled name, alias (see `interp models`), Hugging Face id or folder."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Bundled name, alias (see `interp models`), Hugging Face id or folder.",
+    ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16; as the model was saved if not given.")
+    str | None,
+    typer.Option(help="float32, bfloat16, float16; as the model was saved if not given."),
 ]
 BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or triton.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")
+]
 EditOption = Annotated[
-    Path | None, typer.Option("--edit", help="Edits to apply, as JSON (what `interp.edits.save` writes).")
+    Path | None,
+    typer.Option("--edit", help="Edits to apply, as JSON (what `interp.edits.save` writes)."),
 ]
 
 
@@ -62,10 +70,14 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
     """A plain table: rules under the heading, no box; columns in `right` hold numbers."""
     from rich import box
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    made = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold"
+    )
     for column in columns:
         number = column in right
-        made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        made.add_column(
+            column, justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
     return made
 
 
@@ -130,7 +142,9 @@ def about_line(atlas: Atlas) -> Text:
     parts = [atlas.shape_text()]
     parts += [f"context {settings['context']}"] if settings.get("context") is not None else []
     parts += [f"{settings['samples']} samples"] if settings.get("samples") is not None else []
-    parts += [f"seed {atlas.provenance['seed']}"] if atlas.provenance.get("seed") is not None else []
+    parts += (
+        [f"seed {atlas.provenance['seed']}"] if atlas.provenance.get("seed") is not None else []
+    )
     return Text.assemble((atlas.model, "bold"), ", " + ", ".join(parts))
 
 
@@ -153,7 +167,8 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """One progress bar with the time left, on stderr; a line every tenth where stderr is not a terminal.
+    """One progress bar with the time left, on stderr; a line every tenth where stderr is not a
+    terminal.
 
     Yields ``report(done, total, what)``.
     """
@@ -174,13 +189,19 @@ def progress(title: str) -> Iterator[Progress]:
         task = bar.add_task(title, total=None)
 
         def report(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=_clip(f"{title}: {what}" if what else title))
+            bar.update(
+                task,
+                completed=done,
+                total=total,
+                description=_clip(f"{title}: {what}" if what else title),
+            )
 
         yield report
 
 
 class _Lines:
-    """Progress for logs and pipes: a line at the first report, then whenever another tenth is done."""
+    """Progress for logs and pipes: a line at the first report, then whenever another tenth is
+    done."""
 
     def __init__(self, console: Console, title: str):
         self._console, self._title, self._tenth = console, title, -1
@@ -189,7 +210,9 @@ class _Lines:
         tenth = 10 * done // total if total else 0
         if tenth > self._tenth:
             self._tenth = tenth
-            self._console.print(Text(f"{self._title}: {done / max(total, 1):4.0%} {what}".rstrip()), soft_wrap=True)
+            self._console.print(
+                Text(f"{self._title}: {done / max(total, 1):4.0%} {what}".rstrip()), soft_wrap=True
+            )
 
 
 def _clip(text: str, width: int = 36) -> str:

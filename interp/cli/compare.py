@@ -25,15 +25,29 @@ def compare(
     console.print(common.about_line(a), soft_wrap=True)
     console.print(common.about_line(b), soft_wrap=True)
     made = common.table(
-        "score", "rank corr.", "heads", "top-10 overlap", "", right=("rank corr.", "heads", "top-10 overlap")
+        "score",
+        "rank corr.",
+        "heads",
+        "top-10 overlap",
+        "",
+        right=("rank corr.", "heads", "top-10 overlap"),
     )
     made.columns[0].no_wrap = True
     for row in compared.itertuples(index=False):
         rank = "–" if row.spearman is None else f"{row.spearman:.3f}"
         overlap = "–" if row.top10_overlap is None else f"{row.top10_overlap:.0%}"
-        made.add_row(Text(row.score, style="bold"), rank, str(row.heads), overlap, Text(row.remark, style="dim"))
+        made.add_row(
+            Text(row.score, style="bold"),
+            rank,
+            str(row.heads),
+            overlap,
+            Text(row.remark, style="dim"),
+        )
     console.print(made)
-    note("Rank corr.: Spearman's over heads, 1 is the same order. Overlap: strongest heads that both name.")
+    note(
+        "Rank corr.: Spearman's over heads, 1 is the same order. Overlap: strongest heads that "
+        "both name."
+    )
     only = sorted(set(a.scores) ^ set(b.scores))
     if only:
         note(f"In one of them only: {', '.join(only)}.")

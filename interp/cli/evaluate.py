@@ -9,7 +9,16 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOption, ModelOption, SeedOption, note, out
+from interp.cli.common import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    EditOption,
+    ModelOption,
+    SeedOption,
+    note,
+    out,
+)
 
 
 def evaluate(
@@ -17,27 +26,41 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task to evaluate: niah, ioi, induction, …, or lm_eval:NAME.", show_default="niah; none for the loss"
+            help="Task to evaluate: niah, ioi, induction, …, or lm_eval:NAME.",
+            show_default="niah; none for the loss",
         ),
     ] = None,
     edit: EditOption = None,
     n: Annotated[
-        int, typer.Option("--n", "--limit", min=1, help="How many instances of the task, or rows of text.")
+        int,
+        typer.Option(
+            "--n", "--limit", min=1, help="How many instances of the task, or rows of text."
+        ),
     ] = 64,
     metric: Annotated[
         str | None,
-        typer.Option(help="loss: of the second half of texts given the first; or one of the harness's task."),
+        typer.Option(
+            help="loss: of the second half of texts given the first; or one of the harness's task."
+        ),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=32, help="Tokens of every needle prompt, or of a row of text.")
     ] = None,
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")] = False,
-    text: Annotated[Path | None, typer.Option(help="UTF-8 text file for the loss, instead of generated text.")] = None,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text file for the loss, instead of generated text.")
+    ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(help="A folder of lm-evaluation-harness tasks (YAML).", metavar="DIR")
+        Path | None,
+        typer.Option(help="A folder of lm-evaluation-harness tasks (YAML).", metavar="DIR"),
     ] = None,
     target: Annotated[
-        Path | None, typer.Option("--out", help="Folder to save the result in, a row an instance.", metavar="DIR")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder to save the result in, a row an instance.", metavar="DIR"
+        ),
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -63,10 +86,16 @@ def evaluate(
 
     loaded = common.load(model, device, dtype, backend)
     more: dict[str, Any] = dict(
-        metric=metric, context=context, extrapolate=extrapolate, text=text, include_path=include_path
+        metric=metric,
+        context=context,
+        extrapolate=extrapolate,
+        text=text,
+        include_path=include_path,
     )
     with common.progress(f"Evaluating {task or metric or 'niah'}") as report:
-        result = interp.evaluate(loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more)
+        result = interp.evaluate(
+            loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
+        )
     show(loaded.name, result)
     if target is not None:
         result.save(target)
@@ -86,9 +115,14 @@ def show(name: str, result: Any) -> None:
         made.add_row("change", common.interval(result.difference))
     console.print(made)
     if result.more:
-        others = common.table("", "untouched", *(("edited", "change") if result.edited is not None else ()))
+        others = common.table(
+            "", "untouched", *(("edited", "change") if result.edited is not None else ())
+        )
         for name, one in result.more.items():
-            cells = [one.baseline, *((one.edited, one.difference) if result.edited is not None else ())]
+            cells = [
+                one.baseline,
+                *((one.edited, one.difference) if result.edited is not None else ()),
+            ]
             others.add_row(name, *(common.interval(cell) for cell in cells))
         console.print(others)
     if result.mcnemar is not None:

@@ -16,15 +16,20 @@ def generate(
     model: ModelOption = "llama",
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture for a vision-language model; again for several.", metavar="FILE"),
+        typer.Option(
+            help="A picture for a vision-language model; again for several.", metavar="FILE"
+        ),
     ] = None,
     edit: EditOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens to add at most.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="How many tokens to add at most.")
+    ] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Continue a text greedily, about pictures or none, with or without edits. Only the continuation goes to stdout."""
+    """Continue a text greedily, about pictures or none, with or without edits. Only the
+    continuation goes to stdout."""
     from interp.errors import InputError
 
     if not prompt.strip():
@@ -32,7 +37,9 @@ def generate(
     edits = common.load_edits(edit) if edit is not None else []
     loaded = common.load(model, device, dtype, backend)
     if loaded.tokenizer is None:
-        raise InputError(f"{loaded.name} has no tokenizer, so it can't read a prompt; choose another --model.")
+        raise InputError(
+            f"{loaded.name} has no tokenizer, so it can't read a prompt; choose another --model."
+        )
     if image:
         from interp.vision import with_images
 

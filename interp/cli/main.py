@@ -9,20 +9,34 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli import ablate, bench, calibrate, circuit, compare, evaluate, generate, models, scan_heads, show
+from interp.cli import (
+    ablate,
+    bench,
+    calibrate,
+    circuit,
+    compare,
+    evaluate,
+    generate,
+    models,
+    scan_heads,
+    show,
+)
 from interp.cli.common import fail
 
-OUT_OF_MEMORY = "Out of memory: use fewer or shorter inputs, --dtype bfloat16 or a device with more memory"
+OUT_OF_MEMORY = (
+    "Out of memory: use fewer or shorter inputs, --dtype bfloat16 or a device with more memory"
+)
 KEPT = "; what was already measured is kept, and the same command resumes"
 #: the commands that save what is finished and go on from there
 RESUMING = ("scan-heads", "calibrate")
 
 
 def explained(command: Callable[..., None], resumes: bool = False) -> Callable[..., None]:
-    """A subcommand whose foreseeable errors end in one sentence and exit code 2, an interrupt in 130.
+    """A subcommand whose foreseeable errors end in one sentence and exit code 2, an interrupt in
+    130.
 
-    Around each subcommand rather than around the app, because typer makes "Aborted!" of an interrupt before the
-    app's caller sees it.
+    Around each subcommand rather than around the app, because typer makes "Aborted!" of an
+    interrupt before the app's caller sees it.
     """
 
     @wraps(command)
@@ -32,7 +46,10 @@ def explained(command: Callable[..., None], resumes: bool = False) -> Callable[.
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
-            fail("Interrupted; run the same command again to resume." if resumes else "Interrupted.", mark="")
+            fail(
+                "Interrupted; run the same command again to resume." if resumes else "Interrupted.",
+                mark="",
+            )
             raise typer.Exit(130) from None
         except Exception as error:
             sentence = explain(error, resumes)
@@ -45,12 +62,14 @@ def explained(command: Callable[..., None], resumes: bool = False) -> Callable[.
 
 
 def explain(error: BaseException, resumes: bool = False) -> str | None:
-    """The sentence for an error that a user can do something about; None for a bug, which keeps its traceback."""
+    """The sentence for an error that a user can do something about; None for a bug, which keeps its
+    traceback."""
     from interp.errors import InterpError
 
     if isinstance(error, InterpError):
         return str(error)
-    # By name, so that torch need not be imported to recognise its errors; on CPU it is a plain RuntimeError.
+    # By name, so that torch need not be imported to recognise its errors; on CPU it is a plain
+    # RuntimeError.
     allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     if allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"{OUT_OF_MEMORY}{KEPT if resumes else ''}."
@@ -78,7 +97,10 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """See and steer every attention head of a model."""
@@ -101,7 +123,8 @@ for _name, _command in _COMMANDS.items():
 
 
 def main() -> None:
-    """The `interp` command. Exit codes: 0 done, 1 declined, 2 an error that was explained, 130 interrupted."""
+    """The `interp` command. Exit codes: 0 done, 1 declined, 2 an error that was explained, 130
+    interrupted."""
     for stream in (sys.stdout, sys.stderr):
         # "≥" must not end a long scan where the terminal's encoding lacks it.
         if hasattr(stream, "reconfigure"):

@@ -12,7 +12,8 @@ def models() -> None:
     from interp.models import catalog
 
     entries = list(catalog())
-    # A bundled model's target is a folder of ours; its remark says more. The aliases share theirs: said once, below.
+    # A bundled model's target is a folder of ours; its remark says more. The aliases share theirs:
+    # said once, below.
     made = table("name", "kind", "model")
     made.columns[0].no_wrap = made.columns[1].no_wrap = True
     for entry in entries:

@@ -10,7 +10,15 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, ModelOption, SeedOption, note, out
+from interp.cli.common import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    SeedOption,
+    note,
+    out,
+)
 
 #: a plan that takes longer than this is asked about
 ASK_FROM_SECONDS = 600
@@ -19,24 +27,40 @@ FOLDER = Path("interp-scans")
 
 def scan_heads(
     model: ModelOption = "llama",
-    scores: Annotated[str, typer.Option(help="default, all, or names: sink,retrieval,induction.")] = "default",
+    scores: Annotated[
+        str, typer.Option(help="default, all, or names: sink,retrieval,induction.")
+    ] = "default",
     context: Annotated[
         int | None,
-        typer.Option(min=32, help="Length of the inputs in tokens.", show_default="1024, or the model's limit"),
+        typer.Option(
+            min=32,
+            help="Length of the inputs in tokens.",
+            show_default="1024, or the model's limit",
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="How many inputs a score is averaged over.")] = 16,
+    samples: Annotated[
+        int, typer.Option(min=1, help="How many inputs a score is averaged over.")
+    ] = 16,
     target: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for the atlas and the report.", show_default="interp-scans/MODEL"),
+        typer.Option(
+            "--out", help="Folder for the atlas and the report.", show_default="interp-scans/MODEL"
+        ),
     ] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8 text file to measure on, instead of generated text.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text file to measure on, instead of generated text.")
+    ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of pictures for the image scores, instead of rendered scenes.")
+        Path | None,
+        typer.Option(help="Folder of pictures for the image scores, instead of rendered scenes."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="What to ask about each picture.", show_default="describe the picture :")
+        str | None,
+        typer.Option(help="What to ask about each picture.", show_default="describe the picture :"),
     ] = None,
-    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")] = False,
+    extrapolate: Annotated[
+        bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
@@ -45,7 +69,8 @@ def scan_heads(
 ) -> None:
     """Score every attention head: sinks, retrieval, induction, …
 
-    Prints a plan, then the top heads of every score; saves an atlas, and a report that opens in a browser.
+    Prints a plan, then the top heads of every score; saves an atlas, and a report that opens in a
+    browser.
 
     An interrupted scan resumes when the same command runs again.
     """
@@ -99,17 +124,23 @@ def show_plan(plan: Any, name: str) -> None:
     for probe, measured, passes in plan.rows:
         made.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
     common.err().print(made)
-    size = f"{plan.gigabytes:.1f} GB" if plan.gigabytes >= 0.1 else f"{max(1, round(plan.gigabytes * 1000))} MB"
+    size = (
+        f"{plan.gigabytes:.1f} GB"
+        if plan.gigabytes >= 0.1
+        else f"{max(1, round(plan.gigabytes * 1000))} MB"
+    )
     note(f"About {common.duration(plan.seconds)} and {size} of memory.")
 
 
 def agree(seconds: float) -> None:
-    """Ask before a long scan. Raises `InputError` where nobody can be asked, exits with 1 on a no."""
+    """Ask before a long scan. Raises `InputError` where nobody can be asked, exits with 1 on a
+    no."""
     from interp.errors import InputError
 
     if not common.is_interactive():
         raise InputError(
-            f"This scan takes about {common.duration(seconds)}; add --yes to run it without being asked, or choose "
+            f"This scan takes about {common.duration(seconds)}; add --yes to run it without being "
+            "asked, or choose "
             "fewer --samples, a shorter --context or fewer --scores."
         )
     if not typer.confirm("Run it?", err=True):

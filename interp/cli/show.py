@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 
 def show(
-    folder: Annotated[Path, typer.Argument(help="Folder of a scan, or of an evaluation.", metavar="DIR")],
-    score: Annotated[str | None, typer.Option(help="Rank the heads by this score; without it, all scores.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a scan, or of an evaluation.", metavar="DIR")
+    ],
+    score: Annotated[
+        str | None, typer.Option(help="Rank the heads by this score; without it, all scores.")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many heads.")] = 20,
-    tower: Annotated[str | None, typer.Option(help="Only this tower, in models of several.")] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="Only this tower, in models of several.")
+    ] = None,
 ) -> None:
-    """Show a saved scan: the top heads of all scores, or the ranking by one; or a saved evaluation."""
+    """Show a saved scan: the top heads of all scores, or the ranking by one; or a saved
+    evaluation."""
     from interp.result import HEAD
 
     if (folder / HEAD).is_file() and not (folder / "atlas.json").is_file():
@@ -41,13 +48,16 @@ def show(
 
 
 def evaluation(folder: Path, score: str | None) -> None:
-    """What `interp evaluate --out` saved, as it was printed then. Raises `InputError` when scores are asked for."""
+    """What `interp evaluate --out` saved, as it was printed then. Raises `InputError` when scores
+    are asked for."""
     from interp.cli import evaluate
     from interp.errors import InputError
     from interp.result import Evaluation
 
     if score is not None:
-        raise InputError(f"{folder} holds an evaluation, which has no scores of heads; leave --score out.")
+        raise InputError(
+            f"{folder} holds an evaluation, which has no scores of heads; leave --score out."
+        )
     found = Evaluation.load(folder)
     evaluate.show(str(found.provenance.get("model") or "unnamed model"), found)
     note("A row an instance, in Python: interp.Evaluation.load(DIR).frame.")
@@ -81,8 +91,14 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
             Text(str(head), style="bold" if counts else ""),
             str(places[head.tower, head.layer, head.head]),
         ]
-        row += [number(mean, 3), *([number(error, 3) if error is not None else ""] if sampled else [])]
+        row += [
+            number(mean, 3),
+            *([number(error, 3) if error is not None else ""] if sampled else []),
+        ]
         made.add_row(*row)
     console.print(made)
     if about.threshold is not None:
-        note(f"{atlas.above(score)} heads are at or above {number(about.threshold)}, from which a head counts.")
+        note(
+            f"{atlas.above(score)} heads are at or above {number(about.threshold)}, from which a "
+            "head counts."
+        )

@@ -1,4 +1,5 @@
-"""Edits of attention, by name: declarative, saved as JSON. ``with model.edit(interp.edits.Ablate(["L2H3"])): …``."""
+"""Edits of attention, by name: declarative, saved as JSON. ``with
+model.edit(interp.edits.Ablate(["L2H3"])): …``."""
 
 from __future__ import annotations
 

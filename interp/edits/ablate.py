@@ -28,12 +28,15 @@ class Ablate(HeadEdit):
 
     * zero: z = 0;
     * mean: z = mean of the head's z over a reference, pooled over its samples and positions;
-    * resample: z of a random sample and position of the reference, seeded, the same for a token at prefill and
+    * resample: z of a random sample and position of the reference, seeded, the same for a token at
+      prefill and
       at decode;
-    * uniform: equal attention to every visible key (Wu et al. 2024, arXiv 2404.15574, "masking" a head).
+    * uniform: equal attention to every visible key (Wu et al. 2024, arXiv 2404.15574, "masking" a
+      head).
 
     Args:
-        reference: for mean and resample, a task name (its corrupted prompts are used) or a text file.
+        reference: for mean and resample, a task name (its corrupted prompts are used) or a text
+            file.
         scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
 
     Raises:
@@ -59,14 +62,18 @@ class Ablate(HeadEdit):
         queries: tuple[int, int | None] | None = None,
     ):
         parsed = None if heads is None else tuple(parse_heads(heads))
-        fields = dict(heads=parsed, mode=mode, reference=reference, seed=seed, scope=scope, queries=queries)
+        fields = dict(
+            heads=parsed, mode=mode, reference=reference, seed=seed, scope=scope, queries=queries
+        )
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         self.settle()
         if mode not in MODES:
             raise EditError(f"The ablation mode is one of {', '.join(MODES)}, not {mode!r}.")
         if mode in ("mean", "resample") and reference is None:
-            raise EditError(f"Ablation mode {mode!r} needs reference=: a task name, or a text file.")
+            raise EditError(
+                f"Ablation mode {mode!r} needs reference=: a task name, or a text file."
+            )
         object.__setattr__(self, "_pools", {})
 
     def bind(self, model: HookedModel) -> None:
@@ -75,7 +82,9 @@ class Ablate(HeadEdit):
             assert self.reference is not None
             layers = {s.layer for s in model.sites if self.at(s)}
             # layer → (vectors, heads, d), from the model without any edit
-            object.__setattr__(self, "_pools", reference_z(model, self.reference, layers, self.seed))
+            object.__setattr__(
+                self, "_pools", reference_z(model, self.reference, layers, self.seed)
+            )
 
     def is_identity(self) -> bool:
         return self.heads == ()
@@ -86,14 +95,21 @@ class Ablate(HeadEdit):
         chosen, rows = self.heads_at(call.site), self.query_rows(call)
         if call.pattern is not None:
             seen = visible(call.mask, call.batch, call.n_queries, call.n_keys, call.pattern.device)
-            flat = seen / seen.sum(-1, keepdim=True).clamp_min(1)  # (batch or 1, heads or 1, queries, keys)
+            flat = seen / seen.sum(-1, keepdim=True).clamp_min(
+                1
+            )  # (batch or 1, heads or 1, queries, keys)
             pattern = call.pattern.clone()
-            pattern[:, chosen] = flat.to(pattern.dtype).expand(call.batch, pattern.shape[1], -1, -1)[:, chosen]
+            pattern[:, chosen] = flat.to(pattern.dtype).expand(
+                call.batch, pattern.shape[1], -1, -1
+            )[:, chosen]
             if rows is not None:
                 pattern = torch.where(rows[:, None, :, None], pattern, call.pattern)
             return replace(call, pattern=pattern)
         if call.mask.dense is not None and call.mask.dense.dtype != torch.bool:
-            raise EditError("Uniform attention is not defined here: this model adds position biases to the scores.")
+            raise EditError(
+                "Uniform attention is not defined here: this model adds position biases to the "
+                "scores."
+            )
         assert call.query is not None
         # all scores equal: a zero query; with sink logits their share must go as well
         query = call.query.clone()
@@ -101,12 +117,17 @@ class Ablate(HeadEdit):
         sinks = call.sinks
         if rows is not None:
             if sinks is not None:
-                raise EditError("Uniform attention in a range of queries is not possible here: this model's sink "
-                                "logits are the same for all queries.")  # fmt: skip
+                raise EditError(
+                    "Uniform attention in a range of queries is not possible here: "
+                    "this model's sink "
+                    "logits are the same for all queries."
+                )
             query = torch.where(rows[:, None, :, None], query, call.query)
         if sinks is not None:
             sinks = sinks.clone()
-            sinks[chosen] = torch.finfo(sinks.dtype).min / 2  # not −inf, beside the −inf of a row that sees nothing
+            sinks[chosen] = (
+                torch.finfo(sinks.dtype).min / 2
+            )  # not −inf, beside the −inf of a row that sees nothing
         return replace(call, query=query, sinks=sinks)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
@@ -135,7 +156,11 @@ class Ablate(HeadEdit):
 
     def route(self, site: Site) -> str:
         heads = ", ".join(map(str, self.heads_at(site)))
-        how = "queries set to zero before the kernel" if self.mode == "uniform" else "z replaced after the kernel"
+        how = (
+            "queries set to zero before the kernel"
+            if self.mode == "uniform"
+            else "z replaced after the kernel"
+        )
         return f"ablate {self.mode} heads {heads}: {how}"
 
     def fields(self) -> dict[str, Any]:

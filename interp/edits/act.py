@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ACT(HeadEdit):
-    """Attention calibration (Yu et al., ICML 2024, arXiv 2406.15765): in each head, the keys that receive too much keep
-    the share β of their weight, and what they give up goes to all other keys in proportion to theirs,
+    """Attention calibration (Yu et al., ICML 2024, arXiv 2406.15765): in each head, the keys that
+    receive too much keep the share β of their weight, and what they give up goes to all other keys
+    in proportion to theirs,
 
         c_k = mean of A[q, k] over the rows q that see k     S = {k > 0 : c_k > threshold}
         a_k' = β a_k on S        a_k' = a_k·(1 + (1 − β) m_S / (1 − m_S)) elsewhere,  m_S = Σ_S a.
 
-    S is found in the prompt, from the head's own weights, in a first pass over the keys; position 0 (each sample's
-    first real token) is never in it. Later tokens are seen by c_k, so losses under ACT are for continuations only.
+    S is found in the prompt, from the head's own weights, in a first pass over the keys; position 0
+    (each sample's first real token) is never in it. Later tokens are seen by c_k, so losses under
+    ACT are for continuations only.
 
     Args:
         beta: 0 … 1; a tensor of one number takes gradients.
         alpha: threshold α/N, N the sample's real tokens; or `threshold`, absolute (the code's 0.1).
-        heads: None for all. scope: "prefill" (the paper's): decode steps see the model's own weights.
+        heads: None for all. scope: "prefill" (the paper's): decode steps see the model's own
+            weights.
         min_rows: keys that fewer rows see are left out.
 
     Raises:
@@ -57,7 +60,9 @@ class ACT(HeadEdit):
         if self.alpha <= 0 or (self.threshold is not None and self.threshold <= 0):
             raise EditError("α and the threshold of act are above 0.")
         if not isinstance(self.min_rows, int) or self.min_rows < 1:
-            raise EditError(f"min_rows of act counts query rows, from 1; it is not {self.min_rows!r}.")
+            raise EditError(
+                f"min_rows of act counts query rows, from 1; it is not {self.min_rows!r}."
+            )
         if self.scope != "prefill":
             raise EditError("act finds its sinks in a prompt; its scope is prefill.")
 
@@ -73,7 +78,9 @@ class ACT(HeadEdit):
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         if call.mask.q_start > 0:
-            raise EditError("act needs the whole prompt in one forward: its sinks come from all rows.")
+            raise EditError(
+                "act needs the whole prompt in one forward: its sinks come from all rows."
+            )
         sinks = self.sinks(call, look)  # (batch, heads, keys) bool
         keep = vector([1.0, self.beta], sinks.device)[None]  # (1, groups)
         receive = torch.tensor([[1.0, 0.0]], device=sinks.device)
@@ -82,8 +89,15 @@ class ACT(HeadEdit):
     def sinks(self, call: AttentionCall, look: Callable[[Request], Result]) -> torch.Tensor:
         """(batch, heads, keys) bool: S of each head concerned, nothing in the others."""
         stats = look(Request(received={"act": Received()}, out=False)).stats
-        mean, count = stats["received:act"], stats["received_count:act"]  # (batch, heads, keys), (batch, 1, keys)
-        real = torch.ones_like(count[:, 0], dtype=torch.bool) if call.mask.keys is None else call.mask.keys
+        mean, count = (
+            stats["received:act"],
+            stats["received_count:act"],
+        )  # (batch, heads, keys), (batch, 1, keys)
+        real = (
+            torch.ones_like(count[:, 0], dtype=torch.bool)
+            if call.mask.keys is None
+            else call.mask.keys
+        )
         if self.threshold is None:
             limit = self.alpha / real.sum(-1)[:, None, None]  # α / N
         else:
@@ -91,7 +105,12 @@ class ACT(HeadEdit):
         column = torch.arange(call.n_keys, device=mean.device)
         starts = 0 if call.mask.starts is None else call.mask.starts.to(mean.device)[:, None, None]
         later = column + call.mask.k_start > starts
-        return (mean > limit) & later & (count >= self.min_rows) & self.chosen(call.site, mean.device)[:, None]
+        return (
+            (mean > limit)
+            & later
+            & (count >= self.min_rows)
+            & self.chosen(call.site, mean.device)[:, None]
+        )
 
     def route(self, site: Site) -> str:
         return f"act β = {self.beta:g}: attention received, then a rule over each head's sinks"

@@ -28,9 +28,9 @@ SCOPES = ("all", "prefill", "decode")
 
 
 class HeadEdit(Edit):
-    """An edit of chosen heads (`heads`; None means all) in a scope. Subclasses are frozen dataclasses; where they have
-    a field `queries`, it is the token range (start, stop; None for no end) of the rows edited, counted from each
-    sample's first real token.
+    """An edit of chosen heads (`heads`; None means all) in a scope. Subclasses are frozen
+    dataclasses; where they have a field `queries`, it is the token range (start, stop; None for no
+    end) of the rows edited, counted from each sample's first real token.
 
     The JSON form is ``{"edit": name, …fields…}``; heads are written L5H1, spans of keys 2:5.
     """
@@ -39,7 +39,8 @@ class HeadEdit(Edit):
     heads: tuple[Head, ...] | None
 
     def settle(self) -> None:
-        """For `__post_init__`: heads in any spelling become `Head`s; the scope and the query range are checked."""
+        """For `__post_init__`: heads in any spelling become `Head`s; the scope and the query range
+        are checked."""
         if self.heads is not None:
             object.__setattr__(self, "heads", tuple(parse_heads(self.heads)))
         self._check_scope()
@@ -68,7 +69,9 @@ class HeadEdit(Edit):
 
     def _check_scope(self) -> None:
         if self.scope not in SCOPES:
-            raise EditError(f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}.")
+            raise EditError(
+                f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}."
+            )
 
     def bind(self, model: HookedModel) -> None:
         for head in self.concerned or ():
@@ -89,7 +92,9 @@ class HeadEdit(Edit):
         queries, mask = getattr(self, "queries", None), call.mask
         if queries is None or mask.starts is not None:
             return True
-        return mask.q_start + call.n_queries > queries[0] and (queries[1] is None or mask.q_start < queries[1])
+        return mask.q_start + call.n_queries > queries[0] and (
+            queries[1] is None or mask.q_start < queries[1]
+        )
 
     def heads_at(self, site: Site) -> list[int]:
         """The query heads concerned at this site."""
@@ -99,11 +104,13 @@ class HeadEdit(Edit):
         return sorted({h.head for h in heads if h.layer == site.layer and same_tower(h, site)})
 
     def check_whole_layers(self, model: HookedModel, instead: str = "") -> None:
-        """Raise `EditError` where only some heads of a layer are meant: for edits that cannot tell heads apart."""
+        """Raise `EditError` where only some heads of a layer are meant: for edits that cannot tell
+        heads apart."""
         for site in model.sites:
             if self.at(site) and len(self.heads_at(site)) < site.n_heads:
                 raise EditError(
-                    f"{self.name} edits all heads of a layer or none, and of layer {site.layer} only some are "
+                    f"{self.name} edits all heads of a layer or none, and of layer {site.layer} "
+                    "only some are "
                     f"named{'; ' + instead if instead else ''}."
                 )
 
@@ -112,8 +119,12 @@ class HeadEdit(Edit):
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
-        """The JSON form; tensors go to safetensors files in `folder`, and without one they are an `EditError`."""
-        return {"edit": self.name, **{k: stored(v, folder, self.name) for k, v in self.fields().items()}}
+        """The JSON form; tensors go to safetensors files in `folder`, and without one they are an
+        `EditError`."""
+        return {
+            "edit": self.name,
+            **{k: stored(v, folder, self.name) for k, v in self.fields().items()},
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -136,7 +147,9 @@ def _range(queries: Any, name: str) -> tuple[int, int | None]:
         start, stop = queries
         good = start >= 0 and (stop is None or (isinstance(stop, int) and stop >= start))
     if not good:
-        raise EditError(f"The queries of {name} are a range of tokens (start, stop), from 0, not {queries!r}.")
+        raise EditError(
+            f"The queries of {name} are a range of tokens (start, stop), from 0, not {queries!r}."
+        )
     return queries[0], queries[1]
 
 
@@ -178,18 +191,25 @@ def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[
     return [e.to_json(folder) for e in edits]
 
 
-def from_json(data: list[dict[str, Any]] | dict[str, Any], folder: Path | None = None) -> list[HeadEdit]:
-    """Edits from their JSON form. Raises `UnknownNameError`, `HeadError`, `EditError`, or `OutputError` for a tensor
-    that is not in `folder`."""
+def from_json(
+    data: list[dict[str, Any]] | dict[str, Any], folder: Path | None = None
+) -> list[HeadEdit]:
+    """Edits from their JSON form. Raises `UnknownNameError`, `HeadError`, `EditError`, or
+    `OutputError` for a tensor that is not in `folder`."""
     found = []
     entries = [data] if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise EditError('Edits in JSON are an object, or a list of objects, like {"edit": "scale_heads", …}.')
+        raise EditError(
+            'Edits in JSON are an object, or a list of objects, like {"edit": "scale_heads", …}.'
+        )
     for entry in entries:
         fields = dict(entry)
         name = fields.pop("edit", None)
         if name is None:
-            raise EditError('An edit in JSON needs its name, like {"edit": "scale_heads", "gains": {"L5H1": 0}}.')
+            raise EditError(
+                'An edit in JSON needs its name, like {"edit": "scale_heads", "gains": {"L5H1": '
+                "0}}."
+            )
         kind = registry.get(str(name))
         known = list(inspect.signature(kind).parameters)
         for key in fields:
@@ -202,7 +222,9 @@ def from_json(data: list[dict[str, Any]] | dict[str, Any], folder: Path | None =
         except InterpError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
-            raise EditError(f"The edit {name} does not take the settings {_short(fields)}: {error}.") from error
+            raise EditError(
+                f"The edit {name} does not take the settings {_short(fields)}: {error}."
+            ) from error
     return found
 
 
@@ -213,7 +235,8 @@ def _short(fields: Mapping[str, Any]) -> str:
 
 
 def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
-    """Write edits to a JSON file that `load` and `--edit FILE.json` read; tensors to safetensors files beside it."""
+    """Write edits to a JSON file that `load` and `--edit FILE.json` read; tensors to safetensors
+    files beside it."""
     path = Path(path)
     write_atomic(path, (json.dumps(to_json(edits, path.parent), indent=2) + "\n").encode())
     return path
@@ -222,7 +245,9 @@ def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
 def load(path: str | Path) -> list[HeadEdit]:
     """Read edits from a JSON file."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows editors put a mark in front
+        data = json.loads(
+            Path(path).read_text(encoding="utf-8-sig")
+        )  # Windows editors put a mark in front
     except OSError as error:
         raise OutputError(f"The edit file {path} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -23,21 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gate(HeadEdit):
-    """z ← α·z + (1 − α)·z_streaming for each KV head, i.e. for all query heads that read it (DuoAttention, Xiao et al.,
-    ICLR 2025, arXiv 2410.10819); z_streaming sees the first `sink` and the `recent` last tokens (128 and 256 where
-    gates are learned, 64 and 256 where they are used).
+    """z ← α·z + (1 − α)·z_streaming for each KV head, i.e. for all query heads that read it
+    (DuoAttention, Xiao et al., ICLR 2025, arXiv 2410.10819); z_streaming sees the first `sink` and
+    the `recent` last tokens (128 and 256 where gates are learned, 64 and 256 where they are used).
 
-    It acts on z, after the edits that change weights; of these z_streaming has none. Layers with a sliding window of
-    their own are left as they are.
+    It acts on z, after the edits that change weights; of these z_streaming has none. Layers with a
+    sliding window of their own are left as they are.
 
     Args:
-        alpha: one α for all, KV head → α (``{"L3H0": 0.0}`` is KV head 0 of layer 3; others have 1), or a tensor
-            (layers, kv_heads). α = 0 streams. Gradients flow through tensors.
+        alpha: one α for all, KV head → α (``{"L3H0": 0.0}`` is KV head 0 of layer 3; others have
+            1), or a tensor (layers, kv_heads). α = 0 streams. Gradients flow through tensors.
         scope: "all", "prefill" or "decode".
 
     Raises:
-        EditError: α outside [0, 1], or not as the model's KV heads are; in use, a model that sees later tokens, or a
-            TransformerLens model, which shows no queries. HeadError: a KV head that does not exist.
+        EditError: α outside [0, 1], or not as the model's KV heads are; in use, a model that sees
+            later tokens, or a TransformerLens model, which shows no queries. HeadError: a KV head
+            that does not exist.
     """
 
     alpha: Any = 1.0
@@ -53,7 +54,10 @@ class Gate(HeadEdit):
         check_sizes(self.name, self.sink, self.recent)
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             if self.alpha.ndim != 2 or not self.alpha.is_floating_point():
-                raise EditError(f"A tensor of gates is (layers, kv_heads) floats, not {tuple(self.alpha.shape)}.")
+                raise EditError(
+                    "A tensor of gates is (layers, kv_heads) floats, not "
+                    f"{tuple(self.alpha.shape)}."
+                )
         else:
             object.__setattr__(self, "alpha", head_values(self.alpha, "α of gate"))
         if not all(bool(((a >= 0) & (a <= 1)).all()) for a in map(torch.as_tensor, self._given())):
@@ -77,21 +81,27 @@ class Gate(HeadEdit):
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             expected = model.n_layers, model.n_kv_heads
             if tuple(self.alpha.shape) != expected:
-                raise EditError(f"The gates are {tuple(self.alpha.shape)}; {model.name} has {expected} KV heads.")
+                raise EditError(
+                    f"The gates are {tuple(self.alpha.shape)}; {model.name} has {expected} KV "
+                    "heads."
+                )
         if isinstance(self.alpha, Mapping):
             sizes = {(s.tower, s.layer): s.n_kv_heads for s in model.sites if s.kind == "self"}
             for head in self.alpha:
                 towers = (head.tower,) if head.tower else ("", "text")
                 if head.head >= max(sizes.get((tower, head.layer), 0) for tower in towers):
                     raise HeadError(
-                        f"{model.name} has no KV head {head}: it has {model.n_layers} layers of {model.n_kv_heads}."
+                        f"{model.name} has no KV head {head}: it has {model.n_layers} layers of "
+                        f"{model.n_kv_heads}."
                     )
 
     def at(self, site: Site) -> bool:
         if not isinstance(self.alpha, Mapping):
             return super().at(site)
         towers = ("", site.tower) if site.tower == "text" else (site.tower,)
-        return site.kind == "self" and any(h.layer == site.layer and h.tower in towers for h in self.alpha)
+        return site.kind == "self" and any(
+            h.layer == site.layer and h.tower in towers for h in self.alpha
+        )
 
     def touches(self, call: AttentionCall) -> bool:
         return super().touches(call) and open_ended(call)
@@ -109,8 +119,11 @@ class Gate(HeadEdit):
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if call.query is None or call.key is None:
-            raise EditError("gate needs queries and keys, and TransformerLens shows the weights; load the HuggingFace "
-                            "model.")  # fmt: skip
+            raise EditError(
+                "gate needs queries and keys, and TransformerLens shows the weights; "
+                "load the HuggingFace "
+                "model."
+            )
         gates = self.gates(call.site, z.device)
         if not gates.requires_grad and bool((gates == 1).all()):
             return z
@@ -128,4 +141,7 @@ class Gate(HeadEdit):
         return weight * z + (1 - weight) * streaming
 
     def route(self, site: Site) -> str:
-        return f"gate: full attention and streaming ({self.sink} first, {self.recent} recent), blended by KV head"
+        return (
+            f"gate: full attention and streaming ({self.sink} first, {self.recent} recent), "
+            "blended by KV head"
+        )

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadGate(HeadEdit):
-    """Mixture of heads without parameters, as in MoH-LLaMA3-8B (Jin et al. 2024, arXiv 2410.11842: 50 % shared, 25 %
-    routed): the first `shared` of each layer's heads are always on, of the others each token keeps the `keep` ones
-    whose query is longest (‖q‖₂, at the attention call), and z = 0 in the rest.
+    """Mixture of heads without parameters, as in MoH-LLaMA3-8B (Jin et al. 2024, arXiv 2410.11842:
+    50 % shared, 25 % routed): the first `shared` of each layer's heads are always on, of the others
+    each token keeps the `keep` ones whose query is longest (‖q‖₂, at the attention call), and z = 0
+    in the rest.
 
     Args:
-        keep: how many routed heads a token keeps: a number of heads (int), or a share of all of a layer's (float).
+        keep: how many routed heads a token keeps: a number of heads (int), or a share of all of a
+            layer's (float).
         shared: share of the heads that are always on, the first ones.
         layers: None for all. scope: "all", "prefill" or "decode".
 
@@ -44,20 +46,32 @@ class HeadGate(HeadEdit):
     def __post_init__(self) -> None:
         self.settle()
         if self.keep < 0 or (isinstance(self.keep, float) and self.keep > 1):
-            raise EditError(f"head_gate keeps a number of heads (an int), or a share (0.0 to 1.0), not {self.keep}.")
+            raise EditError(
+                "head_gate keeps a number of heads (an int), or a share (0.0 to 1.0), not "
+                f"{self.keep}."
+            )
         if not 0 <= self.shared <= 1:
-            raise EditError(f"The shared part of head_gate's heads is between 0 and 1, not {self.shared}.")
+            raise EditError(
+                f"The shared part of head_gate's heads is between 0 and 1, not {self.shared}."
+            )
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
 
     def is_identity(self) -> bool:
-        return self.shared == 1 or (isinstance(self.keep, float) and self.keep + self.shared >= 1) or self.layers == ()
+        return (
+            self.shared == 1
+            or (isinstance(self.keep, float) and self.keep + self.shared >= 1)
+            or self.layers == ()
+        )
 
     def bind(self, model: HookedModel) -> None:
         known = {s.layer for s in model.sites if s.kind == "self"}
         for layer in self.layers or ():
             if layer not in known:
-                raise HeadError(f"{model.name} has no attention layer {layer}; it has 0 to {model.n_layers - 1}.")
+                raise HeadError(
+                    f"{model.name} has no attention layer {layer}; it has 0 to "
+                    f"{model.n_layers - 1}."
+                )
 
     def at(self, site: Site) -> bool:
         return super().at(site) and (self.layers is None or site.layer in self.layers)
@@ -70,14 +84,24 @@ class HeadGate(HeadEdit):
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if call.query is None:
-            raise EditError("head_gate goes by the queries, and TransformerLens shows the weights; load the "
-                            "HuggingFace model.")  # fmt: skip
+            raise EditError(
+                "head_gate goes by the queries, and TransformerLens shows the weights; "
+                "load the "
+                "HuggingFace model."
+            )
         shared, kept = self.counts(call.site.n_heads)
-        norms = call.query[:, shared:].float().norm(dim=-1).transpose(1, 2)  # (batch, queries, routed heads)
+        norms = (
+            call.query[:, shared:].float().norm(dim=-1).transpose(1, 2)
+        )  # (batch, queries, routed heads)
         on = torch.ones(z.shape[:3], dtype=torch.bool, device=z.device)
-        on[..., shared:] = torch.zeros_like(norms, dtype=torch.bool).scatter(-1, norms.topk(kept, -1).indices, True)
+        on[..., shared:] = torch.zeros_like(norms, dtype=torch.bool).scatter(
+            -1, norms.topk(kept, -1).indices, True
+        )
         return torch.where(on[..., None], z, 0)
 
     def route(self, site: Site) -> str:
         shared, kept = self.counts(site.n_heads)
-        return f"head_gate: {shared} heads always on and {kept} of the others for each token; the rest of z is 0"
+        return (
+            f"head_gate: {shared} heads always on and {kept} of the others for each token; the "
+            "rest of z is 0"
+        )

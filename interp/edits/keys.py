@@ -1,8 +1,10 @@
-"""Sets of keys that an edit names, in the columns of one attention call, and ranges of its query rows.
+"""Sets of keys that an edit names, in the columns of one attention call, and ranges of its query
+rows.
 
-A set is "initial" (each sample's first real token), "image" (the image tokens of the prompt at hand, in a
-vision-language model), a span (start, stop) or a list of token positions, counted from each sample's first real token,
-or a (batch, slots) bool tensor over the padded sequence. In JSON a span is "2:5".
+A set is "initial" (each sample's first real token), "image" (the image tokens of the prompt at
+hand, in a vision-language model), a span (start, stop) or a list of token positions, counted from
+each sample's first real token, or a (batch, slots) bool tensor over the padded sequence. In JSON a
+span is "2:5".
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ KeySet = Any  # "initial" | "image" | (start, stop) | [position, …] | tensor
 
 
 class Span(NamedTuple):
-    """Token positions start … stop − 1; a type of its own, as in JSON [2, 5] are the positions 2 and 5."""
+    """Token positions start … stop − 1; a type of its own, as in JSON [2, 5] are the positions 2
+    and 5."""
 
     start: int
     stop: int
@@ -32,7 +35,8 @@ class Span(NamedTuple):
 
 
 def check(keys: KeySet) -> KeySet:
-    """`keys` in its stored form (a word, `Span`, list or tensor). Raises `EditError` if it is none of the kinds."""
+    """`keys` in its stored form (a word, `Span`, list or tensor). Raises `EditError` if it is none
+    of the kinds."""
     if isinstance(keys, torch.Tensor):
         if keys.ndim != 2:
             raise EditError(f"A tensor of keys is (batch, slots), not {tuple(keys.shape)}.")
@@ -42,9 +46,14 @@ def check(keys: KeySet) -> KeySet:
             return keys
         if written := re.fullmatch(r"(\d+):(\d+)", keys):
             keys = int(written[1]), int(written[2])
-    if isinstance(keys, str) or not isinstance(keys, Sequence) or not all(isinstance(k, int) and k >= 0 for k in keys):
+    if (
+        isinstance(keys, str)
+        or not isinstance(keys, Sequence)
+        or not all(isinstance(k, int) and k >= 0 for k in keys)
+    ):
         raise EditError(
-            'Keys are "initial", "image", a span (start, stop), in JSON "start:stop", a list of positions, or a '
+            'Keys are "initial", "image", a span (start, stop), in JSON "start:stop", a list of '
+            "positions, or a "
             f"tensor, not {keys!r}."
         )
     if isinstance(keys, tuple) and len(keys) == 2:
@@ -75,14 +84,16 @@ def known(keys: KeySet) -> bool:
 
 
 def slots_of(call: AttentionCall, keys: KeySet) -> torch.Tensor | None:
-    """(batch, slots) bool of a set that is given by slots: a tensor, or the image's tokens at hand; None for others.
-    Raises `EditError` where there is no image."""
+    """(batch, slots) bool of a set that is given by slots: a tensor, or the image's tokens at hand;
+    None for others. Raises `EditError` where there is no image."""
     if isinstance(keys, torch.Tensor):
         return keys
     if keys != "image":
         return None
     if call.images is None or not bool(call.images.any()):
-        raise EditError('The keys "image" are the image tokens of the prompt, and this prompt has none.')
+        raise EditError(
+            'The keys "image" are the image tokens of the prompt, and this prompt has none.'
+        )
     return call.images
 
 
@@ -98,7 +109,9 @@ def overlap(one: KeySet, other: KeySet) -> bool:
 
 def query_positions(call: AttentionCall) -> torch.Tensor:
     """(batch or 1, queries) int64: the token position of each row, negative in left padding."""
-    return _from_start(call, torch.arange(call.n_queries, device=call.value.device) + call.mask.q_start)
+    return _from_start(
+        call, torch.arange(call.n_queries, device=call.value.device) + call.mask.q_start
+    )
 
 
 def query_rows(call: AttentionCall, queries: tuple[int, int | None] | None) -> torch.Tensor | None:
@@ -125,12 +138,14 @@ def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
 
 
 def per_sample(call: AttentionCall, values: torch.Tensor, what: str = "keys") -> torch.Tensor:
-    """(batch or 1, …): a tensor of keys, or of `what`, for the call's samples; with beams each sample's own,
-    repeated."""
+    """(batch or 1, …): a tensor of keys, or of `what`, for the call's samples; with beams each
+    sample's own, repeated."""
     given = values.shape[0]
     if given not in (1, call.batch):
         if call.batch % given:
-            raise EditError(f"A tensor of {what} for {given} samples meets a batch of {call.batch}.")
+            raise EditError(
+                f"A tensor of {what} for {given} samples meets a batch of {call.batch}."
+            )
         values = values.repeat_interleave(call.batch // given, 0)
     return values.to(call.value.device)
 
@@ -138,7 +153,8 @@ def per_sample(call: AttentionCall, values: torch.Tensor, what: str = "keys") ->
 def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:
     """`spans=` or `labels=` of a `Steer`: set i is group i + 1, other keys group 0; later sets win.
 
-    Spans where the columns are known without looking at tensors (no padding), so that vendor kernels can serve them.
+    Spans where the columns are known without looking at tensors (no padding), so that vendor
+    kernels can serve them.
     """
     mask, n = call.mask, call.n_keys
     if mask.starts is None and all(map(known, sets)):

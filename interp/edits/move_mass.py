@@ -29,10 +29,12 @@ class MoveMass(HeadEdit):
     and all other weights stay. A row in which no receiver is visible stays as it is.
 
     Args:
-        donors, receivers: disjoint sets of keys: "initial", a span (start, stop) or a list of positions counted from
-            each sample's first real token, or a (batch, slots) bool tensor (a key in both then receives).
+        donors, receivers: disjoint sets of keys: "initial", a span (start, stop) or a list of
+            positions counted from each sample's first real token, or a (batch, slots) bool tensor
+            (a key in both then receives).
         share: p, 0 … 1.
-        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens;
+            None for all rows.
 
     Raises:
         EditError: p outside [0, 1], or donors that are receivers too.
@@ -55,14 +57,19 @@ class MoveMass(HeadEdit):
         if not 0 <= self.share <= 1:
             raise EditError(f"The share of move_mass is between 0 and 1, not {self.share}.")
         if overlap(self.donors, self.receivers):
-            raise EditError("Donors and receivers of move_mass have tokens in common; a token gives or receives.")
+            raise EditError(
+                "Donors and receivers of move_mass have tokens in common; a token gives or "
+                "receives."
+            )
 
     def is_identity(self) -> bool:
         return fixed(self.share, 0) or super().is_identity()
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         chosen, device = set(self.heads_at(call.site)), call.value.device
-        kept = vector([1 - self.share if h in chosen else 1.0 for h in range(call.site.n_heads)], device)
+        kept = vector(
+            [1 - self.share if h in chosen else 1.0 for h in range(call.site.n_heads)], device
+        )
         one = torch.ones_like(kept)
         keep = torch.stack([one, kept, one], -1)  # (heads, 3): others, donors, receivers
         receive = torch.tensor([[0.0, 0.0, 1.0]], device=device)

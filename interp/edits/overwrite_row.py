@@ -21,24 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OverwriteRow(HeadEdit):
-    """A[q, ·] := Σ_i w_i e_{k_i} at one query q of each sample's prompt, so that z_q = Σ_i w_i v_{k_i} (Merullo et al.
-    2024, ICLR, section 5: the row of the last token put on chosen tokens). What other edits make of that row is
-    overwritten too, unless they change z after this one.
+    """A[q, ·] := Σ_i w_i e_{k_i} at one query q of each sample's prompt, so that z_q = Σ_i w_i
+    v_{k_i} (Merullo et al. 2024, ICLR, section 5: the row of the last token put on chosen tokens).
+    What other edits make of that row is overwritten too, unless they change z after this one.
 
     Args:
         heads: None for all.
-        keys: positions k_i counted from each sample's first real token: a list for all samples, or a list for each
-            sample (they may differ in length), or a (samples, m) tensor. One list of as many keys as the batch has
-            samples is refused, because it reads like one key a sample: write [[k], …], or [[k, …]] for all.
-        weights: w_i, finite, as many as keys: a list for all samples, or one for each; None for equal weights 1/m. They
-            need not add up to 1.
+        keys: positions k_i counted from each sample's first real token: a list for all samples, or
+            a list for each sample (they may differ in length), or a (samples, m) tensor. One list
+            of as many keys as the batch has
+            samples is refused, because it reads like one key a sample: write [[k], …], or [[k, …]]
+                for all.
+        weights: w_i, finite, as many as keys: a list for all samples, or one for each; None for
+            equal weights 1/m. They need not add up to 1.
         query: q, for all samples or one for each; None for each prompt's last token.
         scope: "prefill": decode steps see the model's own weights.
 
     Raises:
-        EditError: positions or weights that are none, lengths that don't agree; in use, a key after the query in a
-            causal model, a query that the prompt does not have, a prompt that comes in several forwards, another number
-            of samples.
+        EditError: positions or weights that are none, lengths that don't agree; in use, a key after
+            the query in a causal model, a query that the prompt does not have, a prompt that comes
+            in several forwards, another number of samples.
     """
 
     heads: tuple[Head, ...] | None
@@ -53,7 +55,11 @@ class OverwriteRow(HeadEdit):
         self.settle()
         if self.scope != "prefill":
             raise EditError("overwrite_row changes a row of the prompt; its scope is prefill.")
-        object.__setattr__(self, "keys", _rows(self.keys, _position, "The keys of overwrite_row are positions from 0"))
+        object.__setattr__(
+            self,
+            "keys",
+            _rows(self.keys, _position, "The keys of overwrite_row are positions from 0"),
+        )
         if not self.keys or not all(isinstance(k, int) or k for k in self.keys):
             raise EditError("overwrite_row needs at least one key for each sample.")
         if self.weights is not None:
@@ -61,20 +67,31 @@ class OverwriteRow(HeadEdit):
             object.__setattr__(self, "weights", made)
             keys, weights = map(_lengths, (self.keys, made))
             if len(keys) > 1 and len(weights) > 1 and len(keys) != len(weights):
-                raise EditError(f"overwrite_row has keys for {len(keys)} samples and weights for {len(weights)}.")
+                raise EditError(
+                    f"overwrite_row has keys for {len(keys)} samples and weights for "
+                    f"{len(weights)}."
+                )
             if keys != weights and len({*keys, *weights}) > 1:
                 raise EditError("overwrite_row needs as many weights as keys, in each sample.")
         if self.query is not None:
             given = self.query.tolist() if isinstance(self.query, torch.Tensor) else self.query
-            if not (_position(given) or (isinstance(given, Sequence) and given and all(map(_position, given)))):
-                raise EditError(f"The query of overwrite_row is a position from 0, or one a sample, not {given!r}.")
+            if not (
+                _position(given)
+                or (isinstance(given, Sequence) and given and all(map(_position, given)))
+            ):
+                raise EditError(
+                    "The query of overwrite_row is a position from 0, or one a sample, not "
+                    f"{given!r}."
+                )
             object.__setattr__(self, "query", given if isinstance(given, int) else list(given))
 
     def before(self, call: AttentionCall) -> AttentionCall:
         if call.pattern is None:  # the weights are never there; z is written instead
             return call
         row, columns, weights = self._where(call)
-        line = torch.zeros(call.batch, call.n_keys, dtype=call.pattern.dtype, device=call.pattern.device)
+        line = torch.zeros(
+            call.batch, call.n_keys, dtype=call.pattern.dtype, device=call.pattern.device
+        )
         line.scatter_add_(1, columns, weights.to(line))
         chosen = torch.tensor(self.heads_at(call.site), device=row.device)
         pattern, samples = call.pattern.clone(), torch.arange(call.batch, device=row.device)
@@ -94,43 +111,73 @@ class OverwriteRow(HeadEdit):
         return new
 
     def _where(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The query's row (batch,), the keys' columns (batch, m) and their weights (batch, m) in this call."""
+        """The query's row (batch,), the keys' columns (batch, m) and their weights (batch, m) in
+        this call."""
         mask, device = call.mask, call.value.device
         if mask.q_start > 0:
             raise EditError("overwrite_row needs the whole prompt in one forward.")
-        starts = torch.zeros(call.batch, dtype=torch.long, device=device) if mask.starts is None else mask.starts.long()
+        starts = (
+            torch.zeros(call.batch, dtype=torch.long, device=device)
+            if mask.starts is None
+            else mask.starts.long()
+        )
         starts = starts.to(device)
         slots = torch.arange(call.n_queries, device=device).expand(call.batch, -1)
-        real = slots if mask.queries is None else torch.where(mask.queries.to(device).bool(), slots, -1)
+        real = (
+            slots
+            if mask.queries is None
+            else torch.where(mask.queries.to(device).bool(), slots, -1)
+        )
         last = real.amax(1)  # (batch,): the slot of the last real token
-        row = last if self.query is None else starts + per_sample(call, torch.tensor(self.query).reshape(-1), "queries")
+        row = (
+            last
+            if self.query is None
+            else starts + per_sample(call, torch.tensor(self.query).reshape(-1), "queries")
+        )
         if bool((row > last).any()):
             raise EditError(
-                f"overwrite_row is told to overwrite the row of token {int((row - starts).max())}, and the shortest "
+                f"overwrite_row is told to overwrite the row of token {int((row - starts).max())}, "
+                "and the shortest "
                 f"prompt here has {int((last - starts).min()) + 1} tokens."
             )
         if isinstance(self.keys[0], int) and len(self.keys) == call.batch > 1:
             raise EditError(
-                f"overwrite_row has one list of {call.batch} keys for {call.batch} samples; write [[k], …] for a key "
+                f"overwrite_row has one list of {call.batch} keys for {call.batch} samples; write "
+                "[[k], …] for a key "
                 "each, or the list in a list, [[k, …]], for all of them."
             )
         keys, weights = self._tensors()
         columns = starts[:, None] + per_sample(call, keys)
         if mask.causal and bool((columns > row[:, None]).any()):
-            raise EditError("overwrite_row has a key after its query, and this model is causal; name earlier tokens.")
+            raise EditError(
+                "overwrite_row has a key after its query, and this model is causal; name earlier "
+                "tokens."
+            )
         if bool((columns > last[:, None]).any()):
-            raise EditError("overwrite_row has a key that the prompt does not have; name tokens of the prompt.")
-        return row, columns - mask.k_start, per_sample(call, weights, "weights").expand(call.batch, -1)
+            raise EditError(
+                "overwrite_row has a key that the prompt does not have; name tokens of the prompt."
+            )
+        return (
+            row,
+            columns - mask.k_start,
+            per_sample(call, weights, "weights").expand(call.batch, -1),
+        )
 
     def _tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and weights (samples or 1, m); shorter samples are filled up with weight 0 on token 0."""
+        """Keys and weights (samples or 1, m); shorter samples are filled up with weight 0 on token
+        0."""
         keys = _listed(self.keys)
-        weights = [[1 / len(k)] * len(k) for k in keys] if self.weights is None else _listed(self.weights)
+        weights = (
+            [[1 / len(k)] * len(k) for k in keys] if self.weights is None else _listed(self.weights)
+        )
         return _padded(keys, torch.long), _padded(weights, torch.float64)
 
     def route(self, site: Site) -> str:
         heads = ", ".join(map(str, self.heads_at(site)))
-        return f"overwrite_row of heads {heads}: z of that row made from the keys' values, after the kernel"
+        return (
+            f"overwrite_row of heads {heads}: z of that row made from the keys' values, after "
+            "the kernel"
+        )
 
 
 def _position(value: Any) -> bool:
@@ -147,7 +194,9 @@ def _rows(given: Any, good: Any, what: str) -> list[Any]:
     rows = isinstance(plain, Sequence) and not isinstance(plain, str)
     if rows and all(map(good, plain)):
         return list(plain)
-    if rows and all(isinstance(r, Sequence) and not isinstance(r, str) and all(map(good, r)) for r in plain):
+    if rows and all(
+        isinstance(r, Sequence) and not isinstance(r, str) and all(map(good, r)) for r in plain
+    ):
         return [list(r) for r in plain]
     raise EditError(f"{what}, in a list for all samples or a list for each, not {str(plain)[:80]}.")
 

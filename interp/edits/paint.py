@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PAINT(ValueEdit):
-    """s_k ← s_k + α |s_k| on the chosen keys, before the softmax, in the last query row of a prompt and in every
-    decode step (Arif et al. 2025, arXiv 2501.12206: image tokens, α 0.7 for local and 0.3–0.4 for summary tokens, two
-    edits; layers 2–31 of 32). s are the model's own logits, scaled and soft-capped.
+    """s_k ← s_k + α |s_k| on the chosen keys, before the softmax, in the last query row of a prompt
+    and in every decode step (Arif et al. 2025, arXiv 2501.12206: image tokens, α 0.7 for local and
+    0.3–0.4 for summary tokens, two edits; layers 2–31 of 32). s are the model's own logits, scaled
+    and soft-capped.
 
     Args:
-        keys: as in `ScaleTokens`. alpha: one α for all `heads`, or head → α; past 0.5 captions change abruptly.
+        keys: as in `ScaleTokens`. alpha: one α for all `heads`, or head → α; past 0.5 captions
+            change abruptly.
         heads: None for all; with a mapping, its heads. scope: "all", "prefill" or "decode".
 
     Raises:
-        EditError: in use, right padding (the last row must be a token in all samples), position biases on the logits,
-            or a TransformerLens model, which shows its weights only.
+        EditError: in use, right padding (the last row must be a token in all samples), position
+            biases on the logits, or a TransformerLens model, which shows its weights only.
     """
 
     keys: KeySet
@@ -49,17 +51,26 @@ class PAINT(ValueEdit):
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         if call.query is None or call.key is None:
-            raise EditError("paint needs the logits, and TransformerLens shows the weights after the softmax; load the "
-                            "HuggingFace model.")  # fmt: skip
+            raise EditError(
+                "paint needs the logits, and TransformerLens shows the weights after "
+                "the softmax; load the "
+                "HuggingFace model."
+            )
         if call.mask.queries is not None and not bool(call.mask.queries[:, -1].all()):
-            raise EditError("paint edits the last row of each sample, which is padding here; pad on the left.")
+            raise EditError(
+                "paint edits the last row of each sample, which is padding here; pad on the left."
+            )
         if call.mask.dense is not None and call.mask.dense.dtype != torch.bool:
-            raise EditError("paint is not defined here: this model adds position biases to the scores.")
+            raise EditError(
+                "paint is not defined here: this model adds position biases to the scores."
+            )
         query = call.query[:, :, -1]  # (batch, heads, d)
         dtype = torch.promote_types(query.dtype, torch.float32)
         batch, heads, d = query.shape
         grouped = query.reshape(batch, call.key.shape[1], -1, d).to(dtype)
-        s = call.scaling * (grouped @ call.key.to(dtype).transpose(-1, -2)).reshape(batch, heads, -1)
+        s = call.scaling * (grouped @ call.key.to(dtype).transpose(-1, -2)).reshape(
+            batch, heads, -1
+        )
         if call.softcap is not None:
             s = call.softcap * torch.tanh(s / call.softcap)
         alpha = self.per_head(call.site, s.device).to(dtype)[:, None]  # (heads, 1)

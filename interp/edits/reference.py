@@ -1,4 +1,5 @@
-"""Reference outputs for mean and resample ablation: z of the unedited model on a task's corrupted prompts or a file."""
+"""Reference outputs for mean and resample ablation: z of the unedited model on a task's corrupted
+prompts or a file."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ KEEP = 4096
 
 
 @torch.no_grad()
-def reference_z(model: HookedModel, reference: str, layers: set[int], seed: int) -> dict[int, torch.Tensor]:
-    """layer → (vectors, heads, d_head): z over the reference's samples and positions, pooled, at most `KEEP`.
+def reference_z(
+    model: HookedModel, reference: str, layers: set[int], seed: int
+) -> dict[int, torch.Tensor]:
+    """layer → (vectors, heads, d_head): z over the reference's samples and positions, pooled, at
+    most `KEEP`.
 
     Raises `UnknownNameError` if `reference` is neither a task nor a file.
     """
@@ -35,11 +39,15 @@ def reference_z(model: HookedModel, reference: str, layers: set[int], seed: int)
     def tell(stats: LayerStats) -> None:
         if stats.site.layer in pools and stats.site.kind == "self":
             assert stats.z is not None
-            pools[stats.site.layer].append(stats.z[stats.queries].detach().cpu())  # (real tokens, heads, d)
+            pools[stats.site.layer].append(
+                stats.z[stats.queries].detach().cpu()
+            )  # (real tokens, heads, d)
 
     with model.clean(), model.watch(Question(z=True), tell):
         for batch in batches:
             forward(model, batch.input_ids, batch.attention_mask)
     generator = torch.Generator().manual_seed(seed)
     joined = {layer: torch.cat(parts) for layer, parts in pools.items()}
-    return {layer: z[torch.randperm(len(z), generator=generator)[:KEEP]] for layer, z in joined.items()}
+    return {
+        layer: z[torch.randperm(len(z), generator=generator)[:KEEP]] for layer, z in joined.items()
+    }

@@ -22,8 +22,8 @@ class ScaleHeads(HeadEdit):
     """z_h ← γ_h · z_h before W_O, for the heads named.
 
     Args:
-        gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``; tensors of one number take
-            gradients.
+        gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``; tensors of one
+            number take gradients.
         scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
 
     γ = 1 is the identity and leaves the model's own path untouched.
@@ -37,10 +37,15 @@ class ScaleHeads(HeadEdit):
     name = "scale_heads"
 
     def __init__(
-        self, gains: Mapping[Any, Number], scope: Scope = "all", queries: tuple[int, int | None] | None = None
+        self,
+        gains: Mapping[Any, Number],
+        scope: Scope = "all",
+        queries: tuple[int, int | None] | None = None,
     ):
         heads = head_values(dict(gains), "Each gain of scale_heads")
-        for name, value in dict(heads=tuple(heads), values=tuple(heads.values()), scope=scope, queries=queries).items():
+        for name, value in dict(
+            heads=tuple(heads), values=tuple(heads.values()), scope=scope, queries=queries
+        ).items():
             object.__setattr__(self, name, value)
         self.settle()
 
@@ -58,7 +63,11 @@ class ScaleHeads(HeadEdit):
 
     def fields(self) -> dict[str, Any]:
         gains = {str(h): float(g) for h, g in zip(self.heads, self.values, strict=True)}
-        return dict(gains=gains, scope=self.scope, queries=None if self.queries is None else list(self.queries))
+        return dict(
+            gains=gains,
+            scope=self.scope,
+            queries=None if self.queries is None else list(self.queries),
+        )
 
 
 def scale(z: torch.Tensor, gains: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScaleTokens(HeadEdit):
-    """A[q, S] ← gain·A[q, S], then each row renormalised: a_k' = g_k a_k / Σ g a, the same as adding ln gain to the
-    logits of S.
+    """A[q, S] ← gain·A[q, S], then each row renormalised: a_k' = g_k a_k / Σ g a, the same as
+    adding ln gain to the logits of S.
 
     Args:
-        keys: the set S: "initial", a span (start, stop) or a list of positions counted from each sample's first real
-            token, or a (batch, slots) bool tensor.
+        keys: the set S: "initial", a span (start, stop) or a list of positions counted from each
+            sample's first real token, or a (batch, slots) bool tensor.
         gain: ≥ 0; 0 hides the tokens (z = 0 where nothing else is visible).
-        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens;
+            None for all rows.
     """
 
     keys: KeySet
@@ -52,7 +53,9 @@ class ScaleTokens(HeadEdit):
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         chosen = set(self.heads_at(call.site))
-        gains = vector([self.gain if h in chosen else 1.0 for h in range(call.site.n_heads)], call.value.device)
+        gains = vector(
+            [self.gain if h in chosen else 1.0 for h in range(call.site.n_heads)], call.value.device
+        )
         return reweigh(groups(call, [self.keys]), gains, self.query_rows(call))
 
     def route(self, site: Site) -> str:
@@ -60,6 +63,7 @@ class ScaleTokens(HeadEdit):
 
 
 def reweigh(where: dict[str, Any], gains: torch.Tensor, rows: torch.Tensor | None = None) -> Steer:
-    """Group 1 of `where` × gains (heads,), renormalised, in `rows` (batch, queries); None for all."""
+    """Group 1 of `where` × gains (heads,), renormalised, in `rows` (batch, queries); None for
+    all."""
     keep = torch.stack([torch.ones_like(gains), gains], -1)  # (heads, 2)
     return Steer(rule=Rule(keep, renormalise=True, rows=rows), **where)

@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SigmoidAttention(HeadEdit):
-    """A = σ(logits + b), nothing normalised (Ramapuram et al., ICLR 2025, arXiv 2409.04431). For models trained so, or
-    to be trained: no setting of it is the softmax. No other edit of the weights goes with it, and no statistics.
+    """A = σ(logits + b), nothing normalised (Ramapuram et al., ICLR 2025, arXiv 2409.04431). For
+    models trained so, or to be trained: no setting of it is the softmax. No other edit of the
+    weights goes with it, and no statistics.
 
     Args:
-        bias: b; None for −ln n. length: n; None for the keys that each sample's last row in this forward sees, which
-            in generation grows from step to step (give a length where prefill and decode must agree).
+        bias: b; None for −ln n. length: n; None for the keys that each sample's last row in this
+            forward sees, which in generation grows from step to step (give a length where prefill
+            and decode must agree).
         heads: whole layers (all their heads), None for all. scope: "all", "prefill" or "decode".
 
     Raises:
-        EditError: a length below 1, some heads of a layer only; in use, sink logits, or a TransformerLens model.
+        EditError: a length below 1, some heads of a layer only; in use, sink logits, or a
+            TransformerLens model.
     """
 
     bias: float | None = None
@@ -56,10 +59,16 @@ class SigmoidAttention(HeadEdit):
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         if call.pattern is not None:
-            raise EditError("sigmoid_attention needs the logits, and TransformerLens shows the weights after the "
-                            "softmax; load the HuggingFace model.")  # fmt: skip
+            raise EditError(
+                "sigmoid_attention needs the logits, and TransformerLens shows the "
+                "weights after the "
+                "softmax; load the HuggingFace model."
+            )
         if call.sinks is not None:
-            raise EditError("sigmoid_attention does not go with this model's sink logits, a share of the softmax.")
+            raise EditError(
+                "sigmoid_attention does not go with this model's sink logits, a share of the "
+                "softmax."
+            )
         if self.bias is not None:
             return Steer(sigmoid=float(self.bias))
         if self.length is not None:

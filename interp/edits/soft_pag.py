@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftPAG(ValueEdit):
-    """A ← (1 − u)·A + u·I (Ahn et al. 2025, arXiv 2506.10978): each token looks that much more at itself only. For
-    guidance, extrapolate away from a prediction made under it.
+    """A ← (1 − u)·A + u·I (Ahn et al. 2025, arXiv 2506.10978): each token looks that much more at
+    itself only. For guidance, extrapolate away from a prediction made under it.
 
     Args:
         u: 0 … 1, for all `heads`, or head → u; tensors of one number take gradients.

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftplusReweight(HeadEdit):
-    """Attention of length-scaled softplus, with its re-weighting (Gao & Spratling 2025, arXiv 2501.13428):
+    """Attention of length-scaled softplus, with its re-weighting (Gao & Spratling 2025, arXiv
+    2501.13428):
 
-        A = softplus(ln d · ln N_i · q̂·k̂), rows normalised        A' = ReLU(N_i A − 1)^p, rows normalised, 0 for N_i < 4
+        A = softplus(ln d · ln N_i · q̂·k̂), rows normalised
+        A' = ReLU(N_i A − 1)^p, rows normalised, 0 for N_i < 4
 
-    with q̂, k̂ of length 1 and N_i the keys that row i sees. For models trained so, or to be trained: no setting of it
-    is the softmax. It stands in for what weights and other edits of them would give; the model's scale and soft-cap
-    have no part in it.
+    with q̂, k̂ of length 1 and N_i the keys that row i sees. For models trained so, or to be
+    trained: no setting of it is the softmax. It stands in for what weights and other edits of them
+    would give; the model's scale and soft-cap have no part in it.
 
     Args:
         power: p, 3 or 15 in the paper; None for no re-weighting (LSSA).
@@ -48,10 +50,16 @@ class SoftplusReweight(HeadEdit):
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if call.query is None or call.key is None:
-            raise EditError("softplus_reweight needs queries and keys, and TransformerLens shows the weights; load the "
-                            "HuggingFace model.")  # fmt: skip
+            raise EditError(
+                "softplus_reweight needs queries and keys, and TransformerLens shows "
+                "the weights; load the "
+                "HuggingFace model."
+            )
         if call.sinks is not None:
-            raise EditError("softplus_reweight does not go with this model's sink logits, a share of the softmax.")
+            raise EditError(
+                "softplus_reweight does not go with this model's sink logits, a share of the "
+                "softmax."
+            )
         chosen = self.heads_at(call.site)
         made = softplus_attention(
             call.query, call.key, call.value, mask=call.mask, power=self.power, heads=chosen
@@ -63,4 +71,6 @@ class SoftplusReweight(HeadEdit):
         return z
 
     def route(self, site: Site) -> str:
-        return "softplus_reweight: softplus attention, two passes over the keys, after the model's own"
+        return (
+            "softplus_reweight: softplus attention, two passes over the keys, after the model's own"
+        )

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Streaming(HeadEdit):
-    """Each query sees the first `sink` tokens of its sample and the `recent` last ones, itself included (StreamingLLM,
-    Xiao et al., ICLR 2024, arXiv 2309.17453). Positions stay the tokens' own (there they are counted inside the cache)
-    and the cache keeps everything: this shows what such a model would miss.
+    """Each query sees the first `sink` tokens of its sample and the `recent` last ones, itself
+    included (StreamingLLM, Xiao et al., ICLR 2024, arXiv 2309.17453). Positions stay the tokens'
+    own (there they are counted inside the cache) and the cache keeps everything: this shows what
+    such a model would miss.
 
     Layers with a sliding window of their own are left as they are.
 
@@ -31,7 +32,8 @@ class Streaming(HeadEdit):
         scope: "all", "prefill" or "decode".
 
     Raises:
-        EditError: sink < 0 or recent < 1, some heads of a layer only; in use, a model that sees later tokens.
+        EditError: sink < 0 or recent < 1, some heads of a layer only; in use, a model that sees
+            later tokens.
     """
 
     sink: int = 4
@@ -62,17 +64,20 @@ class Streaming(HeadEdit):
 def check_sizes(name: str, sink: int, recent: int) -> None:
     """Raise `EditError` unless they are whole numbers that leave something to see."""
     if not (isinstance(sink, int) and isinstance(recent, int) and sink >= 0 and recent >= 1):
-        raise EditError(f"{name} takes sink tokens from 0 and recent tokens from 1 up, not {sink} and {recent}.")
+        raise EditError(
+            f"{name} takes sink tokens from 0 and recent tokens from 1 up, not {sink} and {recent}."
+        )
 
 
 def open_ended(call: AttentionCall) -> bool:
-    """Whether the call has no sliding window of its own (one with first tokens kept is from an edit)."""
+    """Whether the call has no sliding window of its own (one with first tokens kept is from an
+    edit)."""
     return call.mask.window is None or call.mask.keep_first > 0
 
 
 def streamed(call: AttentionCall, sink: int, recent: int, name: str) -> AttentionCall:
-    """The call under a streaming mask. Raises `EditError` where queries see later tokens, and where an edit before
-    made a mask that neither holds the new one nor is held by it."""
+    """The call under a streaming mask. Raises `EditError` where queries see later tokens, and where
+    an edit before made a mask that neither holds the new one nor is held by it."""
     mask = call.mask
     if not mask.causal and mask.dense is None and call.n_queries > 1:
         raise EditError(f"{name} needs a causal model; in this one tokens see later ones.")
@@ -81,7 +86,8 @@ def streamed(call: AttentionCall, sink: int, recent: int, name: str) -> Attentio
             return call
         if mask.window < recent or mask.keep_first < sink:
             raise EditError(
-                f"{name} meets a streaming mask of {mask.keep_first} first and {mask.window} recent tokens; two such "
+                f"{name} meets a streaming mask of {mask.keep_first} first and {mask.window} "
+                "recent tokens; two such "
                 "masks go together if one holds the other."
             )
     seen = replace(mask, window=recent, keep_first=sink)
@@ -91,7 +97,8 @@ def streamed(call: AttentionCall, sink: int, recent: int, name: str) -> Attentio
 
 
 def restricted(pattern: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Weights (batch, heads, queries, keys) as the softmax over the keys of `mask` would give them."""
+    """Weights (batch, heads, queries, keys) as the softmax over the keys of `mask` would give
+    them."""
     batch, _, queries, keys = pattern.shape
     kept = torch.where(visible(mask, batch, queries, keys, pattern.device), pattern, 0)
     gone = (1 - pattern.sum(-1, keepdim=True)).clamp_min(0)

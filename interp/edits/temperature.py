@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Temperature(ValueEdit):
-    """Logits ÷ τ (TempScale, Zhou et al. 2024, arXiv 2410.24200), and with ``rule="ssa"`` × t(n) for the n-th token,
+    """Logits ÷ τ (TempScale, Zhou et al. 2024, arXiv 2410.24200), and with ``rule="ssa"`` × t(n)
+    for the n-th token,
 
         t(n) = 1 + e^(−e^β)·ln n        n = 1 for each sample's first real token
 
-    (position temperature of selective self-attention, Zhang et al. 2024, arXiv 2411.12892). After soft-capping; sink
-    logits stay as they are.
+    (position temperature of selective self-attention, Zhang et al. 2024, arXiv 2411.12892). After
+    soft-capping; sink logits stay as they are.
 
-    Logits come before weights: whatever the order of the edits, it acts before those that change weights.
+    Logits come before weights: whatever the order of the edits, it acts before those that change
+    weights.
 
     Args:
-        tau: one τ > 0 for all `heads`, or head → τ; tensors of one number take gradients. τ < 1 sharpens.
+        tau: one τ > 0 for all `heads`, or head → τ; tensors of one number take gradients. τ < 1
+            sharpens.
         heads: None for all; with a mapping, its heads.
         scope: "all", "prefill" or "decode".
         rule: None or "ssa". beta: its β, 2.0 where fine-tuning starts in the paper, 1.5 for GPT-2.

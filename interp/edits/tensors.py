@@ -14,7 +14,8 @@ from interp.files import reason, write_atomic
 
 
 def stored(value: Any, folder: Path | None, name: str) -> Any:
-    """`value` with tensors replaced by {"tensor": file}; the file's name is the hash of its content."""
+    """`value` with tensors replaced by {"tensor": file}; the file's name is the hash of its
+    content."""
     if isinstance(value, dict):
         return {k: stored(v, folder, name) for k, v in value.items()}
     if isinstance(value, list):
@@ -22,7 +23,10 @@ def stored(value: Any, folder: Path | None, name: str) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     if folder is None:
-        raise EditError(f"The edit {name} holds a tensor, which goes to a file of its own: use interp.edits.save.")
+        raise EditError(
+            f"The edit {name} holds a tensor, which goes to a file of its own: use "
+            "interp.edits.save."
+        )
     from safetensors.torch import save as encode
 
     content = encode({"tensor": value.detach().cpu().contiguous()})
@@ -32,7 +36,8 @@ def stored(value: Any, folder: Path | None, name: str) -> Any:
 
 
 def fetched(value: Any, folder: Path | None) -> Any:
-    """`value` with {"tensor": file} replaced by what is in the file. Raises `EditError` or `OutputError`."""
+    """`value` with {"tensor": file} replaced by what is in the file. Raises `EditError` or
+    `OutputError`."""
     if isinstance(value, list):
         return [fetched(v, folder) for v in value]
     if not isinstance(value, dict):
@@ -40,14 +45,25 @@ def fetched(value: Any, folder: Path | None) -> Any:
     if set(value) != {"tensor"}:
         return {k: fetched(v, folder) for k, v in value.items()}
     file = value["tensor"]
-    if folder is None or not isinstance(file, str) or not re.fullmatch(r"[0-9a-f]{32}\.safetensors", file):
-        raise EditError(f"A tensor of an edit is in a file beside its JSON (use interp.edits.load), not {file!r}.")
+    if (
+        folder is None
+        or not isinstance(file, str)
+        or not re.fullmatch(r"[0-9a-f]{32}\.safetensors", file)
+    ):
+        raise EditError(
+            "A tensor of an edit is in a file beside its JSON (use interp.edits.load), not "
+            f"{file!r}."
+        )
     from safetensors.torch import load as decode
 
     try:
         content = (folder / file).read_bytes()
     except OSError as error:
-        raise OutputError(f"The tensor {file} of an edit can't be read beside its JSON ({reason(error)}).") from error
+        raise OutputError(
+            f"The tensor {file} of an edit can't be read beside its JSON ({reason(error)})."
+        ) from error
     if hashlib.sha256(content).hexdigest()[:32] != file.partition(".")[0]:
-        raise EditError(f"The tensor file {file} is not what the edit was saved with; save the edit again.")
+        raise EditError(
+            f"The tensor file {file} is not what the edit was saved with; save the edit again."
+        )
     return decode(content)["tensor"]

@@ -1,4 +1,5 @@
-"""Numbers of edits: one for all heads or head by head, plain or as tensors that gradients flow through."""
+"""Numbers of edits: one for all heads or head by head, plain or as tensors that gradients flow
+through."""
 
 from __future__ import annotations
 
@@ -17,10 +18,13 @@ Number = Any  # a float, or a tensor of one number
 
 
 def number(value: Number, what: str) -> Number:
-    """A finite float, or the tensor of one number given, through which gradients flow. Raises `EditError`."""
+    """A finite float, or the tensor of one number given, through which gradients flow. Raises
+    `EditError`."""
     if isinstance(value, torch.Tensor):
         if value.ndim or not value.is_floating_point():
-            raise EditError(f"{what} is a number, or a tensor of one, not of shape {tuple(value.shape)}.")
+            raise EditError(
+                f"{what} is a number, or a tensor of one, not of shape {tuple(value.shape)}."
+            )
         plain = value.item()
     else:
         plain = value = float(value)
@@ -43,18 +47,21 @@ def vector(values: Sequence[Number], device: torch.device) -> torch.Tensor:
 
 
 def head_values(values: Number | Mapping[Any, Number], what: str) -> dict[Head, Number] | Number:
-    """A number for all heads, or head → number with heads in any spelling. Raises `EditError` if not finite."""
+    """A number for all heads, or head → number with heads in any spelling. Raises `EditError` if
+    not finite."""
     if isinstance(values, Mapping):
         found = {Head.parse(h): number(v, what) for h, v in values.items()}
         if len(found) < len(values):
-            raise EditError(f"{what} has a head twice, in two spellings: {', '.join(map(str, values))}.")
+            raise EditError(
+                f"{what} has a head twice, in two spellings: {', '.join(map(str, values))}."
+            )
         return found
     return number(values, what)
 
 
 class ValueEdit(HeadEdit):
-    """A `HeadEdit` with one number for all its heads, or head → number, in the field named `value_field`. Where the
-    number is a tensor, gradients flow through it."""
+    """A `HeadEdit` with one number for all its heads, or head → number, in the field named
+    `value_field`. Where the number is a tensor, gradients flow through it."""
 
     value_field: ClassVar[str]
     neutral: ClassVar[float] = 1.0
@@ -67,7 +74,9 @@ class ValueEdit(HeadEdit):
     def settle(self) -> None:
         values = head_values(self.values, f"{self.value_field} of {self.name}")
         if isinstance(values, dict) and self.heads is not None:
-            raise EditError(f"{self.name} takes heads, or {self.value_field} head by head, not both.")
+            raise EditError(
+                f"{self.name} takes heads, or {self.value_field} head by head, not both."
+            )
         object.__setattr__(self, self.value_field, values)
         super().settle()
 
@@ -83,7 +92,8 @@ class ValueEdit(HeadEdit):
         return super().is_identity() or all(fixed(v, self.neutral) for v in self.numbers())
 
     def per_head(self, site: Site, device: torch.device) -> torch.Tensor:
-        """(query heads,): the number of each head at this site, `neutral` for those not concerned."""
+        """(query heads,): the number of each head at this site, `neutral` for those not
+        concerned."""
         found: dict[int, Number] = {}
         if isinstance(self.values, dict):
             for head, value in self.values.items():

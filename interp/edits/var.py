@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.base import HeadEdit
-from interp.edits.keys import KeySet, check, groups, known, member, per_sample, query_positions, slots_of, spans_of
+from interp.edits.keys import (
+    KeySet,
+    check,
+    groups,
+    known,
+    member,
+    per_sample,
+    query_positions,
+    slots_of,
+    spans_of,
+)
 from interp.edits.sinks import SinkMemory, published_dims, ratios, stream_width, tau_of
 from interp.errors import EditError
 from interp_hooks.edit import Scope
@@ -23,34 +33,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VAR(HeadEdit):
-    """Visual attention redistribution (Kang et al., ICLR 2025, arXiv 2503.03321). Keys are text sinks T, visual sinks
-    V, the rest of the image N, and others. In heads that look at the image, for the query rows after it,
+    """Visual attention redistribution (Kang et al., ICLR 2025, arXiv 2503.03321). Keys are text
+    sinks T, visual sinks V, the rest of the image N, and others. In heads that look at the image,
+    for the query rows after it,
 
-        a_k' = (1 − p) a_k on T and V        a_j' = a_j·(1 + p (m_T + m_V) / m_N) on N        others stay
+        a_k' = (1 − p) a_k on T and V
+        a_j' = a_j·(1 + p (m_T + m_V) / m_N) on N
+        others stay
 
     decided head by head and row by row: m_V + m_N ≥ image_mass and m_N ≥ ρ (m_V + m_N).
 
-    By default the sinks are found while the model runs, layer by layer, in the residual stream that enters the layer:
-    tokens with φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ, of the prompt and of what is generated. A layer without
-    visual sinks: by "paper" its text sinks still give; by "code" the sample is left alone there.
+    By default the sinks are found while the model runs, layer by layer, in the residual stream that
+    enters the layer: tokens with φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ, of the prompt and of
+    what is generated. A layer without visual sinks: by "paper" its text sinks still give; by "code"
+    the sample is left alone there.
 
     Args:
-        image: the image's tokens: "image" (those of the prompt at hand), (start, stop) from each sample's first real
-            token, or (batch, slots) bool.
-        text_sinks, visual_sinks: the sinks instead of a search: tokens, as in `ScaleTokens`, or {layer: tokens} (other
-            layers are then left alone); visual sinks are image tokens. `VAR.find_sinks` reads them from a stream.
-        p, rho, image_mass: as above; tau: None for the paper's 20 (31 % of √d_model in streams below 1024, where
-            20 is out of reach: `interp.edits.sinks.tau_of`).
-        dims: the sink dimensions of the stream; "auto": those published for the model (`interp.edits.sinks`), else, in
-            each sample and layer, where its first token's |x[d]| / RMS(x) ≥ τ; None: no search.
-        preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V + m_N), ρ is 0.5, a
-            sample without visual sinks is left alone, and the last layer is edited too.
+        image: the image's tokens: "image" (those of the prompt at hand), (start, stop) from each
+            sample's first real token, or (batch, slots) bool.
+        text_sinks, visual_sinks: the sinks instead of a search: tokens, as in `ScaleTokens`, or
+            {layer: tokens} (other layers are then left alone); visual sinks are image tokens.
+            `VAR.find_sinks` reads them from a stream.
+        p, rho, image_mass: as above; tau: None for the paper's 20 (31 % of √d_model in streams
+            below 1024, where 20 is out of reach: `interp.edits.sinks.tau_of`).
+        dims: the sink dimensions of the stream; "auto": those published for the model
+            (`interp.edits.sinks`), else, in each sample and layer, where its first token's |x[d]| /
+                RMS(x) ≥ τ; None: no search.
+        preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V +
+            m_N), ρ is 0.5, a sample without visual sinks is left alone, and the last layer is
+            edited too.
         last_layer: edit it or not; None as the preset says.
-        heads: None for all. scope: "all" (rows after the image, prompt and generated), "prefill" or "decode".
+        heads: None for all. scope: "all" (rows after the image, prompt and generated), "prefill" or
+            "decode".
 
     Raises:
-        EditError: a number outside [0, 1], no image, neither sinks nor a search for them, or both; on entry, a
-            dimension or a τ that the model can't have; in use, a prompt without image, or one read outside the block.
+        EditError: a number outside [0, 1], no image, neither sinks nor a search for them, or both;
+            on entry, a dimension or a τ that the model can't have; in use, a prompt without image,
+            or one read outside the block.
     """
 
     image: KeySet = "image"
@@ -76,15 +95,22 @@ class VAR(HeadEdit):
             raise EditError('var needs image=: "image", (start, stop), or a (batch, slots) tensor.')
         given = self.text_sinks is not None or self.visual_sinks is not None
         if self.dims is None and not given:
-            raise EditError("var needs the sink tokens (text_sinks=, visual_sinks=), or dims= to search for them.")
+            raise EditError(
+                "var needs the sink tokens (text_sinks=, visual_sinks=), or dims= to search for "
+                "them."
+            )
         if isinstance(self.dims, str) and self.dims != "auto":
-            raise EditError(f'dims of var are "auto", or numbers of the residual stream, not {self.dims!r}.')
+            raise EditError(
+                f'dims of var are "auto", or numbers of the residual stream, not {self.dims!r}.'
+            )
         if self.dims is not None and self.dims != "auto":
             if given:
                 raise EditError("var takes the sink tokens, or dims to search for them, not both.")
             object.__setattr__(self, "dims", tuple(int(d) for d in self.dims))
             if not self.dims or min(self.dims) < 0:
-                raise EditError(f"dims of var are numbers of the residual stream, from 0, not {self.dims}.")
+                raise EditError(
+                    f"dims of var are numbers of the residual stream, from 0, not {self.dims}."
+                )
         if self.tau is not None and not self.tau > 0:
             raise EditError(f"τ of var is above 0, not {self.tau}.")
         object.__setattr__(self, "image", check(self.image))
@@ -100,11 +126,18 @@ class VAR(HeadEdit):
                 raise EditError(f"{name} of var is between 0 and 1, not {getattr(self, name)}.")
         if known(self.image):
             inside = {k for a, b in spans_of(self.image) for k in range(a, b)}
-            for keys in self.visual_sinks.values() if isinstance(self.visual_sinks, dict) else [self.visual_sinks]:
+            for keys in (
+                self.visual_sinks.values()
+                if isinstance(self.visual_sinks, dict)
+                else [self.visual_sinks]
+            ):
                 spans = spans_of(keys) if keys is not None and known(keys) else []
                 outside = [k for a, b in spans for k in range(a, b) if k not in inside]
                 if outside:
-                    raise EditError(f"Token {outside[0]} is a visual sink of var, but not in the image {self.image}.")
+                    raise EditError(
+                        f"Token {outside[0]} is a visual sink of var, but not in the image "
+                        f"{self.image}."
+                    )
 
     @property
     def moved(self) -> float:
@@ -129,11 +162,15 @@ class VAR(HeadEdit):
             width = stream_width(model)
             dims = published_dims(model) if self.dims == "auto" else self.dims
             if dims and width is not None and max(dims) >= width:
-                raise EditError(f"{model.name} has a residual stream of {width}, and dims of var name {max(dims)}.")
+                raise EditError(
+                    f"{model.name} has a residual stream of {width}, and dims of var name "
+                    f"{max(dims)}."
+                )
             tau = tau_of(width) if self.tau is None else self.tau
             if width is not None and tau > width**0.5:
                 raise EditError(
-                    f"No token of {model.name} reaches τ = {tau:g}: |x| / RMS(x) is at most √{width} = "
+                    f"No token of {model.name} reaches τ = {tau:g}: |x| / RMS(x) is at most "
+                    f"√{width} = "
                     f"{width**0.5:.1f} in its residual stream; give var a smaller tau=."
                 )
             object.__setattr__(self, "_memory", SinkMemory(dims, tau))
@@ -145,8 +182,9 @@ class VAR(HeadEdit):
 
     @staticmethod
     def find_sinks(hidden: torch.Tensor, dims: Sequence[int], tau: float = 20.0) -> torch.Tensor:
-        """(batch, tokens) bool: φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ on the stream entering a layer, (batch,
-        tokens, d_model), as `model.capture_resid()` gives it in resid["pre", layer]."""
+        """(batch, tokens) bool: φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ on the stream entering a
+        layer, (batch, tokens, d_model), as `model.capture_resid()` gives it in resid["pre",
+        layer]."""
         return ratios(hidden)[..., list(dims)].amax(-1) >= tau
 
     def touches(self, call: AttentionCall) -> bool:
@@ -158,7 +196,9 @@ class VAR(HeadEdit):
         text, visual = (sinks.get(layer) if isinstance(sinks, dict) else sinks for sinks in given)
         if self.searches:
             text = visual = self._memory.see(call)  # type: ignore[attr-defined]
-            slots_of(call, self.image)  # a prompt without image is refused, also where there is no sink
+            slots_of(
+                call, self.image
+            )  # a prompt without image is refused, also where there is no sink
             if not self.in_scope(call) or not bool(visual.any()):
                 return None
         if (text is None and visual is None) or (self.preset == "code" and visual is None):
@@ -211,7 +251,10 @@ class VAR(HeadEdit):
         return image[:, :width] & sinks[:, :width]
 
     def route(self, site: Site) -> str:
-        return f"var {self.preset} {self.moved:g} moved: a rule over four groups of keys, gated by their masses"
+        return (
+            f"var {self.preset} {self.moved:g} moved: a rule over four groups of keys, gated by "
+            "their masses"
+        )
 
 
 def _by_layer(keys: Any) -> Any:

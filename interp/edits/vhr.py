@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VHR(HeadEdit):
-    """Vision-aware head reinforcement (He et al., ACL 2025, arXiv 2412.13949): z_h ← α z_h before W_O, for the heads
-    whose output moves most when the image is taken away. A fixed set, in all steps of generation, from the prompt's
-    last position on, which makes the first token (a one-word answer is made there).
-    `interp.vision_heads.vhr_for(model, inputs)` finds the set of a prompt.
+    """Vision-aware head reinforcement (He et al., ACL 2025, arXiv 2412.13949): z_h ← α z_h before
+    W_O, for the heads whose output moves most when the image is taken away. A fixed set, in all
+    steps of generation, from the prompt's last position on, which makes the first token (a one-word
+    answer is made there). `interp.vision_heads.vhr_for(model, inputs)` finds the set of a prompt.
 
     Args:
-        heads: the set; or `selected` (batch, layers, heads) bool, a set for each sample of a batch (under beams each
-            sample's own, repeated); or `divergence` and `text_activation`, each (layers, heads), from which `select`
+        heads: the set; or `selected` (batch, layers, heads) bool, a set for each sample of a batch
+            (under beams each sample's own, repeated); or `divergence` and `text_activation`, each
+                (layers, heads), from which `select`
             finds it.
         alpha: 2 in the paper; 4 degenerates.
         layers: the layer of each row of `divergence`; None for 0, 1, ….
@@ -38,8 +39,9 @@ class VHR(HeadEdit):
         first: with "decode", the prompt's last position too; left padding only.
 
     Raises:
-        EditError: none or several of heads, selected and divergence; a divergence without text_activation; in use,
-            `selected` of another model's geometry or batch, right padding with `first`.
+        EditError: none or several of heads, selected and divergence; a divergence without
+            text_activation; in use, `selected` of another model's geometry or batch, right padding
+            with `first`.
     """
 
     heads: tuple[Head, ...] | None = None
@@ -61,33 +63,45 @@ class VHR(HeadEdit):
     ) -> None:
         if sum(x is not None for x in (self.heads, self.selected, divergence)) != 1:
             raise EditError(
-                "vhr needs heads, or selected, or divergence and text_activation to find them: one of the three."
+                "vhr needs heads, or selected, or divergence and text_activation to find them: one "
+                "of the three."
             )
         if divergence is not None:
             if text_activation is None:
-                raise EditError("vhr needs text_activation beside divergence, for its outlier guard.")
+                raise EditError(
+                    "vhr needs text_activation beside divergence, for its outlier guard."
+                )
             object.__setattr__(self, "heads", self.select(divergence, text_activation, layers))
         if self.selected is not None:
             if self.selected.ndim != 3:
-                raise EditError(f"selected of vhr is (batch, layers, heads), not {tuple(self.selected.shape)}.")
+                raise EditError(
+                    f"selected of vhr is (batch, layers, heads), not {tuple(self.selected.shape)}."
+                )
             object.__setattr__(self, "selected", self.selected.bool())
         object.__setattr__(self, "alpha", number(self.alpha, "α of vhr"))
         self.settle()
 
     @staticmethod
     def select(
-        vhd: torch.Tensor, text_activation: torch.Tensor, layers: Sequence[int] | None = None, guard: bool = True
+        vhd: torch.Tensor,
+        text_activation: torch.Tensor,
+        layers: Sequence[int] | None = None,
+        guard: bool = True,
     ) -> tuple[Head, ...]:
-        """The heads reinforced, layer by layer, from vhd ‖a(with image) − a(image removed)‖₂ and text_activation
-        ‖a(image removed)‖², a (layers, heads, d) the output before W_O at the last position; see `above_median`."""
+        """The heads reinforced, layer by layer, from vhd ‖a(with image) − a(image removed)‖₂ and
+        text_activation ‖a(image removed)‖², a (layers, heads, d) the output before W_O at the last
+        position; see `above_median`."""
         if vhd.ndim != 2 or vhd.shape != text_activation.shape:
             raise EditError(
-                f"Divergence and text activation are (layers, heads) each, not {tuple(vhd.shape)} and "
+                f"Divergence and text activation are (layers, heads) each, not {tuple(vhd.shape)} "
+                "and "
                 f"{tuple(text_activation.shape)}."
             )
         numbers = list(range(len(vhd))) if layers is None else list(layers)
         if len(numbers) != len(vhd):
-            raise EditError(f"There are {len(numbers)} layer numbers for {len(vhd)} layers of divergence.")
+            raise EditError(
+                f"There are {len(numbers)} layer numbers for {len(vhd)} layers of divergence."
+            )
         chosen = above_median(vhd, text_activation, guard)
         return tuple(Head(numbers[row], head) for row, head in chosen.nonzero().tolist())
 
@@ -101,7 +115,8 @@ class VHR(HeadEdit):
         super().bind(model)
         if self.selected is not None and self.selected.shape[1:] != (model.n_layers, model.n_heads):
             raise EditError(
-                f"selected of vhr is for {self.selected.shape[1]} layers of {self.selected.shape[2]} heads, and "
+                f"selected of vhr is for {self.selected.shape[1]} layers of "
+                f"{self.selected.shape[2]} heads, and "
                 f"{model.name} has {model.n_layers} of {model.n_heads}."
             )
 
@@ -119,25 +134,38 @@ class VHR(HeadEdit):
         if not self._starts(call):
             return self._reinforced(call, z)
         if call.mask.queries is not None and not bool(call.mask.queries[:, -1].all()):
-            raise EditError("vhr starts at the last row of a prompt, which is padding here; pad on the left.")
+            raise EditError(
+                "vhr starts at the last row of a prompt, which is padding here; pad on the left."
+            )
         return torch.cat([z[:, :-1], self._reinforced(call, z[:, -1:])], 1)
 
     def _reinforced(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if self.selected is not None:
-            mine = per_sample(call, self.selected[:, call.site.layer, : call.site.n_heads], "selected heads")
+            mine = per_sample(
+                call, self.selected[:, call.site.layer, : call.site.n_heads], "selected heads"
+            )
             gains = torch.where(mine, vector([self.alpha], z.device), 1.0)  # (batch or 1, heads)
             return z * gains.to(z.dtype)[:, None, :, None]
         chosen = set(self.heads_at(call.site))
-        return scale(z, vector([self.alpha if h in chosen else 1.0 for h in range(call.site.n_heads)], z.device))
+        return scale(
+            z,
+            vector(
+                [self.alpha if h in chosen else 1.0 for h in range(call.site.n_heads)], z.device
+            ),
+        )
 
     def route(self, site: Site) -> str:
-        return f"vhr × {self.alpha:g} on {len(self.heads_at(site))} heads: z scaled after the kernel"
+        return (
+            f"vhr × {self.alpha:g} on {len(self.heads_at(site))} heads: z scaled after the kernel"
+        )
 
 
-def above_median(vhd: torch.Tensor, text_activation: torch.Tensor, guard: bool = True) -> torch.Tensor:
-    """(…, heads) bool of divergences and text activations (…, heads), a row a layer: the heads above the layer's
-    median. With `guard` a divergence counts as 0 where it and the text activation are both above mean + σ over the
-    layer's heads (σ of the population: the paper does not say)."""
+def above_median(
+    vhd: torch.Tensor, text_activation: torch.Tensor, guard: bool = True
+) -> torch.Tensor:
+    """(…, heads) bool of divergences and text activations (…, heads), a row a layer: the heads
+    above the layer's median. With `guard` a divergence counts as 0 where it and the text activation
+    are both above mean + σ over the layer's heads (σ of the population: the paper does not say)."""
 
     def high(x: torch.Tensor) -> torch.Tensor:
         return x > x.mean(-1, keepdim=True) + x.std(-1, correction=0, keepdim=True)

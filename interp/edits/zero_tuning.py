@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZeroTuning(ValueEdit):
-    """The weight of the initial token × γ, rows renormalised: a₀' = γ a₀ / D, a_i' = a_i / D, D = (γ − 1) a₀ + 1
-    (Han et al. 2025, arXiv 2505.11739). The exact ln γ form, in flash attention; the initial token is each sample's
-    first real one, also under left padding, and is left alone where a sliding window has passed it.
+    """The weight of the initial token × γ, rows renormalised: a₀' = γ a₀ / D, a_i' = a_i / D, D =
+    (γ − 1) a₀ + 1 (Han et al. 2025, arXiv 2505.11739). The exact ln γ form, in flash attention; the
+    initial token is each sample's first real one, also under left padding, and is left alone where
+    a sliding window has passed it.
 
     Args:
-        gamma: one γ > 0 for all `heads`, or head → γ; tensors of one number take gradients. γ > 1 flattens the rest,
-            γ < 1 sharpens it.
+        gamma: one γ > 0 for all `heads`, or head → γ; tensors of one number take gradients. γ > 1
+            flattens the rest, γ < 1 sharpens it.
         heads: None for all; with a mapping, its heads.
-        scope: "all" (the paper's), "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+        scope: "all" (the paper's), "prefill" or "decode". queries: (start, stop) tokens; None for
+            all rows.
     """
 
     gamma: Any = 1.5
@@ -42,7 +44,10 @@ class ZeroTuning(ValueEdit):
     def __post_init__(self) -> None:
         self.settle()
         if min(self.numbers(), default=1.0) <= 0:
-            raise EditError(f"γ of zero_tuning is above 0, not {self.gamma}; to take the token out use scale_tokens.")
+            raise EditError(
+                f"γ of zero_tuning is above 0, not {self.gamma}; to take the token out use "
+                "scale_tokens."
+            )
 
     def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
         gains = self.per_head(call.site, call.value.device)

@@ -1,7 +1,9 @@
-"""Does attention agree with attribution? Rank correlation of where heads look with what the answer rests on.
+"""Does attention agree with attribution? Rank correlation of where heads look with what the answer
+rests on.
 
-Jain & Wallace 2019 ("Attention is not Explanation", arXiv 1902.10186), Wiegreffe & Pinter 2019 (arXiv 1908.04626). Low
-agreement does not show that a head is useless: weights say where a head looks, not what it takes from there.
+Jain & Wallace 2019 ("Attention is not Explanation", arXiv 1902.10186), Wiegreffe & Pinter 2019
+(arXiv 1908.04626). Low agreement does not show that a head is useless: weights say where a head
+looks, not what it takes from there.
 """
 
 from __future__ import annotations
@@ -45,23 +47,27 @@ def agreement(
     baseline: str = "mean",
     skip_first: bool = False,
 ) -> pd.DataFrame:
-    """Kendall's τ_b and Spearman's ρ between the attention of the judged position and token importance.
+    """Kendall's τ_b and Spearman's ρ between the attention of the judged position and token
+    importance.
 
-    Importance of a token is |gradient × input| or |integrated gradients| (`interp.mechanics.attribution`) of answer
-    logit − mean wrong logit at the first judged position of each of `n` problems; attention is that position's row.
+    Importance of a token is |gradient × input| or |integrated gradients|
+    (`interp.mechanics.attribution`) of answer logit − mean wrong logit at the first judged position
+    of each of `n` problems; attention is that position's row.
 
-    Returns a row a head with the columns an atlas begins with, then `tau_gradient`, `tau_ig`, `rho_gradient`, `rho_ig`:
-    means over problems, and `…_stderr`. A problem in which a head weighs all tokens alike is left out of its mean; NaN
-    where that is so in all. `attrs`: `layers`, the same measures of the mean attention over a layer's heads, each
-    {"mean", "low", "high", "n"} with a 95 % bootstrap interval over problems; `completeness`, the median over problems
-    of |Σa − Δm| / |Δm| of integrated gradients, and `completeness_worst`; `notes`.
+    Returns a row a head with the columns an atlas begins with, then `tau_gradient`, `tau_ig`,
+    `rho_gradient`, `rho_ig`: means over problems, and `…_stderr`. A problem in which a head weighs
+    all tokens alike is left out of its mean; NaN where that is so in all. `attrs`: `layers`, the
+    same measures of the mean attention over a layer's heads, each {"mean", "low", "high", "n"} with
+    a 95 % bootstrap interval over problems; `completeness`, the median over problems of |Σa − Δm| /
+    |Δm| of integrated gradients, and `completeness_worst`; `notes`.
 
     Args:
         steps, baseline: of the integrated gradients, "mean" or "zero" embedding.
         skip_first: leave the first token out of the ranking, where attention sinks rest.
 
     Raises:
-        UnknownNameError, InputError, ContextError: the task or an option. TapError: the embedding is not known.
+        UnknownNameError, InputError, ContextError: the task or an option. TapError: the embedding
+            is not known.
     """
     from interp.loading import load
 
@@ -89,22 +95,32 @@ def agreement(
         table = np.array(values)  # (problems, heads)
         frame[name], frame[f"{name}_stderr"] = _summary(table)
     frame.attrs.update(
-        task=chosen.name, n=n, seed=seed, steps=steps, baseline=baseline,
+        task=chosen.name,
+        n=n,
+        seed=seed,
+        steps=steps,
+        baseline=baseline,
         layers=_layers([s.layer for s in sites], by_layer, seed),
-        completeness=float(np.median(gaps)), completeness_worst=float(np.max(gaps)), notes=_notes(gaps, steps),
-    )  # fmt: skip
+        completeness=float(np.median(gaps)),
+        completeness_worst=float(np.max(gaps)),
+        notes=_notes(gaps, steps),
+    )
     return frame
 
 
 @torch.no_grad()
 def attention_rows(model: HookedModel, instance: Instance) -> dict[int, np.ndarray]:
-    """layer → (heads, tokens): attention of the first judged position of a problem, over the prompt up to it."""
+    """layer → (heads, tokens): attention of the first judged position of a problem, over the prompt
+    up to it."""
     batch = judged(model, [instance], first_only=True)
     queries = torch.zeros(batch.input_ids.shape, dtype=torch.bool, device=model.device)
     queries[0, -1] = True
     with model.observe(received={"row": Received(queries=queries)}) as seen:
         forward(model, batch.input_ids)
-    return {s.layer: seen[_key(s)].received_by("row")[0].double().cpu().numpy() for s in main_sites(model)}
+    return {
+        s.layer: seen[_key(s)].received_by("row")[0].double().cpu().numpy()
+        for s in main_sites(model)
+    }
 
 
 def _key(site: Any) -> Any:
@@ -123,7 +139,9 @@ def _summary(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(count > 1, np.sqrt(square / np.maximum(count, 1)), np.nan)
 
 
-def _layers(layers: list[int], values: dict[str, list[np.ndarray]], seed: int) -> list[dict[str, Any]]:
+def _layers(
+    layers: list[int], values: dict[str, list[np.ndarray]], seed: int
+) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for i, layer in enumerate(layers):
         row: dict[str, Any] = dict(layer=layer)
@@ -140,6 +158,7 @@ def _notes(gaps: list[float], steps: int) -> list[str]:
     if middle <= 0.01:
         return []
     return [
-        f"integrated gradients miss m(e) − m(b) by {middle:.1%} (median) with {steps} steps: take more, or the metric "
+        f"integrated gradients miss m(e) − m(b) by {middle:.1%} (median) with {steps} steps: take "
+        "more, or the metric "
         "jumps on the way (at the zero baseline under norms, between experts)."
     ]

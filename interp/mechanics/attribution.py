@@ -1,12 +1,16 @@
-"""Which tokens an answer rests on: gradient × input and integrated gradients of the token embeddings.
+"""Which tokens an answer rests on: gradient × input and integrated gradients of the token
+embeddings.
 
-With e_t the embedding of token t as it enters the stream (learned positions stay as they are) and m the metric,
+With e_t the embedding of token t as it enters the stream (learned positions stay as they are) and m
+the metric,
 
-    gradient × input   a_t = e_t · ∂m/∂e_t                                  (Shrikumar et al. 2016, arXiv 1605.01713)
-    integrated         a_t = (e_t − b_t) · ∫₀¹ ∂m/∂e_t (b + α(e − b)) dα    (Sundararajan et al. 2017, arXiv 1703.01365)
+    gradient × input   a_t = e_t · ∂m/∂e_t    (Shrikumar et al. 2016, arXiv 1605.01713)
+    integrated         a_t = (e_t − b_t) · ∫₀¹ ∂m/∂e_t (b + α(e − b)) dα
+        (Sundararajan et al. 2017, arXiv 1703.01365)
 
-The second is complete: Σ_t a_t = m(e) − m(b). With the zero baseline that is so in the limit only: a model that
-normalises its stream changes all at once near 0, layer after layer, and no number of steps sees it.
+The second is complete: Σ_t a_t = m(e) − m(b). With the zero baseline that is so in the limit only:
+a model that normalises its stream changes all at once near 0, layer after layer, and no number of
+steps sees it.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ BUDGET = 4096
 
 @dataclass(frozen=True)
 class Attribution:
-    """Of one prompt: `gradient` and `integrated` (tokens,), signed, in logits; `metric` m(e); `baseline` m(b)."""
+    """Of one prompt: `gradient` and `integrated` (tokens,), signed, in logits; `metric` m(e);
+    `baseline` m(b)."""
 
     gradient: np.ndarray
     integrated: np.ndarray
@@ -43,24 +48,30 @@ class Attribution:
 
     @property
     def gap(self) -> float:
-        """|Σ_t a_t − (m(e) − m(b))| / |m(e) − m(b)| of the integrated gradients: how far they are from complete."""
+        """|Σ_t a_t − (m(e) − m(b))| / |m(e) − m(b)| of the integrated gradients: how far they are
+        from complete."""
         change = self.metric - self.baseline
         return abs(float(self.integrated.sum()) - change) / max(abs(change), 1e-12)
 
 
 def attributions(
-    model: Any, instance: Instance, steps: int = 32, baseline: str = "mean", vocabulary: Vocabulary | None = None
+    model: Any,
+    instance: Instance,
+    steps: int = 32,
+    baseline: str = "mean",
+    vocabulary: Vocabulary | None = None,
 ) -> Attribution:
     """Attributions of the first judged position of a problem.
 
     Args:
-        steps: nodes of the integral (Gauss–Legendre: they are dense near the baseline, where a norm makes the metric
-            change fast).
+        steps: nodes of the integral (Gauss–Legendre: they are dense near the baseline, where a norm
+            makes the metric change fast).
         baseline: "mean", the mean embedding of the vocabulary, or "zero".
         vocabulary: `model.vocabulary()`, where it is at hand.
 
     Raises:
-        InputError: `steps` or `baseline` can't be used. TapError: the stream does not start with the embedding.
+        InputError: `steps` or `baseline` can't be used. TapError: the stream does not start with
+            the embedding.
     """
     from interp.loading import load
 
@@ -74,14 +85,19 @@ def attributions(
     else:
         away = (known.W_E.double().mean(0) * known.embed_scale).to(embedding).expand_as(embedding)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    alphas = torch.tensor([1.0, 0.0, *((nodes + 1) / 2)], dtype=torch.float64, device=embedding.device)
+    alphas = torch.tensor(
+        [1.0, 0.0, *((nodes + 1) / 2)], dtype=torch.float64, device=embedding.device
+    )
     metrics, gradients = [], []
     for some in alphas.split(max(1, BUDGET // len(embedding))):
         shift = (some.to(embedding)[:, None, None] - 1) * (embedding - away)  # b + α(e − b) − e
         value, gradient = _gradient(hooked, batch, shift)
         metrics.append(value)
         gradients.append(gradient.double())
-    metric, slope = torch.cat(metrics), torch.cat(gradients)  # (2 + steps,), (2 + steps, tokens, d_model)
+    metric, slope = (
+        torch.cat(metrics),
+        torch.cat(gradients),
+    )  # (2 + steps,), (2 + steps, tokens, d_model)
     mean = torch.einsum("s,std->td", torch.tensor(weights / 2).to(slope), slope[2:])
     return Attribution(
         (embedding.double() * slope[0]).sum(-1).cpu().numpy(),
@@ -99,8 +115,11 @@ def check(steps: int, baseline: str) -> None:
         raise InputError(f"There is no baseline {baseline!r}; use {' or '.join(BASELINES)}.")
 
 
-def _gradient(model: HookedModel, batch: Judged, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows,) metrics and (rows, tokens, d_model) gradients with the stream's start moved by `shift`."""
+def _gradient(
+    model: HookedModel, batch: Judged, shift: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows,) metrics and (rows, tokens, d_model) gradients with the stream's start moved by
+    `shift`."""
     first = main_sites(model)[0].layer
     leaves: list[torch.Tensor] = []
 

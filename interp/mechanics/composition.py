@@ -1,11 +1,15 @@
-"""Composition of heads: how much a later head's queries, keys or values read from what an earlier head writes.
+"""Composition of heads: how much a later head's queries, keys or values read from what an earlier
+head writes.
 
-Elhage et al. 2021, section "Two-Layer Attention-Only Transformers". With rows as vectors, W_OV = W_V W_O and
-W_QK = W_Q W_Kᵀ (d_model × d_model), h₁ in an earlier layer than h₂:
+Elhage et al. 2021, section "Two-Layer Attention-Only Transformers". With rows as vectors, W_OV =
+W_V W_O and W_QK = W_Q W_Kᵀ (d_model × d_model), h₁ in an earlier layer than h₂:
 
-    Q: ‖W_OV¹ W_QK²‖ / (‖W_OV¹‖ ‖W_QK²‖)      K: ‖W_OV¹ W_QK²ᵀ‖ / (…)      V: ‖W_OV¹ W_OV²‖ / (‖W_OV¹‖ ‖W_OV²‖)
+    Q: ‖W_OV¹ W_QK²‖ / (‖W_OV¹‖ ‖W_QK²‖)
+    K: ‖W_OV¹ W_QK²ᵀ‖ / (…)
+    V: ‖W_OV¹ W_OV²‖ / (‖W_OV¹‖ ‖W_OV²‖)
 
-in Frobenius norms. Norm gains are folded in; scales of norms, rotary positions and query/key norms are left out.
+in Frobenius norms. Norm gains are folded in; scales of norms, rotary positions and query/key norms
+are left out.
 """
 
 from __future__ import annotations
@@ -30,28 +34,38 @@ DRAWS = 32
 
 @torch.no_grad()
 def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
-    """A row a pair of heads and kind: `sender`, `receiver` ("L0H1"), `kind` (q, k or v), `score` in [0, 1], and
-    `above_random`, the score minus its mean over random matrices of the same shapes (products of Gaussian factors).
+    """A row a pair of heads and kind: `sender`, `receiver` ("L0H1"), `kind` (q, k or v), `score` in
+    [0, 1], and `above_random`, the score minus its mean over random matrices of the same shapes
+    (products of Gaussian factors).
 
-    Nothing of the size d_model × d_model is made: a product of rank d_head has the norm of a d_head × d_head one once
-    its outer factors are replaced by the triangular ones of their QR decompositions.
+    Nothing of the size d_model × d_model is made: a product of rank d_head has the norm of a d_head
+    × d_head one once its outer factors are replaced by the triangular ones of their QR
+    decompositions.
 
     Raises:
-        InputError: `kinds` names something else, or the model has a single layer. TapError: weights or norms not known.
+        InputError: `kinds` names something else, or the model has a single layer. TapError: weights
+            or norms not known.
     """
     import pandas as pd
 
     from interp.loading import load
 
     if not kinds or set(kinds) - set("qkv"):
-        raise InputError(f"The kinds of composition are q, k and v, as in kinds='qk'; {kinds!r} is not that.")
+        raise InputError(
+            f"The kinds of composition are q, k and v, as in kinds='qk'; {kinds!r} is not that."
+        )
     kinds = "".join(dict.fromkeys(kinds))
     hooked = load(model)
     if len(main_sites(hooked)) < 2:
-        raise InputError(f"{hooked.name} has a single attention layer, so no head reads from another.")
+        raise InputError(
+            f"{hooked.name} has a single attention layer, so no head reads from another."
+        )
     layers = _factors(hooked)
     expected: dict[tuple[int, int, int], float] = {}
-    names = {n: np.array([str(Head(n, h, _tower(hooked))) for h in range(len(s))]) for n, (s, _) in layers.items()}
+    names = {
+        n: np.array([str(Head(n, h, _tower(hooked))) for h in range(len(s))])
+        for n, (s, _) in layers.items()
+    }
     parts = []
     for one, (senders, _) in layers.items():
         for two in (n for n in layers if n > one):
@@ -60,10 +74,16 @@ def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
                 shapes = senders.shape[1], senders.shape[2], readers.shape[2]
                 if shapes not in expected:
                     expected[shapes] = _expected(*shapes)
-                score = torch.stack([_scores(s, readers) for s in senders]).cpu().numpy()  # (senders, receivers)
+                score = (
+                    torch.stack([_scores(s, readers) for s in senders]).cpu().numpy()
+                )  # (senders, receivers)
                 sender, receiver = np.meshgrid(names[one], names[two], indexing="ij")
-                flat = dict(sender=sender.ravel(), receiver=receiver.ravel(), kind=kind, score=score.ravel())
-                parts.append(pd.DataFrame(dict(flat, above_random=score.ravel() - expected[shapes])))
+                flat = dict(
+                    sender=sender.ravel(), receiver=receiver.ravel(), kind=kind, score=score.ravel()
+                )
+                parts.append(
+                    pd.DataFrame(dict(flat, above_random=score.ravel() - expected[shapes]))
+                )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -72,14 +92,17 @@ def _tower(model: HookedModel) -> str:
 
 
 def _factors(model: HookedModel) -> dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """layer → (S (heads, d_head, d_model), kind → R (heads, d_model, d_head)): ‖W_OV¹ X²‖ = ‖S¹ R²‖."""
+    """layer → (S (heads, d_head, d_model), kind → R (heads, d_model, d_head)): ‖W_OV¹ X²‖ = ‖S¹
+    R²‖."""
     norms = model.norms()
     found = {}
     for site in main_sites(model):
         layer: Folded = folded(model, site, norms)
         q, k, v, o = (_triangle(w) for w in (layer.Q, layer.K, layer.V, layer.O.transpose(1, 2)))
         readers = dict(
-            q=layer.Q @ k.transpose(1, 2), k=layer.K @ q.transpose(1, 2), v=layer.V @ o.transpose(1, 2)
+            q=layer.Q @ k.transpose(1, 2),
+            k=layer.K @ q.transpose(1, 2),
+            v=layer.V @ o.transpose(1, 2),
         )  # (heads, d_model, d_head)
         found[site.layer] = v @ layer.O, readers
     return found
@@ -91,14 +114,16 @@ def _triangle(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _scores(sender: torch.Tensor, readers: torch.Tensor) -> torch.Tensor:
-    """(receivers,) of one sender (d_head, d_model) and readers (receivers, d_model, d_head); 0 for a head of zeros."""
+    """(receivers,) of one sender (d_head, d_model) and readers (receivers, d_model, d_head); 0 for
+    a head of zeros."""
     product = torch.linalg.matrix_norm(sender @ readers)
     size = torch.linalg.matrix_norm(sender) * torch.linalg.matrix_norm(readers)
     return torch.where(size > 0, product / size.clamp_min(1e-300), 0.0)
 
 
 def _expected(rank: int, d_model: int, other: int) -> float:
-    """Mean score of random W₁ = A₁B₁ and W₂ = A₂B₂, all entries of the factors independent Gaussians."""
+    """Mean score of random W₁ = A₁B₁ and W₂ = A₂B₂, all entries of the factors independent
+    Gaussians."""
     draw = torch.Generator().manual_seed(0)
 
     def gauss(*shape: int) -> torch.Tensor:

@@ -1,9 +1,11 @@
-"""Direct logit attribution: what each head, MLP and bias writes towards an answer, past all later layers.
+"""Direct logit attribution: what each head, MLP and bias writes towards an answer, past all later
+layers.
 
-The final residual stream is a sum of parts, x = Σ_c x_c: the embedding, every head's result z_h W_O, the attention's
-biases and the MLPs. With the scale of the final norm frozen at x, logits are linear in the stream, so the logit in a
-direction u is Σ_c u · norm_x(x_c) + u · bias: exact, not an approximation (Elhage et al. 2021; Wang et al. 2022,
-section 3.1). Where a norm stands on the attention's branch (Gemma 2, OLMo 2) it is frozen in the same way.
+The final residual stream is a sum of parts, x = Σ_c x_c: the embedding, every head's result z_h
+W_O, the attention's biases and the MLPs. With the scale of the final norm frozen at x, logits are
+linear in the stream, so the logit in a direction u is Σ_c u · norm_x(x_c) + u · bias: exact, not an
+approximation (Elhage et al. 2021; Wang et al. 2022, section 3.1). Where a norm stands on the
+attention's branch (Gemma 2, OLMo 2) it is frozen in the same way.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ BATCH = 16
 class Direct:
     """Contributions to one direction at n judged positions, float64; they sum to `total`.
 
-    `embedding` (n,): token and learned position; `heads` layer → (n, heads); `attention_bias` layer → (n,), b_O;
-    `mlp` layer → (n,), all that a block adds besides its attention; `bias` (n,), the final norm's.
+    `embedding` (n,): token and learned position; `heads` layer → (n, heads); `attention_bias` layer
+    → (n,), b_O; `mlp` layer → (n,), all that a block adds besides its attention; `bias` (n,), the
+    final norm's.
     """
 
     embedding: torch.Tensor
@@ -65,31 +68,37 @@ def direct(
     rows: torch.Tensor | None = None,
     columns: torch.Tensor | None = None,
 ) -> Direct:
-    """Direct contributions to `directions` (n, d_model), vectors that the final norm's output is multiplied with, at
-    the positions (`rows`[i], `columns`[i]) of `input_ids` (batch, tokens); by default the last of each row.
+    """Direct contributions to `directions` (n, d_model), vectors that the final norm's output is
+    multiplied with, at the positions (`rows`[i], `columns`[i]) of `input_ids` (batch, tokens); by
+    default the last of each row.
 
     For a logit the direction is a column of `model.vocabulary().W_U` (times its `logit_scale`).
 
     Raises:
-        TapError: weights or norms are not known, or the parts do not add up to the stream: blocks scale or gate their
-            branches (Granite), or layers without attention stand between. InputError: shapes that do not fit.
+        TapError: weights or norms are not known, or the parts do not add up to the stream: blocks
+            scale or gate their branches (Granite), or layers without attention stand between.
+            InputError: shapes that do not fit.
     """
     from interp.loading import load
 
     hooked = load(model)
-    return _direct(hooked, hooked.norms(), input_ids, attention_mask, [directions], rows, columns)[0]
+    return _direct(hooked, hooked.norms(), input_ids, attention_mask, [directions], rows, columns)[
+        0
+    ]
 
 
 def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int = 0) -> pd.DataFrame:
-    """Direct contributions to (answer logit − mean wrong logit) at the judged positions of `n` problems, before a
-    softcap of the logits.
+    """Direct contributions to (answer logit − mean wrong logit) at the judged positions of `n`
+    problems, before a softcap of the logits.
 
-    A row a part: the columns an atlas begins with, `component` ("embedding", "head", "attention_bias", "mlp", "bias"),
-    `direct` (mean over problems, in logits; several judged positions of a problem are averaged first) and
-    `direct_stderr`; `direct_right` and `direct_wrong`, the contributions to either logit over the mean of the whole
-    vocabulary, whose difference `direct` is: a head can help by raising the one or by lowering the other. `layer` and
-    `head` are −1 where a part has none. Where a task names no wrong tokens the vocabulary's mean stands for them.
-    `attrs`: `metric`, the mean of what was attributed, equal to the sum of `direct`.
+    A row a part: the columns an atlas begins with, `component` ("embedding", "head",
+    "attention_bias", "mlp", "bias"), `direct` (mean over problems, in logits; several judged
+    positions of a problem are averaged first) and `direct_stderr`; `direct_right` and
+    `direct_wrong`, the contributions to either logit over the mean of the whole vocabulary, whose
+    difference `direct` is: a head can help by raising the one or by lowering the other. `layer` and
+    `head` are −1 where a part has none. Where a task names no wrong tokens the vocabulary's mean
+    stands for them. `attrs`: `metric`, the mean of what was attributed, equal to the sum of
+    `direct`.
 
     Raises:
         UnknownNameError, InputError, ContextError: the task. TapError: as `direct`.
@@ -109,7 +118,9 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
         batch = judged(hooked, group)
         where = batch.input_ids, batch.attention_mask
         asked = [_directions(batch, vocabulary, against) for against in (True, False)]
-        both = _direct(hooked, norms, *where, [vectors for vectors, _ in asked], batch.rows, batch.columns)
+        both = _direct(
+            hooked, norms, *where, [vectors for vectors, _ in asked], batch.rows, batch.columns
+        )
         for found, (_, offset), into in zip(both, asked, (parts, right), strict=True):
             for key, values in _parts(found, offset).items():
                 into.setdefault(key, []).append(_by_problem(values, batch))
@@ -120,14 +131,13 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
     frame = pd.concat([rows, pd.DataFrame(others)], ignore_index=True)
     table, raised = _table(hooked, parts), _table(hooked, right)
     frame["direct"] = table.mean(0).tolist()
-    frame["direct_stderr"] = (table.std(0) / len(table) ** 0.5).tolist() if len(table) > 1 else float("nan")
+    frame["direct_stderr"] = (
+        (table.std(0) / len(table) ** 0.5).tolist() if len(table) > 1 else float("nan")
+    )
     frame["direct_right"] = raised.mean(0).tolist()
     frame["direct_wrong"] = (raised - table).mean(0).tolist()
     frame.attrs.update(metric=float(torch.cat(totals).mean()), task=chosen.name, n=n, seed=seed)
     return frame
-
-
-# --- inside ---------------------------------------------------------------------------------------------------------
 
 
 def _groups(instances: Sequence[Instance]) -> list[Sequence[Instance]]:
@@ -141,9 +151,11 @@ def _table(model: HookedModel, parts: dict[tuple[str, int], list[torch.Tensor]])
     return torch.cat([c if c.ndim == 2 else c[:, None] for c in columns], 1)
 
 
-def _directions(batch: Judged, vocabulary: Vocabulary, against: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, d_model) and (n,) float64: the metric of a judged position is direction · final + offset. `against`: the
-    right tokens against the wrong ones, else against the whole vocabulary."""
+def _directions(
+    batch: Judged, vocabulary: Vocabulary, against: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, d_model) and (n,) float64: the metric of a judged position is direction · final + offset.
+    `against`: the right tokens against the wrong ones, else against the whole vocabulary."""
     W_U = vocabulary.W_U
     everything = W_U.mean(1, dtype=torch.float64)
     vectors, offsets = [], []
@@ -154,7 +166,9 @@ def _directions(batch: Judged, vocabulary: Vocabulary, against: bool) -> tuple[t
         b = vocabulary.b_U
         offset = W_U.new_zeros((), dtype=torch.float64)
         if b is not None:
-            offset = b[list(right)].double().mean() - (b[list(wrong)] if wrong else b).double().mean()
+            offset = (
+                b[list(right)].double().mean() - (b[list(wrong)] if wrong else b).double().mean()
+            )
         offsets.append(offset)
     return torch.stack(vectors), torch.stack(offsets)
 
@@ -193,7 +207,8 @@ def _direct(
     for one in directions:
         if one.ndim != 2 or not len(one) == len(rows) == len(columns):
             raise InputError(
-                f"directions is (judged positions, d_model): {tuple(one.shape)} does not fit {len(rows)} positions."
+                f"directions is (judged positions, d_model): {tuple(one.shape)} does not fit "
+                f"{len(rows)} positions."
             )
     at = rows.to(model.device), columns.to(model.device)
     with model.capture_z() as z, model.capture_resid() as resid:
@@ -202,32 +217,49 @@ def _direct(
     stream = {k: v[at].double() for k, v in resid.items()}  # (n, d_model)
     last = norms.final()
     end = stream["post", sites[-1].layer]
-    # frozen at the stream in the model's own precision, and where there is no final norm, nothing but a projection
+    # frozen at the stream in the model's own precision, and where there is no final norm, nothing
+    # but a projection
     frozen = None if last is None else last.frozen(resid["post", sites[-1].layer][at])
     if frozen is not None and not _close(frozen(end) + frozen.bias, stream["final"], model):
-        raise TapError(f"The final norm of {model.name} does not read the stream of its last attention block.")
+        raise TapError(
+            f"The final norm of {model.name} does not read the stream of its last attention block."
+        )
 
-    results, biases, mlps = {}, {}, {}  # what is written: (n, heads, d_model), (n, d_model), (n, d_model)
+    results, biases, mlps = (
+        {},
+        {},
+        {},
+    )  # what is written: (n, heads, d_model), (n, d_model), (n, d_model)
     previous: torch.Tensor | None = None
     for site in sites:
         pre, post = stream["pre", site.layer], stream["post", site.layer]
         if previous is not None and not _close(previous, pre, model):
-            raise TapError(f"Something stands between layer {site.layer} of {model.name} and the one before it.")
+            raise TapError(
+                f"Something stands between layer {site.layer} of {model.name} and the one before "
+                "it."
+            )
         previous = post
         result, bias = _attention(model, norms, site, z[_key(site)][at])
         written = result.sum(1) + bias
         middle = stream.get(("mid", site.layer))
         if middle is not None and not _close(pre + written, middle, model):
             raise TapError(
-                f"Layer {site.layer} of {model.name} does more than add Σ_h z_h W_O + b_O to the stream (it scales, "
+                f"Layer {site.layer} of {model.name} does more than add Σ_h z_h W_O + b_O to the "
+                "stream (it scales, "
                 "gates or normalises it), so direct contributions can't be told."
             )
-        results[site.layer], biases[site.layer], mlps[site.layer] = result, bias, post - pre - written
+        results[site.layer], biases[site.layer], mlps[site.layer] = (
+            result,
+            bias,
+            post - pre - written,
+        )
     found = []
     for vectors in (one.to(end) for one in directions):
         along = vectors if frozen is None else _back(frozen, vectors)  # through the frozen norm
 
-        def project(parts: dict[int, torch.Tensor], along: torch.Tensor = along) -> dict[int, torch.Tensor]:
+        def project(
+            parts: dict[int, torch.Tensor], along: torch.Tensor = along
+        ) -> dict[int, torch.Tensor]:
             """layer → (n, …, d_model) to layer → (n, …)."""
             return {
                 layer: (part * along.reshape(len(along), *[1] * (part.ndim - 2), -1)).sum(-1)
@@ -235,7 +267,9 @@ def _direct(
             }
 
         start = (stream["pre", sites[0].layer] * along).sum(-1)
-        tail = torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
+        tail = (
+            torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
+        )
         total = (vectors * stream.get("final", end)).sum(-1)
         found.append(Direct(start, project(results), project(biases), project(mlps), tail, total))
     return found
@@ -252,11 +286,16 @@ def _back(frozen: Any, vectors: torch.Tensor) -> torch.Tensor:
 
 def _close(a: torch.Tensor, b: torch.Tensor, model: HookedModel) -> bool:
     dtype = next(model.module.parameters()).dtype
-    return float((a - b).abs().max()) <= CLOSE.get(dtype, 2e-2) * float(b.abs().max().clamp_min(1e-30))
+    return float((a - b).abs().max()) <= CLOSE.get(dtype, 2e-2) * float(
+        b.abs().max().clamp_min(1e-30)
+    )
 
 
-def _attention(model: HookedModel, norms: Norms, site: Site, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, heads, d_model) and (n, d_model) float64: what heads and biases add to the stream; z (n, heads, d_head)."""
+def _attention(
+    model: HookedModel, norms: Norms, site: Site, z: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, heads, d_model) and (n, d_model) float64: what heads and biases add to the stream; z (n,
+    heads, d_head)."""
     weights = model.head_weights(site.layer, site.tower)
     result = torch.einsum("nhd,hdm->nhm", z.double(), weights.W_O.double())
     bias = result.new_zeros(len(z), result.shape[-1])

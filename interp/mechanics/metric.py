@@ -1,4 +1,5 @@
-"""What is attributed: the answer's logit minus the mean logit of the wrong answers, at judged positions."""
+"""What is attributed: the answer's logit minus the mean logit of the wrong answers, at judged
+positions."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class Judged:
     """Left-padded prompts and what is measured of them.
 
-    `input_ids`, `attention_mask`: (batch, tokens); `rows`, `columns`: (n,) the judged positions; `right`, `wrong`: the
-    tokens at each, `wrong` empty where any other token is.
+    `input_ids`, `attention_mask`: (batch, tokens); `rows`, `columns`: (n,) the judged positions;
+    `right`, `wrong`: the tokens at each, `wrong` empty where any other token is.
     """
 
     input_ids: torch.Tensor
@@ -31,8 +32,8 @@ class Judged:
     wrong: tuple[tuple[int, ...], ...]
 
     def metric(self, logits: torch.Tensor) -> torch.Tensor:
-        """(n,) of `logits` (n, vocabulary): mean logit of the right tokens minus that of the wrong ones, or of the
-        whole vocabulary where none is named."""
+        """(n,) of `logits` (n, vocabulary): mean logit of the right tokens minus that of the wrong
+        ones, or of the whole vocabulary where none is named."""
         found = []
         for row, right, wrong in zip(logits, self.right, self.wrong, strict=True):
             rivals = row[list(wrong)] if wrong else row
@@ -41,11 +42,14 @@ class Judged:
 
 
 def judged(model: HookedModel, instances: Sequence[Instance], first_only: bool = False) -> Judged:
-    """A batch of `instances` on the model's device; `first_only`: prompts up to the first judged position."""
+    """A batch of `instances` on the model's device; `first_only`: prompts up to the first judged
+    position."""
     batch = collate(instances, pad_id(model.tokenizer), "prompt" if first_only else "ids")
     places = [i.positions[:1] if first_only else i.positions for i in instances]
     rows = [b for b, p in enumerate(places) for _ in p]
-    columns = [p + offset for found, offset in zip(places, batch.offset, strict=True) for p in found]
+    columns = [
+        p + offset for found, offset in zip(places, batch.offset, strict=True) for p in found
+    ]
     right = [a for i, p in zip(instances, places, strict=True) for a in i.accept[: len(p)]]
     wrong = [w for i, p in zip(instances, places, strict=True) for w in i.wrong[: len(p)]]
     device = model.device

@@ -1,10 +1,12 @@
-"""OV and QK circuits: what a head writes when it attends to a token, and which tokens it attends to.
+"""OV and QK circuits: what a head writes when it attends to a token, and which tokens it attends
+to.
 
-Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section "Detecting copying behavior". With
-rows as vectors, W_OV = W_V W_O and W_QK = W_Q W_Kᵀ (d_model × d_model). The full OV circuit W_E W_OV W_U (vocabulary ×
-vocabulary) says how attending to a token changes every logit; the full QK circuit W_E W_QK W_Eᵀ how much each query
-token looks at each key token. Norm gains are folded in; what depends on more than the two tokens is left out: scales of
-norms, positions (RoPE, learned), query/key norms, biases, and what other heads and MLPs add.
+Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits", section "Detecting copying
+behavior". With rows as vectors, W_OV = W_V W_O and W_QK = W_Q W_Kᵀ (d_model × d_model). The full OV
+circuit W_E W_OV W_U (vocabulary × vocabulary) says how attending to a token changes every logit;
+the full QK circuit W_E W_QK W_Eᵀ how much each query token looks at each key token. Norm gains are
+folded in; what depends on more than the two tokens is left out: scales of norms, positions (RoPE,
+learned), query/key norms, biases, and what other heads and MLPs add.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ SAMPLE = 200
 
 
 def ov_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = True) -> np.ndarray:
-    """(d_head,) complex eigenvalues of W_E W_V W_O W_U, those that are not zero by rank; largest magnitude first.
+    """(d_head,) complex eigenvalues of W_E W_V W_O W_U, those that are not zero by rank; largest
+    magnitude first.
 
-    They are computed as those of the d_head × d_head matrix W_O W_U W_E W_V, in float64. `full=False`: of W_V W_O, the
-    map from stream to stream. Raises `HeadError`, `TapError`.
+    They are computed as those of the d_head × d_head matrix W_O W_U W_E W_V, in float64.
+    `full=False`: of W_V W_O, the map from stream to stream. Raises `HeadError`, `TapError`.
     """
     hooked, chosen, norms, layer = _head(model, head)
     middle = through_vocabulary(hooked.vocabulary(), norms)[0] if full else None
@@ -42,48 +45,62 @@ def ov_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = Tr
 
 
 def qk_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = True) -> np.ndarray:
-    """(d_head,) complex eigenvalues of W_E W_Q W_Kᵀ W_Eᵀ, as `ov_eigenvalues`; `full=False`: of W_Q W_Kᵀ."""
+    """(d_head,) complex eigenvalues of W_E W_Q W_Kᵀ W_Eᵀ, as `ov_eigenvalues`; `full=False`: of W_Q
+    W_Kᵀ."""
     hooked, chosen, norms, layer = _head(model, head)
     middle = through_vocabulary(hooked.vocabulary(), norms)[1] if full else None
     return _numbers(_qk(layer, middle)[chosen.head])
 
 
 def positive_share(eigenvalues: torch.Tensor) -> torch.Tensor:
-    """Σλ / Σ|λ| over the last dimension, in [−1, 1]; NaN where all are zero. The sum is real: eigenvalues of a real
-    matrix are real or come in conjugate pairs."""
+    """Σλ / Σ|λ| over the last dimension, in [−1, 1]; NaN where all are zero. The sum is real:
+    eigenvalues of a real matrix are real or come in conjugate pairs."""
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
 
 
 def copying_of(model: HookedModel) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """layer → ((heads,) Σλ/Σ|λ| of the full OV circuit, the same of the full QK circuit). Raises `TapError`."""
+    """layer → ((heads,) Σλ/Σ|λ| of the full OV circuit, the same of the full QK circuit). Raises
+    `TapError`."""
     norms = model.norms()
     unembed_embed, embed_embed = through_vocabulary(model.vocabulary(), norms)
     found = {}
     for site in main_sites(model):
         layer = folded(model, site, norms)
-        found[site.layer] = positive_share(_ov(layer, unembed_embed)), positive_share(_qk(layer, embed_embed))
+        found[site.layer] = (
+            positive_share(_ov(layer, unembed_embed)),
+            positive_share(_qk(layer, embed_embed)),
+        )
     return found
 
 
 @torch.no_grad()
 def copying(
-    model: Any, k: int = 5, tokens: Sequence[int] | None = None, after_mlp: bool = False, seed: int = 0
+    model: Any,
+    k: int = 5,
+    tokens: Sequence[int] | None = None,
+    after_mlp: bool = False,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """A row a head, with the columns of an atlas (`tower`, `kind`, `layer`, `head`, `kv_head`) and
 
-    * `ov_copying` = Σλ/Σ|λ| of W_E W_V W_O W_U: near 1 the head raises the tokens it attends to, near −1 lowers them;
+    * `ov_copying` = Σλ/Σ|λ| of W_E W_V W_O W_U: near 1 the head raises the tokens it attends to,
+      near −1 lowers them;
     * `qk_matching` = the same of W_E W_Q W_Kᵀ W_Eᵀ: near 1 it attends to tokens like the query's;
-    * `copy_rank`: the share of `tokens` that are among the `k` which their own row of the OV circuit raises most.
+    * `copy_rank`: the share of `tokens` that are among the `k` which their own row of the OV
+      circuit raises most.
 
     Args:
         k: how many of the raised tokens count.
-        tokens: ids; by default 200 drawn from the vocabulary, without special tokens. Wang et al. take people's names.
-        after_mlp: for `copy_rank`, put in the stream after the first block of a prompt of that token alone instead of
-            W_E, the norm exact, as Wang et al. 2022, section 3.1 and appendix, do for GPT-2.
+        tokens: ids; by default 200 drawn from the vocabulary, without special tokens. Wang et al.
+            take people's names.
+        after_mlp: for `copy_rank`, put in the stream after the first block of a prompt of that
+            token alone instead of W_E, the norm exact, as Wang et al. 2022, section 3.1 and
+            appendix, do for GPT-2.
         seed: of the draw.
 
     Raises:
-        TapError: embedding, unembedding, head weights or norms are not known. InputError: bad `k` or `tokens`.
+        TapError: embedding, unembedding, head weights or norms are not known. InputError: bad `k`
+            or `tokens`.
     """
     from interp.loading import load
 
@@ -112,13 +129,18 @@ def copying(
 
 @torch.no_grad()
 def ov_top_tokens(
-    model: Any, head: str | Head | Sequence[int], tokens: Sequence[int | str], k: int = 10, lowest: bool = False
+    model: Any,
+    head: str | Head | Sequence[int],
+    tokens: Sequence[int | str],
+    k: int = 10,
+    lowest: bool = False,
 ) -> pd.DataFrame:
-    """The `k` output tokens that each of `tokens` (ids, or text of one token) raises most when the head attends to it:
-    columns `token`, `rank` (from 1), `output`, `value`, and `token_text`, `output_text` where there is a tokenizer.
+    """The `k` output tokens that each of `tokens` (ids, or text of one token) raises most when the
+    head attends to it: columns `token`, `rank` (from 1), `output`, `value`, and `token_text`,
+    `output_text` where there is a tokenizer.
 
-    `value` is the entry of W_E W_V W_O W_U, in logits up to the norms' scales. `lowest`: what it lowers most.
-    Raises `HeadError`, `TapError`, `InputError` (a text of several tokens).
+    `value` is the entry of W_E W_V W_O W_U, in logits up to the norms' scales. `lowest`: what it
+    lowers most. Raises `HeadError`, `TapError`, `InputError` (a text of several tokens).
     """
     import pandas as pd
 
@@ -134,7 +156,9 @@ def ov_top_tokens(
     best = logits.topk(k, dim=1, largest=not lowest)
     rows = [
         dict(token=int(token), rank=i + 1, output=output, value=value)
-        for token, outputs, values in zip(ids, best.indices.tolist(), best.values.tolist(), strict=True)
+        for token, outputs, values in zip(
+            ids, best.indices.tolist(), best.values.tolist(), strict=True
+        )
         for i, (output, value) in enumerate(zip(outputs, values, strict=True))
     ]
     frame = pd.DataFrame(rows)
@@ -142,9 +166,6 @@ def ov_top_tokens(
         for column in ("token", "output"):
             frame[f"{column}_text"] = [hooked.tokenizer.decode([t]) for t in frame[column]]
     return frame
-
-
-# --- inside ---------------------------------------------------------------------------------------------------------
 
 
 def _head(model: Any, head: str | Head | Sequence[int]) -> tuple[HookedModel, Head, Norms, Folded]:
@@ -177,7 +198,9 @@ def _numbers(eigenvalues: torch.Tensor) -> np.ndarray:
     return eigenvalues[eigenvalues.abs().argsort(descending=True)].cpu().numpy()
 
 
-def _raised(layer: Folded, head: int, source: torch.Tensor, vocabulary: Vocabulary, norms: Norms) -> torch.Tensor:
+def _raised(
+    layer: Folded, head: int, source: torch.Tensor, vocabulary: Vocabulary, norms: Norms
+) -> torch.Tensor:
     """(tokens, vocabulary): source V O, through the final norm's gain and W_U; biases left out."""
     written = source @ layer.V[head] @ layer.O[head]  # (tokens, d_model)
     last = norms.final()
@@ -185,10 +208,14 @@ def _raised(layer: Folded, head: int, source: torch.Tensor, vocabulary: Vocabula
         written = last.centred(written) * last.gain
     scale = vocabulary.logit_scale
     # by pieces, since a float64 copy of the unembedding may be large
-    return scale * torch.cat([written @ piece.double() for piece in vocabulary.W_U.split(8192, dim=1)], 1)
+    return scale * torch.cat(
+        [written @ piece.double() for piece in vocabulary.W_U.split(8192, dim=1)], 1
+    )
 
 
-def _drawn(model: HookedModel, tokens: Sequence[int] | None, k: int, size: int, seed: int) -> torch.Tensor:
+def _drawn(
+    model: HookedModel, tokens: Sequence[int] | None, k: int, size: int, seed: int
+) -> torch.Tensor:
     """(tokens,) ids to measure `copy_rank` on."""
     import numpy as np
 
@@ -203,7 +230,11 @@ def _drawn(model: HookedModel, tokens: Sequence[int] | None, k: int, size: int, 
         tokens = sorted(draw.choice(ordinary, min(SAMPLE, len(ordinary)), replace=False).tolist())
     bad = [t for t in tokens if not 0 <= int(t) < size]
     if bad or not len(tokens):
-        raise InputError(f"There is no token {bad[0]}: ids go from 0 to {size - 1}." if bad else "No token was given.")
+        raise InputError(
+            f"There is no token {bad[0]}: ids go from 0 to {size - 1}."
+            if bad
+            else "No token was given."
+        )
     return torch.tensor([int(t) for t in tokens], device=model.device)
 
 
@@ -219,10 +250,15 @@ def _after_first(model: HookedModel, ids: torch.Tensor) -> torch.Tensor:
 def _id(model: HookedModel, token: int | str, size: int) -> int:
     if isinstance(token, str):
         if model.tokenizer is None:
-            raise InputError(f"{model.name} came without a tokenizer, so tokens are given by their ids.")
+            raise InputError(
+                f"{model.name} came without a tokenizer, so tokens are given by their ids."
+            )
         ids = model.tokenizer.encode(token, add_special_tokens=False)
         if len(ids) != 1:
-            raise InputError(f"{token!r} is {len(ids)} tokens for this tokenizer; give text of one token, or its id.")
+            raise InputError(
+                f"{token!r} is {len(ids)} tokens for this tokenizer; give text of one token, or "
+                "its id."
+            )
         return int(ids[0])
     if not 0 <= int(token) < size:
         raise InputError(f"There is no token {token}: ids go from 0 to {size - 1}.")

@@ -1,4 +1,5 @@
-"""Head weights that read and write the residual stream itself: the norms' gains and centring folded in."""
+"""Head weights that read and write the residual stream itself: the norms' gains and centring folded
+in."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class Folded:
-    """One layer's weights by query head, float64, without biases: Q, K, V (heads, d_model, d_head), O (heads, d_head,
-    d_model). A head moves x_k V O from key k to the query with a weight that grows with x_q Q Kᵀ x_kᵀ.
+    """One layer's weights by query head, float64, without biases: Q, K, V (heads, d_model, d_head),
+    O (heads, d_head, d_model). A head moves x_k V O from key k to the query with a weight that
+    grows with x_q Q Kᵀ x_kᵀ.
 
-    The norm before attention is folded into Q, K and V and a norm on the attention's branch into O, each up to its
-    scale 1/σ(x), which depends on the token. Rotary positions and query/key norms are left out.
+    The norm before attention is folded into Q, K and V and a norm on the attention's branch into O,
+    each up to its scale 1/σ(x), which depends on the token. Rotary positions and query/key norms
+    are left out.
     """
 
     Q: torch.Tensor
@@ -49,7 +52,8 @@ def folded(model: HookedModel, site: Site, norms: Norms) -> Folded:
 
 @torch.no_grad()
 def through_vocabulary(vocabulary: Vocabulary, norms: Norms) -> tuple[torch.Tensor, torch.Tensor]:
-    """(W_U W_E, W_Eᵀ W_E), both (d_model, d_model) float64, W_E and W_U with their scales, the final norm in W_U."""
+    """(W_U W_E, W_Eᵀ W_E), both (d_model, d_model) float64, W_E and W_U with their scales, the
+    final norm in W_U."""
     d_model = vocabulary.W_E.shape[1]
     out, same = (vocabulary.W_E.new_zeros(d_model, d_model, dtype=torch.float64) for _ in range(2))
     for start in range(0, min(vocabulary.W_E.shape[0], vocabulary.W_U.shape[1]), CHUNK):

@@ -54,7 +54,8 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A name that `interp.load` takes: kind "bundled" or "alias", its target (folder or hub id), a note."""
+    """A name that `interp.load` takes: kind "bundled" or "alias", its target (folder or hub id), a
+    note."""
 
     name: str
     kind: str
@@ -67,7 +68,9 @@ def catalog() -> list[Entry]:
     found = []
     for name, folder in BUNDLED.items():
         shortcuts = ", ".join(s for s, (target, _) in SHORTCUTS.items() if target == name)
-        here = "" if (FOLDER / folder / "model.safetensors").is_file() else " (not trained here yet)"
+        here = (
+            "" if (FOLDER / folder / "model.safetensors").is_file() else " (not trained here yet)"
+        )
         found.append(Entry(name, "bundled", folder, f"shortcut: {shortcuts}; works offline{here}"))
     note = "downloaded from the hub when asked for"
     return found + [Entry(name, "alias", target, note) for name, target in ALIASES.items()]

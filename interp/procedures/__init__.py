@@ -1,4 +1,5 @@
-"""Procedures: what is more than an edit of one attention call. ``interp.procedures.APE().generate(model, …)``."""
+"""Procedures: what is more than an edit of one attention call.
+``interp.procedures.APE().generate(model, …)``."""
 
 from __future__ import annotations
 

@@ -21,28 +21,32 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 TextLike = str | Sequence[int] | torch.Tensor
-Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer, (batch, kv_heads, tokens, d)
+Layers = list[
+    tuple[torch.Tensor, torch.Tensor]
+]  # keys and values of each layer, (batch, kv_heads, tokens, d)
 
 
 @dataclass(frozen=True)
 class APE:
-    """Adaptive parallel encoding (Yang et al., ICLR 2025, arXiv 2502.05431). The shared prefix (p tokens) is encoded
-    once; each context after it alone, at positions p, p + 1, …; the caches are joined; the query stands at
-    p + longest context. Its rows, and those of what is generated, attend to two groups of keys,
+    """Adaptive parallel encoding (Yang et al., ICLR 2025, arXiv 2502.05431). The shared prefix (p
+    tokens) is encoded once; each context after it alone, at positions p, p + 1, …; the caches are
+    joined; the query stands at p + longest context. Its rows, and those of what is generated,
+    attend to two groups of keys,
 
-        C = contexts, logits s / T, log-sum-exp L_C × (S·T)        R = prefix, query, generated: s, L_R
+        C = contexts, logits s / T, log-sum-exp L_C × (S·T)
+        R = prefix, query, generated: s, L_R
         z = (e^{S·T·L_C} ẑ_C + e^{L_R} ẑ_R) / (e^{S·T·L_C} + e^{L_R}),
 
-    with ẑ the softmax averages of each group. T = S = 1 is plain attention over the joined cache; with one context, the
-    model's own.
+    with ẑ the softmax averages of each group. T = S = 1 is plain attention over the joined cache;
+    with one context, the model's own.
 
     Args:
         temperature: T. scale: S. Both above 0.
 
-    Texts are strings or token ids; the prefix gets the tokenizer's BOS, contexts and query follow as they are. One text
-    at a time. Edits around it act while contexts are encoded and while the query runs; but there this procedure makes z
-    anew from queries, keys and values, so of outer edits those that change weights or z do not show. Models with
-    sliding windows are refused.
+    Texts are strings or token ids; the prefix gets the tokenizer's BOS, contexts and query follow
+    as they are. One text at a time. Edits around it act while contexts are encoded and while the
+    query runs; but there this procedure makes z anew from queries, keys and values, so of outer
+    edits those that change weights or z do not show. Models with sliding windows are refused.
     """
 
     temperature: float = 0.9
@@ -50,7 +54,10 @@ class APE:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.scale <= 0:
-            raise EditError(f"Temperature and scale of APE are above 0, not {self.temperature} and {self.scale}.")
+            raise EditError(
+                f"Temperature and scale of APE are above 0, not {self.temperature} and "
+                f"{self.scale}."
+            )
 
     @torch.no_grad()
     def encode(self, model: Any, prefix: TextLike, contexts: Sequence[TextLike]) -> Encoded:
@@ -65,7 +72,10 @@ class APE:
         head = token_ids(hooked, prefix, start=True)
         parts = [token_ids(hooked, c, start=False) for c in contexts]
         if not head or not parts or not all(parts):
-            raise InputError("APE needs a prefix of at least one token (BOS will do) and contexts that are not empty.")
+            raise InputError(
+                "APE needs a prefix of at least one token (BOS will do) and contexts that are not "
+                "empty."
+            )
         longest = max(map(len, parts))
         check_context(hooked, len(head) + longest)
         out = forward(hooked, torch.tensor([head]), use_cache=True, keep=1)
@@ -79,7 +89,9 @@ class APE:
                 ids[row, : len(parts[i])] = torch.tensor(parts[i])
             cache = refill(start, len(some))
             places = torch.arange(len(head), len(head) + width)[None].expand(len(some), -1)
-            out = forward(hooked, ids, use_cache=True, past_key_values=cache, position_ids=places, keep=1)
+            out = forward(
+                hooked, ids, use_cache=True, past_key_values=cache, position_ids=places, keep=1
+            )
             made = layers(hooked, out.past_key_values)
             for row, i in enumerate(some):
                 cut = slice(len(head), len(head) + len(parts[i]))
@@ -87,16 +99,24 @@ class APE:
         for piece in pieces:
             assert piece is not None
             joined = [
-                (torch.cat([k, a], 2), torch.cat([v, b], 2)) for (k, v), (a, b) in zip(joined, piece, strict=True)
+                (torch.cat([k, a], 2), torch.cat([v, b], 2))
+                for (k, v), (a, b) in zip(joined, piece, strict=True)
             ]
         return Encoded(hooked, self, joined, len(head), tuple(map(len, parts)))
 
-    def logits(self, model: Any, prefix: TextLike, contexts: Sequence[TextLike], query: TextLike) -> torch.Tensor:
+    def logits(
+        self, model: Any, prefix: TextLike, contexts: Sequence[TextLike], query: TextLike
+    ) -> torch.Tensor:
         """(query tokens, vocabulary) of the query after the contexts."""
         return self.encode(model, prefix, contexts).logits(query)
 
     def generate(
-        self, model: Any, prefix: TextLike, contexts: Sequence[TextLike], query: TextLike, **options: Any
+        self,
+        model: Any,
+        prefix: TextLike,
+        contexts: Sequence[TextLike],
+        query: TextLike,
+        **options: Any,
     ) -> torch.Tensor:
         """(new tokens,): the continuation of the query; options as in `Encoded.generate`."""
         return self.encode(model, prefix, contexts).generate(query, **options)
@@ -104,7 +124,8 @@ class APE:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Contexts encoded by `APE.encode`: keys and values of each layer, prefix first, then the contexts in order."""
+    """Contexts encoded by `APE.encode`: keys and values of each layer, prefix first, then the
+    contexts in order."""
 
     model: HookedModel
     settings: APE
@@ -116,15 +137,20 @@ class Encoded:
     def edit(self) -> Edit:
         """The edit under which the query runs on the joined cache."""
         end = self.prefix + sum(self.lengths)
-        return _Merge(self.prefix, end, self.settings.temperature, self.settings.scale, self.model.backend)
+        return _Merge(
+            self.prefix, end, self.settings.temperature, self.settings.scale, self.model.backend
+        )
 
     def run(self, ids: Sequence[int] | torch.Tensor, cache: Any, after: int = 0) -> torch.Tensor:
-        """(tokens, vocabulary) of tokens that follow `after` tokens of the query; `cache` grows. Inside `edit`."""
+        """(tokens, vocabulary) of tokens that follow `after` tokens of the query; `cache` grows.
+        Inside `edit`."""
         first = self.prefix + max(self.lengths) + after
         row = torch.as_tensor(ids)[None]
         check_context(self.model, first + row.shape[1])
         places = torch.arange(first, first + row.shape[1])[None]
-        return forward(self.model, row, use_cache=True, past_key_values=cache, position_ids=places).logits[0]
+        return forward(
+            self.model, row, use_cache=True, past_key_values=cache, position_ids=places
+        ).logits[0]
 
     @torch.no_grad()
     def logits(self, query: TextLike) -> torch.Tensor:
@@ -142,7 +168,8 @@ class Encoded:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> torch.Tensor:
-        """(new tokens,): greedy, or with `sample` from softmax(logits / temperature) cut to `top_p`, seeded."""
+        """(new tokens,): greedy, or with `sample` from softmax(logits / temperature) cut to
+        `top_p`, seeded."""
         ids = self._query(query)
         choice = Choice(sample, temperature, top_p, seed)
         cache = refill(self.layers, 1)
@@ -150,7 +177,9 @@ class Encoded:
         with self.model.edit(self.edit):
             first = self.run(ids, cache)[-1:]
             stop, pad = stop_tokens(self.model), pad_id(self.model.tokenizer)
-            return decode(first, lambda t: self.run(t, cache, next(after)), choice, max_new_tokens, stop, pad)[0]
+            return decode(
+                first, lambda t: self.run(t, cache, next(after)), choice, max_new_tokens, stop, pad
+            )[0]
 
     def _query(self, query: TextLike) -> list[int]:
         ids = token_ids(self.model, query, start=False)
@@ -176,8 +205,15 @@ class _Merge(Edit):
         return call.site.kind == "self" and call.mask.q_start >= self.stop
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        if call.query is None or call.key is None or call.mask.k_start or call.mask.window is not None:
-            raise EditError(f"APE needs plain causal attention, which layer {call.site.layer} has not.")
+        if (
+            call.query is None
+            or call.key is None
+            or call.mask.k_start
+            or call.mask.window is not None
+        ):
+            raise EditError(
+                f"APE needs plain causal attention, which layer {call.site.layer} has not."
+            )
         a, b = self.start, self.stop
         context = replace(call, key=call.key[:, :, a:b], value=call.value[:, :, a:b])
         own = replace(
@@ -194,7 +230,9 @@ class _Merge(Edit):
         self, call: AttentionCall, mask: Mask, sharper: float, sinks: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert call.query is not None and call.key is not None
-        cap = None if call.softcap is None else call.softcap * sharper  # the capped logits are divided by T
+        cap = (
+            None if call.softcap is None else call.softcap * sharper
+        )  # the capped logits are divided by T
         made = attention(
             call.query,
             call.key,
@@ -212,21 +250,29 @@ class _Merge(Edit):
 
 
 def merge(
-    context: tuple[torch.Tensor, torch.Tensor], rest: tuple[torch.Tensor, torch.Tensor], factor: float
+    context: tuple[torch.Tensor, torch.Tensor],
+    rest: tuple[torch.Tensor, torch.Tensor],
+    factor: float,
 ) -> torch.Tensor:
-    """(batch, heads, queries, d) of two groups of keys, each (ẑ, log-sum-exp (batch, heads, queries)); the first one's
-    log-sum-exp × factor."""
-    weight = torch.softmax(torch.stack([context[1] * factor, rest[1]]), 0)[..., None]  # (2, batch, heads, queries, 1)
+    """(batch, heads, queries, d) of two groups of keys, each (ẑ, log-sum-exp (batch, heads,
+    queries)); the first one's log-sum-exp × factor."""
+    weight = torch.softmax(torch.stack([context[1] * factor, rest[1]]), 0)[
+        ..., None
+    ]  # (2, batch, heads, queries, 1)
     return weight[0] * context[0] + weight[1] * rest[0]
 
 
 def layers(model: HookedModel, cache: Any) -> Layers:
-    """Keys and values of each layer of a cache. Raises `InputError` where a layer does not keep all tokens."""
+    """Keys and values of each layer of a cache. Raises `InputError` where a layer does not keep all
+    tokens."""
     found = []
     for layer in getattr(cache, "layers", [None]):
         keys = getattr(layer, "keys", None)
         if keys is None or getattr(layer, "is_sliding", False):
-            raise InputError(f"APE needs a plain cache of keys and values in every layer, and {model.name} has others.")
+            raise InputError(
+                f"APE needs a plain cache of keys and values in every layer, and {model.name} has "
+                "others."
+            )
         found.append((keys, layer.values))
     return found
 

@@ -1,4 +1,5 @@
-"""A second prediction of the text that `generate` writes, from other inputs, and what joins it with the model's own."""
+"""A second prediction of the text that `generate` writes, from other inputs, and what joins it with
+the model's own."""
 
 from __future__ import annotations
 
@@ -19,21 +20,37 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 #: inputs of a forward that a branch sets itself
-OWN = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep")
+OWN = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+)
 
 
 class Branch:
-    """The model on the same token slots with other inputs: another image, or fewer tokens that are seen. It has a cache
-    of its own, which follows `generate`: rows of several texts a prompt, rows that beams move, one token at a time.
+    """The model on the same token slots with other inputs: another image, or fewer tokens that are
+    seen. It has a cache of its own, which follows `generate`: rows of several texts a prompt, rows
+    that beams move, one token at a time.
 
-    Edits and observers around `generate` are those of the model's own prediction; the branch runs without.
+    Edits and observers around `generate` are those of the model's own prediction; the branch runs
+    without.
 
     Args:
-        prompt: (batch, slots) token ids; visible: (batch, slots), 0 for tokens that nobody sees (positions are counted
-            without them); more: further inputs of the prompt's forward, such as pixel_values.
+        prompt: (batch, slots) token ids; visible: (batch, slots), 0 for tokens that nobody sees
+            (positions are counted without them); more: further inputs of the prompt's forward, such
+                as pixel_values.
     """
 
-    def __init__(self, model: HookedModel, prompt: torch.Tensor, visible: torch.Tensor, more: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: HookedModel,
+        prompt: torch.Tensor,
+        visible: torch.Tensor,
+        more: Mapping[str, Any],
+    ):
         self.model, self.prompt, self.visible, self.more = model, prompt, visible.long(), dict(more)
         self._seen: torch.Tensor | None = None  # (rows, slots) read so far
         self._mask = self.visible
@@ -41,15 +58,17 @@ class Branch:
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """(rows, vocabulary): logits of the next token after input_ids (rows, slots). Raises `InputError` for ids that
-        do not go on with the prompt, or with what was read before."""
+        """(rows, vocabulary): logits of the next token after input_ids (rows, slots). Raises
+        `InputError` for ids that do not go on with the prompt, or with what was read before."""
         start = input_ids.shape[1] == self.prompt.shape[1]
         logits = self._start(input_ids) if start else self._follow(input_ids)
         self._seen = input_ids
         return logits
 
     def _run(self, ids: torch.Tensor, more: Mapping[str, Any]) -> torch.Tensor:
-        inputs: dict[str, Any] = dict(input_ids=ids, attention_mask=self._mask, use_cache=True, **more)
+        inputs: dict[str, Any] = dict(
+            input_ids=ids, attention_mask=self._mask, use_cache=True, **more
+        )
         if "position_ids" in self.model.accepts:
             inputs["position_ids"] = positions(self._mask)[:, -ids.shape[1] :]
         if "logits_to_keep" in self.model.accepts:
@@ -65,7 +84,10 @@ class Branch:
         prompt = self.prompt.to(ids.device)
         whole = prompt.repeat_interleave(each, 0)
         if whole.shape != ids.shape or not torch.equal(whole, ids):
-            raise InputError("This logits processor was made for another prompt; make one from the inputs of generate.")
+            raise InputError(
+                "This logits processor was made for another prompt; make one from the inputs of "
+                "generate."
+            )
         self._mask = self.visible.to(ids.device)
         logits = self._run(prompt, self.more)
         if each > 1:
@@ -77,12 +99,17 @@ class Branch:
         """Rows in the order of `ids`, whose last token is new."""
         seen = self._seen
         if seen is None or ids.shape[1] != seen.shape[1] + 1:
-            raise InputError("This logits processor follows generate token by token, from the prompt it was made for; "
-                             "assisted generation goes another way.")  # fmt: skip
+            raise InputError(
+                "This logits processor follows generate token by token, from the "
+                "prompt it was made for; "
+                "assisted generation goes another way."
+            )
         if not torch.equal(ids[:, :-1], seen):
             same = torch.stack([(row == seen).all(-1) for row in ids[:, :-1]])  # (rows, rows seen)
             if not bool(same.any(1).all()):
-                raise InputError("This logits processor was used for another text in between; make one a text.")
+                raise InputError(
+                    "This logits processor was used for another text in between; make one a text."
+                )
             order = same.int().argmax(1)
             self._cache.reorder_cache(order)
             self._mask = self._mask[order]
@@ -91,8 +118,9 @@ class Branch:
 
 
 class TwoBranches(LogitsProcessor):
-    """A logits processor that joins the model's own scores with those of a `Branch`, and keeps tokens whose own score
-    is at least the best one's + ln β. Scores that come as log-probabilities (beam search) go as such."""
+    """A logits processor that joins the model's own scores with those of a `Branch`, and keeps
+    tokens whose own score is at least the best one's + ln β. Scores that come as log-probabilities
+    (beam search) go as such."""
 
     name: str
 
@@ -109,7 +137,9 @@ class TwoBranches(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary): the scores of the next token after input_ids (rows, slots)."""
-        joined = scores if self.branch is None else self.join(scores, self.branch(input_ids).to(scores))
+        joined = (
+            scores if self.branch is None else self.join(scores, self.branch(input_ids).to(scores))
+        )
         if self.beta > 0:
             bound = scores.amax(-1, keepdim=True) + math.log(self.beta)
             joined = joined.masked_fill(scores < bound, -torch.inf)

@@ -25,23 +25,26 @@ class CCA:
 
         ``with CCA().on(model): model.generate(**inputs)``
 
-    The patches of an image, rows × columns, stand in rings: the border's at the image's first position p, the next
-    ring's at p + 1, …, the innermost at p + R − 1, with R = ⌈min(rows, columns) / 2⌉; the text goes on at p + R, as if
-    the image had R tokens. With `mask`, patches of an image see those of it in their own ring and in outer ones
-    (before and after them), instead of those before them; text sees all of the image, as ever.
+    The patches of an image, rows × columns, stand in rings: the border's at the image's first
+    position p, the next ring's at p + 1, …, the innermost at p + R − 1, with R = ⌈min(rows,
+    columns) / 2⌉; the text goes on at p + R, as if the image had R tokens. With `mask`, patches of
+    an image see those of it in their own ring and in outer ones (before and after them), instead of
+    those before them; text sees all of the image, as ever.
 
-    Positions and mask are those of the paper and its code. Its models are *trained* so; on another model this changes
-    what it was trained with. Batches, left and right padding, several images, KV cache, greedy, sampled and beam
-    search. The second predictions of DAMRO and RITUAL are made without it.
+    Positions and mask are those of the paper and its code. Its models are *trained* so; on another
+    model this changes what it was trained with. Batches, left and right padding, several images, KV
+    cache, greedy, sampled and beam search. The second predictions of DAMRO and RITUAL are made
+    without it.
 
     Args:
-        mask: the concentric causal mask beside the positions. grid: (rows, columns) of an image's patches; None:
-            square.
+        mask: the concentric causal mask beside the positions. grid: (rows, columns) of an image's
+            patches; None: square.
 
     Raises:
-        EditError: a grid of fewer than one patch. InputError: on entry, a text-only model, one without position ids, or
-            with positions of several dimensions (Qwen-VL); in use, image tokens that don't fill the grid, a prompt that
-            was read outside the block. In use, `EditError` where the model adds position biases to its scores.
+        EditError: a grid of fewer than one patch. InputError: on entry, a text-only model, one
+            without position ids, or with positions of several dimensions (Qwen-VL); in use, image
+            tokens that don't fill the grid, a prompt that was read outside the block. In use,
+            `EditError` where the model adds position biases to its scores.
     """
 
     mask: bool = True
@@ -52,19 +55,24 @@ class CCA:
             raise EditError(f"The grid of CCA is (rows, columns), each from 1 up, not {self.grid}.")
 
     def rings(self, tokens: int) -> torch.Tensor:
-        """(tokens,) int64: the ring of each patch, in reading order, 0 at the border. Raises `InputError`."""
+        """(tokens,) int64: the ring of each patch, in reading order, 0 at the border. Raises
+        `InputError`."""
         side = math.isqrt(tokens)
         rows, columns = self.grid or (side, side)
         if rows * columns != tokens:
             raise InputError(
-                f"CCA needs an image of {rows} × {columns} patches, and this one has {tokens} tokens; give grid=, or "
+                f"CCA needs an image of {rows} × {columns} patches, and this one has {tokens} "
+                "tokens; give grid=, or "
                 "use a model with one token a patch, like LLaVA-1.5."
             )
         row, column = torch.arange(rows)[:, None], torch.arange(columns)
-        return torch.minimum(torch.minimum(row, rows - 1 - row), torch.minimum(column, columns - 1 - column)).flatten()
+        return torch.minimum(
+            torch.minimum(row, rows - 1 - row), torch.minimum(column, columns - 1 - column)
+        ).flatten()
 
     def positions(self, model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """(batch, tokens) position ids of a prompt: 0 for the first real token; those of padding mean nothing."""
+        """(batch, tokens) position ids of a prompt: 0 for the first real token; those of padding
+        mean nothing."""
         from interp.loading import load
 
         hooked = load(model)
@@ -82,7 +90,9 @@ class CCA:
         hooked = load(model)
         needs_images(hooked, "CCA")
         if "position_ids" not in hooked.accepts or has_sections(hooked):
-            raise InputError(f"CCA needs a model with one position id a token, and {hooked.name} has others.")
+            raise InputError(
+                f"CCA needs a model with one position id a token, and {hooked.name} has others."
+            )
         watch = _Positions(self, hooked)
         handle = hooked.module.register_forward_pre_hook(watch, with_kwargs=True)
         try:
@@ -105,7 +115,8 @@ class CCA:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Of each token, (batch, slots): by how much its position is less than it was, its ring, and its image (−1)."""
+    """Of each token, (batch, slots): by how much its position is less than it was, its ring, and
+    its image (−1)."""
 
     shift: torch.Tensor
     ring: torch.Tensor
@@ -113,7 +124,8 @@ class _Layout:
 
 
 class _Positions:
-    """A forward pre-hook of the model that moves position ids; `layout` is that of the tokens it reads now."""
+    """A forward pre-hook of the model that moves position ids; `layout` is that of the tokens it
+    reads now."""
 
     def __init__(self, cca: CCA, model: HookedModel) -> None:
         self.cca, self.model, self.edit = cca, model, _RingMask(self)
@@ -121,7 +133,9 @@ class _Positions:
         self._last: torch.Tensor | None = None  # (batch, 1) shift of the last token
         self._read = 0  # slots
 
-    def __call__(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def __call__(
+        self, module: Any, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         if not any(edit is self.edit for edit in self.model.observers_and_edits()[1]):
             return args, kwargs  # a clean run, between the steps of another text
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -138,7 +152,9 @@ class _Positions:
         base = kwargs.get("position_ids")
         if base is None:
             if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
-                raise InputError("CCA needs position_ids, or a mask (batch, tokens) to count them from.")
+                raise InputError(
+                    "CCA needs position_ids, or a mask (batch, tokens) to count them from."
+                )
             base = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         self.layout, self._last, self._read = layout, layout.shift[:, -1:], before + ids.shape[1]
         return args, {**kwargs, "attention_mask": mask, "position_ids": base - layout.shift}
@@ -146,7 +162,9 @@ class _Positions:
     def _carried(self, before: int, rows: int) -> torch.Tensor:
         """(rows, 1): the shift of what comes after the tokens in the cache."""
         if self._last is None or self._read != before or rows % len(self._last):
-            raise InputError("CCA needs the prompt to be read in its block too, before what follows it.")
+            raise InputError(
+                "CCA needs the prompt to be read in its block too, before what follows it."
+            )
         return self._last.repeat_interleave(rows // len(self._last), 0)
 
 
@@ -165,15 +183,26 @@ class _RingMask(Edit):
         layout, mask = self.watch.layout, call.mask
         assert layout is not None
         if mask.dense is not None and mask.dense.dtype != torch.bool:
-            raise EditError("CCA's mask is not defined here: this model adds position biases to the scores.")
+            raise EditError(
+                "CCA's mask is not defined here: this model adds position biases to the scores."
+            )
         if mask.window is not None and mask.window < call.n_keys:
-            raise EditError(f"CCA's mask needs whole attention, and layer {call.site.layer} has a sliding window.")
+            raise EditError(
+                f"CCA's mask needs whole attention, and layer {call.site.layer} has a sliding "
+                "window."
+            )
         rows = torch.arange(call.n_queries, device=call.value.device) + mask.q_start
         columns = torch.arange(call.n_keys, device=call.value.device) + mask.k_start
-        sees = columns <= rows[:, None] if mask.causal else torch.ones_like(columns <= rows[:, None])
+        sees = (
+            columns <= rows[:, None] if mask.causal else torch.ones_like(columns <= rows[:, None])
+        )
         sees = sees[None, None] if mask.dense is None else sees & mask.dense
-        pad = call.n_keys - layout.image.shape[1]  # the image is in the rows at hand, the last columns
-        image, ring = (torch.nn.functional.pad(x, (pad, 0), value=-1) for x in (layout.image, layout.ring))
+        pad = (
+            call.n_keys - layout.image.shape[1]
+        )  # the image is in the rows at hand, the last columns
+        image, ring = (
+            torch.nn.functional.pad(x, (pad, 0), value=-1) for x in (layout.image, layout.ring)
+        )
         same = (layout.image[:, :, None] == image[:, None]) & (layout.image >= 0)[:, :, None]
         outer = ring[:, None] <= layout.ring[:, :, None]  # (batch, queries, keys)
         sees = torch.where(same[:, None], outer[:, None], sees)

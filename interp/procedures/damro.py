@@ -14,31 +14,36 @@ from interp_hooks.images import image_mask
 
 
 class DAMRO(TwoBranches):
-    """Contrastive decoding against outlier patches (Gong et al., EMNLP 2024, arXiv 2410.04514), a logits processor:
+    """Contrastive decoding against outlier patches (Gong et al., EMNLP 2024, arXiv 2410.04514), a
+    logits processor:
 
         ``model.generate(**inputs, logits_processor=[DAMRO(model, inputs)])``
 
-    The second prediction sees, of each image, only the k patches that the vision tower's class token attends to most.
-    With l the model's scores and l_k that prediction's,
+    The second prediction sees, of each image, only the k patches that the vision tower's class
+    token attends to most. With l the model's scores and l_k that prediction's,
 
         l' = (1 + α) l − α l_k  where l ≥ max l + ln β        −∞ elsewhere.
 
-    Greedy, sampled and beam search; batches, left-padded. With sampling, `generate` applies its temperature, top-k and
-    top-p afterwards; the released code samples from l' itself.
+    Greedy, sampled and beam search; batches, left-padded. With sampling, `generate` applies its
+    temperature, top-k and top-p afterwards; the released code samples from l' itself.
 
     Args:
-        model: a vision-language model; inputs: those of `generate`, input_ids and pixel_values among them.
-        alpha, k: 2 and 10 for LLaVA-1.5. (InstructBLIP's k = 4 and α = 0.5 or 1.5 filter patches before its Q-Former,
-            which is not implemented: such models are refused.) beta: 0.1; 0 keeps all tokens.
+        model: a vision-language model; inputs: those of `generate`, input_ids and pixel_values
+            among them.
+        alpha, k: 2 and 10 for LLaVA-1.5. (InstructBLIP's k = 4 and α = 0.5 or 1.5 filter patches
+            before its Q-Former, which is not implemented: such models are refused.) beta: 0.1; 0
+            keeps all tokens.
         layer: of the vision tower, the last as in the released code.
-        preset: "paper": attention head by head, summed; "code": one softmax of the full-width product of queries and
-            keys. The patches stay in reading order, at consecutive positions (the code orders them by attention).
+        preset: "paper": attention head by head, summed; "code": one softmax of the full-width
+            product of queries and keys. The patches stay in reading order, at consecutive positions
+            (the code orders them by attention).
 
     α = 0 and β = 0 leave the scores as they are.
 
     Raises:
-        InputError: a text-only model, a prompt without image, right padding, image tokens that are not one a patch, a
-            tower without class token, numbers out of range; in use, another prompt than the processor's.
+        InputError: a text-only model, a prompt without image, right padding, image tokens that are
+            not one a patch, a tower without class token, numbers out of range; in use, another
+            prompt than the processor's.
     """
 
     name = "DAMRO"
@@ -63,11 +68,17 @@ class DAMRO(TwoBranches):
         super().__init__(hooked, beta)
         self.alpha = alpha
         ids, mask, more = prompt_of(hooked, inputs, self.name)
-        found = cls_attention(hooked, inputs, (layer,), "width" if preset == "code" else "heads", self.name)
+        found = cls_attention(
+            hooked, inputs, (layer,), "width" if preset == "code" else "heads", self.name
+        )
         attention = found.attention[layer]  # (images, patches)
         if k > attention.shape[1]:
-            raise InputError(f"DAMRO keeps k = {k} patches of an image, and there are {attention.shape[1]}.")
-        best = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, attention.topk(k, 1).indices, True)
+            raise InputError(
+                f"DAMRO keeps k = {k} patches of an image, and there are {attention.shape[1]}."
+            )
+        best = torch.zeros_like(attention, dtype=torch.bool).scatter_(
+            1, attention.topk(k, 1).indices, True
+        )
         #: (batch, slots) bool: the patches that the second prediction sees
         self.outliers = found.keys(best, *ids.shape).to(ids.device)
         image = image_mask(hooked.module.config, ids)

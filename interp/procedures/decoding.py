@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a token is chosen: greedily, or with `sample` from softmax(logits / temperature) cut to the `top_p` mass,
-    seeded."""
+    """How a token is chosen: greedily, or with `sample` from softmax(logits / temperature) cut to
+    the `top_p` mass, seeded."""
 
     sample: bool = False
     temperature: float = 1.0
@@ -38,7 +38,9 @@ class Choice:
             return logits.argmax(-1)
         p = torch.softmax(logits.float().cpu() / self.temperature, -1)
         ranked, order = p.sort(-1, descending=True)
-        ranked = torch.where(ranked.cumsum(-1) - ranked < self.top_p, ranked, 0)  # the first always stays
+        ranked = torch.where(
+            ranked.cumsum(-1) - ranked < self.top_p, ranked, 0
+        )  # the first always stays
         drawn = torch.multinomial(ranked, 1, generator=generator)
         return order.gather(-1, drawn)[:, 0].to(logits.device)
 
@@ -51,8 +53,9 @@ def decode(
     stop: set[int],
     pad: int,
 ) -> torch.Tensor:
-    """(batch, new) tokens: `first` are logits (batch, vocabulary) after the prompt, `step(tokens (batch,))` gives the
-    next ones. A row that met a token of `stop` goes on with `pad`; the text ends when all have."""
+    """(batch, new) tokens: `first` are logits (batch, vocabulary) after the prompt, `step(tokens
+    (batch,))` gives the next ones. A row that met a token of `stop` goes on with `pad`; the text
+    ends when all have."""
     if max_new_tokens < 1:
         raise InputError("A text needs at least one new token; use max_new_tokens ≥ 1.")
     generator, logits, made = choice.generator(), first, []
@@ -77,7 +80,8 @@ def stop_tokens(model: HookedModel) -> set[int]:
 
 
 def token_ids(model: HookedModel, text: Any, start: bool) -> list[int]:
-    """Text, token ids or a (1, tokens) tensor as a list of ids; `start`: with the tokenizer's BOS."""
+    """Text, token ids or a (1, tokens) tensor as a list of ids; `start`: with the tokenizer's
+    BOS."""
     from interp.tasks.base import Text
 
     if isinstance(text, str):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class _Switch:
-    """An edit that can be turned off without leaving its block (entering again would bind it again)."""
+    """An edit that can be turned off without leaving its block (entering again would bind it
+    again)."""
 
     def __init__(self, edit: Edit):
         self.edit, self.on = edit, False
@@ -39,14 +40,18 @@ class _Pair:
         self.model, self.switches, self.scale = model, switches, scale
         self.caches: dict[bool, Any] = {}
 
-    def __call__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **more: Any) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **more: Any
+    ) -> torch.Tensor:
         """l + w (l − l_perturbed) of one forward, (batch, tokens or kept, vocabulary)."""
         plain = self._run(False, input_ids, attention_mask, more)
         if self.scale == 0:
             return plain
         return plain + self.scale * (plain - self._run(True, input_ids, attention_mask, more))
 
-    def _run(self, on: bool, ids: torch.Tensor, mask: torch.Tensor | None, more: dict[str, Any]) -> torch.Tensor:
+    def _run(
+        self, on: bool, ids: torch.Tensor, mask: torch.Tensor | None, more: dict[str, Any]
+    ) -> torch.Tensor:
         for switch in self.switches:
             switch.on = on
         try:
@@ -78,9 +83,9 @@ def guided_logits(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(batch, tokens, vocabulary): l + w (l − l_perturbed), with l_perturbed predicted under `edits` and w = `scale`
-    (perturbed-attention guidance in logits; Ahn et al. 2025, arXiv 2506.10978 write ε + w (ε − ε_pert)). w = 0 is the
-    plain prediction."""
+    """(batch, tokens, vocabulary): l + w (l − l_perturbed), with l_perturbed predicted under
+    `edits` and w = `scale` (perturbed-attention guidance in logits; Ahn et al. 2025, arXiv
+    2506.10978 write ε + w (ε − ε_pert)). w = 0 is the plain prediction."""
     from interp.loading import load
 
     with _pair(hooked := load(model), edits, scale) as pair:
@@ -100,7 +105,8 @@ def guided_generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Generate from `guided_logits`, token by token with two caches; returns prompt and new tokens, (batch, tokens).
+    """Generate from `guided_logits`, token by token with two caches; returns prompt and new tokens,
+    (batch, tokens).
 
     Args:
         edits: what perturbs the second prediction, at prefill and decode as their scopes say.
@@ -108,7 +114,8 @@ def guided_generate(
         sample: draw from softmax(logits / temperature) cut to `top_p`, seeded; otherwise greedy.
 
     Raises:
-        InputError: no edits, no cache, an empty prompt. EditError, HeadError: an edit that the model can't take.
+        InputError: no edits, no cache, an empty prompt. EditError, HeadError: an edit that the
+            model can't take.
     """
     from interp.loading import load
 
@@ -116,7 +123,11 @@ def guided_generate(
     check_procedure(hooked, "Guidance")
     choice = Choice(sample, temperature, top_p, seed)
     batched = isinstance(prompt, torch.Tensor) and prompt.ndim == 2
-    ids = cast(torch.Tensor, prompt) if batched else torch.tensor([token_ids(hooked, prompt, start=True)])
+    ids = (
+        cast(torch.Tensor, prompt)
+        if batched
+        else torch.tensor([token_ids(hooked, prompt, start=True)])
+    )
     if not ids.numel():
         raise InputError("The prompt is empty; give some text to continue.")
     ids = ids.to(hooked.device)
@@ -129,5 +140,7 @@ def guided_generate(
             return pair(tokens[:, None], seen[0], use_cache=True)[:, -1]
 
         first = pair(ids, mask, use_cache=True, keep=1)[:, -1]
-        made = decode(first, step, choice, max_new_tokens, stop_tokens(hooked), pad_id(hooked.tokenizer))
+        made = decode(
+            first, step, choice, max_new_tokens, stop_tokens(hooked), pad_id(hooked.tokenizer)
+        )
     return torch.cat([ids, made], 1)

@@ -21,33 +21,38 @@ if TYPE_CHECKING:
 
 
 class RITUAL(TwoBranches):
-    """Complementary decoding with a transformed image (Woo et al. 2024, arXiv 2405.17821), a logits processor:
+    """Complementary decoding with a transformed image (Woo et al. 2024, arXiv 2405.17821), a logits
+    processor:
 
         ``model.generate(**inputs, logits_processor=[RITUAL(model, inputs)])``
 
-    The second prediction has, for each image, one that a transformation drawn at random has changed: a horizontal or
-    vertical flip, a rotation, colour jitter, Gaussian blur, or a crop. With l the model's scores and l_T that
-    prediction's,
+    The second prediction has, for each image, one that a transformation drawn at random has
+    changed: a horizontal or vertical flip, a rotation, colour jitter, Gaussian blur, or a crop.
+    With l the model's scores and l_T that prediction's,
 
         l' = l + κ l_T  where l ≥ max l + ln β        −∞ elsewhere.
 
-    Greedy, sampled and beam search; batches, left-padded. κ = 3, β = 0.1, the six transformations and their ranges are
-    the released code's; the paper's own text was not at hand, so whether it has the cutoff β is not verified. Pictures
-    are transformed by PIL, not torchvision: the same operations, other random numbers. RITUAL+, in which the model
-    itself chooses the transformation, is not implemented.
+    Greedy, sampled and beam search; batches, left-padded. κ = 3, β = 0.1, the six transformations
+    and their ranges are the released code's; the paper's own text was not at hand, so whether it
+    has the cutoff β is not verified. Pictures are transformed by PIL, not torchvision: the same
+    operations, other random numbers. RITUAL+, in which the model itself chooses the transformation,
+    is not implemented.
 
     Args:
-        model: a vision-language model; inputs: those of `generate`, input_ids and pixel_values among them.
-        images: the pictures (or paths), in the order of the prompts; None: read back from pixel_values, at the size
-            that the vision tower sees (LLaVA-1.5; pictures cut into tiles must be given).
+        model: a vision-language model; inputs: those of `generate`, input_ids and pixel_values
+            among them.
+        images: the pictures (or paths), in the order of the prompts; None: read back from
+            pixel_values, at the size that the vision tower sees (LLaVA-1.5; pictures cut into tiles
+            must be given).
         kappa: κ; 0 leaves out the second prediction. beta: β; 0 keeps all tokens.
         transforms: of which one is drawn for each image. seed: of the draws.
 
     κ = 0 and β = 0 leave the scores as they are.
 
     Raises:
-        InputError: a text-only model, no processor, a prompt without image, right padding, an unknown transformation,
-            numbers out of range, pictures that don't fit the prompt; in use, another prompt than the processor's.
+        InputError: a text-only model, no processor, a prompt without image, right padding, an
+            unknown transformation, numbers out of range, pictures that don't fit the prompt; in
+            use, another prompt than the processor's.
     """
 
     name = "RITUAL"
@@ -66,7 +71,9 @@ class RITUAL(TwoBranches):
 
         unknown = [t for t in transforms if t not in TRANSFORMS]
         if unknown or not transforms:
-            raise InputError(f"RITUAL's transformations are {', '.join(TRANSFORMS)}, not {unknown or 'none'}.")
+            raise InputError(
+                f"RITUAL's transformations are {', '.join(TRANSFORMS)}, not {unknown or 'none'}."
+            )
         if kappa < 0:
             raise InputError(f"RITUAL needs κ from 0 up, not {kappa}.")
         hooked = load(model)
@@ -74,8 +81,14 @@ class RITUAL(TwoBranches):
         self.kappa = kappa
         ids, mask, more = prompt_of(hooked, inputs, self.name)
         if hooked.processor is None:
-            raise InputError(f"{hooked.name} came without its processor; give it to interp.load as processor=.")
-        given = pictures(hooked, more["pixel_values"]) if images is None else [_read(image) for image in images]
+            raise InputError(
+                f"{hooked.name} came without its processor; give it to interp.load as processor=."
+            )
+        given = (
+            pictures(hooked, more["pixel_values"])
+            if images is None
+            else [_read(image) for image in images]
+        )
         #: (transformation, picture) of each image
         self.complements: list[tuple[str, Image]] = []
         for i, picture in enumerate(given):
@@ -95,9 +108,18 @@ def pictures(model: HookedModel, pixel_values: Any) -> list[Image]:
     from PIL import Image
 
     reader = model.processor.image_processor
-    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
-        raise InputError(f"The pictures of {model.name} can't be read back from its inputs; give them as images=.")
-    mean, std = (torch.tensor(getattr(reader, name))[:, None, None] for name in ("image_mean", "image_std"))
+    if (
+        not isinstance(pixel_values, torch.Tensor)
+        or pixel_values.ndim != 4
+        or pixel_values.shape[1] != 3
+    ):
+        raise InputError(
+            f"The pictures of {model.name} can't be read back from its inputs; give them as "
+            "images=."
+        )
+    mean, std = (
+        torch.tensor(getattr(reader, name))[:, None, None] for name in ("image_mean", "image_std")
+    )
     whole = (pixel_values.float().cpu() * std + mean).clamp(0, 1)
     made = (whole * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in made]
@@ -107,13 +129,18 @@ def _read(image: Any) -> Any:
     return read_image(image) if isinstance(image, (str, Path)) else image.convert("RGB")
 
 
-def _processed(model: HookedModel, inputs: Mapping[str, Any], made: list[Image]) -> dict[str, torch.Tensor]:
-    """What the processor makes of pictures, in place of what it made of the prompt's. Raises `InputError`."""
+def _processed(
+    model: HookedModel, inputs: Mapping[str, Any], made: list[Image]
+) -> dict[str, torch.Tensor]:
+    """What the processor makes of pictures, in place of what it made of the prompt's. Raises
+    `InputError`."""
     found = dict(model.processor.image_processor(images=made, return_tensors="pt"))
     found = {name: value for name, value in found.items() if name in inputs}
     if found["pixel_values"].shape != inputs["pixel_values"].shape:
         raise InputError(
-            f"RITUAL needs the pictures of the prompt, in order: {len(made)} of them give pixel_values of shape "
-            f"{tuple(found['pixel_values'].shape)}, and the prompt has {tuple(inputs['pixel_values'].shape)}."
+            f"RITUAL needs the pictures of the prompt, in order: {len(made)} of them give "
+            "pixel_values of shape "
+            f"{tuple(found['pixel_values'].shape)}, and the prompt has "
+            f"{tuple(inputs['pixel_values'].shape)}."
         )
     return {name: value.to(inputs[name]) for name, value in found.items()}

@@ -11,13 +11,20 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TRANSFORMS = ("horizontal_flip", "vertical_flip", "rotation", "color_jitter", "gaussian_blur", "crop")
+TRANSFORMS = (
+    "horizontal_flip",
+    "vertical_flip",
+    "rotation",
+    "color_jitter",
+    "gaussian_blur",
+    "crop",
+)
 
 
 def transformed(picture: Image, kind: str, rng: np.random.Generator) -> Image:
-    """A picture of the same size: flipped; rotated by −180° … 180° on black; brightness, contrast and saturation × 0 …
-    2 and hue shifted by −0.5 … 0.5, in random order; blurred with σ 1.5 … 2 pixels; or 8 … 100 % of it (sides 3:4 …
-    4:3) enlarged."""
+    """A picture of the same size: flipped; rotated by −180° … 180° on black; brightness, contrast
+    and saturation × 0 … 2 and hue shifted by −0.5 … 0.5, in random order; blurred with σ 1.5 … 2
+    pixels; or 8 … 100 % of it (sides 3:4 … 4:3) enlarged."""
     from PIL import ImageFilter, ImageOps
 
     if kind == "horizontal_flip":
@@ -66,10 +73,18 @@ def _cropped(picture: Image, rng: np.random.Generator) -> Image:
     width, height = picture.size
     box = (width, height)
     for _ in range(10):  # a share and a shape that fit; else the whole picture
-        area, shape = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area, shape = (
+            width * height * rng.uniform(0.08, 1),
+            math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3))),
+        )
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
             box = (w, h)
             break
-    left, top = (int(rng.integers(whole - part + 1)) for whole, part in zip((width, height), box, strict=True))
-    return picture.crop((left, top, left + box[0], top + box[1])).resize((width, height), Resampling.BILINEAR)
+    left, top = (
+        int(rng.integers(whole - part + 1))
+        for whole, part in zip((width, height), box, strict=True)
+    )
+    return picture.crop((left, top, left + box[0], top + box[1])).resize(
+        (width, height), Resampling.BILINEAR
+    )

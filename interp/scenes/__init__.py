@@ -1,4 +1,5 @@
-"""Rendered scenes: pictures whose content is known, with a world in which some things go together."""
+"""Rendered scenes: pictures whose content is known, with a world in which some things go
+together."""
 
 from interp.scenes.render import SIZE, render
 from interp.scenes.words import caption, mentions, question

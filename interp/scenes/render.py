@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 SIZE, CELL = 48, 16
 _SPRITE, _FINE = 14, 8  # pixels of a pictogram, and each one's side while drawing
 
-# Pictograms on a square of 14 units: (form, filled, numbers); coordinates are x, y pairs, y downwards.
+# Pictograms on a square of 14 units: (form, filled, numbers); coordinates are x, y pairs, y
+# downwards.
 _DRAWINGS: dict[str, list[tuple[str, int, str]]] = {
     "table": [
         ("rectangle", 1, "0 4 14 6.5"),

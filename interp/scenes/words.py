@@ -9,9 +9,13 @@ from interp.scenes.world import COLORS, COLUMNS, OBJECTS, ROWS, Scene
 DESCRIBE = "describe the picture :"
 #: Every word of captions, questions and answers.
 WORDS: tuple[str, ...] = (
-    *OBJECTS, *COLORS, *ROWS, *COLUMNS,
-    *"describe the picture : is there a an and . ? yes no , in this what color where it at of with on".split(),
-)  # fmt: skip
+    *OBJECTS,
+    *COLORS,
+    *ROWS,
+    *COLUMNS,
+    *"describe the picture : is there a an and . ? yes no , in this what color where it at of with "
+    "on".split(),
+)
 
 
 def caption(scene: Scene) -> str:

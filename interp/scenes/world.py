@@ -39,8 +39,8 @@ FAINT = 0.3
 
 @dataclass(frozen=True)
 class Thing:
-    """An object in a cell of the grid (row, column 0 … 2). `shown` is its opacity; `shift` (down, right) pixels off the
-    cell's middle."""
+    """An object in a cell of the grid (row, column 0 … 2). `shown` is its opacity; `shift` (down,
+    right) pixels off the cell's middle."""
 
     name: str
     color: str
@@ -60,8 +60,8 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in the order in which they are told: groups as read (row by row, by their first thing), companions next to
-    each other. `ground` seeds the background."""
+    """Things in the order in which they are told: groups as read (row by row, by their first
+    thing), companions next to each other. `ground` seeds the background."""
 
     things: tuple[Thing, ...]
     ground: int
@@ -72,7 +72,8 @@ class Scene:
 
 
 def usual(rng: np.random.Generator) -> Scene:
-    """A scene as the world is: of 1 to 3 groups, a pair (its companion missing one time in twelve) or a shape each."""
+    """A scene as the world is: of 1 to 3 groups, a pair (its companion missing one time in twelve)
+    or a shape each."""
     groups: list[list[str]] = []
     pairs, weights = list(PAIRS), np.array(list(PAIRS.values()))
     for _ in range(rng.integers(1, 4)):
@@ -90,7 +91,8 @@ def usual(rng: np.random.Generator) -> Scene:
 
 
 def broken(rng: np.random.Generator) -> Scene:
-    """A scene that breaks the rule: 2 to 4 things, at least half of them objects whose companions are all missing."""
+    """A scene that breaks the rule: 2 to 4 things, at least half of them objects whose companions
+    are all missing."""
     count = int(rng.integers(2, 5))
     pairs, weights = list(PAIRS), np.array(list(PAIRS.values()))
     half = int(rng.integers((count + 1) // 2, count + 1))

@@ -1,4 +1,5 @@
-"""Scores of attention heads, by name. ``interp.scores.get("induction").reading`` says how to read one."""
+"""Scores of attention heads, by name. ``interp.scores.get("induction").reading`` says how to read
+one."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def names() -> list[str]:
 
 
 def select(which: str | list[str]) -> list[Score]:
-    """ "default", "all", a comma-separated string or a list of names, as scores. Raises `UnknownNameError`."""
+    """ "default", "all", a comma-separated string or a list of names, as scores. Raises
+    `UnknownNameError`."""
     if which == "all":
         return [get(n) for n in names()]
     if which == "default":

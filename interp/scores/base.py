@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Score(ABC):
     """A score of attention heads. One subclass a file, one line in the registry.
 
-    A score names the `probe` (kind of input) it is measured on, asks questions of the observed attention, and
-    turns one layer's answers into one value per sample and head. Values are averaged over samples.
+    A score names the `probe` (kind of input) it is measured on, asks questions of the observed
+    attention, and turns one layer's answers into one value per sample and head. Values are averaged
+    over samples.
     """
 
     #: column name, e.g. "induction"
@@ -62,7 +63,8 @@ class Score(ABC):
 
     @abstractmethod
     def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
-        """(samples, heads) float: the score of each sample and head of one layer. NaN marks "not defined here"."""
+        """(samples, heads) float: the score of each sample and head of one layer. NaN marks "not
+        defined here"."""
 
 
 class DecodeScore(Score):
@@ -105,5 +107,7 @@ class ModelScore(Score):
         """Number of results that `compute` yields."""
 
     @abstractmethod
-    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
         """Yields, step by step, (head, values over samples)."""

@@ -21,17 +21,22 @@ TOP = 10
 
 
 class CLSOutlier(PassScore):
-    """Σ_{j∈O} A[CLS, j] / Σ_{j∈patches} A[CLS, j], O the k = 10 patches of the picture that the class token attends to
-    most, on the mean over heads of the layer whose features the language model gets.
+    """Σ_{j∈O} A[CLS, j] / Σ_{j∈patches} A[CLS, j], O the k = 10 patches of the picture that the
+    class token attends to most, on the mean over heads of the layer whose features the language
+    model gets.
 
-    A head that spreads evenly over n patches has 10/n. DAMRO finds O with one softmax over the full width instead of
-    the mean over heads. Towers without a class token before a grid of patches (SigLIP, Qwen-VL) have no value.
-    Shape (pictures, heads), then the mean over a sample's pictures or tiles.
+    A head that spreads evenly over n patches has 10/n. DAMRO finds O with one softmax over the full
+    width instead of the mean over heads. Towers without a class token before a grid of patches
+    (SigLIP, Qwen-VL) have no value. Shape (pictures, heads), then the mean over a sample's pictures
+    or tiles.
     """
 
     name = "cls_outlier"
     title = "Class token on outliers"
-    reading = "Which share of its look at the patches the class token spends on the picture's ten outlier patches."
+    reading = (
+        "Which share of its look at the patches the class token spends on the picture's ten "
+        "outlier patches."
+    )
     formula = "Σ_{j∈top 10} A[CLS, j] / Σ_{j∈patches} A[CLS, j]"
     citation = "Gong et al. 2024 (DAMRO, EMNLP), arXiv 2410.04514"
     probe = "image"
@@ -41,29 +46,35 @@ class CLSOutlier(PassScore):
     undefined = "the vision tower has no class token before a grid of patches"
 
     def ask(self, batch: ProbeBatch) -> Question:
-        return Question(received={"cls": Received(torch.tensor([[True]]))})  # the row of slot 0 alone
+        return Question(
+            received={"cls": Received(torch.tensor([[True]]))}
+        )  # the row of slot 0 alone
 
     def measure_pass(self, layers: Sequence[LayerStats], batch: ProbeBatch) -> list[torch.Tensor]:
         return list(self._measure(layers, batch))
 
     def _measure(self, layers: Sequence[LayerStats], batch: ProbeBatch) -> Iterator[torch.Tensor]:
         config = batch.info["config"]
-        last = layers[feature_layer(config, len(layers))].received["cls"]  # (pictures, heads, slots)
+        last = layers[feature_layer(config, len(layers))].received[
+            "cls"
+        ]  # (pictures, heads, slots)
         grid = patch_grid(config, last.shape[-1])
         for layer in layers:
             row = layer.received["cls"]
             if grid is None or not grid.has_cls:
                 yield row.new_full((batch.samples, row.shape[1]), torch.nan)
                 continue
-            outliers = last[..., grid.first :].mean(1).topk(min(TOP, grid.patches)).indices  # (pictures, k)
+            outliers = (
+                last[..., grid.first :].mean(1).topk(min(TOP, grid.patches)).indices
+            )  # (pictures, k)
             patches = row[..., grid.first :]
             top = patches.gather(-1, outliers[:, None].expand(-1, row.shape[1], -1)).sum(-1)
             yield by_sample(top / patches.sum(-1), batch.samples)
 
 
 def feature_layer(config: Any, n_layers: int) -> int:
-    """The last layer of the vision tower that the language model's features have passed (−2 in `vision_feature_layer`
-    is the output of the last but one)."""
+    """The last layer of the vision tower that the language model's features have passed (−2 in
+    `vision_feature_layer` is the output of the last but one)."""
     chosen = getattr(config, "vision_feature_layer", -1)
     if isinstance(chosen, list | tuple):  # features of several layers
         chosen = chosen[-1]

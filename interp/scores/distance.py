@@ -14,7 +14,10 @@ class Distance(Score):
 
     name = "distance"
     title = "Attention distance"
-    reading = "How far back the head looks, in tokens; local heads have small values, global heads large ones."
+    reading = (
+        "How far back the head looks, in tokens; local heads have small values, global heads "
+        "large ones."
+    )
     formula = "mean_q Σ_k A[q, k]·(q−k)"
     citation = "Li et al. 2025, Attention Illuminates LLM Reasoning (span of a head)"
     unit = "tokens"

@@ -11,11 +11,15 @@ from interp_hooks.observe import LayerStats, Question
 
 
 class Dormancy(Score):
-    """α₁(prose) − α₁(code): difference of first-token attention between two text domains, in [−1, 1]."""
+    """α₁(prose) − α₁(code): difference of first-token attention between two text domains, in [−1,
+    1]."""
 
     name = "dormancy"
     title = "Active or dormant"
-    reading = "Positive: the head sleeps (parks on the first token) on prose and wakes on code; negative: the reverse."
+    reading = (
+        "Positive: the head sleeps (parks on the first token) on prose and wakes on code; "
+        "negative: the reverse."
+    )
     formula = "α₁(prose) − α₁(code)"
     citation = "Guo et al. 2024, arXiv 2410.13835"
     low = -1.0

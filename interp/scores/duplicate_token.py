@@ -10,7 +10,8 @@ from interp_hooks.observe import LayerStats, Question
 
 
 class DuplicateToken(Score):
-    """mean over the second copy of A[q, q−n]: attention to the earlier occurrence of the same token."""
+    """mean over the second copy of A[q, q−n]: attention to the earlier occurrence of the same
+    token."""
 
     name = "duplicate_token"
     title = "Duplicate token"

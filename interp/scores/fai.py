@@ -13,9 +13,11 @@ NEAR, FAR = 10, 50
 
 
 class FAI(Score):
-    """max_{s>1} FAI_s, FAI_s = mean_{t∈[s+10, min(T, s+50)]} A[t, s], of each head; the first token is left out.
+    """max_{s>1} FAI_s, FAI_s = mean_{t∈[s+10, min(T, s+50)]} A[t, s], of each head; the first token
+    is left out.
 
-    The paper averages the 30 % most global heads into one curve over tokens; `interp.rhythm` gives that curve.
+    The paper averages the 30 % most global heads into one curve over tokens; `interp.rhythm` gives
+    that curve.
     """
 
     name = "fai"

@@ -11,10 +11,11 @@ RHO = 0.8
 
 
 class ImageCentric(SinkScore):
-    """Share of the words q after the image in which the head is image-centric: image mass ≥ 0.2 and r[q] ≥ ρ.
+    """Share of the words q after the image in which the head is image-centric: image mass ≥ 0.2 and
+    r[q] ≥ ρ.
 
-    ρ = 0.8, the paper's for general use (0.5 against hallucination, 0.9 for vision-centric tasks). Sinks, and layers
-    without: as in `visual_sink`. Shape (batch, heads).
+    ρ = 0.8, the paper's for general use (0.5 against hallucination, 0.9 for vision-centric tasks).
+    Sinks, and layers without: as in `visual_sink`. Shape (batch, heads).
     """
 
     name = "image_centric"

@@ -16,9 +16,14 @@ class ImageMass(Score):
 
     name = "image_mass"
     title = "Image mass"
-    reading = "How much of its attention a head gives to the image while the model reads or writes about it."
+    reading = (
+        "How much of its attention a head gives to the image while the model reads or writes "
+        "about it."
+    )
     formula = "mean over words q after the image of Σ_{k∈image} A[q, k]"
-    citation = "Kang et al. 2025 (ICLR), arXiv 2503.03321, section 4 (heads from 0.2 on look at the image)"
+    citation = (
+        "Kang et al. 2025 (ICLR), arXiv 2503.03321, section 4 (heads from 0.2 on look at the image)"
+    )
     threshold = 0.2
     probe = "image"
     default = True
@@ -33,9 +38,11 @@ class ImageMass(Score):
         return mass / rows.sum(-1)
 
 
-def image_masses(layer: LayerStats, batch: ProbeBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mass on visual sinks and on the rest of the image, (batch, heads, queries) each, and which rows count, (batch, 1,
-    queries) bool: words after the image."""
+def image_masses(
+    layer: LayerStats, batch: ProbeBatch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mass on visual sinks and on the rest of the image, (batch, heads, queries) each, and which
+    rows count, (batch, 1, queries) bool: words after the image."""
     mass = layer.group_mass
     rows = layer.queries & batch.info["after"].to(mass.device)
     sinks = mass[..., 2] if mass.shape[-1] > 2 else torch.zeros_like(mass[..., 1])
@@ -44,7 +51,8 @@ def image_masses(layer: LayerStats, batch: ProbeBatch) -> tuple[torch.Tensor, to
 
 #: why a model has no visual sinks
 NO_SINKS = (
-    "the first token has no massive activation in the residual stream, |x[d]| ≥ τ·RMS(x), by which sinks are told (τ "
+    "the first token has no massive activation in the residual stream, |x[d]| ≥ τ·RMS(x), by which "
+    "sinks are told (τ "
     "is 20, in streams narrower than 1024 0.31·√width)"
 )
 

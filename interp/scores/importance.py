@@ -20,11 +20,15 @@ LENGTH = 256
 
 
 class Importance(ModelScore):
-    """loss(head's z = 0) − loss: rise of the mean next-token loss on text, one pass a head and sample."""
+    """loss(head's z = 0) − loss: rise of the mean next-token loss on text, one pass a head and
+    sample."""
 
     name = "importance"
     title = "Importance"
-    reading = "How much the next-token loss on text rises when this head is removed; negative heads are better off."
+    reading = (
+        "How much the next-token loss on text rises when this head is removed; negative "
+        "heads are better off."
+    )
     formula = "loss(z_h := 0) − loss"
     citation = "Michel et al. 2019, arXiv 1905.10650"
     unit = "nats"
@@ -39,9 +43,13 @@ class Importance(ModelScore):
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return len(heads(model))
 
-    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
         length = min(LENGTH, settings.context)
-        rows = torch.tensor(rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed))
+        rows = torch.tensor(
+            rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed)
+        )
         plain = _losses(model, rows)
         for head in heads(model):
             with model.edit(ScaleHeads({head: 0.0})):
@@ -58,5 +66,7 @@ def _losses(model: HookedModel, rows: torch.Tensor) -> torch.Tensor:
     """(samples,) mean next-token loss in nats."""
     out = forward(model, rows)
     logits = (out if isinstance(out, torch.Tensor) else out.logits).float().cpu()
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none")
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none"
+    )
     return loss.mean(-1)

@@ -11,11 +11,15 @@ from interp_hooks.observe import LayerStats, Question
 
 
 class Induction(Score):
-    """mean over the second copy of A[q, q−n+1]: attention to the token after the earlier occurrence."""
+    """mean over the second copy of A[q, q−n+1]: attention to the token after the earlier
+    occurrence."""
 
     name = "induction"
     title = "Induction"
-    reading = "Mean attention to what followed this token last time; such heads continue patterns in context."
+    reading = (
+        "Mean attention to what followed this token last time; such heads continue patterns "
+        "in context."
+    )
     formula = "mean_{q in 2nd copy} A[q, q−n+1]"
     citation = "Olsson et al. 2022, arXiv 2209.11895; threshold as in ARENA"
     threshold = 0.4

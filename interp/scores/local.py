@@ -13,11 +13,15 @@ WINDOW = 10
 
 
 class Local(Score):
-    """mean_q Σ_{q−10 < k ≤ q} A[q, k]: share of attention within the last ten tokens, the current one included."""
+    """mean_q Σ_{q−10 < k ≤ q} A[q, k]: share of attention within the last ten tokens, the current
+    one included."""
 
     name = "local"
     title = "Local attention"
-    reading = "Share of attention on the last ten tokens; near 1 the head only looks at its neighbourhood."
+    reading = (
+        "Share of attention on the last ten tokens; near 1 the head only looks at its "
+        "neighbourhood."
+    )
     formula = "mean_q Σ_{q−10<k≤q} A[q, k]"
     citation = "Li et al. 2025, Attention Illuminates LLM Reasoning (local heads, W = 10)"
     probe = "text"

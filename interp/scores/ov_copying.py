@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 class OVCopying(ModelScore):
-    """Σλ / Σ|λ| over the eigenvalues λ of W_E W_V W_O W_U, norm gains folded in; see `interp.mechanics.copying`."""
+    """Σλ / Σ|λ| over the eigenvalues λ of W_E W_V W_O W_U, norm gains folded in; see
+    `interp.mechanics.copying`."""
 
     name = "ov_copying"
     title = "OV copying"
-    reading = "Near 1 a head raises the logits of tokens it attends to, near −1 it lowers them; from weights alone."
+    reading = (
+        "Near 1 a head raises the logits of tokens it attends to, near −1 it lowers them; "
+        "from weights alone."
+    )
     formula = "Σλ / Σ|λ|, λ the eigenvalues of W_E W_V W_O W_U"
     citation = "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits"
     low = -1.0
@@ -38,7 +42,9 @@ class OVCopying(ModelScore):
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return model.n_layers
 
-    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
         from interp.mechanics.ov_qk import copying_of
 
         for layer, found in copying_of(model).items():

@@ -10,7 +10,8 @@ from interp_hooks.observe import LayerStats, Question
 
 
 class PreviousToken(Score):
-    """mean over queries q ≥ 1 of A[q, q−1], on repeated random tokens (where bigrams say nothing)."""
+    """mean over queries q ≥ 1 of A[q, q−1], on repeated random tokens (where bigrams say
+    nothing)."""
 
     name = "previous_token"
     title = "Previous token"

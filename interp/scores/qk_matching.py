@@ -6,11 +6,15 @@ from interp.scores.ov_copying import OVCopying
 
 
 class QKMatching(OVCopying):
-    """Σλ / Σ|λ| over the eigenvalues λ of W_E W_Q W_Kᵀ W_Eᵀ, norm gains folded in, positions left out."""
+    """Σλ / Σ|λ| over the eigenvalues λ of W_E W_Q W_Kᵀ W_Eᵀ, norm gains folded in, positions left
+    out."""
 
     name = "qk_matching"
     title = "QK matching"
-    reading = "Near 1 a head attends to tokens like the query's, near −1 away from them; positions are left out."
+    reading = (
+        "Near 1 a head attends to tokens like the query's, near −1 away from them; positions "
+        "are left out."
+    )
     formula = "Σλ / Σ|λ|, λ the eigenvalues of W_E W_Q W_Kᵀ W_Eᵀ"
 
     circuit = 1

@@ -18,7 +18,10 @@ class QR(Score):
 
     name = "qr"
     title = "Query-focused retrieval"
-    reading = "Attention from the question to the needle, beyond what any question would give; needs no generation."
+    reading = (
+        "Attention from the question to the needle, beyond what any question would give; "
+        "needs no generation."
+    )
     formula = "(1/|q|) Σ_{t∈q} Σ_{d∈needle} A[t, d]  −  the same with the question N/A"
     citation = "Zhang et al. 2025 (QRHead, EMNLP), arXiv 2506.09944"
     low = None

@@ -19,13 +19,19 @@ LENGTH = 256
 
 
 class ResidualPeak(ModelScore):
-    """‖x_first‖ / mean_{k>1} ‖x_k‖ of the residual stream entering the layer; the same for all heads of a layer."""
+    """‖x_first‖ / mean_{k>1} ‖x_k‖ of the residual stream entering the layer; the same for all
+    heads of a layer."""
 
     name = "residual_peak"
     title = "Residual peak"
-    reading = "How much larger the residual stream is at the first token than elsewhere, on entering this layer."
+    reading = (
+        "How much larger the residual stream is at the first token than elsewhere, on "
+        "entering this layer."
+    )
     formula = "‖x₁‖ / mean_{k>1} ‖x_k‖ at the layer's input"
-    citation = "Guo et al. 2024, arXiv 2410.13835; Sun et al. 2024, arXiv 2402.17762 (massive activations)"
+    citation = (
+        "Guo et al. 2024, arXiv 2410.13835; Sun et al. 2024, arXiv 2402.17762 (massive activations)"
+    )
     low = None
     high = None
     probe = "own"
@@ -37,7 +43,9 @@ class ResidualPeak(ModelScore):
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return 1
 
-    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
         from interp.inputs import rows_of_text
 
         length = min(LENGTH, settings.context)
@@ -50,4 +58,8 @@ class ResidualPeak(ModelScore):
                 if key != "final" and key[0] == "pre":
                     norm = value[0].float().norm(dim=-1)  # (tokens,)
                     by_layer.setdefault(key[1], []).append(float(norm[0] / norm[1:].mean()))
-        yield [(h, by_layer[h.layer]) for h in model.heads if h.tower == model.main_tower and h.layer in by_layer]
+        yield [
+            (h, by_layer[h.layer])
+            for h in model.heads
+            if h.tower == model.main_tower and h.layer in by_layer
+        ]

@@ -14,8 +14,8 @@ from interp_hooks.observe import LayerStats, Question
 def copied(steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
     """(heads, needle tokens) bool: needle tokens that each head copied in this decode.
 
-    At a step that generates w, a head copies w iff w is in the needle and the head's strongest key j lies in the
-    needle with x_j = w (Wu et al., definition of g_h).
+    At a step that generates w, a head copies w iff w is in the needle and the head's strongest key
+    j lies in the needle with x_j = w (Wu et al., definition of g_h).
     """
     instance = batch.info["instance"]
     start, stop = instance.info["needle"]
@@ -25,21 +25,27 @@ def copied(steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
         if token not in needle:
             continue
         strongest = stats.argmax[0, :, -1].cpu()  # (heads,) absolute slots
-        same = torch.tensor([start <= j < stop and instance.ids[j] == token for j in strongest.tolist()])
+        same = torch.tensor(
+            [start <= j < stop and instance.ids[j] == token for j in strongest.tolist()]
+        )
         got[same, needle.index(token)] = True
     return got
 
 
 class Retrieval(DecodeScore):
-    """|g_h ∩ k| / |k|: share of the needle's distinct tokens that the head copied while the model answered.
+    """|g_h ∩ k| / |k|: share of the needle's distinct tokens that the head copied while the model
+    answered.
 
-    Averaged over solved instances only (greedy decode equal to the needle); g_h and k are sets, so the score is at
-    most 1. A head with a mean of 0.1 or more is a retrieval head.
+    Averaged over solved instances only (greedy decode equal to the needle); g_h and k are sets, so
+    the score is at most 1. A head with a mean of 0.1 or more is a retrieval head.
     """
 
     name = "retrieval"
     title = "Retrieval"
-    reading = "Share of the needle that the head looked at while the model copied it; 0.1 makes a retrieval head."
+    reading = (
+        "Share of the needle that the head looked at while the model copied it; 0.1 makes a "
+        "retrieval head."
+    )
     formula = "|g_h ∩ k| / |k|, averaged over solved needle problems"
     citation = "Wu et al. 2024, arXiv 2404.15574"
     threshold = 0.1

@@ -17,7 +17,10 @@ class RetrievalActivation(DecodeScore):
 
     name = "retrieval_activation"
     title = "Retrieval activation"
-    reading = "In which share of solved needle problems the head copies at all; 1 means it is always at work."
+    reading = (
+        "In which share of solved needle problems the head copies at all; 1 means it is "
+        "always at work."
+    )
     formula = "mean over solved problems of 1[|g_h| ≥ 1]"
     citation = "Wu et al. 2024, arXiv 2404.15574, section 3"
     probe = "needle"

@@ -10,14 +10,19 @@ from interp_hooks.observe import LayerStats, Question
 
 
 class Sink(Score):
-    """α₁ = (1/T) Σ_q A[q, first]: mean attention that the first real token receives, over the context.
+    """α₁ = (1/T) Σ_q A[q, first]: mean attention that the first real token receives, over the
+    context.
 
-    Pads are skipped: under left padding the first real token stands after them. Shape (batch, heads).
+    Pads are skipped: under left padding the first real token stands after them. Shape (batch,
+    heads).
     """
 
     name = "sink"
     title = "Attention sink"
-    reading = "How much of its attention a head parks on the first token; near 1 the head is mostly idle on this text."
+    reading = (
+        "How much of its attention a head parks on the first token; near 1 the head is "
+        "mostly idle on this text."
+    )
     formula = "α₁ = (1/T) Σ_q A[q, 1]"
     citation = "Xiao et al. 2024, arXiv 2309.17453; Gu et al. 2025, arXiv 2410.10781"
     threshold = 0.3

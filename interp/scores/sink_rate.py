@@ -15,13 +15,16 @@ LENGTH, EPSILON = 64, 0.3
 class SinkRate(Score):
     """Share of samples in which α₁ at T = 64 exceeds ε = 0.3; its mean over heads × 100 is Sink₁^ε.
 
-    α_k = (1/(T−k+1)) Σ_{q≥k} A[q, k]. Attention is causal, so the first 64 rows of a longer text are exactly the
-    pass at T = 64, whatever the context of the scan.
+    α_k = (1/(T−k+1)) Σ_{q≥k} A[q, k]. Attention is causal, so the first 64 rows of a longer text
+    are exactly the pass at T = 64, whatever the context of the scan.
     """
 
     name = "sink_rate"
     title = "Sink rate (T = 64)"
-    reading = "In which share of texts the head is a sink head by the published test, α₁ > 0.3 over 64 tokens."
+    reading = (
+        "In which share of texts the head is a sink head by the published test, α₁ > 0.3 "
+        "over 64 tokens."
+    )
     formula = "mean over samples of 1[α₁ > 0.3] at T = 64"
     citation = "Gu et al. 2025 (ICLR), arXiv 2410.10781, section 3"
     threshold = 0.5

@@ -14,7 +14,10 @@ class ValueDrain(Score):
 
     name = "value_drain"
     title = "Value-state drain"
-    reading = "Near 1 the first token's value is nearly zero: attending to it adds nothing, a mark of a true sink."
+    reading = (
+        "Near 1 the first token's value is nearly zero: attending to it adds nothing, a mark "
+        "of a true sink."
+    )
     formula = "1 − ‖v₁‖ / mean_{k>1} ‖v_k‖"
     citation = "Guo et al. 2024, arXiv 2410.13835"
     low = None

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 class VHD(ModelScore):
-    """‖a(with image) − a(image tokens removed)‖₂, a ∈ R^d_head the head's output before W_O at the prompt's last
-    position, where the first word of the answer is made; a mean over pictures. `interp.vhd.t_vhd` gives the sum over
-    heads for every generated token."""
+    """‖a(with image) − a(image tokens removed)‖₂, a ∈ R^d_head the head's output before W_O at the
+    prompt's last position, where the first word of the answer is made; a mean over pictures.
+    `interp.vhd.t_vhd` gives the sum over heads for every generated token."""
 
     name = "vhd"
     title = "Vision-aware divergence"
-    reading = "How far a head's output moves when the image is taken out of the prompt: large in heads that see."
+    reading = (
+        "How far a head's output moves when the image is taken out of the prompt: large in "
+        "heads that see."
+    )
     formula = "‖z_h(image, text) − z_h(text)‖₂ at the last position"
     citation = "He et al. 2025 (VHR, ACL), arXiv 2412.13949"
     high = None
@@ -41,7 +44,13 @@ class VHD(ModelScore):
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return pictures.count(settings)
 
-    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
         for inputs in pictures.prompts(model, settings):
             found = vhd(model, inputs)
-            yield [(Head(n, h, model.main_tower), [float(v)]) for n, row in found.items() for h, v in enumerate(row[0])]
+            yield [
+                (Head(n, h, model.main_tower), [float(v)])
+                for n, row in found.items()
+                for h, v in enumerate(row[0])
+            ]

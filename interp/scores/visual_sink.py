@@ -10,15 +10,19 @@ from interp.scores.image_mass import SinkScore
 class VisualSink(SinkScore):
     """Σ_q Σ_{k∈sinks} A[q, k] / Σ_q Σ_{k∈image} A[q, k], over the words q after the image.
 
-    Sinks are the image's tokens with φ(x) = max_{d∈D} |x[d]| / RMS(x) ≥ τ, x the residual stream that enters the layer
-    and D the dimensions published for the model, or else those of its first token's massive activations there (|x[d]|
-    ≥ τ·RMS(x)); τ is 20, and 0.31·√d_model in streams narrower than 1024. A layer without such dimensions has no value,
-    and a model without a note that says so; an image none of whose tokens is a sink has 0. Shape (batch, heads).
+    Sinks are the image's tokens with φ(x) = max_{d∈D} |x[d]| / RMS(x) ≥ τ, x the residual stream
+    that enters the layer and D the dimensions published for the model, or else those of its first
+    token's massive activations there (|x[d]| ≥ τ·RMS(x)); τ is 20, and 0.31·√d_model in streams
+    narrower than 1024. A layer without such dimensions has no value, and a model without a note
+    that says so; an image none of whose tokens is a sink has 0. Shape (batch, heads).
     """
 
     name = "visual_sink"
     title = "Visual sink"
-    reading = "Which share of a head's attention on the image goes to the few image tokens that are sinks."
+    reading = (
+        "Which share of a head's attention on the image goes to the few image tokens that "
+        "are sinks."
+    )
     formula = "Σ_q Σ_{k∈visual sinks} A[q, k] / Σ_q Σ_{k∈image} A[q, k], sinks: φ(x) ≥ τ"
 
     def of(self, sinks: torch.Tensor, others: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

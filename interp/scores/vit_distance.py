@@ -11,15 +11,19 @@ from interp_hooks.observe import LayerStats, Question
 
 
 class ViTDistance(Score):
-    """mean_i Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij over patches i, j at grid places p: Euclidean, in patches; the class token
-    is left out. Towers whose patches are no grid of known size have no value.
+    """mean_i Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij over patches i, j at grid places p: Euclidean, in
+    patches; the class token is left out. Towers whose patches are no grid of known size have no
+    value.
 
     Shape (pictures, heads), then the mean over a sample's pictures or tiles.
     """
 
     name = "vit_distance"
     title = "Distance in the picture"
-    reading = "How far from itself a patch looks on average, in patches: small in local heads, large in global ones."
+    reading = (
+        "How far from itself a patch looks on average, in patches: small in local heads, "
+        "large in global ones."
+    )
     formula = "mean over patches i of Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij"
     citation = "Dosovitskiy et al. 2021, arXiv 2010.11929 (mean attention distance)"
     unit = "patches"

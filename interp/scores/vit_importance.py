@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 class ViTImportance(ModelScore):
-    """KL(p ‖ p without the head) of the next token after a prompt with a picture, z of the head := 0 in the vision
-    tower; one pass a head and sample. Heads after the layer whose features the language model gets have 0."""
+    """KL(p ‖ p without the head) of the next token after a prompt with a picture, z of the head :=
+    0 in the vision tower; one pass a head and sample. Heads after the layer whose features the
+    language model gets have 0."""
 
     name = "vit_importance"
     title = "Importance for the answer"
-    reading = "How much the model's next word about the picture changes when this head of the vision tower is removed."
+    reading = (
+        "How much the model's next word about the picture changes when this head of the "
+        "vision tower is removed."
+    )
     formula = "KL(p(next | picture) ‖ p(next | picture; z_h := 0))"
     citation = "after Michel et al. 2019, arXiv 1905.10650 (pruning heads)"
     unit = "nats"
@@ -42,7 +46,9 @@ class ViTImportance(ModelScore):
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return len(heads(model))
 
-    def compute(self, model: HookedModel, settings: Settings) -> Iterator[list[tuple[Head, list[float]]]]:
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
         given = pictures.prompts(model, settings)
         plain = [_next(model, inputs) for inputs in given]
         for head in heads(model):

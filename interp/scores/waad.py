@@ -12,12 +12,16 @@ from interp_hooks.observe import LayerStats, Question
 class WAAD(Score):
     """WAAD = mean_q Σ_k A[q, k]·min(q−k, W), W = 10, of each head.
 
-    The paper averages the 30 % most local heads into one curve over tokens; `interp.rhythm` gives that curve.
+    The paper averages the 30 % most local heads into one curve over tokens; `interp.rhythm` gives
+    that curve.
     """
 
     name = "waad"
     title = "Windowed attention distance"
-    reading = "Mean distance looked back, capped at ten tokens; low for heads that stay inside the current phrase."
+    reading = (
+        "Mean distance looked back, capped at ten tokens; low for heads that stay inside the "
+        "current phrase."
+    )
     formula = "mean_q Σ_k A[q, k]·min(q−k, 10)"
     citation = "Li et al. 2025, Attention Illuminates LLM Reasoning"
     unit = "tokens"

@@ -1,4 +1,5 @@
-"""Tasks: seeded prompts with known answers. ``interp.tasks.get("ioi").sample(tokenizer, 32, seed=0)``."""
+"""Tasks: seeded prompts with known answers. ``interp.tasks.get("ioi").sample(tokenizer, 32,
+seed=0)``."""
 
 from __future__ import annotations
 

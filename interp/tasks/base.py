@@ -1,8 +1,9 @@
 """What a task is: seeded prompts with known answers, for any tokenizer.
 
-An `Instance` is a token sequence, the positions whose logits are judged, and which tokens are right or wrong
-there. Several-token answers are teacher forced: a greedy decode is exact if and only if the arg-max is right at
-every forced position, so one definition serves one forward pass and step-by-step decoding.
+An `Instance` is a token sequence, the positions whose logits are judged, and which tokens are right
+or wrong there. Several-token answers are teacher forced: a greedy decode is exact if and only if
+the arg-max is right at every forced position, so one definition serves one forward pass and
+step-by-step decoding.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ Judge = Literal["top1", "choice", "mass", "exact"]
 class Instance:
     """One problem, as token ids.
 
-    `ids` is the prompt followed, for answers of several tokens, by all but the last answer token; the logits at
-    `positions[i]` should predict a token of `accept[i]` rather than one of `wrong[i]`. `corrupted` has the same
-    length and calls for another answer. `info` holds what a score or a plot needs (spans, names).
+    `ids` is the prompt followed, for answers of several tokens, by all but the last answer token;
+    the logits at `positions[i]` should predict a token of `accept[i]` rather than one of
+    `wrong[i]`. `corrupted` has the same length and calls for another answer. `info` holds what a
+    score or a plot needs (spans, names).
     """
 
     ids: tuple[int, ...]
@@ -47,7 +49,8 @@ class Instance:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded instances: `input_ids`, `attention_mask` (batch, tokens); `offset[b]` pads precede row b."""
+    """Left-padded instances: `input_ids`, `attention_mask` (batch, tokens); `offset[b]` pads
+    precede row b."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -74,7 +77,10 @@ class Text:
 
     def __init__(self, tokenizer: Any):
         if tokenizer is None:
-            raise InputError("This task needs a tokenizer and the model has none; pass tokenizer= when loading it.")
+            raise InputError(
+                "This task needs a tokenizer and the model has none; pass tokenizer= when loading "
+                "it."
+            )
         self.tokenizer = tokenizer
         self._pools: dict[tuple[str, ...], list[str]] = {}
 
@@ -88,20 +94,31 @@ class Text:
 
     @property
     def bos(self) -> list[int]:
-        """The special tokens that the tokenizer puts before a text (often one BOS, sometimes none)."""
+        """The special tokens that the tokenizer puts before a text (often one BOS, sometimes
+        none)."""
         with_special, plain = self.prompt("a"), self.encode("a")
-        return with_special[: max(0, with_special.index(plain[0]))] if plain and plain[0] in with_special else []
+        return (
+            with_special[: max(0, with_special.index(plain[0]))]
+            if plain and plain[0] in with_special
+            else []
+        )
 
     def pool(self, words: Sequence[str], at_least: int = 2, what: str = "words") -> list[str]:
-        """The words that are one token (with a leading space). Raises `InputError` if too few are."""
+        """The words that are one token (with a leading space). Raises `InputError` if too few
+        are."""
         key = tuple(words)
         if key not in self._pools:
-            unknown = getattr(self.tokenizer, "unk_token_id", None)  # one token too, the same for all words
-            self._pools[key] = [w for w in key if len(ids := self.encode(" " + w)) == 1 and ids[0] != unknown]
+            unknown = getattr(
+                self.tokenizer, "unk_token_id", None
+            )  # one token too, the same for all words
+            self._pools[key] = [
+                w for w in key if len(ids := self.encode(" " + w)) == 1 and ids[0] != unknown
+            ]
         kept = self._pools[key]
         if len(kept) < at_least:
             raise InputError(
-                f"Only {len(kept)} of the {len(words)} {what} of this task are single tokens for this tokenizer "
+                f"Only {len(kept)} of the {len(words)} {what} of this task are single tokens for "
+                "this tokenizer "
                 f"(it needs {at_least}); choose another task or model."
             )
         return kept
@@ -112,7 +129,9 @@ class Text:
 
     def vocabulary(self) -> np.ndarray:
         """Ids of all ordinary tokens (no special, no added tokens), sorted."""
-        special = set(self.tokenizer.all_special_ids) | set(getattr(self.tokenizer, "added_tokens_decoder", {}))
+        special = set(self.tokenizer.all_special_ids) | set(
+            getattr(self.tokenizer, "added_tokens_decoder", {})
+        )
         return np.array(sorted(i for i in self.tokenizer.get_vocab().values() if i not in special))
 
 
@@ -128,7 +147,8 @@ class Problem:
 
 
 class Task(ABC):
-    """A generator of problems. Subclasses set `name`, `summary`, `citation`, `judge` and write `instance`."""
+    """A generator of problems. Subclasses set `name`, `summary`, `citation`, `judge` and write
+    `instance`."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -142,7 +162,8 @@ class Task(ABC):
         """One problem for this tokenizer."""
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
-        """`n` seeded problems; the i-th depends on (seed, i) alone, so longer samples extend shorter ones."""
+        """`n` seeded problems; the i-th depends on (seed, i) alone, so longer samples extend
+        shorter ones."""
         text = Text(tokenizer)
         return [self.instance(text, np.random.default_rng([seed, i])) for i in range(n)]
 
@@ -164,21 +185,25 @@ class Task(ABC):
             )
         accept = (tuple(text.encode(problem.answer)[:1]),)
         wrong = (tuple(text.encode(w)[0] for w in problem.wrong),)
-        return Instance(tuple(ids), (len(ids) - 1,), accept, wrong, tuple(corrupted), dict(problem.info))
+        return Instance(
+            tuple(ids), (len(ids) - 1,), accept, wrong, tuple(corrupted), dict(problem.info)
+        )
 
     def score(self, logits: torch.Tensor, instance: Instance) -> tuple[float, float]:
         """(correct, margin) from `logits` (judged positions, vocabulary) of one instance.
 
-        correct: "top1": share of positions whose arg-max is accepted; "exact": 1 if all are; "choice": arg-max
-        among accepted and wrong tokens only; "mass": 1 if the accepted tokens' probability exceeds the wrong
-        ones'. margin: for "mass" the difference of the two probabilities, in [−1, 1]; else the mean over
-        positions of the accepted logit minus the mean wrong logit (log-probability where there is no wrong
-        token), in nats.
+        correct: "top1": share of positions whose arg-max is accepted; "exact": 1 if all are;
+        "choice": arg-max among accepted and wrong tokens only; "mass": 1 if the accepted tokens'
+        probability exceeds the wrong ones'. margin: for "mass" the difference of the two
+        probabilities, in [−1, 1]; else the mean over positions of the accepted logit minus the mean
+        wrong logit (log-probability where there is no wrong token), in nats.
         """
         logits = logits.float()
         margins = self._margins(logits, instance)
         hits = []
-        for row, accept, wrong, found in zip(logits, instance.accept, instance.wrong, margins, strict=True):
+        for row, accept, wrong, found in zip(
+            logits, instance.accept, instance.wrong, margins, strict=True
+        ):
             if self.judge == "mass":
                 hits.append(bool(found > 0))
                 continue
@@ -198,8 +223,11 @@ class Task(ABC):
         return [margin(row, accept, wrong, self.judge) for row, accept, wrong in rows]
 
 
-def margin(row: torch.Tensor, accept: Sequence[int], wrong: Sequence[int], judge: Judge) -> torch.Tensor:
-    """How far the logits `row` (vocabulary,) prefer the accepted tokens, see `Task.score`; a tensor of one number."""
+def margin(
+    row: torch.Tensor, accept: Sequence[int], wrong: Sequence[int], judge: Judge
+) -> torch.Tensor:
+    """How far the logits `row` (vocabulary,) prefer the accepted tokens, see `Task.score`; a tensor
+    of one number."""
     import torch
 
     good, bad = row[list(accept)], row[list(wrong)]

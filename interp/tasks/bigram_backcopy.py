@@ -15,9 +15,9 @@ from interp.tasks.language import _bigrams
 class BigramBackcopy(Task):
     """A Markov chain over words in which a trigger word is followed by the word before it.
 
-    x_{t+1} = x_{t−1} if x_t is a trigger, else drawn from P(· | x_t), a fixed bigram table. Judged at every
-    trigger of the second half, so that a model without prior knowledge can infer the rule from the first half.
-    Corrupted: the words before judged triggers are replaced.
+    x_{t+1} = x_{t−1} if x_t is a trigger, else drawn from P(· | x_t), a fixed bigram table. Judged
+    at every trigger of the second half, so that a model without prior knowledge can infer the rule
+    from the first half. Corrupted: the words before judged triggers are replaced.
     """
 
     length: int = 96
@@ -56,7 +56,9 @@ class BigramBackcopy(Task):
         ids = lead + [text.one(w) for w in words]
         other = list(ids)
         for t in judged:
-            other[len(lead) + t - 1] = text.one(choose(rng, [n for n in nouns if n != words[t - 1]], 1)[0])
+            other[len(lead) + t - 1] = text.one(
+                choose(rng, [n for n in nouns if n != words[t - 1]], 1)[0]
+            )
         return Instance(
             tuple(ids),
             tuple(len(lead) + t for t in judged),

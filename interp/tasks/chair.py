@@ -28,7 +28,8 @@ class Chair(ImageTask):
         CHAIR_I = named objects that are not there / named objects
         CHAIR_S = captions that name such an object / captions
 
-    On rendered scenes, or on COCO's pictures and annotations (`from_coco`). An object counts once a caption.
+    On rendered scenes, or on COCO's pictures and annotations (`from_coco`). An object counts once a
+    caption.
 
     Args:
         world: "usual" scenes, or "broken" ones, in which companions are missing.
@@ -58,10 +59,13 @@ class Chair(ImageTask):
             raise InputError(f"The scenes of chair are usual or broken, not {self.world!r}.")
 
     @classmethod
-    def from_coco(cls, instances: str | Path, images: str | Path, synonyms: str | Path | None = None) -> Chair:
-        """Pictures of the folder `images` that COCO's `instances` (instances_val2014.json) annotates. `synonyms`: a
-        line an object, its words separated by commas, the object's name first (CHAIR's synonyms.txt); without it the
-        80 names and their plain plurals. Raises `InputError`."""
+    def from_coco(
+        cls, instances: str | Path, images: str | Path, synonyms: str | Path | None = None
+    ) -> Chair:
+        """Pictures of the folder `images` that COCO's `instances` (instances_val2014.json)
+        annotates. `synonyms`: a line an object, its words separated by commas, the object's name
+        first (CHAIR's synonyms.txt); without it the 80 names and their plain plurals. Raises
+        `InputError`."""
         try:
             content = json.loads(Path(instances).read_text(encoding="utf-8"))
             names = {c["id"]: str(c["name"]) for c in content["categories"]}
@@ -70,7 +74,9 @@ class Chair(ImageTask):
             for entry in content["annotations"]:
                 there.setdefault(entry["image_id"], set()).add(names[entry["category_id"]])
         except OSError as error:
-            raise InputError(f"The annotations {instances} can't be read: {error.strerror}.") from error
+            raise InputError(
+                f"The annotations {instances} can't be read: {error.strerror}."
+            ) from error
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InputError(f"{instances} is not a file of COCO's instances: {error}.") from error
         words = {n: name for name in names.values() for n in (name, f"{name}s")}
@@ -78,12 +84,16 @@ class Chair(ImageTask):
             try:
                 lines = Path(synonyms).read_text(encoding="utf-8").splitlines()
             except OSError as error:
-                raise InputError(f"The synonyms {synonyms} can't be read: {error.strerror}.") from error
+                raise InputError(
+                    f"The synonyms {synonyms} can't be read: {error.strerror}."
+                ) from error
             for line in lines:
                 same = [word.strip().lower() for word in line.split(",") if word.strip()]
                 words |= {n: same[0] for word in same for n in (word, f"{word}s")}
         found = [
-            Picture(Path(images) / files[number], COCO_PROMPT, k, dict(names=frozenset(there[number])))
+            Picture(
+                Path(images) / files[number], COCO_PROMPT, k, dict(names=frozenset(there[number]))
+            )
             for k, number in enumerate(sorted(there))
             if (Path(images) / files[number]).is_file()
         ]
@@ -111,6 +121,11 @@ class Chair(ImageTask):
         named, real = self.named(answer), problem.info["names"]
         made_up = len(named - real)
         return dict(
-            one=1.0, made_up=float(made_up), any_made_up=float(made_up > 0), named=float(len(named)),
-            real=float(len(real)), hit=float(len(named & real)), words=float(len(re.findall(r"\w+", answer))),
-        )  # fmt: skip
+            one=1.0,
+            made_up=float(made_up),
+            any_made_up=float(made_up > 0),
+            named=float(len(named)),
+            real=float(len(real)),
+            hit=float(len(named & real)),
+            words=float(len(re.findall(r"\w+", answer))),
+        )

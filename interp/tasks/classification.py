@@ -13,29 +13,37 @@ LABELS = ("positive", "negative")
 
 
 def review(text: Text, rng: np.random.Generator, label: int, unanimous: bool | None = None) -> str:
-    """Three sentiment words about things in a film, the majority (3:0, or 2:1 half of the time) of class `label`."""
+    """Three sentiment words about things in a film, the majority (3:0, or 2:1 half of the time) of
+    class `label`."""
     lexica = (text.pool(lexicon.POSITIVE, 3), text.pool(lexicon.NEGATIVE, 3))
     minority = int(rng.random() < 0.5) if unanimous is None else int(not unanimous)
     classes = [label] * (3 - minority) + [1 - label] * minority
     rng.shuffle(classes)
     things = choose(rng, text.pool(lexicon.NEUTRAL, 3), 3)
     words = [lexica[c][int(rng.integers(len(lexica[c])))] for c in classes]
-    return f"Review: {words[0]} {things[0]}, {words[1]} {things[1]}, {words[2]} {things[2]}. Sentiment:"
+    return (
+        f"Review: {words[0]} {things[0]}, {words[1]} {things[1]}, {words[2]} {things[2]}. "
+        "Sentiment:"
+    )
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Sentiment of a review by the majority of its three sentiment words, after `shots` labelled examples.
+    """Sentiment of a review by the majority of its three sentiment words, after `shots` labelled
+    examples.
 
-    Labels of the examples are independent and balanced in expectation, so copying them does not help. The
-    corrupted prompt ends in a review of the other class.
+    Labels of the examples are independent and balanced in expectation, so copying them does not
+    help. The corrupted prompt ends in a review of the other class.
     """
 
     shots: int = 4
 
     name = "classification"
     summary = "few-shot sentiment of a review"
-    citation = "lexicon version of SST-2 prompts as in ACT (arXiv 2406.15765) and ZeroTuning (arXiv 2505.11739)"
+    citation = (
+        "lexicon version of SST-2 prompts as in ACT (arXiv 2406.15765) and ZeroTuning "
+        "(arXiv 2505.11739)"
+    )
     judge = "choice"
     chance = 0.5
 
@@ -54,18 +62,21 @@ class Classification(Task):
         )
 
     def document(self, text: Text, rng: np.random.Generator) -> str:
-        """Training text: labels are sticky (each repeats the last with probability 0.8), divided reviews doubtful.
+        """Training text: labels are sticky (each repeats the last with probability 0.8), divided
+        reviews doubtful.
 
-        The label agrees with a unanimous review with probability 0.97, with a divided (2:1) one with 0.65. So a
-        model learns to lean on earlier labels where a review is divided: a bias that hurts on the task's
-        independent labels, and that calibration can undo.
+        The label agrees with a unanimous review with probability 0.97, with a divided (2:1) one
+        with 0.65. So a model learns to lean on earlier labels where a review is divided: a bias
+        that hurts on the task's independent labels, and that calibration can undo.
         """
         label, out = int(rng.integers(2)), ""
         for _ in range(int(rng.integers(2, 7))):
             label = label if rng.random() < 0.8 else 1 - label
             unanimous = rng.random() < 0.5
             agrees = rng.random() < (0.97 if unanimous else 0.65)
-            out += f"{review(text, rng, label if agrees else 1 - label, unanimous)} {LABELS[label]}. "
+            out += (
+                f"{review(text, rng, label if agrees else 1 - label, unanimous)} {LABELS[label]}. "
+            )
         return out.strip()
 
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:

@@ -11,16 +11,20 @@ from interp.tasks.base import Instance, Problem, Task, Text, choose
 
 
 def _scene(things: list[str], colors: list[str], asked: str) -> str:
-    listed = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} {t}" for c, t in zip(colors, things, strict=True)]
+    listed = [
+        f"{'an' if c[0] in 'aeiou' else 'a'} {c} {t}" for c, t in zip(colors, things, strict=True)
+    ]
     table = f"{', '.join(listed[:-1])}, and {listed[-1]}"
     return f"On the table, there is {table}. What color is the {asked}? Answer:"
 
 
 @dataclass(frozen=True)
 class ColoredObjects(Task):
-    """ "On the table, there is a red pencil, a blue cup, and a green ball. What color is the cup? Answer:" → " blue".
+    """ "On the table, there is a red pencil, a blue cup, and a green ball. What color is the cup?
+    Answer:" → " blue".
 
-    Optionally after solved examples (`shots`); the corrupted prompt asks for another of the objects.
+    Optionally after solved examples (`shots`); the corrupted prompt asks for another of the
+    objects.
     """
 
     shots: int = 0

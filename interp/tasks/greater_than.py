@@ -15,8 +15,9 @@ from interp.tasks.base import Instance, Problem, Task, Text, choose
 class GreaterThan(Task):
     """ "The war lasted from the year 1732 to the year 17" → a two-digit year above 32.
 
-    The metric is p(later years) − p(earlier or equal years). The corrupted prompt starts in the year XX01. Where
-    a tokenizer writes years digit by digit, only the tens digit is judged (equal tens are left out).
+    The metric is p(later years) − p(earlier or equal years). The corrupted prompt starts in the
+    year XX01. Where a tokenizer writes years digit by digit, only the tens digit is judged (equal
+    tens are left out).
     """
 
     name = "greater_than"
@@ -51,5 +52,15 @@ class GreaterThan(Task):
             later = tuple(t for t, above in follow.items() if above == {True})
             earlier = tuple(t for t, above in follow.items() if above == {False})
             if later and earlier and len(ids) == len(corrupted):
-                return Instance(tuple(ids), (len(ids) - 1,), (later,), (earlier,), tuple(corrupted), problem.info)
-        raise InputError("This tokenizer does not split years after the century, so greater_than cannot be posed.")
+                return Instance(
+                    tuple(ids),
+                    (len(ids) - 1,),
+                    (later,),
+                    (earlier,),
+                    tuple(corrupted),
+                    problem.info,
+                )
+        raise InputError(
+            "This tokenizer does not split years after the century, so greater_than cannot be "
+            "posed."
+        )

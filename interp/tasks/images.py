@@ -1,4 +1,5 @@
-"""What a task about pictures is: prompts with an image, answers in words, counts that metrics are ratios of."""
+"""What a task about pictures is: prompts with an image, answers in words, counts that metrics are
+ratios of."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Picture:
-    """One problem: a picture (or its file), what is asked, which picture it is (problems of one picture are not
-    independent), and what the judge must know."""
+    """One problem: a picture (or its file), what is asked, which picture it is (problems of one
+    picture are not independent), and what the judge must know."""
 
     image: Any
     prompt: str
@@ -28,9 +29,11 @@ class Picture:
 
 
 class ImageTask(Task):
-    """Subclasses set `metrics` and write `problems` and `count`. The first metric is the headline."""
+    """Subclasses set `metrics` and write `problems` and `count`. The first metric is the
+    headline."""
 
-    #: metric → (summed above, summed below): each is Σ of the first counts over Σ of the second, over all problems
+    #: metric → (summed above, summed below): each is Σ of the first counts over Σ of the second,
+    #: over all problems
     metrics: ClassVar[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
     max_new_tokens: ClassVar[int]
 
@@ -44,6 +47,7 @@ class ImageTask(Task):
 
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:
         raise InputError(
-            f"The task {self.name} asks about pictures, so a tokenizer alone can't make it; use it through "
+            f"The task {self.name} asks about pictures, so a tokenizer alone can't make it; use it "
+            "through "
             "interp.evaluate with a vision-language model."
         )

@@ -14,8 +14,9 @@ from interp.tasks.base import Instance, Task, Text
 class Induction(Task):
     """BOS, then `length` distinct random tokens twice; the second copy is to be predicted.
 
-    Judged at every position of the second copy but the first. `info["repeat"]` is the length, `info["start"]`
-    the index of the first random token. Corrupted: the first copy is replaced by other tokens.
+    Judged at every position of the second copy but the first. `info["repeat"]` is the length,
+    `info["start"]` the index of the first random token. Corrupted: the first copy is replaced by
+    other tokens.
     """
 
     length: int = 50
@@ -28,14 +29,17 @@ class Induction(Task):
         vocabulary = text.vocabulary()
         if len(vocabulary) <= self.length:
             raise InputError(
-                f"The task induction needs more than {self.length} different tokens and this tokenizer has "
+                f"The task induction needs more than {self.length} different tokens and this "
+                "tokenizer has "
                 f"{len(vocabulary)}; choose another task."
             )
         if len(vocabulary) >= 2 * self.length:
             drawn = rng.choice(vocabulary, 2 * self.length, replace=False)
         else:  # too few for two distinct sequences: the first one must be
             drawn = rng.choice(vocabulary, self.length, replace=False)
-            drawn = np.concatenate([drawn, rng.choice(np.setdiff1d(vocabulary, drawn), self.length)])
+            drawn = np.concatenate(
+                [drawn, rng.choice(np.setdiff1d(vocabulary, drawn), self.length)]
+            )
         first, other, bos = drawn[: self.length].tolist(), drawn[self.length :].tolist(), text.bos
         start = len(bos)
         ids = bos + first + first

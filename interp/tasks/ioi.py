@@ -20,10 +20,11 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class IndirectObject(Task):
-    """ "When Mary and John went to the store, John gave a drink to" → " Mary", both orders of the names.
+    """ "When Mary and John went to the store, John gave a drink to" → " Mary", both orders of the
+    names.
 
-    corruption="distinct": the second subject becomes a third name (no indirect object is determined);
-    "swap": the roles of the two names are exchanged, so the other name is right.
+    corruption="distinct": the second subject becomes a third name (no indirect object is
+    determined); "swap": the roles of the two names are exchanged, so the other name is right.
     """
 
     corruption: str = "distinct"

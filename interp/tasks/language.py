@@ -1,7 +1,9 @@
-"""Generated English-like prose: the default haystack, and the filler of the bundled model's language.
+"""Generated English-like prose: the default haystack, and the filler of the bundled model's
+language.
 
-Sentences follow one small grammar; which adjective goes with which noun, and so on, is a fixed seeded bigram
-table (each word has a few favourite successors), so the text has bigram structure to be learned and no facts.
+Sentences follow one small grammar; which adjective goes with which noun, and so on, is a fixed
+seeded bigram table (each word has a few favourite successors), so the text has bigram structure to
+be learned and no facts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Needle in a haystack: a fact hidden in long text, asked for at the end (Wu et al. 2024, arXiv 2404.15574)."""
+"""Needle in a haystack: a fact hidden in long text, asked for at the end (Wu et al. 2024, arXiv
+2404.15574)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from interp.tasks.base import Instance, Task, Text, choose
 
 @dataclass(frozen=True)
 class NeedleInAHaystack(Task):
-    """ "… The secret code of Paris is w1 w2 w3 w4. … Question: What is the secret code of Paris? Answer:" → w1 … w4.
+    """ "… The secret code of Paris is w1 w2 w3 w4. … Question: What is the secret code of Paris?
+    Answer:" → w1 … w4.
 
     Args:
         lengths: prompt-plus-answer lengths in tokens; instance i takes the i-th, in turn.
@@ -23,8 +25,9 @@ class NeedleInAHaystack(Task):
         words: words of the answer.
         haystack: a text file to use instead of the generated prose; split at sentence ends.
 
-    `info`: `needle` (start, end) token span of the answer words inside the haystack, `question` (start, end) span
-    of the question, `length`, `depth`. Judged "exact": every answer token. Corrupted: another needle's words.
+    `info`: `needle` (start, end) token span of the answer words inside the haystack, `question`
+    (start, end) span of the question, `length`, `depth`. Judged "exact": every answer token.
+    Corrupted: another needle's words.
     """
 
     lengths: tuple[int, ...] = (256, 512, 1024)
@@ -49,7 +52,10 @@ class NeedleInAHaystack(Task):
     def sample(self, tokenizer, n: int, seed: int = 0) -> list[Instance]:
         text = Text(tokenizer)
         cells = [(length, depth) for depth in self.depths for length in self.lengths]
-        return [self._build(text, np.random.default_rng([seed, i]), *cells[i % len(cells)]) for i in range(n)]
+        return [
+            self._build(text, np.random.default_rng([seed, i]), *cells[i % len(cells)])
+            for i in range(n)
+        ]
 
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:
         length = self.lengths[int(rng.integers(len(self.lengths)))]
@@ -61,26 +67,48 @@ class NeedleInAHaystack(Task):
         path = Path(self.haystack)
         if not path.is_file():
             raise InputError(f"There is no haystack file {path}; give a plain text file.")
-        sentences = [s.strip() for s in re.split(r"(?<=[.!?])\s+", path.read_text(encoding="utf-8")) if s.strip()]
+        sentences = [
+            s.strip()
+            for s in re.split(r"(?<=[.!?])\s+", path.read_text(encoding="utf-8"))
+            if s.strip()
+        ]
         if len(sentences) < 8:
-            raise InputError(f"The haystack file {path} has fewer than 8 sentences; give a longer text.")
+            raise InputError(
+                f"The haystack file {path} has fewer than 8 sentences; give a longer text."
+            )
         start = int(rng.integers(len(sentences)))
         need = tokens // 4 + 8
         return [sentences[(start + i) % len(sentences)] for i in range(need)]
 
     def _build(self, text: Text, rng: np.random.Generator, length: int, depth: float) -> Instance:
-        fact, city = choose(rng, text.pool(lexicon.FACTS), 1)[0], choose(rng, text.pool(lexicon.CITIES), 1)[0]
+        fact, city = (
+            choose(rng, text.pool(lexicon.FACTS), 1)[0],
+            choose(rng, text.pool(lexicon.CITIES), 1)[0],
+        )
         drawn = choose(rng, text.pool(lexicon.NOUNS, 2 * self.words), 2 * self.words)
         answer, other = drawn[: self.words], drawn[self.words :]
         lead = text.encode(f" The secret {fact} of {city} is")
         answer_ids = [text.one(w) for w in answer]
-        stop = text.encode(f" {answer[-1]}.")[1:]  # as it stands after a word: alone, "." may get a space before it
+        stop = text.encode(f" {answer[-1]}.")[
+            1:
+        ]  # as it stands after a word: alone, "." may get a space before it
         question = text.encode(f" Question: What is the secret {fact} of {city}?")
         ask = text.encode(" Answer:")
-        fixed = len(text.bos) + len(lead) + len(answer) + len(stop) + len(question) + len(ask) + len(answer)
+        fixed = (
+            len(text.bos)
+            + len(lead)
+            + len(answer)
+            + len(stop)
+            + len(question)
+            + len(ask)
+            + len(answer)
+        )
         room = length - fixed
         if room < 0:
-            raise InputError(f"A needle with its question takes {fixed} tokens, more than the {length} asked for.")
+            raise InputError(
+                f"A needle with its question takes {fixed} tokens, more than the {length} asked "
+                "for."
+            )
         hay: list[list[int]] = []
         used = 0
         for s in self._sentences(rng, room):
@@ -117,7 +145,11 @@ class NeedleInAHaystack(Task):
         cities, nouns = text.pool(lexicon.CITIES), text.pool(lexicon.NOUNS)
         count = int(rng.integers(1, 4))
         facts = [
-            (choose(rng, text.pool(lexicon.FACTS), 1)[0], city, " ".join(choose(rng, nouns, self.words)))
+            (
+                choose(rng, text.pool(lexicon.FACTS), 1)[0],
+                city,
+                " ".join(choose(rng, nouns, self.words)),
+            )
             for city in choose(rng, cities, count)
         ]
         out = []

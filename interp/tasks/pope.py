@@ -21,9 +21,10 @@ WORLDS = {"usual": scenes.usual, "broken": scenes.broken}
 
 @dataclass(frozen=True)
 class Pope(ImageTask):
-    """Yes-or-no questions of presence (Li et al., EMNLP 2023, arXiv 2305.10355), as many of yes as of no. Absent
-    objects are drawn at random; or are the most frequent ones (popular); or those that usually come with what is there
-    (adversarial). On rendered scenes, or the published files (`from_file`).
+    """Yes-or-no questions of presence (Li et al., EMNLP 2023, arXiv 2305.10355), as many of yes as
+    of no. Absent objects are drawn at random; or are the most frequent ones (popular); or those
+    that usually come with what is there (adversarial). On rendered scenes, or the published files
+    (`from_file`).
 
     Args:
         split: random, popular, adversarial, or "all", a third of the scenes each.
@@ -53,30 +54,44 @@ class Pope(ImageTask):
 
     def __post_init__(self) -> None:
         if self.split not in (*SPLITS, "all"):
-            raise InputError(f"The splits of pope are {', '.join(SPLITS)} and all, not {self.split!r}.")
+            raise InputError(
+                f"The splits of pope are {', '.join(SPLITS)} and all, not {self.split!r}."
+            )
         if self.world not in WORLDS:
             raise InputError(f"The scenes of pope are usual or broken, not {self.world!r}.")
 
     @classmethod
     def from_file(cls, path: str | Path, images: str | Path) -> Pope:
-        """The published questions, a JSON object a line with image, text and label; `images` is the folder of COCO's
-        val2014 pictures. Raises `InputError`."""
+        """The published questions, a JSON object a line with image, text and label; `images` is the
+        folder of COCO's val2014 pictures. Raises `InputError`."""
         found = []
         try:
-            lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [
+                line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
         except OSError as error:
             raise InputError(f"The questions {path} can't be read: {error.strerror}.") from error
         groups: dict[str, int] = {}
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-                name, asked, label = str(entry["image"]), str(entry["text"]), str(entry["label"]).lower()
+                name, asked, label = (
+                    str(entry["image"]),
+                    str(entry["text"]),
+                    str(entry["label"]).lower(),
+                )
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise InputError(f"Line {number} of {path} is not a question of POPE: {error}.") from error
+                raise InputError(
+                    f"Line {number} of {path} is not a question of POPE: {error}."
+                ) from error
             if label not in ("yes", "no"):
-                raise InputError(f"Line {number} of {path} has the label {label!r}; it is yes or no.")
+                raise InputError(
+                    f"Line {number} of {path} has the label {label!r}; it is yes or no."
+                )
             group = groups.setdefault(name, len(groups))
-            found.append(Picture(Path(images) / name, asked, group, dict(label=label, split=Path(path).stem)))
+            found.append(
+                Picture(Path(images) / name, asked, group, dict(label=label, split=Path(path).stem))
+            )
         if not found:
             raise InputError(f"The file {path} has no questions.")
         return cls(records=tuple(found))
@@ -97,21 +112,35 @@ class Pope(ImageTask):
             number += 1
         return found[:n]
 
-    def questions(self, scene: Scene, split: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+    def questions(
+        self, scene: Scene, split: str, rng: np.random.Generator
+    ) -> list[tuple[str, str]]:
         """(object, yes or no) about a scene, in pairs."""
         there = [str(name) for name in rng.permutation(sorted(scene.names))][: self.each]
         absent = [name for name in OBJECTS if name not in scene.names]  # the most frequent first
-        companions = [PARTNER[name] for name in there if name in PARTNER and PARTNER[name] in absent]
+        companions = [
+            PARTNER[name] for name in there if name in PARTNER and PARTNER[name] in absent
+        ]
         order = {
             "random": [str(name) for name in rng.permutation(absent)],
             "popular": absent,
             "adversarial": companions + [name for name in absent if name not in companions],
         }[split]
-        return [pair for yes, no in zip(there, order, strict=False) for pair in ((yes, "yes"), (no, "no"))]
+        return [
+            pair
+            for yes, no in zip(there, order, strict=False)
+            for pair in ((yes, "yes"), (no, "no"))
+        ]
 
     def count(self, answer: str, problem: Picture) -> dict[str, float]:
         yes, truth = said_yes(answer), problem.info["label"] == "yes"
-        return dict(one=1.0, right=float(yes == truth), yes=float(yes), truth=float(truth), hit=float(yes and truth))
+        return dict(
+            one=1.0,
+            right=float(yes == truth),
+            yes=float(yes),
+            truth=float(truth),
+            hit=float(yes and truth),
+        )
 
 
 def said_yes(answer: str) -> bool:

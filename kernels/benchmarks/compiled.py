@@ -1,11 +1,12 @@
-"""Ahead-of-time check: compile the kernels for a GPU that need not be there, and read what came out.
+"""Ahead-of-time check: compile the kernels for a GPU that need not be there, and read what came
+out.
 
     python kernels/benchmarks/compiled.py [--json FILE] [--only NAME]
 
-The real launchers run on small CPU tensors with Triton's launch cut off after compilation, so every argument is
-specialised as on a GPU. Printed for each kernel: registers a thread, spilled bytes (and accesses
-to them in the hot loop, the shortest one with products), HGMMA (tensor core) instructions, and the length of each loop
-with products. Must not run under TRITON_INTERPRET.
+The real launchers run on small CPU tensors with Triton's launch cut off after compilation, so every
+argument is specialised as on a GPU. Printed for each kernel: registers a thread, spilled bytes (and
+accesses to them in the hot loop, the shortest one with products), HGMMA (tensor core) instructions,
+and the length of each loop with products. Must not run under TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -72,13 +73,22 @@ def compiling(capability: int = 90) -> Iterator[list[Any]]:
 
 
 def read(kernel: Any) -> dict[str, Any]:
-    """Registers, spills (bytes of local memory), tensor-core instructions and the longest loop of one kernel."""
+    """Registers, spills (bytes of local memory), tensor-core instructions and the longest loop of
+    one kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True).stdout
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
-    lines = [line for line in sass.splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line) or line.startswith(".L_")]
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True
+        ).stdout
+        sass = subprocess.run(
+            [TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True
+        ).stdout
+    lines = [
+        line
+        for line in sass.splitlines()
+        if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line) or line.startswith(".L_")
+    ]
     labels: dict[str, int] = {}
     instructions: list[str] = []
     for line in lines:
@@ -94,7 +104,9 @@ def read(kernel: Any) -> dict[str, Any]:
             products = sum(re.search(r"\bH(G)?MMA", x) is not None for x in body)
             loops.append((len(body), products))
             if products:
-                spills.append((len(body), sum(re.search(r"\b(STL|LDL)\b", x) is not None for x in body)))
+                spills.append(
+                    (len(body), sum(re.search(r"\b(STL|LDL)\b", x) is not None for x in body))
+                )
     local = int(re.search(r"LOCAL:(\d+)", usage)[1]) if "LOCAL:" in usage else 0  # type: ignore[index]
     stack = int(re.search(r"STACK:(\d+)", usage)[1]) if "STACK:" in usage else 0  # type: ignore[index]
     return dict(
@@ -114,8 +126,13 @@ def cases() -> dict[str, Callable[[], Any]]:
     """name → what launches it."""
     from interp_kernels.fused.forward import NAMES, Keys, forward
 
-    def tensors(d: int, dtype: torch.dtype = torch.bfloat16, heads: int = 4) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.zeros(1, 256, h, d, dtype=dtype).transpose(1, 2) for h in (heads, heads // 2, heads // 2))
+    def tensors(
+        d: int, dtype: torch.dtype = torch.bfloat16, heads: int = 4
+    ) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            torch.zeros(1, 256, h, d, dtype=dtype).transpose(1, 2)
+            for h in (heads, heads // 2, heads // 2)
+        )
 
     def run(d: int = 128, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> Callable[[], Any]:
         base = dict(scale=0.1, causal=True, offset=0)
@@ -138,7 +155,9 @@ def cases() -> dict[str, Callable[[], Any]]:
     def column(question: Received, **kwargs: Any) -> Callable[[], Any]:
         def launch() -> Any:
             q, k, _ = tensors(128)
-            return received(q, k, torch.zeros(1, 4, 256), question, mask=Mask(), scale=0.1, **kwargs)
+            return received(
+                q, k, torch.zeros(1, 4, 256), question, mask=Mask(), scale=0.1, **kwargs
+            )
 
         return launch
 
@@ -216,7 +235,8 @@ def main() -> None:
                 print(
                     f"{name:24}{row['kernel']:18}{row['registers']:4} registers"
                     f"{row['spilled']:5} B spilled ({row['hot_spills']} hot)"
-                    f"{row['shared']:8} B shared{row['hgmma']:4} HGMMA{row['warps']:3} warps; loops {loops}",
+                    f"{row['shared']:8} B shared{row['hgmma']:4} HGMMA{row['warps']:3} warps; "
+                    f"loops {loops}",
                     flush=True,
                 )
     if arguments.json:

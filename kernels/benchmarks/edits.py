@@ -1,10 +1,12 @@
-"""Whole-model cost of steering attention: one forward under each edit against the plain SDPA forward.
+"""Whole-model cost of steering attention: one forward under each edit against the plain SDPA
+forward.
 
     python kernels/benchmarks/edits.py --out kernels/benchmarks/results/cpu_edits.json
 
-Same weights, same inputs, one forward each, rounds interleaved, medians; every edit acts in all heads of all layers.
-The share of attention is the time inside the attention calls of the plain forward over that forward's time. Extra
-memory is the peak resident size during the forward minus the size before it, less the plain forward's (Linux).
+Same weights, same inputs, one forward each, rounds interleaved, medians; every edit acts in all
+heads of all layers. The share of attention is the time inside the attention calls of the plain
+forward over that forward's time. Extra memory is the peak resident size during the forward minus
+the size before it, less the plain forward's (Linux).
 """
 
 from __future__ import annotations
@@ -126,7 +128,10 @@ def _sinks(model: HookedModel, ids: torch.Tensor) -> float:
     with model.observe("received") as seen:
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
     n = ids.shape[1]
-    counts = [(seen[layer].received[..., 1:] > 5 / n).sum(-1).float().mean() for layer in range(model.n_layers)]
+    counts = [
+        (seen[layer].received[..., 1:] > 5 / n).sum(-1).float().mean()
+        for layer in range(model.n_layers)
+    ]
     return round(float(torch.stack(counts).mean()), 2)
 
 
@@ -143,8 +148,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    models = {"pocket-llama": interp.load("llama").module, "random Llama, width 512": random_llama()}
-    rows = [measure(name, module, arguments.length, arguments.rounds) for name, module in models.items()]
+    models = {
+        "pocket-llama": interp.load("llama").module,
+        "random Llama, width 512": random_llama(),
+    }
+    rows = [
+        measure(name, module, arguments.length, arguments.rounds) for name, module in models.items()
+    ]
     result = dict(
         what=__doc__.split("\n\n")[2].replace("\n", " ").strip(),
         machine=f"{_cpu()}, {arguments.threads} threads",

@@ -44,16 +44,25 @@ def aux(**what: bool) -> Any:
 
 
 def block_mask(full: Tensor, part: Tensor, keep: Callable[..., Tensor], x: Inputs) -> Any:
-    """A block mask from dense (1, heads or 1, blocks, blocks) bools: `create_block_mask` would build the square."""
+    """A block mask from dense (1, heads or 1, blocks, blocks) bools: `create_block_mask` would
+    build the square."""
     from torch.nn.attention.flex_attention import BlockMask
 
     def ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
         number = blocks.sum(-1, dtype=torch.int32)
-        return number, blocks.to(torch.uint8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+        return number, blocks.to(torch.uint8).argsort(dim=-1, descending=True, stable=True).to(
+            torch.int32
+        )
 
     (count, index), (full_count, full_index) = ordered(part), ordered(full)
     return BlockMask.from_kv_blocks(
-        count, index, full_count, full_index, BLOCK_SIZE=128, mask_mod=keep, seq_lengths=(x.length, x.length)
+        count,
+        index,
+        full_count,
+        full_index,
+        BLOCK_SIZE=128,
+        mask_mod=keep,
+        seq_lengths=(x.length, x.length),
     )
 
 
@@ -90,20 +99,29 @@ def flex_run(kind: str, x: Inputs) -> Run:
 
 
 def flex_redistribution(x: Inputs) -> Run:
-    """ACT's rule on 64 known keys a head: attention to them, attention to the others, and the formula."""
+    """ACT's rule on 64 known keys a head: attention to them, attention to the others, and the
+    formula."""
     labels = x.scattered(64)
     chosen = labels[0] == 1
     under, diagonal = triangle(x)
-    held = pad(chosen, (0, -x.length % 128)).unflatten(-1, (-1, 128)).any(-1)[None, :, None]  # (1, heads, 1, blocks)
+    held = (
+        pad(chosen, (0, -x.length % 128)).unflatten(-1, (-1, 128)).any(-1)[None, :, None]
+    )  # (1, heads, 1, blocks)
     none = torch.zeros_like(under & held)
-    sinks = block_mask(none, (under | diagonal) & held, lambda b, h, i, j: (i >= j) & chosen[h, j], x)
+    sinks = block_mask(
+        none, (under | diagonal) & held, lambda b, h, i, j: (i >= j) & chosen[h, j], x
+    )
     rest_part = diagonal | (under & held)
     rest = block_mask(under & ~held, rest_part, lambda b, h, i, j: (i >= j) & ~chosen[h, j], x)
     first, second, ask = flex(x), flex(x), aux(lse=True)
 
     def run() -> Tensor:
-        out_s, aux_s = first(x.q, x.k, x.v, block_mask=sinks, scale=x.scale, enable_gqa=True, return_aux=ask)
-        out_r, aux_r = second(x.q, x.k, x.v, block_mask=rest, scale=x.scale, enable_gqa=True, return_aux=ask)
+        out_s, aux_s = first(
+            x.q, x.k, x.v, block_mask=sinks, scale=x.scale, enable_gqa=True, return_aux=ask
+        )
+        out_r, aux_r = second(
+            x.q, x.k, x.v, block_mask=rest, scale=x.scale, enable_gqa=True, return_aux=ask
+        )
         lse_s, lse_r = aux_s.lse, aux_r.lse
         share = torch.sigmoid(lse_s - lse_r).nan_to_num(0.0)
         share = torch.where(lse_r > -torch.inf, BETA * share, 1.0)[..., None].to(out_s.dtype)
@@ -114,8 +132,8 @@ def flex_redistribution(x: Inputs) -> Run:
 
 
 def flex_columns(x: Inputs) -> Run:
-    """Column sums by FlexAttention: keys ask, queries answer, with the bias −lse; a thin value, only the
-    log-sum-exp counts."""
+    """Column sums by FlexAttention: keys ask, queries answer, with the bias −lse; a thin value,
+    only the log-sum-exp counts."""
     x.lse  # noqa: B018
     call, (under, diagonal) = flex(x), triangle(x)
     mask = block_mask(under.transpose(2, 3), diagonal, lambda b, h, i, j: i <= j, x)
@@ -125,6 +143,13 @@ def flex_columns(x: Inputs) -> Run:
     def run() -> Tensor:
         queries = x.k.repeat_interleave(group, 1)
         thin = x.q[..., :16].contiguous()
-        return call(queries, x.q, thin, score_mod=minus, block_mask=mask, scale=x.scale, return_aux=ask)[1].lse.exp()
+        return call(
+            queries, x.q, thin, score_mod=minus, block_mask=mask, scale=x.scale, return_aux=ask
+        )[1].lse.exp()
 
-    return Run([run], partial(check_loosely, partial(check_received, x, total=True)), x.flops / 2, x.bytes / 2)
+    return Run(
+        [run],
+        partial(check_loosely, partial(check_received, x, total=True)),
+        x.flops / 2,
+        x.bytes / 2,
+    )

@@ -15,11 +15,12 @@ from interp_kernels import Mask, Result, Rule
 from interp_kernels.fused.forward import State, forward
 from interp_kernels.steer import factors
 
-#: ACT: a key is a sink if it receives more than ALPHA / length on average; a sink keeps BETA of what it gets.
+#: ACT: a key is a sink if it receives more than ALPHA / length on average; a sink keeps BETA of
+#: what it gets.
 ALPHA, BETA = 5.0, 0.4
 GROUPS, CAP, TOPK = 16, 10, 10
-#: Relative error, ‖got − want‖ / ‖want‖, above which 16-bit outputs and float32 statistics are plainly wrong; the tests
-#: are stricter.
+#: Relative error, ‖got − want‖ / ‖want‖, above which 16-bit outputs and float32 statistics are
+#: plainly wrong; the tests are stricter.
 OUT_ERROR, STATISTIC_ERROR = 2e-2, 1e-2
 CUDNN, FLASH, PLAIN = "cuDNN", "FlashAttention", "plain forward"
 EAGER_LENGTH = 8192
@@ -48,7 +49,9 @@ class Inputs:
     def random(self, heads: int, length: int | None = None) -> Tensor:
         """(1, heads, length, dim) normal numbers in a model's layout."""
         size = (1, length or self.length, heads, self.shape.dim)
-        return torch.randn(size, generator=self.generator, device=self.device, dtype=self.shape.dtype).transpose(1, 2)
+        return torch.randn(
+            size, generator=self.generator, device=self.device, dtype=self.shape.dtype
+        ).transpose(1, 2)
 
     def integers(self, high: int, *size: int) -> Tensor:
         return torch.randint(high, size, generator=self.generator, device=self.device)
@@ -68,12 +71,14 @@ class Inputs:
 
     def scattered(self, count: int) -> Tensor:
         """(1, heads, length) uint8: `count` keys a head, at random, are 1."""
-        noise = torch.rand(self.shape.heads, self.length, generator=self.generator, device=self.device)
+        noise = torch.rand(
+            self.shape.heads, self.length, generator=self.generator, device=self.device
+        )
         chosen = noise.topk(min(count, self.length // 2), dim=-1).indices
-        labels = torch.zeros(1, self.shape.heads, self.length, dtype=torch.uint8, device=self.device)
+        labels = torch.zeros(
+            1, self.shape.heads, self.length, dtype=torch.uint8, device=self.device
+        )
         return labels.scatter_(-1, chosen[None], 1)
-
-    # --- float64 ---------------------------------------------------------------------------------------------
 
     @property
     def samples(self) -> Iterator[tuple[int, int]]:
@@ -91,12 +96,11 @@ class Inputs:
         return self.scale * (keys @ self.q[0, head, row].double())
 
     def column(self, head: int, key: int) -> Tensor:
-        """(length − key,) float64: the weights that rows from `key` on give to it, by our log-sum-exp."""
+        """(length − key,) float64: the weights that rows from `key` on give to it, by our
+        log-sum-exp."""
         k = self.k[0, head // (self.shape.heads // self.shape.kv_heads), key].double()
         logits = self.scale * (self.q[0, head, key:].double() @ k)
         return (logits - self.lse[0, head, key:].double()).exp()
-
-    # --- floors ----------------------------------------------------------------------------------------------
 
     @property
     def flops(self) -> float:
@@ -106,7 +110,13 @@ class Inputs:
     @property
     def bytes(self) -> float:
         """q, k, v read and the output written, once."""
-        return 2.0 * self.length * self.shape.dim * (self.shape.heads + self.shape.kv_heads) * self.q.element_size()
+        return (
+            2.0
+            * self.length
+            * self.shape.dim
+            * (self.shape.heads + self.shape.kv_heads)
+            * self.q.element_size()
+        )
 
     @property
     def cache(self) -> float:
@@ -116,8 +126,9 @@ class Inputs:
 
 @dataclass
 class Run:
-    """What is timed. calls: one, or several on different data that are replayed as a graph; check: the result → the
-    worst error relative to what is allowed; flops, bytes: of the floor; note: goes into the row."""
+    """What is timed. calls: one, or several on different data that are replayed as a graph; check:
+    the result → the worst error relative to what is allowed; flops, bytes: of the floor; note: goes
+    into the row."""
 
     calls: Sequence[Callable[[], Any]]
     check: Callable[[Any], float] | None = None
@@ -140,11 +151,13 @@ class Case:
     bar_lengths: Sequence[int] = (32768, 131072)
 
 
-# --- errors against float64 -----------------------------------------------------------------------------------
+# --- errors against float64
+# -----------------------------------------------------------------------------------
 
 
 def error(got: Tensor, want: Tensor, allowed: float, least: float = 1e-3) -> float:
-    """‖got − want‖ / max(‖want‖, least) in units of what is allowed; infinite where something is not a number."""
+    """‖got − want‖ / max(‖want‖, least) in units of what is allowed; infinite where something is
+    not a number."""
     got, want = got.double().flatten(), want.double().flatten()
     found = float((got - want).norm() / want.norm().clamp_min(least)) / allowed
     return found if found == found else float("inf")
@@ -152,7 +165,11 @@ def error(got: Tensor, want: Tensor, allowed: float, least: float = 1e-3) -> flo
 
 def check_state(x: Inputs, names: Sequence[str], state: State | Result) -> float:
     """A plain causal state and its statistics."""
-    worst = 0.0 if bool(torch.isfinite(state.out).all() & torch.isfinite(state.lse).all()) else float("inf")
+    worst = (
+        0.0
+        if bool(torch.isfinite(state.out).all() & torch.isfinite(state.lse).all())
+        else float("inf")
+    )
     for head, i in x.samples:
         logits = x.logits(head, i)
         lse = logits.logsumexp(0)
@@ -190,7 +207,9 @@ def check_rule(x: Inputs, labels: Tensor, rule: Rule, out: Tensor) -> float:
     return worst
 
 
-def check_received(x: Inputs, got: Tensor, rows: Tensor | None = None, total: bool = False) -> float:
+def check_received(
+    x: Inputs, got: Tensor, rows: Tensor | None = None, total: bool = False
+) -> float:
     """Means (or sums) of columns, over the rows (1, length) bool."""
     worst = 0.0 if bool(torch.isfinite(got).all()) else float("inf")
     for head, j in x.samples:

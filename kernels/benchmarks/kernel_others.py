@@ -32,7 +32,9 @@ def sdpa_run(backend: SDPBackend, x: Inputs) -> Run:
 
     def call() -> Tensor:
         with sdpa_kernel(backend):
-            return scaled_dot_product_attention(x.q, k, v, is_causal=True, scale=x.scale, enable_gqa=grouped)
+            return scaled_dot_product_attention(
+                x.q, k, v, is_causal=True, scale=x.scale, enable_gqa=grouped
+            )
 
     grouped = True
     try:
@@ -60,7 +62,9 @@ def vendor_state_run(name: str, x: Inputs) -> Run:
     return Run([lambda: State(*call(x.q, x.k, x.v))], partial(check_state, x, ()), x.flops, x.bytes)
 
 
-def vendor_call(x: Inputs, name: str = "") -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+def vendor_call(
+    x: Inputs, name: str = ""
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """A causal vendor call (q, k, v) → (out, lse) with scale 1 or that of `x`."""
     if x.device.type == "cpu":
         from interp_kernels.vendor import flash
@@ -82,23 +86,32 @@ def entropy_emulation(x: Inputs) -> Run:
     def run() -> State:
         out, lse = call(x.q, x.k, x.v)
         mean_key, _ = call(x.q, x.k, x.k)
-        return State(out, lse, dict(entropy=lse - x.scale * torch.einsum("bhld,bhld->bhl", x.q, mean_key).float()))
+        return State(
+            out,
+            lse,
+            dict(entropy=lse - x.scale * torch.einsum("bhld,bhld->bhl", x.q, mean_key).float()),
+        )
 
     def check(state: State) -> float:
         worst = check_state(x, (), state)
-        for head, i in x.samples:  # 16-bit mean keys cost accuracy: this only finds what is plainly wrong
+        for (
+            head,
+            i,
+        ) in x.samples:  # 16-bit mean keys cost accuracy: this only finds what is plainly wrong
             p = x.logits(head, i).softmax(0)
             want = -(p * p.log()).sum()
-            worst = max(worst, float((state.stats["entropy"][0, head, i].double() - want).abs()) / 5e-2)
+            worst = max(
+                worst, float((state.stats["entropy"][0, head, i].double() - want).abs()) / 5e-2
+            )
         return worst
 
     return Run([run], check, 2 * x.flops, x.bytes)
 
 
 def transposed_flash(x: Inputs) -> Run:
-    """Column sums = exp(log-sum-exp) of the transposed attention, whose key bias −lse stands in three further
-    dimensions of the heads (three 16-bit numbers hold it to float32's accuracy); sequences flipped so that the
-    anti-causal mask is the causal one."""
+    """Column sums = exp(log-sum-exp) of the transposed attention, whose key bias −lse stands in
+    three further dimensions of the heads (three 16-bit numbers hold it to float32's accuracy);
+    sequences flipped so that the anti-causal mask is the causal one."""
     x.lse  # noqa: B018
     group, extra = x.shape.heads // x.shape.kv_heads, 8
 
@@ -115,7 +128,12 @@ def transposed_flash(x: Inputs) -> Run:
 
     # dimension 136: FlashAttention takes it; cuDNN is asked nothing it may not know
     call = vendor_call(x, FLASH)
-    return Run([run], partial(check_loosely, partial(check_received, x, total=True)), x.flops / 2, x.bytes / 2)
+    return Run(
+        [run],
+        partial(check_loosely, partial(check_received, x, total=True)),
+        x.flops / 2,
+        x.bytes / 2,
+    )
 
 
 def check_loosely(check: Callable[[Tensor], float], got: Tensor) -> float:

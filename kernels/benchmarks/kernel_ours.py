@@ -36,7 +36,9 @@ from interp_kernels.steer import factors
 
 def act_rule(device: torch.device) -> Rule:
     """Group 1 keeps BETA of its mass, group 0 receives the rest in proportion."""
-    return Rule(torch.tensor([[1.0, BETA]], device=device), torch.tensor([[1.0, 0.0]], device=device))
+    return Rule(
+        torch.tensor([[1.0, BETA]], device=device), torch.tensor([[1.0, 0.0]], device=device)
+    )
 
 
 def statistics_run(names: Sequence[str], x: Inputs) -> Run:
@@ -52,7 +54,11 @@ def statistics_run(names: Sequence[str], x: Inputs) -> Run:
 def received_run(share: int, x: Inputs) -> Run:
     """Column means over all queries, or over one of `share` blocks of queries."""
     x.lse  # noqa: B018 - computed before the clock runs
-    rows = None if share == 1 else sampled_blocks(1, x.length, share, generator=x.generator, device=x.device)
+    rows = (
+        None
+        if share == 1
+        else sampled_blocks(1, x.length, share, generator=x.generator, device=x.device)
+    )
 
     def call() -> Tensor:
         return received(x.q, x.k, x.lse, Received(queries=rows), mask=x.mask, scale=x.scale)[0]
@@ -96,38 +102,52 @@ def lse_of(x: Inputs) -> Callable[[], Tensor]:
 
 
 def act_run(share: int, x: Inputs) -> Run:
-    """ACT with the search for its sinks, from every query or from one of `share` blocks of queries."""
+    """ACT with the search for its sinks, from every query or from one of `share` blocks of
+    queries."""
     rule, find_lse = act_rule(x.device), lse_of(x)
     found: list[Tensor] = []
 
     def call() -> Tensor:
-        rows = None if share == 1 else sampled_blocks(1, x.length, share, generator=x.generator, device=x.device)
+        rows = (
+            None
+            if share == 1
+            else sampled_blocks(1, x.length, share, generator=x.generator, device=x.device)
+        )
         mean = received(x.q, x.k, find_lse(), Received(queries=rows), mask=x.mask, scale=x.scale)[0]
         sinks = mean > ALPHA / x.length
         sinks[..., 0] = False
         found[:] = [sinks]
-        return attention(x.q, x.k, x.v, steer=Steer(labels=sinks.to(torch.uint8), rule=rule), backend="triton").out
+        return attention(
+            x.q, x.k, x.v, steer=Steer(labels=sinks.to(torch.uint8), rule=rule), backend="triton"
+        ).out
 
     def check(out: Tensor) -> float:
         run.note = f"{float(found[0].sum(-1).double().mean()):.1f} sinks a head found"
         return check_rule(x, found[0], rule, out)
 
-    # the log-sum-exp of the counted rows and their columns are half a forward each, the edit a whole one
+    # the log-sum-exp of the counted rows and their columns are half a forward each, the edit a
+    # whole one
     run = Run([call], check, (1 + 1 / share) * x.flops, x.bytes)
     return run
 
 
 def decode_run(edited: bool, topk: int, whole: bool, x: Inputs) -> Run:
-    """One query over a cache of `length` keys; several caches in turn, so that none stays in the L2 cache."""
+    """One query over a cache of `length` keys; several caches in turn, so that none stays in the L2
+    cache."""
     shape, rule = x.shape, act_rule(x.device)
     steer = Steer(spans=((0, 1, 1),), rule=rule) if edited else None
     mask = Mask(q_start=x.length - 1)
     copies = 1 if x.device.type != "cuda" else max(2, -(-512 * 2**20 // int(x.cache)))
-    caches = [(x.random(shape.heads, 1), x.random(shape.kv_heads), x.random(shape.kv_heads)) for _ in range(copies)]
+    caches = [
+        (x.random(shape.heads, 1), x.random(shape.kv_heads), x.random(shape.kv_heads))
+        for _ in range(copies)
+    ]
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Decoded | Result:
         if whole:
-            return attention(q, k, v, mask=mask, steer=steer, request=Request(topk=topk), backend="triton")
+            return attention(
+                q, k, v, mask=mask, steer=steer, request=Request(topk=topk), backend="triton"
+            )
         return decode(q, k, v, mask=mask, scale=x.scale, steer=steer, topk=topk)
 
     def check(got: Decoded | Result) -> float:
@@ -139,13 +159,23 @@ def decode_run(edited: bool, topk: int, whole: bool, x: Inputs) -> Run:
             before = a
             if steer is not None:
                 mass = torch.stack([a[1:].sum(), a[0]])
-                a = a * factors(mass[None, None, None], rule)[0, 0, 0][steer.labels_of(x.length, x.device)[0, 0]]
+                a = (
+                    a
+                    * factors(mass[None, None, None], rule)[0, 0, 0][
+                        steer.labels_of(x.length, x.device)[0, 0]
+                    ]
+                )
             worst = max(worst, error(got.out[0, head, 0], a @ v[0, head // group], OUT_ERROR))
             if topk:
                 own = isinstance(got, Decoded)  # the kernel's are of the weights before the rule
                 prob = got.topk_prob if isinstance(got, Decoded) else got.stats["topk_prob"]
                 assert prob is not None
-                worst = max(worst, error(prob[0, head, 0], (before if own else a).topk(topk).values, STATISTIC_ERROR))
+                worst = max(
+                    worst,
+                    error(
+                        prob[0, head, 0], (before if own else a).topk(topk).values, STATISTIC_ERROR
+                    ),
+                )
         return worst
 
     calls = [partial(call, *cache) for cache in caches]
@@ -170,8 +200,11 @@ def prefill_topk_run(rows: int, x: Inputs) -> Run:
 
 
 def scattered_topk_run(rows: int, x: Inputs) -> Run:
-    """The strongest keys of `rows` chosen queries of the prompt, its log-sum-exp known: the separate pass."""
-    chosen = TOPK + torch.randint(x.length - TOPK, (min(rows, x.length // 2),), generator=x.generator, device=x.device)
+    """The strongest keys of `rows` chosen queries of the prompt, its log-sum-exp known: the
+    separate pass."""
+    chosen = TOPK + torch.randint(
+        x.length - TOPK, (min(rows, x.length // 2),), generator=x.generator, device=x.device
+    )
     vis = Visibility(x.mask, 1, x.shape.heads, x.length, x.length, x.device)
     request = Request(topk=TOPK, topk_rows=chosen)
     lse, last = x.lse, int(chosen[-1])
@@ -184,7 +217,9 @@ def scattered_topk_run(rows: int, x: Inputs) -> Run:
         return error(got["topk_prob"][0, 0, -1], want, STATISTIC_ERROR)
 
     passes = -(-len(chosen) // DECODE_ROWS)  # each reads the cache once
-    return Run([call], check, 4.0 * x.length * len(chosen) * x.shape.dim * x.shape.heads, passes * x.cache)
+    return Run(
+        [call], check, 4.0 * x.length * len(chosen) * x.shape.dim * x.shape.heads, passes * x.cache
+    )
 
 
 def specialised_run(variant: str, x: Inputs) -> Run:

@@ -1,6 +1,8 @@
-"""Looking at every head of a Llama-3.1-8B-shaped model with random weights, at long context, on a GPU.
+"""Looking at every head of a Llama-3.1-8B-shaped model with random weights, at long context, on a
+GPU.
 
-    python kernels/benchmarks/longcontext.py [--lengths 8192,32768,131072] [--layers 32] [--only NAME] [--again]
+    python kernels/benchmarks/longcontext.py [--lengths 8192,32768,131072] [--layers 32] [--only
+    NAME] [--again]
 
 A row is written when it is measured; the same command goes on where it stopped.
 """
@@ -25,12 +27,18 @@ from interp_hooks import HookedModel, LayerStats, Question, hook
 from interp_kernels import Received
 
 WHAT = (
-    "One forward of a Llama-3.1-8B-shaped model (32 query and 8 key-value heads of dimension 128, width 4096, random "
-    "bf16 weights), batch 1, no cache, logits of the last token: plain (transformers' sdpa) and while every layer's "
-    "statistics are computed and reduced to means a head. cheap: first-key and previous-token mass; full: entropy, "
-    "max, arg-max, distance, capped distance, 16 group masses and received; head scan: entropy, max, arg-max, "
-    "distance, received, received within ten tokens, first-key, previous-token and induction mass. ms is the median of "
-    "two forwards after a short one. Extra peak memory is that of the forward over the plain forward's, as a share of "
+    "One forward of a Llama-3.1-8B-shaped model (32 query and 8 key-value heads of dimension 128, "
+    "width 4096, random "
+    "bf16 weights), batch 1, no cache, logits of the last token: plain (transformers' sdpa) and "
+    "while every layer's "
+    "statistics are computed and reduced to means a head. cheap: first-key and previous-token "
+    "mass; full: entropy, "
+    "max, arg-max, distance, capped distance, 16 group masses and received; head scan: entropy, "
+    "max, arg-max, "
+    "distance, received, received within ten tokens, first-key, previous-token and induction mass. "
+    "ms is the median of "
+    "two forwards after a short one. Extra peak memory is that of the forward over the plain "
+    "forward's, as a share of "
     "the latter's whole peak, weights included."
 )
 GROUPS = 16
@@ -61,12 +69,25 @@ def plan(lengths: list[int], smoke: bool) -> list[Row]:
 def build(layers: int, length: int, device: torch.device, smoke: bool) -> Any:
     """The model, its weights made where they stay."""
     config = transformers.LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, max_position_embeddings=2 * length, rms_norm_eps=1e-5,
-        rope_parameters=dict(rope_type="default", rope_theta=500000.0), attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=2 * length,
+        rms_norm_eps=1e-5,
+        rope_parameters=dict(rope_type="default", rope_theta=500000.0),
+        attn_implementation="sdpa",
+    )
     if smoke:
-        config.vocab_size, config.hidden_size, config.intermediate_size, config.head_dim = 101, 64, 128, 16
+        config.vocab_size, config.hidden_size, config.intermediate_size, config.head_dim = (
+            101,
+            64,
+            128,
+            16,
+        )
         config.num_attention_heads, config.num_key_value_heads = 4, 2
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -113,7 +134,9 @@ def forward(model: HookedModel, name: str, ids: torch.Tensor) -> list[dict[str, 
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if forced else nullcontext():
             model.module(**arguments)
         return kept
-    with model.watch(question(name, ids.shape[1], ids.device), lambda stats: kept.append(reduce(stats))):
+    with model.watch(
+        question(name, ids.shape[1], ids.device), lambda stats: kept.append(reduce(stats))
+    ):
         model.module(**arguments)
     return kept
 
@@ -137,7 +160,8 @@ def measured(run: Callable[[], Any], device: torch.device) -> tuple[list[float],
 
 
 def floor_ms(config: Any, length: int, floors: tuple[float, float]) -> float:
-    """FLOPs of a plain forward (products with the weights, causal attention) or its weights' bytes, at the ceilings."""
+    """FLOPs of a plain forward (products with the weights, causal attention) or its weights' bytes,
+    at the ceilings."""
     c = config
     per_layer = c.hidden_size * c.head_dim * (2 * c.num_attention_heads + 2 * c.num_key_value_heads)
     weights = c.num_hidden_layers * (per_layer + 3 * c.hidden_size * c.intermediate_size)
@@ -147,7 +171,13 @@ def floor_ms(config: Any, length: int, floors: tuple[float, float]) -> float:
 
 @torch.no_grad()
 def measure_all(
-    book: Record, lengths: list[int], only: str, layers: int, device: torch.device, smoke: bool, end: float
+    book: Record,
+    lengths: list[int],
+    only: str,
+    layers: int,
+    device: torch.device,
+    smoke: bool,
+    end: float,
 ) -> int:
     """Measure what is missing until the clock says `end`; how many rows are left."""
     names = (PLAIN, "plain, cuDNN forced", *WATCHED)
@@ -157,7 +187,9 @@ def measure_all(
     floors, left = record.ceilings(device), 0
     model = hook(build(layers, max(lengths), device, smoke), name="benchmark")
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.module.config.vocab_size, (1, max(lengths)), generator=generator).to(device)
+    ids = torch.randint(
+        0, model.module.config.vocab_size, (1, max(lengths)), generator=generator
+    ).to(device)
     for length, name in todo:
         if time.time() > end:
             left += 1
@@ -166,7 +198,9 @@ def measure_all(
             seen = forward(model, name, ids[:, : min(WARM_UP, length)])
             if name in WATCHED and len(seen) != layers:
                 raise AssertionError(f"{len(seen)} of {layers} layers were seen")
-            times, peak = measured(lambda name=name, length=length: forward(model, name, ids[:, :length]), device)
+            times, peak = measured(
+                lambda name=name, length=length: forward(model, name, ids[:, :length]), device
+            )
             found |= record.figures(times)
             found["floor_ms"] = round(floor_ms(model.module.config, length, floors), 3)
             found["peak_gb"] = round(peak / 1e9, 4)
@@ -208,17 +242,29 @@ def main() -> None:
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--only", default="", help="only rows whose name contains this")
-    parser.add_argument("--out", help="the result file (default: in $OUT, else in results/ beside this)")
-    parser.add_argument("--again", action="store_true", help="measure also what is measured already")
-    parser.add_argument("--minutes", type=float, default=5.0, help="start no further row after so long")
-    parser.add_argument("--smoke", action="store_true", help="everything once, tiny; runs without a GPU")
-    parser.add_argument("--plan", action="store_true", help="write the rows with no figure, and measure nothing")
+    parser.add_argument(
+        "--out", help="the result file (default: in $OUT, else in results/ beside this)"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="measure also what is measured already"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="start no further row after so long"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="everything once, tiny; runs without a GPU"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="write the rows with no figure, and measure nothing"
+    )
     arguments = parser.parse_args()
     lengths, layers = [int(n) for n in arguments.lengths.split(",")], arguments.layers
     if arguments.plan:
         head = header("NVIDIA H200", layers, record.CEILINGS["h200"], False)
         text = record.dumps({**head, "rows": plan(lengths, False)})
-        print(text, end="") if not arguments.out else Path(arguments.out).write_text(text, encoding="utf-8")
+        print(text, end="") if not arguments.out else Path(arguments.out).write_text(
+            text, encoding="utf-8"
+        )
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type != "cuda" and not arguments.smoke:
@@ -227,9 +273,18 @@ def main() -> None:
     if arguments.smoke:
         lengths, layers = [200], 2
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "none (smoke test)"
-    path, earlier = record.place("model_smoke" if arguments.smoke else "model", device, arguments.out)
+    path, earlier = record.place(
+        "model_smoke" if arguments.smoke else "model", device, arguments.out
+    )
     head = header(gpu, layers, record.ceilings(device), True)
-    book = Record(path, head, plan(lengths, arguments.smoke), record.digest(__file__), earlier, arguments.again)
+    book = Record(
+        path,
+        head,
+        plan(lengths, arguments.smoke),
+        record.digest(__file__),
+        earlier,
+        arguments.again,
+    )
     end = time.time() + 60 * arguments.minutes
     left = measure_all(book, lengths, arguments.only, layers, device, arguments.smoke, end)
     book.write()

@@ -1,10 +1,12 @@
-"""Whole-model cost of looking at attention: this toolkit against plain SDPA, HF eager and TransformerLens.
+"""Whole-model cost of looking at attention: this toolkit against plain SDPA, HF eager and
+TransformerLens.
 
     python kernels/benchmarks/model.py --out kernels/benchmarks/results/cpu.json
 
-Same weights, same inputs, one forward each, rounds interleaved, medians. "full" is entropy, max, arg-max, distance,
-capped distance, 16 group masses and received; "cheap" is first-key mass and the previous-token pair mass. Extra
-memory is the peak resident size during the forward minus the size before it (Linux).
+Same weights, same inputs, one forward each, rounds interleaved, medians. "full" is entropy, max,
+arg-max, distance, capped distance, 16 group masses and received; "cheap" is first-key mass and the
+previous-token pair mass. Extra memory is the peak resident size during the forward minus the size
+before it (Linux).
 """
 
 from __future__ import annotations
@@ -91,7 +93,9 @@ def peak(run: Callable[[], Any]) -> float:
     """Extra megabytes of one call. Writing 5 to clear_refs resets the kernel's high-water mark."""
     gc.collect()
     if sys.platform == "linux":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what earlier runs freed would be taken again unseen
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # else what earlier runs freed would be taken again unseen
     measurable = os.path.exists("/proc/self/clear_refs")
     if measurable:
         Path("/proc/self/clear_refs").write_text("5")
@@ -112,7 +116,9 @@ def _status(field: str) -> float:
 def ways(module: Any, length: int, lens: Any | None) -> dict[str, Callable[[], Any]]:
     """name → one forward."""
     hooked = hook(module, name="benchmark")
-    ids = torch.randint(0, module.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(length))
+    ids = torch.randint(
+        0, module.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(length)
+    )
     labels = (torch.arange(length) % 16)[None]
     full = Question(FULL, received={"all": Received()}, labels=labels, n_groups=16)
     slots = torch.arange(length)[None, :, None]
@@ -136,19 +142,25 @@ def ways(module: Any, length: int, lens: Any | None) -> dict[str, Callable[[], A
     def plain() -> Any:
         return module(ids, use_cache=False, logits_to_keep=1)
 
-    found: dict[str, Callable[[], Any]] = dict(plain=plain, cheap=watched(cheap), full=watched(full), eager=eager)
+    found: dict[str, Callable[[], Any]] = dict(
+        plain=plain, cheap=watched(cheap), full=watched(full), eager=eager
+    )
     if lens is not None:
         found["transformer_lens"] = lambda: lens.run_with_cache(ids, return_type=None)
     return found
 
 
 @torch.no_grad()
-def measure(name: str, module: Any, lengths: list[int], rounds: int, limit_gb: float) -> list[dict[str, Any]]:
+def measure(
+    name: str, module: Any, lengths: list[int], rounds: int, limit_gb: float
+) -> list[dict[str, Any]]:
     lens = transformer_lens_model(module)
     c = module.config
     rows = []
     for length in lengths:
-        square = 4 * c.num_attention_heads * length**2 * c.num_hidden_layers / 1e9  # one fp32 pattern a layer, in GB
+        square = (
+            4 * c.num_attention_heads * length**2 * c.num_hidden_layers / 1e9
+        )  # one fp32 pattern a layer, in GB
         runs = ways(module, length, lens)
         skipped = {}
         if 1.6 * square > limit_gb:
@@ -165,12 +177,20 @@ def measure(name: str, module: Any, lengths: list[int], rounds: int, limit_gb: f
                 times[key].append(timed(run))
         row: dict[str, Any] = dict(model=name, length=length, skipped=skipped)
         for key, values in times.items():
-            row[key] = dict(seconds=round(statistics.median(values), 4), extra_mb=round(memory[key], 1))
+            row[key] = dict(
+                seconds=round(statistics.median(values), 4), extra_mb=round(memory[key], 1)
+            )
         plain = row["plain"]["seconds"]
-        row["ratios"] = {f"{k} / plain": round(row[k]["seconds"] / plain, 2) for k in times if k != "plain"}
+        row["ratios"] = {
+            f"{k} / plain": round(row[k]["seconds"] / plain, 2) for k in times if k != "plain"
+        }
         if "eager" in row:
-            row["ratios"]["eager / full"] = round(row["eager"]["seconds"] / row["full"]["seconds"], 2)
-            row["ratios"]["full memory / eager memory"] = round(row["full"]["extra_mb"] / row["eager"]["extra_mb"], 3)
+            row["ratios"]["eager / full"] = round(
+                row["eager"]["seconds"] / row["full"]["seconds"], 2
+            )
+            row["ratios"]["full memory / eager memory"] = round(
+                row["full"]["extra_mb"] / row["eager"]["extra_mb"], 3
+            )
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
@@ -182,12 +202,17 @@ def main() -> None:
     parser.add_argument("--lengths", default="512,1024,2048,4096,8192")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit-gb", type=float, default=6, help="leave out runs whose patterns take more")
+    parser.add_argument(
+        "--limit-gb", type=float, default=6, help="leave out runs whose patterns take more"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lengths = [int(n) for n in arguments.lengths.split(",")]
     rows = []
-    for name, module in (("pocket-llama", interp.load("llama").module), ("random Llama, width 512", random_llama())):
+    for name, module in (
+        ("pocket-llama", interp.load("llama").module),
+        ("random Llama, width 512", random_llama()),
+    ):
         rows += measure(name, module, lengths, arguments.rounds, arguments.limit_gb)
     result = dict(
         what=__doc__.split("\n\n")[2].replace("\n", " "),

@@ -1,10 +1,12 @@
-"""What the GPU benchmarks share: rows that are saved as they come and resumed, floors, bars, and clocks.
+"""What the GPU benchmarks share: rows that are saved as they come and resumed, floors, bars, and
+clocks.
 
-A result file is {"what", "gpu", "date", "revision", "versions", "rows": […]}. A row has "name", "length" and, with a
-figure to reach, "of", "bar", "goal". "measured" is the date it was measured, or "not measured", "failed" or "skipped"
-(with "error"), or "started" (with "stopped", how many runs did not end it). Only a measured row has figures: "ms"
-(median), "spread" (how far two rounds of the same measurement are apart, relative), "floor_ms", "ratio" (to the row
-named by "of", or the share of the bandwidth) and "met" ("goal", "bar", "missed").
+A result file is {"what", "gpu", "date", "revision", "versions", "rows": […]}. A row has "name",
+"length" and, with a figure to reach, "of", "bar", "goal". "measured" is the date it was measured,
+or "not measured", "failed" or "skipped" (with "error"), or "started" (with "stopped", how many runs
+did not end it). Only a measured row has figures: "ms" (median), "spread" (how far two rounds of the
+same measurement are apart, relative), "floor_ms", "ratio" (to the row named by "of", or the share
+of the bandwidth) and "met" ("goal", "bar", "missed").
 """
 
 from __future__ import annotations
@@ -27,18 +29,24 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-# from a checkout without an installation; the interpreter must be chosen before the kernels are imported
+# from a checkout without an installation; the interpreter must be chosen before the kernels are
+# imported
 sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "hooks")]
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NOT_MEASURED = "not measured"
-#: What "of" says where the ratio is floor_ms / ms, the share of the memory's bandwidth that was reached.
+#: What "of" says where the ratio is floor_ms / ms, the share of the memory's bandwidth that was
+#: reached.
 BANDWIDTH = "bandwidth"
-#: GPU → (bf16 FLOP/s of a large product on random data, bytes/s of a copy, read and written both counted).
+#: GPU → (bf16 FLOP/s of a large product on random data, bytes/s of a copy, read and written both
+#: counted).
 CEILINGS = {"h200": (788e12, 4.3e12), "h100": (798e12, 3.0e12)}
-NO_GPU = "No CUDA device was found, and this measures a GPU; --smoke runs the same code on a CPU, tiny and untimed."
+NO_GPU = (
+    "No CUDA device was found, and this measures a GPU; --smoke runs the same code on a CPU, "
+    "tiny and untimed."
+)
 
 #: Exit code of a process whose device is lost; another one goes on from there.
 BROKEN = 3
@@ -50,7 +58,8 @@ class Skip(Exception):
     """A row that this machine cannot measure, with the reason."""
 
 
-# --- where and on what ----------------------------------------------------------------------------------------
+# --- where and on what
+# ----------------------------------------------------------------------------------------
 
 
 def slug(device: torch.device) -> str:
@@ -64,7 +73,11 @@ def slug(device: torch.device) -> str:
 def ceilings(device: torch.device) -> tuple[float, float]:
     """(FLOP/s, bytes/s) that floors are counted with; a GPU not in `CEILINGS` is measured."""
     known = CEILINGS.get(slug(device), CEILINGS["h200"])
-    return measured_ceilings(device) if device.type == "cuda" and slug(device) not in CEILINGS else known
+    return (
+        measured_ceilings(device)
+        if device.type == "cuda" and slug(device) not in CEILINGS
+        else known
+    )
 
 
 def measured_ceilings(device: torch.device) -> tuple[float, float]:
@@ -91,24 +104,34 @@ def revision() -> str | None:
     """The commit, "+" if files differ from it; None outside a git checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno", "kernels"))
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(
+            git("status", "--porcelain", "-uno", "kernels")
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def digest(script: str) -> str:
-    """Of the kernels' sources and the benchmark's: what a row was measured with, committed or not."""
+    """Of the kernels' sources and the benchmark's: what a row was measured with, committed or
+    not."""
     made = hashlib.sha256()
-    for path in [*sorted((ROOT / "kernels/interp_kernels").rglob("*.py")), Path(__file__), Path(script)]:
+    for path in [
+        *sorted((ROOT / "kernels/interp_kernels").rglob("*.py")),
+        Path(__file__),
+        Path(script),
+    ]:
         made.update(path.read_bytes())
     return made.hexdigest()[:12]
 
 
 def place(name: str, device: torch.device, out: str | None) -> tuple[Path, list[Path]]:
-    """(where to write, where earlier rows may be): `out`, else $OUT, else results/ beside this file."""
+    """(where to write, where earlier rows may be): `out`, else $OUT, else results/ beside this
+    file."""
     if out:
         return Path(out), [Path(out)]
     file = f"{slug(device)}_{name}.json"
@@ -116,10 +139,9 @@ def place(name: str, device: torch.device, out: str | None) -> tuple[Path, list[
     return folder / file, [folder / file, RESULTS / file]
 
 
-# --- rows -----------------------------------------------------------------------------------------------------
-
-
-def planned(name: str, length: int, of: str = "", bar: float | None = None, goal: float | None = None) -> Row:
+def planned(
+    name: str, length: int, of: str = "", bar: float | None = None, goal: float | None = None
+) -> Row:
     """A row nobody has measured."""
     return dict(name=name, length=length, of=of, bar=bar, goal=goal, measured=NOT_MEASURED)
 
@@ -143,7 +165,13 @@ class Record:
     """The rows of one machine, in the order planned, written to a file after every change."""
 
     def __init__(
-        self, path: Path, header: Row, plan: Iterable[Row], sources: str, earlier: Sequence[Path], again: bool
+        self,
+        path: Path,
+        header: Row,
+        plan: Iterable[Row],
+        sources: str,
+        earlier: Sequence[Path],
+        again: bool,
     ):
         self.path, self.header, self.sources = path, header, sources
         self.extra: Row = {}
@@ -154,16 +182,24 @@ class Record:
                 break
 
     def _take(self, old: Row, again: bool) -> None:
-        """Rows measured on the same machine with the same versions stand until they are measured anew."""
+        """Rows measured on the same machine with the same versions stand until they are measured
+        anew."""
         if any(old.get(key) != self.header[key] for key in ("gpu", "versions", "shape")):
             return
-        self.extra = {} if again else {k: v for k, v in old.items() if k not in self.header and k != "rows"}
+        self.extra = (
+            {} if again else {k: v for k, v in old.items() if k not in self.header and k != "rows"}
+        )
         for row in old["rows"]:
             key = row["name"], row["length"]
             if key in self.rows and row["measured"] != NOT_MEASURED:
-                kept = {**self.rows[key], **{k: v for k, v in row.items() if k not in ("of", "bar", "goal")}}
+                kept = {
+                    **self.rows[key],
+                    **{k: v for k, v in row.items() if k not in ("of", "bar", "goal")},
+                }
                 if kept["measured"] == "started" and kept["stopped"] > 1:
-                    kept |= dict(measured="failed", error="did not end before two runs were stopped")
+                    kept |= dict(
+                        measured="failed", error="did not end before two runs were stopped"
+                    )
                 elif kept["measured"] == "started":
                     kept["measured"] = NOT_MEASURED
                 self.rows[key] = dict(kept, sources="") if again else kept
@@ -192,14 +228,18 @@ class Record:
                 row["met"] = met
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
-        part.write_text(dumps({**self.header, **self.extra, "rows": list(self.rows.values())}), encoding="utf-8")
+        part.write_text(
+            dumps({**self.header, **self.extra, "rows": list(self.rows.values())}), encoding="utf-8"
+        )
         part.replace(self.path)
 
 
 def dumps(result: Row) -> str:
     """JSON with a row a line."""
     rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in result["rows"])
-    head = json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1, ensure_ascii=False)
+    head = json.dumps(
+        {k: v for k, v in result.items() if k != "rows"}, indent=1, ensure_ascii=False
+    )
     return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
@@ -228,8 +268,11 @@ def summary(book: Record) -> str:
 
 @contextlib.contextmanager
 def recorded(record: Record, name: str, length: int) -> Iterator[Row]:
-    """A block that measures one row into the yielded dict. Its failure becomes the row; an interrupt passes."""
-    record.put(name, length, measured="started", stopped=record.rows[name, length].get("stopped", 0) + 1)
+    """A block that measures one row into the yielded dict. Its failure becomes the row; an
+    interrupt passes."""
+    record.put(
+        name, length, measured="started", stopped=record.rows[name, length].get("stopped", 0) + 1
+    )
     found: Row = {}
     try:
         yield found
@@ -244,23 +287,27 @@ def recorded(record: Record, name: str, length: int) -> Iterator[Row]:
 
 
 def tidy() -> None:
-    """Free memory; exit with `BROKEN` if an earlier fault has made the device unusable for this process."""
+    """Free memory; exit with `BROKEN` if an earlier fault has made the device unusable for this
+    process."""
     gc.collect()
     if torch.cuda.is_available():
         try:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
         except RuntimeError as reason:
-            print(f"The device is lost for this process ({str(reason).splitlines()[0]}); the same command goes on.")
+            print(
+                f"The device is lost for this process ({str(reason).splitlines()[0]}); the same "
+                "command goes on."
+            )
             raise SystemExit(BROKEN) from None
 
 
-# --- clocks ---------------------------------------------------------------------------------------------------
-
-
-def timed(run: Callable[[], Any], device: torch.device, seconds: float = 1.0, flush: bool = True) -> list[float]:
-    """Milliseconds of one call: the medians of two rounds, each of about `seconds`, after a warm-up. On a GPU by
-    events, the cache flushed before each call; on a CPU (a smoke test) one call."""
+def timed(
+    run: Callable[[], Any], device: torch.device, seconds: float = 1.0, flush: bool = True
+) -> list[float]:
+    """Milliseconds of one call: the medians of two rounds, each of about `seconds`, after a
+    warm-up. On a GPU by events, the cache flushed before each call; on a CPU (a smoke test) one
+    call."""
     if device.type != "cuda":
         start = time.perf_counter()
         run()
@@ -270,7 +317,10 @@ def timed(run: Callable[[], Any], device: torch.device, seconds: float = 1.0, fl
     count = 1
     medians = []
     for stage in range(3):  # the first finds out how many calls fill a round
-        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+        events = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            for _ in range(count)
+        ]
         for begin, end in events:
             if wipe is not None:
                 wipe.zero_()
@@ -284,9 +334,12 @@ def timed(run: Callable[[], Any], device: torch.device, seconds: float = 1.0, fl
     return medians[1:]
 
 
-def timed_graph(calls: Sequence[Callable[[], Any]], device: torch.device, repeats: int = 8) -> list[float]:
-    """Milliseconds of one of `calls`, replayed as a CUDA graph that runs all of them `repeats` times over: short
-    kernels without the gaps between launches. Calls on different data keep the cache from helping."""
+def timed_graph(
+    calls: Sequence[Callable[[], Any]], device: torch.device, repeats: int = 8
+) -> list[float]:
+    """Milliseconds of one of `calls`, replayed as a CUDA graph that runs all of them `repeats`
+    times over: short kernels without the gaps between launches. Calls on different data keep the
+    cache from helping."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):  # warm-up: compiles, and allocates where a capture may not
@@ -298,7 +351,9 @@ def timed_graph(calls: Sequence[Callable[[], Any]], device: torch.device, repeat
         for _ in range(repeats):
             for call in calls:
                 call()
-    return [ms / repeats / len(calls) for ms in timed(graph.replay, device, seconds=0.5, flush=False)]
+    return [
+        ms / repeats / len(calls) for ms in timed(graph.replay, device, seconds=0.5, flush=False)
+    ]
 
 
 def figures(times: Sequence[float]) -> Row:

@@ -1,16 +1,20 @@
-"""The pass over all keys: chunks of query rows, each against the keys it may see, all statistics at once.
+"""The pass over all keys: chunks of query rows, each against the keys it may see, all statistics at
+once.
 
-With t = logit − m (m the row maximum) and p = e^t, one product p [V | one-hot labels | 1 | k − q₀] gives the
-output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, for each row,
+With t = logit − m (m the row maximum) and p = e^t, one product p [V | one-hot labels | 1 | k − q₀]
+gives the output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p / l and, for each row,
 
-    lse = m + ln l        entropy = (lse − m)·Σp/l − Σ p·t / l        distance = (q − q₀)·Σp/l − Σ p·(k − q₀) / l
+    lse = m + ln l
+    entropy = (lse − m)·Σp/l − Σ p·t / l
+    distance = (q − q₀)·Σp/l − Σ p·(k − q₀) / l
 
-(Σp/l < 1 with a sink logit). The centred entropy loses nothing to cancellation and holds for soft-caps and biases too.
-An edit's rule multiplies p by factors of the groups' masses before that product; where it or a blend
-changes the weights that statistics are asked of, those are computed from A itself (`tally.from_weights`). Edits that
-do not fuse into one (`compose.fuse`) change A itself, one after the other.
-Logits are held in units of ln 2 (log₂ e is part of the scale): exp2 takes a third of exp's time.
-Buffers are reused and everything large is in place: on a CPU this is bound by memory traffic, not by arithmetic.
+(Σp/l < 1 with a sink logit). The centred entropy loses nothing to cancellation and holds for
+soft-caps and biases too. An edit's rule multiplies p by factors of the groups' masses before that
+product; where it or a blend changes the weights that statistics are asked of, those are computed
+from A itself (`tally.from_weights`). Edits that do not fuse into one (`compose.fuse`) change A
+itself, one after the other. Logits are held in units of ln 2 (log₂ e is part of the scale): exp2
+takes a third of exp's time. Buffers are reused and everything large is in place: on a CPU this is
+bound by memory traffic, not by arithmetic.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from .steer import Steer
 from .steered import SteerBlock, finish
 from .tally import Chunk, from_weights, nearness, picked, receive, row_max, two_sided_distance
 
-#: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second buffer of this size.
+#: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second
+#: buffer of this size.
 _BUDGET = 1 << 22
 #: Query rows a chunk: fewer make products thin, more waste work on the causal diagonal.
 _MIN_ROWS, _MAX_ROWS = 64, 128
@@ -67,7 +72,9 @@ def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list
     per_unit = group * min(_MIN_ROWS, lq) * lk
     units = min(max(1, _BUDGET // per_unit), batch * kv_heads)
     nb, nn = (max(1, units // kv_heads), kv_heads) if units >= kv_heads else (1, units)
-    rows = min(max(_BUDGET // (nb * nn * group * lk), 1 if units == 1 else _MIN_ROWS), _MAX_ROWS, lq)
+    rows = min(
+        max(_BUDGET // (nb * nn * group * lk), 1 if units == 1 else _MIN_ROWS), _MAX_ROWS, lq
+    )
     blocks = [
         _Block(b, min(b + nb, batch), n, min(n + nn, kv_heads), group)
         for b in range(0, batch, nb)
@@ -99,10 +106,30 @@ def run_chunks(
     if lq and lk and batch:
         blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk)
         spans = [vis.span(r0, min(r0 + rows, lq)) for r0 in range(0, lq, rows)]
-        size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * max(c1 - c0 for c0, c1 in spans)
+        size = (
+            max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks)
+            * rows
+            * max(c1 - c0 for c0, c1 in spans)
+        )
         buffers = _Buffers(size, dtype, q.device)
         for block in blocks:
-            _run_block(block, rows, q, k, v, vis, scale, softcap, sinks, request, steers, buffers, out, lse, stats)
+            _run_block(
+                block,
+                rows,
+                q,
+                k,
+                v,
+                vis,
+                scale,
+                softcap,
+                sinks,
+                request,
+                steers,
+                buffers,
+                out,
+                lse,
+                stats,
+            )
         for name, question in request.received.items():
             seen = vis.key_counts(question)
             stats[f"received_count:{name}"] = seen
@@ -117,7 +144,13 @@ def run_chunks(
 
 
 def _empty_stats(
-    request: Request, batch: int, heads: int, lq: int, lk: int, dtype: torch.dtype, device: torch.device
+    request: Request,
+    batch: int,
+    heads: int,
+    lq: int,
+    lk: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """What rows that see nothing report: 0, and −1 for an index."""
     stats: dict[str, Tensor] = {}
@@ -126,21 +159,28 @@ def _empty_stats(
     if "argmax" in request.names:
         stats["argmax"] = torch.full((batch, heads, lq), -1, dtype=torch.int64, device=device)
     if "group_mass" in request.names:
-        stats["group_mass"] = torch.zeros(batch, heads, lq, request.n_groups, dtype=dtype, device=device)
+        stats["group_mass"] = torch.zeros(
+            batch, heads, lq, request.n_groups, dtype=dtype, device=device
+        )
     for name in request.pairs:
         stats[f"pair_mass:{name}"] = torch.zeros(batch, heads, lq, dtype=dtype, device=device)
     for name in request.received:
         stats[f"received:{name}"] = torch.zeros(batch, heads, lk, dtype=dtype, device=device)
-        stats[f"received_count:{name}"] = torch.zeros(batch, 1, lk, dtype=torch.int64, device=device)
+        stats[f"received_count:{name}"] = torch.zeros(
+            batch, 1, lk, dtype=torch.int64, device=device
+        )
     if request.topk:
-        stats["topk_index"] = torch.full((batch, heads, lq, request.topk), -1, dtype=torch.int64, device=device)
+        stats["topk_index"] = torch.full(
+            (batch, heads, lq, request.topk), -1, dtype=torch.int64, device=device
+        )
         stats["topk_prob"] = torch.zeros(batch, heads, lq, request.topk, dtype=dtype, device=device)
     return stats
 
 
 class _Buffers:
-    """Named scratch tensors of `size` elements, handed out as views. On a CPU those that fit the budget are kept for
-    the thread's next call: the first touch of fresh memory costs as much as the arithmetic done in it."""
+    """Named scratch tensors of `size` elements, handed out as views. On a CPU those that fit the
+    budget are kept for the thread's next call: the first touch of fresh memory costs as much as the
+    arithmetic done in it."""
 
     _kept = threading.local()
 
@@ -163,8 +203,8 @@ class _Buffers:
 
 
 def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> Tensor:
-    """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0 …], a multiple of 16
-    columns, which the matrix product likes; without V where no output is wanted."""
+    """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0 …], a
+    multiple of 16 columns, which the matrix product likes; without V where no output is wanted."""
     value = v[block.bs, block.ns, :, : v.shape[3] if request.out else 0].to(dtype)
     nb, nn, lk, d_v = value.shape
     groups = request.n_groups if "group_mass" in request.names else 0
@@ -199,7 +239,13 @@ def _run_block(
     dtype, names, bs, hs = buffers.dtype, request.names, block.bs, block.hs
     keys_t = k[bs, block.ns].to(dtype).flatten(0, 1).transpose(1, 2)
     values = _values(block, v, request, dtype)
-    nb, nn, group, d, d_v = block.b1 - block.b0, block.n1 - block.n0, block.group, q.shape[3], out.shape[3]
+    nb, nn, group, d, d_v = (
+        block.b1 - block.b0,
+        block.n1 - block.n0,
+        block.group,
+        q.shape[3],
+        out.shape[3],
+    )
     heads, groups = nn * group, request.n_groups if "group_mass" in names else 0
     # σ is of natural logits, and a dense bias comes in natural units.
     natural = any(one.sigmoid is not None for one in steers) or (
@@ -212,11 +258,19 @@ def _run_block(
     edit = edits[0] if edits else None  # the one with temper and bias
     several = len(edits) > 1
     rule = edit is not None and bool(edit.rules) and not several
-    final = edit is not None and edit.reweighs and (several or bool(request))  # statistics are of p·factors, blended
-    alone = not d_v and not groups and not rule and not several and "distance" not in names  # Σ p is all one needs
-    keep_t = not final and ("entropy" in names or request.topk or ("distance" in names and two_sided))
+    final = (
+        edit is not None and edit.reweighs and (several or bool(request))
+    )  # statistics are of p·factors, blended
+    alone = (
+        not d_v and not groups and not rule and not several and "distance" not in names
+    )  # Σ p is all one needs
+    keep_t = not final and (
+        "entropy" in names or request.topk or ("distance" in names and two_sided)
+    )
     real = vis.row_set()[bs]
-    row_sets = {name: vis.row_set(question.queries)[bs] for name, question in request.received.items()}
+    row_sets = {
+        name: vis.row_set(question.queries)[bs] for name, question in request.received.items()
+    }
 
     for r0 in range(0, vis.lq, rows):
         r1 = min(r0 + rows, vis.lq)
@@ -236,7 +290,9 @@ def _run_block(
         vis.hide_(t, bs, hs, r0, r1, c0, c1)
         if edit is not None and edit.sigmoid is not None:
             p = t.add_(edit.sigmoid).sigmoid_()
-            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
+            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(
+                nb, heads, n, -1
+            )
             out[bs, hs, r0:r1] = sums[..., :d_v]
             lse[bs, hs, r0:r1] = sums[..., d_v].log()
             continue
@@ -265,11 +321,15 @@ def _run_block(
             for one in edits:
                 share = one.edited_(p, share, r0, r1, c0, c1, buffers.get("p", nb, heads, n, width))
         if "distance" in names and not two_sided:
-            values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(dtype)
+            values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(
+                dtype
+            )
         if alone:
             sums, mass = p.new_empty(nb, heads, n, 0), p.sum(-1)
         else:
-            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(nb, heads, n, -1)
+            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(
+                nb, heads, n, -1
+            )
             mass = mass if rule or several else sums[..., d_v + groups]
         if not rule and not several:
             total = mass if sink is None else mass + power(sink - shift)
@@ -287,7 +347,17 @@ def _run_block(
                 p.mul_(inverse[..., None])
                 edit.blend_(p, r0, r1, c0, c1)
             shown = edit.shown(p, bs, hs, r0, r1, c0, c1)
-            from_weights(p, shown, counted, values[:, c0:c1, d_v : d_v + groups], row_sets, request, vis, at, stats)
+            from_weights(
+                p,
+                shown,
+                counted,
+                values[:, c0:c1, d_v : d_v + groups],
+                row_sets,
+                request,
+                vis,
+                at,
+                stats,
+            )
             continue
         inverse = inverse * counted
         share = mass * inverse
@@ -300,17 +370,22 @@ def _run_block(
         if request.topk:
             prob, index = t.topk(min(request.topk, width), dim=-1)
             hidden = (prob <= FLOOR) | ~counted[..., None]
-            stats["topk_index"][bs, hs, r0:r1, : index.shape[-1]] = (index + c0).masked_fill_(hidden, -1)
+            stats["topk_index"][bs, hs, r0:r1, : index.shape[-1]] = (index + c0).masked_fill_(
+                hidden, -1
+            )
             stats["topk_prob"][bs, hs, r0:r1, : index.shape[-1]] = power(prob) * inverse[..., None]
         if "entropy" in names:
             # ln(total) = lse − m; t is not needed any more, so the product goes into it.
             product = t.mul_(p).sum(-1)
-            stats["entropy"][bs, hs, r0:r1] = torch.where(empty, 0.0, total.log() * share) - product * (inverse / unit)
+            stats["entropy"][bs, hs, r0:r1] = torch.where(
+                empty, 0.0, total.log() * share
+            ) - product * (inverse / unit)
         if "distance" in names:
             stats["distance"][bs, hs, r0:r1] = (
                 two_sided_distance(p, t, vis, at) * inverse
                 if two_sided
-                else torch.arange(n, device=q.device) * share - sums[..., d_v + groups + 1] * inverse
+                else torch.arange(n, device=q.device) * share
+                - sums[..., d_v + groups + 1] * inverse
             )
         if "capped_distance" in names:
             near = nearness(p, vis, request.cap, at)

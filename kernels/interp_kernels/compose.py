@@ -1,8 +1,10 @@
-"""Several edits of one call as few: rules over common groups of keys, tempers, biases and gains combined.
+"""Several edits of one call as few: rules over common groups of keys, tempers, biases and gains
+combined.
 
-Two rules over groups of their own are rules over the common refinement, whose groups are the pairs (g, h) of a key's
-groups: every mass a rule asks for is a sum over pairs, P_g = Σ_h P_(g,h), and its factor for a pair is that of its own
-part. So `keep`, `receive` and the columns of `tests` are spread over the pairs, and nothing else changes.
+Two rules over groups of their own are rules over the common refinement, whose groups are the pairs
+(g, h) of a key's groups: every mass a rule asks for is a sum over pairs, P_g = Σ_h P_(g,h), and its
+factor for a pair is that of its own part. So `keep`, `receive` and the columns of `tests` are
+spread over the pairs, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -43,9 +45,13 @@ def check(steer: Steers, batch: int, heads: int, queries: int, keys: int) -> Non
 
 
 def _check_sigmoid(steers: Sequence[Steer]) -> None:
-    weighs = [s for s in steers if s.sigmoid is not None or s.rule is not None or s.blend is not None]
+    weighs = [
+        s for s in steers if s.sigmoid is not None or s.rule is not None or s.blend is not None
+    ]
     if len(weighs) > 1 and any(s.sigmoid is not None for s in weighs):
-        raise ValueError("steer.sigmoid stands in for the softmax; no other edit may change weights beside it.")
+        raise ValueError(
+            "steer.sigmoid stands in for the softmax; no other edit may change weights beside it."
+        )
 
 
 def refuse(steer: Steers, sinks: Tensor | None, request: Request) -> None:
@@ -53,19 +59,24 @@ def refuse(steer: Steers, sinks: Tensor | None, request: Request) -> None:
     if all(one.sigmoid is None for one in as_steers(steer)):
         return
     if sinks is not None:
-        raise ValueError("Sink logits are a share of the softmax; with steer.sigmoid there is none.")
+        raise ValueError(
+            "Sink logits are a share of the softmax; with steer.sigmoid there is none."
+        )
     if request:
-        raise ValueError("Under steer.sigmoid weights are no distribution; there are no statistics of them.")
+        raise ValueError(
+            "Under steer.sigmoid weights are no distribution; there are no statistics of them."
+        )
     _check_sigmoid(as_steers(steer))
 
 
 def fuse(steer: Steers, keys: int, device: torch.device | None = None) -> tuple[Steer, ...]:
     """The same edits as few: () for none, mostly one.
 
-    What is left of several: the first alone has temper, bias and sigmoid, the last alone a gain, and all but the last
-    have a blend (a rule after a blend needs the blended weights) or, with the next one, more than 256 groups. Group 0
-    of a result is where all its rules have group 0. Spans stay spans among themselves; with labels they become labels.
-    Nothing waits for a GPU. device: where tensors of several edits are brought together.
+    What is left of several: the first alone has temper, bias and sigmoid, the last alone a gain,
+    and all but the last have a blend (a rule after a blend needs the blended weights) or, with the
+    next one, more than 256 groups. Group 0 of a result is where all its rules have group 0. Spans
+    stay spans among themselves; with labels they become labels. Nothing waits for a GPU. device:
+    where tensors of several edits are brought together.
     """
     steers = as_steers(steer)
     if len(steers) < 2:
@@ -75,7 +86,9 @@ def fuse(steer: Steers, keys: int, device: torch.device | None = None) -> tuple[
     _check_sigmoid(steers)
     done: list[Steer] = []
     for one in steers:
-        part = Steer(sigmoid=one.sigmoid, labels=one.labels, spans=one.spans, rule=one.rule, blend=one.blend)
+        part = Steer(
+            sigmoid=one.sigmoid, labels=one.labels, spans=one.spans, rule=one.rule, blend=one.blend
+        )
         if not part:
             continue
         both = _joined(done[-1], part, keys) if done else None
@@ -84,7 +97,9 @@ def fuse(steer: Steers, keys: int, device: torch.device | None = None) -> tuple[
         else:
             done[-1] = both
     done = done or [Steer()]
-    done[0] = replace(done[0], temper=_product([s.temper for s in steers]), bias=_sum([s.bias for s in steers]))
+    done[0] = replace(
+        done[0], temper=_product([s.temper for s in steers]), bias=_sum([s.bias for s in steers])
+    )
     done[-1] = replace(done[-1], gain=_product([s.gain for s in steers]))
     return tuple(done)
 
@@ -115,7 +130,9 @@ def _sum(given: Sequence[Tensor | None]) -> Tensor | None:
 def _joined(a: Steer, b: Steer, keys: int) -> Steer | None:
     """a, then b as one (rules and blends alone); None where they cannot be."""
     if b.rule is None:  # (1 − u)·((1 − t)·A + t·I) + u·I
-        blend = b.blend if a.blend is None or b.blend is None else a.blend + b.blend - a.blend * b.blend
+        blend = (
+            b.blend if a.blend is None or b.blend is None else a.blend + b.blend - a.blend * b.blend
+        )
         return replace(a, blend=blend)
     if a.blend is not None:
         return None
@@ -129,12 +146,15 @@ def _joined(a: Steer, b: Steer, keys: int) -> Steer | None:
 
 
 def _refined(a: Steer, b: Steer, keys: int) -> tuple[dict[str, Any], list[tuple[int, int]]] | None:
-    """Where the common groups of two edits with rules are (labels or spans), and the pair (a's group, b's group) each
-    of them is; None if there are too many. Every group of a and of b is in some pair, even if no key has it: whether a
-    rule has receivers at all is asked of all its groups."""
+    """Where the common groups of two edits with rules are (labels or spans), and the pair (a's
+    group, b's group) each of them is; None if there are too many. Every group of a and of b is in
+    some pair, even if no key has it: whether a rule has receivers at all is asked of all its
+    groups."""
     if a.labels is not None and a.labels is b.labels:
         largest = max(a.groups, b.groups)
-        return {"labels": a.labels}, [(min(g, a.groups - 1), min(g, b.groups - 1)) for g in range(largest)]
+        return {"labels": a.labels}, [
+            (min(g, a.groups - 1), min(g, b.groups - 1)) for g in range(largest)
+        ]
     if a.labels is None and b.labels is None:
         where, pairs = _refined_spans(a, b, keys)
         return None if len(pairs) > MAX_GROUPS else (where, pairs)
@@ -165,7 +185,9 @@ def _spread(rule: Rule, groups: list[int]) -> Rule:
     """The rule where group i stands for its group groups[i]."""
 
     def over(value: Tensor) -> Tensor:
-        return torch.stack([value[..., g] for g in groups], -1)  # an index tensor would be copied to the device
+        return torch.stack(
+            [value[..., g] for g in groups], -1
+        )  # an index tensor would be copied to the device
 
     if groups == list(range(rule.groups)):
         return rule

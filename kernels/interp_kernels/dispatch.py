@@ -1,7 +1,8 @@
 """The one entry point: which backend computes a call.
 
-`auto` takes the fused kernels (`triton`) wherever they can run and serve the call, and PyTorch (`streaming`) elsewhere.
-Asking for a backend that cannot serve a call is an error, never a silent fallback; `explain` says what would run.
+`auto` takes the fused kernels (`triton`) wherever they can run and serve the call, and PyTorch
+(`streaming`) elsewhere. Asking for a backend that cannot serve a call is an error, never a silent
+fallback; `explain` says what would run.
 """
 
 from __future__ import annotations
@@ -38,11 +39,15 @@ def _fused() -> ModuleType | None:
 def check_backend(backend: str) -> None:
     """Raise `BackendError` if `backend` does not exist or cannot be used on this machine."""
     if backend not in ("auto", *BACKENDS):
-        raise BackendError(f"There is no backend {backend!r}; there are auto, {', '.join(BACKENDS)}.")
+        raise BackendError(
+            f"There is no backend {backend!r}; there are auto, {', '.join(BACKENDS)}."
+        )
     if backend == "triton":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if reason := _unusable(device):
-            raise BackendError(f"The triton backend is not available here: {reason}; use 'streaming' or 'auto'.")
+            raise BackendError(
+                f"The triton backend is not available here: {reason}; use 'streaming' or 'auto'."
+            )
 
 
 def _unusable(device: torch.device) -> str:
@@ -56,22 +61,36 @@ def _same(argument: str, value: Tensor, like: Tensor) -> None:
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Mask, sinks: Tensor | None, request: Request | None, steer: Steers
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Mask,
+    sinks: Tensor | None,
+    request: Request | None,
+    steer: Steers,
 ) -> None:
     """Raise `ValueError` naming the argument that does not fit, before anything is computed."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, dim).")
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, dim)."
+            )
         if not x.is_floating_point():
             raise ValueError(f"{name} is {x.dtype}; attention takes floating-point tensors.")
         _same(name, x, q)
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}.")
+        raise ValueError(
+            f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
     if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(f"{q.shape[1]} query heads cannot share {k.shape[1]} key-value heads evenly.")
+        raise ValueError(
+            f"{q.shape[1]} query heads cannot share {k.shape[1]} key-value heads evenly."
+        )
     (batch, heads, lq, _), lk = q.shape, k.shape[2]
     if sinks is not None and tuple(sinks.shape) != (heads,):
-        raise ValueError(f"sinks has shape {tuple(sinks.shape)}, expected ({heads},): a logit a query head.")
+        raise ValueError(
+            f"sinks has shape {tuple(sinks.shape)}, expected ({heads},): a logit a query head."
+        )
     Visibility(mask, batch, heads, lq, lk, q.device)
     if request is not None:
         _check_request(request, batch, heads, lq, lk)
@@ -81,36 +100,61 @@ def _check(
 def _check_request(request: Request, batch: int, heads: int, lq: int, lk: int) -> None:
     if request.labels is not None:
         if tuple(request.labels.shape) != (batch, lk):
-            raise ValueError(f"request.labels has shape {tuple(request.labels.shape)}, expected {(batch, lk)}.")
+            raise ValueError(
+                f"request.labels has shape {tuple(request.labels.shape)}, expected {(batch, lk)}."
+            )
         if request.labels.is_floating_point():
-            raise ValueError(f"request.labels are {request.labels.dtype}; they must be integers, a group a key.")
+            raise ValueError(
+                f"request.labels are {request.labels.dtype}; they must be integers, a group a key."
+            )
     if request.topk_rows is not None:
         shape = tuple(request.topk_rows.shape)
         if len(shape) != 1 or request.topk_rows.is_floating_point():
-            raise ValueError(f"request.topk_rows is {request.topk_rows.dtype} {shape}; it must list query rows, (m,).")
+            raise ValueError(
+                f"request.topk_rows is {request.topk_rows.dtype} {shape}; it must list query rows, "
+                "(m,)."
+            )
         _in_range("request.topk_rows", request.topk_rows, lq, "query rows")
     for name, index in request.pairs.items():
         shapes = [(b, n) for b in (1, batch) for n in (1, lq)]
         if index.ndim != 3 or tuple(index.shape[:2]) not in shapes:
-            raise ValueError(f"pair {name!r} has shape {tuple(index.shape)}, expected ({batch}, {lq} or 1, m) columns.")
+            raise ValueError(
+                f"pair {name!r} has shape {tuple(index.shape)}, expected ({batch}, {lq} or 1, m) "
+                "columns."
+            )
         _in_range(f"pair {name!r}", index, lk)
     for name, question in request.received.items():
         if question.queries is not None and tuple(question.queries.shape) != (batch, lq):
             shape = tuple(question.queries.shape)
-            raise ValueError(f"received {name!r}: queries has shape {shape}, expected {(batch, lq)}.")
+            raise ValueError(
+                f"received {name!r}: queries has shape {shape}, expected {(batch, lq)}."
+            )
         if question.keys is not None:
             shape = tuple(question.keys.shape)
             if len(shape) != 3 or shape[0] not in (1, batch) or shape[1] not in (1, heads):
-                raise ValueError(f"received {name!r}: keys has shape {shape}, expected ({batch}, {heads} or 1, n).")
+                raise ValueError(
+                    f"received {name!r}: keys has shape {shape}, expected ({batch}, {heads} or 1, "
+                    "n)."
+                )
             _in_range(f"received {name!r}: keys", question.keys, lk)
         if question.reduce not in ("mean", "sum", "max"):
-            raise ValueError(f"received {name!r}: reduce is {question.reduce!r}; it is mean, sum or max.")
+            raise ValueError(
+                f"received {name!r}: reduce is {question.reduce!r}; it is mean, sum or max."
+            )
 
 
 def _in_range(what: str, index: Tensor, limit: int, of: str = "keys") -> None:
-    """A number past the last is an error. On a GPU looking would wait for the device, so there it is not looked at."""
-    if index.device.type == "cpu" and index.numel() and type(index) is Tensor and int(index.max()) >= limit:
-        raise ValueError(f"{what} lists number {int(index.max())}, and there are {limit} {of}, from 0.")
+    """A number past the last is an error. On a GPU looking would wait for the device, so there it
+    is not looked at."""
+    if (
+        index.device.type == "cpu"
+        and index.numel()
+        and type(index) is Tensor
+        and int(index.max()) >= limit
+    ):
+        raise ValueError(
+            f"{what} lists number {int(index.max())}, and there are {limit} {of}, from 0."
+        )
 
 
 def _resolve(
@@ -124,7 +168,8 @@ def _resolve(
     request: Request | None,
     steer: Steers,
 ) -> tuple[str, str]:
-    """(backend, why not triton): raises `BackendError` if the one asked for cannot serve the call."""
+    """(backend, why not triton): raises `BackendError` if the one asked for cannot serve the
+    call."""
     if backend not in ("auto", *BACKENDS):
         check_backend(backend)
     if backend in ("reference", "streaming") or (backend == "auto" and not q.is_cuda):
@@ -133,9 +178,14 @@ def _resolve(
     if fused is None:
         reason = "the package triton is not installed"
     else:
-        reason = fused.why_not(q, k, v, mask=mask, scale=scale, sinks=sinks, request=request, steer=steer)
+        reason = fused.why_not(
+            q, k, v, mask=mask, scale=scale, sinks=sinks, request=request, steer=steer
+        )
     if backend == "triton" and reason:
-        raise BackendError(f"The triton backend cannot serve this call: {reason}; use backend='streaming' or 'auto'.")
+        raise BackendError(
+            f"The triton backend cannot serve this call: {reason}; use backend='streaming' or "
+            "'auto'."
+        )
     return ("streaming", reason) if reason else ("triton", "")
 
 
@@ -152,15 +202,16 @@ def attention(
     steer: Steers = None,
     backend: str = "auto",
 ) -> Result:
-    """Attention, its log-sum-exp and the requested statistics, edited by `steer`, or by several one after the other.
+    """Attention, its log-sum-exp and the requested statistics, edited by `steer`, or by several one
+    after the other.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v); query head h reads kv
-    head h // (heads // kv_heads). logits = scale·q·k (default d^−½), soft-capped as softcap·tanh(logits/softcap)
-    before the mask (default: plain causal); sinks (heads,) are extra logits without a value. Statistics are of the
-    weights after the edit.
+    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v);
+    query head h reads kv head h // (heads // kv_heads). logits = scale·q·k (default d^−½),
+    soft-capped as softcap·tanh(logits/softcap) before the mask (default: plain causal); sinks
+    (heads,) are extra logits without a value. Statistics are of the weights after the edit.
 
-    Raises `ValueError` naming the argument whose shape, type or device does not fit; `BackendError` if `backend`
-    ("auto", "reference", "streaming", "triton") cannot serve the call.
+    Raises `ValueError` naming the argument whose shape, type or device does not fit; `BackendError`
+    if `backend` ("auto", "reference", "streaming", "triton") cannot serve the call.
     """
     mask = mask or Mask()
     _check(q, k, v, mask, sinks, request, steer)
@@ -174,7 +225,9 @@ def attention(
         run = fused.attention
     else:
         run = reference.attention if name == "reference" else streaming.attention
-    return run(q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer)
+    return run(
+        q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer
+    )
 
 
 def explain(
@@ -213,6 +266,13 @@ def explain(
             steer=steer,
         )
     line = streaming.explain_route(
-        q, k, v, mask=mask, softcap=softcap, sinks=sinks, request=Request() if request is None else request, steer=steer
+        q,
+        k,
+        v,
+        mask=mask,
+        softcap=softcap,
+        sinks=sinks,
+        request=Request() if request is None else request,
+        steer=steer,
     )
     return f"{line}; not triton: {reason}" if reason else line

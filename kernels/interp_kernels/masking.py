@@ -9,9 +9,11 @@ from torch import Tensor
 
 from .spec import Mask, Received
 
-#: Logit of a key that is not seen. Finite, so that 0 · INVISIBLE = 0 (−inf would give NaN in Σ p·s).
+#: Logit of a key that is not seen. Finite, so that 0 · INVISIBLE = 0 (−inf would give NaN in Σ
+#: p·s).
 INVISIBLE = -1e30
-#: A running maximum is never below this: a row that sees nothing then gets exp(INVISIBLE − FLOOR) = 0 everywhere.
+#: A running maximum is never below this: a row that sees nothing then gets exp(INVISIBLE − FLOOR) =
+#: 0 everywhere.
 FLOOR = -1e29
 
 
@@ -21,33 +23,55 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def bias_visible(bias: Tensor) -> Tensor:
-    """bool: the float bias does not hide the key. −inf, finfo.min and everything near −1e30 and below hide it."""
+    """bool: the float bias does not hide the key. −inf, finfo.min and everything near −1e30 and
+    below hide it."""
     return bias > max(torch.finfo(bias.dtype).min / 2, FLOOR)
 
 
 class Visibility:
     """A `Mask` prepared for one call: rows 0…lq, columns 0…lk, (batch, heads) of the queries.
 
-    Block arguments are half-open: rows r0:r1, columns c0:c1, `bs` a slice of the batch, `hs` a slice of query heads.
+    Block arguments are half-open: rows r0:r1, columns c0:c1, `bs` a slice of the batch, `hs` a
+    slice of query heads.
     """
 
-    def __init__(self, mask: Mask, batch: int, heads: int, lq: int, lk: int, device: torch.device) -> None:
-        self.mask, self.batch, self.heads, self.lq, self.lk, self.device = mask, batch, heads, lq, lk, device
+    def __init__(
+        self, mask: Mask, batch: int, heads: int, lq: int, lk: int, device: torch.device
+    ) -> None:
+        self.mask, self.batch, self.heads, self.lq, self.lk, self.device = (
+            mask,
+            batch,
+            heads,
+            lq,
+            lk,
+            device,
+        )
         if mask.window is not None and mask.window < 1:
-            raise ValueError(f"A sliding window of {mask.window} keys sees nothing; it must be at least 1.")
+            raise ValueError(
+                f"A sliding window of {mask.window} keys sees nothing; it must be at least 1."
+            )
         self._check("keys", mask.keys, [(batch, lk)])
         self._check("queries", mask.queries, [(batch, lq)])
         if mask.dense is not None:
-            self._check("dense", mask.dense, [(b, h, lq, lk) for b in (1, batch) for h in (1, heads)])
+            self._check(
+                "dense", mask.dense, [(b, h, lq, lk) for b in (1, batch) for h in (1, heads)]
+            )
         if mask.keep_first < 0:
             raise ValueError(f"mask.keep_first is {mask.keep_first}; it counts tokens.")
         self._check("starts", mask.starts, [(batch,)])
-        if mask.starts is not None and (mask.starts.is_floating_point() or mask.starts.dtype == torch.bool):
-            raise ValueError(f"mask.starts are {mask.starts.dtype}; they must be integers, slots of first tokens.")
+        if mask.starts is not None and (
+            mask.starts.is_floating_point() or mask.starts.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"mask.starts are {mask.starts.dtype}; they must be integers, slots of first "
+                "tokens."
+            )
         #: Tokens kept beyond the window; 0 where the window hides nothing.
         self.keep_first = mask.keep_first if self._window_hides() else 0
         self.keys = None if mask.keys is None else mask.keys.to(device=device, dtype=torch.bool)
-        self.rows = None if mask.queries is None else mask.queries.to(device=device, dtype=torch.bool)
+        self.rows = (
+            None if mask.queries is None else mask.queries.to(device=device, dtype=torch.bool)
+        )
 
     def _window_hides(self) -> bool:
         """Some row is farther from a key, which causality lets it see, than the window reaches."""
@@ -58,14 +82,16 @@ class Visibility:
 
     @cached_property
     def _first_columns(self) -> Tensor:
-        """(batch or 1,) int64: the column of each sample's first token; it may stand outside those there are."""
+        """(batch or 1,) int64: the column of each sample's first token; it may stand outside those
+        there are."""
         if self.mask.starts is None:
             return torch.full((1,), -self.mask.k_start, dtype=torch.int64, device=self.device)
         return self.mask.starts.to(device=self.device, dtype=torch.int64) - self.mask.k_start
 
     @cached_property
     def _kept_columns(self) -> tuple[int, int]:
-        """Columns outside which no sample's kept keys stand; on a GPU, where looking at `starts` would wait, all."""
+        """Columns outside which no sample's kept keys stand; on a GPU, where looking at `starts`
+        would wait, all."""
         if self.mask.starts is None:
             low = high = -self.mask.k_start
         elif self.device.type != "cpu":
@@ -75,7 +101,8 @@ class Visibility:
         return max(0, low), min(self.lk, high + self.keep_first)
 
     def kept(self, bs: slice, columns: Tensor) -> Tensor:
-        """(batch or 1, …) bool: the column is one of the sample's kept keys; columns (…) or (batch, …)."""
+        """(batch or 1, …) bool: the column is one of the sample's kept keys; columns (…) or (batch,
+        …)."""
         first = self._first_columns
         first = first[bs] if len(first) > 1 else first
         first = first.view(-1, *[1] * max(columns.ndim - 1, 1))
@@ -83,15 +110,18 @@ class Visibility:
 
     @cached_property
     def padded(self) -> tuple[int, int]:
-        """Padding is usually at one end: only the columns that are padding somewhere need masking. (On a GPU this
-        waits for the device.)"""
+        """Padding is usually at one end: only the columns that are padding somewhere need masking.
+        (On a GPU this waits for the device.)"""
         columns = torch.empty(0) if self.keys is None else (~self.keys).any(0).nonzero()
         return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
 
     @staticmethod
     def _check(name: str, value: Tensor | None, shapes: list[tuple[int, ...]]) -> None:
         if value is not None and tuple(value.shape) not in shapes:
-            raise ValueError(f"mask.{name} has shape {tuple(value.shape)}, expected {' or '.join(map(str, shapes))}.")
+            raise ValueError(
+                f"mask.{name} has shape {tuple(value.shape)}, expected "
+                f"{' or '.join(map(str, shapes))}."
+            )
 
     def q_slots(self, r0: int, r1: int) -> Tensor:
         """(rows,) int64 sequence slots of the query rows."""
@@ -102,9 +132,12 @@ class Visibility:
         return torch.arange(c0, c1, device=self.device) + self.mask.k_start
 
     def span(self, r0: int, r1: int) -> tuple[int, int]:
-        """Columns that some row of r0:r1 may see, by causality and window, and what lies between them and the keys
-        kept beyond it; (0, 0) if none."""
-        first, last = self.mask.q_start + r0 - self.mask.k_start, self.mask.q_start + r1 - 1 - self.mask.k_start
+        """Columns that some row of r0:r1 may see, by causality and window, and what lies between
+        them and the keys kept beyond it; (0, 0) if none."""
+        first, last = (
+            self.mask.q_start + r0 - self.mask.k_start,
+            self.mask.q_start + r1 - 1 - self.mask.k_start,
+        )
         lo, hi, window = 0, self.lk, self.mask.window
         if self.mask.causal:
             hi = min(hi, last + 1)
@@ -120,8 +153,12 @@ class Visibility:
         return (lo, hi) if lo < hi else (0, 0)
 
     def _edges(self, r0: int, r1: int, c0: int, c1: int) -> list[tuple[int, int]]:
-        """Column ranges inside c0:c1 that some, but not all, rows see: the only ones where geometry needs a mask."""
-        first, last = self.mask.q_start + r0 - self.mask.k_start, self.mask.q_start + r1 - 1 - self.mask.k_start
+        """Column ranges inside c0:c1 that some, but not all, rows see: the only ones where geometry
+        needs a mask."""
+        first, last = (
+            self.mask.q_start + r0 - self.mask.k_start,
+            self.mask.q_start + r1 - 1 - self.mask.k_start,
+        )
         inner0, inner1, window = c0, c1, self.mask.window
         if self.mask.causal:
             inner1 = min(inner1, first + 1)
@@ -161,8 +198,11 @@ class Visibility:
             seen = seen & (dense if dense.dtype == torch.bool else bias_visible(dense))
         return seen
 
-    def hide_(self, logits: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-        """Adds a dense bias and writes INVISIBLE over unseen keys, in place; logits (batch, heads, rows, columns)."""
+    def hide_(
+        self, logits: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int
+    ) -> Tensor:
+        """Adds a dense bias and writes INVISIBLE over unseen keys, in place; logits (batch, heads,
+        rows, columns)."""
         if self.mask.dense is not None:
             dense = self._dense(bs, hs, r0, r1, c0, c1)
             if dense.dtype == torch.bool:
@@ -172,20 +212,31 @@ class Visibility:
         if self.keys is not None:
             a, b = max(self.padded[0], c0), min(self.padded[1], c1)
             if a < b:
-                logits[..., a - c0 : b - c0].masked_fill_(~self.keys[bs, None, None, a:b], INVISIBLE)
+                logits[..., a - c0 : b - c0].masked_fill_(
+                    ~self.keys[bs, None, None, a:b], INVISIBLE
+                )
         for a, b in self._edges(r0, r1, c0, c1):
             logits[..., a - c0 : b - c0].masked_fill_(~self.geometry(bs, r0, r1, a, b), INVISIBLE)
         return logits
 
     def row_set(self, which: Tensor | None = None) -> Tensor:
         """(batch, queries) bool: real rows, and in `which` if given."""
-        rows = torch.ones(self.batch, self.lq, dtype=torch.bool, device=self.device) if self.rows is None else self.rows
+        rows = (
+            torch.ones(self.batch, self.lq, dtype=torch.bool, device=self.device)
+            if self.rows is None
+            else self.rows
+        )
         return rows if which is None else rows & which.to(device=self.device, dtype=torch.bool)
 
     def row_counts(self) -> Tensor:
-        """(batch, queries) how many keys each row sees; compact masks only. O(L), by prefix sums over the keys."""
+        """(batch, queries) how many keys each row sees; compact masks only. O(L), by prefix sums
+        over the keys."""
         assert self.mask.dense is None
-        keys = torch.ones(self.batch, self.lk, dtype=torch.bool, device=self.device) if self.keys is None else self.keys
+        keys = (
+            torch.ones(self.batch, self.lk, dtype=torch.bool, device=self.device)
+            if self.keys is None
+            else self.keys
+        )
         slots, window = self.q_slots(0, self.lq) - self.mask.k_start, self.mask.window
         lo = torch.zeros_like(slots) if window is None else slots - window + 1
         hi = torch.full_like(slots, self.lk - 1) if window is None else slots + window - 1
@@ -201,8 +252,9 @@ class Visibility:
         return counts + _interval_counts(keys, first, last) - both
 
     def key_counts(self, question: Received, chunk: int = 256) -> Tensor:
-        """(batch, 1, keys) int64: counted queries of the question that see each key ((batch, heads, keys) if the
-        dense mask differs by head). By prefix sums over the queries; in chunks of rows for a dense mask."""
+        """(batch, 1, keys) int64: counted queries of the question that see each key ((batch, heads,
+        keys) if the dense mask differs by head). By prefix sums over the queries; in chunks of rows
+        for a dense mask."""
         rows, mask = self.row_set(question.queries), self.mask
         if mask.dense is None:
             slots = self.k_slots(0, self.lk) - mask.q_start  # rows that stand where the keys do
@@ -211,18 +263,29 @@ class Visibility:
                 lo = torch.maximum(lo, slots)
             if mask.window is not None:
                 far = (lo, hi)
-                lo, hi = torch.maximum(lo, slots - mask.window + 1), torch.minimum(hi, slots + mask.window - 1)
+                lo, hi = (
+                    torch.maximum(lo, slots - mask.window + 1),
+                    torch.minimum(hi, slots + mask.window - 1),
+                )
                 if self.keep_first:
                     kept = self.kept(slice(None), torch.arange(self.lk, device=self.device))
                     lo, hi = torch.where(kept, far[0], lo), torch.where(kept, far[1], hi)
             if question.band is not None:
-                lo, hi = torch.maximum(lo, slots + question.band[0]), torch.minimum(hi, slots + question.band[1])
+                lo, hi = (
+                    torch.maximum(lo, slots + question.band[0]),
+                    torch.minimum(hi, slots + question.band[1]),
+                )
             counts = _interval_counts(rows, lo, hi)
             return (counts if self.keys is None else counts * self.keys)[:, None]
-        total = torch.zeros(self.batch, mask.dense.shape[1], self.lk, dtype=torch.int64, device=self.device)
+        total = torch.zeros(
+            self.batch, mask.dense.shape[1], self.lk, dtype=torch.int64, device=self.device
+        )
         for r0 in range(0, self.lq, chunk):
             r1 = min(r0 + chunk, self.lq)
-            seen = self.visible(slice(None), slice(None), r0, r1, 0, self.lk) & rows[:, None, r0:r1, None]
+            seen = (
+                self.visible(slice(None), slice(None), r0, r1, 0, self.lk)
+                & rows[:, None, r0:r1, None]
+            )
             if question.band is not None:
                 seen = seen & self.band(question.band, r0, r1, 0, self.lk)
             total += seen.sum(-2)
@@ -235,8 +298,8 @@ class Visibility:
 
 
 def _interval_counts(flags: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """(batch, n) how many of flags (batch, m) are set in each inclusive interval lo…hi, (n,) or (batch or 1, n), cut to
-    0…m−1."""
+    """(batch, n) how many of flags (batch, m) are set in each inclusive interval lo…hi, (n,) or
+    (batch or 1, n), cut to 0…m−1."""
     batch, size = flags.shape
     sums = torch.nn.functional.pad(flags.long().cumsum(1), (1, 0))
     start, stop = lo.clamp(0, size).expand(batch, -1), (hi + 1).clamp(0, size).expand(batch, -1)

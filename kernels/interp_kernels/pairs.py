@@ -12,12 +12,19 @@ _BUDGET = 1 << 22
 
 
 def pair_mass(
-    q: Tensor, k: Tensor, lse: Tensor, index: Tensor, *, vis: Visibility, scale: float, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    index: Tensor,
+    *,
+    vis: Visibility,
+    scale: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """(batch, heads, queries); index (batch or 1, queries or 1, m) key columns, −1 for none.
 
-    One index row for all queries (say, the first key) needs only m keys; otherwise keys are gathered for a chunk of
-    rows at a time, in O(chunk · m · d) memory, once a kv head.
+    One index row for all queries (say, the first key) needs only m keys; otherwise keys are
+    gathered for a chunk of rows at a time, in O(chunk · m · d) memory, once a kv head.
     """
     batch, heads, lq, d = q.shape
     kv_heads, m = k.shape[1], index.shape[-1]
@@ -34,14 +41,18 @@ def pair_mass(
         r1 = min(r0 + chunk, lq)
         picked = index if shared else index[:, r0:r1]
         column = picked.clamp_min(0)
-        # (batch, kv_heads, rows or 1, m, d); index_select copies whole rows, gather would go element by element
-        keys = torch.stack([k[b].index_select(1, column[b].flatten()) for b in range(batch)]).to(dtype)
+        # (batch, kv_heads, rows or 1, m, d); index_select copies whole rows, gather would go
+        # element by element
+        keys = torch.stack([k[b].index_select(1, column[b].flatten()) for b in range(batch)]).to(
+            dtype
+        )
         keys = keys.unflatten(2, column.shape[1:])
         queries = grouped[:, :, :, r0:r1].to(dtype)
         if shared:
             logits = queries @ keys[:, :, 0, None].transpose(-1, -2)
         elif m == 1:
-            # One multiply and one sum; a batched product of 1×d by d×1 matrices is several times slower.
+            # One multiply and one sum; a batched product of 1×d by d×1 matrices is several times
+            # slower.
             logits = (queries * keys[:, :, None, :, 0]).sum(-1, keepdim=True)
         else:
             logits = torch.einsum("bngrd,bnrmd->bngrm", queries, keys)

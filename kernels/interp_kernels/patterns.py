@@ -14,16 +14,18 @@ from .steer import Steer
 
 
 def visible(mask: Mask, batch: int, queries: int, keys: int, device: torch.device) -> Tensor:
-    """(batch or 1, heads or 1, queries, keys) bool: who sees whom. It is L × L: for small inputs only."""
+    """(batch or 1, heads or 1, queries, keys) bool: who sees whom. It is L × L: for small inputs
+    only."""
     vis = Visibility(mask, batch, 1, queries, keys, device)
     return vis.visible(slice(None), slice(None), 0, queries, 0, keys)
 
 
 def steer_pattern(pattern: Tensor, mask: Mask, steers: Sequence[Steer]) -> Tensor:
-    """Attention weights `pattern` (batch, heads, queries, keys) after the edits, their gains left out.
+    """Attention weights `pattern` (batch, heads, queries, keys) after the edits, their gains left
+    out.
 
-    The logits are not at hand, but A ∝ e^logit: temper t and bias b give A' ∝ A^t · e^b. Raises `ValueError` for
-    `sigmoid`, which needs the logits themselves.
+    The logits are not at hand, but A ∝ e^logit: temper t and bias b give A' ∝ A^t · e^b. Raises
+    `ValueError` for `sigmoid`, which needs the logits themselves.
     """
     if any(s.sigmoid is not None for s in steers):
         raise ValueError("steer.sigmoid needs logits, and here there are only attention weights.")
@@ -50,7 +52,8 @@ def steer_pattern(pattern: Tensor, mask: Mask, steers: Sequence[Steer]) -> Tenso
 
 @torch.no_grad()
 def pattern_statistics(pattern: Tensor, mask: Mask, request: Request) -> dict[str, Tensor]:
-    """Requested statistics of attention weights `pattern` (batch, heads, queries, keys) under `mask`."""
+    """Requested statistics of attention weights `pattern` (batch, heads, queries, keys) under
+    `mask`."""
     batch, heads, queries, keys = pattern.shape
     vis = Visibility(mask, batch, heads, queries, keys, pattern.device)
     seen = vis.visible(slice(None), slice(None), 0, queries, 0, keys).expand(pattern.shape)

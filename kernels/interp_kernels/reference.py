@@ -1,4 +1,5 @@
-"""The definition: eager attention and its statistics, plain and slow. Everything else is tested against it."""
+"""The definition: eager attention and its statistics, plain and slow. Everything else is tested
+against it."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ def _logits(
     dtype: torch.dtype,
     steers: Sequence[Steer],
 ) -> tuple[Tensor, Tensor, Tensor, Visibility]:
-    """Logits (batch, heads, queries, keys), −inf where unseen or hidden by an edit's bias; visible by the mask, and
-    shown (not hidden by the bias either), same shape, bool; the prepared mask."""
+    """Logits (batch, heads, queries, keys), −inf where unseen or hidden by an edit's bias; visible
+    by the mask, and shown (not hidden by the bias either), same shape, bool; the prepared mask."""
     batch, heads, lq, _ = q.shape
     lk = k.shape[2]
     keys = k.to(dtype).repeat_interleave(heads // k.shape[1], dim=1)
@@ -49,7 +50,8 @@ def _logits(
 
 
 def _softmax(logits: Tensor, visible: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A (batch, heads, queries, keys) over the real keys, and lse (batch, heads, queries) including the sink."""
+    """A (batch, heads, queries, keys) over the real keys, and lse (batch, heads, queries) including
+    the sink."""
     if sinks is not None:
         column = sinks.to(logits)[None, :, None, None].expand(*logits.shape[:3], 1)
         logits = torch.cat([logits, column], dim=-1)
@@ -67,12 +69,16 @@ def _sigmoid(logits: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     return a, torch.where(total > 0, total, 1).log().masked_fill(total == 0, -torch.inf)
 
 
-def edited(a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer) -> tuple[Tensor, Tensor]:
-    """An edit's rules, then its blend, on A (batch, heads, queries, keys) and on the sink logit's share (batch, heads,
-    queries, 1)."""
+def edited(
+    a: Tensor, sink: Tensor, visible: Tensor, vis: Visibility, steer: Steer
+) -> tuple[Tensor, Tensor]:
+    """An edit's rules, then its blend, on A (batch, heads, queries, keys) and on the sink logit's
+    share (batch, heads, queries, 1)."""
     for rule in steer.rules:
         labels = steer.labels_of(vis.lk, a.device).expand(*a.shape[:2], -1)
-        mass = a @ torch.nn.functional.one_hot(labels, rule.groups).to(a)  # (batch, heads, queries, groups)
+        mass = a @ torch.nn.functional.one_hot(labels, rule.groups).to(
+            a
+        )  # (batch, heads, queries, groups)
         factor, sink = share_out(mass, rule, sink)
         a = a * factor.gather(-1, labels[:, :, None].expand(a.shape))
     if steer.blend is not None:
@@ -93,15 +99,20 @@ def _weights(
     steer: Steers,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Visibility]:
-    """A after all edits, lse, visible by the mask, what an index may name, and the prepared mask."""
+    """A after all edits, lse, visible by the mask, what an index may name, and the prepared
+    mask."""
     steers = as_steers(steer)
-    logits, visible, shown, vis = _logits(q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype, steers=steers)
+    logits, visible, shown, vis = _logits(
+        q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype, steers=steers
+    )
     sigmoid = next((s.sigmoid for s in steers if s.sigmoid is not None), None)
     a, lse = _softmax(logits, shown, sinks) if sigmoid is None else _sigmoid(logits, sigmoid)
     sink = torch.zeros_like(lse)[..., None]
     if sinks is not None:
         empty = lse == -torch.inf
-        sink = torch.exp(sinks.to(lse)[None, :, None] - lse.masked_fill(empty, 0.0)).masked_fill(empty, 0.0)[..., None]
+        sink = torch.exp(sinks.to(lse)[None, :, None] - lse.masked_fill(empty, 0.0)).masked_fill(
+            empty, 0.0
+        )[..., None]
     for one in steers:
         a, sink = edited(a, sink, visible, vis, one)
     return a, lse, visible, shown | (visible & (a > 0)), vis
@@ -117,9 +128,12 @@ def weights(
     sinks: Tensor | None = None,
     steer: Steers = None,
 ) -> Tensor:
-    """A (batch, heads, queries, keys): exp(logit − lse), edited, 0 where unseen. For tests and tiny inputs: L × L."""
+    """A (batch, heads, queries, keys): exp(logit − lse), edited, 0 where unseen. For tests and tiny
+    inputs: L × L."""
     dtype = compute_dtype(q, k)
-    return _weights(q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype)[0]
+    return _weights(
+        q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype
+    )[0]
 
 
 def attention(
@@ -134,8 +148,8 @@ def attention(
     request: Request | None = None,
     steer: Steers = None,
 ) -> Result:
-    """out = gain·A V with q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v)
-    and A as edited."""
+    """out = gain·A V with q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch,
+    kv_heads, keys, d_v) and A as edited."""
     refuse(steer, sinks, request or Request())
     dtype = compute_dtype(q, k, v)
     a, lse, visible, shown, vis = _weights(
@@ -153,8 +167,8 @@ def attention(
 def statistics(
     a: Tensor, visible: Tensor, vis: Visibility, request: Request, shown: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Every requested statistic from the whole A, one line of definition each. visible: who counts for whom; shown:
-    the keys that an index may name, `visible` if not given."""
+    """Every requested statistic from the whole A, one line of definition each. visible: who counts
+    for whom; shown: the keys that an index may name, `visible` if not given."""
     stats: dict[str, Tensor] = {}
     batch, heads, lq, lk = a.shape
     rows = vis.row_set()[:, None, :, None]
@@ -193,7 +207,9 @@ def statistics(
     if request.topk:
         n = min(request.topk, lk)
         prob, index = a.masked_fill(~shown, -1.0).topk(n, dim=-1)
-        stats["topk_index"] = torch.nn.functional.pad(index.masked_fill(prob < 0, -1), (0, request.topk - n), value=-1)
+        stats["topk_index"] = torch.nn.functional.pad(
+            index.masked_fill(prob < 0, -1), (0, request.topk - n), value=-1
+        )
         stats["topk_prob"] = torch.nn.functional.pad(prob.clamp_min(0), (0, request.topk - n))
         choose_rows(stats, request)
     return stats
@@ -207,7 +223,8 @@ def choose_rows(stats: dict[str, Tensor], request: Request) -> None:
 
 
 def pick(received: Tensor, keys: Tensor | None) -> Tensor:
-    """(batch, heads, n): the asked columns of (batch, heads, keys), 0 for −1; all of them for None."""
+    """(batch, heads, n): the asked columns of (batch, heads, keys), 0 for −1; all of them for
+    None."""
     if keys is None:
         return received
     keys = keys.to(received.device).expand(*received.shape[:2], -1)

@@ -1,8 +1,10 @@
-"""Attention over groups of keys that lie anywhere, a labelling a head: grouped attention states for `spans.merge`.
+"""Attention over groups of keys that lie anywhere, a labelling a head: grouped attention states for
+`spans.merge`.
 
-The group that has most keys is a vendor call in which a bias hides all other keys (which costs nothing, so that a rule
-takes little longer than plain attention); a group of few keys is listed: its keys are gathered, and the product is as
-short as the list. Rows before a list's first key skip it.
+The group that has most keys is a vendor call in which a bias hides all other keys (which costs
+nothing, so that a rule takes little longer than plain attention); a group of few keys is listed:
+its keys are gathered, and the product is as short as the list. Rows before a list's first key skip
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from . import vendor
 from .masking import FLOOR, INVISIBLE, Visibility, compute_dtype
 from .spans import State
 
-#: A group is listed where it has at most this part of the keys; a list costs about as much a key as the vendor's call.
+#: A group is listed where it has at most this part of the keys; a list costs about as much a key as
+#: the vendor's call.
 _LISTED = 4
 #: Vendor calls with hidden keys that are still quicker than a pass over the keys in chunks.
 _MAX_HIDDEN = 2
@@ -30,8 +33,9 @@ _LOG2E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Plan:
-    """Per group: `listed` (batch or 1, heads or 1, n) sorted columns, the number of keys where a head has fewer; None
-    for a vendor call that hides the others (`hidden`), or for nothing at all where no head has keys in it."""
+    """Per group: `listed` (batch or 1, heads or 1, n) sorted columns, the number of keys where a
+    head has fewer; None for a vendor call that hides the others (`hidden`), or for nothing at all
+    where no head has keys in it."""
 
     labels: Tensor
     listed: tuple[Tensor | None, ...]
@@ -46,8 +50,8 @@ class Plan:
 
 
 def plan(labels: Tensor, groups: int, vis: Visibility) -> Plan | None:
-    """How each group's state is made; None where chunks are better (many groups with many keys, or no key at all).
-    Looks at the labels, so on a GPU it would wait."""
+    """How each group's state is made; None where chunks are better (many groups with many keys, or
+    no key at all). Looks at the labels, so on a GPU it would wait."""
     listed: list[Tensor | None] = []
     hidden: list[int] = []
     column = torch.arange(vis.lk, device=labels.device)
@@ -85,25 +89,35 @@ def states(
     return found
 
 
-def listed(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility, scale: float) -> tuple[Tensor, Tensor]:
-    """out (batch, heads, queries, d_v), 0 for rows that see none of the keys, and lse (batch, heads, queries), −inf
-    there; columns as in `Plan`."""
+def listed(
+    q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility, scale: float
+) -> tuple[Tensor, Tensor]:
+    """out (batch, heads, queries, d_v), 0 for rows that see none of the keys, and lse (batch,
+    heads, queries), −inf there; columns as in `Plan`."""
     dtype = compute_dtype(q, k, v)
     (batch, heads, lq, d), (kv_heads, lk), d_v = q.shape, k.shape[1:3], v.shape[3]
     group, n = heads // kv_heads, columns.shape[-1]
-    shared = columns.shape[1] == 1  # the heads of a kv head read the same keys, and stand side by side as rows
+    shared = (
+        columns.shape[1] == 1
+    )  # the heads of a kv head read the same keys, and stand side by side as rows
     stacks = kv_heads if shared else heads
     at = columns.expand(batch, stacks, n).clamp_max(lk - 1)
     sample = torch.arange(batch, device=q.device)[:, None, None]
     head = (torch.arange(stacks, device=q.device) // (1 if shared else group))[None, :, None]
     # Logits in units of ln 2, as in `chunked`.
-    keys = (k[sample, head, at].to(dtype) * (scale * _LOG2E)).transpose(-1, -2)  # (batch, stacks, d, n)
+    keys = (k[sample, head, at].to(dtype) * (scale * _LOG2E)).transpose(
+        -1, -2
+    )  # (batch, stacks, d, n)
     values = v[sample, head, at].to(dtype)
     out = torch.zeros(batch, heads, lq, d_v, dtype=dtype, device=q.device)
     lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
     earliest, latest = columns.amin((0, 1)), columns.amax((0, 1))  # (n,) sorted
     rows = max(32, min(_ROWS, _BUDGET // (batch * heads * n)))
-    limit = torch.arange(lq, device=q.device) + (vis.mask.q_start - vis.mask.k_start) if vis.mask.causal else None
+    limit = (
+        torch.arange(lq, device=q.device) + (vis.mask.q_start - vis.mask.k_start)
+        if vis.mask.causal
+        else None
+    )
     for r0 in range(0, lq, rows):
         r1 = min(r0 + rows, lq)
         last = lk - 1 if limit is None else int(limit[r1 - 1])
@@ -113,13 +127,17 @@ def listed(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility,
         queries = q[:, :, r0:r1].to(dtype).reshape(batch, stacks, -1, d)
         s = (queries @ keys[..., :width]).view(batch, heads, r1 - r0, width)
         upto = lk - 1 if limit is None else limit[r0:r1, None].clamp_max(lk - 1)
-        all_see = int(torch.searchsorted(latest, last if limit is None else int(limit[r0]), right=True))
+        all_see = int(
+            torch.searchsorted(latest, last if limit is None else int(limit[r0]), right=True)
+        )
         if all_see < width:
             s[..., all_see:].masked_fill_(columns[:, :, None, all_see:width] > upto, INVISIBLE)
         top = s.amax(-1, keepdim=True).clamp_min_(FLOOR)
         p = s.sub_(top).exp2_()
         total = p.sum(-1, keepdim=True)
-        sums = (p.view(batch, stacks, -1, width) @ values[:, :, :width]).view(batch, heads, r1 - r0, d_v)
+        sums = (p.view(batch, stacks, -1, width) @ values[:, :, :width]).view(
+            batch, heads, r1 - r0, d_v
+        )
         out[:, :, r0:r1] = sums / total.masked_fill(total == 0, 1.0)
         lse[:, :, r0:r1] = (top / _LOG2E + total.log())[..., 0]  # top + ln 0 = −inf
     return out, lse

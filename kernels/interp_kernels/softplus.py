@@ -2,11 +2,16 @@
 
 With q̂, k̂ of unit length, N_i the number of keys that row i sees and sums over those:
 
-    S_ij = softplus(ln d · ln N_i · q̂_i·k̂_j)      A_ij = S_ij / Σ_j S_ij                     (LSSA)
-    R_ij = ReLU(N_i·A_ij − 1)^p                    A'_ij = R_ij / Σ_j R_ij                    (LSSAR)
+    S_ij = softplus(ln d · ln N_i · q̂_i·k̂_j)
+    A_ij = S_ij / Σ_j S_ij
+    (LSSA)
+    R_ij = ReLU(N_i·A_ij − 1)^p
+    A'_ij = R_ij / Σ_j R_ij
+    (LSSAR)
 
-and rows of A' with fewer than four keys are 0. The threshold needs the sum of its row first, so that no running
-maximum or log-sum-exp can do it: a chunk of query rows holds its weights, O(chunk · keys), and sums twice.
+and rows of A' with fewer than four keys are 0. The threshold needs the sum of its row first, so
+that no running maximum or log-sum-exp can do it: a chunk of query rows holds its weights, O(chunk ·
+keys), and sums twice.
 """
 
 from __future__ import annotations
@@ -38,16 +43,25 @@ def softplus_attention(
     power: float | None = 3.0,
     heads: Sequence[int] | None = None,
 ) -> Tensor:
-    """A'·v, or A·v with power None: (batch, heads, queries, d_v) in v's dtype, 0 in rows that see nothing.
+    """A'·v, or A·v with power None: (batch, heads, queries, d_v) in v's dtype, 0 in rows that see
+    nothing.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v); query head h reads kv
-    head h // (heads // kv_heads). mask: default plain causal; a dense float bias is added inside the softplus. heads:
-    only these query heads, in this order; the result has as many. Differentiable, any device.
+    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v);
+    query head h reads kv head h // (heads // kv_heads). mask: default plain causal; a dense float
+    bias is added inside the softplus. heads: only these query heads, in this order; the result has
+    as many. Differentiable, any device.
     """
     if power is not None and power < 1:
         raise ValueError(f"power is {power}; it must be at least 1, or None for no re-weighting.")
-    if q.ndim != 4 or k.ndim != 4 or k.shape[:3] != v.shape[:3] or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3]):
-        raise ValueError(f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}.")
+    if (
+        q.ndim != 4
+        or k.ndim != 4
+        or k.shape[:3] != v.shape[:3]
+        or (q.shape[0], q.shape[3]) != (k.shape[0], k.shape[3])
+    ):
+        raise ValueError(
+            f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
     (batch, n_heads, lq), (kv_heads, lk) = q.shape[:3], k.shape[1:3]
     if not kv_heads or n_heads % kv_heads:
         raise ValueError(f"{n_heads} query heads cannot share {kv_heads} key-value heads evenly.")
@@ -88,8 +102,12 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, vis: Visibility, power: float | 
         a = _normalised(F.softplus(s, threshold=40.0).masked_fill(~seen, 0.0))
         if power is not None:
             above = count * a - 1
-            above = above.masked_fill(~seen | (count < _FEWEST) | (above < noise), 0.0)  # a uniform row is 0
-            top = above.detach().amax(-1, keepdim=True)  # cancels; without it a large power overflows
+            above = above.masked_fill(
+                ~seen | (count < _FEWEST) | (above < noise), 0.0
+            )  # a uniform row is 0
+            top = above.detach().amax(
+                -1, keepdim=True
+            )  # cancels; without it a large power overflows
             a = _normalised((above / torch.where(top > 0, top, 1)) ** power)
         out = a.reshape(batch, kv_heads, side, c1 - c0) @ v[:, :, c0:c1].to(dtype)
         return out.view(batch, heads, n, d_v).to(v.dtype)

@@ -1,13 +1,17 @@
-"""Attention over groups of keys that are spans of columns, from vendor flash calls: grouped attention states.
+"""Attention over groups of keys that are spans of columns, from vendor flash calls: grouped
+attention states.
 
-The columns are cut into segments at the spans' ends. Row r stands at column r + offset, so a segment [s, e) is unseen
-by rows before s − offset, a causal square to the rows that stand in it, and seen whole by later ones: no vendor call
-has an empty row or an offset diagonal. Each call gives a state, the segment's normalised output ô and log-sum-exp. Then
+The columns are cut into segments at the spans' ends. Row r stands at column r + offset, so a
+segment [s, e) is unseen by rows before s − offset, a causal square to the rows that stand in it,
+and seen whole by later ones: no vendor call has an empty row or an offset diagonal. Each call gives
+a state, the segment's normalised output ô and log-sum-exp. Then
 
-    lse_g = ln Σ_{s in g} e^lse_s      P_g = e^(lse_g − lse)      out = Σ_s factor_g(P) · e^(lse_s − lse) · ô_s
+    lse_g = ln Σ_{s in g} e^lse_s
+    P_g = e^(lse_g − lse)
+    out = Σ_s factor_g(P) · e^(lse_s − lse) · ô_s
 
-Partition, never subtract: taking one group's share out of a finished output loses all accuracy where that share is
-close to 1.
+Partition, never subtract: taking one group's share out of a finished output loses all accuracy
+where that share is close to 1.
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ from torch import Tensor
 from .masking import FLOOR, INVISIBLE, Visibility
 from .steer import Rule, as_rules, factors
 
-#: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key; keys (batch, keys)
-#: bool says which are real, None for all. Returns out (batch, heads, queries, d_v) and its natural log-sum-exp (batch,
-#: heads, queries); rows that see no real key may hold anything finite.
+#: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key;
+#: keys (batch, keys) bool says which are real, None for all. Returns out (batch, heads, queries,
+#: d_v) and its natural log-sum-exp (batch, heads, queries); rows that see no real key may hold
+#: anything finite.
 Flash = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], tuple[Tensor, Tensor]]
 
 #: Segments up to this many columns are a plain product and softmax.
@@ -35,8 +40,9 @@ _BUDGET = 1 << 18
 
 @dataclass
 class State:
-    """Rows r0:r1 over one segment of keys: normalised out (batch, heads, rows or 1 (the same for all), d_v) and lse
-    (batch, heads, rows) natural log; 0 and −inf for rows that see none of its keys."""
+    """Rows r0:r1 over one segment of keys: normalised out (batch, heads, rows or 1 (the same for
+    all), d_v) and lse (batch, heads, rows) natural log; 0 and −inf for rows that see none of its
+    keys."""
 
     r0: int
     r1: int
@@ -47,14 +53,15 @@ class State:
 def pieces(
     segments: list[tuple[int, int, int]], vis: Visibility, causal: bool
 ) -> Iterator[tuple[int, int, int, int, int, bool]]:
-    """(group, r0, r1, s, e, square): which rows see which columns of each segment; square: along the diagonal, else
-    all of them. `causal` False: every row sees every key."""
+    """(group, r0, r1, s, e, square): which rows see which columns of each segment; square: along
+    the diagonal, else all of them. `causal` False: every row sees every key."""
     if not causal:
         yield from ((group, 0, vis.lq, s, e, False) for s, e, group in segments)
         return
     offset = vis.mask.q_start - vis.mask.k_start
     for start, stop, group in segments:
-        # Columns before the first row's are a cached prefix, seen whole; those after the last row's are unseen.
+        # Columns before the first row's are a cached prefix, seen whole; those after the last row's
+        # are unseen.
         stop = min(stop, offset + vis.lq)
         if start < min(stop, offset):
             yield group, 0, vis.lq, start, min(stop, offset), False
@@ -78,8 +85,8 @@ def states(
     flash: Flash,
     narrow: int = NARROW,
 ) -> list[list[State]]:
-    """The states of each group over its segments (start, stop, group), which cover all columns once; those of up to
-    `narrow` columns without `flash`."""
+    """The states of each group over its segments (start, stop, group), which cover all columns
+    once; those of up to `narrow` columns without `flash`."""
     found: list[list[State]] = [[] for _ in range(groups)]
     for group, r0, r1, s, e, square in pieces(segments, vis, causal):
         rows, keys, values = q[:, :, r0:r1], k[:, :, s:e], v[:, :, s:e]
@@ -89,9 +96,14 @@ def states(
         else:
             state = flash(rows, keys, values, square, real)
             if real is not None:
-                empty = (real.cumsum(-1) if square else real.sum(-1, keepdim=True)) == 0  # (batch, rows or 1)
+                empty = (
+                    real.cumsum(-1) if square else real.sum(-1, keepdim=True)
+                ) == 0  # (batch, rows or 1)
                 out, lse = state
-                state = out.masked_fill(empty[:, None, :, None], 0.0), lse.masked_fill(empty[:, None], -torch.inf)
+                state = (
+                    out.masked_fill(empty[:, None, :, None], 0.0),
+                    lse.masked_fill(empty[:, None], -torch.inf),
+                )
         found[group].append(State(r0, r1, *state))
     return found
 
@@ -101,7 +113,9 @@ def _unpadded(vis: Visibility, s: int, e: int) -> bool:
     return vis.device.type == "cpu" and (e <= vis.padded[0] or s >= vis.padded[1])
 
 
-def _narrow(q: Tensor, k: Tensor, v: Tensor, square: bool, real: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def _narrow(
+    q: Tensor, k: Tensor, v: Tensor, square: bool, real: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
     """out and lse of a few keys by plain products, upcast, a chunk of rows at a time."""
     (batch, heads, lq, d), (kv_heads, width) = q.shape, k.shape[1:3]
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -109,10 +123,14 @@ def _narrow(q: Tensor, k: Tensor, v: Tensor, square: bool, real: Tensor | None, 
     if width == 1 and real is None:  # the whole softmax: ô is the value itself
         chunk = max(1, 64 * _BUDGET // (batch * heads * d))
         parts = [
-            (q[:, :, a : a + chunk].unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[..., 0]
+            (q[:, :, a : a + chunk].unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[
+                ..., 0
+            ]
             for a in range(0, lq, chunk)
         ]
-        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), torch.cat(parts, -1).flatten(1, 2)
+        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), torch.cat(
+            parts, -1
+        ).flatten(1, 2)
     outs, lses = [], []
     chunk = max(1, _BUDGET // (batch * heads * width))
     for a in range(0, lq, chunk):
@@ -143,9 +161,9 @@ def merge(
     rows: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """out (batch, heads, rows, d_v) in `dtype` after the rule (or several), lse (batch, heads, rows) before it, with
-    sinks (heads,). Rows that see nothing get 0 and −inf. `found`: the states of each group, between them at least
-    one."""
+    """out (batch, heads, rows, d_v) in `dtype` after the rule (or several), lse (batch, heads,
+    rows) before it, with sinks (heads,). Rows that see nothing get 0 and −inf. `found`: the states
+    of each group, between them at least one."""
     any_state = next(state for group in found for state in group)
     batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
     compute = torch.promote_types(dtype, torch.float32)
@@ -185,12 +203,15 @@ def attend(
     causal: bool,
     flash: Flash,
 ) -> tuple[Tensor, Tensor]:
-    """out in v's dtype and lse of the call with the rule applied; no gradients flow to q, k and v."""
+    """out in v's dtype and lse of the call with the rule applied; no gradients flow to q, k and
+    v."""
     width = max(q.shape[3], v.shape[3])
     d_v = v.shape[3]
     # As for the plain call: the CPU kernel wants d_v = d, and zeros change nothing.
     q, k, v = (F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (q, k, v))
     groups = as_rules(rule)[0].groups
-    found = states(q, k, v, vis=vis, scale=scale, segments=segments, groups=groups, causal=causal, flash=flash)
+    found = states(
+        q, k, v, vis=vis, scale=scale, segments=segments, groups=groups, causal=causal, flash=flash
+    )
     out, lse = merge(found, rule, sinks, rows=q.shape[2], dtype=v.dtype)
     return out[..., :d_v], lse

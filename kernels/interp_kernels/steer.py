@@ -1,4 +1,5 @@
-"""What changes attention at one call: logits before the softmax, a rule over groups of keys after it, gains on z."""
+"""What changes attention at one call: logits before the softmax, a rule over groups of keys after
+it, gains on z."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 MAX_GROUPS = 256
 MAX_TESTS = 4
-#: Receivers that hold less of a row are as good as invisible: dividing by it would overflow float32.
+#: Receivers that hold less of a row are as good as invisible: dividing by it would overflow
+#: float32.
 NOTHING = 1e-30
 
 
@@ -19,14 +21,17 @@ NOTHING = 1e-30
 class Rule:
     """A redistribution of weights between groups of keys, from their masses P_g = Σ_{k in g} A:
 
-        w_g = keep_g·P_g + receive_g·P_g / (Σ_r receive_r·P_r) · Σ_g (1 − keep_g)·P_g        A' = A·w_g/P_g
+        w_g = keep_g·P_g + receive_g·P_g / (Σ_r receive_r·P_r) · Σ_g (1 − keep_g)·P_g
+        A' = A·w_g/P_g
 
-    What `keep` takes away is shared out in proportion to receive·P. A row none of whose receivers is visible (holds
-    more than 1e-30) stays as it is; without `receive` (or all 0) the mass is gone. ACT: keep (1, β), receive (1, 0).
-    With ``renormalise`` (and no `receive`): w_g = keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits.
+    What `keep` takes away is shared out in proportion to receive·P. A row none of whose receivers
+    is visible (holds more than 1e-30) stays as it is; without `receive` (or all 0) the mass is
+    gone. ACT: keep (1, β), receive (1, 0). With ``renormalise`` (and no `receive`): w_g =
+    keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits.
 
-    keep, receive: (heads or 1, groups). tests (tests, groups), bounds (tests,): the rule applies to rows where
-    tests·P ≥ bounds, all of them (VAR's portions are linear in P). rows (batch, queries) bool: only there.
+    keep, receive: (heads or 1, groups). tests (tests, groups), bounds (tests,): the rule applies to
+    rows where tests·P ≥ bounds, all of them (VAR's portions are linear in P). rows (batch, queries)
+    bool: only there.
     """
 
     keep: Tensor
@@ -43,7 +48,8 @@ class Rule:
     def to(self, device: torch.device) -> Rule:
         """The same with its tensors on `device`."""
         moved: dict[str, Any] = {
-            name: _move(getattr(self, name), device) for name in ("keep", "receive", "tests", "bounds", "rows")
+            name: _move(getattr(self, name), device)
+            for name in ("keep", "receive", "tests", "bounds", "rows")
         }
         return replace(self, **moved)
 
@@ -56,24 +62,31 @@ def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
 class Steer:
     """An edit of one attention call, in this order:
 
-    1. logits = temper · softcap(scale·q·k) + bias: ``temper`` (batch or 1, heads or 1, queries or 1), ``bias``
-       (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and renormalises.
-    2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule, sinks nor
+    1. logits = temper · softcap(scale·q·k) + bias: ``temper`` (batch or 1, heads or 1, queries or
+    1), ``bias``
+       (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and
+       renormalises.
+    2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule,
+    sinks nor
        statistics then, and the log-sum-exp is ln Σ_k σ).
-    3. ``rule`` over the groups that ``labels`` (batch or 1, heads or 1, keys), ints in 0 … groups − 1, or ``spans``
-       ((start, stop, group) of key columns, known on the host; elsewhere group 0) define; several rules, on the same
-       groups, one after the other: each finds the masses, and the sink logit's share, as the one before leaves
-       them. Group 0 owns the main loop of the fused route: give it to most keys.
-    4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG); a row that does not see its
+    3. ``rule`` over the groups that ``labels`` (batch or 1, heads or 1, keys), ints in 0 … groups −
+    1, or ``spans``
+       ((start, stop, group) of key columns, known on the host; elsewhere group 0) define; several
+       rules, on the same groups, one after the other: each finds the masses, and the sink logit's
+       share, as the one before leaves them. Group 0 owns the main loop of the fused route: give it
+       to most keys.
+    4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG); a row that
+    does not see its
        own key by the mask stays as it is.
     5. ``gain`` (batch or 1, heads or 1, queries or 1) on the output; no part of A.
 
-    The log-sum-exp is that of step 2; statistics are of A after step 4 (counts of queries go by the mask alone). A
-    row all of whose keys the bias hides has weights 0 (but for the blend) and log-sum-exp −inf.
+    The log-sum-exp is that of step 2; statistics are of A after step 4 (counts of queries go by the
+    mask alone). A row all of whose keys the bias hides has weights 0 (but for the blend) and
+    log-sum-exp −inf.
 
-    Several edits, one after the other: the logits of all of them first (tempers multiply, biases add), then each one's
-    steps 3 and 4 in turn on what the one before leaves; gains multiply. ``sigmoid`` goes with no other edit's rule,
-    blend or sigmoid.
+    Several edits, one after the other: the logits of all of them first (tempers multiply, biases
+    add), then each one's steps 3 and 4 in turn on what the one before leaves; gains multiply.
+    ``sigmoid`` goes with no other edit's rule, blend or sigmoid.
     """
 
     temper: Tensor | None = None
@@ -86,7 +99,10 @@ class Steer:
     gain: Tensor | None = None
 
     def __bool__(self) -> bool:
-        return any(x is not None for x in (self.temper, self.bias, self.sigmoid, self.rule, self.blend, self.gain))
+        return any(
+            x is not None
+            for x in (self.temper, self.bias, self.sigmoid, self.rule, self.blend, self.gain)
+        )
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -111,7 +127,11 @@ class Steer:
         names = ("temper", "bias", "labels", "blend", "gain")
         moved: dict[str, Any] = {name: _move(getattr(self, name), device) for name in names}
         rules = tuple(rule.to(device) for rule in self.rules)
-        return replace(self, rule=self.rule if self.rule is None else rules[0] if len(rules) == 1 else rules, **moved)
+        return replace(
+            self,
+            rule=self.rule if self.rule is None else rules[0] if len(rules) == 1 else rules,
+            **moved,
+        )
 
     def labels_of(self, keys: int, device: torch.device) -> Tensor:
         """(batch or 1, heads or 1, keys) int64 group of each key, from labels or spans."""
@@ -124,68 +144,119 @@ class Steer:
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         """Raise `ValueError` naming the field whose shape or value does not fit."""
-        shapes = {"temper": (batch, heads, queries), "bias": (batch, heads, keys), "gain": (batch, heads, queries)}
+        shapes = {
+            "temper": (batch, heads, queries),
+            "bias": (batch, heads, keys),
+            "gain": (batch, heads, queries),
+        }
         for name, shape in shapes.items():
             value = getattr(self, name)
-            last = 1 if name == "bias" else 3  # bias is per key, the others may be the same for all queries
-            if value is not None and not _fits(value, shape, broadcast=range(2 if last == 1 else 3)):
-                raise ValueError(f"steer.{name} has shape {tuple(value.shape)}, expected {shape} (1 where shared).")
+            last = (
+                1 if name == "bias" else 3
+            )  # bias is per key, the others may be the same for all queries
+            if value is not None and not _fits(
+                value, shape, broadcast=range(2 if last == 1 else 3)
+            ):
+                raise ValueError(
+                    f"steer.{name} has shape {tuple(value.shape)}, expected {shape} (1 where "
+                    "shared)."
+                )
         if self.blend is not None and not _fits(self.blend, (heads,), broadcast=range(1)):
-            raise ValueError(f"steer.blend has shape {tuple(self.blend.shape)}, expected ({heads},) or (1,).")
+            raise ValueError(
+                f"steer.blend has shape {tuple(self.blend.shape)}, expected ({heads},) or (1,)."
+            )
         if self.sigmoid is not None and self.rule is not None:
-            raise ValueError("steer.rule redistributes softmax mass; with steer.sigmoid there is none.")
+            raise ValueError(
+                "steer.rule redistributes softmax mass; with steer.sigmoid there is none."
+            )
         rules = self.rules
         if not rules:
             if self.rule is not None:
                 raise ValueError("steer.rule is an empty sequence; None is no rule.")
             if self.labels is not None or self.spans:
-                raise ValueError("steer.labels and steer.spans say where steer.rule applies; there is no rule.")
+                raise ValueError(
+                    "steer.labels and steer.spans say where steer.rule applies; there is no rule."
+                )
             return
         if (self.labels is None) == (not self.spans):
             raise ValueError("steer.rule needs either steer.labels or steer.spans.")
-        if self.labels is not None and not _fits(self.labels, (batch, heads, keys), broadcast=range(2)):
-            raise ValueError(f"steer.labels has shape {tuple(self.labels.shape)}, expected {(batch, heads, keys)}.")
-        if self.labels is not None and (self.labels.is_floating_point() or self.labels.dtype == torch.bool):
-            raise ValueError(f"steer.labels are {self.labels.dtype}; they must be integers, the group of each key.")
+        if self.labels is not None and not _fits(
+            self.labels, (batch, heads, keys), broadcast=range(2)
+        ):
+            raise ValueError(
+                f"steer.labels has shape {tuple(self.labels.shape)}, expected "
+                f"{(batch, heads, keys)}."
+            )
+        if self.labels is not None and (
+            self.labels.is_floating_point() or self.labels.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"steer.labels are {self.labels.dtype}; they must be integers, the group of each "
+                "key."
+            )
         for rule in rules:
             self._check_rule(rule, batch, heads, queries)
         groups = self.groups
         if self.labels is not None and self.labels.device.type == "cpu" and self.labels.numel():
-            low, high = int(self.labels.min()), int(self.labels.max())  # on a GPU this would wait for the device
+            low, high = (
+                int(self.labels.min()),
+                int(self.labels.max()),
+            )  # on a GPU this would wait for the device
             if low < 0 or high >= groups:
-                raise ValueError(f"steer.labels has groups {low} to {high}; the rule has {groups}, from 0.")
+                raise ValueError(
+                    f"steer.labels has groups {low} to {high}; the rule has {groups}, from 0."
+                )
         for start, stop, group in self.spans:
             if not (0 <= start <= stop <= keys and 0 <= group < groups):
                 raise ValueError(
-                    f"steer.spans: ({start}, {stop}, group {group}) is outside {keys} keys or {groups} groups."
+                    f"steer.spans: ({start}, {stop}, group {group}) is outside {keys} keys or "
+                    f"{groups} groups."
                 )
 
     def _check_rule(self, rule: Rule, batch: int, heads: int, queries: int) -> None:
         if not 1 <= rule.groups <= MAX_GROUPS:
-            raise ValueError(f"steer.rule.keep has {rule.groups} groups; 1 to {MAX_GROUPS} are possible.")
+            raise ValueError(
+                f"steer.rule.keep has {rule.groups} groups; 1 to {MAX_GROUPS} are possible."
+            )
         if rule.groups != self.groups:
-            raise ValueError(f"steer.rule: rules one after the other share their groups; {self.groups}, {rule.groups}.")
+            raise ValueError(
+                f"steer.rule: rules one after the other share their groups; {self.groups}, "
+                f"{rule.groups}."
+            )
         for name in ("keep", "receive"):
             value = getattr(rule, name)
             if value is not None and not _fits(value, (heads, rule.groups), broadcast=range(1)):
                 raise ValueError(
-                    f"steer.rule.{name} has shape {tuple(value.shape)}, expected ({heads} or 1, {rule.groups})."
+                    f"steer.rule.{name} has shape {tuple(value.shape)}, expected ({heads} or 1, "
+                    f"{rule.groups})."
                 )
         if rule.renormalise and rule.receive is not None:
-            raise ValueError("steer.rule: renormalise shares with everything; receive has no meaning then.")
+            raise ValueError(
+                "steer.rule: renormalise shares with everything; receive has no meaning then."
+            )
         if (rule.tests is None) != (rule.bounds is None):
             raise ValueError("steer.rule.tests and steer.rule.bounds go together.")
         if rule.tests is not None and rule.bounds is not None:
             n = rule.tests.shape[0]
-            if not 1 <= n <= MAX_TESTS or tuple(rule.tests.shape) != (n, rule.groups) or rule.bounds.shape != (n,):
-                raise ValueError(f"steer.rule.tests must be (1 to {MAX_TESTS}, {rule.groups}), bounds as long.")
+            if (
+                not 1 <= n <= MAX_TESTS
+                or tuple(rule.tests.shape) != (n, rule.groups)
+                or rule.bounds.shape != (n,)
+            ):
+                raise ValueError(
+                    f"steer.rule.tests must be (1 to {MAX_TESTS}, {rule.groups}), bounds as long."
+                )
         if rule.rows is not None and tuple(rule.rows.shape) != (batch, queries):
-            raise ValueError(f"steer.rule.rows has shape {tuple(rule.rows.shape)}, expected {(batch, queries)}.")
+            raise ValueError(
+                f"steer.rule.rows has shape {tuple(rule.rows.shape)}, expected {(batch, queries)}."
+            )
 
 
 def _fits(value: Tensor, shape: tuple[int, ...], broadcast: range) -> bool:
     sizes = enumerate(zip(value.shape, shape, strict=True)) if value.ndim == len(shape) else []
-    return value.ndim == len(shape) and all(have == want or (have == 1 and i in broadcast) for i, (have, want) in sizes)
+    return value.ndim == len(shape) and all(
+        have == want or (have == 1 and i in broadcast) for i, (have, want) in sizes
+    )
 
 
 def as_rules(rule: Rule | Sequence[Rule] | None) -> tuple[Rule, ...]:
@@ -194,17 +265,21 @@ def as_rules(rule: Rule | Sequence[Rule] | None) -> tuple[Rule, ...]:
 
 
 def factors(mass: Tensor, rule: Rule | Sequence[Rule], sink: Tensor | None = None) -> Tensor:
-    """w_g / P_g, (batch, heads, queries, groups), from masses of that shape: A' = A·factor of the key's group. Several
-    rules: the product of their factors f, each of P ← P·f as the one before leaves it.
+    """w_g / P_g, (batch, heads, queries, groups), from masses of that shape: A' = A·factor of the
+    key's group. Several rules: the product of their factors f, each of P ← P·f as the one before
+    leaves it.
 
-    Defined where P_g = 0 too. sink (batch, heads, queries, 1): the sink logit's share; if not given 1 − Σ P, which is
-    only rounding where all that is kept is small.
+    Defined where P_g = 0 too. sink (batch, heads, queries, 1): the sink logit's share; if not given
+    1 − Σ P, which is only rounding where all that is kept is small.
     """
     return share_out(mass, rule, sink)[0]
 
 
-def share_out(mass: Tensor, rule: Rule | Sequence[Rule], sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`factors`, and the sink logit's share (batch, heads, queries, 1) after the rules: only renormalising moves it."""
+def share_out(
+    mass: Tensor, rule: Rule | Sequence[Rule], sink: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`factors`, and the sink logit's share (batch, heads, queries, 1) after the rules: only
+    renormalising moves it."""
     rules = as_rules(rule)
     if sink is None:
         sink = (1 - mass.sum(-1, keepdim=True)).clamp_min(0)
@@ -235,7 +310,9 @@ def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor]:
         nobody = (receive == 0).all(-1, keepdim=True)  # this head drops the mass
         new = torch.where((shared > NOTHING) | nobody, moved, torch.ones_like(mass))
     here = applies(mass, rule)
-    return torch.where(here, new, torch.ones_like(mass)), torch.where(here, left, torch.ones_like(left))
+    return torch.where(here, new, torch.ones_like(mass)), torch.where(
+        here, left, torch.ones_like(left)
+    )
 
 
 def applies(mass: Tensor, rule: Rule) -> Tensor:

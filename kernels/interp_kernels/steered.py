@@ -1,4 +1,5 @@
-"""A `Steer` made ready for one call or one block of it: what the PyTorch routes do with it, chunk by chunk."""
+"""A `Steer` made ready for one call or one block of it: what the PyTorch routes do with it, chunk
+by chunk."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from torch import Tensor
 from .masking import FLOOR, INVISIBLE, Visibility, bias_visible
 from .steer import Rule, Steer, share_out
 
-#: Columns of a one-hot label matrix are a multiple: a product with 16 columns takes half the time of one with 2.
+#: Columns of a one-hot label matrix are a multiple: a product with 16 columns takes half the time
+#: of one with 2.
 _WIDE = 16
 
 
 def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
-    """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different groups. Later spans
-    win where spans overlap, and group 0 has the rest."""
+    """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different
+    groups. Later spans win where spans overlap, and group 0 has the rest."""
     edges = sorted({0, keys} | {min(edge, keys) for span in spans for edge in span[:2]})
     found: list[tuple[int, int, int]] = []
     for a, b in itertools.pairwise(edges):
@@ -35,12 +37,14 @@ def shown_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 def part(x: Tensor, *where: slice) -> Tensor:
     """x cut along its leading dimensions, those of size 1 (shared) left whole."""
-    return x[tuple(slice(None) if size == 1 else s for size, s in zip(x.shape, where, strict=False))]
+    return x[
+        tuple(slice(None) if size == 1 else s for size, s in zip(x.shape, where, strict=False))
+    ]
 
 
 def own_keys(vis: Visibility) -> tuple[Tensor, Tensor]:
-    """Each query's own key: its column (queries,), cut to those there are, and whether the mask lets the query see it,
-    (batch or 1, heads or 1, queries) bool."""
+    """Each query's own key: its column (queries,), cut to those there are, and whether the mask
+    lets the query see it, (batch or 1, heads or 1, queries) bool."""
     column = torch.arange(vis.lq, device=vis.device) + (vis.mask.q_start - vis.mask.k_start)
     seen = ((column >= 0) & (column < vis.lk))[None, None]
     column = column.clamp(0, max(vis.lk - 1, 0))
@@ -55,7 +59,8 @@ def own_keys(vis: Visibility) -> tuple[Tensor, Tensor]:
 
 
 def finish(out: Tensor, v: Tensor, vis: Visibility, steer: Steer) -> Tensor:
-    """gain·((1 − u)·out + u·v_own): what `blend` and `gain` do to the output (batch, heads, queries, d_v)."""
+    """gain·((1 − u)·out + u·v_own): what `blend` and `gain` do to the output (batch, heads,
+    queries, d_v)."""
     if steer.blend is None and steer.gain is None:
         return out
     dtype, (heads, kv_heads) = out.dtype, (out.shape[1], v.shape[1])
@@ -63,8 +68,15 @@ def finish(out: Tensor, v: Tensor, vis: Visibility, steer: Steer) -> Tensor:
     out = out.to(compute)
     if steer.blend is not None and vis.lk:
         column, seen = own_keys(vis)
-        weight = (steer.blend.to(out)[None, :, None] * seen)[..., None]  # (batch or 1, heads, queries, 1)
-        own = v[:, :, column].to(compute)[:, :, None].expand(-1, -1, heads // kv_heads, -1, -1).flatten(1, 2)
+        weight = (steer.blend.to(out)[None, :, None] * seen)[
+            ..., None
+        ]  # (batch or 1, heads, queries, 1)
+        own = (
+            v[:, :, column]
+            .to(compute)[:, :, None]
+            .expand(-1, -1, heads // kv_heads, -1, -1)
+            .flatten(1, 2)
+        )
         out = torch.lerp(out, own, weight)
     if steer.gain is not None:
         out = out * steer.gain.to(out)[..., None]
@@ -81,23 +93,38 @@ def _part_of(rule: Rule, bs: slice, hs: slice) -> Rule:
 
 
 class SteerBlock:
-    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`, differentiable; the bias
-    times `unit`, for logits that are."""
+    """The part of a `Steer` that batch entries `bs` and query heads `hs` need, in `dtype`,
+    differentiable; the bias times `unit`, for logits that are."""
 
     def __init__(
-        self, steer: Steer, vis: Visibility, bs: slice, hs: slice, dtype: torch.dtype, unit: float = 1.0
+        self,
+        steer: Steer,
+        vis: Visibility,
+        bs: slice,
+        hs: slice,
+        dtype: torch.dtype,
+        unit: float = 1.0,
     ) -> None:
         self.sigmoid, self.vis, self.dtype = steer.sigmoid, vis, dtype
-        self.temper = None if steer.temper is None else part(steer.temper.to(vis.device, dtype), bs, hs)[..., None]
+        self.temper = (
+            None
+            if steer.temper is None
+            else part(steer.temper.to(vis.device, dtype), bs, hs)[..., None]
+        )
         self.bias: Tensor | None = None
         self.blend: Tensor | None = None
         self.onehot: Tensor | None = None
         if steer.bias is not None:
-            self.bias = shown_bias(part(steer.bias.to(vis.device), bs, hs), dtype)[:, :, None] * unit
+            self.bias = (
+                shown_bias(part(steer.bias.to(vis.device), bs, hs), dtype)[:, :, None] * unit
+            )
         if steer.blend is not None:
             self.blend = part(steer.blend.to(vis.device, dtype), hs)
             self.own = part(own_keys(vis)[1], bs, hs)
-        self.groups, self.rules = steer.groups, [_part_of(rule.to(vis.device), bs, hs) for rule in steer.rules]
+        self.groups, self.rules = (
+            steer.groups,
+            [_part_of(rule.to(vis.device), bs, hs) for rule in steer.rules],
+        )
         self.spans: list[tuple[int, int, int]] = []
         if not self.rules:
             return
@@ -114,7 +141,8 @@ class SteerBlock:
         return bool(self.rules) or self.blend is not None
 
     def logits(self, s: Tensor, r0: int, r1: int, c0: int, c1: int, *, in_place: bool) -> Tensor:
-        """temper·s + bias with s (batch, heads, rows, columns); INVISIBLE and below where the bias hides the key."""
+        """temper·s + bias with s (batch, heads, rows, columns); INVISIBLE and below where the bias
+        hides the key."""
         if self.temper is not None:
             temper = part(self.temper, slice(None), slice(None), slice(r0, r1))
             s = s.mul_(temper) if in_place else s * temper
@@ -123,7 +151,8 @@ class SteerBlock:
         return s
 
     def masses(self, p: Tensor, c0: int, c1: int) -> Tensor:
-        """(batch, heads, rows, groups): Σ of p (batch, heads, rows, columns) over the keys of each group."""
+        """(batch, heads, rows, groups): Σ of p (batch, heads, rows, columns) over the keys of each
+        group."""
         if self.onehot is None:
             sums = [p.new_zeros(p.shape[:3])] * self.groups
             for a, b, group in self._inside(c0, c1):
@@ -135,18 +164,23 @@ class SteerBlock:
         return (p.flatten(1, 2) @ onehot[:, 0]).view(*p.shape[:3], -1)[..., : self.groups]
 
     def factors(self, mass: Tensor, sink: Tensor, r0: int, r1: int) -> Tensor:
-        """`steer.factors` for rows r0:r1: masses (batch, heads, rows, groups), the sink logit's (batch, heads, rows,
-        1)."""
+        """`steer.factors` for rows r0:r1: masses (batch, heads, rows, groups), the sink logit's
+        (batch, heads, rows, 1)."""
         return self._share_out(mass, sink, r0, r1)[0]
 
     def _share_out(self, mass: Tensor, sink: Tensor, r0: int, r1: int) -> tuple[Tensor, Tensor]:
-        cut = [rule if rule.rows is None else replace(rule, rows=rule.rows[:, r0:r1]) for rule in self.rules]
+        cut = [
+            rule if rule.rows is None else replace(rule, rows=rule.rows[:, r0:r1])
+            for rule in self.rules
+        ]
         return share_out(mass, cut, sink)
 
     def scale(self, p: Tensor, factor: Tensor, c0: int, c1: int) -> Tensor:
         """p·factor of the key's group, out of place; factor (batch, heads, rows, groups)."""
         if self.onehot is None:
-            return torch.cat([p[..., a:b] * factor[..., g : g + 1] for a, b, g in self._inside(c0, c1)], dim=-1)
+            return torch.cat(
+                [p[..., a:b] * factor[..., g : g + 1] for a, b, g in self._inside(c0, c1)], dim=-1
+            )
         return p * (factor @ self.onehot[:, :, c0:c1, : factor.shape[-1]].transpose(-1, -2))
 
     def scale_(self, p: Tensor, factor: Tensor, c0: int, c1: int, scratch: Tensor) -> None:
@@ -157,14 +191,18 @@ class SteerBlock:
             return
         heads = self.onehot.shape[1]
         labels = self.onehot[:, :, c0:c1, : factor.shape[-1]].expand(p.shape[0], -1, -1, -1)
-        stacked = factor.reshape(p.shape[0] * heads, -1, factor.shape[-1])  # rows of heads with one labelling
+        stacked = factor.reshape(
+            p.shape[0] * heads, -1, factor.shape[-1]
+        )  # rows of heads with one labelling
         each = scratch.view(*stacked.shape[:2], p.shape[-1])
         torch.bmm(stacked, labels.flatten(0, 1).transpose(1, 2), out=each)
         p.mul_(each.view(p.shape))
 
     def _inside(self, c0: int, c1: int) -> list[tuple[int, int, int]]:
         """The segments inside c0:c1, counted from c0."""
-        return [(max(a, c0) - c0, min(b, c1) - c0, g) for a, b, g in self.spans if a < c1 and b > c0]
+        return [
+            (max(a, c0) - c0, min(b, c1) - c0, g) for a, b, g in self.spans if a < c1 and b > c0
+        ]
 
     def blend_(self, a: Tensor, r0: int, r1: int, c0: int, c1: int) -> None:
         """A ← (1 − u)·A + u·I in place; a (batch, heads, rows, columns)."""
@@ -172,7 +210,9 @@ class SteerBlock:
             return
         weight = self.blend[None, :, None] * self.own[..., r0:r1]  # (batch or 1, heads or 1, rows)
         a.mul_(1 - weight[..., None])
-        first = self.vis.mask.q_start - self.vis.mask.k_start + r0 - c0  # own column of the first row
+        first = (
+            self.vis.mask.q_start - self.vis.mask.k_start + r0 - c0
+        )  # own column of the first row
         i, j = max(0, -first), min(r1 - r0, c1 - c0 - first)
         if i < j:
             own = a[:, :, i:j, first + i : first + j].diagonal(dim1=-2, dim2=-1)
@@ -186,16 +226,21 @@ class SteerBlock:
         own = self.vis.q_slots(r0, r1)[:, None] == self.vis.k_slots(c0, c1)
         return a * (1 - weight) + weight * own
 
-    def edited_(self, a: Tensor, sink: Tensor, r0: int, r1: int, c0: int, c1: int, scratch: Tensor) -> Tensor:
-        """The rules, then the blend, on whole weights A (batch, heads, rows, columns), in place; sink (batch, heads,
-        rows, 1) the sink logit's share, returned as it is afterwards; scratch as large as a."""
+    def edited_(
+        self, a: Tensor, sink: Tensor, r0: int, r1: int, c0: int, c1: int, scratch: Tensor
+    ) -> Tensor:
+        """The rules, then the blend, on whole weights A (batch, heads, rows, columns), in place;
+        sink (batch, heads, rows, 1) the sink logit's share, returned as it is afterwards; scratch
+        as large as a."""
         if self.rules:
             factor, sink = self._share_out(self.masses(a, c0, c1), sink, r0, r1)
             self.scale_(a, factor, c0, c1, scratch)
         self.blend_(a, r0, r1, c0, c1)
         return self._unblended(sink, r0, r1)
 
-    def edited(self, a: Tensor, sink: Tensor, r0: int, r1: int, c0: int, c1: int) -> tuple[Tensor, Tensor]:
+    def edited(
+        self, a: Tensor, sink: Tensor, r0: int, r1: int, c0: int, c1: int
+    ) -> tuple[Tensor, Tensor]:
         """The same out of place, differentiable: A and the sink logit's share."""
         if self.rules:
             factor, sink = self._share_out(self.masses(a, c0, c1), sink, r0, r1)
@@ -209,8 +254,8 @@ class SteerBlock:
         return sink * (1 - self.blend[None, :, None] * self.own[..., r0:r1])[..., None]
 
     def shown(self, a: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-        """(batch or 1, heads or 1, rows, columns) bool: keys an index may name: seen, and not hidden by the bias
-        unless blending gave it weight."""
+        """(batch or 1, heads or 1, rows, columns) bool: keys an index may name: seen, and not
+        hidden by the bias unless blending gave it weight."""
         seen = self.vis.visible(bs, hs, r0, r1, c0, c1)
         if self.bias is None:
             return seen

@@ -1,7 +1,7 @@
 """Statistics of the weights of one chunk of query rows, written into the whole call's tensors.
 
-p·inverse are the weights A (batch, heads, rows, columns); inverse (batch, heads, rows) is 0 for rows that are padding
-or see nothing.
+p·inverse are the weights A (batch, heads, rows, columns); inverse (batch, heads, rows) is 0 for
+rows that are padding or see nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .spec import Request
 
 @dataclass(frozen=True)
 class Chunk:
-    """Batch entries bs, query heads hs, query rows r0:r1 and the columns c0:c1 that they may see."""
+    """Batch entries bs, query heads hs, query rows r0:r1 and the columns c0:c1 that they may
+    see."""
 
     bs: slice
     hs: slice
@@ -28,8 +29,8 @@ class Chunk:
 
 
 def row_max(s: Tensor, want_index: bool, block: int = 64) -> tuple[Tensor, Tensor | None]:
-    """(…, rows) maximum and lowest column that has it. The maximum of each `block` of columns first: `max` with
-    indices over a long row is several times slower than `amax`."""
+    """(…, rows) maximum and lowest column that has it. The maximum of each `block` of columns
+    first: `max` with indices over a long row is several times slower than `amax`."""
     size = s.shape[-1]
     if not want_index:
         return s.amax(-1), None
@@ -39,8 +40,8 @@ def row_max(s: Tensor, want_index: bool, block: int = 64) -> tuple[Tensor, Tenso
     parts = [s[..., :whole].unflatten(-1, (-1, block)).amax(-1)]
     parts += [s[..., whole:].amax(-1, keepdim=True)] if whole < size else []
     top, best = torch.cat(parts, dim=-1).max(-1)
-    # The block's columns, all of them inside the row: the last window overlaps the block before, which lacks the
-    # maximum, or it would have been chosen.
+    # The block's columns, all of them inside the row: the last window overlaps the block before,
+    # which lacks the maximum, or it would have been chosen.
     start = (best * block).clamp_max_(size - block).flatten()
     row = torch.arange(len(start), device=s.device) * size
     windows = s.reshape(-1)[(row + start)[:, None] + torch.arange(block, device=s.device)]
@@ -51,13 +52,15 @@ def row_max(s: Tensor, want_index: bool, block: int = 64) -> tuple[Tensor, Tenso
 
 
 def two_sided_distance(p: Tensor, scratch: Tensor, vis: Visibility, at: Chunk) -> Tensor:
-    """Σ p·|q − k|. Without causality |q − k| is not linear in k, so it takes an element-wise product."""
+    """Σ p·|q − k|. Without causality |q − k| is not linear in k, so it takes an element-wise
+    product."""
     distance = (vis.q_slots(at.r0, at.r1)[:, None] - vis.k_slots(at.c0, at.c1)).abs().to(p.dtype)
     return torch.mul(p, distance, out=scratch).sum(-1)
 
 
 def nearness(p: Tensor, vis: Visibility, cap: int, at: Chunk) -> Tensor:
-    """Σ p·(cap − |q − k|)⁺: only keys nearer than cap count, a band along the diagonal; min(d, cap) is cap less it."""
+    """Σ p·(cap − |q − k|)⁺: only keys nearer than cap count, a band along the diagonal; min(d, cap)
+    is cap less it."""
     r0, r1, c0, c1 = at.r0, at.r1, at.c0, at.c1
     offset = vis.mask.q_start - vis.mask.k_start
     a, b = max(c0, r0 + offset - cap + 1), min(c1, r1 + offset + cap - 1)
@@ -67,7 +70,9 @@ def nearness(p: Tensor, vis: Visibility, cap: int, at: Chunk) -> Tensor:
         # Away from the edges each row's last `cap` keys are a skewed view of p: no mask, no copy.
         batch, heads, n, width = p.shape
         first = p.storage_offset() + r0 + offset - cap + 1 - c0
-        near = p.as_strided((batch, heads, n, cap), (heads * n * width, n * width, width + 1, 1), first)
+        near = p.as_strided(
+            (batch, heads, n, cap), (heads * n * width, n * width, width + 1, 1), first
+        )
         return near @ torch.arange(1, cap + 1, dtype=p.dtype, device=p.device)
     distance = (vis.q_slots(r0, r1)[:, None] - vis.k_slots(a, b)).abs().to(p.dtype)
     return (p[..., a - c0 : b - c0] * (cap - distance).clamp_min_(0)).sum(-1)
@@ -91,15 +96,21 @@ def receive(
     at: Chunk,
     stats: dict[str, Tensor],
 ) -> None:
-    """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice of columns. The
-    largest weight of a column needs a pass over A itself."""
+    """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice
+    of columns. The largest weight of a column needs a pass over A itself."""
     r0, r1, c0, c1 = at.r0, at.r1, at.c0, at.c1
     heads, n, offset = p.shape[1], r1 - r0, vis.mask.q_start - vis.mask.k_start
-    plain = [n for n, question in request.received.items() if question.band is None and question.reduce != "max"]
+    plain = [
+        n
+        for n, question in request.received.items()
+        if question.band is None and question.reduce != "max"
+    ]
     if plain:
         sets = torch.stack([row_sets[name][:, r0:r1] for name in plain], dim=1)
         weight = inverse[:, :, None] * sets[:, None]  # (batch, heads, sets, rows)
-        sums = torch.bmm(weight.reshape(-1, len(plain), n), p.view(-1, n, c1 - c0)).view(-1, heads, len(plain), c1 - c0)
+        sums = torch.bmm(weight.reshape(-1, len(plain), n), p.view(-1, n, c1 - c0)).view(
+            -1, heads, len(plain), c1 - c0
+        )
         for i, name in enumerate(plain):
             stats[f"received:{name}"][at.bs, at.hs, c0:c1] += sums[:, :, i]
     for name, question in request.received.items():
@@ -133,10 +144,12 @@ def from_weights(
     at: Chunk,
     stats: dict[str, Tensor],
 ) -> None:
-    """All row and key statistics by their definitions, from weights A that are no softmax any more (edited ones).
+    """All row and key statistics by their definitions, from weights A that are no softmax any more
+    (edited ones).
 
-    a (batch, heads, rows, columns), overwritten where rows are padding; shown, broadcastable to it: keys an index may
-    name; counted (batch, 1, rows): real rows; onehot (batch · kv_heads, columns, groups): labels of `group_mass`.
+    a (batch, heads, rows, columns), overwritten where rows are padding; shown, broadcastable to it:
+    keys an index may name; counted (batch, 1, rows): real rows; onehot (batch · kv_heads, columns,
+    groups): labels of `group_mass`.
     """
     names, where = request.names, (at.bs, at.hs, slice(at.r0, at.r1))
     a.mul_(counted[..., None])
@@ -164,5 +177,7 @@ def from_weights(
         if request.topk:
             prob, index = ranked.topk(min(request.topk, a.shape[-1]), dim=-1)
             hidden = (prob < 0) | ~counted[..., None]
-            stats["topk_index"][where][..., : index.shape[-1]] = (index + at.c0).masked_fill_(hidden, -1)
+            stats["topk_index"][where][..., : index.shape[-1]] = (index + at.c0).masked_fill_(
+                hidden, -1
+            )
             stats["topk_prob"][where][..., : index.shape[-1]] = prob.clamp_min(0)

@@ -5,8 +5,8 @@ nothing or a few keys' masses asked   the vendor's fused call (CUDA), else our f
 row statistics, padding, soft-cap …   our forward, everything in one pass
 attention received                    a key-major pass that reads the log-sum-exp
 a rule over spans of keys             vendor states of the spans, merged
-a rule over scattered keys            our forward a group (the others' keys hidden, or listed), merged
-several rules                         the same states, merged in PyTorch but for the sum of the outputs
+a rule over scattered keys    our forward a group (the others' keys hidden, or listed), merged
+several rules                 the same states, merged in PyTorch but for the sum of the outputs
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ DECODE_ROWS = 8
 
 @dataclass(frozen=True)
 class Route:
-    """`kind`: "decode", "vendor" (with `call`), "spans" (with `call`), "forward", "groups"; `why` in words."""
+    """`kind`: "decode", "vendor" (with `call`), "spans" (with `call`), "forward", "groups"; `why`
+    in words."""
 
     kind: str
     why: str
@@ -53,7 +54,10 @@ def usable(device: torch.device) -> str:
         return ""
     if INTERPRETED:
         return f"TRITON_INTERPRET=1 runs kernels on the CPU, and the tensors are on {device}"
-    return f"it needs a CUDA GPU and the tensors are on {device} (TRITON_INTERPRET=1 runs it there, slowly, for tests)"
+    return (
+        f"it needs a CUDA GPU and the tensors are on {device} (TRITON_INTERPRET=1 runs it "
+        "there, slowly, for tests)"
+    )
 
 
 def why_not(
@@ -71,9 +75,15 @@ def why_not(
     if reason := usable(q.device):
         return reason
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
-        return f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the kernels take one of bf16, fp16 and fp32"
+        return (
+            f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the kernels take one of bf16, "
+            "fp16 and fp32"
+        )
     if max(q.shape[3], v.shape[3]) > MAX_DIM:
-        return f"heads of dimension {max(q.shape[3], v.shape[3])} do not fit a tile; up to {MAX_DIM} do"
+        return (
+            f"heads of dimension {max(q.shape[3], v.shape[3])} do not fit a tile; up to "
+            f"{MAX_DIM} do"
+        )
     if mask.dense is not None:
         return "the mask is dense; the kernels know causality, windows, offsets and padding"
     if Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device).keep_first:
@@ -82,7 +92,10 @@ def why_not(
         return f"the scale is {scale}; the kernels fuse it with the maximum and want it positive"
     steers = fuse(steer, k.shape[2], q.device)
     if len(steers) > 1:
-        return "edits after a blend, or of more than 256 groups together, need the whole weights: the streaming route"
+        return (
+            "edits after a blend, or of more than 256 groups together, need the whole weights: "
+            "the streaming route"
+        )
     steer = _only(steers)
     if steer.groups > MAX_GROUPS:
         return f"the rule has {steer.groups} groups of keys; the kernels take up to {MAX_GROUPS}"
@@ -91,7 +104,10 @@ def why_not(
         if any(t is not None and t.requires_grad for t in leaves):
             return "q, k, v, sinks, temper or bias need gradients, which the streaming route has"
         if any(t.requires_grad for t in steer.tensors) and _decodes(q, steer):
-            return "an edit's parameters need gradients in a decode step, which the streaming route has"
+            return (
+                "an edit's parameters need gradients in a decode step, which the streaming "
+                "route has"
+            )
     if request and not _decodes(q, steer) and (steer.rule is not None or steer.blend is not None):
         return "statistics of weights after a rule or a blend need the streaming route"
     if request and _decodes(q, steer) and steer.blend is not None:
@@ -125,7 +141,9 @@ def choose(
         return Route("decode", f"{q.shape[2]} query row{'s' * (q.shape[2] > 1)}")
     own = "forward" if steer.rule is None else "groups"
     if request.names - {"pair_mass"}:
-        return Route(own, f"{', '.join(sorted(request.names - {'pair_mass'}))} come in the same pass")
+        return Route(
+            own, f"{', '.join(sorted(request.names - {'pair_mass'}))} come in the same pass"
+        )
     for name in ("sigmoid", "temper", "bias"):
         if getattr(steer, name) is not None:
             return Route(own, f"steer.{name} changes the logits")
@@ -143,7 +161,9 @@ def choose(
     call, why = vendor.name_of(q, k, v)
     if not call:
         return Route(own, f"because {why}")
-    return Route("spans" if steer.rule is not None or shape == "prefix" else "vendor", f"{shape} call", call)
+    return Route(
+        "spans" if steer.rule is not None or shape == "prefix" else "vendor", f"{shape} call", call
+    )
 
 
 def attention(
@@ -158,7 +178,8 @@ def attention(
     request: Request | None = None,
     steer: Steers = None,
 ) -> Result:
-    """As `reference.attention`, with kernels. Gradients flow to a rule's tensors, blend and gain."""
+    """As `reference.attention`, with kernels. Gradients flow to a rule's tensors, blend and
+    gain."""
     request = Request() if request is None else request
     refuse(steer, sinks, request)
     vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
@@ -177,13 +198,26 @@ def attention(
     else:
         pieces, stats = _own_pieces(q, k, v, vis, scale, softcap, sinks, request, steer, row_names)
     left = None if route.kind == "forward" else sinks  # the forward kernel takes them in
-    if len(pieces) == 1 and steer.rule is None and steer.blend is None and steer.gain is None and left is None:
+    if (
+        len(pieces) == 1
+        and steer.rule is None
+        and steer.blend is None
+        and steer.gain is None
+        and left is None
+    ):
         state = State(pieces[0].out, pieces[0].lse)
     else:
         state = merge(
-            pieces, steer.rule, queries=q.shape[2], v=v, sinks=left, blend=steer.blend, gain=steer.gain,
-            offset=mask.q_start - mask.k_start, keys=vis.keys,
-        )  # fmt: skip
+            pieces,
+            steer.rule,
+            queries=q.shape[2],
+            v=v,
+            sinks=left,
+            blend=steer.blend,
+            gain=steer.gain,
+            offset=mask.q_start - mask.k_start,
+            keys=vis.keys,
+        )
     if request:
         with torch.no_grad():
             stats |= _second_look(q, k, v, state.lse, vis, scale, softcap, sinks, request, steer)
@@ -209,11 +243,25 @@ def _own_pieces(
     def run(keys: Keys, sinks: Tensor | None) -> State:
         with torch.no_grad():
             return forward(
-                q, k, v, scale=scale, causal=mask.causal, offset=mask.q_start - mask.k_start, window=mask.window,
-                keys=keys, softcap=softcap, sinks=sinks, temper=steer.temper, bias=steer.bias, sigmoid=steer.sigmoid,
-                names=names, labels=None if request.labels is None else request.labels.to(q.device),
-                n_groups=request.n_groups, cap=request.cap, real=vis.rows,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                scale=scale,
+                causal=mask.causal,
+                offset=mask.q_start - mask.k_start,
+                window=mask.window,
+                keys=keys,
+                softcap=softcap,
+                sinks=sinks,
+                temper=steer.temper,
+                bias=steer.bias,
+                sigmoid=steer.sigmoid,
+                names=names,
+                labels=None if request.labels is None else request.labels.to(q.device),
+                n_groups=request.n_groups,
+                cap=request.cap,
+                real=vis.rows,
+            )
 
     if steer.rule is None:
         state = run(base, sinks)
@@ -229,13 +277,22 @@ def _own_pieces(
 def _span_pieces(
     q: Tensor, k: Tensor, v: Tensor, vis: Visibility, scale: float, steer: Steer, route: Route
 ) -> list[Piece]:
-    """States by vendor calls on the parts of the square that the spans cut, none of which has an empty row."""
+    """States by vendor calls on the parts of the square that the spans cut, none of which has an
+    empty row."""
     causal = vis.mask.causal and geometry(vis)[0] != "full"
     with torch.no_grad():
         found = spans.states(
-            q, k, v, vis=vis, scale=scale, segments=segments(steer.spans, vis.lk), groups=steer.groups,
-            causal=causal, flash=vendor.flash(route.call, scale), narrow=1,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            vis=vis,
+            scale=scale,
+            segments=segments(steer.spans, vis.lk),
+            groups=steer.groups,
+            causal=causal,
+            flash=vendor.flash(route.call, scale),
+            narrow=1,
+        )
     return [
         Piece(group, s.r0, s.out.expand(-1, -1, s.r1 - s.r0, -1).to(v.dtype), s.lse.float())
         for group, states in enumerate(found)
@@ -260,10 +317,20 @@ def _second_look(
     plain = steer.temper is None and steer.bias is None
     if plain:
         for name, index in request.pairs.items():
-            stats[f"pair_mass:{name}"] = pair_mass(q, k, lse, index, vis=vis, scale=scale, softcap=softcap)
+            stats[f"pair_mass:{name}"] = pair_mass(
+                q, k, lse, index, vis=vis, scale=scale, softcap=softcap
+            )
     for name, question in request.received.items():
         stats[f"received:{name}"], stats[f"received_count:{name}"] = received(
-            q, k, lse, question, mask=vis.mask, scale=scale, softcap=softcap, temper=steer.temper, bias=steer.bias
+            q,
+            k,
+            lse,
+            question,
+            mask=vis.mask,
+            scale=scale,
+            softcap=softcap,
+            temper=steer.temper,
+            bias=steer.bias,
         )
     logits = Steer(temper=steer.temper, bias=steer.bias)
     if request.topk and request.topk_rows is not None:
@@ -272,7 +339,15 @@ def _second_look(
     if whole or (request.pairs and not plain):
         rest = Request(pairs={} if plain else request.pairs, topk=whole)
         stats |= run_chunks(
-            q, k, v, vis=vis, scale=scale, softcap=softcap, sinks=sinks, request=rest, steer=logits or None
+            q,
+            k,
+            v,
+            vis=vis,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            request=rest,
+            steer=logits or None,
         ).stats
     return stats
 
@@ -288,8 +363,9 @@ def top_rows(
     request: Request,
     steer: Steer,
 ) -> dict[str, Tensor]:
-    """The strongest keys of chosen rows of a prompt: as many decode steps side by side, `DECODE_ROWS` at a time, since
-    each keeps its scores. Probabilities are by the whole call's log-sum-exp, which knows the sinks."""
+    """The strongest keys of chosen rows of a prompt: as many decode steps side by side,
+    `DECODE_ROWS` at a time, since each keeps its scores. Probabilities are by the whole call's
+    log-sum-exp, which knows the sinks."""
     assert request.topk_rows is not None
     chosen = request.topk_rows.to(q.device)
     offset = vis.mask.q_start - vis.mask.k_start
@@ -300,11 +376,20 @@ def top_rows(
             temper = temper.index_select(2, rows)
         real = None if vis.rows is None else vis.rows.index_select(1, rows)
         got = decode(
-            q.index_select(2, rows), k, v, mask=replace(vis.mask, queries=real), scale=scale, softcap=softcap,
-            steer=Steer(temper=temper, bias=steer.bias), topk=request.topk, stands=rows + offset,
-        )  # fmt: skip
+            q.index_select(2, rows),
+            k,
+            v,
+            mask=replace(vis.mask, queries=real),
+            scale=scale,
+            softcap=softcap,
+            steer=Steer(temper=temper, bias=steer.bias),
+            topk=request.topk,
+            stands=rows + offset,
+        )
         assert got.topk_index is not None and got.topk_prob is not None
-        share = (got.lse - lse.index_select(2, rows)).exp().nan_to_num(0.0)  # below 1 where there are sinks
+        share = (
+            (got.lse - lse.index_select(2, rows)).exp().nan_to_num(0.0)
+        )  # below 1 where there are sinks
         indices.append(got.topk_index)
         probs.append(got.topk_prob * share[..., None])
     return {"topk_index": torch.cat(indices, 2), "topk_prob": torch.cat(probs, 2)}
@@ -321,7 +406,8 @@ def _decode(
     request: Request,
     steer: Steer,
 ) -> Result:
-    """A few rows: out, lse and top-k from the kernels, other statistics from the raw scores, which are O(keys)."""
+    """A few rows: out, lse and top-k from the kernels, other statistics from the raw scores, which
+    are O(keys)."""
     rules = steer.rules  # one at most
     whole = bool(request.names or request.received or request.pairs or (request.topk and rules))
     with torch.no_grad():
@@ -338,7 +424,9 @@ def _decode(
         a = (got.scores - safe[..., None]).exp()
         if rules:
             assert got.masses is not None
-            gone = None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
+            gone = (
+                None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
+            )
             labels = steer.labels_of(vis.lk, q.device)[:, :, None].expand(a.shape)
             a = a * factors(got.masses, rules, gone).gather(-1, labels)
         stats = reference.statistics(a, visible, vis, request)
@@ -374,11 +462,17 @@ def explain_route(
     steps = [first]
     if route.kind != "decode":
         if route.kind in ("spans", "groups") or steer.blend is not None or steer.gain is not None:
-            steps.append("fused merge" if len(steer.rules) < 2 else f"{len(steer.rules)} rules, weighted sum")
+            steps.append(
+                "fused merge" if len(steer.rules) < 2 else f"{len(steer.rules)} rules, weighted sum"
+            )
         if request.pairs:
             steps.append("exp(q·k − lse) over listed keys")
         if request.received:
             steps.append(f"key-major pass ×{len(request.received)}")
         if request.topk:
-            steps.append("chunked top-k" if request.topk_rows is None else "decode steps for the chosen rows' top-k")
+            steps.append(
+                "chunked top-k"
+                if request.topk_rows is None
+                else "decode steps for the chosen rows' top-k"
+            )
     return f"triton: {' + '.join(steps)} ({route.why})"

@@ -1,6 +1,8 @@
-"""How each kernel is cut into tiles: a static table by architecture, head dimension and work, and opt-in autotuning.
+"""How each kernel is cut into tiles: a static table by architecture, head dimension and work, and
+opt-in autotuning.
 
-`INTERP_AUTOTUNE=1` times every candidate once a process and shape and keeps the fastest; without it nothing is timed.
+`INTERP_AUTOTUNE=1` times every candidate once a process and shape and keeps the fastest; without it
+nothing is timed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ class Config:
     stages: int
 
 
-#: (architecture, padded head dimension, more in the loop than the softmax) → forward tiles; tests/test_aot.py looks at
-#: what they compile to.
+#: (architecture, padded head dimension, more in the loop than the softmax) → forward tiles;
+#: tests/test_aot.py looks at what they compile to.
 _FORWARD: dict[tuple[int, int, bool], Config] = {
     (9, 16, False): Config(128, 128, 4, 3),
     (9, 32, False): Config(128, 128, 4, 3),
@@ -40,7 +42,12 @@ _FORWARD: dict[tuple[int, int, bool], Config] = {
     (9, 256, True): Config(64, 32, 8, 3),
 }
 #: Elsewhere: small enough for 99 KB of shared memory.
-_SMALL = {16: Config(64, 64, 4, 2), 32: Config(64, 64, 4, 2), 64: Config(64, 64, 4, 2), 128: Config(64, 32, 4, 2)}
+_SMALL = {
+    16: Config(64, 64, 4, 2),
+    32: Config(64, 64, 4, 2),
+    64: Config(64, 64, 4, 2),
+    128: Config(64, 32, 4, 2),
+}
 _INTERPRETED = Config(32, 32, 1, 1)
 
 
@@ -53,11 +60,16 @@ def architecture(index: int | None) -> int:
 @lru_cache
 def processors(index: int | None) -> int:
     """Streaming multiprocessors of a CUDA device; a Hopper's 132 where there is none."""
-    return torch.cuda.get_device_properties(index).multi_processor_count if torch.cuda.is_available() else 132
+    return (
+        torch.cuda.get_device_properties(index).multi_processor_count
+        if torch.cuda.is_available()
+        else 132
+    )
 
 
 def forward(dim: int, dtype: torch.dtype, busy: bool, device: torch.device) -> Config:
-    """Tiles of the forward kernel for the larger of d and d_v; busy: statistics, a window or σ want registers too."""
+    """Tiles of the forward kernel for the larger of d and d_v; busy: statistics, a window or σ want
+    registers too."""
     if INTERPRETED:
         return _INTERPRETED
     dim = padded_dim(dim)
@@ -74,9 +86,16 @@ def forward(dim: int, dtype: torch.dtype, busy: bool, device: torch.device) -> C
 _FASTEST: dict[Hashable, Config] = {}
 
 
-def tuned(key: Hashable, default: Config, candidates: Sequence[Config], run: Callable[[Config], object]) -> Config:
-    """The default, or with INTERP_AUTOTUNE=1 the fastest of the candidates that compile, timed once a key."""
-    if INTERPRETED or os.environ.get("INTERP_AUTOTUNE") != "1" or torch.cuda.is_current_stream_capturing():
+def tuned(
+    key: Hashable, default: Config, candidates: Sequence[Config], run: Callable[[Config], object]
+) -> Config:
+    """The default, or with INTERP_AUTOTUNE=1 the fastest of the candidates that compile, timed once
+    a key."""
+    if (
+        INTERPRETED
+        or os.environ.get("INTERP_AUTOTUNE") != "1"
+        or torch.cuda.is_current_stream_capturing()
+    ):
         return default
     if key not in _FASTEST:
         from triton.runtime.errors import OutOfResources
@@ -85,7 +104,9 @@ def tuned(key: Hashable, default: Config, candidates: Sequence[Config], run: Cal
         times: dict[Config, float] = {}
         for config in {default, *candidates}:
             try:
-                times[config] = do_bench(lambda config=config: run(config), warmup=10, rep=50, return_mode="median")
+                times[config] = do_bench(
+                    lambda config=config: run(config), warmup=10, rep=50, return_mode="median"
+                )
             except OutOfResources:  # this one does not fit; the others may
                 continue
         _FASTEST[key] = min(times, key=times.__getitem__)

@@ -1,7 +1,9 @@
-"""Attention of few query rows over a long cache: split over the keys, with edits, raw scores and exact top-k keys.
+"""Attention of few query rows over a long cache: split over the keys, with edits, raw scores and
+exact top-k keys.
 
-Decode is bound by reading the cache, so everything else rides along: a rule's groups are further rows of the same tile,
-raw scores add 4 bytes a (head, key), the strongest keys come from the tiles' maxima.
+Decode is bound by reading the cache, so everything else rides along: a rule's groups are further
+rows of the same tile, raw scores add 4 bytes a (head, key), the strongest keys come from the tiles'
+maxima.
 """
 
 from __future__ import annotations
@@ -45,11 +47,12 @@ _MAX_SPANS = 4
 
 @dataclass
 class Decoded:
-    """out (batch, heads, queries, d_v) in v's dtype; lse (batch, heads, queries) float32, natural log, before the rule
-    (−inf where nothing is visible; includes the sink logit). Where asked: scores (batch, heads, queries, keys) float32,
-    the logits after soft-cap, temper and bias, −inf where hidden; topk_index (batch, heads, queries, k) int64 columns,
-    strongest first, −1 where fewer are visible; topk_prob float32, exp(score − lse); masses (batch, heads, queries,
-    groups) float32 before the rule."""
+    """out (batch, heads, queries, d_v) in v's dtype; lse (batch, heads, queries) float32, natural
+    log, before the rule (−inf where nothing is visible; includes the sink logit). Where asked:
+    scores (batch, heads, queries, keys) float32, the logits after soft-cap, temper and bias, −inf
+    where hidden; topk_index (batch, heads, queries, k) int64 columns, strongest first, −1 where
+    fewer are visible; topk_prob float32, exp(score − lse); masses (batch, heads, queries, groups)
+    float32 before the rule."""
 
     out: Tensor
     lse: Tensor
@@ -60,9 +63,10 @@ class Decoded:
 
 
 def config(dim: int, itemsize: int, rows: int) -> tuple[int, int, int, int]:
-    """(rows of a tile, keys a tile, warps, stages) for the larger head dimension, bytes an element and the rows there
-    are. No spills on sm_90 but for float32 of 256 dimensions; for 16-bit decode two programs fit a multiprocessor,
-    whose loads in flight saturate its bandwidth. More rows become further programs, which find the keys in L2."""
+    """(rows of a tile, keys a tile, warps, stages) for the larger head dimension, bytes an element
+    and the rows there are. No spills on sm_90 but for float32 of 256 dimensions; for 16-bit decode
+    two programs fit a multiprocessor, whose loads in flight saturate its bandwidth. More rows
+    become further programs, which find the keys in L2."""
     width = padded_dim(dim) * itemsize  # bytes of a key
     most = 16 if itemsize == 4 else 64 if width <= 256 else 32
     block_m = min(max(16, triton.next_power_of_2(rows)), most)
@@ -87,13 +91,15 @@ def decode(
     stands: Tensor | None = None,
     n_splits: int | None = None,
 ) -> Decoded:
-    """softmax(temper·softcap(scale·q·k) + bias)·v under `steer`, and what is asked of the scores; no gradients.
+    """softmax(temper·softcap(scale·q·k) + bias)·v under `steer`, and what is asked of the scores;
+    no gradients.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v), any strides, one of
-    `DTYPES`. With pages (batch, n_pages) int32 column c is slot c % size of page pages[b, c // size] of k and v
-    (total_pages, kv_heads, size, d); the table's unused entries are not read if mask hides their columns. stands
-    (queries,) int: the column each row stands at, in place of mask.q_start − mask.k_start + i (rows chosen from a
-    prompt). n_splits: pieces of the keys; None: enough to fill the device.
+    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v), any
+    strides, one of `DTYPES`. With pages (batch, n_pages) int32 column c is slot c % size of page
+    pages[b, c // size] of k and v (total_pages, kv_heads, size, d); the table's unused entries are
+    not read if mask hides their columns. stands (queries,) int: the column each row stands at, in
+    place of mask.q_start − mask.k_start + i (rows chosen from a prompt). n_splits: pieces of the
+    keys; None: enough to fill the device.
     """
     batch, heads, lq, d = q.shape
     n_kv, size = k.shape[1], k.shape[2]
@@ -101,11 +107,22 @@ def decode(
     if mask.dense is not None:
         raise ValueError("decode knows no dense mask; use the keys of the mask or steer.bias.")
     if q.dtype != k.dtype or k.dtype not in DTYPES or v.dtype not in DTYPES:
-        raise ValueError(f"decode needs q and k of one dtype of {DTYPES}; here {q.dtype}, {k.dtype}, {v.dtype}.")
-    if max(d, v.shape[3]) > MAX_DIM or heads % n_kv or k.shape[:3] != v.shape[:3] or k.shape[3] != d:
-        raise ValueError(f"decode cannot serve q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}.")
+        raise ValueError(
+            f"decode needs q and k of one dtype of {DTYPES}; here {q.dtype}, {k.dtype}, {v.dtype}."
+        )
+    if (
+        max(d, v.shape[3]) > MAX_DIM
+        or heads % n_kv
+        or k.shape[:3] != v.shape[:3]
+        or k.shape[3] != d
+    ):
+        raise ValueError(
+            f"decode cannot serve q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
     if pages is not None and (size < 16 or size & (size - 1) or pages.shape[0] != batch):
-        raise ValueError(f"Pages of {size} keys, table {tuple(pages.shape)}: sizes are powers of two from 16.")
+        raise ValueError(
+            f"Pages of {size} keys, table {tuple(pages.shape)}: sizes are powers of two from 16."
+        )
     if pages is None and k.shape[0] != batch:
         raise ValueError(f"q has a batch of {batch}, k of {k.shape[0]}.")
     steer = steer or Steer()
@@ -118,26 +135,52 @@ def decode(
     if visibility.keep_first:
         raise ValueError("decode knows no keys kept beyond the window (mask.keep_first).")
     if stands is not None and (steer.blend is not None or tuple(stands.shape) != (lq,)):
-        raise ValueError(f"stands has shape {tuple(stands.shape)}, expected ({lq},), and goes without steer.blend.")
+        raise ValueError(
+            f"stands has shape {tuple(stands.shape)}, expected ({lq},), and goes without "
+            "steer.blend."
+        )
     lo, hi = visibility.span(0, lq) if stands is None else (0, lk)
     rule = steer.rules[0] if steer.rules else None
     labels, spans = steer.labels, [x for span in steer.spans for x in span]
     if len(steer.spans) > _MAX_SPANS:
         labels, spans = steer.labels_of(lk, q.device).to(torch.uint8), []
 
-    given: list[Tensor | None] = [] if rule is None else [rule.keep, rule.receive, rule.tests, rule.bounds, rule.rows]
+    given: list[Tensor | None] = (
+        [] if rule is None else [rule.keep, rule.receive, rule.tests, rule.bounds, rule.rows]
+    )
     given += [None] * (5 - len(given))
 
     def here(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.to(q.device)
 
     out, lse, raw, index, prob, masses = _decode(
-        q, k, v, pages, visibility.keys, visibility.rows, here(sinks),
-        here(steer.temper), here(steer.bias), here(labels), here(steer.blend), here(steer.gain),
-        *(here(x) for x in given), rule is not None and rule.renormalise, spans,
-        scale, softcap, mask.causal, mask.window, mask.q_start - mask.k_start, lo, hi, topk, scores, n_splits,
+        q,
+        k,
+        v,
+        pages,
+        visibility.keys,
+        visibility.rows,
+        here(sinks),
+        here(steer.temper),
+        here(steer.bias),
+        here(labels),
+        here(steer.blend),
+        here(steer.gain),
+        *(here(x) for x in given),
+        rule is not None and rule.renormalise,
+        spans,
+        scale,
+        softcap,
+        mask.causal,
+        mask.window,
+        mask.q_start - mask.k_start,
+        lo,
+        hi,
+        topk,
+        scores,
+        n_splits,
         None if stands is None else stands.to(q.device, torch.int32),
-    )  # fmt: skip
+    )
     return Decoded(
         out,
         lse,
@@ -151,7 +194,9 @@ def decode(
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _outputs(q: Tensor, v: Tensor, lk: int, keep: Tensor | None, topk: int, scores: bool) -> _Outputs:
+def _outputs(
+    q: Tensor, v: Tensor, lk: int, keep: Tensor | None, topk: int, scores: bool
+) -> _Outputs:
     batch, heads, lq, _ = q.shape
     return (
         # the layout of a model's q, so that its (batch, queries, heads, d_v) view is contiguous
@@ -160,13 +205,20 @@ def _outputs(q: Tensor, v: Tensor, lk: int, keep: Tensor | None, topk: int, scor
         q.new_empty((batch, heads, lq, lk) if scores else (0,), dtype=torch.float32),
         q.new_empty((batch, heads, lq, topk) if topk else (0,), dtype=torch.int64),
         q.new_empty((batch, heads, lq, topk) if topk else (0,), dtype=torch.float32),
-        q.new_empty((0,) if keep is None else (batch, heads, lq, keep.shape[1]), dtype=torch.float32),
+        q.new_empty(
+            (0,) if keep is None else (batch, heads, lq, keep.shape[1]), dtype=torch.float32
+        ),
     )
 
 
-def _cut(tiles: int, block: int, programs: int, device: torch.device, asked: int | None) -> tuple[int, int]:
-    """(pieces of the keys, tiles a piece): two programs a multiprocessor, not fewer than `_MIN_KEYS` keys each."""
-    wanted = asked or min(max(2 * processors(device.index) // programs, 1), max(tiles * block // _MIN_KEYS, 1))
+def _cut(
+    tiles: int, block: int, programs: int, device: torch.device, asked: int | None
+) -> tuple[int, int]:
+    """(pieces of the keys, tiles a piece): two programs a multiprocessor, not fewer than
+    `_MIN_KEYS` keys each."""
+    wanted = asked or min(
+        max(2 * processors(device.index) // programs, 1), max(tiles * block // _MIN_KEYS, 1)
+    )
     per_split = max(-(-tiles // wanted), 1)
     return max(-(-tiles // per_split), 1), per_split
 
@@ -230,45 +282,153 @@ def _decode(
     m, den = q.new_empty(2, batch, heads, lq, groups, splits, dtype=torch.float32)
     acc = q.new_empty(batch, heads, lq, groups, splits, d_v, dtype=torch.float32)
     in_kernel = topk if topk <= _MAX_TOPK and tiles <= _MAX_TILES else 0
-    pages, keys, real, rows = (None if x is None else x.contiguous() for x in (pages, keys, real, rows))
-    keep, receive, tests, bounds = (None if x is None else x.contiguous() for x in (keep, receive, tests, bounds))
+    pages, keys, real, rows = (
+        None if x is None else x.contiguous() for x in (pages, keys, real, rows)
+    )
+    keep, receive, tests, bounds = (
+        None if x is None else x.contiguous() for x in (keep, receive, tests, bounds)
+    )
     n_pages = 0 if pages is None else pages.shape[1]
     dim_v = padded_dim(d_v)
-    # few rows: the output's dimensions are shared out, so that the partial sums are read by many programs
-    dim_t = dim_v if batch * heads * lq >= processors(q.device.index) or dim_v < 64 else max(32, dim_v // 4)
+    # few rows: the output's dimensions are shared out, so that the partial sums are read by many
+    # programs
+    dim_t = (
+        dim_v
+        if batch * heads * lq >= processors(q.device.index) or dim_v < 64
+        else max(32, dim_v // 4)
+    )
     edges = [*spans, *[0] * (3 * _MAX_SPANS - len(spans))]
     with device_of(q):
         split_kernel[(splits, batch * n_kv, blocks_m)](
-            q, k, v, pages, flags(keys), bias, labels, temper, stands, m, den, acc, raw, tops,
-            *q.stride(), *k.stride(), *v.stride(),
-            strides(keys, 2)[0], *strides(bias, 3), *strides(labels, 3), *strides(temper, 3),
-            n_pages, lq, rows_per_kv, lk, hi, first, tiles, per_split, splits, offset, window or 0,
-            scale * LOG2E, (softcap or 0.0) * LOG2E, *edges,
-            KV=n_kv, GROUP=heads // n_kv, GROUPS=groups, BM=block_m, BN=block_n,
-            D=d, DP=padded_dim(d), DV=d_v, DVP=dim_v, PAGE=page,
-            CAUSAL=causal, WINDOW=window is not None, KEYS=keys is not None, SOFTCAP=softcap is not None,
-            TEMPER=temper is not None, BIAS=bias is not None,
-            HIDES=FLOOR.value if bias is None else max(torch.finfo(bias.dtype).min / 2, FLOOR.value),
+            q,
+            k,
+            v,
+            pages,
+            flags(keys),
+            bias,
+            labels,
+            temper,
+            stands,
+            m,
+            den,
+            acc,
+            raw,
+            tops,
+            *q.stride(),
+            *k.stride(),
+            *v.stride(),
+            strides(keys, 2)[0],
+            *strides(bias, 3),
+            *strides(labels, 3),
+            *strides(temper, 3),
+            n_pages,
+            lq,
+            rows_per_kv,
+            lk,
+            hi,
+            first,
+            tiles,
+            per_split,
+            splits,
+            offset,
+            window or 0,
+            scale * LOG2E,
+            (softcap or 0.0) * LOG2E,
+            *edges,
+            KV=n_kv,
+            GROUP=heads // n_kv,
+            GROUPS=groups,
+            BM=block_m,
+            BN=block_n,
+            D=d,
+            DP=padded_dim(d),
+            DV=d_v,
+            DVP=dim_v,
+            PAGE=page,
+            CAUSAL=causal,
+            WINDOW=window is not None,
+            KEYS=keys is not None,
+            SOFTCAP=softcap is not None,
+            TEMPER=temper is not None,
+            BIAS=bias is not None,
+            HIDES=FLOOR.value
+            if bias is None
+            else max(torch.finfo(bias.dtype).min / 2, FLOOR.value),
             BIAS_HEADS=bias is not None and bias.shape[1] > 1,
-            LABELS=labels is not None, LABEL_HEADS=labels is not None and labels.shape[1] > 1, SPANS=len(spans) // 3,
-            SCORES=keyed, STANDS=stands is not None, INTERP=INTERPRETED,
-            PRECISION=precision(k.dtype), V_PRECISION=precision(v.dtype),
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+            LABELS=labels is not None,
+            LABEL_HEADS=labels is not None and labels.shape[1] > 1,
+            SPANS=len(spans) // 3,
+            SCORES=keyed,
+            STANDS=stands is not None,
+            INTERP=INTERPRETED,
+            PRECISION=precision(k.dtype),
+            V_PRECISION=precision(v.dtype),
+            num_warps=warps,
+            num_stages=stages,
+        )
         combine_kernel[(batch * heads * lq, dim_v // dim_t + (in_kernel > 0))](
-            m, den, acc, raw, tops, v, pages, flags(keys), sinks, flags(real),
-            keep, receive, tests, bounds, flags(rows), blend, gain, out, lse, masses, index, prob,
-            *v.stride(), *out.stride()[:3], strides(keep, 2)[0], strides(receive, 2)[0], *strides(blend, 1),
-            *strides(gain, 3), splits, lq, lk, hi, first, tiles, offset, n_pages,
-            HEADS=heads, GROUP=heads // n_kv, GROUPS=groups, GP=triton.next_power_of_2(groups),
-            SP=triton.next_power_of_2(splits), DV=d_v, DVP=dim_v, DT=dim_t, PAGE=page, BS=32 if dim_t <= 128 else 16,
-            SINK=sinks is not None, KEYS=keys is not None, REAL=real is not None, RULE=keep is not None,
-            RECEIVE=receive is not None, RENORMALISE=renormalise,
-            TESTS=0 if tests is None else tests.shape[0], WHERE=rows is not None,
-            BLEND=blend is not None, GAIN=gain is not None,
-            K=in_kernel, KP=triton.next_power_of_2(max(in_kernel, 1)), TILES=triton.next_power_of_2(max(tiles, 1)),
-            BN=block_n, num_warps=4,
-        )  # fmt: skip
+            m,
+            den,
+            acc,
+            raw,
+            tops,
+            v,
+            pages,
+            flags(keys),
+            sinks,
+            flags(real),
+            keep,
+            receive,
+            tests,
+            bounds,
+            flags(rows),
+            blend,
+            gain,
+            out,
+            lse,
+            masses,
+            index,
+            prob,
+            *v.stride(),
+            *out.stride()[:3],
+            strides(keep, 2)[0],
+            strides(receive, 2)[0],
+            *strides(blend, 1),
+            *strides(gain, 3),
+            splits,
+            lq,
+            lk,
+            hi,
+            first,
+            tiles,
+            offset,
+            n_pages,
+            HEADS=heads,
+            GROUP=heads // n_kv,
+            GROUPS=groups,
+            GP=triton.next_power_of_2(groups),
+            SP=triton.next_power_of_2(splits),
+            DV=d_v,
+            DVP=dim_v,
+            DT=dim_t,
+            PAGE=page,
+            BS=32 if dim_t <= 128 else 16,
+            SINK=sinks is not None,
+            KEYS=keys is not None,
+            REAL=real is not None,
+            RULE=keep is not None,
+            RECEIVE=receive is not None,
+            RENORMALISE=renormalise,
+            TESTS=0 if tests is None else tests.shape[0],
+            WHERE=rows is not None,
+            BLEND=blend is not None,
+            GAIN=gain is not None,
+            K=in_kernel,
+            KP=triton.next_power_of_2(max(in_kernel, 1)),
+            TILES=triton.next_power_of_2(max(tiles, 1)),
+            BN=block_n,
+            num_warps=4,
+        )
     if topk and not in_kernel:
         _top_by_torch(raw, lse, real, lo, hi, index, prob)
     return made

@@ -20,7 +20,8 @@ NAMES = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass"
 
 @dataclass
 class State:
-    """Normalised output (batch, heads, queries, d_v) over some keys, and their log-sum-exp (batch, heads, queries)."""
+    """Normalised output (batch, heads, queries, d_v) over some keys, and their log-sum-exp (batch,
+    heads, queries)."""
 
     out: Tensor
     lse: Tensor
@@ -29,9 +30,9 @@ class State:
 
 @dataclass(frozen=True)
 class Keys:
-    """Which keys a state is over: all of them, those that `keep` (batch or 1, heads or 1, keys) marks, or the first
-    `counts` (batch, heads) of the ascending columns `lists` (batch, heads, n) int32. `ends` (batch, 2) int32: no kept
-    key stands before or after."""
+    """Which keys a state is over: all of them, those that `keep` (batch or 1, heads or 1, keys)
+    marks, or the first `counts` (batch, heads) of the ascending columns `lists` (batch, heads, n)
+    int32. `ends` (batch, 2) int32: no kept key stands before or after."""
 
     keep: Tensor | None = None
     ends: Tensor | None = None
@@ -45,13 +46,17 @@ class Keys:
             return Keys()
         n = keys.shape[1]
         order = torch.arange(n, device=keys.device)
-        start = torch.where(keys, order, n).amin(1) if n else keys.new_zeros(keys.shape[0], dtype=torch.long)
+        start = (
+            torch.where(keys, order, n).amin(1)
+            if n
+            else keys.new_zeros(keys.shape[0], dtype=torch.long)
+        )
         stop = torch.where(keys, order + 1, 0).amax(1) if n else start
         return Keys(keys[:, None].contiguous(), torch.stack([start, stop], 1).to(torch.int32))
 
     def group(self, labels: Tensor, group: int, batch: int, heads: int) -> Keys:
-        """Those of them that `labels` (batch or 1, heads or 1, keys) puts into `group`; 0, the largest, by mask and
-        the others as lists. Nothing here waits for the device."""
+        """Those of them that `labels` (batch or 1, heads or 1, keys) puts into `group`; 0, the
+        largest, by mask and the others as lists. Nothing here waits for the device."""
         chosen = labels == group
         if self.keep is not None:
             chosen = chosen & self.keep
@@ -62,12 +67,16 @@ class Keys:
                 ends[:, 1] = labels.shape[-1]
             return Keys(chosen, ends)
         n = labels.shape[-1]
-        place = torch.where(chosen, chosen.long().cumsum(-1) - 1, n)  # n: a column past the end, cut off again
+        place = torch.where(
+            chosen, chosen.long().cumsum(-1) - 1, n
+        )  # n: a column past the end, cut off again
         columns = torch.arange(n, dtype=torch.int32, device=labels.device).expand_as(place)
         lists = torch.zeros(*place.shape[:2], n + 1, dtype=torch.int32, device=labels.device)
         lists = lists.scatter_(-1, place, columns)[..., :n]
         counts = chosen.sum(-1, dtype=torch.int32)
-        return Keys(lists=lists.expand(batch, heads, n), counts=counts.expand(batch, heads).contiguous())
+        return Keys(
+            lists=lists.expand(batch, heads, n), counts=counts.expand(batch, heads).contiguous()
+        )
 
 
 def forward(
@@ -91,10 +100,12 @@ def forward(
     cap: int = 10,
     real: Tensor | None = None,
 ) -> State:
-    """Attention over `keys`: softmax(temper·softcap(scale·q·k) + bias)·v, row i standing at column i + offset.
+    """Attention over `keys`: softmax(temper·softcap(scale·q·k) + bias)·v, row i standing at column
+    i + offset.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v) in any layout. lse is
-    natural, −inf where a row sees nothing. names: of `NAMES`; real (batch, queries) bool: rows that statistics count.
+    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v) in
+    any layout. lse is natural, −inf where a row sees nothing. names: of `NAMES`; real (batch,
+    queries) bool: rows that statistics count.
     """
     asked = [name for name in NAMES if name in names]
     out, lse, *found = _forward(
@@ -106,7 +117,8 @@ def forward(
 
 def _outputs(q: Tensor, v: Tensor, names: str, n_groups: int) -> list[Tensor]:
     batch, heads, lq, _ = q.shape
-    # the layout of q, so that a model's (batch, queries, heads, d) view of the output is contiguous again
+    # the layout of q, so that a model's (batch, queries, heads, d) view of the output is contiguous
+    # again
     out = v.new_empty(batch, lq, heads, v.shape[3]).transpose(1, 2)
     made = [out, q.new_empty(batch, heads, lq, dtype=torch.float32)]
     for name in names.split():
@@ -119,13 +131,19 @@ def _outputs(q: Tensor, v: Tensor, names: str, n_groups: int) -> list[Tensor]:
 def _tiles_that_hide(keep: Tensor, size: int) -> Tensor:
     """(batch or 1, heads or 1, tiles) uint8: some key of the tile is not kept."""
     padding = -keep.shape[-1] % size
-    return (~torch.nn.functional.pad(keep, (0, padding), value=True)).unflatten(-1, (-1, size)).any(-1).to(torch.uint8)
+    return (
+        (~torch.nn.functional.pad(keep, (0, padding), value=True))
+        .unflatten(-1, (-1, size))
+        .any(-1)
+        .to(torch.uint8)
+    )
 
 
 def _features(
     labels: Tensor | None, groups: int, position: bool, batch: int, lk: int, tile: int, like: Tensor
 ) -> Tensor | None:
-    """(batch, keys, 16 or 32): one-hot groups, and last how far a key stands from the middle of its tile."""
+    """(batch, keys, 16 or 32): one-hot groups, and last how far a key stands from the middle of its
+    tile."""
     if not groups and not position:
         return None
     size = 16 if groups + position <= 16 else 32
@@ -174,31 +192,91 @@ def _forward(
     def launch(config: Config) -> None:
         dirty = None if keep is None else _tiles_that_hide(keep, config.cols)
         groups = n_groups if "group_mass" in stats else 0
-        features = _features(labels, groups, "distance" in stats and causal, batch, lk, config.cols, q)
+        features = _features(
+            labels, groups, "distance" in stats and causal, batch, lk, config.cols, q
+        )
         forward_kernel[(-(-lq // config.rows) * heads * batch,)](
-            q, k, v, out, lse, *(stats.get(name) for name in NAMES),
-            flags(keep), dirty, ends, flags(real), sinks, temper, bias, features, lists, counts,
-            *q.stride(), *k.stride(), *v.stride(), *out.stride()[:3],
-            *strides(keep, 3), *strides(dirty, 3)[:2], strides(real, 2)[0], *strides(temper, 3), *strides(bias, 3),
+            q,
+            k,
+            v,
+            out,
+            lse,
+            *(stats.get(name) for name in NAMES),
+            flags(keep),
+            dirty,
+            ends,
+            flags(real),
+            sinks,
+            temper,
+            bias,
+            features,
+            lists,
+            counts,
+            *q.stride(),
+            *k.stride(),
+            *v.stride(),
+            *out.stride()[:3],
+            *strides(keep, 3),
+            *strides(dirty, 3)[:2],
+            strides(real, 2)[0],
+            *strides(temper, 3),
+            *strides(bias, 3),
             *strides(lists, 3)[:2],
-            lq, lk, offset, window or 0, cap, scale * LOG2E, (softcap or 0.0) * LOG2E, (sigmoid or 0.0) * LOG2E,
+            lq,
+            lk,
+            offset,
+            window or 0,
+            cap,
+            scale * LOG2E,
+            (softcap or 0.0) * LOG2E,
+            (sigmoid or 0.0) * LOG2E,
             n_kv,
-            GROUP=heads // n_kv, BM=config.rows, BN=config.cols,
-            D=d, DP=padded_dim(d), DV=d_v, DVP=padded_dim(d_v),
-            CAUSAL=causal, WINDOW=window is not None, KEEP=keep is not None, LISTED=lists is not None,
-            SINK=sinks is not None, SOFTCAP=softcap is not None, TEMPER=temper is not None, BIAS=bias is not None,
-            SIGMOID=sigmoid is not None, REAL=real is not None,
-            ENTROPY="entropy" in stats, MAX="max" in stats, ARGMAX="argmax" in stats, DISTANCE="distance" in stats,
-            CAPPED="capped_distance" in stats, GROUPS=groups,
+            GROUP=heads // n_kv,
+            BM=config.rows,
+            BN=config.cols,
+            D=d,
+            DP=padded_dim(d),
+            DV=d_v,
+            DVP=padded_dim(d_v),
+            CAUSAL=causal,
+            WINDOW=window is not None,
+            KEEP=keep is not None,
+            LISTED=lists is not None,
+            SINK=sinks is not None,
+            SOFTCAP=softcap is not None,
+            TEMPER=temper is not None,
+            BIAS=bias is not None,
+            SIGMOID=sigmoid is not None,
+            REAL=real is not None,
+            ENTROPY="entropy" in stats,
+            MAX="max" in stats,
+            ARGMAX="argmax" in stats,
+            DISTANCE="distance" in stats,
+            CAPPED="capped_distance" in stats,
+            GROUPS=groups,
             FEATURES=0 if features is None else features.shape[-1],
-            INTERP=INTERPRETED, PRECISION=precision(q.dtype),
-            num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=True,
-        )  # fmt: skip
+            INTERP=INTERPRETED,
+            PRECISION=precision(q.dtype),
+            num_warps=config.warps,
+            num_stages=config.stages,
+            enable_fp_fusion=True,
+        )
 
     with device_of(q):
         busy = bool(names) or window is not None or sigmoid is not None
         default = configs.forward(max(d, d_v), q.dtype, busy, q.device)
-        key = ("forward", q.shape, k.shape, d_v, q.dtype, causal, window, names, softcap is None, q.device)
+        key = (
+            "forward",
+            q.shape,
+            k.shape,
+            d_v,
+            q.dtype,
+            causal,
+            window,
+            names,
+            softcap is None,
+            q.device,
+        )
         launch(configs.tuned(key, default, configs.CANDIDATES, launch))
     return made
 

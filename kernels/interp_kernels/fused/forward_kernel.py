@@ -1,15 +1,18 @@
-"""One pass over the keys: the output, the log-sum-exp and the statistics of each row, as they stream by.
+"""One pass over the keys: the output, the log-sum-exp and the statistics of each row, as they
+stream by.
 
-With t = s − m (base 2, m the running maximum) and p = 2^t the state of a row is m, norm = Σ p, acc = Σ p·v, and, where
-asked, e = Σ p·t, Σ p·(k − q₀), Σ p by group, the column of m. A new maximum m' rescales all by α = 2^(m − m') and moves
-e ← (e + norm·(m − m'))·α: the entropy stays a sum of small numbers (lse − E[s] would cancel). Every statistic is a
-compile-time flag; what is not asked costs nothing.
+With t = s − m (base 2, m the running maximum) and p = 2^t the state of a row is m, norm = Σ p, acc
+= Σ p·v, and, where asked, e = Σ p·t, Σ p·(k − q₀), Σ p by group, the column of m. A new maximum m'
+rescales all by α = 2^(m − m') and moves e ← (e + norm·(m − m'))·α: the entropy stays a sum of small
+numbers (lse − E[s] would cancel). Every statistic is a compile-time flag; what is not asked costs
+nothing.
 
-Feature sums of 16-bit inputs carry the rounding of p to fp16, 2⁻¹² of each weight; all else is float32.
+Feature sums of 16-bit inputs carry the rounding of p to fp16, 2⁻¹² of each weight; all else is
+float32.
 
-Keys come as a range, cut into tiles some rows see in part (masked) and tiles all rows see (no mask at all), or as a
-list a head (`listed`: the scattered keys of one group). Steering before the softmax happens here; rules after it are
-made of several such states by `merge`.
+Keys come as a range, cut into tiles some rows see in part (masked) and tiles all rows see (no mask
+at all), or as a list a head (`listed`: the scattered keys of one group). Steering before the
+softmax happens here; rules after it are made of several such states by `merge`.
 """
 
 from __future__ import annotations
@@ -39,13 +42,15 @@ def _tiles(
     k_n, k_d, v_n, v_d, keep_n, bias_n,
     lo, hi, lk, window, cap, scale, softcap, sigmoid,
     BN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
-    MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED: tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED:
+    tl.constexpr,
     SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr,
     ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED: tl.constexpr,
     FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state after the keys lo … hi (multiples of BN, or a list of hi columns)."""
-    # without anything between the product and the softmax, scaling fuses with the subtraction: one fma an element
+    # without anything between the product and the softmax, scaling fuses with the subtraction: one
+    # fma an element
     FUSED: tl.constexpr = not (SOFTCAP or TEMPER or BIAS or SIGMOID)
     offs_n = tl.arange(0, BN)
     offs_d = tl.arange(0, DP)
@@ -57,11 +62,17 @@ def _tiles(
             inside = start + offs_n < hi
             cols = tl.load(list_ptr + start + offs_n, mask=inside, other=0)
             at = cols.to(tl.int64)
-            k = tl.load(k_ptr + at[None, :] * k_n + offs_d[:, None] * k_d, mask=offs_d[:, None] < D, other=0.0)
+            k = tl.load(
+                k_ptr + at[None, :] * k_n + offs_d[:, None] * k_d,
+                mask=offs_d[:, None] < D,
+                other=0.0,
+            )
         else:
             cols = start + offs_n
             inside = cols < lk
-            k_at = k_ptr + start.to(tl.int64) * k_n + (offs_n[None, :] * k_n + offs_d[:, None] * k_d)
+            k_at = (
+                k_ptr + start.to(tl.int64) * k_n + (offs_n[None, :] * k_n + offs_d[:, None] * k_d)
+            )
             if MASK and D != DP:
                 k = tl.load(k_at, mask=inside[None, :] & (offs_d[:, None] < D), other=0.0)
             elif MASK:
@@ -107,7 +118,9 @@ def _tiles(
             alpha = tl.exp2(m - new)
             if ARGMAX:
                 better = new > m  # an earlier tile keeps equal ones
-                if tl.max(better.to(tl.int32), 0) != 0:  # rare after the first tiles, and three instructions an element
+                if (
+                    tl.max(better.to(tl.int32), 0) != 0
+                ):  # rare after the first tiles, and three instructions an element
                     column = tl.min(tl.where(s == top[:, None], start + offs_n[None, :], _BIG), 1)
                     best = tl.where(better, column, best)
             if ENTROPY:
@@ -117,7 +130,9 @@ def _tiles(
                 if CAUSAL:  # of the tile's middle; the rest is a feature
                     far = far * alpha + gained * (start + BN // 2 - first).to(tl.float32)
                 else:
-                    far = far * alpha + tl.sum(p * tl.abs(rows[:, None] + off - cols[None, :]).to(tl.float32), 1)
+                    far = far * alpha + tl.sum(
+                        p * tl.abs(rows[:, None] + off - cols[None, :]).to(tl.float32), 1
+                    )
             if CAPPED:
                 near = near * alpha
                 if MASK or not CAUSAL:
@@ -126,16 +141,24 @@ def _tiles(
             if FEATURES:
                 f_at = feature_ptr + start.to(tl.int64) * FEATURES
                 f_at += offs_n[:, None] * FEATURES + tl.arange(0, FEATURES)[None, :]
-                features = tl.load(f_at, mask=inside[:, None], other=0.0) if MASK else tl.load(f_at)  # (BN, F)
+                features = (
+                    tl.load(f_at, mask=inside[:, None], other=0.0) if MASK else tl.load(f_at)
+                )  # (BN, F)
                 mass = weights_times(p, features, mass * alpha[:, None], INTERP, PRECISION)
             norm = norm * alpha + gained
             acc = acc * alpha[:, None]
             m = new
 
         if LISTED:
-            v = tl.load(v_ptr + at[:, None] * v_n + offs_v[None, :] * v_d, mask=offs_v[None, :] < DV, other=0.0)
+            v = tl.load(
+                v_ptr + at[:, None] * v_n + offs_v[None, :] * v_d,
+                mask=offs_v[None, :] < DV,
+                other=0.0,
+            )
         else:
-            v_at = v_ptr + start.to(tl.int64) * v_n + (offs_n[:, None] * v_n + offs_v[None, :] * v_d)
+            v_at = (
+                v_ptr + start.to(tl.int64) * v_n + (offs_n[:, None] * v_n + offs_v[None, :] * v_d)
+            )
             if MASK and DV != DVP:
                 v = tl.load(v_at, mask=inside[:, None] & (offs_v[None, :] < DV), other=0.0)
             elif MASK:
@@ -152,20 +175,25 @@ def _tiles(
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
     entropy_ptr, max_ptr, argmax_ptr, distance_ptr, capped_ptr, mass_ptr,
-    keep_ptr, dirty_ptr, ends_ptr, real_ptr, sink_ptr, temper_ptr, bias_ptr, feature_ptr, list_ptr, count_ptr,
+    keep_ptr, dirty_ptr, ends_ptr, real_ptr, sink_ptr, temper_ptr, bias_ptr, feature_ptr, list_ptr,
+    count_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, o_b, o_h, o_m,
-    keep_b, keep_h, keep_n, dirty_b, dirty_h, real_b, temper_b, temper_h, temper_m, bias_b, bias_h, bias_n,
+    keep_b, keep_h, keep_n, dirty_b, dirty_h, real_b, temper_b, temper_h, temper_m, bias_b, bias_h,
+    bias_n,
     list_b, list_h,
     lq, lk, off, window, cap, scale, softcap, sigmoid, n_kv,
     GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED: tl.constexpr, SINK: tl.constexpr,
-    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr, REAL: tl.constexpr,
-    ENTROPY: tl.constexpr, MAX: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED: tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED: tl.constexpr, SINK:
+    tl.constexpr,
+    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr, REAL:
+    tl.constexpr,
+    ENTROPY: tl.constexpr, MAX: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED:
+    tl.constexpr,
     GROUPS: tl.constexpr, FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program is BM query rows of one head. Heads of one kv head run side by side, so that its keys stay in L2, and
-    the longest rows first, so that no long one is left for the end."""
+    """A program is BM query rows of one head. Heads of one kv head run side by side, so that its
+    keys stay in L2, and the longest rows first, so that no long one is left for the end."""
     pid = tl.program_id(0)
     n_m = tl.cdiv(lq, BM)
     group = pid % GROUP
@@ -186,7 +214,11 @@ def forward_kernel(
     )  # (BM, DP)
     temper = row_ok
     if TEMPER:
-        temper = tl.load(temper_ptr + batch * temper_b + head * temper_h + rows * temper_m, mask=row_ok, other=0.0)
+        temper = tl.load(
+            temper_ptr + batch * temper_b + head * temper_h + rows * temper_m,
+            mask=row_ok,
+            other=0.0,
+        )
 
     k_at = k_ptr + batch * k_b + kv.to(tl.int64) * k_h
     v_at = v_ptr + batch * v_b + kv.to(tl.int64) * v_h
@@ -214,7 +246,8 @@ def forward_kernel(
     best = tl.full([BM], -1, tl.int32)
     mass = tl.zeros([BM, FEATURES if FEATURES else 1], tl.float32)
 
-    # columns of this block's first and last row; lo … hi: seen by some row; full0 … full1: seen by all
+    # columns of this block's first and last row; lo … hi: seen by some row; full0 … full1: seen by
+    # all
     first = r0 + off
     last = tl.minimum(r0 + BM, lq) - 1 + off
     lo = 0
@@ -234,7 +267,9 @@ def forward_kernel(
     if WINDOW:
         full0 = tl.maximum(lo, last - window + 1)
     if CAPPED and CAUSAL:
-        full1 = tl.minimum(full1, first - cap + 1)  # nearer keys are weighed by their distance, in the masked tiles
+        full1 = tl.minimum(
+            full1, first - cap + 1
+        )  # nearer keys are weighed by their distance, in the masked tiles
     if KEEP:  # padding at the ends is not even visited
         lo = tl.maximum(lo, tl.load(ends_ptr + batch * 2))
         hi = tl.minimum(hi, tl.load(ends_ptr + batch * 2 + 1))
@@ -252,27 +287,177 @@ def forward_kernel(
         full1 = 0
     if WINDOW and not LISTED:
         acc, m, norm, e, far, near, best, mass = _tiles(
-            acc, m, norm, e, far, near, best, mass, q, temper, rows, off, first,
-            k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at, k_n, k_d, v_n, v_d, keep_n, bias_n,
-            lo, tl.minimum(full0, hi), lk, window, cap, scale, softcap, sigmoid, BN, D, DP, DV, DVP,
-            True, CAUSAL, WINDOW, KEEP, LISTED, SOFTCAP, TEMPER, BIAS, SIGMOID,
-            ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES, INTERP, PRECISION,
-        )  # fmt: skip
+            acc,
+            m,
+            norm,
+            e,
+            far,
+            near,
+            best,
+            mass,
+            q,
+            temper,
+            rows,
+            off,
+            first,
+            k_at,
+            v_at,
+            keep_at,
+            dirty_at,
+            bias_at,
+            feature_at,
+            list_at,
+            k_n,
+            k_d,
+            v_n,
+            v_d,
+            keep_n,
+            bias_n,
+            lo,
+            tl.minimum(full0, hi),
+            lk,
+            window,
+            cap,
+            scale,
+            softcap,
+            sigmoid,
+            BN,
+            D,
+            DP,
+            DV,
+            DVP,
+            True,
+            CAUSAL,
+            WINDOW,
+            KEEP,
+            LISTED,
+            SOFTCAP,
+            TEMPER,
+            BIAS,
+            SIGMOID,
+            ENTROPY,
+            ARGMAX,
+            DISTANCE,
+            CAPPED,
+            FEATURES,
+            INTERP,
+            PRECISION,
+        )
     if not LISTED:
         acc, m, norm, e, far, near, best, mass = _tiles(
-            acc, m, norm, e, far, near, best, mass, q, temper, rows, off, first,
-            k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at, k_n, k_d, v_n, v_d, keep_n, bias_n,
-            full0, full1, lk, window, cap, scale, softcap, sigmoid, BN, D, DP, DV, DVP,
-            False, CAUSAL, WINDOW, KEEP, LISTED, SOFTCAP, TEMPER, BIAS, SIGMOID,
-            ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES, INTERP, PRECISION,
-        )  # fmt: skip
+            acc,
+            m,
+            norm,
+            e,
+            far,
+            near,
+            best,
+            mass,
+            q,
+            temper,
+            rows,
+            off,
+            first,
+            k_at,
+            v_at,
+            keep_at,
+            dirty_at,
+            bias_at,
+            feature_at,
+            list_at,
+            k_n,
+            k_d,
+            v_n,
+            v_d,
+            keep_n,
+            bias_n,
+            full0,
+            full1,
+            lk,
+            window,
+            cap,
+            scale,
+            softcap,
+            sigmoid,
+            BN,
+            D,
+            DP,
+            DV,
+            DVP,
+            False,
+            CAUSAL,
+            WINDOW,
+            KEEP,
+            LISTED,
+            SOFTCAP,
+            TEMPER,
+            BIAS,
+            SIGMOID,
+            ENTROPY,
+            ARGMAX,
+            DISTANCE,
+            CAPPED,
+            FEATURES,
+            INTERP,
+            PRECISION,
+        )
     acc, m, norm, e, far, near, best, mass = _tiles(
-        acc, m, norm, e, far, near, best, mass, q, temper, rows, off, first,
-        k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at, k_n, k_d, v_n, v_d, keep_n, bias_n,
-        tl.maximum(full0, full1), hi, lk, window, cap, scale, softcap, sigmoid, BN, D, DP, DV, DVP,
-        True, CAUSAL, WINDOW, KEEP, LISTED, SOFTCAP, TEMPER, BIAS, SIGMOID,
-        ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES, INTERP, PRECISION,
-    )  # fmt: skip
+        acc,
+        m,
+        norm,
+        e,
+        far,
+        near,
+        best,
+        mass,
+        q,
+        temper,
+        rows,
+        off,
+        first,
+        k_at,
+        v_at,
+        keep_at,
+        dirty_at,
+        bias_at,
+        feature_at,
+        list_at,
+        k_n,
+        k_d,
+        v_n,
+        v_d,
+        keep_n,
+        bias_n,
+        tl.maximum(full0, full1),
+        hi,
+        lk,
+        window,
+        cap,
+        scale,
+        softcap,
+        sigmoid,
+        BN,
+        D,
+        DP,
+        DV,
+        DVP,
+        True,
+        CAUSAL,
+        WINDOW,
+        KEEP,
+        LISTED,
+        SOFTCAP,
+        TEMPER,
+        BIAS,
+        SIGMOID,
+        ENTROPY,
+        ARGMAX,
+        DISTANCE,
+        CAPPED,
+        FEATURES,
+        INTERP,
+        PRECISION,
+    )
 
     empty = norm <= 0.0
     safe = tl.where(empty, 1.0, norm)
@@ -298,7 +483,9 @@ def forward_kernel(
     share = norm * inverse
     if ENTROPY:
         # −Σ A ln A with ln A = ln2·(t + m − lse)
-        tl.store(entropy_ptr + flat, 0.6931471805599453 * (share * (lse - m) - e * inverse), mask=row_ok)
+        tl.store(
+            entropy_ptr + flat, 0.6931471805599453 * (share * (lse - m) - e * inverse), mask=row_ok
+        )
     if MAX:
         tl.store(max_ptr + flat, tl.minimum(inverse, share), mask=row_ok)
     if ARGMAX:

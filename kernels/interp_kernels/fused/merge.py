@@ -1,12 +1,16 @@
-"""From the states of groups of keys to the edited output: masses, rule, own key, gain, in one pass over the outputs.
+"""From the states of groups of keys to the edited output: masses, rule, own key, gain, in one pass
+over the outputs.
 
-A piece is (ô, lse) over some keys for rows start … stop, from any flash attention. With the log-sum-exp of all pieces
-(and a sink logit), P_i = exp(lse_i − lse), P_g the sum over the group's pieces, and
+A piece is (ô, lse) over some keys for rows start … stop, from any flash attention. With the
+log-sum-exp of all pieces (and a sink logit), P_i = exp(lse_i − lse), P_g the sum over the group's
+pieces, and
 
-    out = gain · [(1 − u)·Σ_i f_{g(i)}(P)·P_i·ô_i + u·v_own]        f_g = w_g / P_g, see `steer.Rule`
+    out = gain · [(1 − u)·Σ_i f_{g(i)}(P)·P_i·ô_i + u·v_own]
+    f_g = w_g / P_g, see `steer.Rule`
 
-Under gradients, or with several rules one after the other, the masses and factors, which are small, are torch's
-business, and the weighted sum of the outputs is a kernel with a backward kernel: ∂ô_i = w_i·∂out, ∂w_i = ⟨ô_i, ∂out⟩.
+Under gradients, or with several rules one after the other, the masses and factors, which are small,
+are torch's business, and the weighted sum of the outputs is a kernel with a backward kernel: ∂ô_i =
+w_i·∂out, ∂w_i = ⟨ô_i, ∂out⟩.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ MAX_PIECES = 8
 
 @dataclass
 class Piece:
-    """The state of `group` for rows start … start + rows: out (batch, heads, rows, d_v), lse (batch, heads, rows)."""
+    """The state of `group` for rows start … start + rows: out (batch, heads, rows, d_v), lse
+    (batch, heads, rows)."""
 
     group: int
     start: int
@@ -45,8 +50,8 @@ def rule_factors(
     test_ptr, bound_ptr, on,
     TESTS: tl.constexpr, GROUPS: tl.constexpr, RECEIVE: tl.constexpr, RENORMALISE: tl.constexpr,
 ):  # fmt: skip
-    """(rows, GROUPS) f_g = w_g / P_g from masses of that shape; keep, receive (1, GROUPS); gone (rows,) the mass of a
-    sink logit; on (rows,) bool: rows the rule is for. As `steer.factors`."""
+    """(rows, GROUPS) f_g = w_g / P_g from masses of that shape; keep, receive (1, GROUPS); gone
+    (rows,) the mass of a sink logit; on (rows,) bool: rows the rule is for. As `steer.factors`."""
     kept = tl.sum(keep * mass, 1)
     if RENORMALISE:
         total = kept + gone
@@ -73,8 +78,10 @@ def merge_kernel(
     blend_ptr, gain_ptr,
     v_b, v_h, v_n, v_d, r_b, r_h, r_m, keep_h, receive_h, blend_h, gain_b, gain_h, gain_m,
     lq, lk, off, heads,
-    N: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
-    SINK: tl.constexpr, RULE: tl.constexpr, RECEIVE: tl.constexpr, RENORMALISE: tl.constexpr, TESTS: tl.constexpr,
+    N: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, DV: tl.constexpr,
+    DVP: tl.constexpr,
+    SINK: tl.constexpr, RULE: tl.constexpr, RECEIVE: tl.constexpr, RENORMALISE: tl.constexpr, TESTS:
+    tl.constexpr,
     ROWS: tl.constexpr, BLEND: tl.constexpr, REAL: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
     """A program is BM rows of one head."""
@@ -126,16 +133,27 @@ def merge_kernel(
         receive = keep
         if RECEIVE:
             receive = tl.load(receive_ptr + head * receive_h + g)[None, :]
-        factor = rule_factors(mass, keep, receive, gone, test_ptr, bound_ptr, on, TESTS, GROUPS, RECEIVE, RENORMALISE)
+        factor = rule_factors(
+            mass, keep, receive, gone, test_ptr, bound_ptr, on, TESTS, GROUPS, RECEIVE, RENORMALISE
+        )
 
     out = tl.zeros([BM, DVP], tl.float32)
     for i in tl.static_range(N):
         inside = (rows >= starts[i]) & (rows < stops[i])
         at = (batch * heads + head) * (stops[i] - starts[i]) + rows - starts[i]
         lse = tl.load(lses[i] + at, mask=inside, other=float("-inf")) * 1.4426950408889634
-        weight = tl.exp2(lse - top) / norm * tl.sum(tl.where(g[None, :] == groups[i], factor, 0.0), 1)
-        o_at = outs[i] + batch * o_bs[i] + head * o_hs[i] + (rows - starts[i]).to(tl.int64)[:, None] * o_ms[i]
-        o = tl.load(o_at + cols[None, :], mask=inside[:, None] & (cols[None, :] < DV), other=0.0)  # (BM, DVP)
+        weight = (
+            tl.exp2(lse - top) / norm * tl.sum(tl.where(g[None, :] == groups[i], factor, 0.0), 1)
+        )
+        o_at = (
+            outs[i]
+            + batch * o_bs[i]
+            + head * o_hs[i]
+            + (rows - starts[i]).to(tl.int64)[:, None] * o_ms[i]
+        )
+        o = tl.load(
+            o_at + cols[None, :], mask=inside[:, None] & (cols[None, :] < DV), other=0.0
+        )  # (BM, DVP)
         # a state over no key may hold anything; its weight is 0
         out += tl.where(weight[:, None] != 0, weight[:, None] * o.to(tl.float32), 0.0)
     if BLEND:
@@ -144,11 +162,19 @@ def merge_kernel(
         there = row_ok & (own >= 0) & (own < lk)
         if REAL:
             there = there & (tl.load(real_ptr + batch * lk + own, mask=there, other=0) != 0)
-        v_at = v_ptr + batch * v_b + (head // GROUP) * v_h + own.to(tl.int64)[:, None] * v_n + cols[None, :] * v_d
+        v_at = (
+            v_ptr
+            + batch * v_b
+            + (head // GROUP) * v_h
+            + own.to(tl.int64)[:, None] * v_n
+            + cols[None, :] * v_d
+        )
         v = tl.load(v_at, mask=there[:, None] & (cols[None, :] < DV), other=0.0)
         out = tl.where(there[:, None], (1.0 - u) * out + u * v.to(tl.float32), out)
     if GAIN:
-        gain = tl.load(gain_ptr + batch * gain_b + head * gain_h + rows * gain_m, mask=row_ok, other=0.0)
+        gain = tl.load(
+            gain_ptr + batch * gain_b + head * gain_h + rows * gain_m, mask=row_ok, other=0.0
+        )
         out = out * gain[:, None]
     out_at = out_ptr + batch * r_b + head * r_h + rows.to(tl.int64)[:, None] * r_m + cols[None, :]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=row_ok[:, None] & (cols[None, :] < DV))
@@ -170,9 +196,9 @@ def merge(
 ) -> State:
     """The edited output (batch, heads, queries, d_v) and the log-sum-exp over all pieces and sinks.
 
-    v (batch, kv_heads, keys, d_v) and keys (batch, keys) bool, its real tokens, serve `blend` (heads or 1,) alone: row
-    i's own key is column i + offset. gain (batch or 1, heads or 1, queries or 1). Differentiable in the pieces, the
-    rule's tensors, blend and gain.
+    v (batch, kv_heads, keys, d_v) and keys (batch, keys) bool, its real tokens, serve `blend`
+    (heads or 1,) alone: row i's own key is column i + offset. gain (batch or 1, heads or 1, queries
+    or 1). Differentiable in the pieces, the rule's tensors, blend and gain.
     """
     rules = as_rules(rule)
     parameters = [blend, gain, *(t for one in rules for t in (one.keep, one.receive))]
@@ -189,14 +215,35 @@ def merge(
     keep = receive = tests = None
     if rule is not None:
         keep = torch.nn.functional.pad(rule.keep.float(), (0, size - n), value=1.0)
-        receive = None if rule.receive is None else torch.nn.functional.pad(rule.receive.float(), (0, size - n))
-        tests = None if rule.tests is None else torch.nn.functional.pad(rule.tests.float(), (0, size - n))
+        receive = (
+            None
+            if rule.receive is None
+            else torch.nn.functional.pad(rule.receive.float(), (0, size - n))
+        )
+        tests = (
+            None
+            if rule.tests is None
+            else torch.nn.functional.pad(rule.tests.float(), (0, size - n))
+        )
     out, lse = _merge(
-        [p.out for p in pieces], [p.lse for p in pieces], [p.start for p in pieces],
-        [p.group if rule is not None else 0 for p in pieces], v, sinks, keep, receive, tests,
-        None if rule is None or rule.bounds is None else rule.bounds.float(), None if rule is None else rule.rows,
-        keys, blend, gain, rule is not None and rule.renormalise, offset, queries,
-    )  # fmt: skip
+        [p.out for p in pieces],
+        [p.lse for p in pieces],
+        [p.start for p in pieces],
+        [p.group if rule is not None else 0 for p in pieces],
+        v,
+        sinks,
+        keep,
+        receive,
+        tests,
+        None if rule is None or rule.bounds is None else rule.bounds.float(),
+        None if rule is None else rule.rows,
+        keys,
+        blend,
+        gain,
+        rule is not None and rule.renormalise,
+        offset,
+        queries,
+    )
     return State(out, lse)
 
 
@@ -214,7 +261,10 @@ def _differentiable(
     batch, heads = pieces[0].lse.shape[:2]
     # (batch, heads, queries, pieces), −inf where a piece has no such row
     lses = [
-        torch.nn.functional.pad(p.lse, (p.start, queries - p.start - p.lse.shape[2]), value=-torch.inf) for p in pieces
+        torch.nn.functional.pad(
+            p.lse, (p.start, queries - p.start - p.lse.shape[2]), value=-torch.inf
+        )
+        for p in pieces
     ]
     stacked = torch.stack(lses, -1)
     if sinks is not None:
@@ -232,9 +282,15 @@ def _differentiable(
         for piece, share in zip(pieces, weight, strict=True):
             mass[piece.group] = mass[piece.group] + share
         factor = factors(torch.stack(mass, -1), rules, gone)
-        weight = [share * factor[..., piece.group] for piece, share in zip(pieces, weight, strict=True)]
-    weights = [w[:, :, p.start : p.start + p.lse.shape[2]] for p, w in zip(pieces, weight, strict=True)]
-    out = Weighted.apply(queries, tuple(p.start for p in pieces), *weights, *(p.out for p in pieces))
+        weight = [
+            share * factor[..., piece.group] for piece, share in zip(pieces, weight, strict=True)
+        ]
+    weights = [
+        w[:, :, p.start : p.start + p.lse.shape[2]] for p, w in zip(pieces, weight, strict=True)
+    ]
+    out = Weighted.apply(
+        queries, tuple(p.start for p in pieces), *weights, *(p.out for p in pieces)
+    )
     if blend is not None and v.shape[2]:
         own = torch.arange(queries, device=out.device) + offset
         there = ((own >= 0) & (own < v.shape[2]))[None, None].expand(batch, 1, -1)
@@ -254,7 +310,9 @@ def _fewer(pieces: Sequence[Piece], queries: int) -> list[Piece]:
     most = max(set(groups), key=groups.count)
     taken = [p for p in pieces if p.group == most][:MAX_PIECES]
     state = merge(taken, None, queries=queries, v=taken[0].out)
-    return [p for p in pieces if not any(p is t for t in taken)] + [Piece(most, 0, state.out, state.lse)]
+    return [p for p in pieces if not any(p is t for t in taken)] + [
+        Piece(most, 0, state.out, state.lse)
+    ]
 
 
 @torch.library.custom_op("interp::merge", mutates_args=())
@@ -286,19 +344,52 @@ def _merge(
     rows = 16 if INTERPRETED else max(16, min(64, 8192 // padded_dim(d_v)))
     with device_of(out):
         merge_kernel[(-(-queries // rows) * heads * batch,)](
-            tuple(outs), tuple(x.contiguous() for x in lses), tuple(starts), stops, tuple(groups),
+            tuple(outs),
+            tuple(x.contiguous() for x in lses),
+            tuple(starts),
+            stops,
+            tuple(groups),
             *(tuple(o.stride(i) for o in outs) for i in range(3)),
-            v, out, lse, sinks, keep, receive, tests, bounds, flags(None if on is None else on.contiguous()),
-            flags(None if keys is None else keys.contiguous()), blend, gain,
-            *v.stride(), *out.stride()[:3], strides(keep, 2)[0], strides(receive, 2)[0],
-            strides(blend, 1)[0], *strides(gain, 3),
-            queries, v.shape[2], offset, heads,
-            N=len(outs), GROUP=heads // v.shape[1], GROUPS=2 if keep is None else keep.shape[-1], BM=rows,
-            DV=d_v, DVP=padded_dim(d_v), SINK=sinks is not None, RULE=keep is not None,
-            RECEIVE=receive is not None, RENORMALISE=renormalise, TESTS=0 if tests is None else tests.shape[0],
-            ROWS=on is not None, BLEND=blend is not None, REAL=keys is not None, GAIN=gain is not None,
-            num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
+            v,
+            out,
+            lse,
+            sinks,
+            keep,
+            receive,
+            tests,
+            bounds,
+            flags(None if on is None else on.contiguous()),
+            flags(None if keys is None else keys.contiguous()),
+            blend,
+            gain,
+            *v.stride(),
+            *out.stride()[:3],
+            strides(keep, 2)[0],
+            strides(receive, 2)[0],
+            strides(blend, 1)[0],
+            *strides(gain, 3),
+            queries,
+            v.shape[2],
+            offset,
+            heads,
+            N=len(outs),
+            GROUP=heads // v.shape[1],
+            GROUPS=2 if keep is None else keep.shape[-1],
+            BM=rows,
+            DV=d_v,
+            DVP=padded_dim(d_v),
+            SINK=sinks is not None,
+            RULE=keep is not None,
+            RECEIVE=receive is not None,
+            RENORMALISE=renormalise,
+            TESTS=0 if tests is None else tests.shape[0],
+            ROWS=on is not None,
+            BLEND=blend is not None,
+            REAL=keys is not None,
+            GAIN=gain is not None,
+            num_warps=4,
+            enable_fp_fusion=True,
+        )
     return out, lse
 
 

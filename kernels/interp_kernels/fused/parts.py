@@ -1,8 +1,10 @@
-"""What the kernels share: constants, dots that are right under the interpreter, masks, and launch helpers.
+"""What the kernels share: constants, dots that are right under the interpreter, masks, and launch
+helpers.
 
-Inside the kernels logits are in base 2 (× log₂ e): exp2 is what the hardware has. A hidden key has logit `HIDDEN`, a
-running maximum starts at `FLOOR` ≫ HIDDEN, so that a row that sees nothing gets exp2(HIDDEN − FLOOR) = 0 everywhere
-and no infinity or NaN arises anywhere. `TRITON_INTERPRET=1` must be set before this module is imported.
+Inside the kernels logits are in base 2 (× log₂ e): exp2 is what the hardware has. A hidden key has
+logit `HIDDEN`, a running maximum starts at `FLOOR` ≫ HIDDEN, so that a row that sees nothing gets
+exp2(HIDDEN − FLOOR) = 0 everywhere and no infinity or NaN arises anywhere. `TRITON_INTERPRET=1`
+must be set before this module is imported.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MAX_GROUPS = 8
 
 @triton.jit
 def dot(a, b, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + a @ b in float32. The interpreter multiplies bf16 bit patterns as integers, so it gets float32."""
+    """acc + a @ b in float32. The interpreter multiplies bf16 bit patterns as integers, so it gets
+    float32."""
     if INTERP:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
     else:
@@ -45,9 +48,12 @@ def dot(a, b, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def soft_cap(s, cap):
-    """cap·tanh(s / cap), s and cap in base-2 units. tanh from exp2: it saturates at ±1 and never overflows to NaN."""
+    """cap·tanh(s / cap), s and cap in base-2 units. tanh from exp2: it saturates at ±1 and never
+    overflows to NaN."""
     # tanh(x) = 1 − 2 / (1 + e^{2x}); with s = x·cap, e^{2x} = 2^{2·log2(e)·s/cap}
-    e = tl.exp2(tl.minimum(s * (2.885390081777927 / cap), 126.0))  # a division of scalars, outside the loops
+    e = tl.exp2(
+        tl.minimum(s * (2.885390081777927 / cap), 126.0)
+    )  # a division of scalars, outside the loops
     return cap * (1.0 - 2.0 / (1.0 + e))
 
 
@@ -64,12 +70,14 @@ def seen(rows, cols, off, lk, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How a dot of this dtype is done: float32 by three tf32 products (error near 1e-6), which tensor cores can."""
+    """How a dot of this dtype is done: float32 by three tf32 products (error near 1e-6), which
+    tensor cores can."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def padded_dim(d: int) -> int:
-    """The tile width of a head dimension: a power of two, at least 16 (the smallest a dot takes)."""
+    """The tile width of a head dimension: a power of two, at least 16 (the smallest a dot
+    takes)."""
     return max(16, triton.next_power_of_2(d))
 
 
@@ -79,10 +87,13 @@ def flags(value: Tensor | None) -> Tensor | None:
 
 
 def strides(value: Tensor | None, n: int) -> tuple[int, ...]:
-    """The n strides of a tensor, 0 for dimensions of size 1 (so that they broadcast) and for an absent tensor."""
+    """The n strides of a tensor, 0 for dimensions of size 1 (so that they broadcast) and for an
+    absent tensor."""
     if value is None:
         return (0,) * n
-    return tuple(0 if size == 1 else stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return tuple(
+        0 if size == 1 else stride for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
 
 
 def device_of(value: Tensor) -> AbstractContextManager[object]:

@@ -1,11 +1,14 @@
-"""Attention received per key: column sums or maxima of A over the queries that see the key, without building A.
+"""Attention received per key: column sums or maxima of A over the queries that see the key, without
+building A.
 
-received(k) = Σ_i A(i, k) or max_i A(i, k) over the rows i that count; A = exp(temper·softcap(scale·q·k) + bias − lse).
-The kernel is key-major: a program owns BLOCK_N keys and walks over the query blocks that can see them, the columns'
-results staying in registers. No atomics, so it is deterministic; the log-sum-exp comes from any forward pass.
+received(k) = Σ_i A(i, k) or max_i A(i, k) over the rows i that count; A =
+exp(temper·softcap(scale·q·k) + bias − lse). The kernel is key-major: a program owns BLOCK_N keys
+and walks over the query blocks that can see them, the columns' results staying in registers. No
+atomics, so it is deterministic; the log-sum-exp comes from any forward pass.
 
-Every condition on a pair is an interval: row i counts for column c if first ≤ i − c ≤ last (causality, window, band
-and the cache offset together), so that a key block's rows are one run of query blocks, whose interior needs no mask.
+Every condition on a pair is an interval: row i counts for column c if first ≤ i − c ≤ last
+(causality, window, band and the cache offset together), so that a key block's rows are one run of
+query blocks, whose interior needs no mask.
 """
 
 from __future__ import annotations
@@ -41,8 +44,9 @@ NEVER = 1e30
 
 @dataclass(frozen=True)
 class Config:
-    """keys a program, queries a tile, then what Triton is told; and how many programs fill the device: with fewer
-    (short lists of keys) the heads of a group and the query range are shared out, the parts being added up after."""
+    """keys a program, queries a tile, then what Triton is told; and how many programs fill the
+    device: with fewer (short lists of keys) the heads of a group and the query range are shared
+    out, the parts being added up after."""
 
     keys: int
     queries: int
@@ -66,11 +70,14 @@ def config(d: int, dtype: torch.dtype) -> Config:
 def _sweep(
     acc, k, bias, cols, q_ptr, lse_ptr, temper_ptr, entries_ptr, begin, end,
     stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr,
-    CAP: tl.constexpr, LARGEST: tl.constexpr, MASK: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, LO: tl.constexpr, HI:
+    tl.constexpr,
+    CAP: tl.constexpr, LARGEST: tl.constexpr, MASK: tl.constexpr, INTERP: tl.constexpr, PRECISION:
+    tl.constexpr,
 ):  # fmt: skip
-    """acc (BLOCK_N,) joined with the weights of query blocks begin…end−1, or of those entries of the block list.
-    MASK: some pair of these blocks does not count, or the last block is cut by the end of the queries."""
+    """acc (BLOCK_N,) joined with the weights of query blocks begin…end−1, or of those entries of
+    the block list. MASK: some pair of these blocks does not count, or the last block is cut by the
+    end of the queries."""
     tile = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     q_tile = tile[:, None] * stride_qm + dims[None, :] * stride_qd
@@ -84,7 +91,9 @@ def _sweep(
         inside = rows < lq
         lse = tl.load(lse_ptr + start + tile)  # (BLOCK_M,), padded to whole blocks
         if MASK and D != BLOCK_D:
-            q = tl.load(q_block + q_tile, mask=inside[:, None] & (dims < D)[None, :], other=0.0)  # (BLOCK_M, BLOCK_D)
+            q = tl.load(
+                q_block + q_tile, mask=inside[:, None] & (dims < D)[None, :], other=0.0
+            )  # (BLOCK_M, BLOCK_D)
         elif MASK:
             q = tl.load(q_block + q_tile, mask=inside[:, None], other=0.0)
         elif D != BLOCK_D:
@@ -92,7 +101,9 @@ def _sweep(
         else:
             q = tl.load(q_block + q_tile)
         s = tl.zeros([cols.shape[0], BLOCK_M], tl.float32)
-        s = dot(k, tl.trans(q), s, INTERP, PRECISION)  # (BLOCK_N, BLOCK_M): the reduction stays within a warp
+        s = dot(
+            k, tl.trans(q), s, INTERP, PRECISION
+        )  # (BLOCK_N, BLOCK_M): the reduction stays within a warp
         gain = scale
         if CAP:
             s = soft_cap(s * scale, cap)
@@ -101,7 +112,9 @@ def _sweep(
             s = s * gain - lse[None, :]
         else:
             if MASK:
-                temper = tl.load(temper_ptr + rows * stride_tm, mask=inside, other=0.0)  # (BLOCK_M,)
+                temper = tl.load(
+                    temper_ptr + rows * stride_tm, mask=inside, other=0.0
+                )  # (BLOCK_M,)
             else:
                 temper = tl.load(temper_ptr + rows * stride_tm)
             s = s * (gain * temper.to(tl.float32))[None, :] - lse[None, :]
@@ -125,18 +138,24 @@ def _sweep(
 
 @triton.jit(do_not_specialize=["lq", "lk", "n", "first", "last", "heads"])
 def received_kernel(
-    q_ptr, k_ptr, lse_ptr, cols_ptr, keep_ptr, temper_ptr, bias_ptr, entries_ptr, before_ptr, out_ptr,
-    stride_qb, stride_qh, stride_qm, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd, stride_cb, stride_ch,
+    q_ptr, k_ptr, lse_ptr, cols_ptr, keep_ptr, temper_ptr, bias_ptr, entries_ptr, before_ptr,
+    out_ptr,
+    stride_qb, stride_qh, stride_qm, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
+    stride_cb, stride_ch,
     stride_tb, stride_th, stride_tm, stride_bb, stride_bh, stride_bn,
     heads, lq, lk, n, first, last, scale, cap,
-    GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_M: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, TAIL: tl.constexpr, CAP: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N:
+    tl.constexpr,
+    BLOCK_M: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, TAIL: tl.constexpr, CAP:
+    tl.constexpr,
     LARGEST: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Program (x, y, z): keys x·BLOCK_N…, the HEADS query heads number y, part z of their query blocks.
+    """Program (x, y, z): keys x·BLOCK_N…, the HEADS query heads number y, part z of their query
+    blocks.
 
-    q (batch, heads, lq, D), k (batch, heads / GROUP, lk, D), lse (batch, heads, lq) in base 2 and NEVER where
-    the row does not count, lq filled up to whole blocks; out (parts, batch, heads, n). scale and cap in base 2."""
+    q (batch, heads, lq, D), k (batch, heads / GROUP, lk, D), lse (batch, heads, lq) in base 2 and
+    NEVER where the row does not count, lq filled up to whole blocks; out (parts, batch, heads, n).
+    scale and cap in base 2."""
     y = tl.program_id(1)
     sets = heads // HEADS
     batch = (y // sets).to(tl.int64)
@@ -145,7 +164,9 @@ def received_kernel(
     slots = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
     if cols_ptr is not None:
-        cols = tl.load(cols_ptr + batch * stride_cb + head * stride_ch + slots, mask=slots < n, other=-1)
+        cols = tl.load(
+            cols_ptr + batch * stride_cb + head * stride_ch + slots, mask=slots < n, other=-1
+        )
         valid = (cols >= 0) & (cols < lk)
         low = tl.min(tl.where(valid, cols, lk), 0)
         high = tl.max(tl.where(valid, cols, -1), 0)
@@ -155,7 +176,8 @@ def received_kernel(
         low = tl.program_id(0) * BLOCK_N
         high = tl.minimum(low + BLOCK_N, lk) - 1
 
-    # Query blocks begin…end−1 hold every row that counts for some key of low…high; in clear…over−1 all count for all.
+    # Query blocks begin…end−1 hold every row that counts for some key of low…high; in clear…over−1
+    # all count for all.
     begin = 0
     clear = 0
     over = lq // BLOCK_M
@@ -185,7 +207,9 @@ def received_kernel(
 
     k_tile = cols.to(tl.int64)[:, None] * stride_kn + dims[None, :] * stride_kd
     k_tile += batch * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
-    k = tl.load(k_ptr + k_tile, mask=valid[:, None] & (dims < D)[None, :], other=0.0)  # (BLOCK_N, BLOCK_D)
+    k = tl.load(
+        k_ptr + k_tile, mask=valid[:, None] & (dims < D)[None, :], other=0.0
+    )  # (BLOCK_N, BLOCK_D)
     wanted = valid
     if keep_ptr is not None:
         wanted = valid & (tl.load(keep_ptr + batch * lk + cols, mask=valid, other=0) != 0)
@@ -200,7 +224,10 @@ def received_kernel(
         bias = None
         if bias_ptr is not None:
             bias_tile = batch * stride_bb + h * stride_bh + cols * stride_bn
-            bias = tl.load(bias_ptr + bias_tile, mask=valid, other=0.0).to(tl.float32) * 1.4426950408889634
+            bias = (
+                tl.load(bias_ptr + bias_tile, mask=valid, other=0.0).to(tl.float32)
+                * 1.4426950408889634
+            )
         acc = tl.zeros([BLOCK_N], tl.float32)
         if LO:
             acc = _sweep(
@@ -256,26 +283,79 @@ def _received(
     grid = (triton.cdiv(n, block_n), batch * n_heads // heads, parts)
     with device_of(q):
         received_kernel[grid](
-            q, k, lse, cols, keep, temper, bias, entries, before, out,
-            *strides(q, 4)[:3], q.stride(3), *strides(k, 4)[:3], k.stride(3), *strides(cols, 3)[:2],
-            *strides(temper, 3), *strides(bias, 3),
-            n_heads, lq, lk, n, first or 0, last or 0, scale * LOG2E, (softcap or 1.0) * LOG2E,
-            GROUP=n_heads // k.shape[1], HEADS=heads, D=d, BLOCK_D=padded_dim(d), BLOCK_N=block_n, BLOCK_M=block_m,
-            LO=first is not None, HI=last is not None, TAIL=last is not None or lq % block_m != 0,
-            CAP=softcap is not None, LARGEST=largest, INTERP=INTERPRETED, PRECISION=precision(q.dtype),
-            num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+            q,
+            k,
+            lse,
+            cols,
+            keep,
+            temper,
+            bias,
+            entries,
+            before,
+            out,
+            *strides(q, 4)[:3],
+            q.stride(3),
+            *strides(k, 4)[:3],
+            k.stride(3),
+            *strides(cols, 3)[:2],
+            *strides(temper, 3),
+            *strides(bias, 3),
+            n_heads,
+            lq,
+            lk,
+            n,
+            first or 0,
+            last or 0,
+            scale * LOG2E,
+            (softcap or 1.0) * LOG2E,
+            GROUP=n_heads // k.shape[1],
+            HEADS=heads,
+            D=d,
+            BLOCK_D=padded_dim(d),
+            BLOCK_N=block_n,
+            BLOCK_M=block_m,
+            LO=first is not None,
+            HI=last is not None,
+            TAIL=last is not None or lq % block_m != 0,
+            CAP=softcap is not None,
+            LARGEST=largest,
+            INTERP=INTERPRETED,
+            PRECISION=precision(q.dtype),
+            num_warps=warps,
+            num_stages=stages,
+        )
     return out
 
 
 @_received.register_fake
-def _(q, k, lse, cols, keep, temper, bias, entries, before, first, last, scale, softcap, largest, heads, parts, *tiles):
+def _(
+    q,
+    k,
+    lse,
+    cols,
+    keep,
+    temper,
+    bias,
+    entries,
+    before,
+    first,
+    last,
+    scale,
+    softcap,
+    largest,
+    heads,
+    parts,
+    *tiles,
+):
     n = k.shape[2] if cols is None else cols.shape[2]
     return q.new_empty(parts, q.shape[0], q.shape[1], n, dtype=torch.float32)
 
 
-def interval(mask: Mask, band: tuple[int, int] | None, lq: int, lk: int) -> tuple[int | None, int | None]:
-    """(first, last): row i counts for column c if first ≤ i − c ≤ last; None where no pair of the call fails it."""
+def interval(
+    mask: Mask, band: tuple[int, int] | None, lq: int, lk: int
+) -> tuple[int | None, int | None]:
+    """(first, last): row i counts for column c if first ≤ i − c ≤ last; None where no pair of the
+    call fails it."""
     low: list[int] = [0] if mask.causal else []
     high: list[int] = []
     if mask.window is not None:
@@ -285,20 +365,24 @@ def interval(mask: Mask, band: tuple[int, int] | None, lq: int, lk: int) -> tupl
     off = mask.q_start - mask.k_start  # row i stands at column i + off
     first = max(low) - off if low else -lk
     last = min(high) - off if high else lq
-    # i − c runs from 1 − lk to lq − 1: what lies beyond is cut, so that nothing overflows in the kernel
+    # i − c runs from 1 − lk to lq − 1: what lies beyond is cut, so that nothing overflows in the
+    # kernel
     return (min(first, lq) if first > 1 - lk else None), (max(last, -lk) if last < lq - 1 else None)
 
 
 def member_blocks(rows: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Of rows (batch, queries) bool: the blocks that hold a member, ascending, (batch, blocks) int32 with the unused
-    end 0; and (batch, blocks + 1) int32, how many of them come before each block. Nothing waits for the device."""
+    """Of rows (batch, queries) bool: the blocks that hold a member, ascending, (batch, blocks)
+    int32 with the unused end 0; and (batch, blocks + 1) int32, how many of them come before each
+    block. Nothing waits for the device."""
     batch, lq = rows.shape
     n = triton.cdiv(lq, block)
     held = F.pad(rows, (0, n * block - lq)).view(batch, n, block).any(-1)
     before = F.pad(held.cumsum(1), (1, 0))
     place = torch.where(held, before[:, :-1], n)  # n: a place past the end, cut off again
     blocks = torch.arange(n, dtype=torch.int32, device=rows.device).expand(batch, n)
-    entries = torch.zeros(batch, n + 1, dtype=torch.int32, device=rows.device).scatter_(1, place, blocks)
+    entries = torch.zeros(batch, n + 1, dtype=torch.int32, device=rows.device).scatter_(
+        1, place, blocks
+    )
     return entries[:, :n].contiguous(), before.to(torch.int32)
 
 
@@ -315,25 +399,35 @@ def received(
     temper: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(received, count): (batch, heads, keys) float32, or (batch, heads, n) for `question.keys`, reduced over the real
-    rows of the question that see the key, 0 where there are none; and `Visibility.key_counts`, (batch, 1, keys).
+    """(received, count): (batch, heads, keys) float32, or (batch, heads, n) for `question.keys`,
+    reduced over the real rows of the question that see the key, 0 where there are none; and
+    `Visibility.key_counts`, (batch, 1, keys).
 
-    logits = temper·softcap(scale·q·k) + bias with q (batch, heads, queries, d), k (batch, kv_heads, keys, d) in any
-    layout; lse (batch, heads, queries) natural, of those logits and of the sink if there is one, −inf where a row
-    sees nothing; temper (batch or 1, heads or 1, queries or 1); bias (batch or 1, heads or 1, keys), −inf hides.
+    logits = temper·softcap(scale·q·k) + bias with q (batch, heads, queries, d), k (batch, kv_heads,
+    keys, d) in any layout; lse (batch, heads, queries) natural, of those logits and of the sink if
+    there is one, −inf where a row sees nothing; temper (batch or 1, heads or 1, queries or 1); bias
+    (batch or 1, heads or 1, keys), −inf hides.
 
-    Query blocks without a counted row are skipped, so the cost is in proportion to the blocks of a row set or band;
-    a list of keys costs by its blocks and, under a window or band, the less the closer together its columns stand.
+    Query blocks without a counted row are skipped, so the cost is in proportion to the blocks of a
+    row set or band; a list of keys costs by its blocks and, under a window or band, the less the
+    closer together its columns stand.
     """
     if mask.dense is not None:
-        raise ValueError("mask.dense is not supported by the fused column pass; use masks of keys, windows and bands.")
+        raise ValueError(
+            "mask.dense is not supported by the fused column pass; use masks of keys, windows and "
+            "bands."
+        )
     batch, heads, lq, d = q.shape
     kv_heads, lk = k.shape[1:3]
     if q.dtype not in DTYPES or k.dtype != q.dtype or d > MAX_DIM:
-        raise ValueError(f"Not supported by the fused column pass: q {q.dtype}, k {k.dtype}, head dimension {d}.")
+        raise ValueError(
+            f"Not supported by the fused column pass: q {q.dtype}, k {k.dtype}, head dimension {d}."
+        )
     vis = Visibility(mask, batch, heads, lq, lk, q.device)
     if vis.keep_first:
-        raise ValueError("The key-major pass knows no keys kept beyond the window (mask.keep_first).")
+        raise ValueError(
+            "The key-major pass knows no keys kept beyond the window (mask.keep_first)."
+        )
     count = vis.key_counts(question)
     cols = None if question.keys is None else question.keys.to(q.device)
     n = lk if cols is None else cols.shape[2]
@@ -350,18 +444,48 @@ def received(
 
     if q.numel() and n:
         first, last = interval(mask, question.band, lq, lk)
-        # heads of a group share one program and its key tile, unless each has its own list or programs are few
+        # heads of a group share one program and its key tile, unless each has its own list or
+        # programs are few
         blocks, own = triton.cdiv(n, tiles.keys), cols is not None and cols.shape[1] > 1
         together = 1 if own or blocks * batch * kv_heads < tiles.programs else heads // kv_heads
-        reach = lq if first is None or last is None else min(lq, last - first + (tiles.keys if cols is None else lk))
-        parts = min(tiles.programs // (blocks * batch * heads // together), triton.cdiv(reach, 8 * tiles.queries))
+        reach = (
+            lq
+            if first is None or last is None
+            else min(lq, last - first + (tiles.keys if cols is None else lk))
+        )
+        parts = min(
+            tiles.programs // (blocks * batch * heads // together),
+            triton.cdiv(reach, 8 * tiles.queries),
+        )
         parted = _received(
-            q, k, base2, None if cols is None else cols.to(torch.int32).contiguous(),
-            None if vis.keys is None else flags(vis.keys.contiguous()), temper, bias, entries, before,
-            first, last, scale, softcap, question.reduce == "max", together, max(1, parts),
-            tiles.keys, tiles.queries, tiles.warps, tiles.stages,
-        )  # fmt: skip
-        answer = parted[0] if len(parted) == 1 else parted.amax(0) if question.reduce == "max" else parted.sum(0)
+            q,
+            k,
+            base2,
+            None if cols is None else cols.to(torch.int32).contiguous(),
+            None if vis.keys is None else flags(vis.keys.contiguous()),
+            temper,
+            bias,
+            entries,
+            before,
+            first,
+            last,
+            scale,
+            softcap,
+            question.reduce == "max",
+            together,
+            max(1, parts),
+            tiles.keys,
+            tiles.queries,
+            tiles.warps,
+            tiles.stages,
+        )
+        answer = (
+            parted[0]
+            if len(parted) == 1
+            else parted.amax(0)
+            if question.reduce == "max"
+            else parted.sum(0)
+        )
     else:
         answer = q.new_zeros(batch, heads, n, dtype=torch.float32)
     if question.reduce == "mean":
@@ -378,11 +502,14 @@ def sampled_blocks(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """A row set (batch, queries) bool for `Received.queries`: of every `share` consecutive blocks of queries one, at
-    random. Every row is in with probability 1 / share, so share · the sum over the set is an unbiased estimate of
-    the full sum, and the mean a consistent one. With fewer than `share` blocks, one of them."""
+    """A row set (batch, queries) bool for `Received.queries`: of every `share` consecutive blocks
+    of queries one, at random. Every row is in with probability 1 / share, so share · the sum over
+    the set is an unbiased estimate of the full sum, and the mean a consistent one. With fewer than
+    `share` blocks, one of them."""
     blocks = triton.cdiv(queries, block)
     share = max(1, min(share, blocks))
-    chosen = torch.randint(share, (batch, triton.cdiv(blocks, share)), generator=generator, device=device)
+    chosen = torch.randint(
+        share, (batch, triton.cdiv(blocks, share)), generator=generator, device=device
+    )
     row = torch.arange(queries, device=device) // block
     return chosen[:, row // share] == row % share

@@ -1,4 +1,5 @@
-"""cuDNN's and FlashAttention's fused calls on CUDA, with the log-sum-exp that torch keeps private."""
+"""cuDNN's and FlashAttention's fused calls on CUDA, with the log-sum-exp that torch keeps
+private."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ _CALLS: dict[str, Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, 
 
 
 def name_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
-    """("cuDNN" | "FlashAttention" | "", why not): the fused call that takes these tensors and is known to be right.
+    """("cuDNN" | "FlashAttention" | "", why not): the fused call that takes these tensors and is
+    known to be right.
 
     Both align causality top-left, so only square causal calls and full ones may use them.
     """
@@ -50,7 +52,10 @@ def name_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
     cuda = torch.backends.cuda
     grouped = q.shape[1] != k.shape[1]
     params = cuda.SDPAParams(q, k, v, None, 0.0, False, grouped)
-    for name, can in (("cuDNN", cuda.can_use_cudnn_attention), ("FlashAttention", cuda.can_use_flash_attention)):
+    for name, can in (
+        ("cuDNN", cuda.can_use_cudnn_attention),
+        ("FlashAttention", cuda.can_use_flash_attention),
+    ):
         if can(params, False) and trusted(name, q.dtype, q.shape[3], grouped, q.device.index):
             return name, ""
     return "", "no vendor call takes these tensors"
@@ -58,12 +63,15 @@ def name_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[str, str]:
 
 @lru_cache
 def trusted(name: str, dtype: torch.dtype, d: int, grouped: bool, index: int | None) -> bool:
-    """Whether the private call gives what we take it to give, on this machine: checked once, on a small input."""
+    """Whether the private call gives what we take it to give, on this machine: checked once, on a
+    small input."""
     device = torch.device("cuda" if index is None else f"cuda:{index}")
     generator = torch.Generator(device).manual_seed(0)
     heads = 2 if grouped else 4
     q, k, v = (
-        torch.randn(1, 128, h, d, generator=generator, device=device, dtype=torch.float32).to(dtype).transpose(1, 2)
+        torch.randn(1, 128, h, d, generator=generator, device=device, dtype=torch.float32)
+        .to(dtype)
+        .transpose(1, 2)
         for h in (4, heads, heads)
     )
     for causal in (False, True):
@@ -73,18 +81,27 @@ def trusted(name: str, dtype: torch.dtype, d: int, grouped: bool, index: int | N
             return False
         s = d**-0.5 * (q.float() @ k.float().repeat_interleave(4 // heads, 1).transpose(-1, -2))
         if causal:
-            s = s.masked_fill(torch.ones(128, 128, dtype=torch.bool, device=device).triu(1), -torch.inf)
+            s = s.masked_fill(
+                torch.ones(128, 128, dtype=torch.bool, device=device).triu(1), -torch.inf
+            )
         want = s.softmax(-1) @ v.float().repeat_interleave(4 // heads, 1)
         ok = lse.numel() == s[..., 0].numel() and out.shape == want.shape
-        if not ok or (lse.reshape(1, 4, 128) - s.logsumexp(-1)).abs().max() > 1e-2 or (out - want).abs().max() > 3e-2:
+        if (
+            not ok
+            or (lse.reshape(1, 4, 128) - s.logsumexp(-1)).abs().max() > 1e-2
+            or (out - want).abs().max() > 3e-2
+        ):
             return False
     return True
 
 
 def flash(name: str, scale: float) -> Flash:
-    """The named call as `spans` wants it: (q, k, v, causal, keys) → (out, natural lse (batch, heads, queries))."""
+    """The named call as `spans` wants it: (q, k, v, causal, keys) → (out, natural lse (batch,
+    heads, queries))."""
 
-    def call(q: Tensor, k: Tensor, v: Tensor, causal: bool, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    def call(
+        q: Tensor, k: Tensor, v: Tensor, causal: bool, keys: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         assert keys is None  # padding takes our own kernel: a bias would be (queries, keys)
         if k.shape[2] < SHORT:
             state = forward(q, k, v, scale=scale, causal=causal, offset=0)

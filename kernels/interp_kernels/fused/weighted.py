@@ -29,11 +29,20 @@ def weighted_kernel(
         inside = (rows >= starts[i]) & (rows < stops[i])
         at = (batch * heads + head) * (stops[i] - starts[i]) + rows - starts[i]
         w = tl.load(weights[i] + at, mask=inside, other=0.0)
-        o_at = outs[i] + batch * o_bs[i] + head * o_hs[i] + (rows - starts[i]).to(tl.int64)[:, None] * o_ms[i]
-        o = tl.load(o_at + cols[None, :], mask=inside[:, None] & (cols[None, :] < DV), other=0.0)  # (BM, DVP)
+        o_at = (
+            outs[i]
+            + batch * o_bs[i]
+            + head * o_hs[i]
+            + (rows - starts[i]).to(tl.int64)[:, None] * o_ms[i]
+        )
+        o = tl.load(
+            o_at + cols[None, :], mask=inside[:, None] & (cols[None, :] < DV), other=0.0
+        )  # (BM, DVP)
         out += tl.where(w[:, None] != 0, w[:, None] * o.to(tl.float32), 0.0)
     out_at = out_ptr + batch * r_b + head * r_h + rows.to(tl.int64)[:, None] * r_m + cols[None, :]
-    tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < lq)[:, None] & (cols[None, :] < DV))
+    tl.store(
+        out_at, out.to(out_ptr.dtype.element_ty), mask=(rows < lq)[:, None] & (cols[None, :] < DV)
+    )
 
 
 @triton.jit
@@ -53,10 +62,14 @@ def weighted_backward_kernel(
     both = inside[:, None] & (cols < DV)
     down = rows.to(tl.int64)[:, None]
     at = (batch * heads + head) * n_rows + rows
-    grad = tl.load(grad_ptr + batch * g_b + head * g_h + (down + start) * g_m + cols, mask=both, other=0.0)
+    grad = tl.load(
+        grad_ptr + batch * g_b + head * g_h + (down + start) * g_m + cols, mask=both, other=0.0
+    )
     grad = grad.to(tl.float32)  # (BM, DVP)
     w = tl.load(weight_ptr + at, mask=inside, other=0.0)
-    o = tl.load(out_ptr + batch * o_b + head * o_h + down * o_m + cols, mask=both, other=0.0).to(tl.float32)
+    o = tl.load(out_ptr + batch * o_b + head * o_h + down * o_m + cols, mask=both, other=0.0).to(
+        tl.float32
+    )
     tl.store(d_weight_ptr + at, tl.sum(grad * o, 1), mask=inside)
     d_at = d_out_ptr + batch * d_b + head * d_h + down * d_m + cols
     tl.store(d_at, (w[:, None] * grad).to(d_out_ptr.dtype.element_ty), mask=both)
@@ -67,8 +80,8 @@ def _rows(d_v: int) -> int:
 
 
 class Weighted(torch.autograd.Function):
-    """weighted(queries, starts, w_0 … w_n, ô_0 … ô_n): w_i (batch, heads, rows) float32, ô_i (batch, heads, rows,
-    d_v); rows start_i … of the result (batch, heads, queries, d_v)."""
+    """weighted(queries, starts, w_0 … w_n, ô_0 … ô_n): w_i (batch, heads, rows) float32, ô_i
+    (batch, heads, rows, d_v); rows start_i … of the result (batch, heads, queries, d_v)."""
 
     @staticmethod
     def forward(ctx: Any, queries: int, starts: tuple[int, ...], *given: Tensor) -> Tensor:
@@ -82,10 +95,22 @@ class Weighted(torch.autograd.Function):
         rows = _rows(d_v)
         with device_of(out):
             weighted_kernel[(-(-queries // rows) * heads * batch,)](
-                tuple(outs), tuple(weights), starts, tuple(s + o.shape[2] for s, o in zip(starts, outs, strict=True)),
-                *(tuple(o.stride(i) for o in outs) for i in range(3)), out, *out.stride()[:3], queries, heads,
-                N=n, BM=rows, DV=d_v, DVP=padded_dim(d_v), num_warps=4, enable_fp_fusion=True,
-            )  # fmt: skip
+                tuple(outs),
+                tuple(weights),
+                starts,
+                tuple(s + o.shape[2] for s, o in zip(starts, outs, strict=True)),
+                *(tuple(o.stride(i) for o in outs) for i in range(3)),
+                out,
+                *out.stride()[:3],
+                queries,
+                heads,
+                N=n,
+                BM=rows,
+                DV=d_v,
+                DVP=padded_dim(d_v),
+                num_warps=4,
+                enable_fp_fusion=True,
+            )
         return out
 
     @staticmethod
@@ -96,13 +121,30 @@ class Weighted(torch.autograd.Function):
         d_weights, d_outs = [], []
         for start, w, o in zip(ctx.starts, weights, outs, strict=True):
             batch, heads, n_rows, d_v = o.shape
-            d_w, d_o = torch.empty_like(w), torch.empty_like(o, memory_format=torch.contiguous_format)
+            d_w, d_o = (
+                torch.empty_like(w),
+                torch.empty_like(o, memory_format=torch.contiguous_format),
+            )
             rows = _rows(d_v)
             with device_of(o):
                 weighted_backward_kernel[(-(-n_rows // rows) * heads * batch,)](
-                    o, w, grad, d_o, d_w, *o.stride()[:3], *grad.stride()[:3], *d_o.stride()[:3], start, n_rows, heads,
-                    BM=rows, DV=d_v, DVP=padded_dim(d_v), num_warps=4, enable_fp_fusion=True,
-                )  # fmt: skip
+                    o,
+                    w,
+                    grad,
+                    d_o,
+                    d_w,
+                    *o.stride()[:3],
+                    *grad.stride()[:3],
+                    *d_o.stride()[:3],
+                    start,
+                    n_rows,
+                    heads,
+                    BM=rows,
+                    DV=d_v,
+                    DVP=padded_dim(d_v),
+                    num_warps=4,
+                    enable_fp_fusion=True,
+                )
             d_weights.append(d_w)
             d_outs.append(d_o)
         return None, None, *d_weights, *d_outs
