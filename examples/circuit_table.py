@@ -34,10 +34,10 @@ from interp.circuits import (
     published,
     resampled,
 )
-from interp.circuits.exhaustive import APART
+from interp.circuits.known.measured import APART
+from interp.circuits.known.truth import BUNDLED
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.truth import BUNDLED
-from interp.tasks.base import Task
+from interp.tasks.task import Task
 from interp_hooks import HookedModel, hook
 
 BEGIN, END = "<!-- circuit table: begin -->", "<!-- circuit table: end -->"

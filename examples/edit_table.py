@@ -25,11 +25,11 @@ import torch
 
 import interp
 from interp.errors import UnknownNameError
-from interp.evaluation import by_steps, judge, sample
-from interp.statistics import bootstrap, mcnemar
-from interp.tasks.base import Task
+from interp.evaluation.evaluate import by_steps, judge, sample
+from interp.support.statistics import bootstrap, mcnemar
 from interp.tasks.classification import Classification
 from interp.tasks.niah import NeedleInAHaystack
+from interp.tasks.task import Task
 
 TRAINED = 1024
 RETRIEVAL = ["L1H5", "L1H6", "L1H7"]

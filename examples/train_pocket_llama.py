@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import interp
 from interp import tasks
 from interp.tasks import language, lexicon
-from interp.tasks.base import Text, choose
+from interp.tasks.task import Text, choose
 
 LENGTH = 1024
 PROBLEMS = 400  # a task, for the model card

@@ -26,7 +26,10 @@ from edit_table import _change, _cpu, _interval, put
 
 import interp
 from interp.edits import VAR, VHR
+from interp.edits.fit_paint import paint_for
+from interp.edits.fit_vhr import select_heads, vhr_for, vhr_layers
 from interp.edits.vhr import above_median
+from interp.evaluation.pictures import Method, answers, compare, counted, plain, under
 from interp.procedures.cca import CCA
 from interp.procedures.damro import DAMRO
 from interp.procedures.ritual import RITUAL
@@ -34,10 +37,7 @@ from interp.scenes import OBJECTS, question, render, usual
 from interp.tasks.chair import Chair
 from interp.tasks.images import ImageTask
 from interp.tasks.pope import Pope
-from interp.vision import with_images
-from interp.vision_evaluation import Method, answers, compare, counted, plain, under
-from interp.vision_heads import select_heads, vhr_for, vhr_layers
-from interp.vision_tokens import paint_for
+from interp.vision.prompts import with_images
 from interp_hooks import Head, HookedModel
 
 BEGIN, END = "<!-- vision table: begin -->", "<!-- vision table: end -->"

@@ -13,7 +13,7 @@ import torch
 
 import interp
 from interp.edits import ZeroTuning
-from interp.statistics import bootstrap, mcnemar
+from interp.support.statistics import bootstrap, mcnemar
 
 EXPECT = """To expect on Llama-3.1-8B (published, 500 samples, γ and heads chosen on validation
 samples):

@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
-from interp.files import check_writable, reason, write_atomic
-from interp.plain import plain
+from interp.support.files import check_writable, reason, write_atomic
+from interp.support.jsonable import plain
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from interp.overlay import Overlay
-    from interp.report import Section
+    from interp.report.page import Section
+    from interp.vision.overlay import Overlay
     from interp_hooks.call import Site
 
 __all__ = ["About", "Atlas"]
@@ -81,7 +81,7 @@ class Atlas:
         notes: sentences that belong beside the numbers, "retrieval: task not solved (accuracy
             0.10)".
         about: how to read each score; those left out are looked up in `interp.scores`.
-        overlays: where some heads look in a picture (`interp.overlay.Overlay`).
+        overlays: where some heads look in a picture (`interp.vision.overlay.Overlay`).
 
     Raises:
         InputError: a column is missing, not numeric, or a head is there twice.
@@ -233,8 +233,8 @@ class Atlas:
         return None if threshold is None or not values.size else int((values >= threshold).sum())
 
     def compare(self, other: Atlas) -> pd.DataFrame:
-        """How far two atlases agree, a row a shared score: `interp.comparison.compare`."""
-        from interp.comparison import compare
+        """How far two atlases agree, a row a shared score: `interp.results.comparison.compare`."""
+        from interp.results.comparison import compare
 
         return compare(self, other)
 
@@ -245,7 +245,7 @@ class Atlas:
     ) -> go.Figure:
         """Heat map of `score`: a column a head, a row a layer, layer 0 at the top, the `top` heads
         outlined."""
-        from interp import plots
+        from interp.report import heatmap as plots
 
         about = self.about(score)
         where, which = self._panel(score, tower, kind)
@@ -284,7 +284,7 @@ class Atlas:
 
     def report(self, path: str | os.PathLike[str]) -> Path:
         """Write a self-contained HTML report (no network needed to read it); returns its path."""
-        from interp.report import render
+        from interp.report.page import render
 
         return self._write(path, render(self, self.sections()))
 
@@ -309,7 +309,7 @@ class Atlas:
         return f"Atlas({self.model}: {self.shape_text()}; {', '.join(self.scores) or 'no scores'})"
 
     def _repr_html_(self) -> str:
-        from interp.report import summary
+        from interp.report.page import summary
 
         return summary(self)
 
@@ -371,7 +371,7 @@ class Atlas:
                 s: About(**{k: v for k, v in a.items() if k in known})
                 for s, a in head["scores"].items()
             }
-            from interp.overlay import Overlay
+            from interp.vision.overlay import Overlay
 
             overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]
             return cls(

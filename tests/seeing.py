@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from interp import scenes
-from interp.vision import with_images
+from interp.vision.prompts import with_images
 from interp_hooks import HookedModel, hook
 
 Inputs = dict[str, torch.Tensor]

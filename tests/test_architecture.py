@@ -105,7 +105,7 @@ def test_top_floor_imports_only_its_dependencies() -> None:
 
 def test_the_check_itself_sees_lazy_imports() -> None:
     lazy = (
-        "def f():\n    import transformer_lens\n    from interp.scan import Plan\n    "
+        "def f():\n    import transformer_lens\n    from interp.scan.run import Plan\n    "
         "import_module('sae_lens.x')"
     )
     assert len(strangers(lazy, ALLOWED["interp_hooks"])) == 3

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from interp.atlas import About, Atlas
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
-from interp.files import check_writable, write_atomic
+from interp.support.files import check_writable, write_atomic
 from interp_hooks.heads import Head
 
 ABOUT = {

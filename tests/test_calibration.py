@@ -17,19 +17,19 @@ from test_planted import planted
 
 import interp
 from interp import calibration
-from interp.calibration.act import HeadFilter, filter_heads, judge_heads, too_few
-from interp.calibration.bench import Bench, Outcome, split
+from interp.calibration.act_head_filter import HeadFilter, filter_heads, judge_heads, too_few
 from interp.calibration.gates import GateTraining, binarised, ramp
 from interp.calibration.guard import adjusted, sign_test
 from interp.calibration.headhunter import HeadHunter
+from interp.calibration.splits import Bench, Outcome, split
 from interp.calibration.zerotuning import best_gamma
 from interp.edits import ACT, Gate, ScaleHeads, ZeroTuning
 from interp.errors import InputError, OutputError, UnknownNameError
-from interp.evaluation import judge, sample
-from interp.partial import Partial
-from interp.tasks.base import Instance, Problem, Text
+from interp.evaluation.evaluate import judge, sample
+from interp.support.checkpoints import Partial
 from interp.tasks.classification import Classification
 from interp.tasks.niah import NeedleInAHaystack
+from interp.tasks.task import Instance, Problem, Text
 from interp_hooks import Head, HookedModel, hook
 
 SHORT = Classification(shots=1)

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 import interp
 from interp import calibration, tasks
-from interp.calibration.bench import LEAST, split
+from interp.calibration.calibration import Calibration
 from interp.calibration.gates import GateTraining
-from interp.calibration.result import Calibration
+from interp.calibration.splits import LEAST, split
 from interp.cli.calibrate import METHODS
 from interp.cli.main import app
 from interp.errors import InputError, OutputError

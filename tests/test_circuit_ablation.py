@@ -24,10 +24,10 @@ from interp.circuits import (
     registry,
     resampled,
 )
-from interp.circuits.base import Method
-from interp.circuits.bench import Bench
-from interp.circuits.head_ablation import HeadAblation, resampled_means
+from interp.circuits.circuit_method import Method
+from interp.circuits.methods.head_ablation import HeadAblation, resampled_means
 from interp.circuits.prompts import from_task
+from interp.circuits.runs.paired_runs import Bench
 from interp.errors import InputError, UnknownNameError
 from interp.tasks import get
 from interp_hooks import Head
@@ -185,7 +185,7 @@ def test_committed_truths_are_what_the_code_measures(pocket: Any) -> None:
 
 
 def test_truth_and_methods_see_different_prompts(pocket: Any) -> None:
-    from interp.circuits.exhaustive import APART
+    from interp.circuits.known.measured import APART
 
     seen = {i.ids for i in from_task(pocket, "ioi", 2048, APART).instances}
     assert not seen & {i.ids for i in from_task(pocket, "ioi", 128, 0).instances}
@@ -196,7 +196,7 @@ def test_stability_is_one_where_the_prompts_do_not_matter(pocket: Any) -> None:
         name = "constant"
 
         def find(self, bench: Bench) -> Any:
-            from interp.circuits.base import Found
+            from interp.circuits.circuit_method import Found
 
             return Found(np.arange(len(bench.heads), dtype=float))
 

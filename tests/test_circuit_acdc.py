@@ -13,9 +13,9 @@ import torch
 from split_stream import Split, edge_label
 from test_circuit_gradients import bench_of, inputs, instances, lens_bench, margins, scores, twin
 
-from interp.circuits.acdc import ACDC
-from interp.circuits.edges import Graph, Stream
-from interp.circuits.subgraph import Receivers, Subgraph
+from interp.circuits.methods.acdc import ACDC
+from interp.circuits.runs.edges import Graph, Stream
+from interp.circuits.runs.subgraph import Receivers, Subgraph
 from interp.errors import InputError
 from interp_hooks.errors import TapError
 

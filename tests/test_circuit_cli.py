@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 
 import interp
 from interp import circuits
-from interp.circuits.bench import Bench
-from interp.circuits.result import Circuit
-from interp.circuits.truth import Truth, published_names
+from interp.circuits.circuit import Circuit
+from interp.circuits.known.truth import Truth, published_names
+from interp.circuits.runs.paired_runs import Bench
 from interp.cli import circuit as command
 from interp.cli.main import app
 from interp.errors import InputError

@@ -13,12 +13,12 @@ import torch
 import interp
 from interp import circuits
 from interp.circuits import planted
-from interp.circuits.faithful import APART, _apart, _curve, faithfulness
+from interp.circuits.judging.faithfulness import APART, _apart, _curve, faithfulness
 from interp.circuits.prompts import from_task
 from interp.edits import Ablate
 from interp.errors import InputError
-from interp.evaluation import judge
-from interp.statistics import bootstrap
+from interp.evaluation.evaluate import judge
+from interp.support.statistics import bootstrap
 from interp_hooks import Head, HookedModel, hook
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,15 +12,15 @@ import tiny
 import torch
 from split_stream import Split, edge_label, exact
 
-from interp.circuits.attribution import Attribution
-from interp.circuits.base import Found
-from interp.circuits.bench import Bench
-from interp.circuits.eap import EAP
-from interp.circuits.eap_ig import EAPIG
-from interp.circuits.hisp import HISP
+from interp.circuits.circuit_method import Found
+from interp.circuits.methods.attribution import Attribution
+from interp.circuits.methods.eap import EAP
+from interp.circuits.methods.eap_ig import EAPIG
+from interp.circuits.methods.hisp import HISP
 from interp.circuits.prompts import Prompts, Written
+from interp.circuits.runs.paired_runs import Bench
 from interp.errors import InputError
-from interp.tasks.base import Instance
+from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook
 from interp_hooks.errors import TapError
 

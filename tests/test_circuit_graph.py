@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.circuits import graph, placing
-from interp.circuits.result import EDGE_COLUMNS, Circuit, Search
-from interp.circuits.truth import Truth
+from interp.circuits.circuit import EDGE_COLUMNS, Circuit, Search
+from interp.circuits.drawing import graph
+from interp.circuits.drawing import layout as placing
+from interp.circuits.known.truth import Truth
 from interp.errors import InputError
-from interp.plots import LIGHT
-from interp.statistics import Interval
+from interp.report.heatmap import LIGHT
+from interp.support.statistics import Interval
 from interp_hooks import Head
 
 EVIL = "<script>alert('x')</script>"

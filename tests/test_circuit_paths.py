@@ -13,12 +13,12 @@ import tiny
 import torch
 from test_planted import planted
 
-from interp.circuits.bench import Bench
-from interp.circuits.path_patching import PathPatching, Paths, Receiver, repeated
+from interp.circuits.methods.path_patching import PathPatching, Paths, Receiver, repeated
+from interp.circuits.methods.path_stages import stages
 from interp.circuits.prompts import Prompts, Written, from_task
-from interp.circuits.stages import stages
+from interp.circuits.runs.paired_runs import Bench
 from interp.errors import InputError
-from interp.tasks.base import Instance
+from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook
 from interp_hooks.errors import HeadError
 
@@ -261,8 +261,8 @@ def test_heads_on_one_kv_head_receive_together() -> None:
 def test_stacked_senders_are_those_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = bench_of("llama", (9, 6, 9, 7, 8))
     together = PathPatching(("L1H0.q", "L1H3.v"), "all").find(bench)
-    monkeypatch.setattr("interp.circuits.path_patching.TOKENS", 1)
-    monkeypatch.setattr("interp.circuits.bench.TOKENS", 18)  # two rows a batch
+    monkeypatch.setattr("interp.circuits.methods.path_patching.TOKENS", 1)
+    monkeypatch.setattr("interp.circuits.runs.paired_runs.TOKENS", 18)  # two rows a batch
     assert len(bench.batches()) == 3
     one = PathPatching(("L1H0.q", "L1H3.v"), "all").find(bench)
     np.testing.assert_allclose(one.effects, together.effects, atol=1e-9)  # type: ignore[arg-type]

@@ -11,11 +11,11 @@ import torch
 
 import interp
 from interp.circuits import planted
-from interp.circuits.planted import Planted, RepeatedPair
+from interp.circuits.known.planted import Planted, RepeatedPair
 from interp.edits import Ablate
 from interp.errors import InputError, UnknownNameError
-from interp.evaluation import judge
-from interp.tasks.base import Instance, Text
+from interp.evaluation.evaluate import judge
+from interp.tasks.task import Instance, Text
 from interp_hooks import Head
 
 NAMES = ("induction", "ioi")

@@ -17,9 +17,9 @@ import torch
 
 from interp import circuits
 from interp.atlas import KEYS, Atlas
-from interp.circuits.bench import Bench
+from interp.circuits.circuit import Circuit
 from interp.circuits.prompts import Prompts, from_file, from_task, from_texts
-from interp.circuits.result import Circuit
+from interp.circuits.runs.paired_runs import Bench
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp_hooks import HookedModel, hook
 

@@ -10,14 +10,14 @@ import pytest
 
 import interp
 from interp.circuits import planted
-from interp.circuits.bench import Bench
+from interp.circuits.judging.reuse import Reuse, chance, repair, reuse, wrong_tokens
+from interp.circuits.methods.path_stages import stages
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.reuse import Reuse, chance, repair, reuse, wrong_tokens
-from interp.circuits.stages import stages
+from interp.circuits.runs.paired_runs import Bench
 from interp.edits import Ablate
 from interp.errors import InputError
-from interp.tasks.base import Instance
 from interp.tasks.ioi import IndirectObject
+from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel
 from interp_hooks.errors import HeadError
 

@@ -16,10 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.circuits import codes, evaluate, find, planted, published
-from interp.circuits.bench import Bench
-from interp.circuits.discrete_sae import DiscreteSAE, gather
+from interp.circuits import evaluate, find, planted, published
+from interp.circuits.methods import codes
+from interp.circuits.methods.discrete_sae import DiscreteSAE, gather
 from interp.circuits.prompts import from_task
+from interp.circuits.runs.paired_runs import Bench
 from interp.errors import InputError, ModelError
 from interp_hooks import Head
 
@@ -94,7 +95,7 @@ def test_the_loss_is_the_paper_s_and_not_saelens_s() -> None:
     from sae_lens import StandardTrainingSAE
     from sae_lens.saes.sae import TrainStepInput
 
-    from interp.circuits.sae import _new
+    from interp.circuits.methods.sae import _new
 
     torch.manual_seed(0)
     x, made = torch.randn(20, 12), _new(12, 7, 0.3, 1, None)
@@ -115,7 +116,7 @@ def test_the_loss_is_the_paper_s_and_not_saelens_s() -> None:
 def test_training_keeps_features_at_norm_one_and_projects_gradients() -> None:
     from sae_lens.saes.sae import TrainStepInput
 
-    from interp.circuits.sae import _new, train
+    from interp.circuits.methods.sae import _new, train
 
     x = torch.randn(30, 10, generator=torch.Generator().manual_seed(3))
     made, loss = train(x, 16, 0.02, 60, 1e-2, seed=0)
@@ -137,7 +138,7 @@ def test_training_keeps_features_at_norm_one_and_projects_gradients() -> None:
 def test_subspace_and_scale_are_folded_into_the_weights() -> None:
     """Samples in a 4-dimensional subspace: the autoencoder of the whole space must do on them, in
     their own units, what the one that was trained inside does."""
-    from interp.circuits.sae import train
+    from interp.circuits.methods.sae import train
 
     g = torch.Generator().manual_seed(1)
     x = torch.randn(50, 4, generator=g) @ torch.randn(4, 24, generator=g) * 30 + 5

@@ -12,7 +12,7 @@ import circuit_table as table
 import pytest
 
 from interp.circuits import names, published
-from interp.circuits.exhaustive import APART
+from interp.circuits.known.measured import APART
 from interp.circuits.prompts import from_task
 
 ROOT = Path(__file__).resolve().parents[1]

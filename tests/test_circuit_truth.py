@@ -18,7 +18,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.circuits.evaluation import (
+from interp.circuits.judging.agreement import (
     Stability,
     curve_areas,
     evaluate,
@@ -28,7 +28,7 @@ from interp.circuits.evaluation import (
     roc,
     stability,
 )
-from interp.circuits.truth import Truth, published, published_names
+from interp.circuits.known.truth import Truth, published, published_names
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp_hooks import Head
 

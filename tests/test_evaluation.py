@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 import interp
 from interp.edits import ACT, ScaleHeads, ZeroTuning, from_json
 from interp.errors import ContextError, InputError, OutputError
-from interp.evaluation import by_steps, continuation_loss, evaluate
-from interp.inputs import rows_of_text
-from interp.result import HEAD, ROWS, Evaluation
-from interp.statistics import McNemar, mcnemar
+from interp.evaluation.evaluate import by_steps, continuation_loss, evaluate
+from interp.inputs.text import rows_of_text
+from interp.results.evaluation import HEAD, ROWS, Evaluation
+from interp.support.statistics import McNemar, mcnemar
 from interp_hooks import HookedModel
 
 ROOT = Path(__file__).resolve().parents[1]

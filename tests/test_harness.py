@@ -13,10 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 import interp
-from interp import harness
 from interp.edits import ACT, ScaleHeads
 from interp.errors import ContextError, InputError, UnknownNameError
-from interp.evaluation import evaluate
+from interp.evaluation import lm_eval as harness
+from interp.evaluation.evaluate import evaluate
 from interp_hooks import HookedModel
 
 
@@ -42,7 +42,7 @@ def local_tasks(pocket: HookedModel, tmp_path_factory: pytest.TempPathFactory) -
     """Three YAML tasks over a local file of reviews: multiple choice, generation, perplexity."""
     pytest.importorskip("lm_eval")
     folder = tmp_path_factory.mktemp("tasks")
-    reader, task = interp.tasks.base.Text(pocket.tokenizer), interp.tasks.get("classification")
+    reader, task = interp.tasks.task.Text(pocket.tokenizer), interp.tasks.get("classification")
     rows = []
     for i in range(16):
         problem = task.compose(reader, np.random.default_rng([7, i]))
@@ -81,7 +81,7 @@ def by_hand(model: HookedModel, folder: Path) -> list[float]:
         json.loads(line)
         for line in (folder / "reviews.jsonl").read_text(encoding="utf-8").splitlines()[:6]
     ]
-    words = [interp.tasks.base.Text(model.tokenizer).one(w) for w in ("positive", "negative")]
+    words = [interp.tasks.task.Text(model.tokenizer).one(w) for w in ("positive", "negative")]
     found = []
     for row in rows:
         ids = torch.tensor([model.tokenizer.encode(row["prompt"])])

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from interp import mechanics, tasks
 from interp.atlas import KEYS
 from interp.errors import InputError, TapError, UnknownNameError
-from interp.evaluation import sample
+from interp.evaluation.evaluate import sample
 from interp.mechanics.ranks import kendall, rho
-from interp.tasks.base import Instance
+from interp.tasks.task import Instance
 from interp_hooks import HookedModel, hook
 
 Worded = Callable[[str], tuple[HookedModel, Any]]

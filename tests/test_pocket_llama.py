@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import interp
-from interp.evaluation import evaluate
+from interp.evaluation.evaluate import evaluate
 from interp.tasks.niah import NeedleInAHaystack
 from interp_hooks.model import HookedModel
 

@@ -10,11 +10,11 @@ import torch
 import interp
 from interp import scenes, vision
 from interp.edits import ScaleTokens
-from interp.overlay import overlay
+from interp.evaluation.pictures import answers, counted, plain, ratios, under
 from interp.scenes import PARTNER
 from interp.tasks.chair import Chair
 from interp.tasks.pope import Pope
-from interp.vision_evaluation import answers, counted, plain, ratios, under
+from interp.vision.overlay import overlay
 from interp_hooks import HookedModel
 
 

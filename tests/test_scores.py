@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 import interp
 from interp import scores
-from interp.probes import PROBES, NeedleProbe, ProbeBatch, Settings
-from interp.scan import plan_scan
-from interp.tasks.base import Instance
+from interp.probes.probe import PROBES, NeedleProbe, ProbeBatch, Settings
+from interp.scan.run import plan_scan
+from interp.tasks.task import Instance
 from interp_hooks import HookedModel, hook
 
 Worded = Callable[[str], tuple[HookedModel, Any]]

@@ -15,15 +15,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from interp import tasks
-from interp.ablation import controls
 from interp.errors import InputError
-from interp.evaluation import BUDGET, answer_logits, batches, evaluate
-from interp.inputs import rows_of_text
-from interp.statistics import bootstrap
+from interp.evaluation.ablation import controls
+from interp.evaluation.evaluate import BUDGET, answer_logits, batches, evaluate
+from interp.inputs.text import rows_of_text
+from interp.support.statistics import bootstrap
 from interp.tasks import lexicon
-from interp.tasks.base import Instance, Text, collate
 from interp.tasks.images import ImageTask
 from interp.tasks.niah import NeedleInAHaystack
+from interp.tasks.task import Instance, Text, collate
 from interp_hooks import Head, HookedModel
 
 NAMES = [name for name in tasks.names() if not isinstance(tasks.get(name), ImageTask)]

@@ -15,9 +15,9 @@ import interp
 from interp import vision
 from interp.edits import ScaleHeads, ScaleTokens
 from interp.errors import EditError, HeadError, InputError, TapError
-from interp.vhd import vhd
+from interp.vision.divergence import vhd
 from interp_hooks import Head, HookedModel, hook
-from interp_hooks.images import image_spans
+from interp_hooks.huggingface.images import image_spans
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from interp.edits import ScaleHeads
 from interp.errors import EditError, InputError
 from interp.procedures import CCA, DAMRO, RITUAL
 from interp.procedures.transforms import TRANSFORMS, transformed
-from interp.vision import with_images, without_images
+from interp.vision.prompts import with_images, without_images
 from interp_hooks import hook
 
 

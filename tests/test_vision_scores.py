@@ -20,16 +20,16 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import interp
 from interp import scores
 from interp.errors import InputError
-from interp.patches import PatchGrid, by_sample, patch_grid
-from interp.pictures import prompts
-from interp.probes import PROBES, ProbeBatch, Settings, image_batch
-from interp.scan import Plan, plan_scan
+from interp.probes.probe import PROBES, ProbeBatch, Settings, image_batch
+from interp.scan.run import Plan, plan_scan
 from interp.scenes import render, usual
 from interp.scenes.words import DESCRIBE
 from interp.scores.cls_outlier import feature_layer
-from interp.vhd import t_vhd, vhd
-from interp.vision import with_images
-from interp.vit_patterns import autoencode, cluster_heads, kmeans, mean_patterns
+from interp.vision.divergence import t_vhd, vhd
+from interp.vision.patches import PatchGrid, by_sample, patch_grid
+from interp.vision.pictures import prompts
+from interp.vision.prompts import with_images
+from interp.vision.tower_patterns import autoencode, cluster_heads, kmeans, mean_patterns
 from interp_hooks import HookedModel, hook
 
 Pair = tuple[HookedModel, Any]

@@ -18,12 +18,7 @@ from interp import scenes, tasks, vision
 from interp.cli.main import app
 from interp.edits import ScaleTokens
 from interp.errors import InputError
-from interp.result import Evaluation
-from interp.scenes import OBJECTS, PARTNER
-from interp.tasks.chair import Chair
-from interp.tasks.images import Picture
-from interp.tasks.pope import Pope, said_yes
-from interp.vision_evaluation import (
+from interp.evaluation.pictures import (
     answers,
     compare,
     counted,
@@ -32,6 +27,11 @@ from interp.vision_evaluation import (
     ratios,
     under,
 )
+from interp.results.evaluation import Evaluation
+from interp.scenes import OBJECTS, PARTNER
+from interp.tasks.chair import Chair
+from interp.tasks.images import Picture
+from interp.tasks.pope import Pope, said_yes
 from interp_hooks import HookedModel, hook
 
 

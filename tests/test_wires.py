@@ -11,8 +11,8 @@ import torch
 
 from interp.edits import ScaleHeads
 from interp_hooks import hook
+from interp_hooks.activations import PLACES
 from interp_hooks.errors import TapError
-from interp_hooks.wires import PLACES
 
 IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_finite_differences(name: str, place: str) -> Non
 
 
 def test_frozen_parameters_have_gradients_and_nothing_is_kept_unasked(tapped: Any) -> None:
-    from interp.circuits.bench import _leaf
+    from interp.circuits.runs.paired_runs import _leaf
 
     model = hook(tiny.build("llama"), name="frozen")
     model.module.requires_grad_(False)

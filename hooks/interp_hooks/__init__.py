@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from interp_hooks.heads import parse_heads as parse_heads
     from interp_hooks.hooking import hook as hook
     from interp_hooks.model import HookedModel as HookedModel
-    from interp_hooks.observe import LayerStats as LayerStats
-    from interp_hooks.observe import Question as Question
-    from interp_hooks.observe import Seen as Seen
+    from interp_hooks.recording import LayerStats as LayerStats
+    from interp_hooks.recording import Question as Question
+    from interp_hooks.recording import Seen as Seen
     from interp_hooks.weights import HeadWeights as HeadWeights
 
 _HOME = {

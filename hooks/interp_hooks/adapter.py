@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp_hooks.activations import Rewrite
 from interp_hooks.call import Site
 from interp_hooks.edit import Edit
+from interp_hooks.huggingface.residual import Residual, Write
 from interp_hooks.norms import Norms
-from interp_hooks.residual import Residual, Write
 from interp_hooks.vocabulary import Embeddings
 from interp_hooks.weights import HeadWeights
-from interp_hooks.wires import Rewrite
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel

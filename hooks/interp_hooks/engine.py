@@ -11,7 +11,7 @@ import torch
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import Edit
 from interp_hooks.errors import ActivationError, EditError
-from interp_hooks.observe import LayerStats, Question
+from interp_hooks.recording import LayerStats, Question
 from interp_kernels import (
     Request,
     Result,

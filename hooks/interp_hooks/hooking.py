@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from interp_hooks.errors import TapError
-from interp_hooks.hf_adapter import HFAdapter
-from interp_hooks.images import image_token, sample_inputs
+from interp_hooks.huggingface.adapter import HFAdapter
+from interp_hooks.huggingface.images import image_token, sample_inputs
 from interp_hooks.model import HookedModel
-from interp_hooks.tl_adapter import TLAdapter, is_transformer_lens
+from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
 
 

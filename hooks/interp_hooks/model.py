@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
+from interp_hooks.activations import Rewrite, Splice, Wires, watcher
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import Site
 from interp_hooks.edit import Edit
 from interp_hooks.engine import Observer
 from interp_hooks.errors import EditError, HeadError, TapError
 from interp_hooks.heads import Head, check_head
+from interp_hooks.huggingface.projections import skipping
+from interp_hooks.huggingface.residual import Residual, Write
 from interp_hooks.norms import Norms
-from interp_hooks.observe import NAMES, LayerStats, Question, Seen
-from interp_hooks.projections import skipping
-from interp_hooks.residual import Residual, Write
+from interp_hooks.recording import NAMES, LayerStats, Question, Seen
 from interp_hooks.vocabulary import TOKENS, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
 from interp_hooks.weights import HeadWeights
-from interp_hooks.wires import Rewrite, Splice, Wires, watcher
 from interp_kernels import Received
 
 
@@ -286,7 +286,7 @@ class HookedModel:
 
         Args:
             keep: places whose tensors are wanted: q, k, v, z, pre, mid, post, final
-                (`interp_hooks.wires.PLACES`). They come as wires[place, layer], and
+                (`interp_hooks.activations.PLACES`). They come as wires[place, layer], and
                     `torch.autograd.grad` with respect to them is all that comes after.
             write: `write(place, layer, tensor)` may return a replacement, at every place, kept or
                 not.

@@ -11,7 +11,7 @@ import torch
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import Edit
 from interp_hooks.errors import ActivationError, TapError
-from interp_hooks.hf_adapter import HFAdapter
+from interp_hooks.huggingface.adapter import HFAdapter
 from interp_hooks.model import HookedModel
 from interp_hooks.weights import head_output
 

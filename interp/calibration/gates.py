@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from interp.calibration.base import Found, Method
-from interp.calibration.bench import Bench
+from interp.calibration.calibration_method import Found, Method
+from interp.calibration.splits import Bench
 from interp.edits.gate import Gate
 from interp.errors import InputError
-from interp.inputs import forward, pad_id
-from interp.partial import Record
-from interp.tasks.base import Instance, collate
+from interp.inputs.text import forward, pad_id
+from interp.support.checkpoints import Record
+from interp.tasks.task import Instance, collate
 
 if TYPE_CHECKING:
     import pandas as pd

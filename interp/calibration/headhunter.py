@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp.calibration.base import Found, Method, heads_of
-from interp.calibration.bench import Bench, Outcome
+from interp.calibration.calibration_method import Found, Method, heads_of
+from interp.calibration.splits import Bench, Outcome
 from interp.errors import InputError
-from interp.partial import Record
+from interp.support.checkpoints import Record
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:

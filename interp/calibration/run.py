@@ -9,30 +9,51 @@ from typing import Any
 import torch
 
 from interp import tasks
-from interp.calibration.base import Method
-from interp.calibration.bench import Bench, Progress, split
-from interp.calibration.result import Calibration, Comparison, beside
+from interp.calibration.calibration import Calibration, Comparison, beside
+from interp.calibration.calibration_method import Method
+from interp.calibration.catalogue import make
+from interp.calibration.splits import Bench, Progress, split
 from interp.errors import OutputError
-from interp.files import check_writable
-from interp.inputs import check_seed
-from interp.partial import Partial
-from interp.provenance import provenance
-from interp.tasks.base import Task
+from interp.inputs.text import check_seed
+from interp.support.checkpoints import Partial
+from interp.support.files import check_writable
+from interp.support.provenance import provenance
+from interp.tasks.task import Task
 
 
-def run(
+def calibrate(
     model: Any,
-    method: Method,
-    task: str | Task | None,
-    n: int,
-    seed: int,
-    heldout: int | None,
-    out: Path | None,
-    progress: Progress | None,
+    method: str | Method = "act",
+    task: str | Task | None = None,
+    n: int = 64,
+    seed: int = 0,
+    heldout: int | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> Calibration:
-    """See `interp.calibrate`."""
+    """Choose an edit's settings on `n` training instances of a task and measure them on held-out
+    ones.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        method: "act", "zerotuning", "headhunter", "gates" (their settings as `settings`), or a
+            `Method`.
+        task: a name, or a task with settings of its own; the method's usual task if None.
+        heldout: how many held-out instances; as many as `n` if None. They share no instance with
+            the training split.
+        out: write the edits to this JSON file, trials and record beside it; an interrupted run
+            resumes from there.
+
+    Raises:
+        UnknownNameError: no such method or task. InputError: settings that the method does not
+            take, too few
+        instances, a calibration set with one class. ContextError, EditError, HeadError,
+        OutputError.
+    """
     from interp.loading import load
 
+    method, out = make(method, settings), None if out is None else Path(out)
     check_seed(seed)
     task = method.usual_task if task is None else task
     if isinstance(task, str):
@@ -41,7 +62,7 @@ def run(
     hooked = load(model)
     parts = split(hooked, task, n, heldout, seed, method.needs_labels)
     method.check(hooked, parts.train)
-    settings = dict(
+    used = dict(
         method=method.name,
         task=repr(parts.task),
         n=n,
@@ -50,7 +71,7 @@ def run(
         **{f"{method.name}.{k}": v for k, v in method.record().items()},
     )
     inputs = [torch.tensor(i.ids) for i in (*parts.train, *parts.heldout)]
-    record = provenance(hooked, seed, settings, inputs)
+    record = provenance(hooked, seed, used, inputs)
     folder = None if out is None else beside(out, "resume")
     marks = ("model", "weights_hash", "inputs_hash", "settings", "seed")
     pieces = Partial(folder, {k: record[k] for k in marks})

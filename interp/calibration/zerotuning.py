@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interp.calibration.base import Found, Method, heads_of
-from interp.calibration.bench import Bench, Outcome
+from interp.calibration.calibration_method import Found, Method, heads_of
+from interp.calibration.splits import Bench, Outcome
 from interp.edits.zero_tuning import ZeroTuning
 from interp.errors import InputError
 from interp_hooks.heads import Head

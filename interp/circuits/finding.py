@@ -11,17 +11,17 @@ import torch
 
 from interp import circuits
 from interp.atlas import About, rows_of
-from interp.circuits.base import Found, Method
-from interp.circuits.bench import Bench, Progress
+from interp.circuits.circuit import Circuit, Search
+from interp.circuits.circuit_method import Found, Method
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.result import Circuit, Search
+from interp.circuits.runs.paired_runs import Bench, Progress
 from interp.errors import InputError, InterpError
-from interp.evaluation import judge
-from interp.inputs import check_seed
-from interp.partial import Partial
-from interp.provenance import provenance
-from interp.statistics import Interval, bootstrap
-from interp.tasks.base import Task
+from interp.evaluation.evaluate import judge
+from interp.inputs.text import check_seed
+from interp.support.checkpoints import Partial
+from interp.support.provenance import provenance
+from interp.support.statistics import Interval, bootstrap
+from interp.tasks.task import Task
 from interp_hooks.model import HookedModel
 
 #: below this accuracy the user is told that the circuit is one of a task half done

@@ -14,10 +14,10 @@ import torch
 
 from interp import tasks
 from interp.errors import InputError
-from interp.evaluation import sample
-from interp.inputs import check_seed, pad_id, read_file
-from interp.tasks.base import Instance, Problem, Task, Text, collate
+from interp.evaluation.evaluate import sample
+from interp.inputs.text import check_seed, pad_id, read_file
 from interp.tasks.images import ImageTask
+from interp.tasks.task import Instance, Problem, Task, Text, collate
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from interp.calibration.catalogue import make
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
@@ -22,7 +23,7 @@ from interp.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from interp.calibration.result import Calibration
+    from interp.calibration.calibration import Calibration
 
 
 class Guard(str, Enum):
@@ -118,7 +119,7 @@ def calibrate(
     )
     given = {k: v for k, v in options.items() if v is not None}
     check_options(method, list(options), list(given))
-    chosen = calibration.make(method, given)
+    chosen = make(method, given)
     if task is not None:
         tasks.get(task)  # what is wrong without the model is found before it is loaded
     check_out(out_file)

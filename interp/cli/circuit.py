@@ -22,10 +22,10 @@ from interp.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from interp.circuits.evaluation import Agreement
-    from interp.circuits.faithful import Faithfulness
-    from interp.circuits.result import Circuit
-    from interp.circuits.truth import Truth
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.judging.agreement import Agreement
+    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.known.truth import Truth
 
 FOLDER = Path("interp-circuits")
 #: the word for `--compare` that is no file
@@ -109,7 +109,7 @@ def circuit(
     """Find which heads do a task, and how surely; saves the table, its edges and a report that
     opens in a browser."""
     # What can go wrong without the model goes wrong before it is loaded.
-    from interp.files import check_writable
+    from interp.support.files import check_writable
 
     check_writable(target or FOLDER)
     chosen = made(method, preset, settings or [])
@@ -237,7 +237,7 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
     """
     if compare is None:
         return None
-    from interp.circuits.truth import Truth, published_names
+    from interp.circuits.known.truth import Truth, published_names
     from interp.errors import InputError
 
     if compare != PUBLISHED:
@@ -261,8 +261,8 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 def published(task: str, names: list[str]) -> Truth:
     """The known circuit of a task in a model with one of these names, or an alias of it. Raises
     `InputError`."""
-    from interp.circuits.truth import published as find
-    from interp.circuits.truth import published_names
+    from interp.circuits.known.truth import published as find
+    from interp.circuits.known.truth import published_names
     from interp.errors import InputError
     from interp.models import ALIASES
 
@@ -305,7 +305,7 @@ def check_shape(truth: Truth, model: Any) -> None:
 
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
     """The task and how the model does it, and the strongest heads."""
-    from interp.plots import number
+    from interp.report.heatmap import number
 
     console, search, column = out(), found.search, found.column
     line = (
@@ -361,9 +361,9 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
     strongest heads, what can be told."""
     if truth is None:
         return None
-    from interp.circuits.evaluation import AT, evaluate, precision_at
-    from interp.circuits.section import agreement_facts
-    from interp.files import write_atomic
+    from interp.circuits.drawing.section import agreement_facts
+    from interp.circuits.judging.agreement import AT, evaluate, precision_at
+    from interp.support.files import write_atomic
 
     for remark in truth.notes:
         note(remark)
@@ -391,7 +391,7 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     import io
 
     from interp import circuits
-    from interp.files import write_atomic
+    from interp.support.files import write_atomic
 
     with common.progress("Measuring faithfulness") as report:
         curve = circuits.faithfulness(model, found, n=n, seed=seed, progress=report)

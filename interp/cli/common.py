@@ -103,7 +103,7 @@ def load_edits(path: Path) -> list[Any]:
 
 def top_cells(ranking: list[tuple[Head, float, float | None]], width: int) -> str:
     """As many "L3H2 0.98" as fit into `width` characters, at least one."""
-    from interp.plots import number
+    from interp.report.heatmap import number
 
     line = ""
     for head, value, _ in ranking:
@@ -116,7 +116,7 @@ def top_cells(ranking: list[tuple[Head, float, float | None]], width: int) -> st
 
 def top_table(atlas: Atlas, width: int) -> Table:
     """The top heads of every score, a row a score, in at most `width` characters."""
-    from interp.plots import number
+    from interp.report.heatmap import number
 
     rows = []
     for score in atlas.scores:
@@ -150,7 +150,7 @@ def about_line(atlas: Atlas) -> Text:
 
 def interval(value: Any) -> str:
     """Something with mean, low and high as "0.91 [0.86, 0.95]"; None as "–"."""
-    from interp.plots import number
+    from interp.report.heatmap import number
 
     if value is None:
         return "–"

@@ -74,11 +74,11 @@ def evaluate(
 
         tasks.get(task or "niah")
     else:
-        from interp import harness
+        from interp.evaluation import lm_eval as harness
 
         harness.check_installed()
     if target is not None:
-        from interp.files import check_writable
+        from interp.support.files import check_writable
 
         check_writable(target)
     edits = common.load_edits(edit) if edit is not None else []

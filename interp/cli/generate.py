@@ -41,7 +41,7 @@ def generate(
             f"{loaded.name} has no tokenizer, so it can't read a prompt; choose another --model."
         )
     if image:
-        from interp.vision import with_images
+        from interp.vision.prompts import with_images
 
         inputs = with_images(loaded, prompt, image)
     else:

@@ -76,16 +76,16 @@ def scan_heads(
     """
     # What can go wrong without the model goes wrong before it is loaded.
     from interp import scores as registered
-    from interp.files import check_writable
+    from interp.support.files import check_writable
 
     check_writable(target or FOLDER)
     registered.select(scores)
     if text is not None:
-        from interp.inputs import read_text
+        from interp.inputs.text import read_text
 
         read_text(text)
     if images is not None:
-        from interp.pictures import files_in
+        from interp.vision.pictures import files_in
 
         files_in(images)
     import interp

@@ -29,7 +29,7 @@ def show(
 ) -> None:
     """Show a saved scan: the top heads of all scores, or the ranking by one; or a saved
     evaluation."""
-    from interp.result import HEAD
+    from interp.results.evaluation import HEAD
 
     if (folder / HEAD).is_file() and not (folder / "atlas.json").is_file():
         evaluation(folder, score)
@@ -52,7 +52,7 @@ def evaluation(folder: Path, score: str | None) -> None:
     are asked for."""
     from interp.cli import evaluate
     from interp.errors import InputError
-    from interp.result import Evaluation
+    from interp.results.evaluation import Evaluation
 
     if score is not None:
         raise InputError(
@@ -65,7 +65,7 @@ def evaluation(folder: Path, score: str | None) -> None:
 
 def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
     """One score: how to read it, and its strongest heads."""
-    from interp.plots import number
+    from interp.report.heatmap import number
 
     about, ranked = atlas.about(score), atlas.ranking(score, top, tower)
     console = out()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.edits.reference import reference_z
 from interp.errors import EditError
 from interp_hooks.edit import Scope

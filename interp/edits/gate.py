@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.edits.streaming import check_sizes, open_ended, streamed
 from interp.edits.values import fixed, head_values, vector
 from interp.errors import EditError, HeadError

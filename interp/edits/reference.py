@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp import tasks
-from interp.inputs import forward, text_rows
-from interp_hooks.observe import LayerStats, Question
+from interp.inputs.text import forward, text_rows
+from interp_hooks.recording import LayerStats, Question
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel

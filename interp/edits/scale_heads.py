@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.edits.values import Number, fixed, head_values, vector
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head

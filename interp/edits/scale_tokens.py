@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.edits.keys import KeySet, check, groups
 from interp.edits.values import Number, fixed, number, vector
 from interp.errors import EditError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head

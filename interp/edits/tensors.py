@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from interp.errors import EditError, OutputError
-from interp.files import reason, write_atomic
+from interp.support.files import reason, write_atomic
 
 
 def stored(value: Any, folder: Path | None, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from interp.edits.base import HeadEdit, same_tower
+from interp.edits.head_edit import HeadEdit, same_tower
 from interp.errors import EditError
 from interp_hooks.call import Site
 from interp_hooks.heads import Head

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.edits.keys import (
     KeySet,
     check,
@@ -20,8 +20,8 @@ from interp.edits.keys import (
     slots_of,
     spans_of,
 )
-from interp.edits.sinks import SinkMemory, published_dims, ratios, stream_width, tau_of
 from interp.errors import EditError
+from interp.vision.sinks import SinkMemory, published_dims, ratios, stream_width, tau_of
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
 from interp_kernels import Request, Result, Rule, Steer
@@ -55,9 +55,9 @@ class VAR(HeadEdit):
             {layer: tokens} (other layers are then left alone); visual sinks are image tokens.
             `VAR.find_sinks` reads them from a stream.
         p, rho, image_mass: as above; tau: None for the paper's 20 (31 % of √d_model in streams
-            below 1024, where 20 is out of reach: `interp.edits.sinks.tau_of`).
+            below 1024, where 20 is out of reach: `interp.vision.sinks.tau_of`).
         dims: the sink dimensions of the stream; "auto": those published for the model
-            (`interp.edits.sinks`), else, in each sample and layer, where its first token's |x[d]| /
+            (`interp.vision.sinks`), else, in each sample and layer, where its first token's |x[d]| /
                 RMS(x) ≥ τ; None: no search.
         preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V +
             m_N), ρ is 0.5, a sample without visual sinks is left alone, and the last layer is

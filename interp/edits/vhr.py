@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.edits.base import HeadEdit
+from interp.edits.head_edit import HeadEdit
 from interp.edits.keys import per_sample
 from interp.edits.scale_heads import scale
 from interp.edits.values import Number, fixed, number, vector
@@ -26,7 +26,7 @@ class VHR(HeadEdit):
     """Vision-aware head reinforcement (He et al., ACL 2025, arXiv 2412.13949): z_h ← α z_h before
     W_O, for the heads whose output moves most when the image is taken away. A fixed set, in all
     steps of generation, from the prompt's last position on, which makes the first token (a one-word
-    answer is made there). `interp.vision_heads.vhr_for(model, inputs)` finds the set of a prompt.
+    answer is made there). `interp.edits.fit_vhr.vhr_for(model, inputs)` finds the set of a prompt.
 
     Args:
         heads: the set; or `selected` (batch, layers, heads) bool, a set for each sample of a batch

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from interp.evaluation import sample
-from interp.inputs import check_seed, forward
+from interp.evaluation.evaluate import sample
+from interp.inputs.text import check_seed, forward
 from interp.mechanics.attribution import Attribution, attributions, check
 from interp.mechanics.metric import judged
 from interp.mechanics.ranks import kendall, rho
 from interp.mechanics.weights import head_rows, main_sites
-from interp.statistics import bootstrap
+from interp.support.statistics import bootstrap
 from interp_kernels import Received
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.tasks.base import Instance, Task
+    from interp.tasks.task import Instance, Task
     from interp_hooks import HookedModel
 
 #: columns: the rank correlation and the attribution it is with

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from interp.errors import InputError
-from interp.inputs import forward
+from interp.inputs.text import forward
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import main_sites
 
 if TYPE_CHECKING:
-    from interp.tasks.base import Instance
+    from interp.tasks.task import Instance
     from interp_hooks import HookedModel
     from interp_hooks.vocabulary import Vocabulary
 

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError, TapError
-from interp.evaluation import sample
-from interp.inputs import check_seed, forward
+from interp.evaluation.evaluate import sample
+from interp.inputs.text import check_seed, forward
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import head_rows, main_sites
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.tasks.base import Instance, Task
+    from interp.tasks.task import Instance, Task
     from interp_hooks import HookedModel
     from interp_hooks.call import Site
     from interp_hooks.norms import Norms

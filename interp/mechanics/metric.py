@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.inputs import pad_id
-from interp.tasks.base import Instance, collate
+from interp.inputs.text import pad_id
+from interp.tasks.task import Instance, collate
 
 if TYPE_CHECKING:
     from interp_hooks import HookedModel

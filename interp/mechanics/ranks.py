@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from interp.statistics import spearman
+from interp.support.statistics import spearman
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import EditError, InputError
-from interp.evaluation import BUDGET
-from interp.inputs import check_context, forward, pad_id
+from interp.evaluation.evaluate import BUDGET
+from interp.inputs.text import check_context, forward, pad_id
 from interp.procedures.decoding import Choice, check_procedure, decode, stop_tokens, token_ids
 from interp_hooks.edit import Edit
 from interp_kernels import Mask, attention

@@ -12,9 +12,9 @@ import torch
 from transformers.generation.logits_process import LogitsProcessor
 
 from interp.errors import InputError
-from interp.inputs import positions
+from interp.inputs.text import positions
 from interp.procedures.decoding import check_procedure
-from interp.vision import checked, own_positions
+from interp.vision.prompts import checked, own_positions
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import EditError, InputError
-from interp.vision import has_sections, needs_images, spans
+from interp.vision.prompts import has_sections, needs_images, spans
 from interp_hooks.edit import Edit
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch
 
 from interp.errors import InputError
 from interp.procedures.branch import Branch, TwoBranches, prompt_of
-from interp.vision_tokens import cls_attention
-from interp_hooks.images import image_mask
+from interp.vision.class_token import cls_attention
+from interp_hooks.huggingface.images import image_mask
 
 
 class DAMRO(TwoBranches):

@@ -82,7 +82,7 @@ def stop_tokens(model: HookedModel) -> set[int]:
 def token_ids(model: HookedModel, text: Any, start: bool) -> list[int]:
     """Text, token ids or a (1, tokens) tensor as a list of ids; `start`: with the tokenizer's
     BOS."""
-    from interp.tasks.base import Text
+    from interp.tasks.task import Text
 
     if isinstance(text, str):
         reader = Text(model.tokenizer)

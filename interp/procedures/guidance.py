@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from interp.errors import InputError
-from interp.inputs import forward, pad_id
+from interp.inputs.text import forward, pad_id
 from interp.procedures.decoding import Choice, check_procedure, decode, stop_tokens, token_ids
 
 if TYPE_CHECKING:

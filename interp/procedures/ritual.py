@@ -12,7 +12,7 @@ import torch
 from interp.errors import InputError
 from interp.procedures.branch import Branch, TwoBranches, prompt_of
 from interp.procedures.transforms import TRANSFORMS, transformed
-from interp.vision import read_image
+from interp.vision.prompts import read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

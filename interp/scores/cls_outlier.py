@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.patches import by_sample, patch_grid
-from interp.probes import ProbeBatch
-from interp.scores.base import PassScore
-from interp_hooks.observe import LayerStats, Question
+from interp.probes.probe import ProbeBatch
+from interp.scores.score import PassScore
+from interp.vision.patches import by_sample, patch_grid
+from interp_hooks.recording import LayerStats, Question
 from interp_kernels import Received
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from abc import abstractmethod
 
 import torch
 
-from interp.probes import ProbeBatch
-from interp.scores.base import Score
-from interp_hooks.observe import LayerStats, Question
+from interp.probes.probe import ProbeBatch
+from interp.scores.score import Score
+from interp_hooks.recording import LayerStats, Question
 
 
 class ImageMass(Score):

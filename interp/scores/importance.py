@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from interp.edits.scale_heads import ScaleHeads
-from interp.inputs import forward, rows_of_text
-from interp.scores.base import ModelScore
+from interp.inputs.text import forward, rows_of_text
+from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes import Settings
+    from interp.probes.probe import Settings
     from interp_hooks.model import HookedModel
 
 LENGTH = 256

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from interp.probes import ProbeBatch
-from interp.scores.base import Score
-from interp_hooks.observe import LayerStats, Question
+from interp.probes.probe import ProbeBatch
+from interp.scores.score import Score
+from interp_hooks.recording import LayerStats, Question
 
 
 class MaxProb(Score):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from interp.scores.base import ModelScore
+from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes import Settings
+    from interp.probes.probe import Settings
     from interp_hooks.model import HookedModel
 
 

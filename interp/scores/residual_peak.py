@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.inputs import forward
-from interp.scores.base import ModelScore
+from interp.inputs.text import forward
+from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes import Settings
+    from interp.probes.probe import Settings
     from interp_hooks.model import HookedModel
 
 LENGTH = 256
@@ -46,7 +46,7 @@ class ResidualPeak(ModelScore):
     def compute(
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
-        from interp.inputs import rows_of_text
+        from interp.inputs.text import rows_of_text
 
         length = min(LENGTH, settings.context)
         rows = rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from interp.probes import ProbeBatch
-from interp.scores.base import DecodeScore
-from interp_hooks.observe import LayerStats, Question
+from interp.probes.probe import ProbeBatch
+from interp.scores.score import DecodeScore
+from interp_hooks.recording import LayerStats, Question
 
 
 def copied(steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from interp.probes import ProbeBatch
-from interp.scores.base import DecodeScore
+from interp.probes.probe import ProbeBatch
 from interp.scores.retrieval import copied
-from interp_hooks.observe import LayerStats, Question
+from interp.scores.score import DecodeScore
+from interp_hooks.recording import LayerStats, Question
 
 
 class RetrievalActivation(DecodeScore):

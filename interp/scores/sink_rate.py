@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from interp.probes import ProbeBatch
-from interp.scores.base import Score
+from interp.probes.probe import ProbeBatch
+from interp.scores.score import Score
 from interp.scores.sink import first_slot
-from interp_hooks.observe import LayerStats, Question
+from interp_hooks.recording import LayerStats, Question
 
 LENGTH, EPSILON = 64, 0.3
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from interp import pictures
-from interp.probes import image_batch
-from interp.scores.base import ModelScore
-from interp.vhd import vhd
+from interp.probes.probe import image_batch
+from interp.scores.score import ModelScore
+from interp.vision import pictures
+from interp.vision.divergence import vhd
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes import Settings
+    from interp.probes.probe import Settings
     from interp_hooks.model import HookedModel
 
 
 class VHD(ModelScore):
     """‖a(with image) − a(image tokens removed)‖₂, a ∈ R^d_head the head's output before W_O at the
     prompt's last position, where the first word of the answer is made; a mean over pictures.
-    `interp.vhd.t_vhd` gives the sum over heads for every generated token."""
+    `interp.vision.divergence.t_vhd` gives the sum over heads for every generated token."""
 
     name = "vhd"
     title = "Vision-aware divergence"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from interp.patches import by_sample, mean_distance, patch_grid
-from interp.probes import ProbeBatch
-from interp.scores.base import Score
-from interp_hooks.observe import LayerStats, Question
+from interp.probes.probe import ProbeBatch
+from interp.scores.score import Score
+from interp.vision.patches import by_sample, mean_distance, patch_grid
+from interp_hooks.recording import LayerStats, Question
 
 
 class ViTDistance(Score):

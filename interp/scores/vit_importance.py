@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp import pictures
 from interp.edits.scale_heads import ScaleHeads
-from interp.inputs import forward
-from interp.probes import image_batch
-from interp.scores.base import ModelScore
+from interp.inputs.text import forward
+from interp.probes.probe import image_batch
+from interp.scores.score import ModelScore
+from interp.vision import pictures
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes import Settings
+    from interp.probes.probe import Settings
     from interp_hooks.model import HookedModel
 
 

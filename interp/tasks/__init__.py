@@ -1,37 +1,6 @@
-"""Tasks: seeded prompts with known answers. ``interp.tasks.get("ioi").sample(tokenizer, 32,
-seed=0)``."""
+"""Tasks: seeded prompts with known answers.
+``interp.tasks.get("ioi").sample(tokenizer, 32, seed=0)``."""
 
-from __future__ import annotations
+from interp.support.lazy import attach
 
-from interp.registry import Registry
-from interp.tasks.base import Batch, Instance, Task, collate
-
-__all__ = ["Batch", "Instance", "Task", "collate", "get", "names", "registry"]
-
-registry: Registry[Task] = Registry(
-    "task",
-    "interp.tasks",
-    {
-        "niah": "interp.tasks.niah:NeedleInAHaystack",
-        "induction": "interp.tasks.induction:Induction",
-        "ioi": "interp.tasks.ioi:IndirectObject",
-        "greater_than": "interp.tasks.greater_than:GreaterThan",
-        "docstring": "interp.tasks.docstring:Docstring",
-        "colored_objects": "interp.tasks.colored_objects:ColoredObjects",
-        "bigram_backcopy": "interp.tasks.bigram_backcopy:BigramBackcopy",
-        "classification": "interp.tasks.classification:Classification",
-        "pope": "interp.tasks.pope:Pope",
-        "chair": "interp.tasks.chair:Chair",
-    },
-    make=lambda cls: cls(),  # type: ignore[operator]
-)
-
-
-def get(name: str) -> Task:
-    """The task called `name`, with its default settings."""
-    return registry.get(name)
-
-
-def names() -> list[str]:
-    """Names of all tasks."""
-    return registry.names()
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

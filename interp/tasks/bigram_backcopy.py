@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.tasks import lexicon
-from interp.tasks.base import Instance, Task, Text, choose
 from interp.tasks.language import _bigrams
+from interp.tasks.task import Instance, Task, Text, choose
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.tasks import lexicon
-from interp.tasks.base import Instance, Problem, Task, Text, choose
+from interp.tasks.task import Instance, Problem, Task, Text, choose
 
 
 def _scene(things: list[str], colors: list[str], asked: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.errors import InputError
 from interp.tasks import lexicon
-from interp.tasks.base import Instance, Problem, Task, Text, choose
+from interp.tasks.task import Instance, Problem, Task, Text, choose
 
 
 @dataclass(frozen=True)

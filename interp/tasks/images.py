@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InputError
-from interp.tasks.base import Instance, Task
+from interp.tasks.task import Instance, Task
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from interp.tasks.base import Text
+    from interp.tasks.task import Text
 
 
 @dataclass(frozen=True)

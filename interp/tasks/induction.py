@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.errors import InputError
-from interp.tasks.base import Instance, Task, Text
+from interp.tasks.task import Instance, Task, Text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.tasks import lexicon
-from interp.tasks.base import Instance, Problem, Task, Text, choose, names
+from interp.tasks.task import Instance, Problem, Task, Text, choose, names
 
 TEMPLATES = (
     "When {A} and {B} went to the {place}, {S} gave a {gift} to",

@@ -11,7 +11,7 @@ import numpy as np
 
 from interp.errors import InputError
 from interp.tasks import language, lexicon
-from interp.tasks.base import Instance, Task, Text, choose
+from interp.tasks.task import Instance, Task, Text, choose
 
 
 @dataclass(frozen=True)

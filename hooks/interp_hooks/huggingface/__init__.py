@@ -1,0 +1,1 @@
+"""The tap on HuggingFace models, through `transformers.AttentionInterface`."""

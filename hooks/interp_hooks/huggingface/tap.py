@@ -1,0 +1,239 @@
+"""The tap on HuggingFace models: one registered attention function, installed only inside our
+blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from interp_hooks.call import AttentionCall, Site
+from interp_hooks.errors import TapError
+from interp_hooks.huggingface.masks import describe, read
+
+#: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
+#: looks for those.
+NAME = "interp_tap"
+
+# Which attention modules are tapped now, and by whom. Filled on entry of a block, emptied on exit.
+_LIVE: dict[int, tuple[Site | None, Callable[..., torch.Tensor]]] = {}
+
+
+def _tap(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function: builds the call, lets the handler answer with z (batch, queries,
+    heads, d)."""
+    live = _LIVE.get(id(module))
+    if live is None:
+        raise TapError(
+            f"An attention module of type {type(module).__name__} is not part of the tapped model "
+            "(was it replaced or "
+            "copied after loading?); load the model again."
+        )
+    if dropout:
+        raise TapError(
+            "The model is in training mode with attention dropout; call model.module.eval() first."
+        )
+    site, handler = live
+    mask = read(attention_mask, module, query.shape[2], key.shape[2], kwargs)
+    bias = kwargs.get("position_bias")
+    if bias is not None:
+        mask = replace(mask, dense=_with_bias(mask, bias, query, key))
+    call = AttentionCall(
+        site if site is not None else _provisional(module, query, key),
+        query,
+        key,
+        value,
+        mask,
+        query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        kwargs.get("softcap"),
+        kwargs.get("s_aux"),
+    )
+    return handler(call) if site is not None else handler(module, call), None
+
+
+def _with_bias(mask, bias: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """A 4-D float bias that also holds the mask's own 4-D part."""
+    bias = bias[..., -query.shape[2] :, : key.shape[2]].float()
+    if mask.dense is None:
+        return bias
+    own = mask.dense
+    return torch.where(own, bias, -torch.inf) if own.dtype == torch.bool else bias + own
+
+
+def _provisional(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor) -> Site:
+    layer = getattr(module, "layer_idx", None)
+    return Site(
+        "",
+        -1 if layer is None else layer,
+        "self",
+        "",
+        query.shape[1],
+        key.shape[1],
+        query.shape[-1],
+    )
+
+
+def _configs(model: Any) -> dict[int, Any]:
+    """Every config object that chooses an attention implementation, by id."""
+    found, queue = {}, [model.config]
+    queue += [
+        m.config
+        for m in model.modules()
+        if hasattr(m, "config") and hasattr(m.config, "sub_configs")
+    ]
+    while queue:
+        config = queue.pop()
+        if id(config) in found or not hasattr(config, "_attn_implementation"):
+            continue
+        found[id(config)] = config
+        queue += [
+            s
+            for k in getattr(config, "sub_configs", {})
+            if (s := getattr(config, k, None)) is not None
+        ]
+    return found
+
+
+@contextmanager
+def installed(
+    model: Any, live: Mapping[int, tuple[Site | None, Callable[..., torch.Tensor]]]
+) -> Iterator[None]:
+    """Route the model's attention through `_tap` until the block ends, then put everything back as
+    it was."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _tap)
+    AttentionMaskInterface.register(NAME, describe)
+    configs = _configs(model)
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    outer = {key: _LIVE[key] for key in live if key in _LIVE}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = NAME
+        _LIVE.update(live)
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+        for key in live:
+            _LIVE.pop(key, None)
+        _LIVE.update(outer)
+
+
+def discover(
+    model: Any, run: Callable[[], Any]
+) -> list[tuple[str, torch.nn.Module, AttentionCall]]:
+    """(path, module, call) of every attention call that `run` makes, in order; attention is
+    computed plainly."""
+    from interp_hooks.engine import attend
+
+    paths = {id(m): path for path, m in model.named_modules()}
+    found: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
+
+    def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        found.setdefault(id(module), (paths[id(module)], module, call))
+        return attend(call, (), (), "auto")
+
+    with installed(model, {id(m): (None, note) for m in model.modules()}):
+        run()
+    return list(found.values())
+
+
+def text_config(model: Any) -> Any:
+    """The config of the language model inside (`model.config` itself for text models)."""
+    return (
+        model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    )
+
+
+def expected_layers(model: Any) -> list[int]:
+    """The decoder layers that should have attention: all but those the config calls linear,
+    recurrent or conv."""
+    config = text_config(model)
+    kinds = getattr(config, "layer_types", None)
+    n = config.num_hidden_layers
+    if kinds is None:
+        return list(range(n))
+    return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
+
+
+def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Module]]:
+    """The sites of a model, found by running it once. Raises `TapError` naming the layer that did
+    not fire."""
+    refuse_bridged(model)
+    if not model._can_set_attn_implementation():
+        raise TapError(
+            f"{type(model).__name__} does not use transformers' AttentionInterface, so layer 0 "
+            "(and every other) "
+            "can't be tapped; use another architecture, or the same weights through "
+            "TransformerLens."
+        )
+    calls = discover(model, run)
+    found: list[tuple[Site, torch.nn.Module]] = []
+    unnumbered: dict[
+        str, int
+    ] = {}  # attentions so far of each tower that is counted in order of calls
+    two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
+    for path, module, call in calls:
+        layer = getattr(module, "layer_idx", None)
+        kind = (
+            "cross"
+            if any(name in path.lower() for name in ("cross", "encoder_attn", "encdec"))
+            else "self"
+        )
+        tower = "encoder" if two_stacks and "encoder" in path.split(".") else ""
+        if (
+            layer is None or tower
+        ):  # vision towers and encoders number nothing, or start from 0 as the decoder does
+            tower = tower or ("vision" if "vis" in path else "encoder")
+            layer = unnumbered.get(tower, 0)
+            unnumbered[tower] = layer + 1
+        seen = call.site  # sizes as the call had them
+        found.append(
+            (
+                Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head),
+                module,
+            )
+        )
+    if found and all(site.tower for site, _ in found):  # an encoder alone is the only tower
+        found = [
+            (Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m)
+            for s, m in found
+        ]
+        return found
+    fired = {site.layer for site, _ in found if not site.tower and site.kind == "self"}
+    if any(site.tower == "vision" for site, _ in found):
+        found = [(replace(site, tower=site.tower or "text"), module) for site, module in found]
+    missing = [layer for layer in expected_layers(model) if layer not in fired]
+    if missing:
+        raise TapError(
+            f"Layer {missing[0]} of {type(model).__name__} made no attention call through "
+            "transformers' "
+            f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model "
+            "is refused."
+        )
+    return found
+
+
+def refuse_bridged(model: Any) -> None:
+    """TransformerLens swaps attention modules inside the model it boots; a registered function
+    never fires there."""
+    for module in model.modules():
+        if type(module).__module__.startswith("transformer_lens."):
+            raise TapError(
+                "This HuggingFace model was booted into a TransformerBridge, which replaced its "
+                "attention modules; "
+                "pass the bridge itself to interp.load, or load the HuggingFace model afresh."
+            )

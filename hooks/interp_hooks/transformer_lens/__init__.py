@@ -1,0 +1,1 @@
+"""The tap on TransformerLens models, through their own hook points."""

@@ -1,0 +1,180 @@
+"""What a calibration gives back, and how it is saved."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.calibration.splits import Outcome
+from interp.errors import EditError, OutputError
+from interp.support.files import reason, write_atomic
+from interp.support.statistics import Interval, bootstrap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp_hooks.edit import Edit
+
+
+FORMAT = 1
+#: the tables of a calibration, each in a file of its own
+TABLES = ("trials", "trace")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mean untouched and edited, and their paired difference."""
+
+    baseline: Interval
+    edited: Interval
+    difference: Interval
+
+    @classmethod
+    def of(cls, before: Any, after: Any, seed: int) -> Change:
+        return cls(bootstrap(before, seed), bootstrap(after, seed), bootstrap(after - before, seed))
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Change:
+        return cls(
+            **{name: Interval(**content[name]) for name in ("baseline", "edited", "difference")}
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Untouched against edited on one split: `accuracy`, `margin`, next-token `entropy`."""
+
+    accuracy: Change
+    margin: Change
+    entropy: Change
+
+    @classmethod
+    def of(cls, before: Outcome, after: Outcome, seed: int) -> Comparison:
+        return cls(
+            Change.of(before.correct, after.correct, seed),
+            Change.of(before.margin, after.margin, seed),
+            Change.of(before.entropy, after.entropy, seed),
+        )
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Comparison:
+        return cls(
+            **{name: Change.read(content[name]) for name in ("accuracy", "margin", "entropy")}
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibrated `edits`; `trials`, one row a trial; `train` and `heldout`: what the edits do on
+    the instances they were chosen on, and on others. Believe the held-out one."""
+
+    method: str
+    task: str
+    edits: list[Edit]
+    trials: pd.DataFrame
+    train: Comparison
+    heldout: Comparison
+    trace: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the edits to `path`, a JSON file that `--edit` takes, and beside it
+        FILE.trials.parquet and FILE.calibration.json (train, held-out, provenance); what an earlier
+        result left there goes. Raises `OutputError`."""
+        from interp import edits
+
+        path = edits.save(path, self.edits)  # type: ignore[arg-type]
+        digests = {"edits": _digest(path.read_bytes())}
+        for name in TABLES:
+            file, frame = beside(path, f"{name}.parquet"), getattr(self, name)
+            if frame is None:
+                file.unlink(missing_ok=True)
+                continue
+            table = io.BytesIO()
+            frame.to_parquet(table)
+            write_atomic(file, table.getvalue())
+            digests[name] = _digest(table.getvalue())
+        record = dict(
+            format=FORMAT,
+            sha256=digests,
+            method=self.method,
+            task=self.task,
+            train=asdict(self.train),
+            heldout=asdict(self.heldout),
+            notes=self.notes,
+            provenance=self.provenance,
+        )
+        write_atomic(
+            beside(path, "calibration.json"),
+            (json.dumps(record, indent=2, default=str) + "\n").encode(),
+        )
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save(path)` wrote. Raises `OutputError` when it is missing, damaged or of
+        another format."""
+        import pandas as pd
+
+        from interp import edits
+
+        path = Path(path)
+        head = beside(path, "calibration.json")
+        try:
+            record = json.loads(_read(head))
+        except ValueError as error:
+            raise OutputError(f"{head} is damaged ({error}); run the calibration again.") from error
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise OutputError(
+                f"{head} is not a calibration of format {FORMAT}; run the calibration again."
+            )
+        try:
+            tables: dict[str, Any] = {}
+            for name, digest in record["sha256"].items():
+                file = path if name == "edits" else beside(path, f"{name}.parquet")
+                content = _read(file)
+                if _digest(content) != digest:
+                    raise OutputError(
+                        f"{file} is not the one that {head.name} describes; run the calibration "
+                        "again."
+                    )
+                if name != "edits":
+                    tables[name] = pd.read_parquet(io.BytesIO(content))
+            return cls(
+                record["method"],
+                record["task"],
+                list(edits.load(path)),
+                tables["trials"],
+                Comparison.read(record["train"]),
+                Comparison.read(record["heldout"]),
+                tables.get("trace"),
+                list(record["notes"]),
+                record["provenance"],
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, OSError, EditError) as error:
+            raise OutputError(
+                f"The calibration in {head} is damaged ({error}); run it again."
+            ) from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OutputError(
+            f"The calibration's file {path} can't be read: {reason(error)}."
+        ) from error
+
+
+def beside(path: Path, ending: str) -> Path:
+    """act.json → act.trials.parquet, …"""
+    return path.with_name(f"{path.stem if path.suffix == '.json' else path.name}.{ending}")

@@ -1,0 +1,105 @@
+"""What a circuit method is: it looks at a model on pairs of prompts and gives every head a
+number."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from interp.errors import InputError
+from interp.support.settings import Recorded
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from interp.circuits.runs.paired_runs import Bench
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found, in the order of `bench.heads`.
+
+    score: (heads,) ≥ 0, how surely or strongly a head is part of the circuit; effect: (heads,)
+    signed, what the head does for the metric, where the method tells; stderr, low, high: (heads,)
+    of the score, where it is sampled (95 %); effects: (heads, n) effect on each prompt, where
+    measured one by one; edges: sender, receiver, kind, score, a row an edge; notes: sentences to
+    tell the user; artefacts: name → something with `save(folder)` to be kept beside it.
+    """
+
+    score: np.ndarray
+    effect: np.ndarray | None = None
+    stderr: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    effects: np.ndarray | None = None
+    edges: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+    artefacts: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Recorded, ABC):
+    """A way to find circuits. Subclasses are frozen dataclasses; their fields are the settings."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    #: one line for the command line's help
+    summary: ClassVar[str]
+    #: how the score is read, one sentence
+    reading: ClassVar[str]
+    formula: ClassVar[str]
+    citation: ClassVar[str]
+    unit: ClassVar[str] = ""
+    #: settings under a name: {"paper": {"features": 200}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def caption(self) -> str:
+        """How the score is read with these settings."""
+        return self.reading
+
+    @abstractmethod
+    def find(self, bench: Bench) -> Found:
+        """Score the heads of the bench's model on its prompts."""
+
+    @classmethod
+    def make(cls, preset: str | None = None, **settings: Any) -> Method:
+        """The method with a preset's settings and these on top. Raises `InputError` for names that
+        it doesn't have."""
+        chosen: dict[str, Any] = {}
+        if preset is not None:
+            if preset not in cls.presets:
+                there = ", ".join(cls.presets) or "none"
+                raise InputError(f"The method {cls.name} has no preset {preset!r}; it has {there}.")
+            chosen.update(cls.presets[preset])
+        for name in settings:
+            if name not in cls.settings():
+                taken = ", ".join(cls.settings()) or "none"
+                raise InputError(
+                    f"{name} is not a setting of the method {cls.name}; it takes {taken}."
+                )
+        return cls(**{**chosen, **settings})
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raise `InputError` for settings that make no sense."""
+
+    def choice(self, name: str, *allowed: str) -> None:
+        """Raise `InputError` unless the setting `name` is one of these."""
+        value = getattr(self, name)
+        if value not in allowed:
+            raise InputError(
+                f"{name} of {self.name} is one of {', '.join(allowed)}, not {value!r}."
+            )
+
+    def at_least(self, least: int, *names: str) -> None:
+        """Raise `InputError` unless these settings are whole numbers from `least` on."""
+        for name in names:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(
+                    f"{name} of {self.name} is a whole number from {least} on, not {value!r}."
+                )

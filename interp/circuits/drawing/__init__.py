@@ -1,0 +1,1 @@
+"""The picture of a circuit and its section of the report."""

@@ -1,0 +1,1 @@
+from . import reuse as reuse

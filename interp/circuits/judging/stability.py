@@ -1,0 +1,61 @@
+"""How much a circuit depends on the prompts that it was found on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from interp.circuits.circuit_method import Method
+from interp.circuits.finding import as_method
+from interp.circuits.judging.agreement import Stability, stability
+from interp.circuits.prompts import Prompts, from_task
+from interp.circuits.runs.paired_runs import Bench, Progress
+from interp.errors import InputError
+from interp.inputs.text import check_seed
+from interp.tasks.task import Task
+
+
+def resampled(
+    model: Any,
+    task: str | Task | Prompts,
+    method: str | Method,
+    k: int,
+    resamples: int = 100,
+    n: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Stability:
+    """Mean Jaccard overlap of the `k` strongest heads found on bootstrap resamples of the prompts.
+
+    A circuit is worth reporting from .8 over 100 resamples (Méloux et al., section 6.2;
+    `Stability.reportable`).
+
+    Raises as `find`, and `InputError` for fewer than two resamples or a `k` that the model has not.
+    """
+    from interp.loading import load
+
+    check_seed(seed)
+    chosen = as_method(method, None, settings)
+    hooked = load(model)
+    prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed)
+    rng = np.random.default_rng([seed, resamples])
+    sets = []
+    with hooked.clean():
+        for done in range(resamples):
+            drawn = rng.integers(0, len(prompts), len(prompts))
+            bench = Bench(
+                hooked, Prompts(prompts.task, tuple(prompts.instances[i] for i in drawn)), seed
+            )
+            if not 1 <= k < len(bench.heads):
+                raise InputError(
+                    f"{hooked.name} has {len(bench.heads)} heads; stability of the top {k} says "
+                    "nothing."
+                )
+            score = chosen.find(bench).score
+            strongest = np.argsort(-score, kind="stable")[:k]
+            sets.append([bench.heads[i] for i in strongest])
+            if progress is not None:
+                progress(done + 1, resamples, f"resample {done + 1}")
+    return stability(sets)

@@ -1,0 +1,328 @@
+"""Circuits that are known: which heads are in them, from papers or planted by hand."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interp.errors import HeadError, InputError, OutputError, UnknownNameError
+from interp.support.files import reason, write_atomic
+from interp_hooks.heads import Head, check_head, parse_heads
+
+__all__ = ["Edge", "Truth", "published", "published_names"]
+
+FORMAT = 1
+
+#: sender, receiver, and which of the receiver's inputs: "q", "k" or "v"
+Edge = tuple[Head, Head, str]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Which heads are in a circuit: head → class ("name mover", …). Heads not named are not in it.
+
+    Args:
+        name: of the circuit, "ioi". n_layers, n_heads: the model's size. model: which model.
+        source: the paper or repository that the list is from.
+        effects: a number a head where one was published (retrieval scores), else empty.
+        edges: (sender, receiver, "q" | "k" | "v") where known (planted circuits).
+        notes: what a reader must know.
+        complete: False where only the strongest heads are listed; then heads not named may be in it
+            too, and neither ROC nor recall means anything.
+
+    Raises:
+        HeadError: a head that a model of this size doesn't have. InputError: no layers or heads, a
+            head with a tower's name, an edge into something else.
+    """
+
+    name: str
+    heads: dict[Head, str]
+    n_layers: int
+    n_heads: int
+    source: str
+    model: str = ""
+    effects: dict[Head, float] = field(default_factory=dict)
+    edges: tuple[Edge, ...] = ()
+    notes: tuple[str, ...] = ()
+    complete: bool = True
+
+    def __post_init__(self) -> None:
+        if self.n_layers < 1 or self.n_heads < 1:
+            raise InputError(
+                f"The circuit {self.name} has {self.n_layers} layers × {self.n_heads} heads; use 1 "
+                "× 1 up."
+            )
+        ends = [h for sender, receiver, _ in self.edges for h in (sender, receiver)]
+        for head in (*self.heads, *self.effects, *ends):
+            if head.tower:
+                raise InputError(
+                    f"The circuit {self.name} is of one tower; write {Head(head.layer, head.head)}."
+                )
+            check_head(head, self.n_layers, self.n_heads, f"The circuit {self.name}")
+        for _, _, part in self.edges:
+            if part not in ("q", "k", "v"):
+                raise InputError(f"An edge goes into q, k or v of a head, not {part!r}.")
+
+    def __repr__(self) -> str:
+        part = "" if self.complete else ", only the strongest"
+        where = f" in {self.model}" if self.model else ""
+        return (
+            f"Truth({self.name}{where}: {len(self.heads)} of {self.n_layers * self.n_heads} "
+            f"heads{part})"
+        )
+
+    def classes(self) -> dict[str, list[Head]]:
+        """class → its heads, in the order given."""
+        found: dict[str, list[Head]] = {}
+        for head, kind in self.heads.items():
+            found.setdefault(kind, []).append(head)
+        return found
+
+    def matrix(self) -> np.ndarray:
+        """(n_layers, n_heads) bool: in the circuit."""
+        found = np.zeros((self.n_layers, self.n_heads), dtype=bool)
+        for head in self.heads:
+            found[head.layer, head.head] = True
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a JSON file; returns its path. Raises `OutputError` when it can't be written."""
+        content = dict(
+            format=FORMAT,
+            name=self.name,
+            model=self.model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            source=self.source,
+            complete=self.complete,
+            heads={str(h): kind for h, kind in self.heads.items()},
+            effects={str(h): value for h, value in self.effects.items()},
+            edges=[[str(a), str(b), part] for a, b, part in self.edges],
+            notes=list(self.notes),
+        )
+        target = Path(path)
+        write_atomic(target, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Truth:
+        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
+        format."""
+        source = Path(path)
+        try:
+            content = json.loads(source.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise OutputError(f"Can't read the circuit {source} ({reason(error)}).") from error
+        except ValueError as error:
+            raise OutputError(f"{source} is damaged ({error}); save the circuit again.") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise OutputError(f"{source} is not a circuit of format {FORMAT}; save it again.")
+        try:
+            return cls(
+                name=_text(content["name"]),
+                heads={Head.parse(h): _text(kind) for h, kind in content["heads"].items()},
+                n_layers=_whole(content["n_layers"]),
+                n_heads=_whole(content["n_heads"]),
+                source=_text(content["source"]),
+                model=_text(content["model"]),
+                effects={Head.parse(h): float(value) for h, value in content["effects"].items()},
+                edges=tuple(
+                    (Head.parse(a), Head.parse(b), part) for a, b, part in content["edges"]
+                ),
+                notes=tuple(_text(note) for note in content["notes"]),
+                complete=_flag(content["complete"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError, HeadError) as error:
+            raise OutputError(
+                f"The circuit in {source} is damaged ({error}); save it again."
+            ) from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not true or false")
+    return value
+
+
+# --- published circuits
+# -----------------------------------------------------------------------------------------------
+
+
+def _listed(**classes: str) -> dict[Head, str]:
+    """ "name_mover"="9.9,10.0" → {L9H9: "name mover", …}; S-inhibition has its hyphen back."""
+    found = {
+        h: kind.replace("_", " ") for kind, heads in classes.items() for h in parse_heads(heads)
+    }
+    return {h: kind.replace("S inhibition", "S-inhibition") for h, kind in found.items()}
+
+
+def _ioi() -> Truth:
+    heads = _listed(
+        name_mover="9.9,10.0,9.6",
+        backup_name_mover="10.10,10.6,10.2,10.1,11.2,9.7,9.0,11.9",
+        negative_name_mover="10.7,11.10",
+        S_inhibition="7.3,7.9,8.6,8.10",
+        induction="5.5,5.8,5.9,6.9",
+        duplicate_token="0.1,0.10,3.0",
+        previous_token="2.2,4.11",
+    )
+    source = (
+        "Wang et al. 2022, arXiv 2211.00593; as coded in "
+        "ArthurConmy/Automatic-Circuit-Discovery, acdc/ioi/utils.py"
+    )
+    return Truth("ioi", heads, 12, 12, source, "gpt2")
+
+
+def _greater_than() -> Truth:
+    source = (
+        "Hanna et al. 2023; as coded in ArthurConmy/Automatic-Circuit-Discovery, "
+        "acdc/greaterthan/utils.py"
+    )
+    notes = ("The circuit has MLPs too, 0 to 3 and 8 to 11.",)
+    heads = _listed(circuit="0.1,0.3,0.5,5.5,6.1,6.9,7.10,8.11,9.1")
+    return Truth("greater_than", heads, 12, 12, source, "gpt2", notes=notes)
+
+
+_DOCSTRING = (
+    "Two lists are in use, which differ in one head: auto-circuit's edge circuit is 0.5, 1.2, 1.4, "
+    "2.0, 3.0, 3.6; the "
+    "list that sae-circuits scores against has 1.0 in place of 1.2."
+)
+
+
+def _docstring() -> Truth:
+    notes = (
+        _DOCSTRING,
+        "The node version of auto-circuit adds 0.2 and 0.4, and 1.0, 0.1, 2.3 as extras.",
+    )
+    source = "UFO-101/auto-circuit, docstring_official.py (edge circuit)"
+    return Truth(
+        "docstring",
+        _listed(circuit="0.5,1.2,1.4,2.0,3.0,3.6"),
+        4,
+        8,
+        source,
+        "attn-only-4l",
+        notes=notes,
+    )
+
+
+def _docstring_sae_circuits() -> Truth:
+    source = "charlieoneill11/sae-circuits; O'Neill & Bui 2024, arXiv 2405.12522"
+    heads = _listed(circuit="0.5,1.0,1.4,2.0,3.0,3.6")
+    return Truth("docstring_sae_circuits", heads, 4, 8, source, "attn-only-4l", notes=(_DOCSTRING,))
+
+
+def _induction() -> Truth:
+    source = "ARENA, intro to mechanistic interpretability (a comment in the solutions)"
+    return Truth("induction", _listed(induction="5.1,5.5,6.9,7.2,7.10"), 12, 12, source, "gpt2")
+
+
+#: model → (layers, heads, heads with a score ≥ 0.1, mean retrieval score of the strongest)
+_RETRIEVAL: Mapping[str, tuple[int, int, int, Mapping[str, float]]] = {
+    "llama-2-7b-80k": (
+        32,
+        32,
+        33,
+        {"16.19": 0.94, "11.15": 0.92, "8.26": 0.80, "6.9": 0.62, "7.12": 0.61},
+    ),
+    "mistral-7b-v0.2": (32, 32, 43, {"18.0": 0.94, "12.7": 0.93, "12.6": 0.77}),
+    "qwen1.5-14b": (40, 40, 61, {"12.2": 1.00, "14.12": 1.00, "23.16": 0.92}),
+    "llama-2-13b-64k": (40, 40, 33, {"13.23": 0.90, "9.33": 0.87}),
+    "yi-6b-200k": (32, 32, 53, {"17.2": 0.78, "14.9": 0.76}),
+}
+
+
+def _retrieval(model: str) -> Truth:
+    layers, heads, strong, scores = _RETRIEVAL[model]
+    effects = {Head.parse(h): value for h, value in scores.items()}
+    note = (
+        f"Only the strongest are listed; {strong} of {layers * heads} heads have a retrieval "
+        "score of 0.1 or more."
+    )
+    source = "Wu et al. 2024, arXiv 2404.15574; nightdessert/Retrieval_Head, head_score"
+    listed = dict.fromkeys(effects, "retrieval")
+    return Truth(
+        "retrieval", listed, layers, heads, source, model, effects, notes=(note,), complete=False
+    )
+
+
+_PUBLISHED = {
+    ("ioi", "gpt2"): _ioi,
+    ("greater_than", "gpt2"): _greater_than,
+    ("induction", "gpt2"): _induction,
+    ("docstring", "attn-only-4l"): _docstring,
+    ("docstring_sae_circuits", "attn-only-4l"): _docstring_sae_circuits,
+}
+
+
+#: circuits of bundled models, TASK.json in a folder named as the model; made by
+#: `examples/circuit_table.py`
+BUNDLED = Path(__file__).parent / "truths"
+
+
+def published_names() -> list[tuple[str, str]]:
+    """(task, model) of every circuit known here: published ones, and those measured in the bundled
+    models."""
+    bundled = [(path.stem, path.parent.name) for path in sorted(BUNDLED.glob("*/*.json"))]
+    return [*_PUBLISHED, *(("retrieval", model) for model in _RETRIEVAL), *bundled]
+
+
+def published(task: str, model: Any = None) -> Truth:
+    """The published circuit of a task; of a bundled model, the one measured in it.
+
+    Args:
+        model: which model's, by name or the model itself; None for "gpt2", or for the only model
+            there is.
+
+    Raises:
+        UnknownNameError: no such task, or none for this model.
+    """
+    model = getattr(model, "name", model)
+    tasks = list(dict.fromkeys(t for t, _ in published_names()))
+    if task not in tasks:
+        raise UnknownNameError(
+            f"There is no published circuit called {task!r}; {_hint(task, tasks)}"
+        )
+    models = [m for t, m in published_names() if t == task]
+    if model is None:
+        papers = [m for m in models if not (BUNDLED / m).is_dir()] or models
+        if "gpt2" not in papers and len(papers) > 1:
+            raise UnknownNameError(
+                f"The circuit {task} was published for several models: {', '.join(papers)}; say "
+                "which."
+            )
+        model = "gpt2" if "gpt2" in papers else papers[0]
+    if model not in models:
+        raise UnknownNameError(
+            f"There is no published circuit {task} of {model!r}; {_hint(model, models)}"
+        )
+    if (task, model) in _PUBLISHED:
+        return _PUBLISHED[task, model]()
+    return (
+        _retrieval(model) if task == "retrieval" else Truth.load(BUNDLED / model / f"{task}.json")
+    )
+
+
+def _hint(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}."

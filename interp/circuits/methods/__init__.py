@@ -1,0 +1,1 @@
+"""The methods that rank heads, a file each, and what they alone use."""

@@ -1,0 +1,180 @@
+"""ACDC: remove edges one by one, from the output back, as long as the model's answers stay the
+same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from interp.circuits.circuit_method import Found, Method
+from interp.circuits.prompts import Pairs
+from interp.circuits.runs.edges import Graph, Stream
+from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.subgraph import MODES, Receivers, Subgraph
+from interp.errors import InputError
+
+METRICS = ("kl", "margin")
+
+
+@dataclass(frozen=True)
+class ACDC(Method):
+    """Edges that survive pruning at threshold τ. Receivers are taken from the output back to the
+    first layer, the senders into each from the latest to the embedding; the edge goes if the loss
+    of the model without it, on the clean prompts, is less than τ above the loss so far.
+
+    The loss is KL(clean model ‖ pruned model) of the next token at the judged positions, in nats
+    ("kl"), or minus the task's margin ("margin"). A removed edge carries what its sender wrote in
+    the corrupted twin ("resample"), or nothing ("zero"). An edge into a head none of whose own
+    edges is left goes without a run, as it cannot matter.
+
+    A head's score is the largest of `thresholds` at which an edge out of it survives, 0 if none; an
+    edge's likewise. Query heads that share keys and values share these receivers ("L2KV1").
+    Positions are pooled, MLPs are whole nodes.
+
+    All thresholds run side by side, and layers before the receiver are not run again. Still it is a
+    forward an edge: 1 055 edges of 4 layers × 8 heads (4 key-value heads), 32 491 of GPT-2 small,
+    which is days of CPU.
+
+    Raises `TapError` where the stream is not the sum of what heads and MLPs write (see `eap`), or
+    where queries, keys and values are not a norm and a projection of it.
+    """
+
+    thresholds: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    metric: str = "kl"
+    mode: str = "resample"
+
+    name = "acdc"
+    title = "ACDC"
+    summary = "greedy pruning of edges from the output back: a pass an edge"
+    reading = "The largest threshold at which an edge out of this head survives pruning."
+    formula = (
+        "max τ with an edge (h → v) for which loss(without it) − loss(with it) ≥ τ when its "
+        "turn comes"
+    )
+    citation = "Conmy et al. 2023, arXiv 2304.14997, section 3, algorithm 1"
+    presets = {"zero": {"mode": "zero"}, "margin": {"metric": "margin"}}
+
+    def check(self) -> None:
+        self.choice("metric", *METRICS)
+        self.choice("mode", *MODES)
+        if (
+            not self.thresholds
+            or min(self.thresholds) <= 0
+            or not np.isfinite(self.thresholds).all()
+        ):
+            raise InputError(
+                f"thresholds of {self.name} are one or more numbers above 0, not "
+                f"{self.thresholds!r}."
+            )
+
+    def find(self, bench: Bench) -> Found:
+        stream = Stream(bench)
+        graph = stream.graph
+        kept = _Pruning(bench, stream, self).kept()  # (thresholds, senders, receivers)
+        tau = np.array(self.thresholds)
+        scores = (kept * tau[:, None, None]).max(0)
+        left = ", ".join(f"{int(k.sum())} at {t:g}" for t, k in zip(tau, kept, strict=True))
+        note = f"ACDC: of {int(graph.allowed.sum())} edges survive {left}."
+        return Found(
+            scores[graph.heads].max(1), edges=graph.table(scores, scores > 0), notes=[note]
+        )
+
+
+class _Pruning:
+    """The greedy search at all thresholds at once; each decides by itself."""
+
+    def __init__(self, bench: Bench, stream: Stream, method: ACDC):
+        self.bench, self.graph, self.method = bench, stream.graph, method
+        receivers = Receivers(bench, stream)
+        # all copies of a batch run together
+        batches = bench.batches(copies=len(method.thresholds))
+        self.parts = [Subgraph(stream, receivers, pairs, method.mode) for pairs in batches]
+        shape = (len(method.thresholds), *self.graph.allowed.shape)
+        self.removed = np.zeros(shape, dtype=bool)
+        self.wanted: list[list[torch.Tensor]] = []
+        clean = [
+            part.logits(torch.zeros(1, *shape[1:]), bench.layers[-1])[0] for part in self.parts
+        ]
+        if method.metric == "kl":
+            self.wanted = [
+                [_log(rows) for rows in p.pairs.judged(c)]
+                for p, c in zip(self.parts, clean, strict=True)
+            ]
+        self.loss = np.repeat(self._loss([c[None] for c in clean]), len(method.thresholds))
+
+    def kept(self) -> np.ndarray:
+        """(thresholds, senders, receivers) bool: edges that survive."""
+        graph, tau = self.graph, np.array(self.method.thresholds)
+        self.bench.expect(int(graph.allowed.sum()))
+        for layer, receivers in _backwards(self.bench, graph):
+            for receiver in receivers:
+                senders = np.nonzero(graph.allowed[:, receiver])[0][::-1]
+                alive = self._alive(layer, receiver)  # (thresholds,)
+                self.removed[~alive, :, receiver] = graph.allowed[:, receiver]
+                which = np.nonzero(alive)[0]
+                for sender in senders if len(which) else ():
+                    trial = self.removed[which]
+                    trial[:, sender, receiver] = True
+                    loss = self._loss(
+                        [part.logits(torch.from_numpy(trial), layer) for part in self.parts]
+                    )
+                    goes = loss - self.loss[which] < tau[which]
+                    self.removed[which[goes], sender, receiver] = True
+                    self.loss[which[goes]] = loss[goes]
+                    self.bench.step(self.method.title)
+                if not len(which):
+                    self.bench.step(self.method.title, len(senders))
+        return graph.allowed & ~self.removed
+
+    def _alive(self, layer: int, receiver: int) -> np.ndarray:
+        """(thresholds,): whether what `receiver` is part of still writes to anything."""
+        name, kind = self.graph.receivers[receiver]
+        if name == "output":
+            return np.ones(len(self.removed), dtype=bool)
+        if kind == "":
+            rows = [self.graph.mlp[layer]]
+        else:
+            site = self.bench.sites[layer]
+            number = receiver - self.graph.columns[layer].start
+            own = number if kind == "q" else (number - site.n_heads) % site.n_kv_heads
+            readers = [
+                h for h in range(site.n_heads) if (h if kind == "q" else site.kv_head(h)) == own
+            ]
+            rows = [self.graph.rows[layer].start + h for h in readers]
+        return np.any(self.graph.allowed[rows] & ~self.removed[:, rows], axis=(1, 2))
+
+    def _loss(self, logits: list[torch.Tensor]) -> np.ndarray:
+        """(models,) mean over all prompts, from logits (models, batch, last slots, vocabulary) of
+        each batch."""
+        totals = torch.zeros(len(logits[0]), dtype=torch.float64, device=logits[0].device)
+        for number, (part, found) in enumerate(zip(self.parts, logits, strict=True)):
+            if self.method.metric == "margin":
+                here = [-part.pairs.margins(one).double().sum() for one in found]
+            else:
+                here = [_divergence(self.wanted[number], part.pairs, one) for one in found]
+            totals += torch.stack(here)
+        return totals.cpu().numpy() / len(self.bench.prompts)
+
+
+def _backwards(bench: Bench, graph: Graph) -> list[tuple[int, list[int]]]:
+    """(layer from which to run, receivers), from the output to the first layer; the MLP before the
+    heads."""
+    found = [(bench.layers[-1], [len(graph.receivers) - 1])]
+    return found + [
+        (n, list(range(c.stop - 1, c.start - 1, -1))) for n, c in reversed(graph.columns.items())
+    ]
+
+
+def _log(logits: torch.Tensor) -> torch.Tensor:
+    return logits.double().log_softmax(-1)
+
+
+def _divergence(wanted: list[torch.Tensor], pairs: Pairs, logits: torch.Tensor) -> torch.Tensor:
+    """Σ over prompts of the mean KL(wanted ‖ found) over their judged positions, a tensor of one
+    number."""
+    each = zip(wanted, pairs.judged(logits), strict=True)
+    return torch.stack(
+        [(own.exp() * (own - _log(rows))).sum(-1).mean() for own, rows in each]
+    ).sum()

@@ -1,0 +1,65 @@
+"""Attribution patching of heads: the effect of replacing a head, to first order, from one backward
+pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from interp.circuits.circuit_method import Found, Method
+from interp.circuits.methods.head_ablation import by_effects
+from interp.circuits.runs.paired_runs import MODES, Bench
+
+
+@dataclass(frozen=True)
+class Attribution(Method):
+    """effect(h) = Σ over positions and d of (z_h(x) − stand-in) · ∂m/∂z_h, at the clean run; score
+    = |mean effect|.
+
+    `head_ablation`'s effect to first order, of all heads from two forwards and one backward.
+    `mode`: what z is compared with: its value in the corrupted twin at the same position
+    ("resample"), its mean over the corrupted prompts' tokens ("mean"), or 0 ("zero", gradient ×
+    activation). Intervals are bootstrapped over prompts.
+    """
+
+    mode: str = "resample"
+
+    name = "attribution"
+    title = "Attribution patching"
+    summary = "gradient × change of z: head ablation to first order, one backward pass"
+    reading = "How much the metric would change, to first order, if this head were replaced."
+    formula = "|mean over prompts of Σ (z_h − stand-in) · ∂m/∂z_h|"
+    citation = "Nanda 2023, Attribution patching; Kramár et al. 2024, arXiv 2403.00745, section 3"
+    unit = "metric"
+    presets = {"zero": {"mode": "zero"}, "mean": {"mode": "mean"}, "resample": {"mode": "resample"}}
+
+    def check(self) -> None:
+        self.choice("mode", *MODES)
+
+    def find(self, bench: Bench) -> Found:
+        return by_effects(first_order(bench, self.mode, self.title), bench.seed)
+
+
+def first_order(bench: Bench, mode: str, what: str) -> np.ndarray:
+    """(heads, n) float64: Σ over positions and d of (z − stand-in) · ∂m/∂z at the clean run, on
+    each prompt."""
+    batches = bench.batches(gradients=True)
+    bench.expect(len(batches))
+    found = []
+    for pairs in batches:
+        given = bench.stand_ins(pairs, mode)
+        _, wires, gradients = bench.gradients(pairs, keep=("z",))
+        layers = []
+        for layer in bench.layers:
+            z, slope, stand = (
+                wires["z", layer],
+                gradients["z", layer],
+                given[layer],
+            )  # (batch, tokens, heads, d)
+            change = z - (stand if isinstance(stand, float) else stand.to(z))
+            layers.append((change.double() * slope.double()).sum((1, 3)))  # (batch, heads)
+        found.append(torch.cat(layers, 1).T.cpu().numpy())
+        bench.step(what)
+    return np.concatenate(found, axis=1)

@@ -1,0 +1,71 @@
+"""Edge attribution patching: every edge's effect to first order, from a few forwards and one
+backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.circuits.circuit_method import Found, Method
+from interp.circuits.runs.edges import STREAM, Graph, Stream, detached, products
+from interp.circuits.runs.paired_runs import Bench
+
+#: what a run with gradients keeps
+LIVE = ("q", "k", "v", *STREAM)
+
+
+@dataclass(frozen=True)
+class EAP(Method):
+    """score(u → v) = Σ over positions of (u(x) − u(x')) · ∂m/∂(input of v), at the clean run, mean
+    over prompts.
+
+    u: the embedding, a head's z_h W_O,h, an MLP's output; x' is the corrupted twin. v: the queries,
+    keys or values of a head, an MLP, the output. Scores are signed: above 0, the edge carries what
+    speaks for the right answer. They are ranked by magnitude. (Syed et al. write the difference the
+    other way round, the change that patching makes.)
+
+    A head's `effect` is the sum of its outgoing edges, which is its `attribution` with mode
+    "resample". Its score is its strongest outgoing edge: the threshold at which it enters the
+    circuit when edges are taken strongest first, as the paper does; so a head counts whose effects
+    on several receivers cancel. Query heads that share keys and values share the receiver, "L2KV1".
+
+    It takes three forwards and one backward, and one step back through norm and projection for each
+    receiver.
+
+    Raises `TapError` where the stream is not the sum of what heads and MLPs write: norms after
+    attention (Gemma 2 and 3, OLMo 2) or scaled branches (Granite).
+    """
+
+    name = "eap"
+    title = "Edge attribution patching"
+    summary = "gradient × change along every edge: one backward pass"
+    reading = (
+        "The strongest edge out of this head: what the metric would change, to first order, "
+        "if it were patched."
+    )
+    formula = "max over v of |mean Σ (u(x) − u(x')) · ∂m/∂(input of v)|"
+    citation = "Syed et al. 2023, arXiv 2310.10348, section 2"
+    unit = "metric"
+
+    def find(self, bench: Bench) -> Found:
+        stream = Stream(bench)
+        return found(stream.graph, self.scores(bench, stream) / len(bench.prompts))
+
+    def scores(self, bench: Bench, stream: Stream) -> np.ndarray:
+        """(senders, receivers): summed over the prompts."""
+        scores = np.zeros(stream.graph.allowed.shape)
+        batches = bench.batches(gradients=True)
+        bench.expect(len(batches))
+        for pairs in batches:
+            _, corrupted = bench.run(pairs, corrupted=True, keep=STREAM)
+            margins, live = bench.live(pairs, LIVE)
+            products(stream, margins, live, detached(live), corrupted, scores)
+            bench.step(self.title)
+        return scores
+
+
+def found(graph: Graph, scores: np.ndarray) -> Found:
+    """What edges' mean scores (senders, receivers) say of heads."""
+    out = scores[graph.heads]  # (heads, receivers)
+    return Found(np.abs(out).max(1), out.sum(1), edges=graph.table(scores))

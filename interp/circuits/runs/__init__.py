@@ -1,0 +1,1 @@
+"""A model at work on pairs of prompts: clean, corrupted and patched runs, gradients, edges."""

@@ -1,0 +1,289 @@
+"""Edges between heads and MLPs: who adds to the residual stream, who reads from it, and how the
+metric feels it.
+
+The stream that a layer reads is the sum of what was written before: the embedding, z_h W_O,h of
+every earlier head, the output of every earlier MLP. An edge (u → v) is the path of u's contribution
+straight into the input of v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp.circuits.prompts import Pairs
+from interp.circuits.runs.paired_runs import Bench
+from interp_hooks.activations import Wires
+from interp_hooks.errors import TapError
+from interp_hooks.weights import HeadWeights
+
+STREAM = ("pre", "mid", "post", "z")
+#: largest difference, relative to the largest magnitude, between two ways to the same stream or
+#: gradient
+CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+INSTEAD = "use head_ablation, attribution, hisp or discrete_sae, which need no edges"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """senders: "input", "L0H0", …, "MLP 0", "L1H0", … in the order in which they write; receivers:
+    (name, kind), kind q, k, v, or "" for MLPs and the output. `rows[layer]` are a layer's heads
+    among the senders, `mlp[layer]` its MLP; `columns[layer]` are a layer's receivers. `allowed`
+    (senders, receivers): who is read by whom.
+
+    With grouped keys a key-value head is one receiver, "L2KV1", since its query heads read the same
+    keys and values.
+    """
+
+    senders: list[str]
+    receivers: list[tuple[str, str]]
+    rows: dict[int, slice]
+    mlp: dict[int, int]
+    columns: dict[int, slice]
+    allowed: np.ndarray
+
+    @classmethod
+    def of(cls, bench: Bench, parallel: bool, mlps: Mapping[int, bool]) -> Graph:
+        """The graph of a model whose blocks are `parallel` or not; `mlps`: which layers have
+        one."""
+        senders = ["input"]
+        receivers: list[tuple[str, str]] = []
+        before: list[int] = []  # of each receiver: how many senders it can read
+        rows, mlp, columns = {}, {}, {}
+        for layer, site in bench.sites.items():
+            start, seen = len(receivers), len(senders)
+            kv = "KV" if site.n_kv_heads < site.n_heads else "H"
+            receivers += [(f"L{layer}H{h}", "q") for h in range(site.n_heads)]
+            receivers += [
+                (f"L{layer}{kv}{g}", kind) for kind in "kv" for g in range(site.n_kv_heads)
+            ]
+            rows[layer] = slice(seen, seen + site.n_heads)
+            senders += [f"L{layer}H{h}" for h in range(site.n_heads)]
+            before += [seen] * (len(receivers) - start)
+            if mlps[layer]:
+                receivers.append((f"MLP {layer}", ""))
+                before.append(seen if parallel else len(senders))
+                mlp[layer] = len(senders)
+                senders.append(f"MLP {layer}")
+            columns[layer] = slice(start, len(receivers))
+        receivers.append(("output", ""))
+        before.append(len(senders))
+        allowed = np.arange(len(senders))[:, None] < np.array(before)[None]
+        return cls(senders, receivers, rows, mlp, columns, allowed)
+
+    @property
+    def heads(self) -> np.ndarray:
+        """(heads,): the rows of the heads among the senders, in the bench's order."""
+        return np.concatenate([np.arange(part.start, part.stop) for part in self.rows.values()])
+
+    def table(self, scores: np.ndarray, among: np.ndarray | None = None) -> pd.DataFrame:
+        """The edges, or those `among` (senders, receivers), with their `scores` of that shape,
+        strongest first."""
+        u, v = np.nonzero(self.allowed if among is None else among)
+        found = pd.DataFrame(
+            dict(
+                sender=[self.senders[i] for i in u],
+                receiver=[self.receivers[i][0] for i in v],
+                kind=[self.receivers[i][1] for i in v],
+                score=scores[u, v].astype(np.float32),
+            )
+        )
+        return found.iloc[np.argsort(-np.abs(scores[u, v]), kind="stable")].reset_index(drop=True)
+
+
+class Stream:
+    """The residual stream of a model as a sum over senders, and the metric's gradient at every
+    receiver's input."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.first, self.last = bench, bench.layers[0], bench.layers[-1]
+        self.weights = {layer: _weights(bench, layer) for layer in bench.layers}
+        pairs = bench.batches(gradients=True)[0]
+        _, wires = bench.run(pairs, keep=STREAM)
+        self.parallel = ("mid", self.first) not in wires
+        self.graph = Graph.of(bench, self.parallel, self._check_sum(wires, pairs.mask.bool()))
+        self._checked = False
+
+    def attention(self, layer: int, wires: Wires) -> torch.Tensor:
+        """(batch, tokens, d_model): what the layer's heads write together, bias included."""
+        W = self.weights[layer]
+        z = wires["z", layer]
+        out = torch.einsum("bqhd,hdm->bqm", z, W.W_O.to(z))
+        return out if W.b_O is None else out + W.b_O.to(z)
+
+    def mlp(self, layer: int, wires: Wires) -> torch.Tensor:
+        """(batch, tokens, d_model): what the layer's MLP writes."""
+        if not self.parallel:
+            return wires["post", layer] - wires["mid", layer]
+        return wires["post", layer] - wires["pre", layer] - self.attention(layer, wires)
+
+    def changes(
+        self, clean: Wires, corrupted: Wires, among: slice = slice(None)
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows of the graph, (rows, batch, tokens, d_model): what these senders write, clean minus
+        corrupted), a layer at a time; layers of which none is `among` those wanted are left out."""
+        wanted = range(len(self.graph.senders))[among]
+        if 0 in wanted:
+            yield slice(0, 1), (clean["pre", self.first] - corrupted["pre", self.first])[None]
+        for layer in self.bench.layers:
+            if (
+                self.graph.rows[layer].start not in wanted
+                and self.graph.mlp.get(layer) not in wanted
+            ):
+                continue
+            z = clean["z", layer] - corrupted["z", layer]
+            change = (
+                self.weights[layer].result(z).permute(2, 0, 1, 3)
+            )  # (heads, batch, tokens, d_model)
+            rows = self.graph.rows[layer]
+            if layer in self.graph.mlp:
+                change = torch.cat(
+                    [change, (self.mlp(layer, clean) - self.mlp(layer, corrupted))[None]]
+                )
+                rows = slice(rows.start, rows.stop + 1)
+            yield rows, change
+
+    def slopes(
+        self, margins: torch.Tensor, wires: Wires, among: slice = slice(None)
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(columns of the graph, (columns, batch, tokens, d_model): ∂ Σ margins / ∂ input of these
+        receivers) at a live run, a layer at a time from the output down to the last that reads
+        senders `among` those wanted."""
+        keys = list(wires)
+        found = torch.autograd.grad(
+            margins.sum(), list(wires.values()), retain_graph=True, allow_unused=True
+        )
+        slope = {
+            key: torch.zeros_like(wires[key]) if g is None else g
+            for key, g in zip(keys, found, strict=True)
+        }
+        yield (
+            slice(len(self.graph.receivers) - 1, len(self.graph.receivers)),
+            slope["post", self.last][None],
+        )
+        for layer in reversed(self.bench.layers):
+            if not self.graph.allowed[among, self.graph.columns[layer]].any():
+                return
+            parts = [
+                g for place in "qkv" for g in self._back(place, layer, wires, slope[place, layer])
+            ]
+            if self.parallel:
+                rest = slope["pre", layer] - slope["post", layer] - sum(parts)
+            else:
+                rest = slope["mid", layer] - slope["post", layer]
+                self._check_slopes(layer, slope["pre", layer], slope["mid", layer] + sum(parts))
+            if layer in self.graph.mlp:
+                parts.append(rest)
+            yield self.graph.columns[layer], torch.stack(parts)
+        self._checked = True
+
+    def _back(
+        self, place: str, layer: int, wires: Wires, slope: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """∂m/∂ the stream that enters the layer through each head's queries (or keys, or values)
+        alone: back through projection and norm, which lie between two wires, and nowhere
+        further."""
+        for head in range(slope.shape[2]):
+            alone = torch.zeros_like(slope)
+            alone[:, :, head] = slope[:, :, head]
+            (g,) = torch.autograd.grad(
+                wires[place, layer], wires["pre", layer], alone, retain_graph=True
+            )
+            yield g
+
+    @torch.no_grad()
+    def _check_sum(self, wires: Wires, real: torch.Tensor) -> dict[int, bool]:
+        """Which layers have an MLP. Raises `TapError` where the stream is not the sum of what heads
+        and MLPs write."""
+        mlps = {}
+        for layer, following in zip(self.bench.layers, [*self.bench.layers[1:], None], strict=True):
+            pre, post = wires["pre", layer][real], wires["post", layer][real]
+            if following is not None and not _near(post, wires["pre", following][real], post):
+                self._refuse(
+                    f"between layers {layer} and {following} something else writes to the residual "
+                    "stream"
+                )
+            if self.parallel:
+                rest = post - pre - self.attention(layer, wires)[real]
+                mlps[layer] = not _near(rest, torch.zeros_like(rest), post)
+            else:
+                written = self.attention(layer, wires)[real]
+                if not _near(wires["mid", layer][real], pre + written, written):
+                    self._refuse(
+                        f"layer {layer} does not add the sum of its heads' results to the residual "
+                        "stream (it "
+                        "normalises or scales them first)"
+                    )
+                mlps[layer] = True
+        if self.parallel and any(mlps.values()):
+            self._check_parallel()
+        return mlps
+
+    def _check_parallel(self) -> None:
+        """Without a stream between attention and MLP, what a layer writes must move with z by W_O
+        and no more."""
+        pairs = self.bench.batches(gradients=True)[0]
+        _, wires = self.bench.live(pairs, keep=("post", "z"))
+        draw = torch.Generator().manual_seed(0)
+        for layer in self.bench.layers:
+            post = wires["post", layer]
+            probe = torch.randn(post.shape, generator=draw).to(post) * pairs.mask[..., None]
+            (found,) = torch.autograd.grad(post, wires["z", layer], probe, retain_graph=True)
+            wanted = torch.einsum("bqm,hdm->bqhd", probe, self.weights[layer].W_O.to(probe))
+            if not _near(found, wanted, wanted):
+                self._refuse(
+                    f"layer {layer} has neither a plain sequential block nor a parallel one"
+                )
+
+    def _check_slopes(self, layer: int, found: torch.Tensor, wanted: torch.Tensor) -> None:
+        if not self._checked and not _near(found, wanted, found):
+            self._refuse(f"layer {layer} is read by more than its queries, keys, values and MLP")
+
+    def _refuse(self, why: str) -> None:
+        raise TapError(f"Edges of {self.bench.model.name} can't be told apart: {why}; {INSTEAD}.")
+
+
+def products(
+    stream: Stream,
+    margins: torch.Tensor,
+    live: Wires,
+    clean: Wires,
+    corrupted: Wires,
+    scores: np.ndarray,
+    among: slice = slice(None),
+) -> None:
+    """Add Σ over prompts, positions and d_model of (u clean − u corrupted) · ∂m/∂input of v, the
+    gradient taken at the `live` run, to `scores` (senders, receivers), at least for senders `among`
+    those wanted."""
+    allowed = stream.graph.allowed
+    for columns, slope in stream.slopes(margins, live, among):
+        flat = slope.detach().flatten(1)  # (receivers, batch · tokens · d_model)
+        with torch.no_grad():
+            for rows, change in stream.changes(clean, corrupted, among):
+                if allowed[rows, columns].any():
+                    found = change.flatten(1) @ flat.T
+                    scores[rows, columns] += found.double().cpu().numpy() * allowed[rows, columns]
+
+
+def detached(wires: Wires) -> Wires:
+    """The same, cut from their graph."""
+    return Wires({key: wire.detach() for key, wire in wires.items()})
+
+
+def pair_runs(bench: Bench, pairs: Pairs) -> tuple[Wires, Wires]:
+    """The stream and z of a clean and a corrupted run."""
+    return bench.run(pairs, keep=STREAM)[1], bench.run(pairs, corrupted=True, keep=STREAM)[1]
+
+
+def _weights(bench: Bench, layer: int) -> HeadWeights:
+    return bench.model.head_weights(layer, bench.sites[layer].tower)
+
+
+def _near(a: torch.Tensor, b: torch.Tensor, like: torch.Tensor) -> bool:
+    """Whether a and b are equal up to rounding at the magnitude of `like`."""
+    size = max(float(like.abs().max()), float(a.abs().max()), 1e-30) if a.numel() else 1.0
+    return a.numel() == 0 or float((a - b).abs().max()) <= CLOSE.get(a.dtype, 2e-2) * size

@@ -1,0 +1,251 @@
+"""A model at work on pairs of prompts: clean and corrupted runs, gradients, and runs in which heads
+are replaced."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from interp.circuits.prompts import Pairs, Prompts
+from interp.errors import InputError
+from interp.inputs.text import forward
+from interp.support.checkpoints import Partial, Record
+from interp_hooks.activations import Rewrite, Wires
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
+Progress = Callable[[int, int, str], None]
+#: what takes the place of a head's z: nothing, its mean over the corrupted prompts (samples and
+#: positions pooled), or its z in the corrupted twin at the same position
+MODES = ("zero", "mean", "resample")
+#: tokens run together, without and with gradients
+TOKENS, GRADIENT_TOKENS = 8192, 2048
+
+
+class Bench:
+    """Runs prompts and counts: `forwards` and `backwards` are in passes over all prompts.
+
+    `heads` are the query heads of the main tower in order; `index[head]` is a head's number among
+    them.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        prompts: Prompts,
+        seed: int = 0,
+        progress: Progress | None = None,
+        pieces: Partial | None = None,
+    ):
+        #: what is finished of long searches, so that an interrupted one resumes
+        self.pieces = pieces or Partial(None, {})
+        self.model, self.prompts, self.seed = model, prompts, seed
+        self.sites = {s.layer: s for s in model.sites if s.is_main}
+        if not self.sites:
+            raise InputError(
+                f"{model.name} has no self-attention in its main tower to find a circuit in."
+            )
+        self.heads = [
+            Head(s.layer, h, s.tower) for s in self.sites.values() for h in range(s.n_heads)
+        ]
+        self.index = {head: i for i, head in enumerate(self.heads)}
+        self.layers = list(self.sites)
+        self._rows_forward = self._rows_backward = 0
+        self._progress, self._done, self._total = progress, 0, 0
+        self._means: dict[int, torch.Tensor] | None = None
+
+    @property
+    def forwards(self) -> float:
+        """Forward passes over all prompts so far."""
+        return self._rows_forward / len(self.prompts)
+
+    @property
+    def backwards(self) -> float:
+        """Backward passes over all prompts so far."""
+        return self._rows_backward / len(self.prompts)
+
+    def expect(self, steps: int) -> None:
+        """Progress will be told in that many more steps."""
+        self._total += steps
+
+    def step(self, what: str, more: int = 1) -> None:
+        """So many steps further."""
+        self._done += more
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done), what)
+
+    def batches(self, gradients: bool = False, copies: int = 1) -> list[Pairs]:
+        """All prompts, in batches that fit, also `copies` times over."""
+        return self.prompts.batches(
+            self.model, (GRADIENT_TOKENS if gradients else TOKENS) // copies
+        )
+
+    @torch.no_grad()
+    def run(
+        self,
+        pairs: Pairs,
+        corrupted: bool = False,
+        write: Rewrite | None = None,
+        keep: Sequence[str] = (),
+    ) -> tuple[torch.Tensor, Wires]:
+        """(margins (batch,), wires kept) of one forward without gradients."""
+        return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, write, keep)
+
+    def gradients(
+        self, pairs: Pairs, keep: Sequence[str]
+    ) -> tuple[torch.Tensor, Wires, dict[tuple[str, int], torch.Tensor]]:
+        """(margins (batch,), wires kept, ∂ Σ margins / ∂ each of them) of one forward and one
+        backward, clean.
+
+        Wires come with their graph cut off; a wire that the margin does not depend on has gradient
+        0.
+        """
+        margins, wires = self.live(pairs, keep)
+        found = torch.autograd.grad(
+            margins, list(wires.values()), torch.ones_like(margins), allow_unused=True
+        )
+        gradients = {
+            key: torch.zeros_like(wire) if g is None else g
+            for (key, wire), g in zip(wires.items(), found, strict=True)
+        }
+        return margins.detach(), Wires({k: w.detach() for k, w in wires.items()}), gradients
+
+    def live(
+        self, pairs: Pairs, keep: Sequence[str], write: Rewrite | None = None
+    ) -> tuple[torch.Tensor, Wires]:
+        """(margins (batch,), wires kept) of one clean forward with its graph, for the backward
+        counted with it."""
+        self._rows_backward += len(pairs.rows)
+        with torch.enable_grad():
+            return self._forward(pairs, pairs.clean, _leaf(write), keep)
+
+    def _forward(
+        self, pairs: Pairs, ids: torch.Tensor, write: Rewrite | None, keep: Sequence[str]
+    ) -> tuple[torch.Tensor, Wires]:
+        logits, wires = self.logits(pairs, ids, write, keep)
+        return pairs.margins(logits), wires
+
+    def logits(
+        self,
+        pairs: Pairs,
+        ids: torch.Tensor,
+        write: Rewrite | None = None,
+        keep: Sequence[str] = (),
+        copies: int = 1,
+    ) -> tuple[torch.Tensor, Wires]:
+        """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, wires kept) of
+        one forward of `ids`, `copies` times over."""
+        self._rows_forward += copies * len(pairs.rows)
+        with self.model.wires(*keep, write=write) as wires:
+            mask = pairs.mask.repeat(copies, 1)
+            out = forward(self.model, ids.repeat(copies, 1), mask, keep=ids.shape[1] - pairs.first)
+        return out if isinstance(out, torch.Tensor) else out.logits, wires
+
+    def margins(self, corrupted: bool = False) -> np.ndarray:
+        """(n,) margins of the untouched model on the clean or the corrupted prompts."""
+        return np.concatenate([_numbers(self.run(pairs, corrupted)[0]) for pairs in self.batches()])
+
+    def corrupted(self) -> Iterator[tuple[Pairs, Wires]]:
+        """(prompts, z of their corrupted twins) batch by batch; on the way `means` become known."""
+        sums: dict[int, torch.Tensor] = {}
+        count = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        for pairs in self.batches():
+            _, wires = self.run(pairs, corrupted=True, keep=("z",))
+            count = count + pairs.mask.sum()
+            for (_, layer), z in wires.items():  # (batch, tokens, heads, d)
+                sums[layer] = sums.get(layer, 0) + z[pairs.mask.bool()].double().sum(0)  # type: ignore[operator]
+            yield pairs, wires
+        self._means = {layer: (total / count).float() for layer, total in sums.items()}
+
+    def means(self) -> dict[int, torch.Tensor]:
+        """layer → (heads, d_head): mean z over the corrupted prompts' tokens."""
+        if self._means is None:
+            for _ in self.corrupted():
+                pass
+        assert self._means is not None
+        return self._means
+
+    def stand_ins(self, pairs: Pairs, mode: str) -> Mapping[int, torch.Tensor | float]:
+        """layer → what takes the place of z there: 0, (heads, d) or (batch, tokens, heads, d)."""
+        if mode == "zero":
+            return dict.fromkeys(self.layers, 0.0)
+        if mode == "mean":
+            return self.means()
+        if mode == "resample":
+            return {
+                layer: z
+                for (_, layer), z in self.run(pairs, corrupted=True, keep=("z",))[1].items()
+            }
+        raise InputError(f"Heads are replaced by {', '.join(MODES)}, not {mode!r}.")
+
+    def without(
+        self, pairs: Pairs, heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]
+    ) -> torch.Tensor:
+        """(batch,) margins with the z of these heads replaced at every position."""
+        return self.run(pairs, write=replacing(heads, stand_ins))[0]
+
+    def ablated(
+        self, sets: Sequence[Sequence[Head]], mode: str, what: str = ""
+    ) -> Iterator[np.ndarray]:
+        """(n,) margins on the clean prompts with each of these sets of heads replaced, in order;
+        what `pieces` has is not run again."""
+        batches = self.batches()
+        kept = [self.stand_ins(pairs, mode) for pairs in batches]
+        for heads in sets:
+            key = hashlib.sha256(f"{mode} {sorted(heads)}".encode()).hexdigest()[:32]
+            if self.pieces.has(key):
+                self._rows_forward += len(self.prompts)
+            else:
+                found = [
+                    _numbers(self.without(pairs, heads, s))
+                    for pairs, s in zip(batches, kept, strict=True)
+                ]
+                self.pieces.save(
+                    key,
+                    [
+                        Record("margin", i, "", mode, 0, 0, float(m))
+                        for i, m in enumerate(np.concatenate(found))
+                    ],
+                )
+            yield self.pieces.records([key]).value.to_numpy(np.float64)
+            self.step(what)
+
+
+def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]) -> Rewrite:
+    """A rewrite of z that puts `stand_ins` in the place of these heads."""
+    chosen: dict[int, list[int]] = {}
+    for head in heads:
+        chosen.setdefault(head.layer, []).append(head.head)
+
+    def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        if place != "z" or layer not in chosen:
+            return None
+        new, given = tensor.clone(), stand_ins[layer]
+        which = chosen[layer]
+        new[:, :, which] = given if isinstance(given, float) else given.to(tensor)[..., which, :]
+        return new
+
+    return write
+
+
+def _leaf(write: Rewrite | None) -> Rewrite:
+    """`write`, after making the stream a leaf where it has no graph, on entry of the first layer of
+    a model whose parameters are frozen."""
+
+    def both(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        leaf = place == "pre" and not tensor.requires_grad
+        given = tensor.detach().requires_grad_() if leaf else tensor
+        new = None if write is None else write(place, layer, given)
+        return given if leaf and new is None else new
+
+    return both
+
+
+def _numbers(margins: torch.Tensor) -> np.ndarray:
+    return margins.detach().double().cpu().numpy()

@@ -1,0 +1,90 @@
+"""Edits as JSON: lists of edits to files and back, tensors in safetensors beside them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interp.edits.catalogue import registry
+from interp.edits.head_edit import HeadEdit
+from interp.edits.tensors import fetched
+from interp.errors import EditError, InterpError, OutputError
+from interp.support.files import write_atomic
+
+
+def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[str, Any]]:
+    """Edits as plain JSON data, in order; their tensors go to files in `folder`.
+
+    Raises `EditError` where there are tensors and no folder.
+    """
+    return [e.to_json(folder) for e in edits]
+
+
+def from_json(
+    data: list[dict[str, Any]] | dict[str, Any], folder: Path | None = None
+) -> list[HeadEdit]:
+    """Edits from their JSON form. Raises `UnknownNameError`, `HeadError`, `EditError`, or
+    `OutputError` for a tensor that is not in `folder`."""
+    found = []
+    entries = [data] if isinstance(data, dict) else data
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise EditError(
+            'Edits in JSON are an object, or a list of objects, like {"edit": "scale_heads", …}.'
+        )
+    for entry in entries:
+        fields = dict(entry)
+        name = fields.pop("edit", None)
+        if name is None:
+            raise EditError(
+                'An edit in JSON needs its name, like {"edit": "scale_heads", "gains": {"L5H1": '
+                "0}}."
+            )
+        kind = registry.get(str(name))
+        known = list(inspect.signature(kind).parameters)
+        for key in fields:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}."
+                raise EditError(f"The edit {name} has no setting {key!r}; {hint}")
+        try:
+            found.append(kind(**fetched(fields, folder)))
+        except InterpError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise EditError(
+                f"The edit {name} does not take the settings {_short(fields)}: {error}."
+            ) from error
+    return found
+
+
+def _short(fields: Mapping[str, Any]) -> str:
+    """Settings as JSON, not too long."""
+    text = json.dumps(fields, default=str, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}…"
+
+
+def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
+    """Write edits to a JSON file that `load` and `--edit FILE.json` read; tensors to safetensors
+    files beside it."""
+    path = Path(path)
+    write_atomic(path, (json.dumps(to_json(edits, path.parent), indent=2) + "\n").encode())
+    return path
+
+
+def load(path: str | Path) -> list[HeadEdit]:
+    """Read edits from a JSON file."""
+    try:
+        data = json.loads(
+            Path(path).read_text(encoding="utf-8-sig")
+        )  # Windows editors put a mark in front
+    except OSError as error:
+        raise OutputError(f"The edit file {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise EditError(f"The edit file {path} is not UTF-8 text: {error}.") from error
+    except json.JSONDecodeError as error:
+        raise EditError(f"The edit file {path} is not JSON: {error}.") from error
+    return from_json(data, Path(path).parent)

@@ -1,0 +1,77 @@
+"""PAINT fitted to a prompt: which of its image's tokens are local, and which sum it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from interp.edits.paint import PAINT
+from interp.errors import InputError
+from interp.vision.class_token import cls_attention
+from interp.vision.prompts import checked
+from interp_hooks.heads import Head
+
+#: PAINT's: the share of patches that are local, and the fences of outliers in interquartile ranges
+LOCAL_SHARE, FENCE = 0.25, 1.5
+
+
+def summary_patches(attention: torch.Tensor) -> torch.Tensor:
+    """(images, patches) bool: those above Q3 + 1.5 (Q3 − Q1) of the image's patches, quartiles
+    interpolated."""
+    a = attention.double()
+    low, high = a.quantile(0.25, -1, keepdim=True), a.quantile(0.75, -1, keepdim=True)
+    return a > high + FENCE * (high - low)
+
+
+def local_patches(attention: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
+    """(images, patches) bool: the top 25 % of the image's patches (rounded down) without the
+    summary ones."""
+    best = attention.topk(int(LOCAL_SHARE * attention.shape[-1]), -1).indices
+    return torch.zeros_like(summary).scatter_(-1, best, True) & ~summary
+
+
+def paint_for(
+    model: Any,
+    inputs: Mapping[str, Any],
+    alpha: float = 0.7,
+    beta: float = 0.35,
+    first_layer: int = 2,
+) -> tuple[PAINT, PAINT]:
+    """The two edits of PAINT for a prompt with an image, (local, summary), ready for
+    ``with model.edit(*paint_for(model, inputs)): model.generate(**inputs)`` (Arif et al. 2025,
+    arXiv 2501.12206).
+
+    local: s += α |s| on the top 25 % of patches by attention of the class token in the *first*
+    layer of the vision tower, summed over heads, without the summary ones; summary: s += β |s| on
+    the patches whose attention in its layer −2 exceeds Q3 + 1.5 (Q3 − Q1). Both in all heads of
+    text layers from `first_layer` (from 0) on. The paper's optional spatial top 5 % is not
+    implemented; its classifier-free guidance (γ = 2) is no part of the edits.
+
+    Args:
+        inputs: as `interp.vision.with_images` or the model's processor makes them, left-padded; a
+            batch has a set for each sample. alpha, beta: 0.7 and 0.3 to 0.4 in the paper.
+
+    Raises:
+        InputError: a text-only model, a prompt without image, right padding, a tower without class
+            token, image tokens that are not one a patch, a `first_layer` that the model has not.
+    """
+    from interp.loading import load
+
+    hooked = load(model)
+    checked(hooked, inputs, "PAINT")
+    heads = tuple(Head(s.layer, h) for s in hooked.sites if s.is_main and s.layer >= first_layer
+                  for h in range(s.n_heads))  # fmt: skip
+    if not heads:
+        raise InputError(
+            f"PAINT edits text layers from {first_layer} on, and {hooked.name} has "
+            f"{hooked.n_layers}."
+        )
+    found = cls_attention(hooked, inputs, (0, -2), what="PAINT")
+    summary = summary_patches(found.attention[-2])
+    local = local_patches(found.attention[0], summary)
+    shape = inputs["input_ids"].shape
+    return PAINT(found.keys(local, *shape), alpha, heads), PAINT(
+        found.keys(summary, *shape), beta, heads
+    )

@@ -1,0 +1,152 @@
+"""What edits share: heads by layer, scope, and their JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from interp.edits.keys import Span, query_rows
+from interp.edits.tensors import stored
+from interp.errors import EditError
+from interp_hooks.edit import Edit
+from interp_hooks.heads import Head, parse_heads
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall, Site
+    from interp_hooks.model import HookedModel
+
+SCOPES = ("all", "prefill", "decode")
+
+
+class HeadEdit(Edit):
+    """An edit of chosen heads (`heads`; None means all) in a scope. Subclasses are frozen
+    dataclasses; where they have a field `queries`, it is the token range (start, stop; None for no
+    end) of the rows edited, counted from each sample's first real token.
+
+    The JSON form is ``{"edit": name, …fields…}``; heads are written L5H1, spans of keys 2:5.
+    """
+
+    name: ClassVar[str]
+    heads: tuple[Head, ...] | None
+
+    def settle(self) -> None:
+        """For `__post_init__`: heads in any spelling become `Head`s; the scope and the query range
+        are checked."""
+        if self.heads is not None:
+            object.__setattr__(self, "heads", tuple(parse_heads(self.heads)))
+        self._check_scope()
+        queries = getattr(self, "queries", None)
+        if queries is not None:
+            object.__setattr__(self, "queries", _range(queries, self.name))
+
+    def is_identity(self) -> bool:
+        queries = getattr(self, "queries", None)
+        return self.concerned == () or (queries is not None and queries[0] == queries[1])
+
+    @property
+    def concerned(self) -> tuple[Head, ...] | None:
+        """The heads that the edit names; None for all."""
+        return self.heads
+
+    def query_rows(self, call: AttentionCall) -> torch.Tensor | None:
+        """(batch, queries) bool: the rows in `queries`; None for all."""
+        return query_rows(call, getattr(self, "queries", None))
+
+    def chosen(self, site: Site, device: torch.device) -> torch.Tensor:
+        """(query heads,) bool: the heads concerned at this site."""
+        made = torch.zeros(site.n_heads, dtype=torch.bool)
+        made[self.heads_at(site)] = True
+        return made.to(device)
+
+    def _check_scope(self) -> None:
+        if self.scope not in SCOPES:
+            raise EditError(
+                f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}."
+            )
+
+    def bind(self, model: HookedModel) -> None:
+        for head in self.concerned or ():
+            model.check(head)
+
+    def at(self, site: Site) -> bool:
+        """Whether the edit concerns this site at all."""
+        if site.kind != "self":
+            return False
+        heads = self.concerned
+        if heads is None:
+            return site.tower in ("", "text")
+        return any(h.layer == site.layer and same_tower(h, site) for h in heads)
+
+    def touches(self, call: AttentionCall) -> bool:
+        if not (self.at(call.site) and self.in_scope(call)):
+            return False
+        queries, mask = getattr(self, "queries", None), call.mask
+        if queries is None or mask.starts is not None:
+            return True
+        return mask.q_start + call.n_queries > queries[0] and (
+            queries[1] is None or mask.q_start < queries[1]
+        )
+
+    def heads_at(self, site: Site) -> list[int]:
+        """The query heads concerned at this site."""
+        heads = self.concerned
+        if heads is None:
+            return list(range(site.n_heads))
+        return sorted({h.head for h in heads if h.layer == site.layer and same_tower(h, site)})
+
+    def check_whole_layers(self, model: HookedModel, instead: str = "") -> None:
+        """Raise `EditError` where only some heads of a layer are meant: for edits that cannot tell
+        heads apart."""
+        for site in model.sites:
+            if self.at(site) and len(self.heads_at(site)) < site.n_heads:
+                raise EditError(
+                    f"{self.name} edits all heads of a layer or none, and of layer {site.layer} "
+                    "only some are "
+                    f"named{'; ' + instead if instead else ''}."
+                )
+
+    def fields(self) -> dict[str, Any]:
+        """The JSON form without the name; tensors of more than one number as they are."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+
+    def to_json(self, folder: Path | None = None) -> dict[str, Any]:
+        """The JSON form; tensors go to safetensors files in `folder`, and without one they are an
+        `EditError`."""
+        return {
+            "edit": self.name,
+            **{k: stored(v, folder, self.name) for k, v in self.fields().items()},
+        }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it, but for tensors of more than one number."""
+    if isinstance(value, Head):
+        return str(value)
+    if isinstance(value, Span):
+        return str(value)
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _range(queries: Any, name: str) -> tuple[int, int | None]:
+    """(start, stop) of a query range. Raises `EditError`."""
+    good = isinstance(queries, (tuple, list)) and len(queries) == 2 and isinstance(queries[0], int)
+    if good:
+        start, stop = queries
+        good = start >= 0 and (stop is None or (isinstance(stop, int) and stop >= start))
+    if not good:
+        raise EditError(
+            f"The queries of {name} are a range of tokens (start, stop), from 0, not {queries!r}."
+        )
+    return queries[0], queries[1]
+
+
+def same_tower(head: Head, site: Site) -> bool:
+    return head.tower == site.tower or (not head.tower and site.tower == "text")

@@ -1,0 +1,1 @@
+"""How well a model does, with and without edits: accuracy, loss, pictures, other people's tasks."""

@@ -1,0 +1,135 @@
+"""Take heads out and see what a task loses, against as many other heads taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp import tasks
+from interp.edits.ablate import Ablate
+from interp.errors import InputError
+from interp.evaluation.evaluate import judge, sample
+from interp.inputs.text import check_seed
+from interp.support.statistics import Interval, bootstrap
+from interp.tasks.task import Task
+from interp_hooks.heads import Head, parse_heads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp_hooks.model import HookedModel
+
+#: random control sets; their results are averaged instance by instance
+DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Accuracy untouched, with `heads` ablated, and with controls ablated; differences are paired
+    to the baseline.
+
+    `control_heads` is the first of the control draws; `control` None where the model has too few
+    other heads.
+    """
+
+    task: str
+    heads: list[Head]
+    control_heads: list[Head]
+    baseline: Interval
+    ablated: Interval
+    difference: Interval
+    control: Interval | None
+    control_difference: Interval | None
+    frame: pd.DataFrame
+
+
+def ablate(
+    model: Any,
+    heads: str | Iterable[Any],
+    mode: str = "zero",
+    task: str | Task = "niah",
+    n: int = 64,
+    seed: int = 0,
+    avoid: Sequence[Head] = (),
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Ablation:
+    """Ablate `heads` (mode as in `edits.Ablate`; references are the task's corrupted prompts) and a
+    random control.
+
+    The control takes as many heads from the same layers, none of `heads` or `avoid`; where a layer
+    has too few others, from the layers nearest to it.
+
+    Raises:
+        HeadError: a head the model does not have. UnknownNameError, InputError, EditError.
+    """
+    import pandas as pd
+
+    from interp.loading import load
+
+    check_seed(seed)
+    if isinstance(task, str):
+        tasks.get(task)
+    hooked = load(model)
+    chosen = [hooked.check(h) for h in dict.fromkeys(parse_heads(heads))]
+    if not chosen:
+        raise InputError("No head was named; write them layer first, like 3.1,4.2.")
+    problem, instances = sample(hooked, task, n, seed)
+    reference = problem.name if mode in ("mean", "resample") else None
+    rng = np.random.default_rng(seed)
+    draws = [controls(hooked, chosen, avoid, rng) for _ in range(DRAWS)]
+    draws = [d for d in draws if d]
+    total = n * (2 + len(draws))
+    tell = progress or (lambda done, total, what: None)
+
+    def run(which: Sequence[Head], done: int, what: str) -> list[float]:
+        edits = [Ablate(which, mode, reference, seed)] if which else []
+        return [
+            c
+            for c, _ in judge(
+                hooked, problem, instances, edits, progress=lambda k: tell(done + k, total, what)
+            )
+        ]
+
+    frame = pd.DataFrame(dict(baseline=run([], 0, "untouched"), ablated=run(chosen, n, "ablated")))
+    for i, draw in enumerate(draws):
+        frame[f"control_{i}"] = run(draw, n * (2 + i), f"control {i + 1} of {len(draws)}")
+    control = difference = None
+    if draws:
+        mean = frame.filter(like="control_").mean(axis=1)
+        control = bootstrap(mean.tolist(), seed)
+        difference = bootstrap((mean - frame.baseline).tolist(), seed)
+    return Ablation(
+        problem.name,
+        chosen,
+        draws[0] if draws else [],
+        bootstrap(frame.baseline.tolist(), seed),
+        bootstrap(frame.ablated.tolist(), seed),
+        bootstrap((frame.ablated - frame.baseline).tolist(), seed),
+        control,
+        difference,
+        frame,
+    )
+
+
+def controls(
+    model: HookedModel, heads: Sequence[Head], avoid: Sequence[Head], rng: np.random.Generator
+) -> list[Head]:
+    """As many random heads, layer by layer from the same or the nearest layers; [] when there are
+    too few."""
+    free = [
+        h
+        for h in model.heads
+        if h not in set(heads) and h not in set(avoid) and h.tower == heads[0].tower
+    ]
+    if len(free) < len(heads):
+        return []
+    drawn: list[Head] = []
+    for head in heads:
+        left = [h for h in free if h not in drawn]
+        nearest = min(abs(h.layer - head.layer) for h in left)
+        pool = [h for h in left if abs(h.layer - head.layer) == nearest]
+        drawn.append(pool[int(rng.integers(len(pool)))])
+    return sorted(drawn)

@@ -1,0 +1,9 @@
+from .agreement import agreement as agreement
+from .attribution import attributions as attributions
+from .composition import composition as composition
+from .logits import direct as direct
+from .logits import direct_logits as direct_logits
+from .ov_qk import copying as copying
+from .ov_qk import ov_eigenvalues as ov_eigenvalues
+from .ov_qk import ov_top_tokens as ov_top_tokens
+from .ov_qk import qk_eigenvalues as qk_eigenvalues

@@ -1,0 +1,9 @@
+from .ape import APE as APE
+from .catalogue import get as get
+from .catalogue import names as names
+from .catalogue import registry as registry
+from .cca import CCA as CCA
+from .damro import DAMRO as DAMRO
+from .guidance import guided_generate as guided_generate
+from .guidance import guided_logits as guided_logits
+from .ritual import RITUAL as RITUAL

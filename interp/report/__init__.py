@@ -1,0 +1,1 @@
+"""Pictures of results: heat maps and the self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""Results as data: what is saved, loaded and compared. Nothing here runs a model."""

@@ -1,0 +1,68 @@
+"""How far two atlases agree: rank correlation and shared strongest heads, score by score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import InputError
+from interp.support.statistics import spearman
+
+if TYPE_CHECKING:
+    from interp.atlas import Atlas
+
+_PLACE = ["tower", "kind", "layer", "head"]
+
+
+def compare(one: Atlas, other: Atlas) -> pd.DataFrame:
+    """How far two atlases agree, a row a shared score.
+
+    Columns: `score`; `spearman`, the rank correlation over heads (Pearson's r of ranks, ties
+    averaged), None where it is not defined; `heads` measured in both; `top10_overlap`, the share of
+    the ten strongest heads (fewer where there are fewer) that both name; `remark`, why a number is
+    missing.
+
+    Raises:
+        InputError: the atlases are of models of different shapes, or share no score.
+    """
+    mine, theirs = one.frame.set_index(_PLACE), other.frame.set_index(_PLACE)
+    if set(mine.index) != set(theirs.index):
+        raise InputError(
+            f"Only atlases of models of one shape can be compared: {one.model} has "
+            f"{one.shape_text()}, "
+            f"{other.model} has {other.shape_text()}."
+        )
+    shared = [s for s in one.scores if s in other.scores]
+    if not shared:
+        raise InputError(
+            f"The two atlases share no score: one has {', '.join(one.scores) or 'none'}, the other "
+            f"{', '.join(other.scores) or 'none'}."
+        )
+    theirs = theirs.loc[mine.index]
+    rows: list[dict[str, object]] = []
+    for score in shared:
+        a, b = mine[score].to_numpy(), theirs[score].to_numpy()
+        both = np.isfinite(a) & np.isfinite(b)
+        rank, remark = spearman(a[both], b[both])
+        k = min(10, int(both.sum()))
+        overlap = len(_strongest(a, both, k) & _strongest(b, both, k)) / k if k else None
+        rows.append(
+            {
+                "score": score,
+                "spearman": rank,
+                "heads": int(both.sum()),
+                "top10_overlap": overlap,
+                "remark": remark,
+            }
+        )
+    table = pd.DataFrame(rows)
+    for column in ("spearman", "top10_overlap"):
+        table[column] = pd.Series([row[column] for row in rows], dtype=object)
+    return table
+
+
+def _strongest(values: np.ndarray, allowed: np.ndarray, k: int) -> set[int]:
+    order = np.argsort(np.where(allowed, -values, np.inf), kind="stable")
+    return set(order[:k].tolist())

@@ -1,0 +1,174 @@
+"""What an evaluation found: intervals, paired tests, a row an instance, where it comes from; saved
+and read back."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import OutputError
+from interp.support.files import check_writable, write_atomic
+from interp.support.statistics import Interval, McNemar, bootstrap, mcnemar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp_hooks.edit import Edit
+
+FORMAT = 1
+HEAD, ROWS = "evaluation.json", "evaluation.parquet"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric: untouched, edited and the paired difference; the last two None without edits."""
+
+    baseline: Interval
+    edited: Interval | None
+    difference: Interval | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metric's mean over instances as `Interval`s; `edited` and `difference` (paired) are None
+    without edits.
+
+    `mcnemar`: the exact paired test, where every answer is right or wrong. `frame`: one row an
+    instance with `baseline` and `edited` (and more by metric: margins, tokens). `provenance`:
+    model, weights, settings, edits, versions, date. `notes`: what a reader must know, such as a
+    context past the model's positions. `more`: other metrics of the same answers, by name.
+    """
+
+    task: str
+    metric: str
+    baseline: Interval
+    edited: Interval | None
+    difference: Interval | None
+    frame: pd.DataFrame
+    mcnemar: McNemar | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    more: dict[str, Comparison] = field(default_factory=dict)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `evaluation.json` and `evaluation.parquet` into `folder` (made if need be); returns
+        the folder.
+
+        Raises `OutputError` when it can't be written.
+        """
+        target = Path(folder)
+        check_writable(target)
+        table = io.BytesIO()
+        self.frame.to_parquet(table, index=False)
+        content = {
+            "format": FORMAT,
+            "frame_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
+            **self.summary(),
+        }
+        write_atomic(target / ROWS, table.getvalue())
+        write_atomic(
+            target / HEAD, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        )
+        return target
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows, as JSON holds it."""
+        found: dict[str, Any] = {"task": self.task, "metric": self.metric}
+        for name in ("baseline", "edited", "difference", "mcnemar"):
+            value = getattr(self, name)
+            found[name] = None if value is None else asdict(value)
+        more = {name: asdict(value) for name, value in self.more.items()}
+        return {**found, "more": more, "notes": list(self.notes), "provenance": self.provenance}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
+        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
+        format."""
+        import pandas as pd
+
+        source = Path(folder)
+        try:
+            content = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            table = (source / ROWS).read_bytes()
+        except OSError as error:
+            raise OutputError(f"There is no evaluation in {source}: {error.strerror}.") from error
+        except ValueError as error:
+            raise OutputError(
+                f"{source / HEAD} is damaged ({error}); run the evaluation again."
+            ) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise OutputError(
+                f"{source / HEAD} is not an evaluation of format {FORMAT}; run the evaluation "
+                "again."
+            )
+        if hashlib.sha256(table).hexdigest() != content.get("frame_sha256"):
+            raise OutputError(
+                f"{source / ROWS} is not the one that {HEAD} describes; run the evaluation again."
+            )
+        try:
+            intervals = _intervals(content)
+            more = {
+                name: Comparison(*_intervals(value))  # type: ignore[arg-type]
+                for name, value in content.get("more", {}).items()
+            }
+            test = None if content["mcnemar"] is None else McNemar(**content["mcnemar"])
+            return cls(
+                content["task"],
+                content["metric"],
+                *intervals,  # type: ignore[arg-type, call-arg]
+                pd.read_parquet(io.BytesIO(table)),
+                test,
+                content["provenance"],
+                tuple(content["notes"]),
+                more,
+            )
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise OutputError(
+                f"The evaluation in {source} is damaged ({error}); run it again."
+            ) from error
+
+
+def _intervals(content: dict[str, Any]) -> list[Interval | None]:
+    """Baseline, edited and difference, as they were written."""
+    names = ("baseline", "edited", "difference")
+    return [None if content[name] is None else Interval(**content[name]) for name in names]
+
+
+def summarise(
+    task: str,
+    metric: str,
+    frame: pd.DataFrame,
+    seed: int,
+    provenance: dict[str, Any],
+    notes: Sequence[str] = (),
+) -> Evaluation:
+    """An `Evaluation` from its rows: `baseline`, and `edited` where there were edits."""
+    baseline = bootstrap(frame.baseline.tolist(), seed)
+    edited = difference = test = None
+    if "edited" in frame:
+        edited = bootstrap(frame.edited.tolist(), seed)
+        difference = bootstrap((frame.edited - frame.baseline).tolist(), seed)
+        test = mcnemar(frame.baseline.tolist(), frame.edited.tolist())
+    return Evaluation(
+        task, metric, baseline, edited, difference, frame, test, provenance, tuple(notes)
+    )
+
+
+def edits_as_json(edits: Sequence[Edit]) -> list[Any]:
+    """Edits for the record: their JSON form, or their repr where they have none (edits made for one
+    occasion)."""
+    found: list[Any] = []
+    for edit in edits:
+        try:
+            form = edit.to_json()  # type: ignore[attr-defined]
+            json.dumps(form)
+        except (AttributeError, TypeError, ValueError):
+            form = {"edit": type(edit).__name__, "repr": repr(edit)}
+        found.append(form)
+    return found

@@ -1,0 +1,1 @@
+"""Every score of every head in the fewest forward passes."""

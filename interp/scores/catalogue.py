@@ -1,0 +1,64 @@
+"""Scores by name. A new score is one file here and one line in this list."""
+
+from __future__ import annotations
+
+from interp.scores.score import Score
+from interp.support.registry import Registry
+
+registry: Registry[Score] = Registry(
+    "score",
+    "interp.scores",
+    {
+        "sink": "interp.scores.sink:Sink",
+        "sink_rate": "interp.scores.sink_rate:SinkRate",
+        "later_sink": "interp.scores.later_sink:LaterSink",
+        "retrieval": "interp.scores.retrieval:Retrieval",
+        "retrieval_activation": "interp.scores.retrieval_activation:RetrievalActivation",
+        "qr": "interp.scores.qr:QR",
+        "previous_token": "interp.scores.previous_token:PreviousToken",
+        "duplicate_token": "interp.scores.duplicate_token:DuplicateToken",
+        "induction": "interp.scores.induction:Induction",
+        "entropy": "interp.scores.entropy:Entropy",
+        "max_prob": "interp.scores.max_prob:MaxProb",
+        "distance": "interp.scores.distance:Distance",
+        "local": "interp.scores.local:Local",
+        "waad": "interp.scores.waad:WAAD",
+        "fai": "interp.scores.fai:FAI",
+        "value_drain": "interp.scores.value_drain:ValueDrain",
+        "residual_peak": "interp.scores.residual_peak:ResidualPeak",
+        "dormancy": "interp.scores.dormancy:Dormancy",
+        "importance": "interp.scores.importance:Importance",
+        "ov_copying": "interp.scores.ov_copying:OVCopying",
+        "qk_matching": "interp.scores.qk_matching:QKMatching",
+        "vhd": "interp.scores.vhd:VHD",
+        "image_mass": "interp.scores.image_mass:ImageMass",
+        "visual_sink": "interp.scores.visual_sink:VisualSink",
+        "visual_nonsink_ratio": "interp.scores.visual_nonsink_ratio:VisualNonsinkRatio",
+        "image_centric": "interp.scores.image_centric:ImageCentric",
+        "cls_outlier": "interp.scores.cls_outlier:CLSOutlier",
+        "vit_distance": "interp.scores.vit_distance:ViTDistance",
+        "vit_importance": "interp.scores.vit_importance:ViTImportance",
+    },
+    make=lambda cls: cls(),  # type: ignore[operator]
+)
+
+
+def get(name: str) -> Score:
+    """The score called `name`."""
+    return registry.get(name)
+
+
+def names() -> list[str]:
+    """Names of all scores."""
+    return registry.names()
+
+
+def select(which: str | list[str]) -> list[Score]:
+    """ "default", "all", a comma-separated string or a list of names, as scores. Raises
+    `UnknownNameError`."""
+    if which == "all":
+        return [get(n) for n in names()]
+    if which == "default":
+        return [s for s in map(get, names()) if s.default]
+    wanted = [w.strip() for w in which.split(",")] if isinstance(which, str) else list(which)
+    return [get(n) for n in dict.fromkeys(w for w in wanted if w)]

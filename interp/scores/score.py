@@ -1,0 +1,113 @@
+"""What a score is: a number per head, measured per sample on one kind of input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+    from interp.probes.probe import ProbeBatch, Settings
+    from interp_hooks.heads import Head
+    from interp_hooks.model import HookedModel
+    from interp_hooks.recording import LayerStats, Question
+
+
+class Score(ABC):
+    """A score of attention heads. One subclass a file, one line in the registry.
+
+    A score names the `probe` (kind of input) it is measured on, asks questions of the observed
+    attention, and turns one layer's answers into one value per sample and head. Values are averaged
+    over samples.
+    """
+
+    #: column name, e.g. "induction"
+    name: ClassVar[str]
+    #: heading, e.g. "Induction"
+    title: ClassVar[str]
+    #: one sentence on how to read it
+    reading: ClassVar[str]
+    #: the formula, in plain text with Unicode symbols
+    formula: ClassVar[str]
+    #: where it comes from
+    citation: ClassVar[str]
+    #: "" for shares and rates, else "nats", "tokens", …
+    unit: ClassVar[str] = ""
+    #: fixed colour range, None: that of the data
+    low: ClassVar[float | None] = 0.0
+    high: ClassVar[float | None] = 1.0
+    #: value from which a head counts as one of this kind, where the literature gives one
+    threshold: ClassVar[float | None] = None
+    #: which inputs it is measured on: a name in `interp.probes`
+    probe: ClassVar[str]
+    #: measured by `scores="default"`
+    default: ClassVar[bool] = False
+    #: only models that take images have it; for others "default" and "all" leave it out
+    needs_images: ClassVar[bool] = False
+    #: "" for heads of the main tower, or "vision"
+    tower: ClassVar[str] = ""
+    #: why it is not defined in a model that gives it nowhere, as a clause; "" where that can't be
+    undefined: ClassVar[str] = ""
+
+    def at(self, tower: str) -> bool:
+        """Whether heads of this tower have it, of those that the probe runs."""
+        return not self.needs_images or (tower == "vision") == (self.tower == "vision")
+
+    def ask(self, batch: ProbeBatch) -> Question:
+        """The statistics this score needs on `batch`."""
+        from interp_hooks.recording import Question
+
+        return Question()
+
+    @abstractmethod
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        """(samples, heads) float: the score of each sample and head of one layer. NaN marks "not
+        defined here"."""
+
+
+class DecodeScore(Score):
+    """A score of decode steps: judged when the generated tokens are known."""
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        raise TypeError(f"{self.name} is measured over decode steps; use measure_steps.")
+
+    @abstractmethod
+    def measure_steps(self, steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
+        """(samples, heads) from one layer's statistics at every decode step, in order."""
+
+
+class PassScore(Score):
+    """A score of one layer that depends on others: judged when the whole forward was seen."""
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        raise TypeError(f"{self.name} is measured over a whole forward; use measure_pass.")
+
+    @abstractmethod
+    def measure_pass(self, layers: Sequence[LayerStats], batch: ProbeBatch) -> list[torch.Tensor]:
+        """(samples, heads) of each layer, from all layers' statistics in order."""
+
+
+class ModelScore(Score):
+    """A score that needs runs of its own (ablations, the residual stream)."""
+
+    #: forwards a sample
+    passes: ClassVar[str]
+
+    def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
+        raise TypeError(f"{self.name} runs the model itself; use compute.")
+
+    @abstractmethod
+    def cost(self, model: HookedModel, settings: Settings) -> int:
+        """Number of tokens that `compute` will run through the model."""
+
+    @abstractmethod
+    def steps(self, model: HookedModel, settings: Settings) -> int:
+        """Number of results that `compute` yields."""
+
+    @abstractmethod
+    def compute(
+        self, model: HookedModel, settings: Settings
+    ) -> Iterator[list[tuple[Head, list[float]]]]:
+        """Yields, step by step, (head, values over samples)."""

@@ -1,0 +1,35 @@
+"""A package's public names, imported when first used, as its stub lists them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import lazy_loader
+
+
+def attach(
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package whose public names stand in the stub
+    beside it.
+
+    The stub (`__init__.pyi`) is the one list of names: type checkers read it, and so does this.
+
+    Args:
+        package: the package's `__name__`. file: its `__file__`.
+
+    Returns:
+        the three, to be assigned in the package's `__init__.py`.
+    """
+    load, listed, names = lazy_loader.attach_stub(package, file)
+
+    def get(name: str) -> Any:
+        if name in names:
+            return load(name)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near and name[:2] != "__" else ""
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}", name=name)
+
+    return get, listed, names

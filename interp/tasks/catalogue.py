@@ -1,0 +1,34 @@
+"""Tasks by name. A new task is one file here and one line in this list."""
+
+from __future__ import annotations
+
+from interp.support.registry import Registry
+from interp.tasks.task import Task
+
+registry: Registry[Task] = Registry(
+    "task",
+    "interp.tasks",
+    {
+        "niah": "interp.tasks.niah:NeedleInAHaystack",
+        "induction": "interp.tasks.induction:Induction",
+        "ioi": "interp.tasks.ioi:IndirectObject",
+        "greater_than": "interp.tasks.greater_than:GreaterThan",
+        "docstring": "interp.tasks.docstring:Docstring",
+        "colored_objects": "interp.tasks.colored_objects:ColoredObjects",
+        "bigram_backcopy": "interp.tasks.bigram_backcopy:BigramBackcopy",
+        "classification": "interp.tasks.classification:Classification",
+        "pope": "interp.tasks.pope:Pope",
+        "chair": "interp.tasks.chair:Chair",
+    },
+    make=lambda cls: cls(),  # type: ignore[operator]
+)
+
+
+def get(name: str) -> Task:
+    """The task called `name`, with its default settings."""
+    return registry.get(name)
+
+
+def names() -> list[str]:
+    """Names of all tasks."""
+    return registry.names()

@@ -1,0 +1,11 @@
+from .class_token import cls_attention as cls_attention
+from .divergence import TVHD as TVHD
+from .divergence import t_vhd as t_vhd
+from .divergence import vhd as vhd
+from .overlay import overlay as overlay
+from .prompts import read_image as read_image
+from .prompts import spans as spans
+from .prompts import takes_images as takes_images
+from .prompts import with_images as with_images
+from .prompts import without_images as without_images
+from .tower_patterns import cluster_heads as cluster_heads

@@ -1,0 +1,216 @@
+"""Prompts with images: pictures are read and joined with text by the model's processor, found and
+taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import InputError
+from interp_hooks.huggingface.images import ImageSpan, image_mask, image_spans, image_token
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from interp_hooks.model import HookedModel
+
+#: Inputs that have a number a token; those that remain after the image's tokens are taken out.
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+def takes_images(model: HookedModel) -> bool:
+    """Whether the model has a vision tower and a token for images."""
+    return hasattr(model.module, "config") and image_token(model.module.config) is not None
+
+
+def needs_images(model: HookedModel, what: str) -> None:
+    """Raise `InputError` for a text-only model asked for `what`."""
+    if not takes_images(model):
+        raise InputError(
+            f"{what} needs a vision-language model, and {model.name} takes no images; try --model "
+            "llava."
+        )
+
+
+def read_image(path: str | Path) -> Image:
+    """A picture from a file, in RGB. Raises `InputError` where it is missing or no picture."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image {path}.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path} can't be read as an image ({type(error).__name__}); PNG and JPEG files can."
+        ) from error
+
+
+def mark_of(model: HookedModel) -> str:
+    """What stands for an image in a prompt of this model."""
+    processor = model.processor
+    token = (
+        getattr(processor, "boi_token", None)
+        or getattr(processor, "image_token", None)
+        or "<image>"
+    )
+    ends = [getattr(processor, name, None) for name in ("vision_start_token", "vision_end_token")]
+    return f"{ends[0]}{token}{ends[1]}" if all(isinstance(end, str) for end in ends) else str(token)
+
+
+def with_images(
+    model: HookedModel, texts: str | Sequence[str], images: Sequence[Any], *, place: bool = True
+) -> dict[str, torch.Tensor]:
+    """Inputs of the model: a batch of prompts, left-padded, each with its images (pictures or
+    paths).
+
+    Args:
+        texts: a prompt, or several. images: of one prompt its images; of several, for each its
+            image or images.
+        place: give prompts without marks their images: in the processor's chat template as a user's
+            turn, or without one in front of the text; else such prompts are refused.
+
+    Raises:
+        InputError: a text-only model, no processor, a prompt without image or image without prompt,
+            more images than marks or fewer, a file that can't be read.
+    """
+    needs_images(model, "A prompt with images")
+    if model.processor is None:
+        raise InputError(
+            f"{model.name} came without its processor; give it to interp.load as processor=."
+        )
+    if isinstance(texts, str):
+        texts, images = [texts], [list(images)]
+    groups = [list(g) if isinstance(g, (list, tuple)) else [g] for g in images]
+    if len(groups) != len(texts):
+        raise InputError(f"There are {len(texts)} prompts and images for {len(groups)}.")
+    mark, token = mark_of(model), getattr(model.processor, "image_token", None) or "<image>"
+    marked = []
+    for text, group in zip(texts, groups, strict=True):
+        if not group:
+            raise InputError(
+                f"The prompt {text!r} has no image; give one with --image, or images=."
+            )
+        found = max(text.count(mark), text.count(token))
+        if not found and not place:
+            raise InputError(f"The prompt {text!r} has no {mark}, where its image would stand.")
+        if found and found != len(group):
+            raise InputError(
+                f"The prompt {text!r} has {found} × {mark} and {len(group)} images; it needs one "
+                "an image."
+            )
+        marked.append(text if found else _placed(model, text, len(group), mark))
+    pictures = [
+        [read_image(p) if isinstance(p, (str, Path)) else p for p in group] for group in groups
+    ]
+    nested = len(texts) > 1 or len(pictures[0]) > 1
+    tokenizer = getattr(model.processor, "tokenizer", None)
+    side = getattr(tokenizer, "padding_side", None)
+    try:
+        if tokenizer is not None:
+            tokenizer.padding_side = "left"
+        made = model.processor(
+            images=pictures if nested else pictures[0],
+            text=marked,
+            padding=len(texts) > 1,
+            return_tensors="pt",
+        )
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"The processor of {model.name} refuses these images: {error}") from error
+    finally:
+        if tokenizer is not None:
+            tokenizer.padding_side = side
+    return dict(made)
+
+
+def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
+    """The prompt with its images before it, as a user's turn where the processor has a chat
+    template."""
+    if not getattr(model.processor, "chat_template", None):
+        return f"{mark * images} {text}"
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+    turn = [{"role": "user", "content": content}]
+    made = str(
+        model.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    )
+    start = getattr(model.tokenizer, "bos_token", None)
+    return made.removeprefix(start) if start else made  # the processor puts it there itself
+
+
+def spans(model: HookedModel, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
+    """For each sample the slots of its images, in order (see `interp_hooks.huggingface.images.image_spans`)."""
+    needs_images(model, "Finding image tokens")
+    return image_spans(model.module.config, input_ids)
+
+
+def own_positions(model: HookedModel) -> dict[str, Any]:
+    """What to add to a forward's inputs so that the model counts its positions itself: those of
+    rotary sections (time, height, width) come from the image and can't be told from the mask alone.
+    Empty for other models."""
+    return dict(position_ids=None) if has_sections(model) else {}
+
+
+def has_sections(model: HookedModel) -> bool:
+    """Whether image tokens stand at positions of several dimensions (Qwen-VL's M-RoPE)."""
+    text = model.module.config.get_text_config()
+    ropes = (getattr(text, name, None) for name in ("rope_parameters", "rope_scaling"))
+    return any(isinstance(rope, Mapping) and "mrope_section" in rope for rope in ropes)
+
+
+def checked(
+    model: HookedModel, inputs: Mapping[str, Any], what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids, attention_mask) of prompts with images, on the model's device. Raises
+    `InputError` for a text-only model, prompts without image, right padding; `what` says who needs
+    them."""
+    needs_images(model, what)
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2:
+        raise InputError(
+            f"{what} needs input_ids (batch, tokens); interp.vision.with_images makes them."
+        )
+    image = image_mask(model.module.config, ids)
+    if image is None or not bool(image.any()):
+        raise InputError(f"{what} needs a prompt with an image, and this one has none.")
+    if not any(name.startswith("pixel_values") for name in inputs):
+        raise InputError(
+            f"{what} needs the image itself (pixel_values) beside the tokens that stand for it."
+        )
+    given = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if given is None else given.long()
+    if not bool(mask[:, -1].all()):
+        raise InputError(
+            f"{what} reads the last token of each prompt, which is padding here; pad on the left."
+        )
+    return ids.to(model.device), mask.to(model.device)
+
+
+def without_images(model: HookedModel, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The same prompts, their image tokens taken out (not blanked) and left-padded anew; words
+    around them stay."""
+    ids = inputs["input_ids"]
+    image = image_mask(model.module.config, ids)
+    if image is None or not bool(image.any()):
+        raise InputError("There is no image in this prompt, so none can be taken out.")
+    real = inputs.get("attention_mask")
+    kept = ~image if real is None else ~image & real.bool()
+    width = int(kept.sum(1).max())
+    found: dict[str, torch.Tensor] = {}
+    for name in _PER_TOKEN:
+        value = inputs.get(name)
+        if value is None:
+            continue
+        made = value.new_zeros(len(value), width)
+        for row in range(len(value)):
+            words = value[row][kept[row]]
+            made[row, width - len(words) :] = words
+        found[name] = made
+    if "attention_mask" not in found:
+        found["attention_mask"] = torch.ones_like(found["input_ids"])
+        for row in range(len(ids)):
+            found["attention_mask"][row, : width - int(kept[row].sum())] = 0
+    return found

@@ -1,0 +1,160 @@
+"""Sink tokens of a residual stream, found while the model reads a prompt and remembered while it
+writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import EditError
+from interp_hooks.huggingface.tap import text_config
+
+if TYPE_CHECKING:
+    from interp_hooks.call import AttentionCall
+    from interp_hooks.model import HookedModel
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Sink dimensions of a language model, and what its config says."""
+
+    dims: tuple[int, ...]
+    config: dict[str, Any]
+
+
+#: VAR's paper; those of Qwen2-VL and InternVL2 are second-hand. The KV heads tell LLaMA-2 (Vicuna)
+#: from LLaMA-3.
+PUBLISHED = (
+    _Published(
+        (1415, 2533),
+        dict(model_type="llama", hidden_size=4096, num_hidden_layers=32, num_key_value_heads=32),
+    ),
+    _Published(
+        (2100, 4743),
+        dict(model_type="llama", hidden_size=5120, num_hidden_layers=40, num_key_value_heads=40),
+    ),
+    _Published(
+        (458, 2570), dict(model_type="qwen2_vl_text", hidden_size=3584, num_hidden_layers=28)
+    ),
+    _Published((3584,), dict(model_type="internlm2", hidden_size=4096, num_hidden_layers=32)),
+)
+
+
+def published_dims(model: HookedModel) -> tuple[int, ...] | None:
+    """The sink dimensions published for this model's language model; None where there are none."""
+    text = _language(model)
+    for entry in PUBLISHED:
+        if all(getattr(text, name, None) == value for name, value in entry.config.items()):
+            return entry.dims
+    return None
+
+
+def stream_width(model: HookedModel) -> int | None:
+    """d_model of the language model; None where its config does not say."""
+    return getattr(_language(model), "hidden_size", None)
+
+
+def _language(model: HookedModel) -> Any:
+    return text_config(model.module) if hasattr(model.module, "config") else None
+
+
+def tau_of(width: int | None) -> float:
+    """τ of sinks for a stream of this width: the paper's 20, which is 31 % of the largest |x| /
+    RMS(x) there can be at LLaVA's 4096, √4096 = 64. In streams below 1024, where 20 is (nearly) out
+    of reach, 31 % of their √d_model."""
+    return 20.0 if width is None or width >= 1024 else 20 * (width / 4096) ** 0.5
+
+
+def ratios(hidden: torch.Tensor) -> torch.Tensor:
+    """|x[d]| / RMS(x), (batch, tokens, d_model) float32, of a residual stream of that shape."""
+    x = hidden.float()
+    return (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()).abs()
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What is known of one layer. sinks, marks (batch, slots): the sinks so far, and a number of
+    each token's key, by which a row is known again after beams have changed places; dims (batch,
+    d_model) bool."""
+
+    sinks: torch.Tensor
+    marks: torch.Tensor
+    dims: torch.Tensor
+
+
+class SinkMemory:
+    """Sinks by layer: tokens with φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ in the stream that
+    enters the layer.
+
+    dims None: in each sample and layer, the dimensions that are ≥ τ at the sample's first real
+    token, its massive activations (where there are none, the layer has no sinks).
+    """
+
+    def __init__(self, dims: Sequence[int] | None, tau: float) -> None:
+        self.dims, self.tau = dims, tau
+        self._layers: dict[int, _Layer] = {}
+
+    def see(self, call: AttentionCall) -> torch.Tensor:
+        """(batch, slots) bool: the sinks of the call's layer up to its last row; a prompt's first
+        call starts anew.
+
+        Raises `EditError` for a model that does not show its stream, and for a text that was not
+        seen from its start.
+        """
+        if call.hidden is None or call.key is None:
+            raise EditError(
+                "var finds sinks in the residual stream, which TransformerLens models "
+                "do not show it; "
+                "give text_sinks= and visual_sinks=, or load the HuggingFace model."
+            )
+        size = ratios(call.hidden)  # (batch, queries, d_model)
+        start, layer = call.mask.q_start, call.site.layer
+        before = self._before(call) if start else None
+        dims = self._dims(call, size) if before is None else before.dims
+        fresh = size.masked_fill(~dims[:, None], 0).amax(-1) >= self.tau
+        if call.mask.queries is not None:
+            fresh = fresh & call.mask.queries.to(fresh.device)
+        column = start - call.mask.k_start
+        marks = call.key[:, 0, column : column + call.n_queries, 0].clone()  # not the whole cache
+        if before is not None:
+            fresh = torch.cat([before.sinks, fresh], 1)
+            marks = torch.cat([before.marks, marks], 1)
+        self._layers[layer] = _Layer(fresh, marks, dims)
+        return fresh
+
+    def _dims(self, call: AttentionCall, size: torch.Tensor) -> torch.Tensor:
+        """(batch, d_model) bool."""
+        if self.dims is not None:
+            found = torch.zeros(size.shape[-1], dtype=torch.bool, device=size.device)
+            found[list(self.dims)] = True
+            return found.expand(len(size), -1)
+        starts = call.mask.starts
+        first = torch.zeros(len(size), dtype=torch.long) if starts is None else starts
+        return size[torch.arange(len(size), device=size.device), first.to(size.device)] >= self.tau
+
+    def _before(self, call: AttentionCall) -> _Layer:
+        """What was remembered of the tokens before the call's, a row for each of its samples."""
+        assert call.key is not None
+        known, start, first = (
+            self._layers.get(call.site.layer),
+            call.mask.q_start,
+            call.mask.k_start,
+        )
+        if known is not None and known.sinks.shape[1] >= start:
+            old = call.key[:, 0, : start - first, 0]  # (rows, slots first … start)
+            new = known.marks[:, first:start]
+            same = torch.stack([(row == new).all(-1) for row in old])  # (rows, rows remembered)
+            if bool(same.any(1).all()):
+                order = same.int().argmax(1)
+                return _Layer(
+                    known.sinks[order, :start], known.marks[order, :start], known.dims[order]
+                )
+        raise EditError(
+            "var finds sinks while the prompt is read, and this text is not the one "
+            "that was read last in "
+            "its block; read the prompt there too, or give text_sinks= and "
+            "visual_sinks=."
+        )
