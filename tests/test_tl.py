@@ -275,7 +275,7 @@ def test_wires_agree(trio: Trio, name: str, library: str) -> None:
     ids, found = inputs(False)["input_ids"], []
     for which in ("hf", library):
         model = trio(name)[which]
-        with model.wires(*places) as wires:
+        with model.activations(*places) as wires:
             metric = model.logits(ids)[:, -1, 7].sum()
         found.append((wires, torch.autograd.grad(metric, list(wires.values()))))
     (ours, slopes), (theirs, others) = found

@@ -18,9 +18,9 @@ import transformers as hf
 from seeing import HOW, alone, attending, generated, llava, prompts, stepwise, weights
 
 from interp import edits as E
+from interp.edits.fit_paint import paint_for
 from interp.edits.fit_vhr import select_heads, vhr_for, vhr_layers
 from interp.errors import EditError, HeadError, InputError
-from interp.edits.fit_paint import paint_for
 from interp.vision.class_token import cls_attention
 from interp.vision.prompts import without_images
 from interp.vision.sinks import published_dims

@@ -1,4 +1,4 @@
-"""Wires: what flows between heads is read as it is, with gradients, and can be replaced, in every
+"""Activations: what flows between heads is read as it is, with gradients, and can be replaced, in every
 architecture."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
 def test_wires_change_nothing_and_are_what_other_captures_see(tapped: Any, name: str) -> None:
     model, twin = tapped(name)
     plain = twin(input_ids=IDS, use_cache=False).logits
-    with model.wires(*PLACES) as wires:
+    with model.activations(*PLACES) as wires:
         out = model.logits(IDS)
     torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-4)
     with torch.no_grad(), model.capture_z() as z, model.capture_resid() as resid:
@@ -48,7 +48,7 @@ def test_gradients_are_those_of_finite_differences(name: str, place: str) -> Non
     float64."""
     model = hook(tiny.build(name).double(), name=name)
     layer = 1
-    with model.wires(place) as wires:
+    with model.activations(place) as wires:
         metric = model.logits(IDS)[:, -1, 5].sum()
     if (place, layer) not in wires:
         assert place == "mid" and name == "neox"  # its blocks run attention and MLP side by side
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_finite_differences(name: str, place: str) -> Non
                 else None
             )
 
-        with torch.no_grad(), model.wires(write=write):
+        with torch.no_grad(), model.activations(write=write):
             return float(model.logits(IDS)[:, -1, 5].sum())
 
     step = 1e-3  # norms of Llama compute in float32
@@ -80,10 +80,10 @@ def test_frozen_parameters_have_gradients_and_nothing_is_kept_unasked(tapped: An
 
     model = hook(tiny.build("llama"), name="frozen")
     model.module.requires_grad_(False)
-    with model.wires("z", write=_leaf(None)) as wires:
+    with model.activations("z", write=_leaf(None)) as wires:
         metric = model.logits(IDS)[:, -1, 5].sum()
     own, _ = tapped("llama")
-    with own.wires("z") as others:
+    with own.activations("z") as others:
         same = own.logits(IDS)[:, -1, 5].sum()
     slopes = [
         torch.autograd.grad(m, list(w.values())) for m, w in ((metric, wires), (same, others))
@@ -100,13 +100,16 @@ def test_replaced_z_is_what_an_untouched_model_makes_of_it(tapped: Any) -> None:
     new = torch.randn(2, 9, 4, 8, generator=torch.Generator().manual_seed(2))
     with torch.no_grad(), tiny.rewriting_z(twin, 1, lambda z: new):
         wanted = twin(input_ids=IDS, use_cache=False).logits
-    with torch.no_grad(), model.wires(write=lambda p, la, t: new if (p, la) == ("z", 1) else None):
+    with (
+        torch.no_grad(),
+        model.activations(write=lambda p, la, t: new if (p, la) == ("z", 1) else None),
+    ):
         torch.testing.assert_close(model.logits(IDS), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_outer_edits_come_first_and_wires_are_gone_afterwards(tapped: Any) -> None:
     model, twin = tapped("llama")
-    with torch.no_grad(), model.edit(ScaleHeads({"1.2": 0.0})), model.wires("z") as wires:
+    with torch.no_grad(), model.edit(ScaleHeads({"1.2": 0.0})), model.activations("z") as wires:
         model.logits(IDS)
     assert not wires["z", 1][:, :, 2].any() and wires["z", 1][:, :, 1].any()
     with torch.no_grad():
@@ -117,5 +120,5 @@ def test_outer_edits_come_first_and_wires_are_gone_afterwards(tapped: Any) -> No
 
 def test_unknown_places(tapped: Any) -> None:
     model, _ = tapped("llama")
-    with pytest.raises(TapError, match="no wire 'mlp'"), model.wires("mlp"):
+    with pytest.raises(TapError, match="no wire 'mlp'"), model.activations("mlp"):
         pass

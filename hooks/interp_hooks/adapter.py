@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from interp_hooks.activations import Rewrite
+from interp_hooks.activations import Hook, Residual
 from interp_hooks.call import Site
-from interp_hooks.edit import Edit
-from interp_hooks.huggingface.residual import Residual, Write
+from interp_hooks.engine import Tap
+from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.weights import HeadWeights
-
-if TYPE_CHECKING:
-    from interp_hooks.model import HookedModel
 
 
 class Adapter(ABC):
@@ -30,6 +26,29 @@ class Adapter(ABC):
     #: keyword arguments of the model's forward that `HookedModel` passes on
     accepts: frozenset[str]
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether forwards can return and take `past_key_values`."""
+        return "past_key_values" in self.accepts and not self.accepts.isdisjoint(
+            ("use_cache", "kwargs")
+        )
+
+    @property
+    def position_table(self) -> str | None:
+        """The path of the embedding of learned positions; None in models without one."""
+        return None
+
+    @contextmanager
+    def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:
+        """site → what its attention layer gives in a forward of the block, where that can be held
+        against its heads; empty where the library vouches for its weights."""
+        yield {}
+
+    def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
+        """Note where Σ_h z_h W_O,h + b_O differs from a layer's output by more than `most` of its
+        size: its head weights are then refused."""
+        return
+
     @abstractmethod
     def forward(self, *args: Any, **inputs: Any) -> Any:
         """Run the model; `input_ids` and `attention_mask` (batch, tokens) are understood by all."""
@@ -39,8 +58,9 @@ class Adapter(ABC):
         """Generate tokens."""
 
     @abstractmethod
-    def installed(self, model: HookedModel) -> AbstractContextManager[None]:
-        """Route attention through the model's observers and edits while the block lasts."""
+    def installed(self, tap: Tap) -> AbstractContextManager[None]:
+        """Route attention through the tap's observers and edits, as they are at each call, while
+        the block lasts."""
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -48,7 +68,7 @@ class Adapter(ABC):
         yield
 
     @abstractmethod
-    def residual(self, write: Write | None, keep: bool = True) -> AbstractContextManager[Residual]:
+    def residual(self, write: Hook | None, keep: bool = True) -> AbstractContextManager[Residual]:
         """Record (unless not to be kept) and rewrite the residual stream of the main tower while
         the block lasts."""
 
@@ -56,8 +76,8 @@ class Adapter(ABC):
     calls_have_queries = True
 
     @abstractmethod
-    def projections(self, see: Rewrite) -> AbstractContextManager[None]:
-        """Let `see` look at and replace q, k and v as the projections give them, before
+    def projections(self, hook: Hook) -> AbstractContextManager[None]:
+        """Let `hook` look at and replace q, k and v as the projections give them, before
         rotation."""
 
     @abstractmethod
@@ -82,6 +102,6 @@ class Adapter(ABC):
         """`ids` without tokens that stand for something else, an image's."""
 
     @abstractmethod
-    def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
+    def explain(self, tap: Tap, tokens: int) -> str:
         """A line for neighbouring layers that go the same way: what the edits do, which kernels
         run, and why."""

@@ -1,43 +1,31 @@
-"""What an edit is to the tap: something that changes the per-head output z of attention calls."""
+"""Edits of attention: the value that a user writes, and what a block holds of it for one model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.protocol import Model
 from interp_kernels import Request, Result, Steer
-
-if TYPE_CHECKING:
-    from interp_hooks.model import HookedModel
 
 Scope = Literal["all", "prefill", "decode"]
 
 
-class Edit(ABC):
-    """A declarative change of attention. Subclasses are frozen dataclasses (in `interp.edits`).
-
-    An edit is bound to a model once, on entry (`bind` checks heads and precomputes), then asked per
-    call.
-    """
-
-    scope: Scope = "all"
+class CallEdit(ABC):
+    """What changes at attention calls, in the order it happens: `before`, `steer`, `apply`."""
 
     @property
     def needs_hidden(self) -> bool:
         """Whether calls must carry `hidden`, the residual stream that enters their layer."""
         return False
 
-    def bind(self, model: HookedModel) -> None:  # noqa: B027 (most edits need no check)
-        """Check that the edit applies to `model`; raise `EditError` or `HeadError` if not."""
-
-    def is_identity(self) -> bool:
-        """True if the parameters change nothing; then the model's own path stays untouched
-        (bit-equal)."""
-        return False
+    def at(self, site: Site) -> bool:
+        """Whether this site is concerned at all."""
+        return True
 
     @abstractmethod
     def touches(self, call: AttentionCall) -> bool:
@@ -48,11 +36,11 @@ class Edit(ABC):
         itself."""
         return call
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         """What changes inside the attention call: logits, a rule over groups of keys, gains; None
         for nothing.
 
-        Labels, spans and biases are in the call's key columns. `look` gives statistics of the
+        Labels, spans and biases are in the call's key columns. `measure` gives statistics of the
         call's weights as the edits before this one leave them.
         """
         return None
@@ -65,11 +53,84 @@ class Edit(ABC):
         """The new z (batch, queries, heads, d_head); must not write into the z it is given."""
         return z
 
+    def route(self, site: Site) -> str:
+        """Which route it takes there, for `explain`."""
+        return "epilogue on z, after the attention kernel"
+
+
+class Edit(CallEdit):
+    """A declarative change of attention: a value, never written to.
+
+    Subclasses are frozen dataclasses (in `interp.edits`). A block asks `bind(model)` for what it
+    holds, so that one edit serves several models, blocks and threads at once; what an edit needs to
+    know of a model (means, sizes, memories) lives in the bound one.
+    """
+
+    scope: Scope = "all"
+
+    def bind(self, model: Model) -> CallEdit:
+        """The edit for this model; raises `EditError` or `HeadError` where it cannot apply."""
+        return BoundEdit(self)
+
+    def is_identity(self) -> bool:
+        """True if the parameters change nothing; then the model's own path stays untouched
+        (bit-equal)."""
+        return False
+
     def in_scope(self, call: AttentionCall) -> bool:
         """Whether `call` belongs to the edit's scope (prefill: everything that is not a one-token
         decode step)."""
         return self.scope == "all" or (self.scope == "decode") == call.is_decode
 
+
+E = TypeVar("E", bound=CallEdit)
+
+
+class BoundEdit(CallEdit, Generic[E]):
+    """An edit as one block holds it for one model: by default what the edit itself says.
+
+    Edits that need something of the model (reference means, a memory of sinks, a backend) return a
+    subclass from `bind` that keeps it and overrides what depends on it.
+    """
+
+    def __init__(self, edit: E):
+        self.edit = edit
+
+    @property
+    def needs_hidden(self) -> bool:
+        return self.edit.needs_hidden
+
+    def at(self, site: Site) -> bool:
+        return self.edit.at(site)
+
+    def touches(self, call: AttentionCall) -> bool:
+        return self.edit.touches(call)
+
+    def before(self, call: AttentionCall) -> AttentionCall:
+        return self.edit.before(call)
+
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
+        return self.edit.steer(call, measure)
+
+    def rows(self, call: AttentionCall) -> tuple[int, int] | None:
+        return self.edit.rows(call)
+
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        return self.edit.apply(call, z)
+
     def route(self, site: Site) -> str:
-        """Which route it takes there, for `explain`."""
-        return "epilogue on z, after the attention kernel"
+        return self.edit.route(site)
+
+
+class LiveEdit(CallEdit):
+    """A change that is no value: it notes what it sees, or calls a function. It is for one block of
+    one model, and binds to itself."""
+
+    def bind(self, model: Model) -> CallEdit:
+        return self
+
+    def is_identity(self) -> bool:
+        return False
+
+    def touches(self, call: AttentionCall) -> bool:
+        return True

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from interp_hooks.call import AttentionCall
-from interp_hooks.edit import Edit
+from interp_hooks.edit import CallEdit
 from interp_hooks.errors import ActivationError, EditError
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 from interp_kernels import (
     Request,
     Result,
@@ -29,11 +30,24 @@ class Observer:
     answer."""
 
     question: Question
-    tell: Callable[[LayerStats], None]
+    callback: Callable[[LayerStats], None]
     stage: str = "before"
 
 
-def rewrite(call: AttentionCall, edits: Sequence[Edit]) -> AttentionCall:
+@dataclass
+class Tap:
+    """What happens at a model's attention calls now: who listens, what is edited, which kernels
+    run.
+
+    Adapters are given this and nothing else of the model that owns it.
+    """
+
+    observers: list[Observer] = field(default_factory=list)
+    edits: list[CallEdit] = field(default_factory=list)
+    backend: str = "auto"
+
+
+def rewritten(call: AttentionCall, edits: Sequence[CallEdit]) -> AttentionCall:
     """The call with every touching edit's change of queries, keys, values or mask, left to
     right."""
     for edit in edits:
@@ -51,7 +65,9 @@ class Steered:
 
 
 def steers_of(
-    call: AttentionCall, edits: Sequence[Edit], ask: Callable[[Sequence[Steered], Request], Result]
+    call: AttentionCall,
+    edits: Sequence[CallEdit],
+    ask: Callable[[Sequence[Steered], Request], Result],
 ) -> list[Steered]:
     """The steers of all touching edits, left to right; each may `ask` about the weights as those
     before it leave them."""
@@ -60,11 +76,11 @@ def steers_of(
         if not edit.touches(call):
             continue
 
-        def look(request: Request) -> Result:
+        def measure(request: Request) -> Result:
             with torch.no_grad():
                 return ask(found, request)
 
-        steer = edit.steer(call, look)
+        steer = edit.steer(call, measure)
         if steer is not None and steer:
             start, stop = edit.rows(call) or (0, call.n_queries)
             start, stop = max(0, start), min(stop, call.n_queries)
@@ -73,14 +89,13 @@ def steers_of(
     return found
 
 
-def attend(
-    call: AttentionCall, observers: Sequence[Observer], edits: Sequence[Edit], backend: str
-) -> torch.Tensor:
+def attend(call: AttentionCall, tap: Tap) -> torch.Tensor:
     """z (batch, queries, heads, d_head) of one call, telling the observers on the way.
 
     Raises `ActivationError` when z is not finite.
     """
-    edited = rewrite(call, edits)
+    observers, edits, backend = tap.observers, tap.edits, tap.backend
+    edited = rewritten(call, edits)
     steers = steers_of(
         edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found)
     )
@@ -100,19 +115,20 @@ def attend(
             z = edit.apply(edited, z)
     check_finite(call, z)
     for observer, answer in answers:
-        observer.tell(
+        observer.callback(
             LayerStats(call, answer, observer.question, z if observer.question.z else None)
         )
     return z
 
 
-def explain_call(call: AttentionCall, edits: Sequence[Edit], backend: str) -> str:
+def explain_call(call: AttentionCall, tap: Tap) -> str:
     """Which way the kernels would take this call under the edits, and why; "" if none of them
     touches it."""
+    edits, backend = tap.edits, tap.backend
     if not any(edit.touches(call) for edit in edits):
         return ""
     try:
-        edited = rewrite(call, edits)
+        edited = rewritten(call, edits)
         steers = steers_of(
             edited,
             edits,
@@ -247,13 +263,13 @@ def pattern_result(call: AttentionCall, request: Request) -> Result:
     return Result(call.value, call.value, pattern_statistics(call.pattern, call.mask, request))
 
 
-def tell_from_pattern(
+def answer_from_pattern(
     call: AttentionCall, observers: Sequence[Observer], z: torch.Tensor | None
 ) -> None:
     """The same from a pattern that someone else computed (TransformerLens)."""
     for observer in observers:
         answer = pattern_result(call, observer.question.request(call))
-        observer.tell(
+        observer.callback(
             LayerStats(call, answer, observer.question, z if observer.question.z else None)
         )
 

@@ -9,6 +9,7 @@ import torch
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.adapter import HFAdapter
 from interp_hooks.huggingface.images import image_token, sample_inputs
+from interp_hooks.huggingface.layout import DEFAULT, Layout
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
@@ -34,12 +35,14 @@ def hook(
     note: str | None = None,
     sample: dict[str, torch.Tensor] | None = None,
     processor: Any = None,
+    layout: Layout = DEFAULT,
 ) -> HookedModel:
     """Wrap a HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`.
 
     `sample` is a short input for the load-time check (default: a few token ids, one row
     left-padded; with a `processor`, a prompt with an image). A vision-language model needs one of
-    the two, to find its vision tower. Raises `TapError` when a layer can't be tapped or the tap
+    the two, to find its vision tower. `layout` names the modules of an architecture that the table
+    of `interp_hooks.huggingface.layout` does not know. Raises `TapError` when a layer can't be tapped or the tap
     would change the model.
     """
     if isinstance(module, HookedModel):
@@ -70,7 +73,7 @@ def hook(
                 k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()
             }
         sample = sample or sample_input(vocabulary, wrapped.device)
-        adapter = HFAdapter(wrapped, sample)
+        adapter = HFAdapter(wrapped, sample, layout)
         name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     else:
         raise TapError(

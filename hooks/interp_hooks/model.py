@@ -4,25 +4,26 @@ attention."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from interp_hooks.activations import Rewrite, Splice, Wires, watcher
+from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import Site
-from interp_hooks.edit import Edit
-from interp_hooks.engine import Observer
+from interp_hooks.edit import CallEdit, Edit, LiveEdit
+from interp_hooks.engine import Observer, Tap
 from interp_hooks.errors import EditError, HeadError, TapError
+from interp_hooks.head_weights import HeadWeights
 from interp_hooks.heads import Head, check_head
-from interp_hooks.huggingface.projections import skipping
-from interp_hooks.huggingface.residual import Residual, Write
+from interp_hooks.logits import logits_of
 from interp_hooks.norms import Norms
-from interp_hooks.recording import NAMES, LayerStats, Question, Seen
-from interp_hooks.vocabulary import TOKENS, Vocabulary
+from interp_hooks.question import NAMES, Question
+from interp_hooks.recording import LayerStats, Recording
+from interp_hooks.resume import skipping
+from interp_hooks.vocabulary import TOKENS, Forward, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
-from interp_hooks.weights import HeadWeights
 from interp_kernels import Received
 
 
@@ -47,10 +48,17 @@ class HookedModel:
     ):
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
         self.processor = processor
-        self.backend = backend
-        self._observers: list[Observer] = []
-        self._edits: list[Edit] = []
+        self._tap = Tap(backend=backend)
         self._depth = 0  # blocks that use the tap now
+
+    @property
+    def backend(self) -> str:
+        """Which kernels run: "auto", "reference", "streaming" or "triton"."""
+        return self._tap.backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._tap.backend = name
 
     @property
     def module(self) -> Any:
@@ -104,9 +112,12 @@ class HookedModel:
     @property
     def has_cache(self) -> bool:
         """Whether forwards can return and take `past_key_values`."""
-        return "past_key_values" in self.accepts and not self.accepts.isdisjoint(
-            ("use_cache", "kwargs")
-        )
+        return self._adapter.has_cache
+
+    @property
+    def position_table(self) -> str | None:
+        """The path of the embedding of learned positions; None in models without one."""
+        return self._adapter.position_table
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +159,7 @@ class HookedModel:
     ) -> torch.Tensor:
         """(batch, tokens, vocabulary) of one forward."""
         out = self(input_ids=input_ids.to(self.device), attention_mask=attention_mask, **more)
-        return out if isinstance(out, torch.Tensor) else out.logits
+        return logits_of(out)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         """`module.generate(**inputs)`; observers and edits act at prefill and at every decode
@@ -157,44 +168,45 @@ class HookedModel:
 
     @contextmanager
     def _block(
-        self, observers: Sequence[Observer] = (), edits: Sequence[Edit] = ()
+        self, observers: Sequence[Observer] = (), edits: Sequence[Edit | LiveEdit] = ()
     ) -> Iterator[None]:
         """Add observers and edits for the length of a block; the tap itself is installed by the
         outermost one."""
-        for edit in edits:
-            edit.bind(self)
-        active = [e for e in edits if not e.is_identity()]
-        outer_observers, outer_edits = self._observers, self._edits
+        bound = [(edit, edit.bind(self)) for edit in edits]
+        active = [one for edit, one in bound if not edit.is_identity()]
+        tap = self._tap
+        outer_observers, outer_edits = tap.observers, tap.edits
         with ExitStack() as stack:
             if self._depth == 0 and (observers or active):
-                stack.enter_context(self._adapter.installed(self))
+                stack.enter_context(self._adapter.installed(tap))
             self._depth += bool(observers or active)
-            self._observers, self._edits = [*outer_observers, *observers], [*outer_edits, *active]
+            tap.observers, tap.edits = [*outer_observers, *observers], [*outer_edits, *active]
             try:
                 yield
             finally:
-                self._observers, self._edits = outer_observers, outer_edits
+                tap.observers, tap.edits = outer_observers, outer_edits
                 self._depth -= bool(observers or active)
 
     @contextmanager
     def clean(self) -> Iterator[None]:
         """Suspend outer observers and edits for the length of a block (reference runs, also between
         the steps of another text)."""
-        outer = self._observers, self._edits
-        self._observers, self._edits = [], []
+        tap = self._tap
+        outer = tap.observers, tap.edits
+        tap.observers, tap.edits = [], []
         try:
             with self._adapter.aside():
                 yield
         finally:
-            self._observers, self._edits = outer
+            tap.observers, tap.edits = outer
 
     @contextmanager
     def watch(
-        self, question: Question, tell: Callable[[LayerStats], None], stage: str = "before"
+        self, question: Question, callback: Callable[[LayerStats], None], stage: str = "before"
     ) -> Iterator[None]:
-        """Hand each layer's answer to `tell` as it comes and keep nothing: what scans are built
+        """Hand each layer's answer to `callback` as it comes and keep nothing: what scans are built
         on."""
-        with self._block([Observer(question, tell, stage)]):
+        with self._block([Observer(question, callback, stage)]):
             yield
 
     @contextmanager
@@ -208,7 +220,7 @@ class HookedModel:
         received: Mapping[str, Received] | None = None,
         cap: int = 10,
         topk: int = 8,
-    ) -> Iterator[Seen]:
+    ) -> Iterator[Recording]:
         """Record statistics of the attention weights, O(L) memory.
 
         Args:
@@ -249,7 +261,7 @@ class HookedModel:
         question = Question(
             wanted, pairs or {}, sets, labels, groups, cap, topk if "topk" in names else 0
         )
-        seen = Seen(question, reduce, stage)
+        seen = Recording(question, reduce, stage)
         with self.watch(question, seen.add, stage):
             yield seen
 
@@ -269,7 +281,7 @@ class HookedModel:
             yield store
 
     @contextmanager
-    def capture_resid(self, write: Write | None = None) -> Iterator[Residual]:
+    def capture_resid(self, write: Hook | None = None) -> Iterator[Residual]:
         """The residual stream: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model),
         resid["final"].
 
@@ -280,44 +292,54 @@ class HookedModel:
             yield residual
 
     @contextmanager
-    def wires(self, *keep: str, write: Rewrite | None = None) -> Iterator[Wires]:
+    def activations(self, *keep: str, write: Hook | None = None) -> Iterator[Activations]:
         """The tensors that flow between the main tower's heads in one forward without a cache,
         live: for patching and gradients.
 
         Args:
             keep: places whose tensors are wanted: q, k, v, z, pre, mid, post, final
-                (`interp_hooks.activations.PLACES`). They come as wires[place, layer], and
-                    `torch.autograd.grad` with respect to them is all that comes after.
+                (`interp_hooks.activations.PLACES`). They come as activations[place, layer], and
+                `torch.autograd.grad` with respect to them is all that comes after.
             write: `write(place, layer, tensor)` may return a replacement, at every place, kept or
                 not.
 
-        Outer edits act before wires are read. Queries and keys are as the attention call has them:
-        rotated, in HuggingFace models; TransformerLens shows them before rotation.
+        Outer edits act before activations are read. Queries and keys are as the attention call has
+        them: rotated, in HuggingFace models; TransformerLens shows them before rotation.
 
         Raises:
             TapError: an unknown place, or a TransformerLens model without hook points for its
                 projections.
         """
-        wires = Wires()
-        see = watcher(wires, keep, write)
+        found = Activations()
+        hook = noting(found, keep, write)
         inside = self._adapter.calls_have_queries
         with (
-            self._block(edits=[Splice(see, projections=inside)]),
-            nullcontext() if inside else self._adapter.projections(see),
-            self._adapter.residual(see, keep=False),
+            self._block(edits=[ReplaceActivations(hook, projections=inside)]),
+            nullcontext() if inside else self._adapter.projections(hook),
+            self._adapter.residual(hook, keep=False),
         ):
-            yield wires
+            yield found
 
     @contextmanager
-    def projections(self, see: Rewrite) -> Iterator[None]:
-        """Let `see(place, layer, tensor)` look at, and replace, q, k, v of the main tower as the
+    def projections(self, hook: Hook) -> Iterator[None]:
+        """Let `hook(place, layer, tensor)` look at, and replace, q, k, v of the main tower as the
         projections give them, (batch, tokens, heads or kv_heads, d_head): with biases, before norms
         of queries and keys, before rotation.
 
         Raises `TapError` where the projections are not known.
         """
-        with self._adapter.projections(see):
+        with self._adapter.projections(hook):
             yield
+
+    def layer_outputs(self) -> AbstractContextManager[dict[Site, torch.Tensor]]:
+        """site → what its attention layer gives in a forward of the block, where that can be held
+        against its heads (for the check on load)."""
+        return self._adapter.outputs()
+
+    def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
+        """Refuse the head weights of a layer whose output Σ_h z_h W_O,h + b_O misses by more than
+        `most` of its size (for the check on load)."""
+        self._adapter.compare_output(site, z, out, most)
 
     @contextmanager
     def resume(self, layer: int, output: Any) -> Iterator[None]:
@@ -341,7 +363,7 @@ class HookedModel:
             yield found
 
     @contextmanager
-    def edit(self, *edits: Edit) -> Iterator[None]:
+    def edit(self, *edits: Edit | LiveEdit) -> Iterator[None]:
         """Apply edits, left to right, inside those of outer blocks; everything is undone on exit.
 
         Changes of logits (temperatures, biases) all come before changes of weights, whatever their
@@ -352,15 +374,14 @@ class HookedModel:
         with self._block(edits=_edits(edits)):
             yield
 
-    def explain(self, *edits: Edit, tokens: int = 128) -> str:
+    def explain(self, *edits: Edit | LiveEdit, tokens: int = 128) -> str:
         """Which route each layer takes under the edits of this block and `edits`, and why: seen in
         a forward of `tokens` tokens and a decode step (for a sliding window, ask with more tokens
         than it holds)."""
-        for edit in _edits(edits):
-            edit.bind(self)
-        return self._adapter.explain(
-            self, [*self._edits, *(e for e in edits if not e.is_identity())], tokens
-        )
+        bound = [(edit, edit.bind(self)) for edit in _edits(edits)]
+        active = [one for edit, one in bound if not edit.is_identity()]
+        tap = Tap([], [*self._tap.edits, *active], self.backend)
+        return self._adapter.explain(tap, tokens)
 
     def head_weights(self, layer: int, tower: str = "") -> HeadWeights:
         """W_Q, W_K, W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model) per query head,
@@ -383,7 +404,14 @@ class HookedModel:
         Raises `TapError` where the model has no unembedding, or does more between stream and tokens
         than these say.
         """
-        return read_vocabulary(self, self._adapter.embeddings(), self._short_rows())
+        return read_vocabulary(
+            self.name, self._adapter.embeddings(), self._short_rows(), self._forward
+        )
+
+    def _forward(self, ids: torch.Tensor) -> Forward:
+        """Logits and residual stream of the model as it is."""
+        with self.clean(), self.capture_resid() as resid:
+            return self.logits(ids), resid
 
     def norms(self) -> Norms:
         """The norms around each attention of the main tower, and the final one: gain, centring, and
@@ -400,12 +428,12 @@ class HookedModel:
         ids = torch.arange(2 * TOKENS, device=self.device).reshape(2, TOKENS) * 37 % size
         return self._adapter.ordinary(ids)
 
-    def observers_and_edits(self) -> tuple[list[Observer], list[Edit]]:
-        """What is active now (for the adapters)."""
-        return self._observers, self._edits
+    def observers_and_edits(self) -> tuple[list[Observer], list[CallEdit]]:
+        """What is active now, inside the blocks that are open."""
+        return self._tap.observers, self._tap.edits
 
 
-def _edits(given: Sequence[Any]) -> Sequence[Edit]:
+def _edits(given: Sequence[Any]) -> Sequence[Edit | LiveEdit]:
     """The same; raises `EditError` for what is no edit."""
     for one in given:
         if isinstance(one, (list, tuple)):

@@ -3,18 +3,18 @@ input."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from interp_hooks.activations import Residual
 from interp_hooks.errors import TapError
-
-if TYPE_CHECKING:
-    from interp_hooks.model import HookedModel
 
 #: largest difference, relative to the largest magnitude, that counts as equal
 CLOSE = {torch.float64: 1e-5, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+#: logits (2, tokens, vocabulary) and the residual stream of one forward
+Forward = tuple[torch.Tensor, Residual]
 #: tokens a row of the check
 TOKENS = 7
 
@@ -75,38 +75,38 @@ def _equal(a: torch.Tensor, b: torch.Tensor, close: float) -> bool:
 
 
 @torch.no_grad()
-def read(model: HookedModel, given: Embeddings, ids: torch.Tensor) -> Vocabulary:
+def read(
+    name: str, given: Embeddings, ids: torch.Tensor, run: Callable[[torch.Tensor], Forward]
+) -> Vocabulary:
     """`given` with its scales, found and checked in one forward of `ids` (2, tokens), two rows that
-    differ.
+    differ: `run(ids)` gives the logits and the residual stream of the model called `name`.
 
     Raises `TapError` where the stream does not start with W_E, or the logits are not what W_U makes
     of its end.
     """
     if given.W_E.shape[1] != given.W_U.shape[0]:
         raise TapError(
-            f"The embedding of {model.name} has {given.W_E.shape[1]} dimensions and the "
+            f"The embedding of {name} has {given.W_E.shape[1]} dimensions and the "
             "unembedding takes "
             f"{given.W_U.shape[0]}: there is a projection between, which this toolkit does not "
             "follow."
         )
-    with model.clean(), model.capture_resid() as resid:
-        logits = model.logits(ids).double()
+    logits, resid = run(ids)
+    logits = logits.double()
     close = CLOSE.get(given.W_E.dtype, 2e-2)
     first = min((key[1] for key in resid if key[0] == "pre"), default=None)
     if first is None or "final" not in resid:
-        raise TapError(f"{model.name} has no final norm or no blocks that this toolkit finds.")
+        raise TapError(f"{name} has no final norm or no blocks that this toolkit finds.")
     start, final = resid["pre", first].double(), resid["final"].double()
     # learned positions are the same in both rows, so the difference is the tokens' alone
     tokens = given.W_E[ids.to(given.W_E.device)].double()
     if not start.shape == tokens.shape == final.shape:
-        raise TapError(
-            f"The residual stream of {model.name} is not as wide as its token embedding."
-        )
+        raise TapError(f"The residual stream of {name} is not as wide as its token embedding.")
     apart = tokens[0] - tokens[1]
     embed_scale = _scale(apart, start[0] - start[1])
     if not _equal(embed_scale * apart, start[0] - start[1], close):
         raise TapError(
-            f"The residual stream of {model.name} does not start with its token embedding (a norm "
+            f"The residual stream of {name} does not start with its token embedding (a norm "
             "or projection "
             "follows it), so its vocabulary is not known here."
         )
@@ -118,7 +118,7 @@ def read(model: HookedModel, given: Embeddings, ids: torch.Tensor) -> Vocabulary
     found = Vocabulary(given.W_E, given.W_U, given.b_U, embed_scale, logit_scale, given.softcap)
     if not _equal(found.unembed(final), logits, close):
         raise TapError(
-            f"The logits of {model.name} are not what its unembedding makes of the final residual "
+            f"The logits of {name} are not what its unembedding makes of the final residual "
             "stream (another "
             "layer stands between), so its vocabulary is not known here."
         )

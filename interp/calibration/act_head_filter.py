@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp_hooks.call import AttentionCall
-    from interp_hooks.edit import Edit
+    from interp_hooks.edit import Edit, LiveEdit
 
 Guard = Literal["bh", "none"]
 
@@ -61,9 +61,10 @@ class HeadFilter(Method):
         check_guard(self.guard, self.level)
         self.edit(())
 
-    def edit(self, heads: Sequence[Head]) -> ACT:
-        """ACT in these heads."""
-        return ACT(beta=self.beta, alpha=self.alpha, threshold=self.threshold, heads=tuple(heads))
+    def edit(self, heads: Sequence[Head] | None) -> ACT:
+        """ACT in these heads; in all for None."""
+        chosen = None if heads is None else tuple(heads)
+        return ACT(beta=self.beta, alpha=self.alpha, threshold=self.threshold, heads=chosen)
 
     def find(self, bench: Bench) -> Found:
         heads = heads_of(bench.model, self.layers)
@@ -88,7 +89,7 @@ class HeadFilter(Method):
     @torch.no_grad()
     def with_sinks(self, bench: Bench) -> set[Head]:
         """The heads that have a sink in some training prompt."""
-        look = _Look(self.beta if self.beta < 1 else 0.0, self.alpha, self.threshold)
+        look = _SinkHeads(self.edit(None))
         model = bench.model
         bench.plan(steps=len(bench.train))
         with model.edit(look):
@@ -99,17 +100,18 @@ class HeadFilter(Method):
         return look.found
 
 
-class _Look(ACT):
-    """Notes in which heads there are sinks, and changes nothing."""
+class _SinkHeads(LiveEdit):
+    """Notes in which heads an ACT would find sinks, and changes nothing."""
 
-    def __init__(self, beta: float, alpha: float, threshold: float | None):
-        super().__init__(beta=beta, alpha=alpha, threshold=threshold)
-        object.__setattr__(self, "found", set())
+    def __init__(self, act: ACT):
+        self.act = act
+        self.found: set[Head] = set()
 
-    found: set[Head]
+    def touches(self, call: AttentionCall) -> bool:
+        return self.act.touches(call)
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
-        here = self.sinks(call, look).any(-1).any(0)  # (heads,)
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
+        here = self.act.sinks(call, measure).any(-1).any(0)  # (heads,)
         self.found.update(
             Head(call.site.layer, h, call.site.tower) for h in here.nonzero().flatten().tolist()
         )

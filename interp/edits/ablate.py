@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,17 @@ import torch
 from interp.edits.head_edit import HeadEdit
 from interp.edits.reference import reference_z
 from interp.errors import EditError
-from interp_hooks.edit import Scope
-from interp_hooks.heads import Head, parse_heads
+from interp_hooks.edit import BoundEdit, CallEdit, Scope
 from interp_kernels import visible
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 MODES = ("zero", "mean", "resample", "uniform")
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class Ablate(HeadEdit):
     """Replace the per-head output z of `heads` (None: all) before W_O.
 
@@ -43,48 +42,30 @@ class Ablate(HeadEdit):
         EditError: an unknown mode, or mean/resample without reference.
     """
 
-    heads: tuple[Head, ...] | None
-    mode: str
-    reference: str | None
-    seed: int
-    scope: Scope
-    queries: tuple[int, int | None] | None
+    heads: Any = None
+    mode: str = "zero"
+    reference: str | None = None
+    seed: int = 0
+    scope: Scope = "all"
+    queries: tuple[int, int | None] | None = None
 
     name = "ablate"
 
-    def __init__(
-        self,
-        heads: str | Head | Iterable[Any] | None = None,
-        mode: str = "zero",
-        reference: str | None = None,
-        seed: int = 0,
-        scope: Scope = "all",
-        queries: tuple[int, int | None] | None = None,
-    ):
-        parsed = None if heads is None else tuple(parse_heads(heads))
-        fields = dict(
-            heads=parsed, mode=mode, reference=reference, seed=seed, scope=scope, queries=queries
-        )
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-        self.settle()
-        if mode not in MODES:
-            raise EditError(f"The ablation mode is one of {', '.join(MODES)}, not {mode!r}.")
-        if mode in ("mean", "resample") and reference is None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mode not in MODES:
+            raise EditError(f"The ablation mode is one of {', '.join(MODES)}, not {self.mode!r}.")
+        if self.mode in ("mean", "resample") and self.reference is None:
             raise EditError(
-                f"Ablation mode {mode!r} needs reference=: a task name, or a text file."
+                f"Ablation mode {self.mode!r} needs reference=: a task name, or a text file."
             )
-        object.__setattr__(self, "_pools", {})
 
-    def bind(self, model: HookedModel) -> None:
-        super().bind(model)
-        if self.mode in ("mean", "resample"):
-            assert self.reference is not None
-            layers = {s.layer for s in model.sites if self.at(s)}
-            # layer → (vectors, heads, d), from the model without any edit
-            object.__setattr__(
-                self, "_pools", reference_z(model, self.reference, layers, self.seed)
-            )
+    def bind(self, model: Model) -> CallEdit:
+        self.check_model(model)
+        if self.reference is None or self.mode not in ("mean", "resample"):
+            return BoundEdit(self)
+        layers = {s.layer for s in model.sites if self.at(s)}
+        return BoundAblate(self, reference_z(model, self.reference, layers, self.seed))
 
     def is_identity(self) -> bool:
         return self.heads == ()
@@ -133,26 +114,14 @@ class Ablate(HeadEdit):
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if self.mode == "uniform":
             return z
-        rows = self.query_rows(call)
-        made = self._replaced(call, z.clone())
-        return made if rows is None else torch.where(rows[..., None, None], made, z)
+        new = z.clone()
+        new[:, :, self.heads_at(call.site)] = 0
+        return self.in_rows(call, new, z)
 
-    def _replaced(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        """z, written into, with what stands in for the heads' output in all rows."""
-        chosen = self.heads_at(call.site)
-        if self.mode == "zero":
-            z[:, :, chosen] = 0
-            return z
-        pool = self._pools[call.site.layer].to(z)  # type: ignore[attr-defined]
-        if self.mode == "mean":
-            z[:, :, chosen] = pool.mean(0)[chosen]
-            return z
-        rows = torch.arange(z.shape[0], device=z.device)[:, None]
-        slots = torch.arange(z.shape[1], device=z.device)[None] + call.mask.q_start
-        # a fixed hash of (row, slot, seed), so that prefill and decode draw the same vector
-        index = (slots * 7919 + rows * 104729 + self.seed * 15485863) % len(pool)
-        z[:, :, chosen] = pool[index][:, :, chosen]
-        return z
+    def in_rows(self, call: AttentionCall, new: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """`new` in the query rows edited, z in the others."""
+        rows = self.query_rows(call)
+        return new if rows is None else torch.where(rows[..., None, None], new, z)
 
     def route(self, site: Site) -> str:
         heads = ", ".join(map(str, self.heads_at(site)))
@@ -163,8 +132,24 @@ class Ablate(HeadEdit):
         )
         return f"ablate {self.mode} heads {heads}: {how}"
 
-    def fields(self) -> dict[str, Any]:
-        heads = None if self.heads is None else [str(h) for h in self.heads]
-        queries = None if self.queries is None else list(self.queries)
-        rest = dict(reference=self.reference, seed=self.seed, scope=self.scope, queries=queries)
-        return dict(heads=heads, mode=self.mode, **rest)
+
+class BoundAblate(BoundEdit[Ablate]):
+    """Mean or resample ablation in one model, with its reference outputs: `pools`, layer →
+    (vectors, heads, d), from the model without any edit."""
+
+    def __init__(self, edit: Ablate, pools: Mapping[int, torch.Tensor]):
+        super().__init__(edit)
+        self.pools = pools
+
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        chosen = self.edit.heads_at(call.site)
+        pool, new = self.pools[call.site.layer].to(z), z.clone()
+        if self.edit.mode == "mean":
+            new[:, :, chosen] = pool.mean(0)[chosen]
+        else:
+            rows = torch.arange(z.shape[0], device=z.device)[:, None]
+            slots = torch.arange(z.shape[1], device=z.device)[None] + call.mask.q_start
+            # a fixed hash of (row, slot, seed), so that prefill and decode draw the same vector
+            index = (slots * 7919 + rows * 104729 + self.edit.seed * 15485863) % len(pool)
+            new[:, :, chosen] = pool[index][:, :, chosen]
+        return self.edit.in_rows(call, new, z)

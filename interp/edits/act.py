@@ -53,7 +53,7 @@ class ACT(HeadEdit):
     name = "act"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         object.__setattr__(self, "beta", number(self.beta, "β of act"))
         if not 0 <= self.beta <= 1:
             raise EditError(f"β of act is between 0 and 1, not {self.beta}.")
@@ -76,19 +76,19 @@ class ACT(HeadEdit):
     def is_identity(self) -> bool:
         return fixed(self.beta, 1) or super().is_identity()
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         if call.mask.q_start > 0:
             raise EditError(
                 "act needs the whole prompt in one forward: its sinks come from all rows."
             )
-        sinks = self.sinks(call, look)  # (batch, heads, keys) bool
+        sinks = self.sinks(call, measure)  # (batch, heads, keys) bool
         keep = vector([1.0, self.beta], sinks.device)[None]  # (1, groups)
         receive = torch.tensor([[1.0, 0.0]], device=sinks.device)
         return Steer(labels=sinks.long(), rule=Rule(keep, receive))
 
-    def sinks(self, call: AttentionCall, look: Callable[[Request], Result]) -> torch.Tensor:
+    def sinks(self, call: AttentionCall, measure: Callable[[Request], Result]) -> torch.Tensor:
         """(batch, heads, keys) bool: S of each head concerned, nothing in the others."""
-        stats = look(Request(received={"act": Received()}, out=False)).stats
+        stats = measure(Request(received={"act": Received()}, out=False)).stats
         mean, count = (
             stats["received:act"],
             stats["received_count:act"],

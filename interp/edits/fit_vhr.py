@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from interp.edits.vhr import VHR, above_median
 from interp.errors import EditError, InputError
 from interp.inputs.text import forward
 from interp.vision.prompts import checked, own_positions, without_images
-from interp_hooks.edit import Edit
+from interp_hooks.edit import LiveEdit
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -141,14 +140,12 @@ def vhr_for(
     )
 
 
-@dataclass(frozen=True)
-class _Selector(Edit):
+class _Selector(LiveEdit):
     """Selects heads on its way through the layers; the second half of the batch has no image."""
 
-    layers: tuple[int, ...]
-    alpha: float
-    guard: bool
-    found: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    def __init__(self, layers: tuple[int, ...], alpha: float, guard: bool):
+        self.layers, self.alpha, self.guard = layers, alpha, guard
+        self.found: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def touches(self, call: AttentionCall) -> bool:
         return call.site.is_main and call.site.layer in self.layers

@@ -12,13 +12,13 @@ from interp.edits.head_edit import HeadEdit
 from interp.edits.streaming import check_sizes, open_ended, streamed
 from interp.edits.values import fixed, head_values, vector
 from interp.errors import EditError, HeadError
-from interp_hooks.edit import Scope
+from interp_hooks.edit import BoundEdit, CallEdit, Scope
 from interp_hooks.heads import Head
 from interp_kernels import attention
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Gate(HeadEdit):
     name = "gate"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         check_sizes(self.name, self.sink, self.recent)
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             if self.alpha.ndim != 2 or not self.alpha.is_floating_point():
@@ -76,8 +76,11 @@ class Gate(HeadEdit):
             return not self.alpha.requires_grad and bool((self.alpha == 1).all())
         return all(fixed(a, 1) for a in self._given())
 
-    def bind(self, model: HookedModel) -> None:
-        object.__setattr__(self, "_backend", model.backend)
+    def bind(self, model: Model) -> CallEdit:
+        self.check_model(model)
+        return BoundGate(self, model.backend)
+
+    def check_model(self, model: Model) -> None:
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             expected = model.n_layers, model.n_kv_heads
             if tuple(self.alpha.shape) != expected:
@@ -117,7 +120,8 @@ class Gate(HeadEdit):
             alpha = vector([self.alpha] * site.n_kv_heads, device)
         return alpha.repeat_interleave(site.n_heads // site.n_kv_heads)
 
-    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    def blended(self, call: AttentionCall, z: torch.Tensor, backend: str) -> torch.Tensor:
+        """z (batch, queries, heads, d) of `apply`, with streaming attention by `backend`."""
         if call.query is None or call.key is None:
             raise EditError(
                 "gate needs queries and keys, and TransformerLens shows the weights; "
@@ -133,7 +137,7 @@ class Gate(HeadEdit):
             call.key,
             call.value,
             **other.settings,
-            backend=getattr(self, "_backend", "auto"),
+            backend=backend,
         ).out.transpose(1, 2)
         weight = gates.to(z.dtype)[:, None]  # (heads, 1)
         if not gates.requires_grad and bool(((gates == 0) | (gates == 1)).all()):
@@ -145,3 +149,14 @@ class Gate(HeadEdit):
             f"gate: full attention and streaming ({self.sink} first, {self.recent} recent), "
             "blended by KV head"
         )
+
+
+class BoundGate(BoundEdit[Gate]):
+    """A gate in one model, whose backend runs the streaming attention."""
+
+    def __init__(self, edit: Gate, backend: str):
+        super().__init__(edit)
+        self.backend = backend
+
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        return self.edit.blended(call, z, self.backend)

@@ -12,12 +12,12 @@ import torch
 from interp.edits.keys import Span, query_rows
 from interp.edits.tensors import stored
 from interp.errors import EditError
-from interp_hooks.edit import Edit
+from interp_hooks.edit import BoundEdit, CallEdit, Edit
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 SCOPES = ("all", "prefill", "decode")
 
@@ -33,9 +33,8 @@ class HeadEdit(Edit):
     name: ClassVar[str]
     heads: tuple[Head, ...] | None
 
-    def settle(self) -> None:
-        """For `__post_init__`: heads in any spelling become `Head`s; the scope and the query range
-        are checked."""
+    def __post_init__(self) -> None:
+        """Heads in any spelling become `Head`s; the scope and the query range are checked."""
         if self.heads is not None:
             object.__setattr__(self, "heads", tuple(parse_heads(self.heads)))
         self._check_scope()
@@ -68,9 +67,14 @@ class HeadEdit(Edit):
                 f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}."
             )
 
-    def bind(self, model: HookedModel) -> None:
+    def check_model(self, model: Model) -> None:
+        """Raise `HeadError` or `EditError` where the edit cannot apply to `model`."""
         for head in self.concerned or ():
             model.check(head)
+
+    def bind(self, model: Model) -> CallEdit:
+        self.check_model(model)
+        return BoundEdit(self)
 
     def at(self, site: Site) -> bool:
         """Whether the edit concerns this site at all."""
@@ -98,7 +102,7 @@ class HeadEdit(Edit):
             return list(range(site.n_heads))
         return sorted({h.head for h in heads if h.layer == site.layer and same_tower(h, site)})
 
-    def check_whole_layers(self, model: HookedModel, instead: str = "") -> None:
+    def check_whole_layers(self, model: Model, instead: str = "") -> None:
         """Raise `EditError` where only some heads of a layer are meant: for edits that cannot tell
         heads apart."""
         for site in model.sites:

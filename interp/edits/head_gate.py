@@ -15,7 +15,7 @@ from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class HeadGate(HeadEdit):
     name = "head_gate"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if self.keep < 0 or (isinstance(self.keep, float) and self.keep > 1):
             raise EditError(
                 "head_gate keeps a number of heads (an int), or a share (0.0 to 1.0), not "
@@ -64,7 +64,7 @@ class HeadGate(HeadEdit):
             or self.layers == ()
         )
 
-    def bind(self, model: HookedModel) -> None:
+    def check_model(self, model: Model) -> None:
         known = {s.layer for s in model.sites if s.kind == "self"}
         for layer in self.layers or ():
             if layer not in known:

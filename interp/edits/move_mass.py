@@ -50,7 +50,7 @@ class MoveMass(HeadEdit):
     name = "move_mass"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         for name in ("donors", "receivers"):
             object.__setattr__(self, name, check(getattr(self, name)))
         object.__setattr__(self, "share", number(self.share, "The share of move_mass"))
@@ -65,7 +65,7 @@ class MoveMass(HeadEdit):
     def is_identity(self) -> bool:
         return fixed(self.share, 0) or super().is_identity()
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         chosen, device = set(self.heads_at(call.site)), call.value.device
         kept = vector(
             [1 - self.share if h in chosen else 1.0 for h in range(call.site.n_heads)], device

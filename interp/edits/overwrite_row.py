@@ -52,7 +52,7 @@ class OverwriteRow(HeadEdit):
     name = "overwrite_row"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if self.scope != "prefill":
             raise EditError("overwrite_row changes a row of the prompt; its scope is prefill.")
         object.__setattr__(

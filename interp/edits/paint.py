@@ -46,10 +46,10 @@ class PAINT(ValueEdit):
     neutral = 0.0
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         object.__setattr__(self, "keys", check(self.keys))
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         if call.query is None or call.key is None:
             raise EditError(
                 "paint needs the logits, and TransformerLens shows the weights after "

@@ -10,10 +10,11 @@ import torch
 
 from interp import tasks
 from interp.inputs.text import forward, text_rows
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 SAMPLES = 32
 #: vectors kept a layer: plenty for a mean, small enough to keep
@@ -22,7 +23,7 @@ KEEP = 4096
 
 @torch.no_grad()
 def reference_z(
-    model: HookedModel, reference: str, layers: set[int], seed: int
+    model: Model, reference: str, layers: set[int], seed: int
 ) -> dict[int, torch.Tensor]:
     """layer → (vectors, heads, d_head): z over the reference's samples and positions, pooled, at
     most `KEEP`.
@@ -36,14 +37,14 @@ def reference_z(
         batches = [tasks.collate([i], 0, "corrupted") for i in instances]
     pools: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
 
-    def tell(stats: LayerStats) -> None:
+    def note(stats: LayerStats) -> None:
         if stats.site.layer in pools and stats.site.kind == "self":
             assert stats.z is not None
             pools[stats.site.layer].append(
                 stats.z[stats.queries].detach().cpu()
             )  # (real tokens, heads, d)
 
-    with model.clean(), model.watch(Question(z=True), tell):
+    with model.clean(), model.watch(Question(z=True), note):
         for batch in batches:
             forward(model, batch.input_ids, batch.attention_mask)
     generator = torch.Generator().manual_seed(seed)

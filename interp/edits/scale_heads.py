@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class ScaleHeads(HeadEdit):
     """z_h ← γ_h · z_h before W_O, for the heads named.
 
@@ -29,25 +29,19 @@ class ScaleHeads(HeadEdit):
     γ = 1 is the identity and leaves the model's own path untouched.
     """
 
-    heads: tuple[Head, ...]
-    values: tuple[Number, ...]
-    scope: Scope
-    queries: tuple[int, int | None] | None
+    gains: InitVar[Mapping[Any, Number]]
+    scope: Scope = "all"
+    queries: tuple[int, int | None] | None = None
+    heads: tuple[Head, ...] = field(init=False)
+    values: tuple[Number, ...] = field(init=False)
 
     name = "scale_heads"
 
-    def __init__(
-        self,
-        gains: Mapping[Any, Number],
-        scope: Scope = "all",
-        queries: tuple[int, int | None] | None = None,
-    ):
-        heads = head_values(dict(gains), "Each gain of scale_heads")
-        for name, value in dict(
-            heads=tuple(heads), values=tuple(heads.values()), scope=scope, queries=queries
-        ).items():
-            object.__setattr__(self, name, value)
-        self.settle()
+    def __post_init__(self, gains: Mapping[Any, Number]) -> None:  # type: ignore[override]
+        found = head_values(dict(gains), "Each gain of scale_heads")
+        object.__setattr__(self, "heads", tuple(found))
+        object.__setattr__(self, "values", tuple(found.values()))
+        super().__post_init__()
 
     def is_identity(self) -> bool:
         return all(fixed(g, 1) for g in self.values)

@@ -42,7 +42,7 @@ class ScaleTokens(HeadEdit):
     name = "scale_tokens"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         object.__setattr__(self, "keys", check(self.keys))
         object.__setattr__(self, "gain", number(self.gain, "The gain of scale_tokens"))
         if self.gain < 0:
@@ -51,7 +51,7 @@ class ScaleTokens(HeadEdit):
     def is_identity(self) -> bool:
         return fixed(self.gain, 1) or super().is_identity()
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         chosen = set(self.heads_at(call.site))
         gains = vector(
             [self.gain if h in chosen else 1.0 for h in range(call.site.n_heads)], call.value.device

@@ -17,7 +17,7 @@ from interp_kernels import Request, Result, Steer, visible
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SigmoidAttention(HeadEdit):
     name = "sigmoid_attention"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if self.bias is not None and self.length is not None:
             raise EditError("sigmoid_attention takes bias or length, not both.")
         if self.bias is not None and not math.isfinite(self.bias):
@@ -53,11 +53,11 @@ class SigmoidAttention(HeadEdit):
         if self.length is not None and self.length < 1:
             raise EditError(f"The length of sigmoid_attention is 1 or more, not {self.length}.")
 
-    def bind(self, model: HookedModel) -> None:
-        super().bind(model)
+    def check_model(self, model: Model) -> None:
+        super().check_model(model)
         self.check_whole_layers(model)
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         if call.pattern is not None:
             raise EditError(
                 "sigmoid_attention needs the logits, and TransformerLens shows the "

@@ -38,11 +38,11 @@ class SoftPAG(ValueEdit):
     neutral = 0.0
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if not all(0 <= u <= 1 for u in self.numbers()):
             raise EditError(f"u of soft_pag is between 0 and 1, not {self.u}.")
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         return Steer(blend=self.per_head(call.site, call.value.device))
 
     def route(self, site: Site) -> str:

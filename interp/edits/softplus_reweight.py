@@ -44,7 +44,7 @@ class SoftplusReweight(HeadEdit):
     name = "softplus_reweight"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if self.power is not None and not 1 <= self.power < float("inf"):
             raise EditError(f"The power of softplus_reweight is 1 or more, not {self.power}.")
 

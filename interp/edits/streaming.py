@@ -15,7 +15,7 @@ from interp_kernels import Mask, visible
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Streaming(HeadEdit):
     name = "streaming"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         check_sizes(self.name, self.sink, self.recent)
 
-    def bind(self, model: HookedModel) -> None:
-        super().bind(model)
+    def check_model(self, model: Model) -> None:
+        super().check_model(model)
         self.check_whole_layers(model, "gate takes single KV heads")
 
     def touches(self, call: AttentionCall) -> bool:

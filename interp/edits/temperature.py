@@ -54,7 +54,7 @@ class Temperature(ValueEdit):
     value_field = "tau"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if min(self.numbers(), default=1.0) <= 0:
             raise EditError(f"τ of temperature is above 0, not {self.tau}.")
         if self.rule not in (None, "ssa"):
@@ -65,7 +65,7 @@ class Temperature(ValueEdit):
     def is_identity(self) -> bool:
         return self.concerned == () or (self.rule is None and super().is_identity())
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         device = call.value.device
         temper = 1 / self.per_head(call.site, device)[None, :, None]  # (1, heads, 1)
         if self.rule == "ssa":

@@ -71,14 +71,14 @@ class ValueEdit(HeadEdit):
         """The number, or head → number."""
         return getattr(self, self.value_field)
 
-    def settle(self) -> None:
+    def __post_init__(self) -> None:
         values = head_values(self.values, f"{self.value_field} of {self.name}")
         if isinstance(values, dict) and self.heads is not None:
             raise EditError(
                 f"{self.name} takes heads, or {self.value_field} head by head, not both."
             )
         object.__setattr__(self, self.value_field, values)
-        super().settle()
+        super().__post_init__()
 
     @property
     def concerned(self) -> tuple[Head, ...] | None:

@@ -22,13 +22,13 @@ from interp.edits.keys import (
 )
 from interp.errors import EditError
 from interp.vision.sinks import SinkMemory, published_dims, ratios, stream_width, tau_of
-from interp_hooks.edit import Scope
+from interp_hooks.edit import BoundEdit, CallEdit, Scope
 from interp_hooks.heads import Head
 from interp_kernels import Request, Result, Rule, Steer
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class VAR(HeadEdit):
     name = "var"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if self.preset not in ("paper", "code"):
             raise EditError(f"The presets of var are paper and code, not {self.preset!r}.")
         if self.image is None:
@@ -156,29 +156,26 @@ class VAR(HeadEdit):
     def is_identity(self) -> bool:
         return self.moved == 0 or super().is_identity()
 
-    def bind(self, model: HookedModel) -> None:
-        super().bind(model)
-        if self.searches:
-            width = stream_width(model)
-            dims = published_dims(model) if self.dims == "auto" else self.dims
-            if dims and width is not None and max(dims) >= width:
-                raise EditError(
-                    f"{model.name} has a residual stream of {width}, and dims of var name "
-                    f"{max(dims)}."
-                )
-            tau = tau_of(width) if self.tau is None else self.tau
-            if width is not None and tau > width**0.5:
-                raise EditError(
-                    f"No token of {model.name} reaches τ = {tau:g}: |x| / RMS(x) is at most "
-                    f"√{width} = "
-                    f"{width**0.5:.1f} in its residual stream; give var a smaller tau=."
-                )
-            object.__setattr__(self, "_memory", SinkMemory(dims, tau))
-        object.__setattr__(self, "_last", model.n_layers - 1)
+    def bind(self, model: Model) -> CallEdit:
+        self.check_model(model)
+        return BoundVAR(self, self._memory(model) if self.searches else None, model.n_layers - 1)
 
-    def at(self, site: Site) -> bool:
-        last = getattr(self, "_last", None)  # known once bound
-        return super().at(site) and (bool(self.last_layer) or site.layer != last)
+    def _memory(self, model: Model) -> SinkMemory:
+        """Where a search notes sinks. Raises `EditError` for a dimension or a τ that the model
+        can't have."""
+        width = stream_width(model)
+        dims = published_dims(model) if self.dims == "auto" else self.dims
+        if dims and width is not None and max(dims) >= width:
+            raise EditError(
+                f"{model.name} has a residual stream of {width}, and dims of var name {max(dims)}."
+            )
+        tau = tau_of(width) if self.tau is None else self.tau
+        if width is not None and tau > width**0.5:
+            raise EditError(
+                f"No token of {model.name} reaches τ = {tau:g}: |x| / RMS(x) is at most √{width} = "
+                f"{width**0.5:.1f} in its residual stream; give var a smaller tau=."
+            )
+        return SinkMemory(dims, tau)
 
     @staticmethod
     def find_sinks(hidden: torch.Tensor, dims: Sequence[int], tau: float = 20.0) -> torch.Tensor:
@@ -187,20 +184,14 @@ class VAR(HeadEdit):
         layer]."""
         return ratios(hidden)[..., list(dims)].amax(-1) >= tau
 
-    def touches(self, call: AttentionCall) -> bool:
-        """A search reads along outside its scope too."""
-        return self.at(call.site) if self.searches else super().touches(call)
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
+        given = self.text_sinks, self.visual_sinks
+        return self.moving(
+            call, *(s.get(call.site.layer) if isinstance(s, dict) else s for s in given)
+        )
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
-        layer, given = call.site.layer, (self.text_sinks, self.visual_sinks)
-        text, visual = (sinks.get(layer) if isinstance(sinks, dict) else sinks for sinks in given)
-        if self.searches:
-            text = visual = self._memory.see(call)  # type: ignore[attr-defined]
-            slots_of(
-                call, self.image
-            )  # a prompt without image is refused, also where there is no sink
-            if not self.in_scope(call) or not bool(visual.any()):
-                return None
+    def moving(self, call: AttentionCall, text: Any, visual: Any) -> Steer | None:
+        """The steer with these text and visual sinks, token positions or (batch, slots) bool."""
         if (text is None and visual is None) or (self.preset == "code" and visual is None):
             return None
         text, visual = [] if text is None else text, [] if visual is None else visual
@@ -255,6 +246,31 @@ class VAR(HeadEdit):
             f"var {self.preset} {self.moved:g} moved: a rule over four groups of keys, gated by "
             "their masses"
         )
+
+
+class BoundVAR(BoundEdit[VAR]):
+    """VAR in one model of which `last` is the last layer; `memory` holds the sinks that a search
+    finds."""
+
+    def __init__(self, edit: VAR, memory: SinkMemory | None, last: int):
+        super().__init__(edit)
+        self.memory, self.last = memory, last
+
+    def at(self, site: Site) -> bool:
+        return self.edit.at(site) and (bool(self.edit.last_layer) or site.layer != self.last)
+
+    def touches(self, call: AttentionCall) -> bool:
+        """A search reads along outside its scope too."""
+        return self.at(call.site) and (self.memory is not None or self.edit.touches(call))
+
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
+        if self.memory is None:
+            return self.edit.steer(call, measure)
+        sinks = self.memory.see(call)
+        slots_of(call, self.edit.image)  # no image is refused, also where there is no sink
+        if not self.edit.in_scope(call) or not bool(sinks.any()):
+            return None
+        return self.edit.moving(call, sinks, sinks)
 
 
 def _by_layer(keys: Any) -> Any:

@@ -18,7 +18,7 @@ from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class VHR(HeadEdit):
                 )
             object.__setattr__(self, "selected", self.selected.bool())
         object.__setattr__(self, "alpha", number(self.alpha, "α of vhr"))
-        self.settle()
+        super().__post_init__()
 
     @staticmethod
     def select(
@@ -111,8 +111,8 @@ class VHR(HeadEdit):
             return self.heads
         return tuple(Head(layer, head) for layer, head in self.selected.any(0).nonzero().tolist())
 
-    def bind(self, model: HookedModel) -> None:
-        super().bind(model)
+    def check_model(self, model: Model) -> None:
+        super().check_model(model)
         if self.selected is not None and self.selected.shape[1:] != (model.n_layers, model.n_heads):
             raise EditError(
                 f"selected of vhr is for {self.selected.shape[1]} layers of "

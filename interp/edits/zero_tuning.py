@@ -42,14 +42,14 @@ class ZeroTuning(ValueEdit):
     value_field = "gamma"
 
     def __post_init__(self) -> None:
-        self.settle()
+        super().__post_init__()
         if min(self.numbers(), default=1.0) <= 0:
             raise EditError(
                 f"γ of zero_tuning is above 0, not {self.gamma}; to take the token out use "
                 "scale_tokens."
             )
 
-    def steer(self, call: AttentionCall, look: Callable[[Request], Result]) -> Steer | None:
+    def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         gains = self.per_head(call.site, call.value.device)
         return reweigh(groups(call, ["initial"]), gains, self.query_rows(call))
 

@@ -17,7 +17,7 @@ from interp.tasks.task import Text
 if TYPE_CHECKING:
     import torch
 
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 #: what libraries call the embedding of learned positions
@@ -52,7 +52,7 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def forward(
-    model: HookedModel,
+    model: Model,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     keep: int | None = None,
@@ -73,7 +73,7 @@ def forward(
     return model(**inputs)
 
 
-def check_context(model: HookedModel, context: int, extrapolate: bool = False) -> None:
+def check_context(model: Model, context: int, extrapolate: bool = False) -> None:
     """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not
     asked for, or cannot be (learned positions end where the table ends)."""
     limit = model.max_context
@@ -93,7 +93,7 @@ def check_context(model: HookedModel, context: int, extrapolate: bool = False) -
         )
 
 
-def learned_positions(model: HookedModel) -> str | None:
+def learned_positions(model: Model) -> str | None:
     """The name of the model's table of learned positions; None where positions are computed (RoPE,
     ALiBi) or none."""
     from torch import nn
@@ -104,7 +104,7 @@ def learned_positions(model: HookedModel) -> str | None:
     return None
 
 
-def extrapolation(model: HookedModel, context: int) -> dict[str, Any] | None:
+def extrapolation(model: Model, context: int) -> dict[str, Any] | None:
     """What goes into the record of a run past the model's positions: lengths, their ratio and the
     kind of RoPE."""
     limit = model.max_context
@@ -168,7 +168,7 @@ def rows_of_text(
     return rows
 
 
-def text_rows(model: HookedModel, path: Path, context: int, samples: int, seed: int) -> list[Row]:
+def text_rows(model: Model, path: Path, context: int, samples: int, seed: int) -> list[Row]:
     """Rows from a text file, ready for `forward`."""
     import torch
 

@@ -19,7 +19,8 @@ from interp.tasks.task import Text
 from interp.vision import pictures
 from interp.vision.sinks import published_dims, ratios, tau_of
 from interp_hooks.huggingface.images import image_mask
-from interp_hooks.recording import LayerStats, Question, SiteQuestion
+from interp_hooks.question import Question, SiteQuestion
+from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     from interp_hooks.call import Site

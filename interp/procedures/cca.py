@@ -12,7 +12,7 @@ import torch
 
 from interp.errors import EditError, InputError
 from interp.vision.prompts import has_sections, needs_images, spans
-from interp_hooks.edit import Edit
+from interp_hooks.edit import LiveEdit
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
@@ -168,11 +168,11 @@ class _Positions:
         return self._last.repeat_interleave(rows // len(self._last), 0)
 
 
-@dataclass(frozen=True, eq=False)
-class _RingMask(Edit):
+class _RingMask(LiveEdit):
     """Patches of an image see their own ring and outer ones, while the image is read."""
 
-    watch: _Positions
+    def __init__(self, watch: _Positions):
+        self.watch = watch
 
     def touches(self, call: AttentionCall) -> bool:
         layout = self.watch.layout

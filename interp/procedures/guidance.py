@@ -11,26 +11,40 @@ import torch
 from interp.errors import InputError
 from interp.inputs.text import forward, pad_id
 from interp.procedures.decoding import Choice, check_procedure, decode, stop_tokens, token_ids
+from interp_hooks.edit import BoundEdit, CallEdit, LiveEdit
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
     from interp_hooks.edit import Edit
     from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
-class _Switch:
+class _Switch(LiveEdit):
     """An edit that can be turned off without leaving its block (entering again would bind it
     again)."""
 
-    def __init__(self, edit: Edit):
+    def __init__(self, edit: Edit, model: HookedModel):
         self.edit, self.on = edit, False
+        self.bound = _Switched(edit.bind(model), self)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.edit, name)
+    def bind(self, model: Model) -> CallEdit:
+        return self.bound
+
+    def is_identity(self) -> bool:
+        return self.edit.is_identity()
+
+
+class _Switched(BoundEdit[CallEdit]):
+    """What a block holds of a `_Switch`."""
+
+    def __init__(self, edit: CallEdit, switch: _Switch):
+        super().__init__(edit)
+        self.switch = switch
 
     def touches(self, call: AttentionCall) -> bool:
         """Whether it is on and the edit touches the call."""
-        return self.on and self.edit.touches(call)
+        return self.switch.on and self.edit.touches(call)
 
 
 class _Pair:
@@ -69,7 +83,7 @@ class _Pair:
 def _pair(model: HookedModel, edits: Sequence[Edit], scale: float) -> Iterator[_Pair]:
     if scale != 0 and not edits:
         raise InputError("Guidance needs edits that perturb the second prediction, like SoftPAG.")
-    switches = [_Switch(e) for e in edits]
+    switches = [_Switch(e, model) for e in edits]
     active = switches if scale != 0 else []
     with model.edit(*(cast("Edit", s) for s in active)):
         yield _Pair(model, active, scale)

@@ -8,7 +8,8 @@ import torch
 
 from interp.errors import InputError
 from interp.inputs.text import forward
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 from interp_kernels import Received
 
 if TYPE_CHECKING:

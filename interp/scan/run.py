@@ -22,7 +22,8 @@ from interp.support.provenance import provenance
 from interp.vision import pictures
 from interp.vision.prompts import needs_images, takes_images
 from interp_hooks.call import Site
-from interp_hooks.recording import LayerStats, Question, SiteQuestion
+from interp_hooks.question import Question, SiteQuestion
+from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas

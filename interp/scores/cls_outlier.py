@@ -10,7 +10,8 @@ import torch
 from interp.probes.probe import ProbeBatch
 from interp.scores.score import PassScore
 from interp.vision.patches import by_sample, patch_grid
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 from interp_kernels import Received
 
 if TYPE_CHECKING:

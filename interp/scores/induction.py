@@ -7,7 +7,8 @@ import torch
 from interp.probes.probe import ProbeBatch
 from interp.scores.duplicate_token import repeat_slots
 from interp.scores.score import Score
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 
 class Induction(Score):

@@ -6,7 +6,8 @@ import torch
 
 from interp.probes.probe import ProbeBatch
 from interp.scores.score import Score
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 from interp_kernels import Received
 
 

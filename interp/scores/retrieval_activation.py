@@ -9,7 +9,8 @@ import torch
 from interp.probes.probe import ProbeBatch
 from interp.scores.retrieval import copied
 from interp.scores.score import DecodeScore
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 
 class RetrievalActivation(DecodeScore):

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from interp.probes.probe import ProbeBatch, Settings
     from interp_hooks.heads import Head
     from interp_hooks.model import HookedModel
-    from interp_hooks.recording import LayerStats, Question
+    from interp_hooks.question import Question
+    from interp_hooks.recording import LayerStats
 
 
 class Score(ABC):
@@ -57,7 +58,7 @@ class Score(ABC):
 
     def ask(self, batch: ProbeBatch) -> Question:
         """The statistics this score needs on `batch`."""
-        from interp_hooks.recording import Question
+        from interp_hooks.question import Question
 
         return Question()
 

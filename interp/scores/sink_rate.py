@@ -7,7 +7,8 @@ import torch
 from interp.probes.probe import ProbeBatch
 from interp.scores.score import Score
 from interp.scores.sink import first_slot
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 LENGTH, EPSILON = 64, 0.3
 

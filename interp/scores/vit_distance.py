@@ -7,7 +7,8 @@ import torch
 from interp.probes.probe import ProbeBatch
 from interp.scores.score import Score
 from interp.vision.patches import by_sample, mean_distance, patch_grid
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 
 class ViTDistance(Score):

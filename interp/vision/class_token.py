@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InputError
 from interp.vision.prompts import checked, spans
-from interp_hooks.edit import Edit
+from interp_hooks.edit import LiveEdit
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -106,13 +106,12 @@ def _refusal(model: HookedModel, what: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _ClassToken(Edit):
+class _ClassToken(LiveEdit):
     """Changes nothing: notes the class token's attention to the others, (images, tokens − 1)."""
 
-    layers: frozenset[int]
-    scale: str
-    found: dict[int, torch.Tensor] = field(default_factory=dict)
+    def __init__(self, layers: frozenset[int], scale: str):
+        self.layers, self.scale = layers, scale
+        self.found: dict[int, torch.Tensor] = {}
 
     def touches(self, call: AttentionCall) -> bool:
         return call.site.tower == "vision" and call.site.layer in self.layers

@@ -12,7 +12,8 @@ import torch
 from interp.errors import InputError
 from interp.inputs.text import forward
 from interp.vision.prompts import needs_images, without_images
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel

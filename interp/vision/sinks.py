@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import EditError
-from interp_hooks.huggingface.tap import text_config
+from interp_hooks.huggingface.layout import text_config
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
-    from interp_hooks.model import HookedModel
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ PUBLISHED = (
 )
 
 
-def published_dims(model: HookedModel) -> tuple[int, ...] | None:
+def published_dims(model: Model) -> tuple[int, ...] | None:
     """The sink dimensions published for this model's language model; None where there are none."""
     text = _language(model)
     for entry in PUBLISHED:
@@ -52,12 +52,12 @@ def published_dims(model: HookedModel) -> tuple[int, ...] | None:
     return None
 
 
-def stream_width(model: HookedModel) -> int | None:
+def stream_width(model: Model) -> int | None:
     """d_model of the language model; None where its config does not say."""
     return getattr(_language(model), "hidden_size", None)
 
 
-def _language(model: HookedModel) -> Any:
+def _language(model: Model) -> Any:
     return text_config(model.module) if hasattr(model.module, "config") else None
 
 

@@ -14,7 +14,8 @@ from interp.errors import InputError
 from interp.inputs.text import forward
 from interp.vision.patches import patch_grid
 from interp.vision.prompts import needs_images
-from interp_hooks.recording import LayerStats, Question
+from interp_hooks.question import Question
+from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     import pandas as pd

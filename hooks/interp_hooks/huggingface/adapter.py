@@ -7,40 +7,36 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from interp_hooks.activations import Rewrite
+from interp_hooks.activations import Hook, Residual
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
-from interp_hooks.edit import Edit
-from interp_hooks.engine import attend, explain_call
+from interp_hooks.engine import Tap, attend, explain_call
 from interp_hooks.errors import TapError
+from interp_hooks.head_weights import HeadWeights
 from interp_hooks.huggingface.images import ImageWatch, image_token
+from interp_hooks.huggingface.layout import DEFAULT, Layout, position_table, text_config
 from interp_hooks.huggingface.projections import projecting
-from interp_hooks.huggingface.residual import Residual, StreamWatch, Write, capture
-from interp_hooks.huggingface.tap import installed, sites, text_config
+from interp_hooks.huggingface.residual import StreamWatch, capture
+from interp_hooks.huggingface.tap import installed, sites
+from interp_hooks.huggingface.weights import head_output, head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.weights import HeadWeights, head_weights
-
-if TYPE_CHECKING:
-    from interp_hooks.model import HookedModel
-
-NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "final_norm", "layernorm")
 
 
 class HFAdapter(Adapter):
     """A `transformers` model, tapped through `AttentionInterface`."""
 
-    def __init__(self, module: Any, sample: dict[str, torch.Tensor]):
-        self.module, self._sample = module, sample
+    def __init__(self, module: Any, sample: dict[str, torch.Tensor], layout: Layout = DEFAULT):
+        self.module, self._sample, self._layout = module, sample, layout
         self.images = ImageWatch(module.config)
         self.accepts = frozenset(inspect.signature(module.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
-            found = sites(module, lambda: module(**sample, **extra))
+            found = sites(module, lambda: module(**sample, **extra), layout)
         self.sites = [site for site, _ in found]
         self._modules = {(s.tower, s.kind, s.layer): m for s, m in found}
         self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
@@ -67,21 +63,15 @@ class HFAdapter(Adapter):
         return self.module.generate(**inputs)
 
     @contextmanager
-    def installed(self, model: HookedModel) -> Iterator[None]:
-        def handle(call: AttentionCall) -> torch.Tensor:
-            observers, edits = model.observers_and_edits()
-            return attend(call, observers, edits, model.backend)
-
-        with self._tapped(handle, lambda: model.observers_and_edits()[1]):
+    def installed(self, tap: Tap) -> Iterator[None]:
+        with self._tapped(lambda call: attend(call, tap), tap):
             yield
 
     @contextmanager
-    def _tapped(
-        self, handle: Callable[[AttentionCall], torch.Tensor], edits: Callable[[], Sequence[Edit]]
-    ) -> Iterator[None]:
+    def _tapped(self, handle: Callable[[AttentionCall], torch.Tensor], tap: Tap) -> Iterator[None]:
         """Every attention call goes to `handle`; in the text tower it knows which tokens are an
-        image's, and, where one of `edits()` needs it, the stream that entered its layer."""
-        streams = StreamWatch(lambda: any(edit.needs_hidden for edit in edits()))
+        image's, and, where an edit of the tap needs it, the stream that entered its layer."""
+        streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
         blocks = {
             s.path: self.module.get_submodule(path)
             for s in self._main_sites()
@@ -113,14 +103,55 @@ class HFAdapter(Adapter):
             self.images.mask = seen
 
     @contextmanager
-    def residual(self, write: Write | None, keep: bool = True) -> Iterator[Residual]:
-        with capture(self.blocks(), self.final_norm(), write, keep) as residual:
+    def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:
+        with capture(self.blocks(), self.final_norm(), write, keep, self._layout) as residual:
             yield residual
 
     @contextmanager
-    def projections(self, see: Rewrite) -> Iterator[None]:
-        with projecting([(s, self.attention_module(s)) for s in self._main_sites()], see):
+    def projections(self, hook: Hook) -> Iterator[None]:
+        attentions = [(s, self.attention_module(s)) for s in self._main_sites()]
+        with projecting(attentions, hook, self._layout):
             yield
+
+    @property
+    def position_table(self) -> str | None:
+        return position_table(self.module, self._layout)
+
+    @contextmanager
+    def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:
+        found: dict[Site, torch.Tensor] = {}
+
+        def note(site: Site) -> Callable[..., None]:
+            def hook(module: Any, args: Any, output: Any) -> None:
+                found[site] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        with ExitStack() as stack:
+            for site in self.sites:
+                hooked = self.attention_module(site).register_forward_hook(note(site))
+                stack.callback(hooked.remove)
+            yield found
+
+    def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
+        try:
+            weight, bias = head_output(self.attention_module(site), site, self._layout)
+        except TapError as reason:
+            self.unsure_output[site] = str(reason)
+            return
+        if z.shape[-1] != weight.shape[1]:
+            self.unsure_output[site] = (
+                f"W_O takes {weight.shape[1]} numbers a head, z has {z.shape[-1]}."
+            )
+            return
+        expected = torch.einsum("bqhd,hdm->bqm", z.double(), weight.double())
+        expected = expected + bias.double() if bias is not None else expected
+        actual = out.double().reshape(expected.shape)
+        error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))
+        if error > most:
+            self.unsure_output[site] = (
+                f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
+            )
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         """The transformer block of each layer of the main tower."""
@@ -131,10 +162,7 @@ class HFAdapter(Adapter):
         trunk = self.module.get_submodule(
             ".".join(_block_path(self._main_sites()[0]).split(".")[:-2])
         )
-        for name in NORMS:
-            if isinstance(found := getattr(trunk, name, None), torch.nn.Module):
-                return found
-        return None
+        return self._layout.find(trunk, "final_norm")
 
     def _main_sites(self) -> list[Site]:
         return [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
@@ -148,7 +176,7 @@ class HFAdapter(Adapter):
             raise TapError(
                 f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}"
             )
-        return head_weights(self.attention_module(site), site)
+        return head_weights(self.attention_module(site), site, self._layout)
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__
@@ -185,21 +213,21 @@ class HFAdapter(Adapter):
         token = image_token(self.module.config)
         return ids if token is None else torch.where(ids == token, (token + 1) % 3, ids)
 
-    def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
+    def explain(self, tap: Tap, tokens: int) -> str:
         found: dict[Site, dict[str, str]] = {site: {} for site in self.sites}
 
         def handle(call: AttentionCall) -> torch.Tensor:
-            route = explain_call(call, edits, model.backend)
+            route = explain_call(call, tap)
             if route:
                 found[call.site]["decode" if call.is_decode else "prefill"] = route
-            return attend(call, [], edits, model.backend)
+            return attend(call, tap)
 
         inputs = {k: v for k, v in self._sample.items() if k != "attention_mask"}
         if set(inputs) == {"input_ids"}:
             row = inputs["input_ids"][:1]
             inputs["input_ids"] = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
-        with torch.no_grad(), self._tapped(handle, lambda: edits):
-            cached = dict(use_cache=True) if model.has_cache else {}
+        with torch.no_grad(), self._tapped(handle, tap):
+            cached = dict(use_cache=True) if self.has_cache else {}
             out = self.module(**inputs, **cached)
             cache = getattr(out, "past_key_values", None)
             if cache is not None and set(inputs) == {"input_ids"}:
@@ -208,7 +236,7 @@ class HFAdapter(Adapter):
                 )
         lines = []
         for site in self.sites:
-            mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
+            mine = [e.route(site) for e in tap.edits if e.at(site)]
             ways = [f"{step} by {route}" for step, route in found[site].items()]
             what = "; ".join(mine + ways) if mine else "untouched weights"
             lines.append((f"{site.tower or site.kind} layer", site.layer, what))

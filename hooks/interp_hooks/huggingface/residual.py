@@ -8,46 +8,8 @@ from typing import Any
 
 import torch
 
-Write = Callable[[str, int, torch.Tensor], "torch.Tensor | None"]
-
-#: The norm that reads the stream between attention and MLP, by the names libraries give it. Order
-#: matters: Gemma2 also has a post_attention_layernorm, but there it is on the branch.
-MIDDLE = (
-    "pre_feedforward_layernorm",
-    "post_attention_layernorm",
-    "ln_2",
-    "ln2",
-    "final_layer_norm",
-)
-
-
-class Residual(dict[Any, torch.Tensor]):
-    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over
-    forwards; empty where nothing is kept."""
-
-    def __init__(self, kept: bool = True):
-        super().__init__()
-        self.kept = kept
-
-    def append(self, key: Any, value: torch.Tensor) -> None:
-        if self.kept:
-            self[key] = torch.cat([self[key], value], 1) if key in self else value
-
-
-def middle(block: torch.nn.Module) -> torch.nn.Module | None:
-    """The submodule whose input is the stream after attention; None in parallel-attention and
-    post-norm blocks."""
-    if getattr(block, "use_parallel_residual", False) or not getattr(
-        block, "do_layer_norm_before", True
-    ):
-        return None
-    names = dict(block.named_children())
-    if "post_feedforward_layernorm" in names and "pre_feedforward_layernorm" not in names:
-        return names.get("mlp")  # OLMo2 normalises branches only: the MLP reads the stream itself
-    for name in MIDDLE:
-        if name in names:
-            return names[name]
-    return None
+from interp_hooks.activations import Hook, Residual
+from interp_hooks.huggingface.layout import DEFAULT, Layout, middle_norm
 
 
 class StreamWatch:
@@ -81,16 +43,16 @@ def _swap(value: Any, new: torch.Tensor) -> Any:
 def capture(
     blocks: dict[int, torch.nn.Module],
     norm: torch.nn.Module | None,
-    write: Write | None,
+    write: Hook | None,
     keep: bool = True,
+    layout: Layout = DEFAULT,
 ) -> Iterator[Residual]:
     """Hooks on transformer `blocks` (by layer) and the final `norm` for the length of the
     with-block."""
     residual = Residual(keep)
     shapes: dict[int, torch.Size] = {}  # of each block's input
-    skipped: dict[
-        int, torch.Tensor
-    ] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
+    # what a rewritten "mid" adds to the skip connection around the MLP
+    skipped: dict[int, torch.Tensor] = {}
 
     def see(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         new = None if write is None else write(place, layer, tensor)
@@ -139,7 +101,7 @@ def capture(
             stack.enter_context(
                 block.register_forward_pre_hook(reads("pre", layer), with_kwargs=True)
             )
-            between = middle(block)
+            between = middle_norm(block, layout)
             if between is not None:
                 stack.enter_context(
                     between.register_forward_pre_hook(reads("mid", layer), with_kwargs=True)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
+from interp_hooks.huggingface.layout import Layout, text_config
 from interp_hooks.huggingface.masks import describe, read
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
@@ -137,25 +139,16 @@ def discover(
 ) -> list[tuple[str, torch.nn.Module, AttentionCall]]:
     """(path, module, call) of every attention call that `run` makes, in order; attention is
     computed plainly."""
-    from interp_hooks.engine import attend
-
     paths = {id(m): path for path, m in model.named_modules()}
     found: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
 
     def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
         found.setdefault(id(module), (paths[id(module)], module, call))
-        return attend(call, (), (), "auto")
+        return attend(call, Tap())
 
     with installed(model, {id(m): (None, note) for m in model.modules()}):
         run()
     return list(found.values())
-
-
-def text_config(model: Any) -> Any:
-    """The config of the language model inside (`model.config` itself for text models)."""
-    return (
-        model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    )
 
 
 def expected_layers(model: Any) -> list[int]:
@@ -169,7 +162,7 @@ def expected_layers(model: Any) -> list[int]:
     return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
 
 
-def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Module]]:
+def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site, torch.nn.Module]]:
     """The sites of a model, found by running it once. Raises `TapError` naming the layer that did
     not fire."""
     refuse_bridged(model)
@@ -182,22 +175,17 @@ def sites(model: Any, run: Callable[[], Any]) -> list[tuple[Site, torch.nn.Modul
         )
     calls = discover(model, run)
     found: list[tuple[Site, torch.nn.Module]] = []
-    unnumbered: dict[
-        str, int
-    ] = {}  # attentions so far of each tower that is counted in order of calls
+    # attentions so far of each tower that is counted in order of calls
+    unnumbered: dict[str, int] = {}
     two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
     for path, module, call in calls:
         layer = getattr(module, "layer_idx", None)
-        kind = (
-            "cross"
-            if any(name in path.lower() for name in ("cross", "encoder_attn", "encdec"))
-            else "self"
-        )
-        tower = "encoder" if two_stacks and "encoder" in path.split(".") else ""
-        if (
-            layer is None or tower
-        ):  # vision towers and encoders number nothing, or start from 0 as the decoder does
-            tower = tower or ("vision" if "vis" in path else "encoder")
+        kind = "cross" if layout.named(path, "cross") else "self"
+        inside = not set(path.split(".")).isdisjoint(layout.names("encoder"))
+        tower = "encoder" if two_stacks and inside else ""
+        # vision towers and encoders number nothing, or start from 0 as the decoder does
+        if layer is None or tower:
+            tower = tower or ("vision" if layout.named(path, "vision") else "encoder")
             layer = unnumbered.get(tower, 0)
             unnumbered[tower] = layer + 1
         seen = call.site  # sizes as the call had them

@@ -7,35 +7,31 @@ themselves, so statistics are taken from it; for long contexts use the plain Hug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from interp_hooks.activations import Rewrite
+from interp_hooks.activations import Hook, Residual
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
-from interp_hooks.edit import Edit
 from interp_hooks.engine import (
     Steered,
+    Tap,
+    answer_from_pattern,
     check_finite,
     gains,
     pattern_result,
-    rewrite,
+    rewritten,
     steered_pattern,
     steers_of,
-    tell_from_pattern,
 )
 from interp_hooks.errors import TapError
-from interp_hooks.huggingface.residual import Residual, Write
+from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.weights import HeadWeights
 from interp_kernels import Mask
-
-if TYPE_CHECKING:
-    from interp_hooks.model import HookedModel
 
 PLACES = {"pre": "hook_resid_pre", "mid": "hook_resid_mid", "post": "hook_resid_post"}
 
@@ -101,7 +97,7 @@ class TLAdapter(Adapter):
         return self.module.generate(ids, **inputs)
 
     @contextmanager
-    def installed(self, model: HookedModel) -> Iterator[None]:
+    def installed(self, tap: Tap) -> Iterator[None]:
         pending: dict[int, tuple[AttentionCall, AttentionCall, list[Steered]]] = {}
         values: dict[int, torch.Tensor] = {}
 
@@ -114,8 +110,8 @@ class TLAdapter(Adapter):
         def on_pattern(site: Site) -> Callable[..., Any]:
             def hook(pattern: torch.Tensor, hook: Any) -> torch.Tensor | None:
                 call = self._call(site, pattern, values[site.layer])
-                edits = model.observers_and_edits()[1]
-                edited = rewrite(call, edits)
+                edits = tap.edits
+                edited = rewritten(call, edits)
                 steers = steers_of(
                     edited,
                     edits,
@@ -129,15 +125,15 @@ class TLAdapter(Adapter):
 
         def on_z(site: Site) -> Callable[..., torch.Tensor]:
             def hook(z: torch.Tensor, hook: Any) -> torch.Tensor:
-                observers, edits = model.observers_and_edits()
+                observers, edits = tap.observers, tap.edits
                 call, edited, steers = pending.pop(site.layer)
                 z = gains(z, steers)
                 for edit in edits:
                     if edit.touches(call):
                         z = edit.apply(edited, z)
                 check_finite(call, z)
-                tell_from_pattern(call, [o for o in observers if o.stage == "before"], z)
-                tell_from_pattern(edited, [o for o in observers if o.stage == "after"], z)
+                answer_from_pattern(call, [o for o in observers if o.stage == "before"], z)
+                answer_from_pattern(edited, [o for o in observers if o.stage == "after"], z)
                 return z
 
             return hook
@@ -175,12 +171,12 @@ class TLAdapter(Adapter):
     calls_have_queries = False
 
     @contextmanager
-    def projections(self, see: Rewrite) -> Iterator[None]:
+    def projections(self, hook: Hook) -> Iterator[None]:
         """Queries and keys as TransformerLens projects them, before rotation; keys and values
         un-repeated."""
 
         def at(name: str, layer: int) -> Callable[..., Any]:
-            return lambda tensor, hook: see(name, layer, tensor)
+            return lambda tensor, point: hook(name, layer, tensor)
 
         points = [
             (f"{s.path}.hook_{name}", at(name, s.layer)) for s in self.sites for name in "qkv"
@@ -195,12 +191,11 @@ class TLAdapter(Adapter):
             yield
 
     @contextmanager
-    def residual(self, write: Write | None, keep: bool = True) -> Iterator[Residual]:
+    def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:
         residual = Residual(keep)
         points_by_name = self.module.hook_dict
-        skipped: dict[
-            int, torch.Tensor
-        ] = {}  # what a rewritten "mid" adds to the skip connection around the MLP
+        # what a rewritten "mid" adds to the skip connection around the MLP
+        skipped: dict[int, torch.Tensor] = {}
 
         def branch_only(layer: int) -> bool:
             """A bridge's hook_resid_mid is the input of ln2: a write there misses the skip
@@ -284,12 +279,12 @@ class TLAdapter(Adapter):
     def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
         return ids
 
-    def explain(self, model: HookedModel, edits: Sequence[Edit], tokens: int) -> str:
+    def explain(self, tap: Tap, tokens: int) -> str:
         lines = [
             "TransformerLens materialises each pattern; for long contexts load the HuggingFace "
             "model."
         ]
         for site in self.sites:
-            mine = [e.route(site) for e in edits if getattr(e, "at", lambda s: True)(site)]
+            mine = [e.route(site) for e in tap.edits if e.at(site)]
             lines.append(f"layer {site.layer}: {'; '.join(mine) or 'untouched weights'}")
         return "\n".join(lines)

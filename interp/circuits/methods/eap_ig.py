@@ -12,7 +12,7 @@ import torch
 from interp.circuits.methods.eap import EAP, LIVE
 from interp.circuits.runs.edges import Stream, pair_runs, products
 from interp.circuits.runs.paired_runs import Bench
-from interp_hooks.activations import Rewrite, Wires
+from interp_hooks.activations import Activations, Hook
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EAPIG(EAP):
 
 
 def _difference(
-    stream: Stream, place: str, layer: int, clean: Wires, corrupted: Wires
+    stream: Stream, place: str, layer: int, clean: Activations, corrupted: Activations
 ) -> torch.Tensor:
     """Clean minus corrupted at the wire through which a group writes."""
     if place == "post":
@@ -92,6 +92,6 @@ def _difference(
     return clean[place, layer] - corrupted[place, layer]
 
 
-def _shift(place: str, layer: int, by: torch.Tensor) -> Rewrite:
+def _shift(place: str, layer: int, by: torch.Tensor) -> Hook:
     """A rewrite that adds to one wire and lets gradients pass."""
     return lambda at, number, tensor: tensor + by if (at, number) == (place, layer) else None

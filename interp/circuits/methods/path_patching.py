@@ -20,7 +20,7 @@ from interp_hooks.heads import Head, parse_heads
 if TYPE_CHECKING:
     from interp.circuits.prompts import Pairs
     from interp.circuits.runs.paired_runs import Bench
-    from interp_hooks.activations import Rewrite, Wires
+    from interp_hooks.activations import Activations, Hook
 
 #: the final residual stream, as a receiver
 OUTPUT = "output"
@@ -248,7 +248,7 @@ class Paths:
             margins, _ = self.bench.run(many, write=self._received(receivers, wires))
         return margins.double().cpu().reshape(len(sets), -1)
 
-    def _frozen(self, sets: Sequence[Sequence[Head]]) -> Rewrite:
+    def _frozen(self, sets: Sequence[Sequence[Head]]) -> Hook:
         """Every z is the clean run's, but the senders' where they are patched; with `freeze_mlps`
         what an MLP adds is the clean run's too."""
         n, batch = len(sets), len(self.pairs.rows)
@@ -282,7 +282,7 @@ class Paths:
         attention = torch.einsum("bqhd,hdm->bqm", z, W_O)
         return now["pre"] + attention + (kept["post", layer] - kept["pre", layer]).repeat(n, 1, 1)
 
-    def _received(self, receivers: Sequence[Receiver], wires: Wires) -> Rewrite:
+    def _received(self, receivers: Sequence[Receiver], wires: Activations) -> Hook:
         """The receivers' inputs are those on `wires`."""
 
         def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -313,7 +313,7 @@ def repeated(pairs: Pairs, times: int) -> Pairs:
 
 
 def _attention_outputs(
-    bench: Bench, pairs: Pairs, kept: Wires, layers: Sequence[int]
+    bench: Bench, pairs: Pairs, kept: Activations, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """W_O (heads, d_head, d_model) of layers whose attention and MLP read the same stream, checked:
     without z these layers must add Σ z W_O less. Raises `TapError` where they do not."""

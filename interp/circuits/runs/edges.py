@@ -17,9 +17,9 @@ import torch
 
 from interp.circuits.prompts import Pairs
 from interp.circuits.runs.paired_runs import Bench
-from interp_hooks.activations import Wires
+from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
-from interp_hooks.weights import HeadWeights
+from interp_hooks.head_weights import HeadWeights
 
 STREAM = ("pre", "mid", "post", "z")
 #: largest difference, relative to the largest magnitude, between two ways to the same stream or
@@ -108,21 +108,21 @@ class Stream:
         self.graph = Graph.of(bench, self.parallel, self._check_sum(wires, pairs.mask.bool()))
         self._checked = False
 
-    def attention(self, layer: int, wires: Wires) -> torch.Tensor:
+    def attention(self, layer: int, wires: Activations) -> torch.Tensor:
         """(batch, tokens, d_model): what the layer's heads write together, bias included."""
         W = self.weights[layer]
         z = wires["z", layer]
         out = torch.einsum("bqhd,hdm->bqm", z, W.W_O.to(z))
         return out if W.b_O is None else out + W.b_O.to(z)
 
-    def mlp(self, layer: int, wires: Wires) -> torch.Tensor:
+    def mlp(self, layer: int, wires: Activations) -> torch.Tensor:
         """(batch, tokens, d_model): what the layer's MLP writes."""
         if not self.parallel:
             return wires["post", layer] - wires["mid", layer]
         return wires["post", layer] - wires["pre", layer] - self.attention(layer, wires)
 
     def changes(
-        self, clean: Wires, corrupted: Wires, among: slice = slice(None)
+        self, clean: Activations, corrupted: Activations, among: slice = slice(None)
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows of the graph, (rows, batch, tokens, d_model): what these senders write, clean minus
         corrupted), a layer at a time; layers of which none is `among` those wanted are left out."""
@@ -148,7 +148,7 @@ class Stream:
             yield rows, change
 
     def slopes(
-        self, margins: torch.Tensor, wires: Wires, among: slice = slice(None)
+        self, margins: torch.Tensor, wires: Activations, among: slice = slice(None)
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """(columns of the graph, (columns, batch, tokens, d_model): ∂ Σ margins / ∂ input of these
         receivers) at a live run, a layer at a time from the output down to the last that reads
@@ -182,7 +182,7 @@ class Stream:
         self._checked = True
 
     def _back(
-        self, place: str, layer: int, wires: Wires, slope: torch.Tensor
+        self, place: str, layer: int, wires: Activations, slope: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """∂m/∂ the stream that enters the layer through each head's queries (or keys, or values)
         alone: back through projection and norm, which lie between two wires, and nowhere
@@ -196,7 +196,7 @@ class Stream:
             yield g
 
     @torch.no_grad()
-    def _check_sum(self, wires: Wires, real: torch.Tensor) -> dict[int, bool]:
+    def _check_sum(self, wires: Activations, real: torch.Tensor) -> dict[int, bool]:
         """Which layers have an MLP. Raises `TapError` where the stream is not the sum of what heads
         and MLPs write."""
         mlps = {}
@@ -250,9 +250,9 @@ class Stream:
 def products(
     stream: Stream,
     margins: torch.Tensor,
-    live: Wires,
-    clean: Wires,
-    corrupted: Wires,
+    live: Activations,
+    clean: Activations,
+    corrupted: Activations,
     scores: np.ndarray,
     among: slice = slice(None),
 ) -> None:
@@ -269,12 +269,12 @@ def products(
                     scores[rows, columns] += found.double().cpu().numpy() * allowed[rows, columns]
 
 
-def detached(wires: Wires) -> Wires:
+def detached(wires: Activations) -> Activations:
     """The same, cut from their graph."""
-    return Wires({key: wire.detach() for key, wire in wires.items()})
+    return Activations({key: wire.detach() for key, wire in wires.items()})
 
 
-def pair_runs(bench: Bench, pairs: Pairs) -> tuple[Wires, Wires]:
+def pair_runs(bench: Bench, pairs: Pairs) -> tuple[Activations, Activations]:
     """The stream and z of a clean and a corrupted run."""
     return bench.run(pairs, keep=STREAM)[1], bench.run(pairs, corrupted=True, keep=STREAM)[1]
 

@@ -14,7 +14,7 @@ from interp.circuits.prompts import Pairs, Prompts
 from interp.errors import InputError
 from interp.inputs.text import forward
 from interp.support.checkpoints import Partial, Record
-from interp_hooks.activations import Rewrite, Wires
+from interp_hooks.activations import Activations, Hook
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -91,19 +91,19 @@ class Bench:
         self,
         pairs: Pairs,
         corrupted: bool = False,
-        write: Rewrite | None = None,
+        write: Hook | None = None,
         keep: Sequence[str] = (),
-    ) -> tuple[torch.Tensor, Wires]:
+    ) -> tuple[torch.Tensor, Activations]:
         """(margins (batch,), wires kept) of one forward without gradients."""
         return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, write, keep)
 
     def gradients(
         self, pairs: Pairs, keep: Sequence[str]
-    ) -> tuple[torch.Tensor, Wires, dict[tuple[str, int], torch.Tensor]]:
+    ) -> tuple[torch.Tensor, Activations, dict[tuple[str, int], torch.Tensor]]:
         """(margins (batch,), wires kept, ∂ Σ margins / ∂ each of them) of one forward and one
         backward, clean.
 
-        Wires come with their graph cut off; a wire that the margin does not depend on has gradient
+        Activations come with their graph cut off; a wire that the margin does not depend on has gradient
         0.
         """
         margins, wires = self.live(pairs, keep)
@@ -114,11 +114,11 @@ class Bench:
             key: torch.zeros_like(wire) if g is None else g
             for (key, wire), g in zip(wires.items(), found, strict=True)
         }
-        return margins.detach(), Wires({k: w.detach() for k, w in wires.items()}), gradients
+        return margins.detach(), Activations({k: w.detach() for k, w in wires.items()}), gradients
 
     def live(
-        self, pairs: Pairs, keep: Sequence[str], write: Rewrite | None = None
-    ) -> tuple[torch.Tensor, Wires]:
+        self, pairs: Pairs, keep: Sequence[str], write: Hook | None = None
+    ) -> tuple[torch.Tensor, Activations]:
         """(margins (batch,), wires kept) of one clean forward with its graph, for the backward
         counted with it."""
         self._rows_backward += len(pairs.rows)
@@ -126,8 +126,8 @@ class Bench:
             return self._forward(pairs, pairs.clean, _leaf(write), keep)
 
     def _forward(
-        self, pairs: Pairs, ids: torch.Tensor, write: Rewrite | None, keep: Sequence[str]
-    ) -> tuple[torch.Tensor, Wires]:
+        self, pairs: Pairs, ids: torch.Tensor, write: Hook | None, keep: Sequence[str]
+    ) -> tuple[torch.Tensor, Activations]:
         logits, wires = self.logits(pairs, ids, write, keep)
         return pairs.margins(logits), wires
 
@@ -135,14 +135,14 @@ class Bench:
         self,
         pairs: Pairs,
         ids: torch.Tensor,
-        write: Rewrite | None = None,
+        write: Hook | None = None,
         keep: Sequence[str] = (),
         copies: int = 1,
-    ) -> tuple[torch.Tensor, Wires]:
+    ) -> tuple[torch.Tensor, Activations]:
         """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, wires kept) of
         one forward of `ids`, `copies` times over."""
         self._rows_forward += copies * len(pairs.rows)
-        with self.model.wires(*keep, write=write) as wires:
+        with self.model.activations(*keep, write=write) as wires:
             mask = pairs.mask.repeat(copies, 1)
             out = forward(self.model, ids.repeat(copies, 1), mask, keep=ids.shape[1] - pairs.first)
         return out if isinstance(out, torch.Tensor) else out.logits, wires
@@ -151,7 +151,7 @@ class Bench:
         """(n,) margins of the untouched model on the clean or the corrupted prompts."""
         return np.concatenate([_numbers(self.run(pairs, corrupted)[0]) for pairs in self.batches()])
 
-    def corrupted(self) -> Iterator[tuple[Pairs, Wires]]:
+    def corrupted(self) -> Iterator[tuple[Pairs, Activations]]:
         """(prompts, z of their corrupted twins) batch by batch; on the way `means` become known."""
         sums: dict[int, torch.Tensor] = {}
         count = torch.zeros((), dtype=torch.float64, device=self.model.device)
@@ -217,7 +217,7 @@ class Bench:
             self.step(what)
 
 
-def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]) -> Rewrite:
+def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]) -> Hook:
     """A rewrite of z that puts `stand_ins` in the place of these heads."""
     chosen: dict[int, list[int]] = {}
     for head in heads:
@@ -234,7 +234,7 @@ def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | floa
     return write
 
 
-def _leaf(write: Rewrite | None) -> Rewrite:
+def _leaf(write: Hook | None) -> Hook:
     """`write`, after making the stream a leaf where it has no graph, on entry of the first layer of
     a model whose parameters are frozen."""
 

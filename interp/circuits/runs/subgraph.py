@@ -10,7 +10,7 @@ import torch
 from interp.circuits.prompts import Pairs
 from interp.circuits.runs.edges import STREAM, Stream
 from interp.circuits.runs.paired_runs import Bench
-from interp_hooks.activations import Wires
+from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.norms import CLOSE
 
@@ -86,7 +86,9 @@ class Subgraph:
             self._blocks: dict[int, Any] = blocks
             _, corrupted = bench.run(pairs, corrupted=True, keep=STREAM)
             if mode == "zero":
-                corrupted = Wires({key: torch.zeros_like(wire) for key, wire in corrupted.items()})
+                corrupted = Activations(
+                    {key: torch.zeros_like(wire) for key, wire in corrupted.items()}
+                )
             #: what stands in for z (batch, tokens, heads, d_head) and for each MLP's output (batch,
             #: tokens, d_model)
             self.z = {layer: corrupted["z", layer] for layer in self.graph.rows}
@@ -96,7 +98,7 @@ class Subgraph:
             #: (senders, batch, tokens, d_model): stand-in minus what the clean run has
             self.changes = self._changes(corrupted)
 
-    def _changes(self, corrupted: Wires) -> torch.Tensor:
+    def _changes(self, corrupted: Activations) -> torch.Tensor:
         found = [corrupted["pre", self.stream.first] - self.clean["pre", self.stream.first]]
         for layer, W in self.stream.weights.items():
             found += W.result(self.z[layer] - self.clean["z", layer]).unbind(2)
@@ -196,7 +198,9 @@ class _Run:
         new = tensor if self.added is None else tensor - self.added
         if layer in self.graph.mlp:
             if self.stream.parallel:
-                attention = self.stream.attention(layer, Wires({("z", layer): self.here["z"]}))
+                attention = self.stream.attention(
+                    layer, Activations({("z", layer): self.here["z"]})
+                )
                 written = new - self.here["pre"] - attention
             else:
                 written = new - self.here["mid"]

@@ -1,0 +1,17 @@
+from .activations import Activations as Activations
+from .activations import Residual as Residual
+from .call import AttentionCall as AttentionCall
+from .call import Site as Site
+from .edit import BoundEdit as BoundEdit
+from .edit import CallEdit as CallEdit
+from .edit import Edit as Edit
+from .edit import LiveEdit as LiveEdit
+from .head_weights import HeadWeights as HeadWeights
+from .heads import Head as Head
+from .heads import parse_heads as parse_heads
+from .hooking import hook as hook
+from .huggingface.layout import Layout as Layout
+from .model import HookedModel as HookedModel
+from .question import Question as Question
+from .recording import LayerStats as LayerStats
+from .recording import Recording as Recording

@@ -1,0 +1,31 @@
+"""One layer's weights by query head, whichever library holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """One layer's weights by query head.
+
+    W_Q, W_K, W_V: (heads, d_model, d_head); b_Q, b_K, b_V: (heads, d_head) or None; W_O: (heads,
+    d_head, d_model); b_O: (d_model,) or None. The layer's output is Σ_h z_h W_O[h] + b_O. Query/key
+    norms are not folded in.
+    """
+
+    W_Q: torch.Tensor
+    W_K: torch.Tensor
+    W_V: torch.Tensor
+    W_O: torch.Tensor
+    b_Q: torch.Tensor | None = None
+    b_K: torch.Tensor | None = None
+    b_V: torch.Tensor | None = None
+    b_O: torch.Tensor | None = None
+
+    def result(self, z: torch.Tensor) -> torch.Tensor:
+        """(batch, queries, heads, d_model): each head's contribution z_h W_O[h] to the residual
+        stream."""
+        return torch.einsum("bqhd,hdm->bqhm", z, self.W_O.to(z))
