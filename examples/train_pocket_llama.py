@@ -23,8 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import interp
 from interp import tasks
-from interp.tasks import language, lexicon
-from interp.tasks.task import Text, choose
+from interp.inputs import language, lexicon
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import choose
 
 LENGTH = 1024
 PROBLEMS = 400  # a task, for the model card

@@ -26,10 +26,11 @@ from interp.calibration.zerotuning import best_gamma
 from interp.edits import ACT, Gate, ScaleHeads, ZeroTuning
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp.evaluation.evaluate import judge, sample
+from interp.inputs.tokenizer import Text
 from interp.support.checkpoints import Partial
 from interp.tasks.classification import Classification
 from interp.tasks.niah import NeedleInAHaystack
-from interp.tasks.task import Instance, Problem, Text
+from interp.tasks.task import Instance, Problem
 from interp_hooks import Head, HookedModel, hook
 
 SHORT = Classification(shots=1)

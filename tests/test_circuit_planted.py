@@ -15,7 +15,8 @@ from interp.circuits.known.planted import Planted, RepeatedPair
 from interp.edits import Ablate
 from interp.errors import InputError, UnknownNameError
 from interp.evaluation.evaluate import judge
-from interp.tasks.task import Instance, Text
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import Instance
 from interp_hooks import Head
 
 NAMES = ("induction", "ioi")

@@ -183,7 +183,7 @@ def test_batches_of_many_lengths_keep_their_keys(
 ) -> None:
     prompts = from_task(pocket, "ioi", 12, 0)
     one = repair(pocket, prompts, "0.3", controls=0).evaluation.frame
-    monkeypatch.setattr("interp.evaluation.BUDGET", 40)
+    monkeypatch.setattr("interp.inputs.batches.BUDGET", 40)
     some = repair(pocket, prompts, "0.3", controls=0).evaluation.frame
     np.testing.assert_allclose(one.edited_margin, some.edited_margin, atol=1e-3)
     assert np.abs(one.edited_margin - one.baseline_margin).min() > 0.05

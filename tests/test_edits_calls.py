@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from interp import edits as E
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.edit import Edit
-from interp_hooks.engine import attend
+from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import EditError
 from interp_kernels import Mask
 
@@ -270,7 +270,7 @@ NO_SINKS = ("sigmoid_attention", "softplus_reweight")
 
 
 def compare(call: AttentionCall, pads: list[int], edits: list[Edit]) -> None:
-    found = attend(call, (), edits, "auto")
+    found = attend(call, Tap([], list(edits)))
     x = attention_of(call, pads)
     wanted, real = z_of(x, edits), x.q_token >= 0
     torch.testing.assert_close(found[real], wanted[real], atol=2e-6, rtol=2e-6)
@@ -317,7 +317,7 @@ def test_gains_multiply_also_beside_sink_logits() -> None:
     twice = [E.ZeroTuning(2.0), E.ZeroTuning(3.0)]
     compare(call, [0], twice)
     torch.testing.assert_close(
-        attend(call, (), twice, "auto"), attend(call, (), [E.ZeroTuning(6.0)], "auto")
+        attend(call, Tap([], list(twice))), attend(call, Tap([], [E.ZeroTuning(6.0)]))
     )
 
 

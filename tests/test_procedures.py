@@ -167,7 +167,7 @@ def test_ape_generates_what_its_logits_say_and_contexts_are_reusable() -> None:
 def test_ape_encodes_in_groups_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = setup("llama")
     together = APE().logits(model, PREFIX, CONTEXTS, QUERY)
-    monkeypatch.setattr("interp.procedures.ape.BUDGET", 1)
+    monkeypatch.setattr("interp.inputs.batches.BUDGET", 1)
     torch.testing.assert_close(
         APE().logits(model, PREFIX, CONTEXTS, QUERY), together, atol=1e-5, rtol=1e-5
     )

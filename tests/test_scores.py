@@ -17,7 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 import interp
 from interp import scores
-from interp.probes.probe import PROBES, NeedleProbe, ProbeBatch, Settings
+from interp.probes.catalogue import registry
+from interp.probes.needle import NeedleProbe
+from interp.probes.probe import ProbeBatch
+from interp.probes.settings import Settings
 from interp.scan.run import plan_scan
 from interp.tasks.task import Instance
 from interp_hooks import HookedModel, hook
@@ -135,7 +138,7 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
     """(samples, layers, heads) of a score by the definitions above."""
     probe = scores.get(name).probe if name not in ("residual_peak", "importance") else "text"
     found = []
-    for batch in PROBES[probe].batches(tokenizer, SETTINGS):
+    for batch in registry.get(probe).batches(tokenizer, SETTINGS):
         if name in TEXT:
             found += [[TEXT[name](a) for a in eager_rows(plain, ids)] for ids in batch.input_ids]
         elif name in REPEAT:
@@ -252,7 +255,7 @@ def test_scores_say_what_they_are(name: str) -> None:
 
 
 def test_repeat_probe_repeats(tokenizer: Any) -> None:
-    (batch,) = PROBES["repeat"].batches(tokenizer, SETTINGS)
+    (batch,) = registry.get("repeat").batches(tokenizer, SETTINGS)
     start, n = batch.info["start"], batch.info["repeat"]
     assert batch.input_ids.shape == (SAMPLES, start + 2 * n)
     assert torch.equal(batch.input_ids[:, start : start + n], batch.input_ids[:, start + n :])
@@ -260,7 +263,7 @@ def test_repeat_probe_repeats(tokenizer: Any) -> None:
 
 
 def test_question_probe_marks_needle_and_question(tokenizer: Any) -> None:
-    for batch in PROBES["question"].batches(tokenizer, SETTINGS):
+    for batch in registry.get("question").batches(tokenizer, SETTINGS):
         (n0, n1), (q0, q1) = batch.info["spans"][0]
         row = batch.input_ids[0]
         needle, asked = tokenizer.decode(row[n0:n1]), tokenizer.decode(row[q0:q1])
@@ -273,7 +276,7 @@ def test_question_probe_marks_needle_and_question(tokenizer: Any) -> None:
 
 
 def test_text_rows_have_the_context(tokenizer: Any) -> None:
-    for batch in PROBES["text"].batches(tokenizer, SETTINGS):
+    for batch in registry.get("text").batches(tokenizer, SETTINGS):
         assert batch.input_ids.shape == (1, CONTEXT)
         assert int(batch.input_ids[0, 0]) == tokenizer.bos_token_id
 

@@ -17,13 +17,15 @@ from transformers import PreTrainedTokenizerFast
 from interp import tasks
 from interp.errors import InputError
 from interp.evaluation.ablation import controls
-from interp.evaluation.evaluate import BUDGET, answer_logits, batches, evaluate
+from interp.evaluation.evaluate import answer_logits, batches, evaluate
+from interp.inputs import lexicon
+from interp.inputs.batches import BUDGET
 from interp.inputs.text import rows_of_text
+from interp.inputs.tokenizer import Text
 from interp.support.statistics import bootstrap
-from interp.tasks import lexicon
 from interp.tasks.images import ImageTask
 from interp.tasks.niah import NeedleInAHaystack
-from interp.tasks.task import Instance, Text, collate
+from interp.tasks.task import Instance, collate
 from interp_hooks import Head, HookedModel
 
 NAMES = [name for name in tasks.names() if not isinstance(tasks.get(name), ImageTask)]

@@ -20,6 +20,7 @@ from interp import scores
 from interp.edits import Ablate, ScaleHeads
 from interp_hooks import HookedModel, hook
 from interp_hooks.errors import ActivationError, HeadError, TapError
+from interp_hooks.logits import logits_of
 
 pytest.importorskip("transformer_lens")
 
@@ -174,7 +175,7 @@ def test_statistics_z_and_logits_agree(trio: Trio, name: str, library: str, padd
         names = ("entropy", "max", "argmax", "distance", "received", "value_norm")
         with torch.no_grad(), model.observe(*names) as seen, model.capture_z() as z:
             out = interp.inputs.forward(model, **given)
-        logits = out if isinstance(out, torch.Tensor) else out.logits
+        logits = logits_of(out)
         found[which] = logits, seen, z
     (logits, seen, z), (other, seen_other, z_other) = found.values()
     torch.testing.assert_close(other[real], logits[real], atol=2e-4, rtol=1e-3)

@@ -20,7 +20,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import interp
 from interp import scores
 from interp.errors import InputError
-from interp.probes.probe import PROBES, ProbeBatch, Settings, image_batch
+from interp.probes.catalogue import registry
+from interp.probes.image import image_batch
+from interp.probes.probe import ProbeBatch
+from interp.probes.settings import Settings
 from interp.scan.run import Plan, plan_scan
 from interp.scenes import render, usual
 from interp.scenes.words import DESCRIBE
@@ -601,7 +604,7 @@ def test_a_scan_of_pictures_makes_no_square_tensor() -> None:
     """1024 patches: a head's matrix has more numbers than any activation."""
     model, _ = build("fine", 32, 1, 0, side=192, limit=2048)
     plan = plan_scan(model, [*IMAGE_SCORES, "vhd"], 64, 1)
-    assert PROBES["image"].make(model, plan.settings)[0].info["image"].sum() == 1024
+    assert registry.get("image").make(model, plan.settings)[0].info["image"].sum() == 1024
     with NoSquare(1024 * 1024) as watch:
         plan.run(None)
     assert watch.largest > 1024

@@ -15,8 +15,10 @@ from interp.calibration.guard import adjusted, sign_test
 from interp.calibration.splits import Bench, Outcome
 from interp.edits.act import ACT
 from interp.errors import InputError
-from interp.inputs.text import forward, pad_id
+from interp.inputs.forward import forward
+from interp.inputs.tokenizer import pad_id
 from interp.tasks.task import collate
+from interp_hooks.edit import LiveEdit
 from interp_hooks.heads import Head
 from interp_kernels import Request, Result, Steer
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp_hooks.call import AttentionCall
-    from interp_hooks.edit import Edit, LiveEdit
+    from interp_hooks.edit import Edit
 
 Guard = Literal["bh", "none"]
 

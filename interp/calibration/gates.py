@@ -12,9 +12,11 @@ from interp.calibration.calibration_method import Found, Method
 from interp.calibration.splits import Bench
 from interp.edits.gate import Gate
 from interp.errors import InputError
-from interp.inputs.text import forward, pad_id
+from interp.inputs.forward import forward
+from interp.inputs.tokenizer import pad_id
 from interp.support.checkpoints import Record
 from interp.tasks.task import Instance, collate
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +159,7 @@ class GateTraining(Method):
             )
             out = forward(model, batch.input_ids, batch.attention_mask, **more)
             if self.distance == "kl":
-                made = out if isinstance(out, torch.Tensor) else out.logits
+                made = logits_of(out)
             elif getattr(out, "hidden_states", None):
                 made = out.hidden_states[-1]
             else:

@@ -12,7 +12,7 @@ import torch
 
 from interp.errors import InputError
 from interp.evaluation.evaluate import answer_logits, batches, sample
-from interp.inputs.text import pad_id
+from interp.inputs.tokenizer import pad_id
 from interp.support.checkpoints import Partial, Record
 from interp.tasks.task import Instance, Task
 

@@ -15,9 +15,10 @@ import torch
 from interp import tasks
 from interp.errors import InputError
 from interp.evaluation.evaluate import sample
-from interp.inputs.text import check_seed, pad_id, read_file
+from interp.inputs.text import check_seed, read_file
+from interp.inputs.tokenizer import Text, pad_id
 from interp.tasks.images import ImageTask
-from interp.tasks.task import Instance, Problem, Task, Text, collate
+from interp.tasks.task import Instance, Problem, Task, collate
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel

@@ -9,7 +9,7 @@ import torch
 
 from interp.edits.vhr import VHR, above_median
 from interp.errors import EditError, InputError
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
 from interp.vision.prompts import checked, own_positions, without_images
 from interp_hooks.edit import LiveEdit
 from interp_hooks.heads import Head

@@ -120,6 +120,9 @@ class Gate(HeadEdit):
             alpha = vector([self.alpha] * site.n_kv_heads, device)
         return alpha.repeat_interleave(site.n_heads // site.n_kv_heads)
 
+    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        return self.blended(call, z, "auto")
+
     def blended(self, call: AttentionCall, z: torch.Tensor, backend: str) -> torch.Tensor:
         """z (batch, queries, heads, d) of `apply`, with streaming attention by `backend`."""
         if call.query is None or call.key is None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp import tasks
-from interp.inputs.text import forward, text_rows
+from interp.inputs.forward import forward
+from interp.inputs.text import text_rows
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 

@@ -21,7 +21,15 @@ from interp.edits.keys import (
     spans_of,
 )
 from interp.errors import EditError
-from interp.vision.sinks import SinkMemory, published_dims, ratios, stream_width, tau_of
+from interp.vision.sinks import (
+    SinkMemory,
+    are_sinks,
+    named_dims,
+    published_dims,
+    ratios,
+    stream_width,
+    tau_of,
+)
 from interp_hooks.edit import BoundEdit, CallEdit, Scope
 from interp_hooks.heads import Head
 from interp_kernels import Request, Result, Rule, Steer
@@ -182,7 +190,8 @@ class VAR(HeadEdit):
         """(batch, tokens) bool: φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ on the stream entering a
         layer, (batch, tokens, d_model), as `model.capture_resid()` gives it in resid["pre",
         layer]."""
-        return ratios(hidden)[..., list(dims)].amax(-1) >= tau
+        size = ratios(hidden)
+        return are_sinks(size, named_dims(size, dims), tau)
 
     def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
         given = self.text_sinks, self.visual_sinks

@@ -13,12 +13,17 @@ from interp import tasks
 from interp.edits.head_edit import HeadEdit
 from interp.errors import EditError, InputError
 from interp.evaluation.loss import continuation_loss, past, rows_for_loss
-from interp.inputs.text import check_context, check_seed, extrapolation, forward, pad_id, read_text
+from interp.inputs.batches import fits
+from interp.inputs.context import check_context, extrapolation
+from interp.inputs.forward import forward
+from interp.inputs.text import check_seed, read_text
+from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
 from interp.support.provenance import provenance
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Batch, Instance, Task, collate
 from interp_hooks.edit import Edit
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -27,7 +32,6 @@ __all__ = ["Evaluation", "continuation_loss", "evaluate"]
 
 Progress = Callable[[int, int, str], None]
 #: tokens run together
-BUDGET = 8192
 #: what the names of lm-evaluation-harness's tasks begin with here
 PREFIX = "lm_eval:"
 
@@ -37,9 +41,7 @@ def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:
     group: list[Instance] = []
     for instance in instances:
         width = max(len(i.ids) for i in [*group, instance])
-        if group and (
-            width * (len(group) + 1) > BUDGET or len(instance.ids) > 2 * len(group[0].ids)
-        ):
+        if group and (not fits(width, len(group) + 1) or len(instance.ids) > 2 * len(group[0].ids)):
             yield collate(group, pad)
             group = []
         group.append(instance)
@@ -61,7 +63,7 @@ def answer_logits(model: HookedModel, batch: Batch, stepwise: bool = False) -> l
         p + o for i, o in zip(batch.instances, batch.offset, strict=True) for p in i.positions
     )
     out = forward(model, batch.input_ids, batch.attention_mask, keep=width - first)
-    logits = out if isinstance(out, torch.Tensor) else out.logits
+    logits = logits_of(out)
     start = width - logits.shape[1]  # models without logits_to_keep return all rows
     return [
         logits[b, [p + offset - start for p in i.positions]].float().cpu()

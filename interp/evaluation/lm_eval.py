@@ -27,7 +27,10 @@ import torch
 from interp.errors import InputError, UnknownNameError
 from interp.evaluation.evaluate import by_steps
 from interp.evaluation.loss import past
-from interp.inputs.text import check_context, extrapolation, forward, pad_id
+from interp.inputs.batches import left_padded, rows_of
+from interp.inputs.context import check_context, extrapolation
+from interp.inputs.forward import forward
+from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
 from interp.support.provenance import provenance, version_of
 
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 #: metrics in the order in which one is taken when none is named
 METRICS = ("acc", "exact_match", "em", "acc_norm", "f1", "mcc")
 #: tokens run together
-BUDGET = 8192
 BATCH = 8  # prompts generated together
 
 
@@ -337,14 +339,9 @@ def _together(
     order = sorted(members, key=len, reverse=True)
     pad = pad_id(model.tokenizer)
     while order:
-        width = len(order[0])
-        size = max(1, BUDGET // width)
+        size = rows_of(len(order[0]))
         batch, order = order[:size], order[size:]
-        ids = torch.full((len(batch), width), pad)
-        mask = torch.zeros_like(ids)
-        for b, row in enumerate(batch):
-            ids[b, width - len(row) :] = torch.tensor(row)
-            mask[b, width - len(row) :] = 1
+        ids, mask, _ = left_padded(batch, pad)
         keep = max(len(pairs[i][1]) for row in batch for i in members[row])
         logits = forward(model, ids, mask, keep=keep).logits
         yield from ((members[row], logits[b]) for b, row in enumerate(batch))

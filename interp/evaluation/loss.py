@@ -15,10 +15,15 @@ import numpy as np
 import torch
 
 from interp.errors import InputError
-from interp.inputs.text import check_context, extrapolation, forward, rows_of_text
+from interp.inputs.batches import rows_of
+from interp.inputs.context import check_context, extrapolation
+from interp.inputs.forward import forward
+from interp.inputs.text import rows_of_text
+from interp.inputs.tokenizer import Text
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
 from interp.support.provenance import provenance
-from interp.tasks.task import Task, Text
+from interp.tasks.task import Task
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     from interp_hooks.edit import Edit
@@ -26,7 +31,6 @@ if TYPE_CHECKING:
 
 METRIC = "loss, nats a token"
 #: tokens run together
-BUDGET = 8192
 #: tokens of a continuation run together
 CHUNK = 512
 
@@ -166,7 +170,7 @@ def _groups(rows: Sequence[Sequence[int]], cuts: Sequence[int]) -> Iterator[list
     for i, (row, cut) in enumerate(zip(rows, cuts, strict=True)):
         by_shape.setdefault((len(row), cut), []).append(i)
     for (length, _), members in by_shape.items():
-        size = max(1, BUDGET // length)
+        size = rows_of(length)
         yield from (members[i : i + size] for i in range(0, len(members), size))
 
 
@@ -178,7 +182,7 @@ def _continued(
     if not model.has_cache:
         with model.edit(*edits):
             out = forward(model, ids[:, :-1])
-        logits = out if isinstance(out, torch.Tensor) else out.logits
+        logits = logits_of(out)
         yield _loss(logits[:, cut - 1 :], ids[:, cut:])
         return
     with model.edit(*edits):

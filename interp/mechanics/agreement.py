@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from interp.evaluation.evaluate import sample
-from interp.inputs.text import check_seed, forward
+from interp.inputs.forward import forward
+from interp.inputs.text import check_seed
 from interp.mechanics.attribution import Attribution, attributions, check
 from interp.mechanics.metric import judged
 from interp.mechanics.ranks import kendall, rho

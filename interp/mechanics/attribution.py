@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from interp.errors import InputError
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import main_sites
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     from interp.tasks.task import Instance
@@ -132,7 +133,7 @@ def _gradient(
     ids = batch.input_ids.expand(len(shift), -1)
     with torch.enable_grad(), model.capture_resid(write):
         out = forward(model, ids)
-        logits = out if isinstance(out, torch.Tensor) else out.logits
+        logits = logits_of(out)
         column = int(batch.columns[0])
         right, wrong = list(batch.right[0]), list(batch.wrong[0])
         judged_logits = logits[:, column].double()  # (rows, vocabulary)

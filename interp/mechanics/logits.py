@@ -18,7 +18,8 @@ import torch
 
 from interp.errors import InputError, TapError
 from interp.evaluation.evaluate import sample
-from interp.inputs.text import check_seed, forward
+from interp.inputs.forward import forward
+from interp.inputs.text import check_seed
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import head_rows, main_sites
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.inputs.text import pad_id
+from interp.inputs.tokenizer import pad_id
 from interp.tasks.task import Instance, collate
 
 if TYPE_CHECKING:

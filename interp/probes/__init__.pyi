@@ -1,4 +1,6 @@
-from .probe import PROBES as PROBES
+from .catalogue import get as get
+from .catalogue import names as names
+from .catalogue import registry as registry
 from .probe import Probe as Probe
 from .probe import ProbeBatch as ProbeBatch
-from .probe import Settings as Settings
+from .settings import Settings as Settings

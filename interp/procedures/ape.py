@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import EditError, InputError
-from interp.evaluation.evaluate import BUDGET
-from interp.inputs.text import check_context, forward, pad_id
-from interp.procedures.decoding import Choice, check_procedure, decode, stop_tokens, token_ids
+from interp.inputs.batches import similar
+from interp.inputs.context import check_context
+from interp.inputs.forward import forward
+from interp.inputs.tokenizer import pad_id, stop_tokens
+from interp.procedures.decoding import Choice, check_procedure, decode, token_ids
 from interp_hooks.edit import Edit
 from interp_kernels import Mask, attention
 
@@ -81,7 +83,7 @@ class APE:
         out = forward(hooked, torch.tensor([head]), use_cache=True, keep=1)
         joined = start = layers(hooked, out.past_key_values)
         pieces: list[Layers | None] = [None] * len(parts)
-        for some in groups(parts):
+        for some in similar([len(part) for part in parts]):
             width = max(len(parts[i]) for i in some)
             # pads stand after the real tokens, which causality keeps from seeing them
             ids = torch.full((len(some), width), pad_id(hooked.tokenizer))
@@ -285,14 +287,3 @@ def refill(kept: Layers, batch: int) -> Any:
     for index, (k, v) in enumerate(kept):
         cache.update(k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1), index)
     return cache
-
-
-def groups(parts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of contexts that are encoded together: of similar length, within the token budget."""
-    some: list[int] = []
-    for i in sorted(range(len(parts)), key=lambda i: len(parts[i])):
-        if some and len(parts[i]) * (len(some) + 1) > BUDGET:
-            yield some
-            some = []
-        some.append(i)
-    yield some

@@ -12,7 +12,7 @@ import torch
 from transformers.generation.logits_process import LogitsProcessor
 
 from interp.errors import InputError
-from interp.inputs.text import positions
+from interp.inputs.forward import positions
 from interp.procedures.decoding import check_procedure
 from interp.vision.prompts import checked, own_positions
 

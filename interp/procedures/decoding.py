@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError
+from interp.inputs.tokenizer import Text
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -71,19 +72,9 @@ def decode(
     return torch.stack(made, 1)
 
 
-def stop_tokens(model: HookedModel) -> set[int]:
-    """The tokens that end a text, as the model's own generation settings have them."""
-    given = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-    if given is None:
-        given = getattr(model.tokenizer, "eos_token_id", None)
-    return set() if given is None else {given} if isinstance(given, int) else set(given)
-
-
 def token_ids(model: HookedModel, text: Any, start: bool) -> list[int]:
     """Text, token ids or a (1, tokens) tensor as a list of ids; `start`: with the tokenizer's
     BOS."""
-    from interp.tasks.task import Text
-
     if isinstance(text, str):
         reader = Text(model.tokenizer)
         return reader.prompt(text) if start else reader.encode(text)

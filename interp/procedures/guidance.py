@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from interp.errors import InputError
-from interp.inputs.text import forward, pad_id
-from interp.procedures.decoding import Choice, check_procedure, decode, stop_tokens, token_ids
+from interp.inputs.forward import forward
+from interp.inputs.tokenizer import pad_id, stop_tokens
+from interp.procedures.decoding import Choice, check_procedure, decode, token_ids
 from interp_hooks.edit import BoundEdit, CallEdit, LiveEdit
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -76,7 +78,7 @@ class _Pair:
             for switch in self.switches:
                 switch.on = False
         self.caches[on] = getattr(out, "past_key_values", None)
-        return out if isinstance(out, torch.Tensor) else out.logits
+        return logits_of(out)
 
 
 @contextmanager

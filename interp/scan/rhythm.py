@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 from interp_kernels import Received

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import ActivationError, ContextError, InputError, TapError
-from interp.inputs.text import check_context, forward, read_text, rows_of_text
-from interp.probes.probe import PROBES, ProbeBatch, Settings
+from interp.errors import ActivationError, InputError
+from interp.inputs.text import read_text
+from interp.probes import catalogue as probes
+from interp.probes.probe import ProbeBatch
+from interp.probes.settings import Settings
+from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
 from interp.support.checkpoints import Partial, Record
-from interp.support.progress import timed
+from interp.support.progress import bar
 from interp.support.provenance import provenance
-from interp.vision import pictures
-from interp.vision.prompts import needs_images, takes_images
+from interp.vision.pictures import files_in
+from interp.vision.prompts import needs_images
 from interp_hooks.call import Site
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.recording import LayerStats
@@ -28,7 +31,6 @@ from interp_hooks.recording import LayerStats
 if TYPE_CHECKING:
     from interp.atlas import Atlas
     from interp.vision.overlay import Overlay
-    from interp_hooks.model import HookedModel
 
 Progress = Callable[[int, int, str], None]
 
@@ -46,110 +48,8 @@ class Job:
     run: Callable[[], Iterator[list[Record]]]
 
 
-class Plan:
-    """What a scan will do. `rows`: (probe, what it measures, passes); `seconds`, `gigabytes`:
-    estimates."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        scores: Sequence[Score],
-        settings: Settings,
-        extrapolate: bool = False,
-    ):
-        check_context(model, settings.context, extrapolate)
-        if settings.samples < 1 or settings.context < 32:
-            raise InputError("A scan needs at least 1 sample and a context of at least 32 tokens.")
-        self.model, self.scores, self.settings, self.extrapolate = (
-            model,
-            list(scores),
-            settings,
-            extrapolate,
-        )
-        self.notes: list[str] = []
-        self._by_probe: dict[str, list[Score]] = {}
-        for score in scores:
-            if not isinstance(score, ModelScore):
-                self._by_probe.setdefault(score.probe, []).append(score)
-        self._batches: dict[str, list[ProbeBatch]] = {}
-        for name in list(self._by_probe):
-            try:
-                self._batches[name] = PROBES[name].make(model, settings)
-            except (
-                InputError,
-                ContextError,
-            ) as reason:  # this model can't be posed that problem: other scores stand
-                if isinstance(reason, ContextError) and name != "image":
-                    raise
-                if len(self._by_probe) == 1 and len(scores) == len(self._by_probe[name]):
-                    raise
-                self.notes += [
-                    f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)
-                ]
-        self.notes += _unknown_words(model.tokenizer, self._batches.get("text", []))
-        self._own: list[ModelScore] = []
-        self._cost: dict[str, int] = {}
-        for own in (s for s in scores if isinstance(s, ModelScore)):
-            try:
-                self._cost[own.name] = own.cost(model, settings)
-                self._own.append(own)
-            except (InputError, ContextError, TapError) as reason:
-                if len(scores) == 1 or not (own.needs_images or isinstance(reason, TapError)):
-                    raise
-                self.notes.append(f"{own.name}: not measured. {reason}")
-        self.rows = self._describe()
-        self.seconds, self.gigabytes = self._estimate()
-
-    def _describe(self) -> list[tuple[str, str, str]]:
-        rows = []
-        for name, scores in self._by_probe.items():
-            batches = self._batches[name]
-            longest = max(b.input_ids.shape[1] for b in batches)
-            steps = (
-                f" + {len(batches[0].info['instance'].accept)} steps" if name == "needle" else ""
-            )
-            passes = f"{len(batches)} × {longest} tokens{steps}"
-            rows.append((PROBES[name].what, ", ".join(s.name for s in scores), passes))
-        for score in self._own:
-            rows.append(
-                ("own passes", score.name, f"{score.passes}: {self._cost[score.name]:,} tokens")
-            )
-        return rows
-
-    def _tokens(self) -> list[tuple[int, int]]:
-        """(tokens, row length) of every batch, and of the scores that run the model themselves."""
-        found = [
-            (b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches
-        ]
-        return found + [(self._cost[s.name], min(256, self.settings.context)) for s in self._own]
-
-    @torch.no_grad()
-    def _estimate(self) -> tuple[float, float]:
-        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two,
-        as other work on the machine only slows them; gigabytes from shapes."""
-        lengths = sorted({64, min(256, self.settings.context)})
-        times = []
-        for length in lengths:
-            row = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0))
-            with self.model.watch(Question(frozenset({"entropy"})), lambda stats: None):
-                forward(self.model, row, keep=1)
-                times.append(
-                    min(timed(partial(forward, self.model, row, keep=1)) for _ in range(2))
-                )
-        per_token = [t / n for t, n in zip(times, lengths, strict=True)]
-        slope = max(0.0, (per_token[-1] - per_token[0]) / max(1, lengths[-1] - lengths[0]))
-        base = max(per_token[-1] - slope * lengths[-1], 0.3 * per_token[-1])
-        seconds = sum(tokens * (base + slope * length) for tokens, length in self._tokens())
-        module = self.model.module
-        size = sum(p.numel() * p.element_size() for p in module.parameters())
-        element = next(module.parameters()).element_size()
-        longest = max(length for _, length in self._tokens())
-        heads, d_head, layers = self.model.n_heads, self.model.d_head, self.model.n_layers
-        working = (
-            longest * heads * d_head * 16 * 4
-            + 2 * longest * self.model.n_kv_heads * d_head * layers * element
-        )
-        return seconds, (size + working) / 1e9
+class Scan(Plan):
+    """A plan that can be carried out."""
 
     def run(self, out: Path | None = None, progress: Progress | None = None) -> Atlas:
         """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
@@ -193,42 +93,14 @@ class Plan:
         return atlas
 
     def _overlays(self, atlas: Atlas) -> list[Overlay]:
-        """The first picture, under the heads that look at pictures most."""
-        score = next((s for s in ("vhd", "image_mass") if s in atlas.scores), None)
-        if score is None or "image" not in self._by_probe:
+        """Where the heads look that rank highest by the score that is best drawn."""
+        drawn = [s for s in self.scores if s.drawn and s.name in atlas.scores]
+        if not drawn:
             return []
-        from interp.vision.overlay import of_scan
-
-        prompt, picture = pictures.shown(self.settings)
-        return of_scan(self.model, prompt, picture, atlas.top(score, 7, self.model.main_tower))
-
-    def _settings(self) -> dict[str, Any]:
-        kept = {
-            k: v
-            for k, v in asdict(self.settings).items()
-            if k not in ("seed", "text") and v is not None
-        }
-        return dict(
-            kept,
-            scores=[s.name for s in self.scores],
-            text=self.settings.text is not None,
-            extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
-            backend=self.model.backend,
-        )
-
-    def _inputs(self) -> list[torch.Tensor]:
-        batches = [b for batches in self._batches.values() for b in batches]
-        found = [
-            t
-            for b in batches
-            for t in (b.input_ids, *b.extra.values())
-            if isinstance(t, torch.Tensor)
-        ]
-        if any(s.needs_images for s in self._own):
-            found += [
-                t for given in pictures.prompts(self.model, self.settings) for t in given.values()
-            ]
-        return found
+        best = max(drawn, key=lambda score: score.drawn)
+        heads = atlas.top(best.name, 7, self.model.main_tower)
+        found = (probes.get(p).overlays(self.model, self.settings, heads) for p in self._by_probe)
+        return [overlay for some in found for overlay in some]
 
     def _jobs(self) -> Iterator[Job]:
         for name in self._by_probe:
@@ -236,7 +108,7 @@ class Plan:
                 first = sum(b.samples for b in self._batches[name][:i])
                 yield Job(
                     f"{name}-{i:04d}",
-                    PROBES[name].what,
+                    probes.get(name).what,
                     batch.tokens,
                     partial(self._one, name, batch, first),
                 )
@@ -277,36 +149,35 @@ class Plan:
         """Run one batch and turn each layer's statistics into records."""
         records: list[Record] = []
         steps: dict[Site, list[LayerStats]] = {}
+        decoded = [s for s in scores if isinstance(s, DecodeScore)]
         late = [s for s in scores if isinstance(s, PassScore)]
+        now = [s for s in scores if not isinstance(s, (DecodeScore, PassScore))]
         whole: dict[str, list[LayerStats]] = {s.name: [] for s in late}
 
-        def tell(stats: LayerStats) -> None:
+        def note(stats: LayerStats) -> None:
             if stats.site.kind != "self":
                 return
-            if name == "needle":
+            if decoded:
                 steps.setdefault(stats.site, []).append(stats)
-                return
-            for score in scores:
-                if not score.at(stats.site.tower):
-                    continue
-                if isinstance(score, PassScore):
-                    whole[score.name].append(stats)
-                else:
-                    records.extend(_records(score, stats.site, score.measure(stats, batch), first))
-            stats.call = None  # not kept until the forward's end
+            for passed in (s for s in late if s.at(stats.site.tower)):
+                whole[passed.name].append(stats)
+            for score in (s for s in now if s.at(stats.site.tower)):
+                records.extend(_records(score, stats.site, score.measure(stats, batch), first))
+            if not decoded:
+                stats.call = None  # not kept until the forward's end
 
-        PROBES[name].run(self.model, batch, self._question(scores, batch), tell)
+        probe = probes.get(name)
+        probe.run(self.model, batch, self._question(scores, batch), note)
         for site, seen in steps.items():
-            for score in scores:
-                assert isinstance(score, DecodeScore)
-                records.extend(_records(score, site, score.measure_steps(seen, batch), first))
-        for score in late:
-            layers = whole[score.name]
-            for stats, values in zip(layers, score.measure_pass(layers, batch), strict=True):
-                records.extend(_records(score, stats.site, values, first))
-        if "solved" in batch.info:
-            value = float(batch.info["solved"])
-            records.append(Record("_solved", first, "", "self", -1, -1, value))
+            for step in decoded:
+                records.extend(_records(step, site, step.measure_steps(seen, batch), first))
+        for passed in late:
+            layers = whole[passed.name]
+            for stats, values in zip(layers, passed.measure_pass(layers, batch), strict=True):
+                records.extend(_records(passed, stats.site, values, first))
+        outcome = probe.outcome(batch)
+        if outcome is not None:
+            records.append(Record(_outcome(name), first, "", "self", -1, -1, outcome))
         return records
 
     def _frame(self, records: Any) -> Any:
@@ -325,20 +196,10 @@ class Plan:
 
     def _notes(self, records: Any) -> list[str]:
         notes = list(self.notes)
-        solved = records[records.score == "_solved"]["value"]
-        if len(solved):
-            accuracy = float(solved.mean())
-            if accuracy == 0:
-                notes.append(
-                    "retrieval: task not solved (needle accuracy 0.00), so retrieval heads can't "
-                    "be told."
-                )
-            else:
-                notes.append(
-                    f"retrieval: measured on the {int(solved.sum())} of {len(solved)} needle "
-                    "problems solved."
-                )
-        for score in self._by_probe.get("image", ()):
+        for name, batches in self._batches.items():
+            outcomes = records[records.score == _outcome(name)]["value"].tolist()
+            notes += probes.get(name).remarks(self.model.tokenizer, batches, outcomes)
+        for score in (s for scores in self._by_probe.values() for s in scores):
             if score.undefined and not records[records.score == score.name]["value"].notna().any():
                 notes.append(f"{score.name}: not measured, for {score.undefined}.")
         if self._settings()["extrapolate"]:
@@ -349,18 +210,9 @@ class Plan:
         return notes
 
 
-def _unknown_words(tokenizer: Any, batches: Sequence[ProbeBatch]) -> list[str]:
-    """A note where most of the text is unknown to the tokenizer."""
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or not batches:
-        return []
-    share = float(torch.cat([b.input_ids.flatten() == unknown for b in batches]).float().mean())
-    if share <= 0.5:
-        return []
-    return [
-        f"{share:.0%} of the text is unknown to this tokenizer, so scores on running text say "
-        "little; give --text."
-    ]
+def _outcome(probe: str) -> str:
+    """The name under which a probe's outcomes stand among the records of scores."""
+    return f"_{probe}"
 
 
 def job_steps(plan: Plan, job: Job) -> int:
@@ -394,7 +246,7 @@ def plan_scan(
     extrapolate: bool = False,
     images: str | Path | None = None,
     prompt: str | None = None,
-) -> Plan:
+) -> Scan:
     """The plan of a scan, before running it: `plan.rows`, `plan.seconds`, `plan.run()`.
 
     Args:
@@ -421,7 +273,7 @@ def plan_scan(
         )
     content = read_text(text) if text is not None else None
     if images is not None:
-        pictures.files_in(images)
+        files_in(images)
     hooked = load(model)
     chosen = fitting(hooked, chosen, named=scores not in ("default", "all"))
     if images is not None or prompt is not None:
@@ -433,18 +285,9 @@ def plan_scan(
     if context is None:
         context = min(DEFAULT_CONTEXT, hooked.max_context or DEFAULT_CONTEXT)
     folder = None if images is None else str(images)
-    return Plan(
+    return Scan(
         hooked, chosen, Settings(context, samples, seed, content, folder, prompt), extrapolate
     )
-
-
-def fitting(model: HookedModel, scores: Sequence[Score], named: bool) -> list[Score]:
-    """The scores that the model can have. Raises `InputError` for one that was `named` and needs
-    images."""
-    for score in scores:
-        if named and score.needs_images:
-            needs_images(model, f"The score {score.name}")
-    return [s for s in scores if not s.needs_images or takes_images(model)]
 
 
 def scan_heads(
@@ -464,11 +307,9 @@ def scan_heads(
 
     `progress`: True shows a bar with time left, False nothing, or a function (done, total, label).
     """
-    from interp.support.progress import bar
-
     plan = plan_scan(model, scores, context, samples, seed, text, extrapolate, images, prompt)
     folder = Path(out) if out is not None else None
     if callable(progress):
         return plan.run(folder, progress)
-    with bar("scan", enabled=bool(progress)) as tell:
-        return plan.run(folder, tell)
+    with bar("scan", enabled=bool(progress)) as callback:
+        return plan.run(folder, callback)

@@ -29,6 +29,7 @@ class ImageMass(Score):
     probe = "image"
     default = True
     needs_images = True
+    drawn = 1
 
     def ask(self, batch: ProbeBatch) -> Question:
         return Question(frozenset({"group_mass"}), n_groups=2)

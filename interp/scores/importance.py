@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from interp.edits.scale_heads import ScaleHeads
-from interp.inputs.text import forward, rows_of_text
+from interp.inputs.forward import forward
+from interp.inputs.text import rows_of_text
 from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
-    from interp.probes.probe import Settings
+    from interp.probes.settings import Settings
     from interp_hooks.model import HookedModel
 
 LENGTH = 256
@@ -65,7 +67,7 @@ def heads(model: HookedModel) -> list[Head]:
 def _losses(model: HookedModel, rows: torch.Tensor) -> torch.Tensor:
     """(samples,) mean next-token loss in nats."""
     out = forward(model, rows)
-    logits = (out if isinstance(out, torch.Tensor) else out.logits).float().cpu()
+    logits = logits_of(out).float().cpu()
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none"
     )

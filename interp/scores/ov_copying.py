@@ -9,7 +9,7 @@ from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes.probe import Settings
+    from interp.probes.settings import Settings
     from interp_hooks.model import HookedModel
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
 from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes.probe import Settings
+    from interp.probes.settings import Settings
     from interp_hooks.model import HookedModel
 
 LENGTH = 256

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
-    from interp.probes.probe import ProbeBatch, Settings
+    from interp.probes.probe import ProbeBatch
+    from interp.probes.settings import Settings
     from interp_hooks.heads import Head
     from interp_hooks.model import HookedModel
     from interp_hooks.question import Question
@@ -51,6 +52,9 @@ class Score(ABC):
     tower: ClassVar[str] = ""
     #: why it is not defined in a model that gives it nowhere, as a clause; "" where that can't be
     undefined: ClassVar[str] = ""
+
+    #: how well its strongest heads are drawn over a picture; 0: not at all
+    drawn: ClassVar[int] = 0
 
     def at(self, tower: str) -> bool:
         """Whether heads of this tower have it, of those that the probe runs."""
@@ -112,3 +116,9 @@ class ModelScore(Score):
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
         """Yields, step by step, (head, values over samples)."""
+
+    def inputs(self, model: HookedModel, settings: Settings) -> list[torch.Tensor]:
+        """What `compute` reads beside the probes' inputs, for the record of a result's inputs."""
+        if not self.needs_images:
+            return []
+        return [t for given in settings.pictures.inputs(model) for t in given.values()]

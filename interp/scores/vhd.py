@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from interp.probes.probe import image_batch
+from interp.probes.image import image_batch
 from interp.scores.score import ModelScore
-from interp.vision import pictures
 from interp.vision.divergence import vhd
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes.probe import Settings
+    from interp.probes.settings import Settings
     from interp_hooks.model import HookedModel
 
 
@@ -34,20 +33,21 @@ class VHD(ModelScore):
     passes = "2 a picture, with and without it"
     default = True
     needs_images = True
+    drawn = 2
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
-        (one,) = pictures.prompts(model, settings, limit=1)
+        (one,) = settings.pictures.inputs(model, limit=1)
         batch = image_batch(model, one)
         with_image, text = batch.tokens, batch.input_ids.numel() - int(batch.info["image"].sum())
-        return (with_image + text) * pictures.count(settings)
+        return (with_image + text) * settings.pictures.count()
 
     def steps(self, model: HookedModel, settings: Settings) -> int:
-        return pictures.count(settings)
+        return settings.pictures.count()
 
     def compute(
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
-        for inputs in pictures.prompts(model, settings):
+        for inputs in settings.pictures.inputs(model):
             found = vhd(model, inputs)
             yield [
                 (Head(n, h, model.main_tower), [float(v)])

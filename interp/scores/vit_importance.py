@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from interp.edits.scale_heads import ScaleHeads
-from interp.inputs.text import forward
-from interp.probes.probe import image_batch
+from interp.inputs.forward import forward
+from interp.probes.image import image_batch
 from interp.scores.score import ModelScore
-from interp.vision import pictures
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.probes.probe import Settings
+    from interp.probes.settings import Settings
     from interp_hooks.model import HookedModel
 
 
@@ -40,8 +39,8 @@ class ViTImportance(ModelScore):
     tower = "vision"
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
-        (one,) = pictures.prompts(model, settings, limit=1)
-        return image_batch(model, one).tokens * pictures.count(settings) * (len(heads(model)) + 1)
+        (one,) = settings.pictures.inputs(model, limit=1)
+        return image_batch(model, one).tokens * settings.pictures.count() * (len(heads(model)) + 1)
 
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return len(heads(model))
@@ -49,7 +48,7 @@ class ViTImportance(ModelScore):
     def compute(
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
-        given = pictures.prompts(model, settings)
+        given = settings.pictures.inputs(model)
         plain = [_next(model, inputs) for inputs in given]
         for head in heads(model):
             with model.edit(ScaleHeads({head: 0.0})):

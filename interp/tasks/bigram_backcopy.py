@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.tasks import lexicon
-from interp.tasks.language import _bigrams
-from interp.tasks.task import Instance, Task, Text, choose
+from interp.inputs import lexicon
+from interp.inputs.language import _bigrams
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import Instance, Task, choose
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.tasks import lexicon
-from interp.tasks.task import Instance, Problem, Task, Text, choose
+from interp.inputs import lexicon
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import Instance, Problem, Task, choose
 
 
 def _prompt(function: str, arguments: list[str], documented: list[str], words: list[str]) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.errors import InputError
-from interp.tasks import lexicon
-from interp.tasks.task import Instance, Problem, Task, Text, choose
+from interp.inputs import lexicon
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import Instance, Problem, Task, choose
 
 
 @dataclass(frozen=True)

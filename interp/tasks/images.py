@@ -14,7 +14,7 @@ from interp.tasks.task import Instance, Task
 if TYPE_CHECKING:
     import numpy as np
 
-    from interp.tasks.task import Text
+    from interp.inputs.tokenizer import Text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.errors import InputError
-from interp.tasks.task import Instance, Task, Text
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import Instance, Task
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from interp.errors import InputError
-from interp.tasks import language, lexicon
-from interp.tasks.task import Instance, Task, Text, choose
+from interp.inputs import language, lexicon
+from interp.inputs.tokenizer import Text
+from interp.tasks.task import Instance, Task, choose
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from interp.errors import InputError
-from interp.tasks import lexicon
+from interp.inputs import lexicon
+from interp.inputs.batches import left_padded
+from interp.inputs.tokenizer import Text
 
 if TYPE_CHECKING:
     import torch
@@ -60,79 +62,8 @@ class Batch:
 
 def collate(instances: Sequence[Instance], pad_id: int, which: str = "ids") -> Batch:
     """Left-pad `instances` into one batch; `which` is "ids", "corrupted" or "prompt"."""
-    import torch
-
-    rows = [getattr(i, which) for i in instances]
-    width = max(len(r) for r in rows)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for b, row in enumerate(rows):
-        ids[b, width - len(row) :] = torch.tensor(row)
-        mask[b, width - len(row) :] = 1
-    return Batch(ids, mask, tuple(width - len(r) for r in rows), tuple(instances))
-
-
-class Text:
-    """A tokenizer with what the tasks need: plain encoding, BOS, and single-token word pools."""
-
-    def __init__(self, tokenizer: Any):
-        if tokenizer is None:
-            raise InputError(
-                "This task needs a tokenizer and the model has none; pass tokenizer= when loading "
-                "it."
-            )
-        self.tokenizer = tokenizer
-        self._pools: dict[tuple[str, ...], list[str]] = {}
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
-
-    def prompt(self, text: str) -> list[int]:
-        """Token ids as the tokenizer makes a prompt: with BOS where its own default has one."""
-        return list(self.tokenizer.encode(text, verbose=False))
-
-    @property
-    def bos(self) -> list[int]:
-        """The special tokens that the tokenizer puts before a text (often one BOS, sometimes
-        none)."""
-        with_special, plain = self.prompt("a"), self.encode("a")
-        return (
-            with_special[: max(0, with_special.index(plain[0]))]
-            if plain and plain[0] in with_special
-            else []
-        )
-
-    def pool(self, words: Sequence[str], at_least: int = 2, what: str = "words") -> list[str]:
-        """The words that are one token (with a leading space). Raises `InputError` if too few
-        are."""
-        key = tuple(words)
-        if key not in self._pools:
-            unknown = getattr(
-                self.tokenizer, "unk_token_id", None
-            )  # one token too, the same for all words
-            self._pools[key] = [
-                w for w in key if len(ids := self.encode(" " + w)) == 1 and ids[0] != unknown
-            ]
-        kept = self._pools[key]
-        if len(kept) < at_least:
-            raise InputError(
-                f"Only {len(kept)} of the {len(words)} {what} of this task are single tokens for "
-                "this tokenizer "
-                f"(it needs {at_least}); choose another task or model."
-            )
-        return kept
-
-    def one(self, word: str) -> int:
-        """The id of a single-token word."""
-        return self.encode(" " + word)[0]
-
-    def vocabulary(self) -> np.ndarray:
-        """Ids of all ordinary tokens (no special, no added tokens), sorted."""
-        special = set(self.tokenizer.all_special_ids) | set(
-            getattr(self.tokenizer, "added_tokens_decoder", {})
-        )
-        return np.array(sorted(i for i in self.tokenizer.get_vocab().values() if i not in special))
+    ids, mask, offsets = left_padded([getattr(i, which) for i in instances], pad_id)
+    return Batch(ids, mask, offsets, tuple(instances))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from interp.errors import InputError
 from interp.vision.prompts import checked, spans
 from interp_hooks.edit import LiveEdit
+from interp_hooks.huggingface.images import grid_of_patches
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -79,7 +80,8 @@ def cls_attention(
     with model.clean(), model.edit(reader):
         model.module.get_image_features(pixel_values=pictures.to(model.device))
     attention = {layer: reader.found[number].cpu() for layer, number in wanted.items()}
-    size, patches = sizes.pop(), _patches(model.module.config.vision_config)
+    rows, columns = grid_of_patches(model.module.config.vision_config) or (0, 0)
+    size, patches = sizes.pop(), rows * columns
     made = {tuple(a.shape) for a in attention.values()}
     if made != {(len(where), patches)} or size not in (patches, patches + 1):
         raise InputError(_refusal(model, what))
@@ -89,13 +91,6 @@ def cls_attention(
     return Patches(
         attention, torch.tensor([row for row, _ in where]), first[:, None] + torch.arange(patches)
     )
-
-
-def _patches(config: Any) -> int:
-    """How many patches a vision tower cuts a picture into; 0 where its config does not say."""
-    sides = (getattr(config, name, 0) or 0 for name in ("image_size", "patch_size"))
-    (height, width), (down, right) = (s if isinstance(s, (tuple, list)) else (s, s) for s in sides)
-    return (height // down) * (width // right) if down and right else 0
 
 
 def _refusal(model: HookedModel, what: str) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
+from interp.inputs.tokenizer import stop_tokens
 from interp.vision.prompts import needs_images, without_images
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
@@ -73,7 +74,7 @@ def t_vhd(
         )
     tokens: list[torch.Tensor] = []
     curve: list[torch.Tensor] = []
-    ends = _ends(model)
+    ends = torch.tensor(sorted(stop_tokens(model)), dtype=torch.long)
     for token, found in _steps(model, inputs, max_new_tokens):
         total = torch.stack(
             [v.topk(min(k, v.shape[1]), -1).values.sum(-1) for v in found.values()]
@@ -151,14 +152,3 @@ class _Reader:
             out = forward(self.model, self.ids, self.mask, keep=1, **cached, **self.more)
         self.cache = out.past_key_values if cached else None
         return z, out.logits[:, -1]
-
-
-def _ends(model: HookedModel) -> torch.Tensor:
-    """The tokens that end an answer."""
-    config = getattr(model.module, "generation_config", None)
-    found = getattr(config, "eos_token_id", None)
-    if found is None:
-        found = getattr(model.tokenizer, "eos_token_id", None)
-    return torch.tensor(
-        [] if found is None else found if isinstance(found, list) else [found], dtype=torch.long
-    )

@@ -174,6 +174,7 @@ def overlay(
     import torch
 
     from interp.vision.prompts import needs_images, read_image, spans, with_images
+    from interp.vision.sinks import find_sinks
     from interp_kernels import Received
 
     needs_images(model, "An overlay of attention")
@@ -186,6 +187,7 @@ def overlay(
         )
     inputs = with_images(model, prompt, [shown])
     ids = inputs["input_ids"]
+    first = inputs.get("attention_mask", torch.ones_like(ids)).int().argmax(1)  # first real token
     if not -ids.shape[1] <= token < ids.shape[1]:
         raise InputError(f"There is no token {token} in a prompt of {ids.shape[1]} tokens.")
     (span, *_), = spans(model, ids)  # fmt: skip
@@ -207,31 +209,12 @@ def overlay(
         weights = record.received_by("row")[0, head.head, span.start : span.stop].cpu()
         maps[str(head)] = [[float(w) for w in line] for line in weights.view(size)]
         mass[str(head)] = float(weights.sum())
-        marked = _sinks(model, stream["pre", head.layer])[span.start : span.stop]
+        marked = find_sinks(model, stream["pre", head.layer], first)[0][0, span.start : span.stop]
         sinks[str(head)] = [
             (int(i) // size[1], int(i) % size[1]) for i in marked.nonzero().flatten()
         ]
     word = model.tokenizer.decode(ids[0, token : token + 1 or None]).strip()
     return Overlay(_png(shown), prompt, word, maps, mass, sinks)
-
-
-def _sinks(model: HookedModel, stream: torch.Tensor) -> torch.Tensor:
-    """(tokens,) bool: the sinks of one prompt's stream (1, tokens, d_model)."""
-    from interp.vision.sinks import published_dims, ratios, tau_of
-
-    size, known = ratios(stream)[0], published_dims(model)
-    tau = tau_of(size.shape[-1])
-    dims = (size[0] >= tau).nonzero().flatten().tolist() if known is None else list(known)
-    return size[:, dims].amax(-1) >= tau if dims else (size[:, 0] < 0)
-
-
-def of_scan(model: HookedModel, prompt: str, picture: Any, ranked: Sequence[Head]) -> list[Overlay]:
-    """The first picture of a scan under the heads that it ranked highest; none where its tokens are
-    no grid."""
-    try:
-        return [overlay(model, picture, prompt, list(ranked))]
-    except InputError:
-        return []
 
 
 def _png(picture: Image) -> str:

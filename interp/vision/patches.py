@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp_hooks.huggingface.images import grid_of_patches
+
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
 
@@ -48,14 +50,10 @@ class PatchGrid:
 def patch_grid(config: Any, length: int) -> PatchGrid | None:
     """The grid of a vision tower's `length` slots, by the model's config; None where they are not
     one picture's grid (pictures of any size, packed or resampled)."""
-    vision = getattr(config, "vision_config", None)
-    sizes = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
-    if any(not size for size in sizes):
+    found = grid_of_patches(getattr(config, "vision_config", None))
+    if found is None:
         return None
-    (height, width), (tall, wide) = (
-        tuple(s) if isinstance(s, list | tuple) else (s, s) for s in sizes
-    )
-    rows, columns = int(height) // int(tall), int(width) // int(wide)
+    rows, columns = found
     if length not in (rows * columns, rows * columns + 1):
         return None
     return PatchGrid(rows, columns, length > rows * columns)

@@ -3,6 +3,7 @@ pictures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from interp.vision.prompts import with_images
 if TYPE_CHECKING:
     import torch
 
-    from interp.probes.probe import Settings
     from interp_hooks.model import HookedModel
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -33,51 +33,52 @@ def files_in(folder: str | Path) -> list[Path]:
     return found
 
 
-def count(settings: Settings) -> int:
-    """How many pictures a scan looks at: `samples`, or fewer where the folder has fewer."""
-    return (
-        settings.samples
-        if settings.images is None
-        else min(settings.samples, len(files_in(settings.images)))
-    )
+@dataclass(frozen=True)
+class Pictures:
+    """So many pictures and what is said of them: rendered scenes from a seed, or the first of a
+    folder by name, with a prompt of one's own or the usual one."""
 
+    samples: int
+    seed: int = 0
+    folder: str | None = None
+    prompt: str | None = None
 
-def pairs(settings: Settings, told: bool) -> list[tuple[str, Any]]:
-    """(prompt, picture) of each sample. Scenes are asked to be described, with the caption after it
-    where `told`: then there are many words after the image. With `settings.prompt`, that prompt and
-    nothing after it."""
-    from interp.scenes import caption, render, usual
-    from interp.scenes.words import DESCRIBE
+    def count(self) -> int:
+        """How many there are: `samples`, or fewer where the folder has fewer."""
+        return self.samples if self.folder is None else len(files_in(self.folder)[: self.samples])
 
-    if settings.images is not None:
-        return [
-            (settings.prompt or DESCRIBE, path)
-            for path in files_in(settings.images)[: settings.samples]
-        ]
-    found = []
-    for i in range(settings.samples):
-        scene = usual(np.random.default_rng([settings.seed, i]))
-        text = settings.prompt or (f"{DESCRIBE} {caption(scene)}" if told else DESCRIBE)
-        found.append((text, render(scene)))
-    return found
+    def pairs(self, told: bool) -> list[tuple[str, Any]]:
+        """(prompt, picture) of each sample. Scenes are asked to be described, with the caption
+        after it where `told`: then there are many words after the image. With a prompt of one's
+        own, that prompt and nothing after it."""
+        from interp.scenes import caption, render, usual
+        from interp.scenes.words import DESCRIBE
 
+        if self.folder is not None:
+            files = files_in(self.folder)[: self.samples]
+            return [(self.prompt or DESCRIBE, path) for path in files]
+        found = []
+        for i in range(self.samples):
+            scene = usual(np.random.default_rng([self.seed, i]))
+            text = self.prompt or (f"{DESCRIBE} {caption(scene)}" if told else DESCRIBE)
+            found.append((text, render(scene)))
+        return found
 
-def shown(settings: Settings) -> tuple[str, Any]:
-    """The first picture with a prompt whose last word looks for something in it: a scene's caption
-    up to the first object, or the user's prompt."""
-    from interp.scenes import caption, usual
-    from interp.scenes.words import DESCRIBE
+    def shown(self) -> tuple[str, Any]:
+        """The first picture with a prompt whose last word looks for something in it: a scene's
+        caption up to the first object, or the user's prompt."""
+        from interp.scenes import caption, usual
+        from interp.scenes.words import DESCRIBE
 
-    prompt, picture = pairs(settings, told=False)[0]
-    if settings.images is None and settings.prompt is None:
-        scene = usual(np.random.default_rng([settings.seed, 0]))
-        prompt = f"{DESCRIBE} {' '.join(caption(scene).split()[:2])}"
-    return prompt, picture
+        prompt, picture = self.pairs(told=False)[0]
+        if self.folder is None and self.prompt is None:
+            scene = usual(np.random.default_rng([self.seed, 0]))
+            prompt = f"{DESCRIBE} {' '.join(caption(scene).split()[:2])}"
+        return prompt, picture
 
-
-def prompts(
-    model: HookedModel, settings: Settings, told: bool = False, limit: int | None = None
-) -> list[dict[str, torch.Tensor]]:
-    """Inputs of each sample, a batch of one each; `limit`: the first so many. Raises
-    `InputError`."""
-    return [with_images(model, text, [picture]) for text, picture in pairs(settings, told)[:limit]]
+    def inputs(
+        self, model: HookedModel, told: bool = False, limit: int | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Inputs of each sample, a batch of one each; `limit`: the first so many. Raises
+        `InputError`."""
+        return [with_images(model, text, [shown]) for text, shown in self.pairs(told)[:limit]]

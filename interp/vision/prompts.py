@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError
-from interp_hooks.huggingface.images import ImageSpan, image_mask, image_spans, image_token
+from interp_hooks.huggingface.images import (
+    ImageSpan,
+    image_mark,
+    image_mask,
+    image_spans,
+    image_token,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,18 +56,6 @@ def read_image(path: str | Path) -> Image:
         ) from error
 
 
-def mark_of(model: HookedModel) -> str:
-    """What stands for an image in a prompt of this model."""
-    processor = model.processor
-    token = (
-        getattr(processor, "boi_token", None)
-        or getattr(processor, "image_token", None)
-        or "<image>"
-    )
-    ends = [getattr(processor, name, None) for name in ("vision_start_token", "vision_end_token")]
-    return f"{ends[0]}{token}{ends[1]}" if all(isinstance(end, str) for end in ends) else str(token)
-
-
 def with_images(
     model: HookedModel, texts: str | Sequence[str], images: Sequence[Any], *, place: bool = True
 ) -> dict[str, torch.Tensor]:
@@ -88,7 +82,10 @@ def with_images(
     groups = [list(g) if isinstance(g, (list, tuple)) else [g] for g in images]
     if len(groups) != len(texts):
         raise InputError(f"There are {len(texts)} prompts and images for {len(groups)}.")
-    mark, token = mark_of(model), getattr(model.processor, "image_token", None) or "<image>"
+    mark, token = (
+        image_mark(model.processor),
+        getattr(model.processor, "image_token", None) or "<image>",
+    )
     marked = []
     for text, group in zip(texts, groups, strict=True):
         if not group:

@@ -74,6 +74,37 @@ def ratios(hidden: torch.Tensor) -> torch.Tensor:
     return (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()).abs()
 
 
+def sink_dims(size: torch.Tensor, first: torch.Tensor, tau: float) -> torch.Tensor:
+    """(batch, d_model) bool: the dimensions in which each sample's first real token is a sink, from
+    `ratios` (batch, tokens, d_model) and the slots `first` (batch,): its massive activations."""
+    return size[torch.arange(len(size), device=size.device), first.to(size.device)] >= tau
+
+
+def named_dims(size: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    """(batch, d_model) bool: these dimensions in every sample."""
+    found = torch.zeros(size.shape[-1], dtype=torch.bool, device=size.device)
+    found[list(dims)] = True
+    return found.expand(len(size), -1)
+
+
+def are_sinks(size: torch.Tensor, dims: torch.Tensor, tau: float) -> torch.Tensor:
+    """(batch, tokens) bool: φ(x) = max_{d in dims} |x[d]| / RMS(x) ≥ τ, from `ratios` (batch,
+    tokens, d_model) and `dims` (batch, d_model) bool. No dimension: no sinks."""
+    return size.masked_fill(~dims[:, None], 0).amax(-1) >= tau
+
+
+def find_sinks(
+    model: Model, stream: torch.Tensor, first: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sinks of a stream (batch, tokens, d_model) that enters a layer, (batch, tokens) bool, and
+    whether each sample has a dimension to tell them by (batch,): those published for the model,
+    else the massive activations of its first real token, in slot `first` (batch,)."""
+    size, known = ratios(stream), published_dims(model)
+    tau = tau_of(size.shape[-1])
+    dims = sink_dims(size, first, tau) if known is None else named_dims(size, known)
+    return are_sinks(size, dims, tau), dims.any(-1)
+
+
 @dataclass(frozen=True)
 class _Layer:
     """What is known of one layer. sinks, marks (batch, slots): the sinks so far, and a number of
@@ -114,7 +145,7 @@ class SinkMemory:
         start, layer = call.mask.q_start, call.site.layer
         before = self._before(call) if start else None
         dims = self._dims(call, size) if before is None else before.dims
-        fresh = size.masked_fill(~dims[:, None], 0).amax(-1) >= self.tau
+        fresh = are_sinks(size, dims, self.tau)
         if call.mask.queries is not None:
             fresh = fresh & call.mask.queries.to(fresh.device)
         column = start - call.mask.k_start
@@ -128,12 +159,10 @@ class SinkMemory:
     def _dims(self, call: AttentionCall, size: torch.Tensor) -> torch.Tensor:
         """(batch, d_model) bool."""
         if self.dims is not None:
-            found = torch.zeros(size.shape[-1], dtype=torch.bool, device=size.device)
-            found[list(self.dims)] = True
-            return found.expand(len(size), -1)
+            return named_dims(size, self.dims)
         starts = call.mask.starts
         first = torch.zeros(len(size), dtype=torch.long) if starts is None else starts
-        return size[torch.arange(len(size), device=size.device), first.to(size.device)] >= self.tau
+        return sink_dims(size, first, self.tau)
 
     def _before(self, call: AttentionCall) -> _Layer:
         """What was remembered of the tokens before the call's, a row for each of its samples."""

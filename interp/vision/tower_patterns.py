@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from interp.errors import InputError
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
 from interp.vision.patches import patch_grid
 from interp.vision.prompts import needs_images
 from interp_hooks.question import Question
@@ -64,12 +64,11 @@ def cluster_heads(
     """
     import pandas as pd
 
-    from interp.probes.probe import Settings
-    from interp.vision.pictures import prompts as scenes
+    from interp.vision.pictures import Pictures
 
     needs_images(model, "Clustering a vision tower's heads")
     given = (
-        scenes(model, Settings(samples=samples, seed=seed)) if prompts is None else list(prompts)
+        Pictures(samples, seed).inputs(model) if prompts is None else list(prompts)
     )
     heads = [h for h in model.heads if h.tower == "vision"]
     if not given or not 1 <= clusters <= len(heads):

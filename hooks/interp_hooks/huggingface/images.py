@@ -35,6 +35,18 @@ def image_mask(config: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
     return None if token is None else input_ids == token
 
 
+def grid_of_patches(vision: Any) -> tuple[int, int] | None:
+    """Rows and columns of the patches that a vision tower cuts each picture into, by its config;
+    None where that does not say."""
+    sizes = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
+    if any(not size for size in sizes):
+        return None
+    (height, width), (tall, wide) = (
+        tuple(s) if isinstance(s, (list, tuple)) else (s, s) for s in sizes
+    )
+    return int(height) // int(tall), int(width) // int(wide)
+
+
 def tokens_an_image(config: Any) -> int | None:
     """How many tokens each image has, where that is the same for all (LLaVA-1.5, PaliGemma, Gemma
     3); else None."""
@@ -42,8 +54,10 @@ def tokens_an_image(config: Any) -> int | None:
     if kind == "gemma3":
         return int(config.mm_tokens_per_image)
     if kind in ("llava", "paligemma"):
-        patches = (int(vision.image_size) // int(vision.patch_size)) ** 2
-        return patches + (getattr(config, "vision_feature_select_strategy", "default") == "full")
+        rows, columns = grid_of_patches(vision) or (0, 0)
+        return rows * columns + (
+            getattr(config, "vision_feature_select_strategy", "default") == "full"
+        )
     return None
 
 
@@ -100,16 +114,19 @@ class ImageWatch:
             self.mask = here
 
 
-def sample_inputs(config: Any, processor: Any) -> Mapping[str, Any]:
-    """A short prompt with one small image, as `processor` makes it, for the check on load."""
-    side = 64
-    picture = np.linspace(0, 255, side * side * 3).reshape(side, side, 3).astype(np.uint8)
+def image_mark(processor: Any) -> str:
+    """What stands for an image in a prompt, as `processor` reads it."""
     token = (
         getattr(processor, "boi_token", None)
         or getattr(processor, "image_token", None)
         or "<image>"
     )
-    parts = [getattr(processor, name, None) for name in ("vision_start_token", "vision_end_token")]
-    if all(isinstance(part, str) for part in parts):
-        token = f"{parts[0]}{token}{parts[1]}"
-    return processor(images=[picture], text=[f"{token} a b"], return_tensors="pt")
+    ends = [getattr(processor, name, None) for name in ("vision_start_token", "vision_end_token")]
+    return f"{ends[0]}{token}{ends[1]}" if all(isinstance(end, str) for end in ends) else str(token)
+
+
+def sample_inputs(config: Any, processor: Any) -> Mapping[str, Any]:
+    """A short prompt with one small image, as `processor` makes it, for the check on load."""
+    side = 64
+    picture = np.linspace(0, 255, side * side * 3).reshape(side, side, 3).astype(np.uint8)
+    return processor(images=[picture], text=[f"{image_mark(processor)} a b"], return_tensors="pt")

@@ -48,7 +48,8 @@ def head_weights(module: torch.nn.Module, site: Site, layout: Layout) -> HeadWei
         for place, numbers in parts.items():  # (heads or kv_heads, d_head) rows of the weight
             repeat = site.n_heads // len(numbers)
             rows = numbers.to(weight.device).repeat_interleave(repeat, 0)
-            by_head[place] = weight[rows].transpose(1, 2), None if bias is None else bias[rows]
+            heads = weight[rows].transpose(1, 2).contiguous()  # (heads, d_model, d_head)
+            by_head[place] = heads, None if bias is None else bias[rows]
     (wq, bq), (wk, bk), (wv, bv) = (by_head[place] for place in "qkv")
     wo, bo = head_output(module, site, layout)
     return HeadWeights(wq, wk, wv, wo, bq, bk, bv, bo)

@@ -21,7 +21,8 @@ from interp.circuits.runs.paired_runs import Bench, Progress
 from interp.edits.overwrite_row import OverwriteRow
 from interp.errors import InputError
 from interp.evaluation.evaluate import answer_logits, batches
-from interp.inputs.text import check_seed, pad_id
+from interp.inputs.text import check_seed
+from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
 from interp.support.provenance import provenance
 from interp_hooks.heads import Head, parse_heads

@@ -45,10 +45,11 @@ from interp.circuits.known.planted_weights import (
 )
 from interp.circuits.known.truth import Edge, Truth
 from interp.errors import InputError, UnknownNameError
+from interp.inputs import lexicon
 from interp.inputs.text import check_seed
-from interp.tasks import lexicon
+from interp.inputs.tokenizer import Text
 from interp.tasks.ioi import IndirectObject
-from interp.tasks.task import Instance, Task, Text
+from interp.tasks.task import Instance, Task
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ import torch
 
 from interp.circuits.prompts import Pairs, Prompts
 from interp.errors import InputError
-from interp.inputs.text import forward
+from interp.inputs.forward import forward
 from interp.support.checkpoints import Partial, Record
 from interp_hooks.activations import Activations, Hook
 from interp_hooks.heads import Head
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -145,7 +146,7 @@ class Bench:
         with self.model.activations(*keep, write=write) as wires:
             mask = pairs.mask.repeat(copies, 1)
             out = forward(self.model, ids.repeat(copies, 1), mask, keep=ids.shape[1] - pairs.first)
-        return out if isinstance(out, torch.Tensor) else out.logits, wires
+        return logits_of(out), wires
 
     def margins(self, corrupted: bool = False) -> np.ndarray:
         """(n,) margins of the untouched model on the clean or the corrupted prompts."""

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from interp.tasks import lexicon
+from interp.inputs import lexicon
 
 TABLE_SEED = 20240229
 FAVOURITES = 6

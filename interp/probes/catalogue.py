@@ -1,0 +1,30 @@
+"""Probes by name. A new probe is one file here and one line in this list."""
+
+from __future__ import annotations
+
+from interp.probes.probe import Probe
+from interp.support.registry import Registry
+
+registry: Registry[Probe] = Registry(
+    "probe",
+    "interp.probes",
+    {
+        "text": "interp.probes.text:TextProbe",
+        "repeat": "interp.probes.text:RepeatProbe",
+        "domains": "interp.probes.text:DomainsProbe",
+        "question": "interp.probes.needle:QuestionProbe",
+        "needle": "interp.probes.needle:NeedleProbe",
+        "image": "interp.probes.image:ImageProbe",
+    },
+    make=lambda cls: cls(),  # type: ignore[operator]
+)
+
+
+def get(name: str) -> Probe:
+    """The probe called `name`."""
+    return registry.get(name)
+
+
+def names() -> list[str]:
+    """Names of all probes."""
+    return registry.names()

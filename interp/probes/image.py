@@ -1,0 +1,97 @@
+"""The probe of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import InputError
+from interp.inputs.context import check_context
+from interp.inputs.forward import forward
+from interp.probes.probe import Callback, Probe, ProbeBatch
+from interp.probes.settings import Settings
+from interp.vision.sinks import find_sinks
+from interp_hooks.huggingface.images import image_mask
+from interp_hooks.question import Question, SiteQuestion
+
+if TYPE_CHECKING:
+    from interp_hooks.call import Site
+    from interp_hooks.heads import Head
+    from interp_hooks.model import HookedModel
+
+
+class ImageProbe(Probe):
+    """A picture and a text about it, one a batch. `info`: image and after, (batch, slots) bool, the
+    image's tokens and the words after the last of them; config, the model's.
+
+    A question with groups is asked of 0 words, 1 the image, and, where it asks for 3 groups, 2 the
+    image's sinks: its tokens with φ(x) = max_{d in D} |x[d]| / RMS(x) ≥ τ on entry of the layer
+    (`tau_of`: 20, in narrow streams less). D is published for the model, or else where |x[d]| /
+    RMS(x) ≥ τ at the sample's first real token, its massive activations there. `info["defined"]`:
+    layer → (batch,) bool, whether there is such a d.
+    """
+
+    name, what = "image", "pictures and what is in them"
+    optional = True
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        raise TypeError("Pictures are read by a model's processor; use make.")
+
+    def make(self, model: HookedModel, settings: Settings) -> list[ProbeBatch]:
+        return [image_batch(model, given) for given in settings.pictures.inputs(model, told=True)]
+
+    def run(
+        self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback
+    ) -> None:
+        image, real = batch.info["image"], batch.attention_mask
+        first = (image.new_ones(image.shape) if real is None else real).int().argmax(1)
+        sinks: dict[int, torch.Tensor] = {}
+        defined = batch.info["defined"] = {}
+
+        def note(place: str, layer: int, stream: torch.Tensor) -> None:
+            residual.clear()  # nothing is kept but which tokens are sinks
+            if place == "pre" and wanted:
+                sinks[layer], defined[layer] = find_sinks(model, stream, first)
+
+        def choose(site: Site) -> Question:
+            asked = question.at(site)
+            if not asked.n_groups or site.tower == "vision":
+                return asked
+            labels = image.long()
+            if asked.n_groups > 2 and site.layer in sinks:
+                labels = labels * (1 + sinks[site.layer].to(labels))
+            return replace(asked, labels=labels)
+
+        wanted = any(question.at(site).n_groups > 2 for site in model.sites)
+        asking = SiteQuestion(names=question.names, z=question.z, call=question.call, choose=choose)
+        with model.capture_resid(note) as residual, model.watch(asking, callback):
+            forward(model, batch.input_ids, batch.attention_mask, keep=1, **batch.extra)
+
+    def overlays(self, model: HookedModel, settings: Settings, heads: Sequence[Head]) -> list[Any]:
+        """The first picture under these heads; none where its tokens are no grid."""
+        from interp.vision.overlay import overlay
+
+        prompt, picture = settings.pictures.shown()
+        try:
+            return [overlay(model, picture, prompt, list(heads))]
+        except InputError:
+            return []
+
+
+def image_batch(model: HookedModel, given: dict[str, Any]) -> ProbeBatch:
+    """A batch for `ImageProbe` from the inputs that `interp.vision.with_images` makes (one prompt
+    or several)."""
+    extra = dict(given)
+    ids, real = extra.pop("input_ids"), extra.pop("attention_mask", None)
+    check_context(model, ids.shape[1])
+    image = image_mask(model.module.config, ids)
+    assert image is not None
+    slots = torch.arange(1, ids.shape[1] + 1)
+    after = slots > torch.where(image, slots, 0).amax(-1, keepdim=True)
+    if real is not None:
+        after &= real.bool()
+    info = dict(image=image, after=after, config=model.module.config)
+    return ProbeBatch(ids, real, info, len(ids), extra)

@@ -1,0 +1,24 @@
+"""What a scan fixes for all probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interp.vision.pictures import Pictures
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a scan fixes for all probes."""
+
+    context: int = 1024
+    samples: int = 16
+    seed: int = 0
+    text: str | None = None
+    images: str | None = None
+    prompt: str | None = None
+
+    @property
+    def pictures(self) -> Pictures:
+        """The pictures that image scores are measured on."""
+        return Pictures(self.samples, self.seed, self.images, self.prompt)

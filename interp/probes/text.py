@@ -1,0 +1,76 @@
+"""Probes of text: running prose, repeated tokens, prose against code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.inputs import language
+from interp.inputs.text import rows_of_text
+from interp.inputs.tokenizer import Text
+from interp.probes.probe import Probe, ProbeBatch
+from interp.probes.settings import Settings
+from interp.tasks.catalogue import get as task
+
+
+class TextProbe(Probe):
+    """Running text of `context` tokens, one row a sample."""
+
+    name, what = "text", "running text"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        rows = rows_of_text(
+            tokenizer, settings.text, settings.context, settings.samples, settings.seed
+        )
+        return [ProbeBatch(torch.tensor([r])) for r in rows]
+
+    def remarks(
+        self, tokenizer: Any, batches: Sequence[ProbeBatch], outcomes: Sequence[float]
+    ) -> list[str]:
+        """A note where most of the text is unknown to the tokenizer."""
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        if unknown is None or not batches:
+            return []
+        share = torch.cat([b.input_ids.flatten() == unknown for b in batches]).float().mean()
+        if share <= 0.5:
+            return []
+        return [
+            f"{float(share):.0%} of the text is unknown to this tokenizer, so scores on running "
+            "text say little; give --text."
+        ]
+
+
+class RepeatProbe(Probe):
+    """Random tokens, twice, all samples in one batch; `info`: start (first random token), repeat
+    (length)."""
+
+    name, what = "repeat", "repeated random tokens"
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        made = task("induction").sample(tokenizer, settings.samples, settings.seed)
+        ids = torch.tensor([[*i.ids] for i in made])
+        return [ProbeBatch(ids, None, dict(made[0].info), len(made))]
+
+
+class DomainsProbe(Probe):
+    """Prose and code side by side: rows 2i and 2i+1 are sample i in the first and the second
+    domain."""
+
+    name, what = "domains", "prose against code, 256 tokens"
+    length = 256
+
+    def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
+        length = min(self.length, settings.context)
+        prose = rows_of_text(tokenizer, None, length, settings.samples, settings.seed)
+        found = []
+        reader = Text(tokenizer)
+        for i, row in enumerate(prose):
+            rng = np.random.default_rng([settings.seed, i, 1])
+            code = language.code(rng, length)
+            other = rows_of_text(tokenizer, code, length, 1, settings.seed)[0]
+            other[: len(reader.bos)] = reader.bos
+            found.append(ProbeBatch(torch.tensor([row, other])))
+        return found
