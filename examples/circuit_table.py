@@ -1,11 +1,11 @@
 """Circuit methods against the truth: pocket-llama's circuits by exhaustive ablation, and planted
 ones that are exact.
 
-    python examples/circuit_table.py --out examples/circuit_table.json --readme README.md
+    python examples/circuit_table.py --page docs/results.md
 
 Writes the JSON, and the truths measured in pocket-llama (`interp/circuits/truths`), and prints the
-table as markdown; with --readme it goes between the README's markers. No prompt of a truth is seen
-by a method. Settings are the methods' defaults and published presets; nothing was tuned here.
+table as markdown; with --page it goes between the markers of that page. No prompt of a truth is
+seen by a method. Settings are the methods' defaults and published presets; nothing was tuned here.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def render(result: dict[str, Any]) -> str:
             f" + {these[0]['backwards']:.0f}" if these[0]["backwards"] else ""
         )
         row = [
-            f"**{mean['auc']:.2f}**",
+            f"{mean['auc']:.2f}",
             *(f"{c['auc']:.2f}" for c in these),
             f"{mean['average_precision']:.2f}",
             f"{mean['cmd']:.2f}",
@@ -229,8 +229,8 @@ def render(result: dict[str, Any]) -> str:
         "seeds (ACDC, EAP-IG "
         f"activations: 1); passes (forwards + backwards) on the first case; {result['machine']}, "
         f"{result['date']}, "
-        "float32 ([all numbers](examples/circuit_table.json), with coloured objects, stability and "
-        "timing)."
+        "float32 ([all numbers](../examples/circuit_table.json), with coloured objects, stability "
+        "and timing)."
     )
     return "\n".join([*lines, "", about])
 
@@ -247,7 +247,7 @@ def main() -> None:
         "--keep-truths", action="store_true", help="don't measure pocket-llama's circuits anew"
     )
     parser.add_argument("--out", default="examples/circuit_table.json")
-    parser.add_argument("--readme", help="a README to put the table into")
+    parser.add_argument("--page", help="a page to put the table into: docs/results.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(
@@ -258,10 +258,10 @@ def main() -> None:
         json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     print(render(result))
-    if arguments.readme:
-        readme = Path(arguments.readme)
-        readme.write_text(
-            put(readme.read_text(encoding="utf-8"), render(result), BEGIN, END), encoding="utf-8"
+    if arguments.page:
+        page = Path(arguments.page)
+        page.write_text(
+            put(page.read_text(encoding="utf-8"), render(result), BEGIN, END), encoding="utf-8"
         )
 
 

@@ -3,11 +3,11 @@ of continuations.
 
     python examples/edit_table.py --n 64 --out examples/edit_table.json
 
-Writes the JSON, prints the table as markdown, and with --readme puts it between the README's
-markers. Every edit is set up as a user without knowledge of the model would: published defaults or
-round numbers, all heads (the ablation takes the three strongest retrieval heads). Nothing was tuned
-on these problems, and nothing was left out because it does not help. The loss is of the second half
-of rows of 512 tokens (facts in prose, asked again), fed token by token.
+Writes the JSON, prints the table as markdown, and with --page docs/results.md puts it between that
+page's markers. Every edit is set up as a user without knowledge of the model would: published
+defaults or round numbers, all heads (the ablation takes the three strongest retrieval heads).
+Nothing was tuned on these problems, and nothing was left out because it does not help. The loss is
+of the second half of rows of 512 tokens (facts in prose, asked again), fed token by token.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def render(result: dict[str, Any]) -> str:
         cells = [_change(row["cells"][c]["change"], 3 if c == LOSS else 2) for c in columns]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     about = f"Measured on {result['machine']}, {result['date']}, seed {result['seed']}, float32"
-    return "\n".join([*lines, "", f"{about} ([all numbers](examples/edit_table.json))."])
+    return "\n".join([*lines, "", f"{about} ([all numbers](../examples/edit_table.json))."])
 
 
 def _interval(value: dict[str, float], sign: Callable[[float], str]) -> str:
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="examples/edit_table.json")
     parser.add_argument("--columns", help="only these, separated by semicolons", default=None)
-    parser.add_argument("--readme", help="a README to put the table into")
+    parser.add_argument("--page", help="a page to put the table into: docs/results.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(
@@ -202,9 +202,9 @@ def main() -> None:
         json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     print(render(result))
-    if arguments.readme:
-        readme = Path(arguments.readme)
-        readme.write_text(put(readme.read_text(encoding="utf-8"), render(result)), encoding="utf-8")
+    if arguments.page:
+        page = Path(arguments.page)
+        page.write_text(put(page.read_text(encoding="utf-8"), render(result)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@ expectations.
 
     python examples/vision_table.py --n 300 --out examples/vision_table.json
 
-Writes the JSON and prints the table as markdown; with --readme it goes between the README's
-markers. Broken scenes lack the companions that training scenes had; usual ones show what an
+Writes the JSON and prints the table as markdown; with --page docs/results.md it goes between that
+page's markers. Broken scenes lack the companions that training scenes had; usual ones show what an
 intervention costs where nothing was wrong. Settings are the published ones; nothing was tuned here.
 Intervals: 95 %, resampled by picture, paired with greedy decoding.
 """
@@ -175,7 +175,7 @@ def render_table(result: dict[str, Any]) -> str:
         f"{result['n']} problems a task; {result['machine']}, {result['date']}, seed "
         f"{result['seed']}, float32"
     )
-    return "\n".join([*lines, "", f"{about} ([all numbers](examples/vision_table.json))."])
+    return "\n".join([*lines, "", f"{about} ([all numbers](../examples/vision_table.json))."])
 
 
 def main() -> None:
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="examples/vision_table.json")
-    parser.add_argument("--readme", help="a README to put the table into")
+    parser.add_argument("--page", help="a page to put the table into: docs/results.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(arguments.n, arguments.seed)
@@ -192,10 +192,10 @@ def main() -> None:
         json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     print(render_table(result))
-    if arguments.readme:
-        readme = Path(arguments.readme)
-        readme.write_text(
-            put(readme.read_text(encoding="utf-8"), render_table(result), BEGIN, END),
+    if arguments.page:
+        page = Path(arguments.page)
+        page.write_text(
+            put(page.read_text(encoding="utf-8"), render_table(result), BEGIN, END),
             encoding="utf-8",
         )
 

@@ -53,10 +53,10 @@ def test_no_method_sees_a_prompt_of_the_truth() -> None:
             assert len(drawn) == 64 and not seen & {i.ids for i in drawn.instances}
 
 
-def test_the_readme_holds_the_committed_table() -> None:
+def test_the_page_holds_the_committed_table() -> None:
     committed = json.loads((ROOT / "examples/circuit_table.json").read_text(encoding="utf-8"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.split(table.BEGIN)[1].split(table.END)[0].strip() == table.render(committed)
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    assert page.split(table.BEGIN)[1].split(table.END)[0].strip() == table.render(committed)
     assert {method for method, *_ in table.METHODS.values()} == set(names())
     assert set(committed["methods"]) == set(table.METHODS)
     for task in table.POCKET:  # the bundled truths are the ones the table was made with
@@ -75,10 +75,10 @@ def test_the_committed_table_meets_the_bar() -> None:
     assert committed["speed"]["methods"]["discrete SAE"]["share"] <= 0.2
 
 
-def test_the_readme_s_words_about_the_table_hold_its_numbers() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_s_words_about_the_table_hold_its_numbers() -> None:
+    page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     committed = json.loads((ROOT / "examples/circuit_table.json").read_text(encoding="utf-8"))
-    text = readme.split("## Which method finds the heads")[1].split(table.BEGIN)[0]
+    text = page.split("## Which method finds the heads")[1].split(table.BEGIN)[0]
     speed = committed["speed"]["methods"]
     for label in ("discrete SAE", "head ablation, mean (all heads)"):
         assert re.search(rf"\b{speed[label]['seconds']:.0f} s", text), (
