@@ -25,7 +25,7 @@ import torch
 
 import interp
 from interp.errors import UnknownNameError
-from interp.evaluation.evaluate import by_steps, judge, sample
+from interp.evaluation.accuracy import by_steps, judge, sample
 from interp.support.statistics import bootstrap, mcnemar
 from interp.tasks.classification import Classification
 from interp.tasks.niah import NeedleInAHaystack

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from interp.atlas import About, Atlas
+from interp.atlas import Atlas
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
+from interp.results.head_table import About
 from interp.support.files import check_writable, write_atomic
 from interp_hooks.heads import Head
 

@@ -25,7 +25,7 @@ from interp.calibration.splits import Bench, Outcome, split
 from interp.calibration.zerotuning import best_gamma
 from interp.edits import ACT, Gate, ScaleHeads, ZeroTuning
 from interp.errors import InputError, OutputError, UnknownNameError
-from interp.evaluation.evaluate import judge, sample
+from interp.evaluation.accuracy import judge, sample
 from interp.inputs.tokenizer import Text
 from interp.support.checkpoints import Partial
 from interp.tasks.classification import Classification

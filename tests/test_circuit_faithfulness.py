@@ -17,7 +17,7 @@ from interp.circuits.judging.faithfulness import APART, _apart, _curve, faithful
 from interp.circuits.prompts import from_task
 from interp.edits import Ablate
 from interp.errors import InputError
-from interp.evaluation.evaluate import judge
+from interp.evaluation.accuracy import judge
 from interp.support.statistics import bootstrap
 from interp_hooks import Head, HookedModel, hook
 

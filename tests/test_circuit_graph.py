@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.circuits.circuit import EDGE_COLUMNS, Circuit, Search
+from interp.circuits.circuit import Circuit
+from interp.circuits.circuit_table import EDGE_COLUMNS, Search
 from interp.circuits.drawing import graph
 from interp.circuits.drawing import layout as placing
 from interp.circuits.known.truth import Truth

@@ -17,11 +17,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import interp
-from interp.atlas import About, Atlas
+from interp.atlas import Atlas
 from interp.cli import common
 from interp.cli.main import KEPT, OUT_OF_MEMORY, app
 from interp.cli.scan_heads import folder_name
 from interp.errors import InputError, ModelError
+from interp.results.head_table import About
+from interp.support.progress import progress
 from interp_hooks.heads import Head
 
 ABOUT = {
@@ -533,7 +535,7 @@ def test_durations() -> None:
 
 
 def test_progress_without_a_terminal_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with common.progress("Scanning") as report:
+    with progress("Scanning") as report:
         for done in range(1001):
             report(done, 1000, "text")
     lines = capsys.readouterr().err.splitlines()

@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 import interp
 from interp.edits import ACT, ScaleHeads, ZeroTuning, from_json
 from interp.errors import ContextError, InputError, OutputError
-from interp.evaluation.evaluate import by_steps, continuation_loss, evaluate
+from interp.evaluation.accuracy import by_steps
+from interp.evaluation.evaluate import evaluate
+from interp.evaluation.loss import continuation_loss
 from interp.inputs.text import rows_of_text
 from interp.results.evaluation import HEAD, ROWS, Evaluation
 from interp.support.statistics import McNemar, mcnemar

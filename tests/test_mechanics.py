@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from interp import mechanics, tasks
 from interp.atlas import KEYS
 from interp.errors import InputError, TapError, UnknownNameError
-from interp.evaluation.evaluate import sample
+from interp.evaluation.accuracy import sample
 from interp.mechanics.ranks import kendall, rho
 from interp.tasks.task import Instance
 from interp_hooks import HookedModel, hook

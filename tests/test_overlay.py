@@ -16,7 +16,8 @@ import train_pocket_llava as script
 import interp
 from interp import scenes
 from interp.errors import HeadError, InputError
-from interp.vision.overlay import Overlay, overlay
+from interp.results.overlay import Overlay
+from interp.vision.overlay import overlay
 from interp.vision.prompts import with_images
 from interp_hooks import HookedModel, hook
 

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from interp.atlas import About, Atlas
+from interp.atlas import Atlas
 from interp.errors import OutputError
+from interp.results.head_table import About
 
 EVIL = "<script>alert('x')</script> & \"quoted\" </title>"
 ABOUT = {

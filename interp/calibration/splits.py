@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from interp.errors import InputError
-from interp.evaluation.evaluate import answer_logits, batches, sample
+from interp.evaluation.accuracy import answer_logits, batches, sample
 from interp.inputs.tokenizer import pad_id
 from interp.support.checkpoints import Partial, Record
 from interp.tasks.task import Instance, Task

@@ -3,104 +3,28 @@ about."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from interp.atlas import About, Atlas
-from interp.errors import OutputError
-from interp.support.files import write_atomic
-from interp.support.statistics import Interval
-from interp_hooks.heads import Head
+from interp.atlas import Atlas
+from interp.circuits.circuit_table import CircuitTable
+from interp.circuits.drawing.graph import figure
+from interp.circuits.drawing.section import sections
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from interp.circuits.judging.faithfulness import Faithfulness
     from interp.circuits.known.truth import Truth
-    from interp.report.page import Section
-    from interp.vision.overlay import Overlay
-
-EDGES, HEAD = "edges.parquet", "circuit.json"
-FORMAT = 1
-#: the columns of `Circuit.edges`
-EDGE_COLUMNS = ("sender", "receiver", "kind", "score")
+    from interp.report.section import Section
 
 
-@dataclass(frozen=True)
-class Search:
-    """What was asked and how the model does it: the task, the method, accuracy and margins (clean
-    and corrupted, mean over the prompts with 95 % intervals), what it took, and what the metric is:
-    a margin of logits, a probability difference, or a log-probability."""
+class Circuit(CircuitTable, Atlas):
+    """Scores of all heads for one task by one method, with its graph, plots and report.
 
-    task: str
-    method: str
-    n: int
-    accuracy: Interval
-    clean: Interval
-    corrupted: Interval
-    forwards: float
-    backwards: float
-    seconds: float
-    metric: str = "margin"
-
-
-class Circuit(Atlas):
-    """Scores of all heads for one task by one method: an `Atlas` whose column `method` holds them,
-    ≥ 0.
-
-    Beside it may stand `<method>_stderr`, `_low` and `_high` (95 %), and `<method>_effect`, the
-    signed effect on the metric. `edges`: sender, receiver ("L0H1", "MLP 2", "input", "output"),
-    kind (q, k, v, or "" for what has one input), score; empty where the method gives none. `search`
-    is the record of what was asked. `artefacts` are things to be saved beside the table (a sparse
-    autoencoder), by name.
+    Its arguments are those of `CircuitTable`.
     """
-
-    def __init__(
-        self,
-        frame: pd.DataFrame,
-        provenance: Mapping[str, Any],
-        search: Search,
-        edges: pd.DataFrame | None = None,
-        notes: Sequence[str] = (),
-        about: Mapping[str, About] | None = None,
-        overlays: Sequence[Overlay] = (),
-        artefacts: Mapping[str, Any] | None = None,
-        effects: np.ndarray | None = None,
-    ):
-        super().__init__(frame, provenance, notes, about, overlays)
-        self.search = search
-        self.edges = (
-            pd.DataFrame(columns=list(EDGE_COLUMNS))
-            if edges is None
-            else edges.reset_index(drop=True)
-        )
-        self.artefacts = dict(artefacts or {})
-        #: (heads, n) effect of each head on each prompt, in the order of `frame`, where the method
-        #: measures them
-        self.effects = effects
-
-    @property
-    def column(self) -> str:
-        """The name of the column with the method's scores."""
-        return self.search.method
-
-    @property
-    def task(self) -> str:
-        return self.search.task
-
-    def heads(self, k: int | None = None) -> list[Head]:
-        """The `k` strongest heads, or all with a score above 0, strongest first."""
-        ranking = self.ranking(self.column, k)
-        return [head for head, value, _ in ranking if k is not None or value > 0]
 
     def plot(
         self, score: str = "", tower: str = "", kind: str | None = None, top: int = 10
@@ -108,16 +32,8 @@ class Circuit(Atlas):
         """As `Atlas.plot`; without a score, the method's own."""
         return super().plot(score or self.column, tower, kind, top)
 
-    def value(
-        self, head: Head | str | Sequence[int], score: str = "", kind: str | None = None
-    ) -> float:
-        """As `Atlas.value`; without a score, the method's own."""
-        return super().value(head, score or self.column, kind)
-
     def graph(self, heads: int = 12, edges: int = 40) -> go.Figure:
         """Heads by layer, the strongest ones named, with the strongest edges between them."""
-        from interp.circuits.drawing.graph import figure
-
         return figure(self, heads, edges)
 
     def heading(self) -> tuple[str, str]:
@@ -129,8 +45,6 @@ class Circuit(Atlas):
         """What a report tells before the scores: the task, the graph, the strongest edges; how far
         the circuit agrees with one that is known, and how faithful it is, where these are given.
         Raises `InputError` for a truth of another model's shape."""
-        from interp.circuits.drawing.section import sections
-
         return sections(self, truth, faithfulness)
 
     def report(
@@ -140,77 +54,7 @@ class Circuit(Atlas):
         faithfulness: Faithfulness | None = None,
     ) -> Path:
         """As `Atlas.report`, with what `sections` tells first."""
-        from interp.report.page import render
-
-        return self._write(path, render(self, self.sections(truth, faithfulness)))
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """As `Atlas.save`, with `circuit.json`, `edges.parquet` and a folder for each artefact
-        beside it."""
-        target = super().save(folder)
-        table = io.BytesIO()
-        self.edges.to_parquet(table, index=False)
-        head = {
-            "format": FORMAT,
-            "edges_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
-            "search": {
-                **{k: v for k, v in vars(self.search).items() if not isinstance(v, Interval)},
-                **{k: vars(v) for k, v in vars(self.search).items() if isinstance(v, Interval)},
-            },
-        }
-        write_atomic(target / EDGES, table.getvalue())
-        write_atomic(
-            target / HEAD, (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
-        )
-        for name, artefact in self.artefacts.items():
-            artefact.save(target / name)
-        return target
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Circuit:
-        """Read what `save` wrote (artefacts stay in their folders). Raises `OutputError` as
-        `Atlas.load`."""
-        source = Path(folder)
-        if not (source / HEAD).is_file():
-            raise OutputError(
-                f"There is no circuit in {source} ({HEAD} is missing); `interp circuit --out "
-                f"{source}` makes one."
-            )
-        atlas = Atlas.load(folder)
-        try:
-            head = json.loads((source / HEAD).read_text(encoding="utf-8"))
-            table = (source / EDGES).read_bytes()
-            if (
-                head["format"] != FORMAT
-                or hashlib.sha256(table).hexdigest() != head["edges_sha256"]
-            ):
-                raise OutputError(
-                    f"{source / EDGES} is not the one that {HEAD} describes; find the circuit "
-                    "again."
-                )
-            said: dict[str, Any] = {
-                k: Interval(**v) if isinstance(v, dict) else v for k, v in head["search"].items()
-            }
-            edges = pd.read_parquet(io.BytesIO(table))
-            return cls(
-                atlas.frame,
-                atlas.provenance,
-                Search(**said),
-                edges,
-                atlas.notes,
-                atlas._about,
-                atlas.overlays,
-            )
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"There is no circuit in {source} ({Path(error.filename).name} is missing); "
-                "`interp circuit --out "
-                f"{source}` makes one."
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(
-                f"The circuit in {source} is damaged ({error}); find it again."
-            ) from error
+        return self._write(path, self.sections(truth, faithfulness))
 
     def __repr__(self) -> str:
         strongest = ", ".join(str(h) for h in self.heads(5))

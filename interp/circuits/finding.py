@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from interp import circuits
-from interp.atlas import About, rows_of
-from interp.circuits.circuit import Circuit, Search
+from interp.circuits.circuit import Circuit
 from interp.circuits.circuit_method import Found, Method
+from interp.circuits.circuit_table import Search
 from interp.circuits.prompts import Prompts, from_task
 from interp.circuits.runs.paired_runs import Bench, Progress
 from interp.errors import InputError, InterpError
-from interp.evaluation.evaluate import judge
+from interp.evaluation.accuracy import judge
 from interp.inputs.text import check_seed
+from interp.results.head_table import About, rows_of
 from interp.support.checkpoints import Partial
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap

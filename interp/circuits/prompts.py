@@ -14,7 +14,7 @@ import torch
 
 from interp import tasks
 from interp.errors import InputError
-from interp.evaluation.evaluate import sample
+from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed, read_file
 from interp.inputs.tokenizer import Text, pad_id
 from interp.tasks.images import ImageTask

@@ -19,6 +19,7 @@ from interp.cli.common import (
     note,
     out,
 )
+from interp.support.progress import progress
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
@@ -77,7 +78,7 @@ def ablate(
         chosen, rivals = scanned(loaded, score, count, seed)
     check(chosen, loaded)
     note(f"Ablating {', '.join(map(str, chosen))} of {loaded.name} ({mode.value}).")
-    with common.progress(f"Ablating on {task}") as report:
+    with progress(f"Ablating on {task}") as report:
         result = interp.ablate(
             loaded,
             chosen,
@@ -138,7 +139,7 @@ def scanned(model: Any, score: str, count: int, seed: int) -> tuple[list[Head], 
     import interp
 
     plan = interp.plan_scan(model, scores=score, seed=seed)
-    with common.progress(f"Scanning {score}") as report:
+    with progress(f"Scanning {score}") as report:
         atlas = plan.run(None, report)
     for remark in atlas.notes:
         note(remark)

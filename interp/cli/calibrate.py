@@ -21,6 +21,7 @@ from interp.cli.common import (
     note,
     out,
 )
+from interp.support.progress import progress
 
 if TYPE_CHECKING:
     from interp.calibration.calibration import Calibration
@@ -124,7 +125,7 @@ def calibrate(
         tasks.get(task)  # what is wrong without the model is found before it is loaded
     check_out(out_file)
     loaded = common.load(model, device, dtype, backend)
-    with common.progress(f"Calibrating {method}") as report:
+    with progress(f"Calibrating {method}") as report:
         result = calibration.calibrate(loaded, chosen, task, n, seed, out=out_file, progress=report)
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:

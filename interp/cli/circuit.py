@@ -20,6 +20,7 @@ from interp.cli.common import (
     note,
     out,
 )
+from interp.support.progress import progress
 
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
@@ -125,7 +126,7 @@ def circuit(
     problems: Any = task or "ioi"
     if rows is not None:
         problems = circuits.prompts.from_texts(loaded, rows)
-    with common.progress(f"Finding the circuit by {method}") as report:
+    with progress(f"Finding the circuit by {method}") as report:
         folder = target or FOLDER / folder_name(
             loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
         )
@@ -393,7 +394,7 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     from interp import circuits
     from interp.support.files import write_atomic
 
-    with common.progress("Measuring faithfulness") as report:
+    with progress("Measuring faithfulness") as report:
         curve = circuits.faithfulness(model, found, n=n, seed=seed, progress=report)
     columns = ("heads kept", "share", "faithfulness [95 %]", "random heads", "with them removed")
     made = common.table(*columns, right=columns)

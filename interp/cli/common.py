@@ -6,8 +6,7 @@ Only typer and rich are imported here; `interp --help` must answer at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,60 +162,6 @@ def duration(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Progress]:
-    """One progress bar with the time left, on stderr; a line every tenth where stderr is not a
-    terminal.
-
-    Yields ``report(done, total, what)``.
-    """
-    console = err()
-    if not console.is_terminal:
-        yield _Lines(console, title)
-        return
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Bar(*columns, console=console, expand=True, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-
-        def report(done: int, total: int, what: str) -> None:
-            bar.update(
-                task,
-                completed=done,
-                total=total,
-                description=_clip(f"{title}: {what}" if what else title),
-            )
-
-        yield report
-
-
-class _Lines:
-    """Progress for logs and pipes: a line at the first report, then whenever another tenth is
-    done."""
-
-    def __init__(self, console: Console, title: str):
-        self._console, self._title, self._tenth = console, title, -1
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        tenth = 10 * done // total if total else 0
-        if tenth > self._tenth:
-            self._tenth = tenth
-            self._console.print(
-                Text(f"{self._title}: {done / max(total, 1):4.0%} {what}".rstrip()), soft_wrap=True
-            )
-
-
-def _clip(text: str, width: int = 36) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def is_interactive() -> bool:

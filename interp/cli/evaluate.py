@@ -19,6 +19,7 @@ from interp.cli.common import (
     note,
     out,
 )
+from interp.support.progress import progress
 
 
 def evaluate(
@@ -92,7 +93,7 @@ def evaluate(
         text=text,
         include_path=include_path,
     )
-    with common.progress(f"Evaluating {task or metric or 'niah'}") as report:
+    with progress(f"Evaluating {task or metric or 'niah'}") as report:
         result = interp.evaluate(
             loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
         )

@@ -19,6 +19,7 @@ from interp.cli.common import (
     note,
     out,
 )
+from interp.support.progress import progress
 
 #: a plan that takes longer than this is asked about
 ASK_FROM_SECONDS = 600
@@ -106,7 +107,7 @@ def scan_heads(
     if plan.seconds > ASK_FROM_SECONDS and not yes:
         agree(plan.seconds)
     folder = target or FOLDER / folder_name(loaded.name)
-    with common.progress("Scanning") as report:
+    with progress("Scanning") as report:
         atlas = plan.run(folder, report)  # saves the atlas too
     page = atlas.report(folder / "report.html")
     console = out()

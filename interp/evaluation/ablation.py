@@ -11,7 +11,7 @@ import numpy as np
 from interp import tasks
 from interp.edits.ablate import Ablate
 from interp.errors import InputError
-from interp.evaluation.evaluate import judge, sample
+from interp.evaluation.accuracy import judge, sample
 from interp.inputs.text import check_seed
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.task import Task

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from interp.errors import InputError, UnknownNameError
-from interp.evaluation.evaluate import by_steps
+from interp.evaluation.accuracy import by_steps
 from interp.evaluation.loss import past
 from interp.inputs.batches import left_padded, rows_of
 from interp.inputs.context import check_context, extrapolation

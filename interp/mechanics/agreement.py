@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from interp.evaluation.evaluate import sample
+from interp.evaluation.accuracy import sample
 from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
 from interp.mechanics.attribution import Attribution, attributions, check

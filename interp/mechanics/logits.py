@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError, TapError
-from interp.evaluation.evaluate import sample
+from interp.evaluation.accuracy import sample
 from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
 from interp.mechanics.metric import Judged, judged

@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from interp.results.head_table import HeadTable
+
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 #: up to this many cells, each cell shows its value; above, only the outlined ones show their rank
 _CELLS_WITH_VALUES = 160
@@ -172,6 +174,43 @@ def heatmap(
         ],
     )
     return figure
+
+
+def of_score(
+    table: HeadTable, score: str, tower: str = "", kind: str | None = None, top: int = 10
+) -> go.Figure:
+    """Heat map of a table's score: a column a head, a row a layer, layer 0 at the top, the `top`
+    heads outlined."""
+    about = table.about(score)
+    where, which = table.panel(score, tower, kind)
+    several = len(table.panels(score)) > 1 or len(table.towers) > 1
+    names = [
+        about.title,
+        where if several else "",
+        "cross-attention" if which == "cross" else "",
+        table.model,
+    ]
+    subtitle = [] if about.threshold is None else [f"a head counts from {number(about.threshold)}"]
+    values = table.cells(score, where, which)
+    ranking = table.ranking(score, top, where, which)
+    # a head at a hundredth of the strongest is not worth pointing at
+    least = 0.01 * max((abs(value) for _, value, _ in ranking), default=0.0)
+    outlined = [(h.layer, h.head) for h, value, _ in ranking if abs(value) > least]
+    if outlined:
+        subtitle.append(f"outlined: the top {len(outlined)}")
+    if np.ma.getmaskarray(values).any():
+        subtitle.append("grey: not measured")
+    return heatmap(
+        values,
+        table.stderr(score, where, which),
+        title=" · ".join(n for n in names if n),
+        subtitle="; ".join(subtitle),
+        low=about.low,
+        high=about.high,
+        unit=about.unit,
+        tower=where,
+        outlined=outlined,
+    )
 
 
 def _range(data: np.ma.MaskedArray, low: float | None, high: float | None) -> tuple[float, float]:

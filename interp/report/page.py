@@ -12,15 +12,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.report.heatmap import DARK, LIGHT, number
+from interp.report.heatmap import DARK, LIGHT, number, of_score
+from interp.report.section import Section, plotable
 
 if TYPE_CHECKING:
-    from interp.atlas import Atlas
-    from interp.vision.overlay import Overlay
+    from interp.results.head_table import HeadTable
+    from interp.results.overlay import Overlay
 
 #: heads listed and outlined a score, and in a row of the summary
 TOP = 10
@@ -30,32 +31,9 @@ _FULL_WIDTH = 900
 _NOT_MEASURED = '<span class="none">not measured</span>'
 
 
-class Section(NamedTuple):
-    """A part of the page that comes first: its element id, its heading, what is under it as HTML
-    (escaped already), and its figures by the ids of the elements that the HTML has for them, as
-    `plotable` makes them."""
-
-    anchor: str
-    title: str
-    html: str
-    figures: dict[str, Any]
-
-
-def plotable(figure: Any, above: int = 48) -> dict[str, Any]:
-    """A figure for the page, as JSON: the page has a heading of its own and is as wide as the
-    reader's window, so the title, `above` pixels high, and the width go."""
-    figure.update_layout(
-        title=None,
-        width=None,
-        height=figure.layout.height - above,
-        margin={"t": figure.layout.margin.t - above},
-        autosize=True,
-    )
-    return dict(json.loads(figure.to_json()))
-
-
-def render(atlas: Atlas, first: Sequence[Section] = ()) -> str:
-    """The whole page; `first` comes before the scores."""
+def render(atlas: HeadTable, heading: tuple[str, str], first: Sequence[Section] = ()) -> str:
+    """The whole page: of what it is and its title (`heading`), the sections that come before the
+    scores, the scores."""
     from plotly.offline import get_plotlyjs
 
     figures: dict[str, Any] = {}
@@ -68,7 +46,7 @@ def render(atlas: Atlas, first: Sequence[Section] = ()) -> str:
     # The library must not be able to close its own script element.
     library = re.sub(r"</(script)", r"<\\/\1", get_plotlyjs(), flags=re.IGNORECASE)
     data = {"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}}
-    kind, title = atlas.heading()
+    kind, title = heading
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -105,7 +83,7 @@ def render(atlas: Atlas, first: Sequence[Section] = ()) -> str:
 """
 
 
-def summary(atlas: Atlas) -> str:
+def summary(atlas: HeadTable) -> str:
     """What Jupyter shows of an atlas: its name, its notes and the table of top heads."""
     notes = "".join(f"<div><em>{escape(n)}</em></div>" for n in atlas.notes)
     return (
@@ -114,7 +92,7 @@ def summary(atlas: Atlas) -> str:
     )
 
 
-def summary_table(atlas: Atlas, links: bool) -> str:
+def summary_table(atlas: HeadTable, links: bool) -> str:
     """The strongest heads of every score with their values, a row a score."""
     rows = []
     for score in atlas.scores:
@@ -138,7 +116,7 @@ def summary_table(atlas: Atlas, links: bool) -> str:
     )
 
 
-def _hint(atlas: Atlas) -> str:
+def _hint(atlas: HeadTable) -> str:
     """How heads are written."""
     towers = [t for t in atlas.towers if t]
     of = f" of the {escape(towers[-1])} tower" if len(atlas.towers) > 1 else ""
@@ -146,7 +124,7 @@ def _hint(atlas: Atlas) -> str:
     return f"{escape(written)} is head 1 of layer 5{of}; both count from 0. Higher is stronger."
 
 
-def _header(atlas: Atlas, kind: str, title: str) -> str:
+def _header(atlas: HeadTable, kind: str, title: str) -> str:
     settings = atlas.provenance.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     facts = [
@@ -175,7 +153,7 @@ def _first(section: Section) -> str:
     )
 
 
-def _navigation(atlas: Atlas, first: Sequence[Section]) -> str:
+def _navigation(atlas: HeadTable, first: Sequence[Section]) -> str:
     before = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in first)
     looks = "".join(
         f'<li><a href="#overlay-{n}-section">Where heads look</a></li>'
@@ -190,7 +168,7 @@ def _navigation(atlas: Atlas, first: Sequence[Section]) -> str:
     )
 
 
-def _notes(atlas: Atlas) -> str:
+def _notes(atlas: HeadTable) -> str:
     if not atlas.notes:
         return ""
     items = "".join(f"<li>{escape(n)}</li>" for n in atlas.notes)
@@ -218,7 +196,7 @@ in the heads that look at pictures most. Bright: close to the head's own largest
  style="height:{height - 48}px"></div></figure></section>"""
 
 
-def _section(atlas: Atlas, score: str, figures: dict[str, Any]) -> str:
+def _section(atlas: HeadTable, score: str, figures: dict[str, Any]) -> str:
     """One score. Its figures are added to `figures` by element id."""
     about = atlas.about(score)
     parts = [
@@ -250,7 +228,7 @@ def _section(atlas: Atlas, score: str, figures: dict[str, Any]) -> str:
     )
 
 
-def _threshold(atlas: Atlas, score: str) -> str:
+def _threshold(atlas: HeadTable, score: str) -> str:
     threshold, above = atlas.about(score).threshold, atlas.above(score)
     if threshold is None:
         return ""
@@ -260,7 +238,7 @@ def _threshold(atlas: Atlas, score: str) -> str:
 
 
 def _panel(
-    atlas: Atlas,
+    atlas: HeadTable,
     score: str,
     tower: str,
     kind: str,
@@ -278,7 +256,7 @@ def _panel(
     heading = f"<h3>{escape(where[:1].upper() + where[1:])}</h3>" if where and several else ""
     if not ranked:
         return f'{heading}<p class="none">Not measured in any head.</p>'
-    figure = atlas.plot(score, tower, kind, top=TOP)
+    figure = of_score(atlas, score, tower, kind, TOP)
     width = figure.layout.width
     figures[element] = plotable(figure)
     n_layers, n_heads = atlas.matrix(score, tower, kind).shape
@@ -314,7 +292,7 @@ def _panel(
 <tbody>{rows}</tbody></table></div></div>"""
 
 
-def _provenance(atlas: Atlas) -> str:
+def _provenance(atlas: HeadTable) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
         for key, value in _flat(atlas.provenance)

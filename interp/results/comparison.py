@@ -11,12 +11,12 @@ from interp.errors import InputError
 from interp.support.statistics import spearman
 
 if TYPE_CHECKING:
-    from interp.atlas import Atlas
+    from interp.results.head_table import HeadTable
 
 _PLACE = ["tower", "kind", "layer", "head"]
 
 
-def compare(one: Atlas, other: Atlas) -> pd.DataFrame:
+def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
     """How far two atlases agree, a row a shared score.
 
     Columns: `score`; `spearman`, the rank correlation over heads (Pearson's r of ranks, ties

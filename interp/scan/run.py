@@ -30,7 +30,7 @@ from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
-    from interp.vision.overlay import Overlay
+    from interp.results.overlay import Overlay
 
 Progress = Callable[[int, int, str], None]
 
@@ -182,7 +182,7 @@ class Scan(Plan):
 
     def _frame(self, records: Any) -> Any:
         """One row a head; means over samples (NaN left out) and standard errors."""
-        from interp.atlas import rows_of
+        from interp.results.head_table import rows_of
 
         index = ["tower", "kind", "layer", "head"]
         frame = rows_of(s for s in self.model.sites if s.kind == "self")

@@ -67,9 +67,7 @@ def cluster_heads(
     from interp.vision.pictures import Pictures
 
     needs_images(model, "Clustering a vision tower's heads")
-    given = (
-        Pictures(samples, seed).inputs(model) if prompts is None else list(prompts)
-    )
+    given = Pictures(samples, seed).inputs(model) if prompts is None else list(prompts)
     heads = [h for h in model.heads if h.tower == "vision"]
     if not given or not 1 <= clusters <= len(heads):
         raise InputError(

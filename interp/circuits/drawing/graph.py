@@ -29,7 +29,7 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from interp.circuits.circuit import Circuit
+    from interp.circuits.circuit_table import CircuitTable
 
 #: pixels: the figure's width, a line of nodes where there are many and few, what is above and below
 WIDTH, PITCH, TALLEST, TOP, BOTTOM = 820, 78, 116, 92, 24
@@ -41,7 +41,7 @@ DASHES = {"q": "solid", "k": "dash", "v": "dot", "": "solid"}
 WIRES = {"q": "into the query", "k": "into the key", "v": "into the value"}
 
 
-def figure(circuit: Circuit, heads: int = 12, edges: int = 40) -> go.Figure:
+def figure(circuit: CircuitTable, heads: int = 12, edges: int = 40) -> go.Figure:
     """The `heads` strongest heads of a circuit by layer, and the `edges` strongest edges between
     what is shown.
 
@@ -148,7 +148,7 @@ def dark() -> dict[str, str]:
     return found
 
 
-def said(circuit: Circuit, chosen: Sequence[Head], shown: pd.DataFrame) -> str:
+def said(circuit: CircuitTable, chosen: Sequence[Head], shown: pd.DataFrame) -> str:
     """What is shown, of how much."""
     few = (
         f"the {len(chosen)} strongest of {len(circuit.frame)} heads"
@@ -206,7 +206,7 @@ def _edges(shown: pd.DataFrame, nodes: Mapping[str, Node], signed: bool) -> list
     return traces
 
 
-def _links(circuit: Circuit, nodes: Mapping[str, Node]) -> list[Any]:
+def _links(circuit: CircuitTable, nodes: Mapping[str, Node]) -> list[Any]:
     """Thin lines from key-value heads to the query heads that read them."""
     import plotly.graph_objects as go
 
@@ -263,7 +263,7 @@ def _nodes(nodes: Mapping[str, Node]) -> list[Any]:
     return traces
 
 
-def _legend(circuit: Circuit, shown: pd.DataFrame) -> list[Any]:
+def _legend(circuit: CircuitTable, shown: pd.DataFrame) -> list[Any]:
     """Which colour is which way, which dashes which input."""
     import plotly.graph_objects as go
 

@@ -15,7 +15,7 @@ from interp.report.heatmap import number
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
+    from interp.circuits.circuit_table import CircuitTable
 
 #: nodes side by side before a layer takes another line
 ABREAST = 9
@@ -58,7 +58,7 @@ class Node:
     hover: str
 
 
-def strongest(circuit: Circuit, chosen: Sequence[Head], edges: int) -> pd.DataFrame:
+def strongest(circuit: CircuitTable, chosen: Sequence[Head], edges: int) -> pd.DataFrame:
     """The rows of `circuit.edges` that are drawn: between the chosen heads, MLPs and the two ends,
     not 0, the largest first."""
     table = circuit.edges
@@ -92,7 +92,7 @@ def _plain(end: str) -> str:
     return end.rpartition(".")[2]
 
 
-def readers_of(circuit: Circuit, name: str, chosen: Sequence[Head]) -> list[Head]:
+def readers_of(circuit: CircuitTable, name: str, chosen: Sequence[Head]) -> list[Head]:
     """The chosen query heads that read the keys and values of "L2KV1"; none for other names."""
     found = _GROUP.fullmatch(name)
     if found is None:
@@ -104,7 +104,7 @@ def readers_of(circuit: Circuit, name: str, chosen: Sequence[Head]) -> list[Head
 
 
 def placed(
-    circuit: Circuit, chosen: Sequence[Head], shown: pd.DataFrame
+    circuit: CircuitTable, chosen: Sequence[Head], shown: pd.DataFrame
 ) -> tuple[dict[str, Node], dict[int, list[float]]]:
     """(name → node, layer → the lines its heads are on). Layers of which nothing is shown take no
     room."""
@@ -173,7 +173,7 @@ def _end(name: str, what: str, y: float) -> Node:
     return Node(name, name, 0.0, y, BOX, PLAIN, "square", f"<b>{name}</b><br>{what}")
 
 
-def _head(circuit: Circuit, head: Head, x: float, y: float, most: float) -> Node:
+def _head(circuit: CircuitTable, head: Head, x: float, y: float, most: float) -> Node:
     column, effect = circuit.column, f"{circuit.column}_effect"
     row = circuit.frame[
         (circuit.frame["tower"] == head.tower)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from interp.circuits.drawing.graph import dark, figure
 from interp.circuits.judging.agreement import Agreement, evaluate, ranks
 from interp.report.heatmap import number
-from interp.report.page import Section, plotable
+from interp.report.section import Section, plotable
 from interp.support.statistics import Interval
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
+    from interp.circuits.circuit_table import CircuitTable
     from interp.circuits.judging.faithfulness import Faithfulness
     from interp.circuits.known.truth import Truth
 
@@ -23,7 +23,7 @@ LISTED = 12
 
 
 def sections(
-    circuit: Circuit, truth: Truth | None, faithfulness: Faithfulness | None
+    circuit: CircuitTable, truth: Truth | None, faithfulness: Faithfulness | None
 ) -> list[Section]:
     """In the order of the page."""
     found = [_circuit(circuit)]
@@ -34,7 +34,7 @@ def sections(
     return found
 
 
-def _circuit(circuit: Circuit) -> Section:
+def _circuit(circuit: CircuitTable) -> Section:
     search, about = circuit.search, circuit.about(circuit.column)
     passes = [f"{number(search.forwards, 1)} forward"]
     passes += [f"{number(search.backwards, 1)} backward"] if search.backwards else []
@@ -68,7 +68,7 @@ def _circuit(circuit: Circuit) -> Section:
     return Section("circuit", "Circuit", html, {"circuit-graph": content})
 
 
-def _heads(circuit: Circuit) -> str:
+def _heads(circuit: CircuitTable) -> str:
     column, effect = circuit.column, f"{circuit.column}_effect"
     table = circuit.frame.sort_values(
         [column, "layer", "head"], ascending=[False, True, True], kind="stable"
@@ -87,7 +87,7 @@ def _heads(circuit: Circuit) -> str:
     return _table(heads, rows, f"Strongest of {len(table)} heads")
 
 
-def _edges(circuit: Circuit) -> str:
+def _edges(circuit: CircuitTable) -> str:
     table = circuit.edges
     if not len(table):
         return ""
@@ -102,7 +102,7 @@ def _edges(circuit: Circuit) -> str:
     return _table(heads, rows, f"Strongest of {len(table)} edges")
 
 
-def _known(circuit: Circuit, truth: Truth) -> Section:
+def _known(circuit: CircuitTable, truth: Truth) -> Section:
     """How the ranking agrees with a known circuit, and where its heads are ranked."""
     parts = [f'<p class="reading">{escape(truth.source)}</p>']
     parts += [f'<p class="note">{escape(remark)}</p>' for remark in truth.notes]
@@ -137,7 +137,7 @@ def agreement_facts(agreement: Agreement) -> dict[str, str]:
     }
 
 
-def _here(circuit: Circuit, head: Head) -> Head:
+def _here(circuit: CircuitTable, head: Head) -> Head:
     """The head with the name of the circuit's tower, which a truth leaves out."""
     return Head(head.layer, head.head, circuit.towers[0])
 

@@ -22,7 +22,7 @@ from interp.support.statistics import ranks as average_ranks
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
+    from interp.circuits.circuit_table import CircuitTable
 
 __all__ = [
     "Agreement",
@@ -154,7 +154,7 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
     )
 
 
-def compare(circuits: Sequence[Circuit], truth: Any, seed: int = 0) -> pd.DataFrame:
+def compare(circuits: Sequence[CircuitTable], truth: Any, seed: int = 0) -> pd.DataFrame:
     """A row a circuit: `method`, `auc`, `auc_pessimistic`, `average_precision`, `p`, `forwards`,
     `backwards` (passes over the prompts) and `seconds`, the best AUC first. Raises as
     `evaluate`."""

@@ -17,7 +17,7 @@ from interp.circuits.methods.head_ablation import resampled_means
 from interp.circuits.prompts import Prompts, checked, from_task
 from interp.circuits.runs.paired_runs import Bench, Progress
 from interp.errors import InputError
-from interp.evaluation.evaluate import sample
+from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
 from interp.support.provenance import inputs_hash, provenance
 from interp.support.statistics import Interval, bootstrap

@@ -20,7 +20,7 @@ from interp.circuits.prompts import Prompts, from_task
 from interp.circuits.runs.paired_runs import Bench, Progress
 from interp.edits.overwrite_row import OverwriteRow
 from interp.errors import InputError
-from interp.evaluation.evaluate import answer_logits, batches
+from interp.evaluation.accuracy import answer_logits, batches
 from interp.inputs.text import check_seed
 from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.circuits.circuit import EDGE_COLUMNS
 from interp.circuits.circuit_method import Found, Method
+from interp.circuits.circuit_table import EDGE_COLUMNS
 from interp.circuits.methods.codes import edge_matrix, edge_score, effect_score, node_score
 from interp.circuits.prompts import Pairs
 from interp.circuits.runs.paired_runs import Bench

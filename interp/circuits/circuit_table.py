@@ -1,0 +1,173 @@
+"""The numbers of a circuit: scores of heads, edges between them, and what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.errors import OutputError
+from interp.results.head_table import About, HeadTable
+from interp.support.files import write_atomic
+from interp.support.statistics import Interval
+from interp_hooks.heads import Head
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from interp.results.overlay import Overlay
+
+EDGES, HEAD = "edges.parquet", "circuit.json"
+FORMAT = 1
+#: the columns of `Circuit.edges`
+EDGE_COLUMNS = ("sender", "receiver", "kind", "score")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was asked and how the model does it: the task, the method, accuracy and margins (clean
+    and corrupted, mean over the prompts with 95 % intervals), what it took, and what the metric is:
+    a margin of logits, a probability difference, or a log-probability."""
+
+    task: str
+    method: str
+    n: int
+    accuracy: Interval
+    clean: Interval
+    corrupted: Interval
+    forwards: float
+    backwards: float
+    seconds: float
+    metric: str = "margin"
+
+
+class CircuitTable(HeadTable):
+    """Scores of all heads for one task by one method: a table whose column `method` holds them,
+    ≥ 0.
+
+    Beside it may stand `<method>_stderr`, `_low` and `_high` (95 %), and `<method>_effect`, the
+    signed effect on the metric. `edges`: sender, receiver ("L0H1", "MLP 2", "input", "output"),
+    kind (q, k, v, or "" for what has one input), score; empty where the method gives none. `search`
+    is the record of what was asked. `artefacts` are things to be saved beside the table (a sparse
+    autoencoder), by name.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        provenance: Mapping[str, Any],
+        search: Search,
+        edges: pd.DataFrame | None = None,
+        notes: Sequence[str] = (),
+        about: Mapping[str, About] | None = None,
+        overlays: Sequence[Overlay] = (),
+        artefacts: Mapping[str, Any] | None = None,
+        effects: np.ndarray | None = None,
+    ):
+        super().__init__(frame, provenance, notes, about, overlays)
+        self.search = search
+        self.edges = (
+            pd.DataFrame(columns=list(EDGE_COLUMNS))
+            if edges is None
+            else edges.reset_index(drop=True)
+        )
+        self.artefacts = dict(artefacts or {})
+        #: (heads, n) effect of each head on each prompt, in the order of `frame`, where the method
+        #: measures them
+        self.effects = effects
+
+    @property
+    def column(self) -> str:
+        """The name of the column with the method's scores."""
+        return self.search.method
+
+    @property
+    def task(self) -> str:
+        return self.search.task
+
+    def heads(self, k: int | None = None) -> list[Head]:
+        """The `k` strongest heads, or all with a score above 0, strongest first."""
+        ranking = self.ranking(self.column, k)
+        return [head for head, value, _ in ranking if k is not None or value > 0]
+
+    def value(
+        self, head: Head | str | Sequence[int], score: str = "", kind: str | None = None
+    ) -> float:
+        """As `HeadTable.value`; without a score, the method's own."""
+        return super().value(head, score or self.column, kind)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """As `HeadTable.save`, with `circuit.json`, `edges.parquet` and a folder for each artefact
+        beside it."""
+        target = super().save(folder)
+        table = io.BytesIO()
+        self.edges.to_parquet(table, index=False)
+        head = {
+            "format": FORMAT,
+            "edges_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
+            "search": {
+                **{k: v for k, v in vars(self.search).items() if not isinstance(v, Interval)},
+                **{k: vars(v) for k, v in vars(self.search).items() if isinstance(v, Interval)},
+            },
+        }
+        write_atomic(target / EDGES, table.getvalue())
+        write_atomic(
+            target / HEAD, (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
+        )
+        for name, artefact in self.artefacts.items():
+            artefact.save(target / name)
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote (artefacts stay in their folders). Raises `OutputError` as
+        `HeadTable.load`."""
+        source = Path(folder)
+        if not (source / HEAD).is_file():
+            raise OutputError(
+                f"There is no circuit in {source} ({HEAD} is missing); `interp circuit --out "
+                f"{source}` makes one."
+            )
+        atlas = HeadTable.load(folder)
+        try:
+            head = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            table = (source / EDGES).read_bytes()
+            if (
+                head["format"] != FORMAT
+                or hashlib.sha256(table).hexdigest() != head["edges_sha256"]
+            ):
+                raise OutputError(
+                    f"{source / EDGES} is not the one that {HEAD} describes; find the circuit "
+                    "again."
+                )
+            said: dict[str, Any] = {
+                k: Interval(**v) if isinstance(v, dict) else v for k, v in head["search"].items()
+            }
+            edges = pd.read_parquet(io.BytesIO(table))
+            return cls(
+                atlas.frame,
+                atlas.provenance,
+                Search(**said),
+                edges,
+                atlas.notes,
+                atlas._about,
+                atlas.overlays,
+            )
+        except FileNotFoundError as error:
+            raise OutputError(
+                f"There is no circuit in {source} ({Path(error.filename).name} is missing); "
+                "`interp circuit --out "
+                f"{source}` makes one."
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"The circuit in {source} is damaged ({error}); find it again."
+            ) from error
