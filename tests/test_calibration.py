@@ -27,7 +27,7 @@ from interp.edits import ACT, Gate, ScaleHeads, ZeroTuning
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp.evaluation.accuracy import judge, sample
 from interp.inputs.tokenizer import Text
-from interp.support.checkpoints import Partial
+from interp.support.checkpoints import Checkpoints
 from interp.tasks.classification import Classification
 from interp.tasks.niah import NeedleInAHaystack
 from interp.tasks.task import Instance, Problem
@@ -200,7 +200,7 @@ def test_the_filter_finds_the_head_that_was_damaged(pocket: HookedModel) -> None
     with torch.no_grad():
         module.model.layers[1].self_attn.o_proj.weight[:, head.head * d : (head.head + 1) * d] *= -1
     damaged = hook(module, name="damaged", tokenizer=pocket.tokenizer)
-    bench = Bench(damaged, split(damaged, "colored_objects", 12, 8, 0), 0, Partial(None, {}))
+    bench = Bench(damaged, split(damaged, "colored_objects", 12, 8, 0), 0, Checkpoints(None, {}))
     heads = [h for h in damaged.heads if h.layer == 1]
     kept, trials = filter_heads(bench, heads, lambda h: [ScaleHeads({h: -1.0})], "bh", 0.05)
     assert kept == [head]
@@ -217,7 +217,7 @@ def test_headhunter_finds_the_planted_circuit(tokenizer: Any) -> None:
     def harm(hooked: HookedModel, edits: Any) -> float:
         return -float(np.mean([correct for correct, _ in judge(hooked, task, instances, edits)]))
 
-    bench = Bench(model, split(model, "induction", 8, 8, 0), 0, Partial(None, {}))
+    bench = Bench(model, split(model, "induction", 8, 8, 0), 0, Checkpoints(None, {}))
     found = HeadHunter("ablate", harm, rounds=2, top=2).find(bench)
     assert found.edits[0].heads == (Head(0, 1), Head(1, 2))  # type: ignore[attr-defined]
     assert found.trials.groupby("round").size().tolist() == [8, 6]

@@ -27,7 +27,7 @@ from interp.circuits import (
 from interp.circuits.circuit_method import Method
 from interp.circuits.methods.head_ablation import HeadAblation, resampled_means
 from interp.circuits.prompts import from_task
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError, UnknownNameError
 from interp.tasks import get
 from interp_hooks import Head
@@ -85,9 +85,9 @@ def means_by_hand(twin: Any, prompts: Any) -> dict[int, torch.Tensor]:
 @pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
 def test_effects_equal_plain_hooks_on_unpadded_prompts(worded: Any, name: str, mode: str) -> None:
     model, twin = worded(name)
-    prompts = from_task(model, "ioi", 6)  # prompts of several lengths, so that the bench pads
+    prompts = from_task(model, "ioi", 6)  # prompts of several lengths, so that the runs pads
     assert len({len(i.ids) for i in prompts.instances}) > 1
-    found = HeadAblation(mode).find(Bench(model, prompts))
+    found = HeadAblation(mode).find(PairedRuns(model, prompts))
     assert found.effects is not None
     means = means_by_hand(twin, prompts)
     plain = np.array(
@@ -109,9 +109,9 @@ def test_replacing_every_head_by_its_twin_is_the_corrupted_run_but_for_the_embed
 ) -> None:
     """IOI prompts and their twins end in the same tokens, so with all z replaced the last position
     can't tell."""
-    bench = Bench(pocket, from_task(pocket, "ioi", 8))
-    (margins,) = bench.ablated([bench.heads], "resample")
-    np.testing.assert_allclose(margins, bench.margins(corrupted=True), atol=1e-3)
+    runs = PairedRuns(pocket, from_task(pocket, "ioi", 8))
+    (margins,) = runs.ablated([runs.heads], "resample")
+    np.testing.assert_allclose(margins, runs.margins(corrupted=True), atol=1e-3)
 
 
 def test_bootstrap_means_have_the_right_mean_and_spread() -> None:
@@ -126,9 +126,9 @@ def test_an_interrupted_ablation_resumes_and_gives_the_same(
 ) -> None:
     whole = find(pocket, "ioi", "head_ablation", n=6)
     runs: list[int] = []
-    without = Bench.without
+    without = PairedRuns.without
     monkeypatch.setattr(
-        Bench, "without", lambda self, *a, **k: runs.append(1) or without(self, *a, **k)
+        PairedRuns, "without", lambda self, *a, **k: runs.append(1) or without(self, *a, **k)
     )
 
     def stop(done: int, total: int, what: str) -> None:
@@ -195,10 +195,10 @@ def test_stability_is_one_where_the_prompts_do_not_matter(pocket: Any) -> None:
     class Constant(Method):
         name = "constant"
 
-        def find(self, bench: Bench) -> Any:
+        def find(self, runs: PairedRuns) -> Any:
             from interp.circuits.circuit_method import Found
 
-            return Found(np.arange(len(bench.heads), dtype=float))
+            return Found(np.arange(len(runs.heads), dtype=float))
 
     assert resampled(pocket, "ioi", Constant(), k=5, resamples=4, n=4).mean == 1.0
     real = resampled(pocket, "ioi", "attribution", k=4, resamples=5, n=12)

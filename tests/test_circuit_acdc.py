@@ -24,11 +24,11 @@ ROWS = 2
 
 
 def cut(name: str, mode: str = "resample") -> Subgraph:
-    """All of a bench's prompts, ready to run with edges removed."""
-    bench = lens_bench() if name == "lens" else bench_of(name, ROWS)
-    stream = Stream(bench)
-    (pairs,) = bench.batches()
-    return Subgraph(stream, Receivers(bench, stream), pairs, mode)
+    """All of a runs's prompts, ready to run with edges removed."""
+    runs = lens_bench() if name == "lens" else bench_of(name, ROWS)
+    stream = Stream(runs)
+    (pairs,) = runs.batches()
+    return Subgraph(stream, Receivers(runs, stream), pairs, mode)
 
 
 def matrix(name: str, graph: Graph, edges: list[Any]) -> torch.Tensor:
@@ -80,8 +80,8 @@ def test_edges_removed_at_random_give_the_reference_with_split_streams(
 @pytest.mark.parametrize("name", NAMES)
 def test_projections_are_the_modules_own_and_replaceable(name: str) -> None:
     """A change of one head's raw values moves z of the heads that read it and no other."""
-    bench, seen = bench_of(name, 1), {}
-    (pairs,) = bench.batches()
+    runs, seen = bench_of(name, 1), {}
+    (pairs,) = runs.batches()
 
     def double(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         seen[place, layer] = tensor
@@ -91,10 +91,10 @@ def test_projections_are_the_modules_own_and_replaceable(name: str) -> None:
         new[:, :, 1] *= 2
         return new
 
-    _, before = bench.run(pairs, keep=("z",))
-    with bench.model.projections(double):
-        _, after = bench.run(pairs, keep=("z",))
-    readers = [h for h in range(4) if bench.sites[1].kv_head(h) == 1]
+    _, before = runs.run(pairs, keep=("z",))
+    with runs.model.projections(double):
+        _, after = runs.run(pairs, keep=("z",))
+    readers = [h for h in range(4) if runs.sites[1].kv_head(h) == 1]
     others = [h for h in range(4) if h not in readers]
     torch.testing.assert_close(after["z", 1][:, :, readers], 2 * before["z", 1][:, :, readers])
     torch.testing.assert_close(after["z", 1][:, :, others], before["z", 1][:, :, others])
@@ -103,20 +103,20 @@ def test_projections_are_the_modules_own_and_replaceable(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_skips_blocks_and_leaves_the_model_as_it_was(name: str) -> None:
-    bench = bench_of(name, ROWS)
-    (pairs,) = bench.batches()
-    with torch.no_grad(), bench.model.block_outputs() as outputs:
-        wanted, _ = bench.logits(pairs, pairs.clean)
+    runs = bench_of(name, ROWS)
+    (pairs,) = runs.batches()
+    with torch.no_grad(), runs.model.block_outputs() as outputs:
+        wanted, _ = runs.logits(pairs, pairs.clean)
     calls = []
-    attention = tiny.layers(bench.model.module)[0]
+    attention = tiny.layers(runs.model.module)[0]
     handle = attention.register_forward_hook(lambda *given: calls.append(1))
     try:
-        with torch.no_grad(), bench.model.resume(1, outputs[0]):
-            found, _ = bench.logits(pairs, pairs.clean)
+        with torch.no_grad(), runs.model.resume(1, outputs[0]):
+            found, _ = runs.logits(pairs, pairs.clean)
         assert not calls
         torch.testing.assert_close(found, wanted)
         with torch.no_grad():
-            bench.logits(pairs, pairs.clean)
+            runs.logits(pairs, pairs.clean)
         assert calls
     finally:
         handle.remove()
@@ -170,18 +170,18 @@ def test_what_survives_is_what_the_plain_algorithm_keeps(name: str, metric: str)
 
 def test_gpt2_small_has_as_many_edges_as_the_paper_says() -> None:
     """Conmy et al., section 4: 32,491 edges with queries, keys and values apart."""
-    bench: Any = SimpleNamespace(
+    runs: Any = SimpleNamespace(
         sites={layer: SimpleNamespace(n_heads=12, n_kv_heads=12) for layer in range(12)}
     )
-    assert Graph.of(bench, False, dict.fromkeys(range(12), True)).allowed.sum() == 32491
+    assert Graph.of(runs, False, dict.fromkeys(range(12), True)).allowed.sum() == 32491
 
 
 def test_a_high_threshold_keeps_nothing_and_needs_few_runs() -> None:
-    bench = bench_of("llama", ROWS)
-    found = ACDC((1e6,)).find(bench)
+    runs = bench_of("llama", ROWS)
+    found = ACDC((1e6,)).find(runs)
     assert found.edges is not None and found.edges.empty and not found.score.any()
     senders = 1 + 2 * (4 + 1)  # only the edges into the output are tried
-    assert bench.forwards <= senders + 6
+    assert runs.forwards <= senders + 6
 
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2"])
@@ -208,8 +208,8 @@ def test_other_projections_and_norms_run_too(name: str) -> None:
     whole = torch.from_numpy(sub.graph.allowed).float()[None]
     found = sub.logits(whole, 0)[0]
     with torch.no_grad():
-        wanted, _ = sub.bench.logits(sub.pairs, sub.pairs.corrupted)
-        clean, _ = sub.bench.logits(sub.pairs, sub.pairs.clean)
+        wanted, _ = sub.runs.logits(sub.pairs, sub.pairs.corrupted)
+        clean, _ = sub.runs.logits(sub.pairs, sub.pairs.clean)
     torch.testing.assert_close(
         found[:, -1], wanted[:, -1], rtol=2e-3, atol=2e-3 * float(wanted.abs().max())
     )

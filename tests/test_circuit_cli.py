@@ -19,7 +19,7 @@ import interp
 from interp import circuits
 from interp.circuits.circuit import Circuit
 from interp.circuits.known.truth import Truth, published_names
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.cli import circuit as command
 from interp.cli.main import app
 from interp.errors import InputError
@@ -396,7 +396,7 @@ def test_a_known_circuit_of_another_shape(here: list[Any]) -> None:
 def test_a_model_that_cannot_do_the_task(monkeypatch: pytest.MonkeyPatch, worded: Any) -> None:
     prompts = circuits.prompts.from_task(model := worded("llama")[0], "ioi", 8)
     monkeypatch.setitem(vars(interp), "load", lambda source, **how: model)
-    margins = Bench(model, prompts).margins()
+    margins = PairedRuns(model, prompts).margins()
     rows = []
     for i, margin in zip(prompts.instances, margins, strict=True):
         good, bad = (model.tokenizer.decode([ids[0][0]]) for ids in (i.accept, i.wrong))

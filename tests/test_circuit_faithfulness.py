@@ -58,7 +58,7 @@ def test_a_planted_circuit_is_faithful_and_nothing_is_left_without_it(
 
 
 def test_the_curve_is_that_of_margins_under_edits(pocket: HookedModel) -> None:
-    """By "zero", with `Ablate` in place of wires and `judge` in place of the bench."""
+    """By "zero", with `Ablate` in place of activations and `judge` in place of the runs."""
     rng = np.random.default_rng(0)
     scores = rng.random((pocket.n_layers, pocket.n_heads))
     found = faithfulness(

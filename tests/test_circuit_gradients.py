@@ -18,7 +18,7 @@ from interp.circuits.methods.eap import EAP
 from interp.circuits.methods.eap_ig import EAPIG
 from interp.circuits.methods.hisp import HISP
 from interp.circuits.prompts import Prompts, Written
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError
 from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook
@@ -53,8 +53,8 @@ def twin(name: str) -> Any:
     return exact(tiny.build(name))
 
 
-def bench_of(name: str, n: int = 3) -> Bench:
-    return Bench(hooked(name), Prompts(Written(), instances(n)))
+def bench_of(name: str, n: int = 3) -> PairedRuns:
+    return PairedRuns(hooked(name), Prompts(Written(), instances(n)))
 
 
 def inputs(rows: tuple[Instance, ...], which: str = "ids") -> dict[str, torch.Tensor]:
@@ -189,9 +189,9 @@ def test_cancelling_prompts_count_in_hisp_and_not_in_attribution() -> None:
         Instance(one.ids, one.positions, ((x,),), ((y,),), one.corrupted)
         for x, y in ((a, b), (b, a))
     )
-    bench = Bench(hooked("llama"), Prompts(Written(), pair))
-    assert Attribution().find(bench).score.max() < 1e-5
-    assert HISP(normalise=False).find(bench).score.min() > 1e-3
+    runs = PairedRuns(hooked("llama"), Prompts(Written(), pair))
+    assert Attribution().find(runs).score.max() < 1e-5
+    assert HISP(normalise=False).find(runs).score.min() > 1e-3
 
 
 ADDING = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_oss", "phi3", "neox", "opt"]
@@ -199,14 +199,14 @@ ADDING = ["llama", "gpt2", "qwen2", "qwen3", "mistral", "gpt_oss", "phi3", "neox
 
 @pytest.mark.parametrize("name", ADDING)
 def test_outgoing_edges_sum_to_the_attribution_of_the_head(name: str) -> None:
-    bench = bench_of(name)
-    edges, nodes = EAP().find(bench), Attribution("resample").find(bench)
+    runs = bench_of(name)
+    edges, nodes = EAP().find(runs), Attribution("resample").find(runs)
     assert edges.effect is not None and nodes.effect is not None and edges.edges is not None
     size = np.abs(nodes.effect).max()
     assert size > 1e-4
     np.testing.assert_allclose(edges.effect, nodes.effect, rtol=1e-3, atol=1e-4 * size)
     strongest = edges.edges.assign(size=edges.edges.score.abs()).groupby("sender")["size"].max()
-    np.testing.assert_allclose(edges.score, [strongest[str(h)] for h in bench.heads], rtol=1e-5)
+    np.testing.assert_allclose(edges.score, [strongest[str(h)] for h in runs.heads], rtol=1e-5)
     assert edges.edges.score.abs().is_monotonic_decreasing
 
 
@@ -230,7 +230,7 @@ def test_streams_that_are_no_plain_sum_are_refused(name: str) -> None:
         EAP().find(bench_of(name))
 
 
-def lens_bench() -> Bench:
+def lens_bench() -> PairedRuns:
     """A TransformerLens model with grouped keys and rotation."""
     lens = pytest.importorskip("transformer_lens")
     config = lens.HookedTransformerConfig(
@@ -257,12 +257,12 @@ def lens_bench() -> Bench:
     tiny.stir(model)
     for parameter in model.parameters():
         parameter.data.mul_(4.0)
-    return Bench(hook(model, name="lens"), Prompts(Written(), instances()[:1]))
+    return PairedRuns(hook(model, name="lens"), Prompts(Written(), instances()[:1]))
 
 
 def test_transformer_lens_models_have_edges_too() -> None:
-    bench = lens_bench()
-    edges, nodes = EAP().find(bench), Attribution("resample").find(bench)
+    runs = lens_bench()
+    edges, nodes = EAP().find(runs), Attribution("resample").find(runs)
     assert edges.effect is not None and nodes.effect is not None
     size = np.abs(nodes.effect).max()
     assert size > 1e-4
@@ -275,8 +275,8 @@ def test_transformer_lens_models_have_edges_too() -> None:
 
 
 def test_one_step_from_the_inputs_is_eap() -> None:
-    bench = bench_of("llama")
-    plain, integrated = scores(EAP().find(bench)), scores(EAPIG(steps=1).find(bench))
+    runs = bench_of("llama")
+    plain, integrated = scores(EAP().find(runs)), scores(EAPIG(steps=1).find(runs))
     assert plain.keys() == integrated.keys()
     for edge, value in plain.items():
         assert integrated[edge] == pytest.approx(value, rel=1e-3, abs=1e-5)
@@ -289,11 +289,11 @@ def extrapolated(of: Any, steps: int) -> float:
 
 
 def test_edges_of_the_input_add_up_to_the_change_of_the_metric() -> None:
-    bench = bench_of("gpt2", 2)
-    wanted = float((bench.margins() - bench.margins(corrupted=True)).mean())
+    runs = bench_of("gpt2", 2)
+    wanted = float((runs.margins() - runs.margins(corrupted=True)).mean())
 
     def total(steps: int) -> float:
-        edges = EAPIG(steps=steps).find(bench).edges
+        edges = EAPIG(steps=steps).find(runs).edges
         assert edges is not None
         return float(edges[edges.sender == "input"].score.sum())
 
@@ -302,15 +302,15 @@ def test_edges_of_the_input_add_up_to_the_change_of_the_metric() -> None:
 
 def test_edges_of_a_layer_add_up_to_what_resampling_it_does() -> None:
     model = hook(tiny.build("llama", num_hidden_layers=1), name="llama")
-    bench = Bench(model, Prompts(Written(), instances(1)))
-    ends = {0: bench.heads}
-    clean = bench.margins()
+    runs = PairedRuns(model, Prompts(Written(), instances(1)))
+    ends = {0: runs.heads}
+    clean = runs.margins()
     effects = {
-        steps: EAPIG(steps=steps, mode="activations").find(bench).effect for steps in (16, 32)
+        steps: EAPIG(steps=steps, mode="activations").find(runs).effect for steps in (16, 32)
     }
     for heads in ends.values():
-        rows = [bench.index[h] for h in heads]
-        wanted = float((clean - next(iter(bench.ablated([heads], "resample")))).mean())
+        rows = [runs.index[h] for h in heads]
+        wanted = float((clean - next(iter(runs.ablated([heads], "resample")))).mean())
         total = extrapolated(lambda steps, rows=rows: float(effects[steps][rows].sum()), 16)
         assert total == pytest.approx(wanted, rel=0.02, abs=0.002)
 
@@ -333,6 +333,6 @@ def test_passes_are_counted() -> None:
         (EAP(), 3, 1),
         (EAPIG(), 8, 5),
     ):
-        bench = bench_of("llama")
-        method.find(bench)
-        assert (bench.forwards, bench.backwards) == (forwards, backwards), method.name
+        runs = bench_of("llama")
+        method.find(runs)
+        assert (runs.forwards, runs.backwards) == (forwards, backwards), method.name

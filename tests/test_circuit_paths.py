@@ -16,7 +16,7 @@ from test_planted import planted
 from interp.circuits.methods.path_patching import PathPatching, Paths, Receiver, repeated
 from interp.circuits.methods.path_stages import stages
 from interp.circuits.prompts import Prompts, Written, from_task
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError
 from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook
@@ -41,11 +41,11 @@ def prompts(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Prompts:
     return Prompts(Written(), tuple(made))
 
 
-def bench_of(name: str, lengths: tuple[int, ...] = LENGTHS, **overrides: Any) -> Bench:
-    """A bench on a tiny float64 model."""
+def bench_of(name: str, lengths: tuple[int, ...] = LENGTHS, **overrides: Any) -> PairedRuns:
+    """A runs on a tiny float64 model."""
     model = hook(tiny.build(name, **overrides), name=name)
     model.module.double()
-    return Bench(model, prompts(lengths))
+    return PairedRuns(model, prompts(lengths))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,10 +59,10 @@ Change = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class Plain:
-    """An eager Llama-like model with plain hooks on its projections; knows nothing of wires."""
+    """An eager Llama-like model with plain hooks on its projections; knows nothing of activations."""
 
-    def __init__(self, model: Any, bench: Bench):
-        self.model, self.pairs = model, bench.batches()[0]
+    def __init__(self, model: Any, runs: PairedRuns):
+        self.model, self.pairs = model, runs.batches()[0]
         self.blocks = model.model.layers
 
     @contextmanager
@@ -146,11 +146,11 @@ def test_sender_to_receiver_as_plain_hooks_do_it(name: str, wire: str, positions
     """Grouped keys, left padding, MLPs live; two layers of senders."""
     # float32: eager attention of padded float64 rows is not finite
     model = tiny.build(name, num_hidden_layers=3, layer_types=["full_attention"] * 3)
-    bench, d, target = Bench(hook(model), prompts()), 8, Head(2, 3)
-    plain = Plain(tiny.eager(model), bench)
+    runs, d, target = PairedRuns(hook(model), prompts()), 8, Head(2, 3)
+    plain = Plain(tiny.eager(model), runs)
     index = target.head if wire == "q" else target.head // 2  # 4 heads on 2 kv heads
-    found = PathPatching((f"{target}.{wire}",), positions).find(bench)
-    pairs = bench.batches()[0]
+    found = PathPatching((f"{target}.{wire}",), positions).find(runs)
+    pairs = runs.batches()[0]
     clean, corrupted = plain.margins(pairs.clean), plain.margins(pairs.corrupted)
     gap = float((clean - corrupted).mean())
     for sender in (Head(0, 1), Head(1, 2)):
@@ -159,29 +159,29 @@ def test_sender_to_receiver_as_plain_hooks_do_it(name: str, wire: str, positions
         )
         effects = (clean - wanted) / abs(gap)
         assert found.effects is not None and found.effect is not None
-        np.testing.assert_allclose(found.effects[bench.index[sender]], effects.numpy(), atol=3e-5)
+        np.testing.assert_allclose(found.effects[runs.index[sender]], effects.numpy(), atol=3e-5)
         assert float(effects.abs().max()) > 1e-3  # there is something to compare
         published = -100 * float((wanted - clean).mean()) / float((corrupted - clean).mean())
-        assert found.effect[bench.index[sender]] == pytest.approx(
+        assert found.effect[runs.index[sender]] == pytest.approx(
             -published / 100 * np.sign(gap), abs=3e-5
         )
-        assert found.score[bench.index[sender]] == abs(found.effect[bench.index[sender]])
-    later = [bench.index[h] for h in bench.heads if h.layer >= 2]
+        assert found.score[runs.index[sender]] == abs(found.effect[runs.index[sender]])
+    later = [runs.index[h] for h in runs.heads if h.layer >= 2]
     assert not found.effects[later].any()
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "neox"])
 def test_all_heads_and_the_embedding_along_all_paths_are_the_corrupted_run(name: str) -> None:
-    bench = bench_of(name)
-    (pairs,) = bench.batches()
-    paths = Paths(bench, pairs, "all")
-    entered = bench.run(pairs, corrupted=True, keep=("pre",))[1]["pre", 0]
+    runs = bench_of(name)
+    (pairs,) = runs.batches()
+    paths = Paths(runs, pairs, "all")
+    entered = runs.run(pairs, corrupted=True, keep=("pre",))[1]["pre", 0]
 
     def embed(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         return entered.repeat(2, 1, 1) if (place, layer) == ("pre", 0) else None
 
-    with bench.model.capture_resid(embed):
-        found = paths.send([bench.heads, bench.heads])
+    with runs.model.capture_resid(embed):
+        found = paths.send([runs.heads, runs.heads])
     torch.testing.assert_close(found, paths.corrupted.expand(2, -1), atol=1e-9, rtol=0)
     assert float((paths.clean - paths.corrupted).abs().max()) > 1e-2
     torch.testing.assert_close(paths.send([[]])[0], paths.clean, atol=1e-9, rtol=0)
@@ -193,11 +193,11 @@ def test_with_frozen_mlps_the_stream_moves_by_the_sender_s_own_output(
     name: str, positions: str
 ) -> None:
     """Σ (z' − z) W_O, exactly: sequential blocks, and parallel ones."""
-    bench = bench_of(name)
-    (pairs,) = bench.batches()
-    paths = Paths(bench, pairs, positions, freeze_mlps=True)
-    clean, other = (bench.run(pairs, corrupted=c, keep=("z", "post"))[1] for c in (False, True))
-    trunk = bench.model.module
+    runs = bench_of(name)
+    (pairs,) = runs.batches()
+    paths = Paths(runs, pairs, positions, freeze_mlps=True)
+    clean, other = (runs.run(pairs, corrupted=c, keep=("z", "post"))[1] for c in (False, True))
+    trunk = runs.model.module
     trunk = getattr(trunk, "model", None) or getattr(trunk, "transformer", None) or trunk.gpt_neox
     norm = next(
         getattr(trunk, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(trunk, n)
@@ -217,17 +217,17 @@ def test_with_frozen_mlps_the_stream_moves_by_the_sender_s_own_output(
         for head in heads:
             delta = (other["z", head.layer] - clean["z", head.layer])[:, :, head.head]
             moved += where[..., None] * (
-                delta @ bench.model.head_weights(head.layer).W_O[head.head].double()
+                delta @ runs.model.head_weights(head.layer).W_O[head.head].double()
             )
         torch.testing.assert_close(found, moved, atol=1e-10, rtol=0)
         assert float((moved - clean["post", 1]).abs().max()) > 1e-3
 
 
 def test_frozen_mlps_matter() -> None:
-    bench = bench_of("llama")
-    live, frozen = PathPatching().find(bench), PathPatching(freeze_mlps=True).find(bench)
+    runs = bench_of("llama")
+    live, frozen = PathPatching().find(runs), PathPatching(freeze_mlps=True).find(runs)
     assert live.effects is not None and frozen.effects is not None
-    last = [bench.index[h] for h in bench.heads if h.layer == 1]
+    last = [runs.index[h] for h in runs.heads if h.layer == 1]
     assert (
         np.abs(live.effects - frozen.effects)[last].max() > 1e-3
     )  # even the last layer has an MLP after it
@@ -235,23 +235,23 @@ def test_frozen_mlps_matter() -> None:
 
 def test_a_sender_not_before_the_receiver_has_no_effect() -> None:
     """Run all the same, it changes nothing; `find` does not run it."""
-    bench = bench_of("llama", num_hidden_layers=3)
-    (pairs,) = bench.batches()
-    paths = Paths(bench, pairs, "all")
+    runs = bench_of("llama", num_hidden_layers=3)
+    (pairs,) = runs.batches()
+    paths = Paths(runs, pairs, "all")
     receiver = [Receiver(Head(1, 0), "q")]
     found = paths.send([[Head(1, 2)], [Head(2, 1)], [Head(0, 2)]], receiver)
     torch.testing.assert_close(found[:2], paths.clean.expand(2, -1), atol=1e-9, rtol=0)
     assert float((found[2] - paths.clean).abs().max()) > 1e-6
-    before = bench.forwards
-    PathPatching(("L1H0.q",), "all").find(bench)
+    before = runs.forwards
+    PathPatching(("L1H0.q",), "all").find(runs)
     assert (
-        bench.forwards - before == 2 + 2 * 4
+        runs.forwards - before == 2 + 2 * 4
     )  # clean, corrupted, and two runs for each head of layer 0
 
 
 def test_heads_on_one_kv_head_receive_together() -> None:
-    bench = bench_of("llama")
-    effects = [PathPatching((f"1.{h}.v",), "all").find(bench).effects for h in range(4)]
+    runs = bench_of("llama")
+    effects = [PathPatching((f"1.{h}.v",), "all").find(runs).effects for h in range(4)]
     assert all(e is not None for e in effects)
     np.testing.assert_array_equal(effects[0], effects[1])  # type: ignore[arg-type]
     np.testing.assert_array_equal(effects[2], effects[3])  # type: ignore[arg-type]
@@ -259,24 +259,24 @@ def test_heads_on_one_kv_head_receive_together() -> None:
 
 
 def test_stacked_senders_are_those_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = bench_of("llama", (9, 6, 9, 7, 8))
-    together = PathPatching(("L1H0.q", "L1H3.v"), "all").find(bench)
+    runs = bench_of("llama", (9, 6, 9, 7, 8))
+    together = PathPatching(("L1H0.q", "L1H3.v"), "all").find(runs)
     monkeypatch.setattr("interp.circuits.methods.path_patching.TOKENS", 1)
     monkeypatch.setattr("interp.circuits.runs.paired_runs.TOKENS", 18)  # two rows a batch
-    assert len(bench.batches()) == 3
-    one = PathPatching(("L1H0.q", "L1H3.v"), "all").find(bench)
+    assert len(runs.batches()) == 3
+    one = PathPatching(("L1H0.q", "L1H3.v"), "all").find(runs)
     np.testing.assert_allclose(one.effects, together.effects, atol=1e-9)  # type: ignore[arg-type]
-    assert repeated(bench.batches()[0], 3).rows == range(6)
+    assert repeated(runs.batches()[0], 3).rows == range(6)
 
 
 def test_the_table_of_edges_and_intervals() -> None:
-    bench = bench_of("llama", num_hidden_layers=3)
-    found = PathPatching("L2H1.k, 1.0.q", "end", senders="0.1, 1.2").find(bench)  # type: ignore[arg-type]
+    runs = bench_of("llama", num_hidden_layers=3)
+    found = PathPatching("L2H1.k, 1.0.q", "end", senders="0.1, 1.2").find(runs)  # type: ignore[arg-type]
     assert found.edges is not None and found.low is not None and found.high is not None
     rows = [tuple(r) for r in found.edges[["sender", "receiver", "kind"]].itertuples(index=False)]
     assert rows == [("L0H1", "L2H1", "k"), ("L0H1", "L1H0", "q"), ("L1H2", "L2H1", "k")]
-    assert found.edges.score[0] == found.score[bench.index[Head(0, 1)]]
-    tried = {bench.index[Head(0, 1)], bench.index[Head(1, 2)]}
+    assert found.edges.score[0] == found.score[runs.index[Head(0, 1)]]
+    tried = {runs.index[Head(0, 1)], runs.index[Head(1, 2)]}
     assert set(np.flatnonzero(found.score)) <= tried
     assert (found.low <= found.score + 1e-12).all() and (found.score <= found.high + 1e-12).all()
     assert any("together" in n for n in found.notes) and any(
@@ -294,27 +294,27 @@ def test_receivers_that_make_no_sense(receivers: tuple[str, ...]) -> None:
 
 
 def test_what_is_refused() -> None:
-    bench = bench_of("llama")
+    runs = bench_of("llama")
     with pytest.raises(InputError, match="positions"):
         PathPatching(positions="start")
     with pytest.raises(HeadError):
-        PathPatching(("9.0.q",)).find(bench)
+        PathPatching(("9.0.q",)).find(runs)
     with pytest.raises(HeadError):
-        PathPatching(senders="0.7").find(bench)  # type: ignore[arg-type]
+        PathPatching(senders="0.7").find(runs)  # type: ignore[arg-type]
     same = tuple(
-        Instance(i.ids, i.positions, i.accept, i.wrong, i.ids) for i in bench.prompts.instances
+        Instance(i.ids, i.positions, i.accept, i.wrong, i.ids) for i in runs.prompts.instances
     )
     with pytest.raises(InputError, match="does not change the metric"):
-        PathPatching().find(Bench(bench.model, Prompts(Written(), same)))
+        PathPatching().find(PairedRuns(runs.model, Prompts(Written(), same)))
     for wrong in (
         dict(share=2.0),
         dict(depth=0),
-        dict(wires=()),
-        dict(wires=("z",)),
+        dict(activations=()),
+        dict(activations=("z",)),
         dict(at_least=0),
     ):
         with pytest.raises(InputError):
-            stages(bench, **wrong)  # type: ignore[arg-type]
+            stages(runs, **wrong)  # type: ignore[arg-type]
 
 
 def test_transformer_lens_along_the_same_paths() -> None:
@@ -323,7 +323,7 @@ def test_transformer_lens_along_the_same_paths() -> None:
     from test_tl import hooked_transformer
 
     model = tiny.build("llama", seed=1)
-    benches = [Bench(m, prompts()) for m in (hook(model), hook(hooked_transformer(model)))]
+    benches = [PairedRuns(m, prompts()) for m in (hook(model), hook(hooked_transformer(model)))]
     for settings in (
         dict(),
         dict(freeze_mlps=True),
@@ -335,15 +335,15 @@ def test_transformer_lens_along_the_same_paths() -> None:
 
 
 @pytest.fixture(scope="module")
-def induction(tokenizer: Any) -> Bench:
+def induction(tokenizer: Any) -> PairedRuns:
     model: HookedModel = hook(planted(len(tokenizer)), name="planted", tokenizer=tokenizer)
-    return Bench(model, from_task(model, "induction", 4, 0))
+    return PairedRuns(model, from_task(model, "induction", 4, 0))
 
 
-def test_stages_walk_the_planted_circuit_backwards(induction: Bench) -> None:
+def test_stages_walk_the_planted_circuit_backwards(induction: PairedRuns) -> None:
     """The induction head writes the answer; its keys, and nothing else of it, come from the
     previous-token head."""
-    first, second = stages(induction, share=0.0, at_least=1, depth=5, wires=("k",))
+    first, second = stages(induction, share=0.0, at_least=1, depth=5, activations=("k",))
     assert first.receivers == ("output",) and first.heads == (Head(1, 2),)
     assert second.receivers == ("L1H2.k",) and second.heads == (Head(0, 1),)
     assert first.to == "output" and second.to == "L1H2.k"

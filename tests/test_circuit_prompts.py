@@ -19,7 +19,7 @@ from interp import circuits
 from interp.atlas import KEYS, Atlas
 from interp.circuits.circuit import Circuit
 from interp.circuits.prompts import Prompts, from_file, from_task, from_texts
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp_hooks import HookedModel, hook
 
@@ -199,7 +199,7 @@ def test_margins_do_not_depend_on_padding(family: str, words: list[str], tokeniz
     prompts = from_texts(model, rows)
     assert len({len(i.ids) for i in prompts.instances}) == 4
     for corrupted in (False, True):
-        found = Bench(model, prompts).margins(corrupted)
+        found = PairedRuns(model, prompts).margins(corrupted)
         for i, instance in enumerate(prompts.instances):
             ids = torch.tensor([instance.corrupted if corrupted else instance.ids])
             with torch.no_grad():
@@ -251,7 +251,7 @@ def refused(model: HookedModel) -> Prompts:
     """Problems of which the model prefers the wrong answer: those in which it does, as a random
     model is undecided."""
     prompts = from_task(model, "ioi", 16)
-    margins = Bench(model, prompts).margins()
+    margins = PairedRuns(model, prompts).margins()
     return Prompts(
         prompts.task, tuple(i for i, m in zip(prompts.instances, margins, strict=True) if m < 0)
     )

@@ -13,7 +13,7 @@ from interp.circuits import planted
 from interp.circuits.judging.reuse import Reuse, chance, repair, reuse, wrong_tokens
 from interp.circuits.methods.path_stages import stages
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.edits import Ablate
 from interp.errors import InputError
 from interp.tasks.ioi import IndirectObject
@@ -40,18 +40,18 @@ def of_role(known: planted.Planted, role: str) -> set[Head]:
 def test_stages_are_the_planted_circuit_s_layers(known: planted.Planted) -> None:
     """Name movers write the answer; S-inhibition heads set their queries; duplicate-token heads
     give these values."""
-    bench = Bench(known.model, from_task(known.model, known.task, 4, 0))
-    found = stages(bench, share=0.0, at_least=8, depth=3, wires=("q", "v"))
+    runs = PairedRuns(known.model, from_task(known.model, known.task, 4, 0))
+    found = stages(runs, share=0.0, at_least=8, depth=3, activations=("q", "v"))
     assert [set(stage.heads) for stage in found] == [
         of_role(known, role) for role in ("name mover", "S-inhibition", "duplicate token")
     ]
     assert [stage.receivers[0][-1] for stage in found[1:]] == ["q", "v"]
-    assert len(stages(bench, share=0.0, at_least=1, depth=1)[0].heads) == 1
+    assert len(stages(runs, share=0.0, at_least=1, depth=1)[0].heads) == 1
 
 
 def test_a_task_shares_all_heads_with_itself(known: planted.Planted) -> None:
     swapped = IndirectObject("swap")
-    found = reuse(known.model, known.task, swapped, 4, at_least=3, wires=("q",))
+    found = reuse(known.model, known.task, swapped, 4, at_least=3, activations=("q",))
     assert found.tasks == ("ioi_1", "ioi_2") and found.overlap == 1 and found.p < 0.01
     assert set(found.shared) == of_role(known, "name mover") | of_role(known, "S-inhibition")
     marked = {Head(r.layer, r.head) for r in found.frame.itertuples() if r.shared}

@@ -20,7 +20,7 @@ from interp.circuits import evaluate, find, planted, published
 from interp.circuits.methods import codes
 from interp.circuits.methods.discrete_sae import DiscreteSAE, gather
 from interp.circuits.prompts import from_task
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError, ModelError
 from interp_hooks import Head
 
@@ -162,9 +162,9 @@ def test_pooled_outputs_add_up_to_the_layer_s_output(worded: Any, name: str) -> 
 
     model, _ = worded(name)
     prompts = from_task(model, "ioi", 5)
-    bench = Bench(model, prompts)
+    runs = PairedRuns(model, prompts)
     for pool in ("mean", "last"):
-        outputs = gather(bench, pool, attribute=False)
+        outputs = gather(runs, pool, attribute=False)
         for layer, module in enumerate(tiny.layers(model.module)):
             kept: list[torch.Tensor] = []
             handle = module.register_forward_hook(
@@ -276,10 +276,10 @@ def test_the_autoencoder_loads_where_interp_was_never_imported(pocket: Any, tmp_
         torch.testing.assert_close(torch.tensor(said["back"]), sae(x), rtol=1e-4, atol=1e-6)
     # and it can be used again, from its folder
     again = find(pocket, "ioi", "discrete_sae", n=16, sae=folder)
-    bench = Bench(pocket, from_task(pocket, "ioi", 16))
-    outputs = gather(bench, "mean", attribute=True)
+    runs = PairedRuns(pocket, from_task(pocket, "ioi", 16))
+    outputs = gather(runs, "mean", attribute=True)
     method = DiscreteSAE(sae=folder)
-    positive, _ = method._codes(bench, outputs, [sae])
+    positive, _ = method._codes(runs, outputs, [sae])
     assert outputs.attributed is not None
     np.testing.assert_allclose(
         again.frame.discrete_sae, codes.effect_score(positive, outputs.attributed), rtol=1e-4
@@ -308,8 +308,8 @@ def test_an_existing_autoencoder_on_hook_z_serves_its_layer(pocket: Any) -> None
     circuit = find(pocket, "ioi", "discrete_sae", n=12, score="node", sae=given)
     assert (circuit.frame.discrete_sae[circuit.frame.layer != 1] == 0).all()
     assert any("24 heads (layers 0, 2, 3)" in note for note in circuit.notes)
-    bench = Bench(pocket, from_task(pocket, "ioi", 12))
-    outputs = gather(bench, "mean", attribute=False)
+    runs = PairedRuns(pocket, from_task(pocket, "ioi", 12))
+    outputs = gather(runs, "mean", attribute=False)
     z = outputs.clean[1]
     with torch.no_grad():
         features = torch.relu(
@@ -318,7 +318,7 @@ def test_an_existing_autoencoder_on_hook_z_serves_its_layer(pocket: Any) -> None
     for h in range(8):
         weight = given.W_dec[:, 32 * h : 32 * (h + 1)].norm(dim=1)
         wanted = (features * weight).argmax(1)
-        positive, _ = DiscreteSAE(score="node", sae=given)._codes(bench, outputs, [given])
+        positive, _ = DiscreteSAE(score="node", sae=given)._codes(runs, outputs, [given])
         assert positive[:, 8 + h].tolist() == wanted.tolist()
     both = find(
         pocket,

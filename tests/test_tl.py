@@ -276,9 +276,9 @@ def test_wires_agree(trio: Trio, name: str, library: str) -> None:
     ids, found = inputs(False)["input_ids"], []
     for which in ("hf", library):
         model = trio(name)[which]
-        with model.activations(*places) as wires:
+        with model.activations(*places) as activations:
             metric = model.logits(ids)[:, -1, 7].sum()
-        found.append((wires, torch.autograd.grad(metric, list(wires.values()))))
+        found.append((activations, torch.autograd.grad(metric, list(activations.values()))))
     (ours, slopes), (theirs, others) = found
     assert set(ours) == set(theirs)
     by_key = dict(zip(theirs, others, strict=True))

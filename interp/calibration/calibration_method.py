@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InputError
-from interp.support.settings import Recorded
+from interp.support.settings import SettingsRecord
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-class Method(Recorded, ABC):
+class Method(SettingsRecord, ABC):
     """A way to find settings. Subclasses are frozen dataclasses; their fields are the settings."""
 
     name: ClassVar[str]

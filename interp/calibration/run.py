@@ -15,7 +15,7 @@ from interp.calibration.catalogue import make
 from interp.calibration.splits import Bench, Progress, split
 from interp.errors import OutputError
 from interp.inputs.text import check_seed
-from interp.support.checkpoints import Partial
+from interp.support.checkpoints import Checkpoints
 from interp.support.files import check_writable
 from interp.support.provenance import provenance
 from interp.tasks.task import Task
@@ -74,7 +74,7 @@ def calibrate(
     record = provenance(hooked, seed, used, inputs)
     folder = None if out is None else beside(out, "resume")
     marks = ("model", "weights_hash", "inputs_hash", "settings", "seed")
-    pieces = Partial(folder, {k: record[k] for k in marks})
+    pieces = Checkpoints(folder, {k: record[k] for k in marks})
     bench = Bench(hooked, parts, seed, pieces, progress)
     bench.plan(trials=2)
     bench.expect(2 * len(parts.heldout))

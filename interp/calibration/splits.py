@@ -13,7 +13,7 @@ import torch
 from interp.errors import InputError
 from interp.evaluation.accuracy import answer_logits, batches, sample
 from interp.inputs.tokenizer import pad_id
-from interp.support.checkpoints import Partial, Record
+from interp.support.checkpoints import Checkpoints, Record
 from interp.tasks.task import Instance, Task
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Bench:
         model: HookedModel,
         split: Split,
         seed: int,
-        pieces: Partial,
+        pieces: Checkpoints,
         progress: Progress | None = None,
     ):
         self.model, self.task, self.seed, self.pieces = model, split.task, seed, pieces

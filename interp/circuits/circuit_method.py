@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InputError
-from interp.support.settings import Recorded
+from interp.support.settings import SettingsRecord
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from interp.circuits.runs.paired_runs import Bench
+    from interp.circuits.runs.paired_runs import PairedRuns
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a method found, in the order of `bench.heads`.
+    """What a method found, in the order of `runs.heads`.
 
     score: (heads,) ≥ 0, how surely or strongly a head is part of the circuit; effect: (heads,)
     signed, what the head does for the metric, where the method tells; stderr, low, high: (heads,)
@@ -40,7 +40,7 @@ class Found:
     artefacts: dict[str, Any] = field(default_factory=dict)
 
 
-class Method(Recorded, ABC):
+class Method(SettingsRecord, ABC):
     """A way to find circuits. Subclasses are frozen dataclasses; their fields are the settings."""
 
     name: ClassVar[str]
@@ -60,8 +60,8 @@ class Method(Recorded, ABC):
         return self.reading
 
     @abstractmethod
-    def find(self, bench: Bench) -> Found:
-        """Score the heads of the bench's model on its prompts."""
+    def find(self, runs: PairedRuns) -> Found:
+        """Score the heads of the runs' model on its prompts."""
 
     @classmethod
     def make(cls, preset: str | None = None, **settings: Any) -> Method:

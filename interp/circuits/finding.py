@@ -14,12 +14,12 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.circuit_method import Found, Method
 from interp.circuits.circuit_table import Search
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.runs.paired_runs import Bench, Progress
+from interp.circuits.runs.paired_runs import PairedRuns, Progress
 from interp.errors import InputError, InterpError
 from interp.evaluation.accuracy import judge
 from interp.inputs.text import check_seed
 from interp.results.head_table import About, rows_of
-from interp.support.checkpoints import Partial
+from interp.support.checkpoints import Checkpoints
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.task import Task
@@ -85,12 +85,14 @@ def find(
     with hooked.clean():  # what is active outside must not be measured
         started = time.perf_counter()
         accuracy, clean = able(hooked, prompts, seed, force)
-        pieces = Partial(None if resume is None else Path(resume), {k: record[k] for k in MARKS})
-        bench = Bench(hooked, prompts, seed, progress, pieces)
-        corrupted = bootstrap(bench.margins(corrupted=True).tolist(), seed)
-        ready = bench.forwards
+        pieces = Checkpoints(
+            None if resume is None else Path(resume), {k: record[k] for k in MARKS}
+        )
+        runs = PairedRuns(hooked, prompts, seed, progress, pieces)
+        corrupted = bootstrap(runs.margins(corrupted=True).tolist(), seed)
+        ready = runs.forwards
         try:
-            found = chosen.find(bench)
+            found = chosen.find(runs)
         except InterpError:  # there will be nothing to resume
             pieces.clear()
             raise
@@ -102,19 +104,19 @@ def find(
         accuracy,
         clean,
         corrupted,
-        round(bench.forwards - ready, 3),
-        round(bench.backwards, 3),
+        round(runs.forwards - ready, 3),
+        round(runs.backwards, 3),
         record["seconds"],
         metric_of(prompts),
     )
     notes = [*_notes(prompts, accuracy, clean, corrupted), *found.notes]
-    circuit = circuit_of(bench, chosen, found, search, record, notes)
+    circuit = circuit_of(runs, chosen, found, search, record, notes)
     pieces.clear()
     return circuit
 
 
 def circuit_of(
-    bench: Bench,
+    runs: PairedRuns,
     method: Method,
     found: Found,
     search: Search,
@@ -123,12 +125,12 @@ def circuit_of(
 ) -> Circuit:
     """The table of what was found. Raises `InputError` where a score is not finite."""
     score = np.asarray(found.score, dtype=np.float64)
-    if score.shape != (len(bench.heads),) or not np.isfinite(score).all():
+    if score.shape != (len(runs.heads),) or not np.isfinite(score).all():
         raise InputError(
-            f"The method {method.name} gave no finite score for every head of {bench.model.name}."
+            f"The method {method.name} gave no finite score for every head of {runs.model.name}."
         )
     name = method.name
-    frame = rows_of(bench.sites.values())
+    frame = rows_of(runs.sites.values())
     frame[name] = score
     for part in ("stderr", "low", "high"):
         values = getattr(found, part)

@@ -23,7 +23,7 @@ import pandas as pd
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp.results.overlay import Overlay
 from interp.support.files import check_writable, reason, write_atomic
-from interp.support.jsonable import plain
+from interp.support.jsonable import jsonable
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _PLACE = ["tower", "kind", "layer", "head"]
 
 @dataclass(frozen=True)
 class About:
-    """How a score is read: what `interp.scores.Score` says of it, as plain data."""
+    """How a score is read: what `interp.scores.Score` says of it, as jsonable data."""
 
     title: str
     reading: str = ""
@@ -238,9 +238,9 @@ class HeadTable:
         head = {
             "format": FORMAT,
             "frame_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
-            "provenance": plain(self.provenance),
+            "provenance": jsonable(self.provenance),
             "notes": self.notes,
-            "scores": {s: plain(asdict(self.about(s))) for s in self.scores},
+            "scores": {s: jsonable(asdict(self.about(s))) for s in self.scores},
             "overlays": [o.to_json() for o in self.overlays],
         }
         write_atomic(target / "atlas.parquet", table.getvalue())

@@ -19,7 +19,7 @@ from interp.probes.settings import Settings
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
-from interp.support.checkpoints import Partial, Record
+from interp.support.checkpoints import Checkpoints, Record
 from interp.support.progress import bar
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
@@ -61,7 +61,7 @@ class Scan(Plan):
 
         started = time.time()
         record = provenance(self.model, self.settings.seed, self._settings(), self._inputs())
-        pieces = Partial(
+        pieces = Checkpoints(
             out,
             {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")},
         )

@@ -24,7 +24,7 @@ class Record(NamedTuple):
     value: float
 
 
-class Partial:
+class Checkpoints:
     """`folder/partial/<job>.parquet` for each finished job, and the fingerprint of the scan they
     belong to.
 

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 
-def plain(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """As JSON can hold it: numpy scalars to numbers, paths and dates to text, NaN and infinities to
     None."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
         return [
-            plain(v)
+            jsonable(v)
             for v in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)
         ]
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return jsonable(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime | date):

@@ -9,7 +9,7 @@ from typing import Any
 from interp_hooks.heads import Head
 
 
-class Recorded:
+class SettingsRecord:
     """Something whose dataclass fields are its settings."""
 
     @classmethod

@@ -15,7 +15,7 @@ from interp.circuits.judging.agreement import curve_areas
 from interp.circuits.judging.alignment import scores_by_head
 from interp.circuits.methods.head_ablation import resampled_means
 from interp.circuits.prompts import Prompts, checked, from_task
-from interp.circuits.runs.paired_runs import Bench, Progress
+from interp.circuits.runs.paired_runs import PairedRuns, Progress
 from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
@@ -169,8 +169,8 @@ def faithfulness(
     with hooked.clean():
         prompts, notes = _apart(hooked, circuit, task, n, seed)
         started = time.perf_counter()
-        bench = Bench(hooked, prompts, seed, progress)
-        ranking = _ranking(bench, circuit, column)
+        runs = PairedRuns(hooked, prompts, seed, progress)
+        ranking = _ranking(runs, circuit, column)
         counts = _counts(sizes, len(ranking))
         rng = np.random.default_rng(seed)
         random = [[ranking[i] for i in rng.permutation(len(ranking))] for _ in range(orders)]
@@ -178,8 +178,8 @@ def faithfulness(
             frozenset(order[k:]) for order in (ranking, *random) for k in counts
         ]  # replaced: all but the first k
         removed = [frozenset(ranking[:k]) for k in counts]
-        found = _margins(bench, [*plan, *removed], mode)
-        corrupted = bench.margins(corrupted=True)
+        found = _margins(runs, [*plan, *removed], mode)
+        corrupted = runs.margins(corrupted=True)
     rows = np.stack([found[key] for key in plan]).reshape(
         1 + orders, len(counts), -1
     )  # (orders, sizes, n)
@@ -214,7 +214,7 @@ def faithfulness(
     record = provenance(hooked, seed, settings, prompts.tensors())
     record["seconds"], record["forwards"] = (
         round(time.perf_counter() - started, 3),
-        round(bench.forwards, 3),
+        round(runs.forwards, 3),
     )
     return Faithfulness(
         frame, cpr, cmd, random_cpr, prompts.name, mode, bootstrap(full.tolist(), seed),
@@ -223,13 +223,13 @@ def faithfulness(
 
 
 def _margins(
-    bench: Bench, sets: Sequence[frozenset[Head]], mode: str
+    runs: PairedRuns, sets: Sequence[frozenset[Head]], mode: str
 ) -> dict[frozenset[Head], np.ndarray]:
     """set → (n,) margins on the clean prompts with these heads replaced; each set runs once."""
     once = list(dict.fromkeys(sets))
-    bench.expect(len(once))
+    runs.expect(len(once))
     return dict(
-        zip(once, bench.ablated([sorted(s) for s in once], mode, "Faithfulness"), strict=True)
+        zip(once, runs.ablated([sorted(s) for s in once], mode, "Faithfulness"), strict=True)
     )
 
 
@@ -248,22 +248,22 @@ def _curve(
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _ranking(bench: Bench, circuit: Any, column: str | None) -> list[Head]:
+def _ranking(runs: PairedRuns, circuit: Any, column: str | None) -> list[Head]:
     """The model's heads, highest score first. Raises `InputError` for heads without a finite
     score."""
     scores = scores_by_head(circuit, column)
-    values = [scores.get(Head(h.layer, h.head), np.nan) for h in bench.heads]
-    lacking = [str(h) for h, v in zip(bench.heads, values, strict=True) if not np.isfinite(v)]
-    if lacking or len(scores) != len(bench.heads):
+    values = [scores.get(Head(h.layer, h.head), np.nan) for h in runs.heads]
+    lacking = [str(h) for h, v in zip(runs.heads, values, strict=True) if not np.isfinite(v)]
+    if lacking or len(scores) != len(runs.heads):
         what = (
             f"{', '.join(lacking[:5])} have no finite score"
             if lacking
             else "there are scores of other heads too"
         )
         raise InputError(
-            f"Faithfulness needs one score for each head of {bench.model.name}, and {what}."
+            f"Faithfulness needs one score for each head of {runs.model.name}, and {what}."
         )
-    return [bench.heads[i] for i in np.argsort(-np.array(values), kind="stable")]
+    return [runs.heads[i] for i in np.argsort(-np.array(values), kind="stable")]
 
 
 def _counts(sizes: Sequence[int | float] | None, n: int) -> list[int]:

@@ -17,7 +17,7 @@ from interp.circuits.finding import able
 from interp.circuits.methods.path_patching import check_main
 from interp.circuits.methods.path_stages import Stage, stages
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.runs.paired_runs import Bench, Progress
+from interp.circuits.runs.paired_runs import PairedRuns, Progress
 from interp.edits.overwrite_row import OverwriteRow
 from interp.errors import InputError
 from interp.evaluation.accuracy import answer_logits, batches
@@ -87,7 +87,7 @@ def reuse(
     share: float = 0.02,
     at_least: int = 3,
     depth: int = 2,
-    wires: Sequence[str] = ("qkv",),
+    activations: Sequence[str] = ("qkv",),
     least: float = 0.005,
     freeze_mlps: bool = False,
     force: bool = False,
@@ -97,7 +97,7 @@ def reuse(
     same (Merullo et al. 2024, ICLR, "Circuit component reuse across tasks in transformer language
     models").
 
-    share, at_least, depth, wires, least, freeze_mlps: see `interp.circuits.methods.path_stages.stages`; the
+    share, at_least, depth, activations, least, freeze_mlps: see `interp.circuits.methods.path_stages.stages`; the
     paper takes 2 % a stage. `force`: go on where the model does no better than chance.
 
     Raises `InputError`, `UnknownNameError`, `ContextError` as `interp.circuits.find`.
@@ -108,16 +108,18 @@ def reuse(
     hooked = load(model)
     started, passes = time.perf_counter(), 0.0
     made: list[tuple[Stage, ...]] = []
-    benches: list[Bench] = []
+    benches: list[PairedRuns] = []
     with hooked.clean():
         for task in (task_a, task_b):
             prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed)
             able(hooked, prompts, seed, force)
-            benches.append(Bench(hooked, prompts, seed, progress))
-        for bench in benches:
-            made.append(tuple(stages(bench, share, at_least, depth, wires, least, freeze_mlps)))
-            passes += bench.forwards
-    a, b = (bench.prompts.name for bench in benches)
+            benches.append(PairedRuns(hooked, prompts, seed, progress))
+        for runs in benches:
+            made.append(
+                tuple(stages(runs, share, at_least, depth, activations, least, freeze_mlps))
+            )
+            passes += runs.forwards
+    a, b = (runs.prompts.name for runs in benches)
     names = (a, b) if a != b else (f"{a}_1", f"{b}_2")
     one, two = ({h for stage in found for h in stage.heads} for found in made)
     sizes = {layer: site.n_heads for layer, site in benches[0].sites.items()}
@@ -128,7 +130,7 @@ def reuse(
         share=share,
         at_least=at_least,
         depth=depth,
-        wires=list(wires),
+        activations=list(activations),
         least=least,
         freeze_mlps=freeze_mlps,
         backend=hooked.backend,
@@ -166,15 +168,15 @@ def chance(one: Iterable[Head], two: Iterable[Head], sizes: dict[int, int]) -> t
     return mean / max(1, len(two)), min(1.0, float(ways[len(one & two) :].sum()))
 
 
-def _frame(bench: Bench, names: Sequence[str], made: Sequence[Sequence[Stage]]) -> pd.DataFrame:
+def _frame(runs: PairedRuns, names: Sequence[str], made: Sequence[Sequence[Stage]]) -> pd.DataFrame:
     frame = pd.DataFrame(
-        dict(layer=[h.layer for h in bench.heads], head=[h.head for h in bench.heads])
+        dict(layer=[h.layer for h in runs.heads], head=[h.head for h in runs.heads])
     )
     for name, found in zip(names, made, strict=True):
         first = {
             h: number for number, stage in reversed(list(enumerate(found, 1))) for h in stage.heads
         }
-        frame[name] = [first.get(h, 0) for h in bench.heads]
+        frame[name] = [first.get(h, 0) for h in runs.heads]
         for number, stage in enumerate(found, 1):
             frame[f"{name}_effect_{number}"] = stage.found.effect
     frame["shared"] = (frame[names[0]] > 0) & (frame[names[1]] > 0)
@@ -279,12 +281,12 @@ def repair(
         raise InputError(
             f"Answers of {prompts.name} have several tokens; a repair is of the prompt's last row."
         )
-    bench = Bench(hooked, prompts, seed)
-    chosen = tuple(dict.fromkeys(check_main(bench, h) for h in parse_heads(heads)))
+    runs = PairedRuns(hooked, prompts, seed)
+    chosen = tuple(dict.fromkeys(check_main(runs, h) for h in parse_heads(heads)))
     if not chosen:
         raise InputError("A repair needs at least one head.")
     where = [list((keys or wrong_tokens)(i)) for i in prompts.instances]
-    others = _random_sets(bench, chosen, controls, seed)
+    others = _random_sets(runs, chosen, controls, seed)
     plan: list[Sequence[Head]] = [(), chosen, *others]
 
     def told(number: int) -> None:
@@ -343,17 +345,17 @@ def _judged(
     return found
 
 
-def _random_sets(bench: Bench, heads: Sequence[Head], n: int, seed: int) -> list[list[Head]]:
+def _random_sets(runs: PairedRuns, heads: Sequence[Head], n: int, seed: int) -> list[list[Head]]:
     """`n` random sets of other heads, as many in each layer as there are, or as there are
     others."""
     rng = np.random.default_rng(seed)
     free = {
-        layer: [h for h in bench.heads if h.layer == layer and h not in heads]
-        for layer in bench.layers
+        layer: [h for h in runs.heads if h.layer == layer and h not in heads]
+        for layer in runs.layers
     }
     counts = {
         layer: min(len(free[layer]), sum(h.layer == layer for h in set(heads)))
-        for layer in bench.layers
+        for layer in runs.layers
     }
     if sum(counts.values()) < len(set(heads)):
         return []

@@ -10,7 +10,7 @@ from interp.circuits.circuit_method import Method
 from interp.circuits.finding import as_method
 from interp.circuits.judging.agreement import Stability, stability
 from interp.circuits.prompts import Prompts, from_task
-from interp.circuits.runs.paired_runs import Bench, Progress
+from interp.circuits.runs.paired_runs import PairedRuns, Progress
 from interp.errors import InputError
 from interp.inputs.text import check_seed
 from interp.tasks.task import Task
@@ -45,17 +45,17 @@ def resampled(
     with hooked.clean():
         for done in range(resamples):
             drawn = rng.integers(0, len(prompts), len(prompts))
-            bench = Bench(
+            runs = PairedRuns(
                 hooked, Prompts(prompts.task, tuple(prompts.instances[i] for i in drawn)), seed
             )
-            if not 1 <= k < len(bench.heads):
+            if not 1 <= k < len(runs.heads):
                 raise InputError(
-                    f"{hooked.name} has {len(bench.heads)} heads; stability of the top {k} says "
+                    f"{hooked.name} has {len(runs.heads)} heads; stability of the top {k} says "
                     "nothing."
                 )
-            score = chosen.find(bench).score
+            score = chosen.find(runs).score
             strongest = np.argsort(-score, kind="stable")[:k]
-            sets.append([bench.heads[i] for i in strongest])
+            sets.append([runs.heads[i] for i in strongest])
             if progress is not None:
                 progress(done + 1, resamples, f"resample {done + 1}")
     return stability(sets)

@@ -11,7 +11,7 @@ import torch
 from interp.circuits.circuit_method import Found, Method
 from interp.circuits.prompts import Pairs
 from interp.circuits.runs.edges import Graph, Stream
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.subgraph import MODES, Receivers, Subgraph
 from interp.errors import InputError
 
@@ -69,10 +69,10 @@ class ACDC(Method):
                 f"{self.thresholds!r}."
             )
 
-    def find(self, bench: Bench) -> Found:
-        stream = Stream(bench)
+    def find(self, runs: PairedRuns) -> Found:
+        stream = Stream(runs)
         graph = stream.graph
-        kept = _Pruning(bench, stream, self).kept()  # (thresholds, senders, receivers)
+        kept = _Pruning(runs, stream, self).kept()  # (thresholds, senders, receivers)
         tau = np.array(self.thresholds)
         scores = (kept * tau[:, None, None]).max(0)
         left = ", ".join(f"{int(k.sum())} at {t:g}" for t, k in zip(tau, kept, strict=True))
@@ -85,18 +85,16 @@ class ACDC(Method):
 class _Pruning:
     """The greedy search at all thresholds at once; each decides by itself."""
 
-    def __init__(self, bench: Bench, stream: Stream, method: ACDC):
-        self.bench, self.graph, self.method = bench, stream.graph, method
-        receivers = Receivers(bench, stream)
+    def __init__(self, runs: PairedRuns, stream: Stream, method: ACDC):
+        self.runs, self.graph, self.method = runs, stream.graph, method
+        receivers = Receivers(runs, stream)
         # all copies of a batch run together
-        batches = bench.batches(copies=len(method.thresholds))
+        batches = runs.batches(copies=len(method.thresholds))
         self.parts = [Subgraph(stream, receivers, pairs, method.mode) for pairs in batches]
         shape = (len(method.thresholds), *self.graph.allowed.shape)
         self.removed = np.zeros(shape, dtype=bool)
         self.wanted: list[list[torch.Tensor]] = []
-        clean = [
-            part.logits(torch.zeros(1, *shape[1:]), bench.layers[-1])[0] for part in self.parts
-        ]
+        clean = [part.logits(torch.zeros(1, *shape[1:]), runs.layers[-1])[0] for part in self.parts]
         if method.metric == "kl":
             self.wanted = [
                 [_log(rows) for rows in p.pairs.judged(c)]
@@ -107,8 +105,8 @@ class _Pruning:
     def kept(self) -> np.ndarray:
         """(thresholds, senders, receivers) bool: edges that survive."""
         graph, tau = self.graph, np.array(self.method.thresholds)
-        self.bench.expect(int(graph.allowed.sum()))
-        for layer, receivers in _backwards(self.bench, graph):
+        self.runs.expect(int(graph.allowed.sum()))
+        for layer, receivers in _backwards(self.runs, graph):
             for receiver in receivers:
                 senders = np.nonzero(graph.allowed[:, receiver])[0][::-1]
                 alive = self._alive(layer, receiver)  # (thresholds,)
@@ -123,9 +121,9 @@ class _Pruning:
                     goes = loss - self.loss[which] < tau[which]
                     self.removed[which[goes], sender, receiver] = True
                     self.loss[which[goes]] = loss[goes]
-                    self.bench.step(self.method.title)
+                    self.runs.step(self.method.title)
                 if not len(which):
-                    self.bench.step(self.method.title, len(senders))
+                    self.runs.step(self.method.title, len(senders))
         return graph.allowed & ~self.removed
 
     def _alive(self, layer: int, receiver: int) -> np.ndarray:
@@ -136,7 +134,7 @@ class _Pruning:
         if kind == "":
             rows = [self.graph.mlp[layer]]
         else:
-            site = self.bench.sites[layer]
+            site = self.runs.sites[layer]
             number = receiver - self.graph.columns[layer].start
             own = number if kind == "q" else (number - site.n_heads) % site.n_kv_heads
             readers = [
@@ -155,13 +153,13 @@ class _Pruning:
             else:
                 here = [_divergence(self.wanted[number], part.pairs, one) for one in found]
             totals += torch.stack(here)
-        return totals.cpu().numpy() / len(self.bench.prompts)
+        return totals.cpu().numpy() / len(self.runs.prompts)
 
 
-def _backwards(bench: Bench, graph: Graph) -> list[tuple[int, list[int]]]:
+def _backwards(runs: PairedRuns, graph: Graph) -> list[tuple[int, list[int]]]:
     """(layer from which to run, receivers), from the output to the first layer; the MLP before the
     heads."""
-    found = [(bench.layers[-1], [len(graph.receivers) - 1])]
+    found = [(runs.layers[-1], [len(graph.receivers) - 1])]
     return found + [
         (n, list(range(c.stop - 1, c.start - 1, -1))) for n, c in reversed(graph.columns.items())
     ]

@@ -10,7 +10,7 @@ import torch
 
 from interp.circuits.circuit_method import Found, Method
 from interp.circuits.methods.head_ablation import by_effects
-from interp.circuits.runs.paired_runs import MODES, Bench
+from interp.circuits.runs.paired_runs import MODES, PairedRuns
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,28 @@ class Attribution(Method):
     def check(self) -> None:
         self.choice("mode", *MODES)
 
-    def find(self, bench: Bench) -> Found:
-        return by_effects(first_order(bench, self.mode, self.title), bench.seed)
+    def find(self, runs: PairedRuns) -> Found:
+        return by_effects(first_order(runs, self.mode, self.title), runs.seed)
 
 
-def first_order(bench: Bench, mode: str, what: str) -> np.ndarray:
+def first_order(runs: PairedRuns, mode: str, what: str) -> np.ndarray:
     """(heads, n) float64: Σ over positions and d of (z − stand-in) · ∂m/∂z at the clean run, on
     each prompt."""
-    batches = bench.batches(gradients=True)
-    bench.expect(len(batches))
+    batches = runs.batches(gradients=True)
+    runs.expect(len(batches))
     found = []
     for pairs in batches:
-        given = bench.stand_ins(pairs, mode)
-        _, wires, gradients = bench.gradients(pairs, keep=("z",))
+        given = runs.stand_ins(pairs, mode)
+        _, activations, gradients = runs.gradients(pairs, keep=("z",))
         layers = []
-        for layer in bench.layers:
+        for layer in runs.layers:
             z, slope, stand = (
-                wires["z", layer],
+                activations["z", layer],
                 gradients["z", layer],
                 given[layer],
             )  # (batch, tokens, heads, d)
             change = z - (stand if isinstance(stand, float) else stand.to(z))
             layers.append((change.double() * slope.double()).sum((1, 3)))  # (batch, heads)
         found.append(torch.cat(layers, 1).T.cpu().numpy())
-        bench.step(what)
+        runs.step(what)
     return np.concatenate(found, axis=1)

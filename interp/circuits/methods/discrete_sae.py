@@ -14,7 +14,7 @@ from interp.circuits.circuit_method import Found, Method
 from interp.circuits.circuit_table import EDGE_COLUMNS
 from interp.circuits.methods.codes import edge_matrix, edge_score, effect_score, node_score
 from interp.circuits.prompts import Pairs
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError
 
 SCORES = ("effect", "node", "edge")
@@ -126,23 +126,23 @@ class DiscreteSAE(Method):
         )
         return f"How many {what} are seen on clean prompts and never on corrupted ones."
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, runs: PairedRuns) -> Found:
         from interp.circuits.methods import sae as autoencoders  # seconds: it imports sae_lens
 
-        bench.expect(1 if self.sae is not None else self.trials + 1)
-        outputs = gather(bench, self.pool, self.score == "effect")
-        bench.step("outputs of heads")
+        runs.expect(1 if self.sae is not None else self.trials + 1)
+        outputs = gather(runs, self.pool, self.score == "effect")
+        runs.step("outputs of heads")
         if self.sae is not None:
-            return self._given(bench, outputs, autoencoders.loaded(self.sae))
-        scores, intervals, edges = [], [], np.zeros((len(bench.heads),) * 2)
+            return self._given(runs, outputs, autoencoders.loaded(self.sae))
+        scores, intervals, edges = [], [], np.zeros((len(runs.heads),) * 2)
         best: tuple[float, Any] = (np.inf, None)
         for trial in range(self.trials):
-            rng = np.random.default_rng([bench.seed, trial])
+            rng = np.random.default_rng([runs.seed, trial])
             made, _ = autoencoders.train(
-                self._samples(outputs, rng), self.features, seed=bench.seed * 1000 + trial,
-                metadata=self._metadata(bench), **{name: getattr(self, name) for name in SHORT},
+                self._samples(outputs, rng), self.features, seed=runs.seed * 1000 + trial,
+                metadata=self._metadata(runs), **{name: getattr(self, name) for name in SHORT},
             )  # fmt: skip
-            positive, negative = self._codes(bench, outputs, [made])
+            positive, negative = self._codes(runs, outputs, [made])
             pairs = edge_matrix(positive, negative)
             edges += pairs / self.trials
             scores.append(self._score(positive, negative, pairs, outputs.attributed))
@@ -156,7 +156,7 @@ class DiscreteSAE(Method):
             intervals.append(again if self.score == "effect" else scores[-1])
             error = self._error(outputs, made)
             best = min(best, (error, made), key=lambda pair: pair[0])
-            bench.step(f"autoencoder {trial + 1} of {self.trials}")
+            runs.step(f"autoencoder {trial + 1} of {self.trials}")
         # a mean's magnitude is larger in resamples; the interval is centred on what was measured
         centred = np.array(intervals) - np.mean(intervals, axis=0) + np.mean(scores, axis=0)
         low, high = np.quantile(centred.clip(0), [0.025, 0.975], axis=0)
@@ -164,25 +164,25 @@ class DiscreteSAE(Method):
         mean = np.mean(scores, axis=0)
         effect = None if outputs.attributed is None else outputs.attributed.mean(0)
         return Found(
-            mean, effect, stderr, low, high, None, _table(bench, edges),
+            mean, effect, stderr, low, high, None, _table(runs, edges),
             artefacts={"sae": autoencoders.Saved(best[1])} if best[1] is not None else {},
         )  # fmt: skip
 
-    def _given(self, bench: Bench, outputs: Outputs, given: Sequence[Any]) -> Found:
-        positive, negative = self._codes(bench, outputs, given)
+    def _given(self, runs: PairedRuns, outputs: Outputs, given: Sequence[Any]) -> Found:
+        positive, negative = self._codes(runs, outputs, given)
         pairs = edge_matrix(positive, negative)
         effect = None if outputs.attributed is None else outputs.attributed.mean(0)
         silent = np.flatnonzero((positive < 0).all(0) & (negative < 0).all(0))
         notes = []
         if len(silent):
-            layers = sorted({bench.heads[h].layer for h in silent})
+            layers = sorted({runs.heads[h].layer for h in silent})
             notes.append(
                 f"discrete_sae: {len(silent)} heads (layers {', '.join(map(str, layers))}) have no "
                 "code in the given "
                 "autoencoders; their score is that of one code for all."
             )
         score = self._score(positive, negative, pairs, outputs.attributed)
-        return Found(score, effect, edges=_table(bench, pairs), notes=notes)
+        return Found(score, effect, edges=_table(runs, pairs), notes=notes)
 
     def _score(
         self,
@@ -197,7 +197,7 @@ class DiscreteSAE(Method):
         return node_score(positive, negative) if self.score == "node" else edge_score(pairs)
 
     def _codes(
-        self, bench: Bench, outputs: Outputs, given: Sequence[Any]
+        self, runs: PairedRuns, outputs: Outputs, given: Sequence[Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """(codes in positive, in negative examples), each (n, heads); −1 for none."""
         from interp.circuits.methods.sae import codes_of
@@ -205,7 +205,7 @@ class DiscreteSAE(Method):
         sides = []
         for layers in (outputs.clean, outputs.corrupted):
             found = []
-            for layer, z, out in zip(bench.layers, layers, outputs.W_O, strict=True):
+            for layer, z, out in zip(runs.layers, layers, outputs.W_O, strict=True):
                 tried = (codes_of(one, z, out, self.vector, layer) for one in given)
                 code = next((c for c in tried if c is not None), None)
                 found.append(torch.full(z.shape[:2], -1) if code is None else code)
@@ -234,56 +234,56 @@ class DiscreteSAE(Method):
         x = torch.cat([self._vectors(outputs, int(i)) for i in chosen])
         return float((made.decode(made.encode(x)) - x).pow(2).mean())
 
-    def _metadata(self, bench: Bench) -> dict[str, Any]:
+    def _metadata(self, runs: PairedRuns) -> dict[str, Any]:
         """What the exported autoencoder says of itself."""
         return dict(
-            model_name=bench.model.name,
+            model_name=runs.model.name,
             hook_name="attn.hook_result" if self.vector == "result" else "attn.hook_z",
             method="discrete SAE circuits (arXiv 2405.12522)",
             loss="mean squared error over samples and width + l1_coefficient * mean L1 norm",
-            task=bench.prompts.name,
+            task=runs.prompts.name,
             pool=self.pool,
-            layers=list(bench.layers),
-            heads=[str(h) for h in bench.heads],
+            layers=list(runs.layers),
+            heads=[str(h) for h in runs.heads],
         )
 
 
 @torch.no_grad()
-def gather(bench: Bench, pool: str, attribute: bool) -> Outputs:
+def gather(runs: PairedRuns, pool: str, attribute: bool) -> Outputs:
     """Pooled outputs on clean and corrupted prompts; with `attribute`, also what each head does for
     the metric."""
-    sides: list[list[list[torch.Tensor]]] = [[[] for _ in bench.layers] for _ in range(2)]
-    for pairs, wires in bench.corrupted():
-        _pool(bench, pairs, wires, pool, sides[1])
+    sides: list[list[list[torch.Tensor]]] = [[[] for _ in runs.layers] for _ in range(2)]
+    for pairs, activations in runs.corrupted():
+        _pool(runs, pairs, activations, pool, sides[1])
     attributed = []
-    means = bench.means() if attribute else {}
-    for pairs in bench.batches(gradients=attribute):
+    means = runs.means() if attribute else {}
+    for pairs in runs.batches(gradients=attribute):
         if not attribute:
-            _pool(bench, pairs, bench.run(pairs, keep=("z",))[1], pool, sides[0])
+            _pool(runs, pairs, runs.run(pairs, keep=("z",))[1], pool, sides[0])
             continue
-        _, wires, gradients = bench.gradients(pairs, ("z",))
-        _pool(bench, pairs, wires, pool, sides[0])
+        _, activations, gradients = runs.gradients(pairs, ("z",))
+        _pool(runs, pairs, activations, pool, sides[0])
         real = pairs.mask[..., None]
         per_layer = []
-        for layer in bench.layers:
-            z = wires["z", layer]  # (batch, tokens, heads, d)
+        for layer in runs.layers:
+            z = activations["z", layer]  # (batch, tokens, heads, d)
             moved = ((z - means[layer].to(z)) * gradients["z", layer]).sum(-1) * real
             per_layer.append(moved.sum(1))  # (batch, heads)
         attributed.append(torch.cat(per_layer, 1).double().cpu().numpy())
     joined = [[torch.cat(parts) for parts in side] for side in sides]
     W_O = [
-        bench.model.head_weights(layer, bench.sites[layer].tower).W_O.float().cpu()
-        for layer in bench.layers
+        runs.model.head_weights(layer, runs.sites[layer].tower).W_O.float().cpu()
+        for layer in runs.layers
     ]
     return Outputs(joined[0], joined[1], W_O, np.concatenate(attributed) if attributed else None)
 
 
 def _pool(
-    bench: Bench, pairs: Pairs, wires: Any, pool: str, into: list[list[torch.Tensor]]
+    runs: PairedRuns, pairs: Pairs, activations: Any, pool: str, into: list[list[torch.Tensor]]
 ) -> None:
     mask, rows = pairs.mask.to(torch.float32), torch.arange(len(pairs.rows))
-    for parts, layer in zip(into, bench.layers, strict=True):
-        z = wires["z", layer].float()  # (batch, tokens, heads, d)
+    for parts, layer in zip(into, runs.layers, strict=True):
+        z = activations["z", layer].float()  # (batch, tokens, heads, d)
         if pool == "mean":
             pooled = torch.einsum("bqhd,bq->bhd", z, mask) / mask.sum(1)[:, None, None]
         else:
@@ -291,12 +291,12 @@ def _pool(
         parts.append(pooled.cpu())
 
 
-def _table(bench: Bench, counts: np.ndarray) -> pd.DataFrame:
+def _table(runs: PairedRuns, counts: np.ndarray) -> pd.DataFrame:
     """Edges from the counts of pairs, strongest first; pairs within a layer are not edges."""
-    depth = np.array([h.layer for h in bench.heads])
+    depth = np.array([h.layer for h in runs.heads])
     i, j = np.nonzero((counts > 0) & (depth[:, None] < depth[None]))
     order = np.argsort(-counts[i, j], kind="stable")
-    names = np.array([str(h) for h in bench.heads])
+    names = np.array([str(h) for h in runs.heads])
     rows = dict(
         sender=names[i][order], receiver=names[j][order], kind="", score=counts[i, j][order]
     )

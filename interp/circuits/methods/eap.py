@@ -9,7 +9,7 @@ import numpy as np
 
 from interp.circuits.circuit_method import Found, Method
 from interp.circuits.runs.edges import STREAM, Graph, Stream, detached, products
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 
 #: what a run with gradients keeps
 LIVE = ("q", "k", "v", *STREAM)
@@ -48,20 +48,20 @@ class EAP(Method):
     citation = "Syed et al. 2023, arXiv 2310.10348, section 2"
     unit = "metric"
 
-    def find(self, bench: Bench) -> Found:
-        stream = Stream(bench)
-        return found(stream.graph, self.scores(bench, stream) / len(bench.prompts))
+    def find(self, runs: PairedRuns) -> Found:
+        stream = Stream(runs)
+        return found(stream.graph, self.scores(runs, stream) / len(runs.prompts))
 
-    def scores(self, bench: Bench, stream: Stream) -> np.ndarray:
+    def scores(self, runs: PairedRuns, stream: Stream) -> np.ndarray:
         """(senders, receivers): summed over the prompts."""
         scores = np.zeros(stream.graph.allowed.shape)
-        batches = bench.batches(gradients=True)
-        bench.expect(len(batches))
+        batches = runs.batches(gradients=True)
+        runs.expect(len(batches))
         for pairs in batches:
-            _, corrupted = bench.run(pairs, corrupted=True, keep=STREAM)
-            margins, live = bench.live(pairs, LIVE)
+            _, corrupted = runs.run(pairs, corrupted=True, keep=STREAM)
+            margins, live = runs.live(pairs, LIVE)
             products(stream, margins, live, detached(live), corrupted, scores)
-            bench.step(self.title)
+            runs.step(self.title)
         return scores
 
 

@@ -11,7 +11,7 @@ import torch
 
 from interp.circuits.methods.eap import EAP, LIVE
 from interp.circuits.runs.edges import Stream, pair_runs, products
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp_hooks.activations import Activations, Hook
 
 
@@ -51,22 +51,22 @@ class EAPIG(EAP):
         self.choice("mode", "inputs", "activations")
         self.at_least(1, "steps")
 
-    def scores(self, bench: Bench, stream: Stream) -> np.ndarray:
+    def scores(self, runs: PairedRuns, stream: Stream) -> np.ndarray:
         scores = np.zeros(stream.graph.allowed.shape)
-        batches = bench.batches(gradients=True)
+        batches = runs.batches(gradients=True)
         groups = self._groups(stream)
-        bench.expect(len(batches) * len(groups) * self.steps)
+        runs.expect(len(batches) * len(groups) * self.steps)
         for pairs in batches:
-            clean, corrupted = pair_runs(bench, pairs)
+            clean, corrupted = pair_runs(runs, pairs)
             for rows, place, layer in groups:
                 part = np.zeros_like(scores)
                 back = _difference(stream, place, layer, clean, corrupted)
                 for k in range(1, self.steps + 1):
-                    margins, live = bench.live(
+                    margins, live = runs.live(
                         pairs, LIVE, write=_shift(place, layer, back * (k / self.steps - 1))
                     )
                     products(stream, margins, live, clean, corrupted, part, rows)
-                    bench.step(self.title)
+                    runs.step(self.title)
                 scores[rows] += part[rows] / self.steps
         return scores
 

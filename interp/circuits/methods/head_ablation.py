@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from interp.circuits.circuit_method import Found, Method
-from interp.circuits.runs.paired_runs import MODES, Bench
+from interp.circuits.runs.paired_runs import MODES, PairedRuns
 from interp.support.statistics import RESAMPLES
 
 
@@ -38,11 +38,11 @@ class HeadAblation(Method):
     def check(self) -> None:
         self.choice("mode", *MODES)
 
-    def find(self, bench: Bench) -> Found:
-        bench.expect(len(bench.heads))
-        clean = bench.margins()
-        ablated = bench.ablated([[head] for head in bench.heads], self.mode, self.title)
-        return by_effects(np.stack([clean - margins for margins in ablated]), bench.seed)
+    def find(self, runs: PairedRuns) -> Found:
+        runs.expect(len(runs.heads))
+        clean = runs.margins()
+        ablated = runs.ablated([[head] for head in runs.heads], self.mode, self.title)
+        return by_effects(np.stack([clean - margins for margins in ablated]), runs.seed)
 
 
 def by_effects(effects: np.ndarray, seed: int, **more: Any) -> Found:

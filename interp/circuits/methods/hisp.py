@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.circuits.circuit_method import Found, Method
 from interp.circuits.methods.attribution import first_order
-from interp.circuits.runs.paired_runs import MODES, Bench
+from interp.circuits.runs.paired_runs import MODES, PairedRuns
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class HISP(Method):
     def check(self) -> None:
         self.choice("mode", *MODES)
 
-    def find(self, bench: Bench) -> Found:
-        effects = first_order(bench, self.mode, self.title)  # (heads, n)
+    def find(self, runs: PairedRuns) -> Found:
+        effects = first_order(runs, self.mode, self.title)  # (heads, n)
         score = np.abs(effects).mean(1)
         notes = []
         if self.normalise:
-            layer_of = np.array([h.layer for h in bench.heads])
-            for layer in bench.layers:
+            layer_of = np.array([h.layer for h in runs.heads])
+            for layer in runs.layers:
                 size = float(np.linalg.norm(score[layer_of == layer]))
                 if size > 0:
                     score[layer_of == layer] /= size

@@ -19,7 +19,7 @@ from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
     from interp.circuits.prompts import Pairs
-    from interp.circuits.runs.paired_runs import Bench
+    from interp.circuits.runs.paired_runs import PairedRuns
     from interp_hooks.activations import Activations, Hook
 
 #: the final residual stream, as a receiver
@@ -126,48 +126,46 @@ class PathPatching(Method):
         """The receiving inputs of heads; none where the receiver is the final residual stream."""
         return [] if self.receivers == (OUTPUT,) else [Receiver.parse(r) for r in self.receivers]
 
-    def find(self, bench: Bench) -> Found:
+    def find(self, runs: PairedRuns) -> Found:
         for receiver in self.inputs:
-            check_main(bench, receiver.head)
-        senders = self.tried(bench)
-        batches = bench.batches()
-        bench.expect(len(senders) * len(batches))
+            check_main(runs, receiver.head)
+        senders = self.tried(runs)
+        batches = runs.batches()
+        runs.expect(len(senders) * len(batches))
         losses: list[np.ndarray] = []  # of each batch: (senders, batch)
         gaps: list[np.ndarray] = []
         for pairs in batches:
-            paths = Paths(bench, pairs, self.positions, self.freeze_mlps)
+            paths = Paths(runs, pairs, self.positions, self.freeze_mlps)
             gaps.append((paths.clean - paths.corrupted).numpy())
             at_once = max(1, TOKENS // pairs.clean.numel())
             found = [np.zeros((0, len(pairs.rows)))]
             for start in range(0, len(senders), at_once):
                 some = senders[start : start + at_once]
                 found.append((paths.clean - paths.send([[s] for s in some], self.inputs)).numpy())
-                bench.step(self.title, len(some))
+                runs.step(self.title, len(some))
             losses.append(np.concatenate(found))
         gap = float(np.concatenate(gaps).mean())
         if abs(gap) < 1e-9:
             raise InputError(
-                f"Corrupting the prompts of {bench.prompts.name} does not change the metric, so "
+                f"Corrupting the prompts of {runs.prompts.name} does not change the metric, so "
                 "there is no share "
                 "of it to tell; choose another task, or corrupted prompts that call for another "
                 "answer."
             )
-        effects = np.zeros((len(bench.heads), len(bench.prompts)))
-        effects[[bench.index[s] for s in senders]] = np.concatenate(losses, 1) / abs(gap)
-        return self._found(bench, senders, effects, gap)
+        effects = np.zeros((len(runs.heads), len(runs.prompts)))
+        effects[[runs.index[s] for s in senders]] = np.concatenate(losses, 1) / abs(gap)
+        return self._found(runs, senders, effects, gap)
 
-    def tried(self, bench: Bench) -> list[Head]:
+    def tried(self, runs: PairedRuns) -> list[Head]:
         """The senders that lie before some receiver."""
         last = max((r.head.layer for r in self.inputs), default=None)
-        chosen = (
-            bench.heads if self.senders is None else [check_main(bench, s) for s in self.senders]
-        )
+        chosen = runs.heads if self.senders is None else [check_main(runs, s) for s in self.senders]
         return [h for h in chosen if last is None or h.layer < last]
 
     def _found(
-        self, bench: Bench, senders: Sequence[Head], effects: np.ndarray, gap: float
+        self, runs: PairedRuns, senders: Sequence[Head], effects: np.ndarray, gap: float
     ) -> Found:
-        share = {s: float(abs(effects[bench.index[s]].mean())) for s in senders}
+        share = {s: float(abs(effects[runs.index[s]].mean())) for s in senders}
         rows = [
             (str(s), str(r.head), r.wire, share[s])
             for s in senders
@@ -194,18 +192,18 @@ class PathPatching(Method):
                 'position only; positions="all" patches them everywhere.'
             )
         edges = pd.DataFrame(rows, columns=["sender", "receiver", "kind", "score"])
-        return by_effects(effects, bench.seed, edges=edges, notes=notes)
+        return by_effects(effects, runs.seed, edges=edges, notes=notes)
 
 
-def check_main(bench: Bench, head: Head) -> Head:
-    """The head as the bench names it. Raises `HeadError`, or `InputError` for one outside the main
+def check_main(runs: PairedRuns, head: Head) -> Head:
+    """The head as the runs names it. Raises `HeadError`, or `InputError` for one outside the main
     tower."""
-    bench.model.check(head)
-    for known in bench.sites.values():
+    runs.model.check(head)
+    for known in runs.sites.values():
         if head.layer == known.layer and head.tower in ("", known.tower):
             return Head(head.layer, head.head, known.tower)
     raise InputError(
-        f"{head} is not in the main tower of {bench.model.name}, which circuits are looked for in."
+        f"{head} is not in the main tower of {runs.model.name}, which circuits are looked for in."
     )
 
 
@@ -217,23 +215,23 @@ class Paths:
     """
 
     def __init__(
-        self, bench: Bench, pairs: Pairs, positions: str = "end", freeze_mlps: bool = False
+        self, runs: PairedRuns, pairs: Pairs, positions: str = "end", freeze_mlps: bool = False
     ):
-        self.bench, self.pairs, self.freeze_mlps = bench, pairs, freeze_mlps
+        self.runs, self.pairs, self.freeze_mlps = runs, pairs, freeze_mlps
         stream = ("pre", "mid", "post") if freeze_mlps else ()
-        clean, self._kept = bench.run(pairs, keep=("z", *stream))
-        corrupted, self._other = bench.run(pairs, corrupted=True, keep=("z",))
+        clean, self._kept = runs.run(pairs, keep=("z", *stream))
+        corrupted, self._other = runs.run(pairs, corrupted=True, keep=("z",))
         self.clean, self.corrupted = clean.double().cpu(), corrupted.double().cpu()
         slots = torch.arange(pairs.clean.shape[1], device=pairs.clean.device)
         everywhere = torch.ones_like(pairs.mask, dtype=torch.bool)
         #: (batch, tokens): where senders are patched
         self.where = slots == pairs.ends()[:, None] if positions == "end" else everywhere
         parallel = (
-            [layer for layer in bench.layers if ("mid", layer) not in self._kept]
+            [layer for layer in runs.layers if ("mid", layer) not in self._kept]
             if freeze_mlps
             else []
         )
-        self._outputs = _attention_outputs(bench, pairs, self._kept, parallel) if parallel else {}
+        self._outputs = _attention_outputs(runs, pairs, self._kept, parallel) if parallel else {}
 
     def send(
         self, sets: Sequence[Sequence[Head]], receivers: Sequence[Receiver] = ()
@@ -243,9 +241,9 @@ class Paths:
         one forward."""
         many = repeated(self.pairs, len(sets))
         keep = tuple({r.wire for r in receivers})
-        margins, wires = self.bench.run(many, write=self._frozen(sets), keep=keep)
+        margins, activations = self.runs.run(many, write=self._frozen(sets), keep=keep)
         if receivers:
-            margins, _ = self.bench.run(many, write=self._received(receivers, wires))
+            margins, _ = self.runs.run(many, write=self._received(receivers, activations))
         return margins.double().cpu().reshape(len(sets), -1)
 
     def _frozen(self, sets: Sequence[Sequence[Head]]) -> Hook:
@@ -282,18 +280,18 @@ class Paths:
         attention = torch.einsum("bqhd,hdm->bqm", z, W_O)
         return now["pre"] + attention + (kept["post", layer] - kept["pre", layer]).repeat(n, 1, 1)
 
-    def _received(self, receivers: Sequence[Receiver], wires: Activations) -> Hook:
-        """The receivers' inputs are those on `wires`."""
+    def _received(self, receivers: Sequence[Receiver], activations: Activations) -> Hook:
+        """The receivers' inputs are those on `activations`."""
 
         def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
             heads = [r.head.head for r in receivers if r.wire == place and r.head.layer == layer]
             if not heads:
                 return None
             group = (
-                self.bench.sites[layer].n_heads // tensor.shape[2]
+                self.runs.sites[layer].n_heads // tensor.shape[2]
             )  # query heads that share a key
             mine, new = [h // group for h in heads], tensor.clone()
-            new[:, :, mine] = wires[place, layer][:, :, mine]
+            new[:, :, mine] = activations[place, layer][:, :, mine]
             return new
 
         return write
@@ -313,13 +311,11 @@ def repeated(pairs: Pairs, times: int) -> Pairs:
 
 
 def _attention_outputs(
-    bench: Bench, pairs: Pairs, kept: Activations, layers: Sequence[int]
+    runs: PairedRuns, pairs: Pairs, kept: Activations, layers: Sequence[int]
 ) -> dict[int, torch.Tensor]:
     """W_O (heads, d_head, d_model) of layers whose attention and MLP read the same stream, checked:
     without z these layers must add Σ z W_O less. Raises `TapError` where they do not."""
-    found = {
-        layer: bench.model.head_weights(layer, bench.sites[layer].tower).W_O for layer in layers
-    }
+    found = {layer: runs.model.head_weights(layer, runs.sites[layer].tower).W_O for layer in layers}
 
     def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         if layer not in found:
@@ -332,13 +328,13 @@ def _attention_outputs(
             else None
         )
 
-    _, wires = bench.run(pairs, write=write, keep=("post",))
+    _, activations = runs.run(pairs, write=write, keep=("post",))
     for layer, W_O in found.items():
         wanted = torch.einsum("bqhd,hdm->bqm", kept["z", layer], W_O.to(kept["z", layer]))
-        less = kept["post", layer] - wires["post", layer]
+        less = kept["post", layer] - activations["post", layer]
         if not torch.allclose(less, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
             raise TapError(
-                f"Layer {layer} of {bench.model.name} does more to its attention than add it to "
+                f"Layer {layer} of {runs.model.name} does more to its attention than add it to "
                 "the stream, so its MLP "
                 "can't be frozen here; use freeze_mlps=False."
             )

@@ -14,7 +14,7 @@ from interp.errors import InputError
 
 if TYPE_CHECKING:
     from interp.circuits.circuit_method import Found
-    from interp.circuits.runs.paired_runs import Bench
+    from interp.circuits.runs.paired_runs import PairedRuns
     from interp_hooks.heads import Head
 
 
@@ -36,15 +36,15 @@ class Stage:
         inputs: dict[Head, str] = {}
         for head, wire in map(Receiver.parse, self.receivers):
             inputs[head] = inputs.get(head, "") + wire
-        return ", ".join(f"{head}.{wires}" for head, wires in inputs.items())
+        return ", ".join(f"{head}.{activations}" for head, activations in inputs.items())
 
 
 def stages(
-    bench: Bench,
+    runs: PairedRuns,
     share: float = 0.02,
     at_least: int = 2,
     depth: int = 2,
-    wires: Sequence[str] = ("qkv",),
+    activations: Sequence[str] = ("qkv",),
     least: float = 0.005,
     freeze_mlps: bool = False,
 ) -> list[Stage]:
@@ -52,7 +52,7 @@ def stages(
     inputs, `depth` stages in all (Merullo et al. 2024, section 3).
 
     Of each stage the max(at_least, share·heads of the model) strongest by |effect| are kept, fewer
-    where fewer are above `least`, a share of what corrupting costs. `wires[i]` says which inputs of
+    where fewer are above `least`, a share of what corrupting costs. `activations[i]` says which inputs of
     stage i's heads are the receivers of stage i + 1, one or several of "q", "k", "v"; the last one
     holds for all later stages (the paper follows some of them by hand; "qkv" patches all inputs
     together). Senders to queries alone are patched at the last judged position, where the receivers
@@ -66,32 +66,30 @@ def stages(
             "Stages need a share between 0 and 1, at_least 1 head, a depth of at least 1 and least "
             "≥ 0."
         )
-    if not wires or any(not w or set(w) - set("qkv") for w in wires):
+    if not activations or any(not w or set(w) - set("qkv") for w in activations):
         raise InputError(
-            'The wires of stages are q, k, v or several of them ("kv"), not '
-            f"{', '.join(wires) or 'none'}."
+            'The activations of stages are q, k, v or several of them ("kv"), not '
+            f"{', '.join(activations) or 'none'}."
         )
-    most = max(at_least, round(share * len(bench.heads)))
+    most = max(at_least, round(share * len(runs.heads)))
     made: list[Stage] = []
     receivers: tuple[str, ...] = (OUTPUT,)
     for number in range(depth):
-        wire = "q" if number == 0 else wires[min(number, len(wires)) - 1]
+        wire = "q" if number == 0 else activations[min(number, len(activations)) - 1]
         method = PathPatching(receivers, "end" if set(wire) == {"q"} else "all", freeze_mlps)
-        senders = method.tried(bench)
+        senders = method.tried(runs)
         if not senders:
             break
-        found = method.find(bench)
+        found = method.find(runs)
         assert found.effect is not None
         order = np.argsort(-found.score, kind="stable")
         tried = set(senders)
         heads = [
-            bench.heads[i]
-            for i in order[:most]
-            if found.score[i] > least and bench.heads[i] in tried
+            runs.heads[i] for i in order[:most] if found.score[i] > least and runs.heads[i] in tried
         ]
         made.append(Stage(method.receivers, tuple(heads), tuple(senders), found))
         if not heads:
             break
-        following = wires[min(number + 1, len(wires)) - 1]
+        following = activations[min(number + 1, len(activations)) - 1]
         receivers = tuple(str(Receiver(h, w)) for h in heads for w in following)
     return made

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from interp.circuits.prompts import Pairs
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
@@ -47,14 +47,14 @@ class Graph:
     allowed: np.ndarray
 
     @classmethod
-    def of(cls, bench: Bench, parallel: bool, mlps: Mapping[int, bool]) -> Graph:
+    def of(cls, runs: PairedRuns, parallel: bool, mlps: Mapping[int, bool]) -> Graph:
         """The graph of a model whose blocks are `parallel` or not; `mlps`: which layers have
         one."""
         senders = ["input"]
         receivers: list[tuple[str, str]] = []
         before: list[int] = []  # of each receiver: how many senders it can read
         rows, mlp, columns = {}, {}, {}
-        for layer, site in bench.sites.items():
+        for layer, site in runs.sites.items():
             start, seen = len(receivers), len(senders)
             kv = "KV" if site.n_kv_heads < site.n_heads else "H"
             receivers += [(f"L{layer}H{h}", "q") for h in range(site.n_heads)]
@@ -77,7 +77,7 @@ class Graph:
 
     @property
     def heads(self) -> np.ndarray:
-        """(heads,): the rows of the heads among the senders, in the bench's order."""
+        """(heads,): the rows of the heads among the senders, in the runs's order."""
         return np.concatenate([np.arange(part.start, part.stop) for part in self.rows.values()])
 
     def table(self, scores: np.ndarray, among: np.ndarray | None = None) -> pd.DataFrame:
@@ -99,27 +99,31 @@ class Stream:
     """The residual stream of a model as a sum over senders, and the metric's gradient at every
     receiver's input."""
 
-    def __init__(self, bench: Bench):
-        self.bench, self.first, self.last = bench, bench.layers[0], bench.layers[-1]
-        self.weights = {layer: _weights(bench, layer) for layer in bench.layers}
-        pairs = bench.batches(gradients=True)[0]
-        _, wires = bench.run(pairs, keep=STREAM)
-        self.parallel = ("mid", self.first) not in wires
-        self.graph = Graph.of(bench, self.parallel, self._check_sum(wires, pairs.mask.bool()))
+    def __init__(self, runs: PairedRuns):
+        self.runs, self.first, self.last = runs, runs.layers[0], runs.layers[-1]
+        self.weights = {layer: _weights(runs, layer) for layer in runs.layers}
+        pairs = runs.batches(gradients=True)[0]
+        _, activations = runs.run(pairs, keep=STREAM)
+        self.parallel = ("mid", self.first) not in activations
+        self.graph = Graph.of(runs, self.parallel, self._check_sum(activations, pairs.mask.bool()))
         self._checked = False
 
-    def attention(self, layer: int, wires: Activations) -> torch.Tensor:
+    def attention(self, layer: int, activations: Activations) -> torch.Tensor:
         """(batch, tokens, d_model): what the layer's heads write together, bias included."""
         W = self.weights[layer]
-        z = wires["z", layer]
+        z = activations["z", layer]
         out = torch.einsum("bqhd,hdm->bqm", z, W.W_O.to(z))
         return out if W.b_O is None else out + W.b_O.to(z)
 
-    def mlp(self, layer: int, wires: Activations) -> torch.Tensor:
+    def mlp(self, layer: int, activations: Activations) -> torch.Tensor:
         """(batch, tokens, d_model): what the layer's MLP writes."""
         if not self.parallel:
-            return wires["post", layer] - wires["mid", layer]
-        return wires["post", layer] - wires["pre", layer] - self.attention(layer, wires)
+            return activations["post", layer] - activations["mid", layer]
+        return (
+            activations["post", layer]
+            - activations["pre", layer]
+            - self.attention(layer, activations)
+        )
 
     def changes(
         self, clean: Activations, corrupted: Activations, among: slice = slice(None)
@@ -129,7 +133,7 @@ class Stream:
         wanted = range(len(self.graph.senders))[among]
         if 0 in wanted:
             yield slice(0, 1), (clean["pre", self.first] - corrupted["pre", self.first])[None]
-        for layer in self.bench.layers:
+        for layer in self.runs.layers:
             if (
                 self.graph.rows[layer].start not in wanted
                 and self.graph.mlp.get(layer) not in wanted
@@ -148,28 +152,30 @@ class Stream:
             yield rows, change
 
     def slopes(
-        self, margins: torch.Tensor, wires: Activations, among: slice = slice(None)
+        self, margins: torch.Tensor, activations: Activations, among: slice = slice(None)
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """(columns of the graph, (columns, batch, tokens, d_model): ∂ Σ margins / ∂ input of these
         receivers) at a live run, a layer at a time from the output down to the last that reads
         senders `among` those wanted."""
-        keys = list(wires)
+        keys = list(activations)
         found = torch.autograd.grad(
-            margins.sum(), list(wires.values()), retain_graph=True, allow_unused=True
+            margins.sum(), list(activations.values()), retain_graph=True, allow_unused=True
         )
         slope = {
-            key: torch.zeros_like(wires[key]) if g is None else g
+            key: torch.zeros_like(activations[key]) if g is None else g
             for key, g in zip(keys, found, strict=True)
         }
         yield (
             slice(len(self.graph.receivers) - 1, len(self.graph.receivers)),
             slope["post", self.last][None],
         )
-        for layer in reversed(self.bench.layers):
+        for layer in reversed(self.runs.layers):
             if not self.graph.allowed[among, self.graph.columns[layer]].any():
                 return
             parts = [
-                g for place in "qkv" for g in self._back(place, layer, wires, slope[place, layer])
+                g
+                for place in "qkv"
+                for g in self._back(place, layer, activations, slope[place, layer])
             ]
             if self.parallel:
                 rest = slope["pre", layer] - slope["post", layer] - sum(parts)
@@ -182,37 +188,37 @@ class Stream:
         self._checked = True
 
     def _back(
-        self, place: str, layer: int, wires: Activations, slope: torch.Tensor
+        self, place: str, layer: int, activations: Activations, slope: torch.Tensor
     ) -> Iterator[torch.Tensor]:
         """∂m/∂ the stream that enters the layer through each head's queries (or keys, or values)
-        alone: back through projection and norm, which lie between two wires, and nowhere
+        alone: back through projection and norm, which lie between two activations, and nowhere
         further."""
         for head in range(slope.shape[2]):
             alone = torch.zeros_like(slope)
             alone[:, :, head] = slope[:, :, head]
             (g,) = torch.autograd.grad(
-                wires[place, layer], wires["pre", layer], alone, retain_graph=True
+                activations[place, layer], activations["pre", layer], alone, retain_graph=True
             )
             yield g
 
     @torch.no_grad()
-    def _check_sum(self, wires: Activations, real: torch.Tensor) -> dict[int, bool]:
+    def _check_sum(self, activations: Activations, real: torch.Tensor) -> dict[int, bool]:
         """Which layers have an MLP. Raises `TapError` where the stream is not the sum of what heads
         and MLPs write."""
         mlps = {}
-        for layer, following in zip(self.bench.layers, [*self.bench.layers[1:], None], strict=True):
-            pre, post = wires["pre", layer][real], wires["post", layer][real]
-            if following is not None and not _near(post, wires["pre", following][real], post):
+        for layer, following in zip(self.runs.layers, [*self.runs.layers[1:], None], strict=True):
+            pre, post = activations["pre", layer][real], activations["post", layer][real]
+            if following is not None and not _near(post, activations["pre", following][real], post):
                 self._refuse(
                     f"between layers {layer} and {following} something else writes to the residual "
                     "stream"
                 )
             if self.parallel:
-                rest = post - pre - self.attention(layer, wires)[real]
+                rest = post - pre - self.attention(layer, activations)[real]
                 mlps[layer] = not _near(rest, torch.zeros_like(rest), post)
             else:
-                written = self.attention(layer, wires)[real]
-                if not _near(wires["mid", layer][real], pre + written, written):
+                written = self.attention(layer, activations)[real]
+                if not _near(activations["mid", layer][real], pre + written, written):
                     self._refuse(
                         f"layer {layer} does not add the sum of its heads' results to the residual "
                         "stream (it "
@@ -226,13 +232,13 @@ class Stream:
     def _check_parallel(self) -> None:
         """Without a stream between attention and MLP, what a layer writes must move with z by W_O
         and no more."""
-        pairs = self.bench.batches(gradients=True)[0]
-        _, wires = self.bench.live(pairs, keep=("post", "z"))
+        pairs = self.runs.batches(gradients=True)[0]
+        _, activations = self.runs.live(pairs, keep=("post", "z"))
         draw = torch.Generator().manual_seed(0)
-        for layer in self.bench.layers:
-            post = wires["post", layer]
+        for layer in self.runs.layers:
+            post = activations["post", layer]
             probe = torch.randn(post.shape, generator=draw).to(post) * pairs.mask[..., None]
-            (found,) = torch.autograd.grad(post, wires["z", layer], probe, retain_graph=True)
+            (found,) = torch.autograd.grad(post, activations["z", layer], probe, retain_graph=True)
             wanted = torch.einsum("bqm,hdm->bqhd", probe, self.weights[layer].W_O.to(probe))
             if not _near(found, wanted, wanted):
                 self._refuse(
@@ -244,7 +250,7 @@ class Stream:
             self._refuse(f"layer {layer} is read by more than its queries, keys, values and MLP")
 
     def _refuse(self, why: str) -> None:
-        raise TapError(f"Edges of {self.bench.model.name} can't be told apart: {why}; {INSTEAD}.")
+        raise TapError(f"Edges of {self.runs.model.name} can't be told apart: {why}; {INSTEAD}.")
 
 
 def products(
@@ -269,18 +275,18 @@ def products(
                     scores[rows, columns] += found.double().cpu().numpy() * allowed[rows, columns]
 
 
-def detached(wires: Activations) -> Activations:
+def detached(activations: Activations) -> Activations:
     """The same, cut from their graph."""
-    return Activations({key: wire.detach() for key, wire in wires.items()})
+    return Activations({key: wire.detach() for key, wire in activations.items()})
 
 
-def pair_runs(bench: Bench, pairs: Pairs) -> tuple[Activations, Activations]:
+def pair_runs(runs: PairedRuns, pairs: Pairs) -> tuple[Activations, Activations]:
     """The stream and z of a clean and a corrupted run."""
-    return bench.run(pairs, keep=STREAM)[1], bench.run(pairs, corrupted=True, keep=STREAM)[1]
+    return runs.run(pairs, keep=STREAM)[1], runs.run(pairs, corrupted=True, keep=STREAM)[1]
 
 
-def _weights(bench: Bench, layer: int) -> HeadWeights:
-    return bench.model.head_weights(layer, bench.sites[layer].tower)
+def _weights(runs: PairedRuns, layer: int) -> HeadWeights:
+    return runs.model.head_weights(layer, runs.sites[layer].tower)
 
 
 def _near(a: torch.Tensor, b: torch.Tensor, like: torch.Tensor) -> bool:

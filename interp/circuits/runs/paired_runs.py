@@ -13,7 +13,7 @@ import torch
 from interp.circuits.prompts import Pairs, Prompts
 from interp.errors import InputError
 from interp.inputs.forward import forward
-from interp.support.checkpoints import Partial, Record
+from interp.support.checkpoints import Checkpoints, Record
 from interp_hooks.activations import Activations, Hook
 from interp_hooks.heads import Head
 from interp_hooks.logits import logits_of
@@ -29,7 +29,7 @@ MODES = ("zero", "mean", "resample")
 TOKENS, GRADIENT_TOKENS = 8192, 2048
 
 
-class Bench:
+class PairedRuns:
     """Runs prompts and counts: `forwards` and `backwards` are in passes over all prompts.
 
     `heads` are the query heads of the main tower in order; `index[head]` is a head's number among
@@ -42,10 +42,10 @@ class Bench:
         prompts: Prompts,
         seed: int = 0,
         progress: Progress | None = None,
-        pieces: Partial | None = None,
+        pieces: Checkpoints | None = None,
     ):
         #: what is finished of long searches, so that an interrupted one resumes
-        self.pieces = pieces or Partial(None, {})
+        self.pieces = pieces or Checkpoints(None, {})
         self.model, self.prompts, self.seed = model, prompts, seed
         self.sites = {s.layer: s for s in model.sites if s.is_main}
         if not self.sites:
@@ -95,32 +95,36 @@ class Bench:
         write: Hook | None = None,
         keep: Sequence[str] = (),
     ) -> tuple[torch.Tensor, Activations]:
-        """(margins (batch,), wires kept) of one forward without gradients."""
+        """(margins (batch,), activations kept) of one forward without gradients."""
         return self._forward(pairs, pairs.corrupted if corrupted else pairs.clean, write, keep)
 
     def gradients(
         self, pairs: Pairs, keep: Sequence[str]
     ) -> tuple[torch.Tensor, Activations, dict[tuple[str, int], torch.Tensor]]:
-        """(margins (batch,), wires kept, ∂ Σ margins / ∂ each of them) of one forward and one
+        """(margins (batch,), activations kept, ∂ Σ margins / ∂ each of them) of one forward and one
         backward, clean.
 
         Activations come with their graph cut off; a wire that the margin does not depend on has gradient
         0.
         """
-        margins, wires = self.live(pairs, keep)
+        margins, activations = self.live(pairs, keep)
         found = torch.autograd.grad(
-            margins, list(wires.values()), torch.ones_like(margins), allow_unused=True
+            margins, list(activations.values()), torch.ones_like(margins), allow_unused=True
         )
         gradients = {
             key: torch.zeros_like(wire) if g is None else g
-            for (key, wire), g in zip(wires.items(), found, strict=True)
+            for (key, wire), g in zip(activations.items(), found, strict=True)
         }
-        return margins.detach(), Activations({k: w.detach() for k, w in wires.items()}), gradients
+        return (
+            margins.detach(),
+            Activations({k: w.detach() for k, w in activations.items()}),
+            gradients,
+        )
 
     def live(
         self, pairs: Pairs, keep: Sequence[str], write: Hook | None = None
     ) -> tuple[torch.Tensor, Activations]:
-        """(margins (batch,), wires kept) of one clean forward with its graph, for the backward
+        """(margins (batch,), activations kept) of one clean forward with its graph, for the backward
         counted with it."""
         self._rows_backward += len(pairs.rows)
         with torch.enable_grad():
@@ -129,8 +133,8 @@ class Bench:
     def _forward(
         self, pairs: Pairs, ids: torch.Tensor, write: Hook | None, keep: Sequence[str]
     ) -> tuple[torch.Tensor, Activations]:
-        logits, wires = self.logits(pairs, ids, write, keep)
-        return pairs.margins(logits), wires
+        logits, activations = self.logits(pairs, ids, write, keep)
+        return pairs.margins(logits), activations
 
     def logits(
         self,
@@ -140,13 +144,13 @@ class Bench:
         keep: Sequence[str] = (),
         copies: int = 1,
     ) -> tuple[torch.Tensor, Activations]:
-        """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, wires kept) of
+        """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, activations kept) of
         one forward of `ids`, `copies` times over."""
         self._rows_forward += copies * len(pairs.rows)
-        with self.model.activations(*keep, write=write) as wires:
+        with self.model.activations(*keep, write=write) as activations:
             mask = pairs.mask.repeat(copies, 1)
             out = forward(self.model, ids.repeat(copies, 1), mask, keep=ids.shape[1] - pairs.first)
-        return logits_of(out), wires
+        return logits_of(out), activations
 
     def margins(self, corrupted: bool = False) -> np.ndarray:
         """(n,) margins of the untouched model on the clean or the corrupted prompts."""
@@ -157,11 +161,11 @@ class Bench:
         sums: dict[int, torch.Tensor] = {}
         count = torch.zeros((), dtype=torch.float64, device=self.model.device)
         for pairs in self.batches():
-            _, wires = self.run(pairs, corrupted=True, keep=("z",))
+            _, activations = self.run(pairs, corrupted=True, keep=("z",))
             count = count + pairs.mask.sum()
-            for (_, layer), z in wires.items():  # (batch, tokens, heads, d)
+            for (_, layer), z in activations.items():  # (batch, tokens, heads, d)
                 sums[layer] = sums.get(layer, 0) + z[pairs.mask.bool()].double().sum(0)  # type: ignore[operator]
-            yield pairs, wires
+            yield pairs, activations
         self._means = {layer: (total / count).float() for layer, total in sums.items()}
 
     def means(self) -> dict[int, torch.Tensor]:

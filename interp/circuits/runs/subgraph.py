@@ -9,7 +9,7 @@ import torch
 
 from interp.circuits.prompts import Pairs
 from interp.circuits.runs.edges import STREAM, Stream
-from interp.circuits.runs.paired_runs import Bench
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.norms import CLOSE
@@ -22,11 +22,11 @@ class Receivers:
     """How each head's queries, keys and values come from the stream that it reads: norm, then its
     own projection."""
 
-    def __init__(self, bench: Bench, stream: Stream):
-        self.bench, norms = bench, bench.model.norms()
+    def __init__(self, runs: PairedRuns, stream: Stream):
+        self.runs, norms = runs, runs.model.norms()
         self.norm: dict[int, torch.nn.Module | None] = {}
         self.weights: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor | None]] = {}
-        for layer, site in bench.sites.items():
+        for layer, site in runs.sites.items():
             norm, W = norms.attention(layer), stream.weights[layer]
             self.norm[layer] = None if norm is None else norm.module
             step = (
@@ -46,22 +46,22 @@ class Receivers:
     @torch.no_grad()
     def _check(self) -> None:
         """Raise `TapError` where these are not the model's own queries, keys and values."""
-        pairs, own = self.bench.batches()[0], {}
-        with self.bench.model.projections(
+        pairs, own = self.runs.batches()[0], {}
+        with self.runs.model.projections(
             lambda place, layer, tensor: own.update({(place, layer): tensor})
         ):
-            _, wires = self.bench.run(pairs, keep=("pre",))
+            _, activations = self.runs.run(pairs, keep=("pre",))
         for (place, layer), tensor in own.items():
             heads = range(tensor.shape[2])
             found = torch.stack(
-                [self.project(place, layer, h, wires["pre", layer]) for h in heads], 2
+                [self.project(place, layer, h, activations["pre", layer]) for h in heads], 2
             )
             size = float(tensor.abs().max())
             if not float((found - tensor).abs().max()) <= 10 * CLOSE.get(tensor.dtype, 2e-2) * max(
                 size, 1e-30
             ):
                 raise TapError(
-                    f"Layer {layer} of {self.bench.model.name} does not make its {place} from the "
+                    f"Layer {layer} of {self.runs.model.name} does not make its {place} from the "
                     "stream by a norm and "
                     "a projection, so edges into it can't be patched; use head_ablation, "
                     "attribution, eap or "
@@ -79,12 +79,12 @@ class Subgraph:
 
     def __init__(self, stream: Stream, receivers: Receivers, pairs: Pairs, mode: str):
         self.stream, self.graph, self.receivers, self.pairs = stream, stream.graph, receivers, pairs
-        self.bench = bench = stream.bench
+        self.runs = runs = stream.runs
         with torch.no_grad():
-            with bench.model.block_outputs() as blocks:
-                _, self.clean = bench.run(pairs, keep=STREAM)
+            with runs.model.block_outputs() as blocks:
+                _, self.clean = runs.run(pairs, keep=STREAM)
             self._blocks: dict[int, Any] = blocks
-            _, corrupted = bench.run(pairs, corrupted=True, keep=STREAM)
+            _, corrupted = runs.run(pairs, corrupted=True, keep=STREAM)
             if mode == "zero":
                 corrupted = Activations(
                     {key: torch.zeros_like(wire) for key, wire in corrupted.items()}
@@ -114,8 +114,8 @@ class Subgraph:
         models = len(removed)
         run = _Run(self, removed.to(self.changes), start)
         before = None if start == self.stream.first else _copied(self._blocks[start - 1], models)
-        with self.bench.model.resume(start, before), self.bench.model.projections(run.project):
-            out, _ = self.bench.logits(self.pairs, self.pairs.clean, run.write, copies=models)
+        with self.runs.model.resume(start, before), self.runs.model.projections(run.project):
+            out, _ = self.runs.logits(self.pairs, self.pairs.clean, run.write, copies=models)
         return out.reshape(models, len(self.pairs.rows), *out.shape[1:])
 
 
@@ -154,7 +154,7 @@ class _Run:
         if layer < self.start:
             return None
         first = self.graph.columns[layer].start
-        site = self.sub.bench.sites[layer]
+        site = self.sub.runs.sites[layer]
         first += {"q": 0, "k": site.n_heads, "v": site.n_heads + site.n_kv_heads}[place]
         new = None
         for head in range(tensor.shape[2]):

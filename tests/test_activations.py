@@ -21,23 +21,25 @@ IDS = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
 def test_wires_change_nothing_and_are_what_other_captures_see(tapped: Any, name: str) -> None:
     model, twin = tapped(name)
     plain = twin(input_ids=IDS, use_cache=False).logits
-    with model.activations(*PLACES) as wires:
+    with model.activations(*PLACES) as activations:
         out = model.logits(IDS)
     torch.testing.assert_close(out, plain, rtol=1e-4, atol=1e-4)
     with torch.no_grad(), model.capture_z() as z, model.capture_resid() as resid:
         model.logits(IDS)
     for layer in range(model.n_layers):
-        torch.testing.assert_close(wires["z", layer].detach(), z[layer], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(activations["z", layer].detach(), z[layer], rtol=1e-4, atol=1e-5)
         for place in ("pre", "mid", "post"):
-            assert ((place, layer) in wires) == ((place, layer) in resid)
+            assert ((place, layer) in activations) == ((place, layer) in resid)
             if (place, layer) in resid:
                 torch.testing.assert_close(
-                    wires[place, layer].detach(), resid[place, layer], rtol=1e-4, atol=1e-5
+                    activations[place, layer].detach(), resid[place, layer], rtol=1e-4, atol=1e-5
                 )
-        assert wires["q", layer].shape == (2, 9, model.n_heads, model.d_head)
-        assert wires["k", layer].shape[2] == wires["v", layer].shape[2] == model.n_kv_heads
+        assert activations["q", layer].shape == (2, 9, model.n_heads, model.d_head)
+        assert (
+            activations["k", layer].shape[2] == activations["v", layer].shape[2] == model.n_kv_heads
+        )
     torch.testing.assert_close(
-        wires["final", model.n_layers - 1].detach(), resid["final"], rtol=1e-4, atol=1e-5
+        activations["final", model.n_layers - 1].detach(), resid["final"], rtol=1e-4, atol=1e-5
     )
 
 
@@ -48,12 +50,12 @@ def test_gradients_are_those_of_finite_differences(name: str, place: str) -> Non
     float64."""
     model = hook(tiny.build(name).double(), name=name)
     layer = 1
-    with model.activations(place) as wires:
+    with model.activations(place) as activations:
         metric = model.logits(IDS)[:, -1, 5].sum()
-    if (place, layer) not in wires:
+    if (place, layer) not in activations:
         assert place == "mid" and name == "neox"  # its blocks run attention and MLP side by side
         return
-    (gradient,) = torch.autograd.grad(metric, wires[place, layer])
+    (gradient,) = torch.autograd.grad(metric, activations[place, layer])
     direction = torch.randn(
         gradient.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
@@ -80,13 +82,13 @@ def test_frozen_parameters_have_gradients_and_nothing_is_kept_unasked(tapped: An
 
     model = hook(tiny.build("llama"), name="frozen")
     model.module.requires_grad_(False)
-    with model.activations("z", write=_leaf(None)) as wires:
+    with model.activations("z", write=_leaf(None)) as activations:
         metric = model.logits(IDS)[:, -1, 5].sum()
     own, _ = tapped("llama")
     with own.activations("z") as others:
         same = own.logits(IDS)[:, -1, 5].sum()
     slopes = [
-        torch.autograd.grad(m, list(w.values())) for m, w in ((metric, wires), (same, others))
+        torch.autograd.grad(m, list(w.values())) for m, w in ((metric, activations), (same, others))
     ]
     for frozen, free in zip(*slopes, strict=True):
         torch.testing.assert_close(frozen, free, rtol=1e-4, atol=1e-6)
@@ -109,9 +111,13 @@ def test_replaced_z_is_what_an_untouched_model_makes_of_it(tapped: Any) -> None:
 
 def test_outer_edits_come_first_and_wires_are_gone_afterwards(tapped: Any) -> None:
     model, twin = tapped("llama")
-    with torch.no_grad(), model.edit(ScaleHeads({"1.2": 0.0})), model.activations("z") as wires:
+    with (
+        torch.no_grad(),
+        model.edit(ScaleHeads({"1.2": 0.0})),
+        model.activations("z") as activations,
+    ):
         model.logits(IDS)
-    assert not wires["z", 1][:, :, 2].any() and wires["z", 1][:, :, 1].any()
+    assert not activations["z", 1][:, :, 2].any() and activations["z", 1][:, :, 1].any()
     with torch.no_grad():
         torch.testing.assert_close(
             model.logits(IDS), twin(input_ids=IDS).logits, rtol=1e-4, atol=1e-4
