@@ -12,7 +12,7 @@ import tiny
 import torch
 
 import interp
-from interp.atlas import KEYS, Atlas
+from interp.atlas import Atlas
 from interp.circuits import (
     Circuit,
     evaluate,
@@ -29,6 +29,7 @@ from interp.circuits.methods.head_ablation import HeadAblation, resampled_means
 from interp.circuits.prompts import from_task
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError, UnknownNameError
+from interp.results.head_table import KEYS
 from interp.tasks import get
 from interp_hooks import Head
 

@@ -16,11 +16,12 @@ import tiny
 import torch
 
 from interp import circuits
-from interp.atlas import KEYS, Atlas
+from interp.atlas import Atlas
 from interp.circuits.circuit import Circuit
 from interp.circuits.prompts import Prompts, from_file, from_task, from_texts
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.errors import InputError, OutputError, UnknownNameError
+from interp.results.head_table import KEYS
 from interp_hooks import HookedModel, hook
 
 ROW = {

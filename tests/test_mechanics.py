@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp import mechanics, tasks
-from interp.atlas import KEYS
 from interp.errors import InputError, TapError, UnknownNameError
 from interp.evaluation.accuracy import sample
 from interp.mechanics.ranks import kendall, rho
+from interp.results.head_table import KEYS
 from interp.tasks.task import Instance
 from interp_hooks import HookedModel, hook
 
@@ -140,9 +140,9 @@ def test_direct_logits_sum_to_the_metric(worded: Worded, name: str, task: str) -
         for p, right, wrong in zip(
             instance.positions, instance.accept, instance.wrong, strict=True
         ):
-            alone.append(float(logits[p, list(right)].mean() - logits[p].mean()))
+            alone.append(float(logits[p, list(right)].max() - logits[p].mean()))
             rivals = logits[p, list(wrong)] if wrong else logits[p]
-            values.append(float(logits[p, list(right)].mean() - rivals.mean()))
+            values.append(float(logits[p, list(right)].max() - rivals.mean()))
         metrics.append(np.mean(values))
         raised.append(np.mean(alone))
     assert frame.direct_right.sum() == pytest.approx(np.mean(raised), abs=1e-4)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import interp
 from interp import mechanics
-from interp.atlas import KEYS
 from interp.errors import HeadError, InputError, TapError
+from interp.results.head_table import KEYS
 from interp_hooks import HookedModel, hook
 from interp_hooks.norms import frozen, read
 

@@ -30,7 +30,6 @@ from interp.scenes.words import DESCRIBE
 from interp.scores.cls_outlier import feature_layer
 from interp.vision.divergence import t_vhd, vhd
 from interp.vision.patches import PatchGrid, by_sample, patch_grid
-from interp.vision.pictures import prompts
 from interp.vision.prompts import with_images
 from interp.vision.tower_patterns import autoencode, cluster_heads, kmeans, mean_patterns
 from interp_hooks import HookedModel, hook
@@ -307,7 +306,7 @@ def test_vit_importance_is_its_definition(llava: Pair) -> None:
     layers = [
         m for name, m in plain.model.vision_tower.named_modules() if name.endswith("out_proj")
     ]
-    for given in prompts(model, settings):
+    for given in settings.pictures.inputs(model):
         base = next_word(plain, given)
         for layer in range(3):
             for head in range(2):
@@ -372,7 +371,7 @@ def test_vhd_is_its_definition_under_left_padding(llava: Pair) -> None:
         )
     atlas = interp.scan_heads(model, "vhd", 32, 2, 5, progress=False)
     by_hand = torch.stack(
-        [divergence(plain, given)[0] for given in prompts(model, Settings(32, 2, 5))]
+        [divergence(plain, given)[0] for given in Settings(32, 2, 5).pictures.inputs(model)]
     )
     np.testing.assert_allclose(
         np.asarray(atlas["vhd"], float), by_hand.mean(0), rtol=1e-4, atol=1e-5
@@ -446,7 +445,7 @@ def test_bad_calls_are_refused(llava: Pair, worded: Callable[[str], Any]) -> Non
 
 def test_patterns_are_attention_between_cells(llava: Pair) -> None:
     model, plain = llava
-    given = prompts(model, Settings(samples=2, seed=1))
+    given = Settings(samples=2, seed=1).pictures.inputs(model)
     found = mean_patterns(model, given)
     cell = torch.tensor([(i // 8) // 2 * 4 + (i % 8) // 2 for i in range(64)])
     wanted = torch.zeros(3, 2, 16, 16, dtype=torch.float64)
@@ -608,6 +607,6 @@ def test_a_scan_of_pictures_makes_no_square_tensor() -> None:
     with NoSquare(1024 * 1024) as watch:
         plan.run(None)
     assert watch.largest > 1024
-    given = prompts(model, plan.settings)
+    given = plan.settings.pictures.inputs(model)
     with torch.no_grad(), NoSquare(1024 * 1024):
         mean_patterns(model, given)

@@ -25,6 +25,7 @@ from interp.errors import InputError
 from interp.inputs.forward import forward
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import main_sites
+from interp.tasks.metric import logit_margin
 from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
@@ -135,9 +136,6 @@ def _gradient(
         out = forward(model, ids)
         logits = logits_of(out)
         column = int(batch.columns[0])
-        right, wrong = list(batch.right[0]), list(batch.wrong[0])
-        judged_logits = logits[:, column].double()  # (rows, vocabulary)
-        rivals = judged_logits[:, wrong] if wrong else judged_logits
-        metric = judged_logits[:, right].mean(1) - rivals.mean(1)
+        metric = logit_margin(logits[:, column].double(), batch.right[0], batch.wrong[0])  # (rows,)
         (gradient,) = torch.autograd.grad(metric.sum(), leaves[0])
     return metric.detach(), gradient

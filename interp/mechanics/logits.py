@@ -22,6 +22,7 @@ from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import head_rows, main_sites
+from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ def direct(
 
 
 def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int = 0) -> pd.DataFrame:
-    """Direct contributions to (answer logit − mean wrong logit) at the judged positions of `n`
+    """Direct contributions to (best answer logit − mean wrong logit) at the judged positions of `n`
     problems, before a softcap of the logits.
 
     A row a part: the columns an atlas begins with, `component` ("embedding", "head",
@@ -118,6 +119,9 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
     for group in _groups(instances):
         batch = judged(hooked, group)
         where = batch.input_ids, batch.attention_mask
+        if any(len(right) > 1 for right in batch.right):  # the metric takes the best of them
+            logits = logits_of(forward(hooked, *where))
+            batch = batch.best(logits[batch.rows, batch.columns])
         asked = [_directions(batch, vocabulary, against) for against in (True, False)]
         both = _direct(
             hooked, norms, *where, [vectors for vectors, _ in asked], batch.rows, batch.columns

@@ -1,15 +1,15 @@
-"""What is attributed: the answer's logit minus the mean logit of the wrong answers, at judged
-positions."""
+"""What is attributed at judged positions: the margin of `interp.tasks.metric`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from interp.inputs.tokenizer import pad_id
+from interp.tasks.metric import logit_margin
 from interp.tasks.task import Instance, collate
 
 if TYPE_CHECKING:
@@ -32,13 +32,19 @@ class Judged:
     wrong: tuple[tuple[int, ...], ...]
 
     def metric(self, logits: torch.Tensor) -> torch.Tensor:
-        """(n,) of `logits` (n, vocabulary): mean logit of the right tokens minus that of the wrong
-        ones, or of the whole vocabulary where none is named."""
-        found = []
-        for row, right, wrong in zip(logits, self.right, self.wrong, strict=True):
-            rivals = row[list(wrong)] if wrong else row
-            found.append(row[list(right)].mean() - rivals.mean())
-        return torch.stack(found)
+        """(n,) of `logits` (n, vocabulary): `interp.tasks.metric.logit_margin` of each judged
+        position."""
+        rows = zip(logits, self.right, self.wrong, strict=True)
+        return torch.stack([logit_margin(row, right, wrong) for row, right, wrong in rows])
+
+    def best(self, logits: torch.Tensor) -> Judged:
+        """The same with the best right token of each position alone, by `logits` (n, vocabulary):
+        what the metric is linear in."""
+        best = tuple(
+            (right[int(row[list(right)].argmax())],)
+            for row, right in zip(logits, self.right, strict=True)
+        )
+        return replace(self, right=best)
 
 
 def judged(model: HookedModel, instances: Sequence[Instance], first_only: bool = False) -> Judged:

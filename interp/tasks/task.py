@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -19,11 +19,10 @@ from interp.errors import InputError
 from interp.inputs import lexicon
 from interp.inputs.batches import left_padded
 from interp.inputs.tokenizer import Text
+from interp.tasks.metric import Judge, margin
 
 if TYPE_CHECKING:
     import torch
-
-Judge = Literal["top1", "choice", "mass", "exact"]
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,8 @@ class Task(ABC):
         correct: "top1": share of positions whose arg-max is accepted; "exact": 1 if all are;
         "choice": arg-max among accepted and wrong tokens only; "mass": 1 if the accepted tokens'
         probability exceeds the wrong ones'. margin: for "mass" the difference of the two
-        probabilities, in [−1, 1]; else the mean over positions of the accepted logit minus the mean
-        wrong logit (log-probability where there is no wrong token), in nats.
+        probabilities, in [−1, 1]; else the mean over positions of the best accepted logit minus the
+        mean wrong logit (log-probability where there is no wrong token), in nats.
         """
         logits = logits.float()
         margins = self._margins(logits, instance)
@@ -152,20 +151,6 @@ class Task(ABC):
         """One number a judged position."""
         rows = zip(logits, instance.accept, instance.wrong, strict=True)
         return [margin(row, accept, wrong, self.judge) for row, accept, wrong in rows]
-
-
-def margin(
-    row: torch.Tensor, accept: Sequence[int], wrong: Sequence[int], judge: Judge
-) -> torch.Tensor:
-    """How far the logits `row` (vocabulary,) prefer the accepted tokens, see `Task.score`; a tensor
-    of one number."""
-    import torch
-
-    good, bad = row[list(accept)], row[list(wrong)]
-    if judge == "mass":
-        p = torch.softmax(row, -1)
-        return p[list(accept)].sum() - p[list(wrong)].sum()
-    return good.max() - (bad.mean() if len(wrong) else torch.logsumexp(row, -1))
 
 
 def choose(rng: np.random.Generator, words: Sequence[str], k: int) -> list[str]:
