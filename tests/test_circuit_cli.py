@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from typer.testing import CliRunner, Result
 import interp
 from interp import circuits
 from interp.circuits.circuit import Circuit
-from interp.circuits.known.truth import Truth, published_names
+from interp.circuits.judging.agreement import Agreement
+from interp.circuits.judging.faithfulness import Faithfulness
+from interp.circuits.known.truth import Truth, published_for, published_names
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.cli import circuit as command
 from interp.cli.main import app
@@ -202,6 +205,10 @@ def test_it_is_compared_with_a_file(pocket: HookedModel) -> None:
     result = run("--method", "eap", "--n", 8, "--compare", truth_file(), "--out", "found")
     agreement = circuits.evaluate(Circuit.load("found"), Truth.load("truth.json"))
     saved = json.loads(Path("found/agreement.json").read_text(encoding="utf-8"))
+    assert asdict(Agreement.load("found")) == {
+        **saved,
+        **{k: {int(n): v for n, v in saved[k].items()} for k in ("precision", "recall")},
+    }
     assert saved["auc"] == agreement.auc and saved["n_positive"] == 3 and saved["truth"] == "ioi"
     assert saved["precision"] == {str(k): v for k, v in agreement.precision.items()}
     for said in (
@@ -227,13 +234,8 @@ def test_lists_of_the_strongest_heads_give_precision_only() -> None:
 
 
 def test_the_model_s_own_names_find_the_published_circuit() -> None:
-    for names in (
-        ["gpt2"],
-        ["openai-community/gpt2"],
-        ["elsewhere", "openai-community/gpt2"],
-        ["/models/GPT2"],
-    ):
-        assert command.published("ioi", names).model == "gpt2"
+    for name in ("gpt2", "openai-community/gpt2", "/models/GPT2"):
+        assert published_for("ioi", name).model == "gpt2"
     assert command.known("published", "gpt2", "greater_than", False).name == "greater_than"  # type: ignore[union-attr]
     assert command.known("published", "openai-community/gpt2", "ioi", False).model == "gpt2"  # type: ignore[union-attr]
     if ("ioi", "pocket-llama") in published_names():
@@ -245,7 +247,7 @@ def test_the_model_s_own_names_find_the_published_circuit() -> None:
     with pytest.raises(
         InputError, match=r"No circuit of bigram is known for gpt2; there are ioi \(gpt2\)"
     ):
-        command.published("bigram", ["gpt2"])
+        published_for("bigram", "gpt2")
 
 
 def test_a_folder_s_model_is_looked_up_by_its_name(tmp_path: Path) -> None:
@@ -290,6 +292,9 @@ def test_the_command_for_gpt2_runs_as_it_is_written(
 def test_faithfulness_is_measured_and_saved() -> None:
     result = run("--method", "attribution", "--n", 8, "--faithfulness", "--out", "found")
     curve = pd.read_parquet("found/faithfulness.parquet")
+    again = Faithfulness.load("found")
+    pd.testing.assert_frame_equal(again.frame, curve)
+    assert again.provenance["model"] and again.full.low <= again.full.mean <= again.full.high
     assert curve.k.iloc[0] == 0 and curve.k.iloc[-1] == 32
     assert {"faithfulness", "completeness", "random"} <= set(curve.columns)
     assert "CPR" in result.stdout and "CMD" in result.stdout

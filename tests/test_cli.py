@@ -20,9 +20,9 @@ import interp
 from interp.atlas import Atlas
 from interp.cli import common
 from interp.cli.main import KEPT, OUT_OF_MEMORY, app
-from interp.cli.scan_heads import folder_name
 from interp.errors import InputError, ModelError
 from interp.results.head_table import About
+from interp.support.files import folder_name
 from interp.support.progress import progress
 from interp_hooks.heads import Head
 

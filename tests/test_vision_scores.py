@@ -24,7 +24,7 @@ from interp.probes.catalogue import registry
 from interp.probes.image import image_batch
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
-from interp.scan.run import Plan, plan_scan
+from interp.scan.run import Scan, plan_scan
 from interp.scenes import render, usual
 from interp.scenes.words import DESCRIBE
 from interp.scores.cls_outlier import feature_layer
@@ -147,7 +147,7 @@ def batch_of_two(model: HookedModel) -> tuple[ProbeBatch, list[dict[str, torch.T
 def measured(model: HookedModel, name: str, batch: ProbeBatch) -> np.ndarray:
     """(samples, layers, heads) of a score on a batch."""
     score = scores.get(name)
-    plan = Plan(model, [score], Settings(32, 1))
+    plan = Scan(model, [score], Settings(32, 1))
     frame = pd.DataFrame(plan._probe("image", [score], batch, 0))
     assert set(frame.tower) == {score.tower or "text"} and set(frame.score) == {name}
     frame = frame.sort_values(["sample", "layer", "head"])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from interp.results.overlay import Overlay
 
 EDGES, HEAD = "edges.parquet", "circuit.json"
+#: what a judge of this circuit writes beside it
+JUDGED = ("agreement.json", "faithfulness.parquet", "faithfulness.json")
 FORMAT = 1
 #: the columns of `Circuit.edges`
 EDGE_COLUMNS = ("sender", "receiver", "kind", "score")
@@ -118,10 +120,13 @@ class CircuitTable(HeadTable):
                 **{k: vars(v) for k, v in vars(self.search).items() if isinstance(v, Interval)},
             },
         }
+        content = (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
+        earlier = target / HEAD
+        if earlier.is_file() and earlier.read_bytes() != content:
+            for name in JUDGED:  # of another circuit
+                (target / name).unlink(missing_ok=True)
         write_atomic(target / EDGES, table.getvalue())
-        write_atomic(
-            target / HEAD, (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
-        )
+        write_atomic(earlier, content)
         for name, artefact in self.artefacts.items():
             artefact.save(target / name)
         return target

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +109,8 @@ def circuit(
     """Find which heads do a task, and how surely; saves the table, its edges and a report that
     opens in a browser."""
     # What can go wrong without the model goes wrong before it is loaded.
-    from interp.support.files import check_writable
+    from interp.circuits.known.truth import published_for
+    from interp.support.files import check_writable, folder_name
 
     check_writable(target or FOLDER)
     chosen = made(method, preset, settings or [])
@@ -120,9 +120,9 @@ def circuit(
 
     loaded = common.load(model, device, dtype, backend)
     if compare == PUBLISHED and truth is None:
-        truth = published(task or "ioi", [loaded.name])
+        truth = published_for(task or "ioi", loaded.name)
     if truth is not None:
-        check_shape(truth, loaded)
+        truth.check_model(loaded)
     problems: Any = task or "ioi"
     if rows is not None:
         problems = circuits.prompts.from_texts(loaded, rows)
@@ -133,8 +133,6 @@ def circuit(
         found = circuits.find(
             loaded, problems, chosen, n, seed, force=force, progress=report, resume=folder
         )
-    for old in ("agreement.json", "faithfulness.parquet"):  # of another circuit
-        (folder / old).unlink(missing_ok=True)
     found.save(folder)
     show(found, top, truth)
     agreement = agree(found, truth, folder)
@@ -238,7 +236,7 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
     """
     if compare is None:
         return None
-    from interp.circuits.known.truth import Truth, published_names
+    from interp.circuits.known.truth import Truth, published_for, published_names
     from interp.errors import InputError
 
     if compare != PUBLISHED:
@@ -252,56 +250,9 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
         raise InputError(
             "No circuit is known for prompts of one's own; give --compare a file, or leave it out."
         )
-    from interp.models import ALIASES, SHORTCUTS
-
     if Path(model).expanduser().is_dir() and task in {t for t, _ in published_names()}:
         return None
-    return published(task, [model, SHORTCUTS.get(model, ("",))[0], ALIASES.get(model.lower(), "")])
-
-
-def published(task: str, names: list[str]) -> Truth:
-    """The known circuit of a task in a model with one of these names, or an alias of it. Raises
-    `InputError`."""
-    from interp.circuits.known.truth import published as find
-    from interp.circuits.known.truth import published_names
-    from interp.errors import InputError
-    from interp.models import ALIASES
-
-    wanted = [
-        name
-        for full in names
-        if full
-        for name in (full, full.lower(), full.rpartition("/")[2].lower())
-    ]
-    wanted += [alias for alias, full in ALIASES.items() if full in names]
-    there = published_names()
-    for name in wanted:
-        if (task, name) in there:
-            return find(task, name)
-    models = [m for t, m in there if t == task]
-    others = (
-        f"one is for {', '.join(models)}"
-        if models
-        else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
-    )
-    raise InputError(
-        f"No circuit of {task} is known for {next(n for n in names if n)}; {others}. Give "
-        "--compare a file, or leave "
-        "it out."
-    )
-
-
-def check_shape(truth: Truth, model: Any) -> None:
-    """Raise `InputError` unless the known circuit is of a model of this size, before anything
-    expensive runs."""
-    from interp.errors import InputError
-
-    if (model.n_layers, model.n_heads) != (truth.n_layers, truth.n_heads):
-        raise InputError(
-            f"The circuit {truth.name} is of {truth.n_layers} layers × {truth.n_heads} heads and "
-            f"{model.name} has "
-            f"{model.n_layers} × {model.n_heads}; compare the same model."
-        )
+    return published_for(task, model)
 
 
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
@@ -364,7 +315,6 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
         return None
     from interp.circuits.drawing.section import agreement_facts
     from interp.circuits.judging.agreement import AT, evaluate, precision_at
-    from interp.support.files import write_atomic
 
     for remark in truth.notes:
         note(remark)
@@ -380,19 +330,13 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
     for name, value in agreement_facts(agreement).items():
         made.add_row(name, value)
     out().print(made)
-    write_atomic(
-        folder / "agreement.json",
-        (json.dumps(asdict(agreement), indent=2, ensure_ascii=False) + "\n").encode(),
-    )
+    agreement.save(folder)
     return agreement
 
 
 def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Faithfulness:
     """Measure, print and save the faithfulness curve."""
-    import io
-
     from interp import circuits
-    from interp.support.files import write_atomic
 
     with progress("Measuring faithfulness") as report:
         curve = circuits.faithfulness(model, found, n=n, seed=seed, progress=report)
@@ -410,9 +354,7 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     out().print(f"CPR {curve.cpr:.3f}{control}, CMD {curve.cmd:.3f}", soft_wrap=True)
     for remark in curve.notes:
         note(remark)
-    table = io.BytesIO()
-    curve.frame.to_parquet(table, index=False)
-    write_atomic(folder / "faithfulness.parquet", table.getvalue())
+    curve.save(folder)
     return curve
 
 
@@ -438,10 +380,3 @@ def say_files(
     lines += [("Curve", str(folder / "faithfulness.parquet"))] if curve is not None else []
     for name, path in lines:
         out().print(Text.assemble((f"{name:<10}", "dim"), path), soft_wrap=True)
-
-
-def folder_name(*parts: str) -> str:
-    """The model, the task and the method as one folder."""
-    from interp.cli.scan_heads import folder_name as plain
-
-    return "-".join(plain(part) for part in parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +76,7 @@ def scan_heads(
     """
     # What can go wrong without the model goes wrong before it is loaded.
     from interp import scores as registered
-    from interp.support.files import check_writable
+    from interp.support.files import check_writable, folder_name
 
     check_writable(target or FOLDER)
     registered.select(scores)
@@ -147,9 +146,3 @@ def agree(seconds: float) -> None:
     if not typer.confirm("Run it?", err=True):
         note("Nothing was run.")
         raise typer.Exit(1)
-
-
-def folder_name(model: str) -> str:
-    """A model's name as one folder: "meta-llama/Llama-3.1-8B" → "meta-llama--Llama-3.1-8B"."""
-    name = re.sub(r"[^\w.\-]+", "-", model.strip("/\\").replace("/", "--").replace("\\", "--"))
-    return name.strip(".-") or "model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from interp.errors import OutputError
@@ -58,3 +59,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 def reason(error: OSError) -> str:
     """What the system says was wrong, in lower case."""
     return os.strerror(error.errno).lower() if error.errno is not None else str(error)
+
+
+def folder_name(*names: str) -> str:
+    """Names as one folder: "meta-llama/Llama-3.1-8B" → "meta-llama--Llama-3.1-8B"; several are
+    joined by a dash."""
+    flat = (name.strip("/\\").replace("/", "--").replace("\\", "--") for name in names)
+    return "-".join(re.sub(r"[^\w.\-]+", "-", name).strip(".-") or "model" for name in flat)

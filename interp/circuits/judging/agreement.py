@@ -7,17 +7,21 @@ recall at k are the expected values under a random order among them.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from interp.circuits.judging.alignment import aligned
-from interp.errors import InputError
+from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
+from interp.support.files import check_writable, write_atomic
 from interp.support.statistics import ranks as average_ranks
 from interp_hooks.heads import Head, parse_heads
 
@@ -41,6 +45,10 @@ AT = (1, 3, 5, 10)
 PERMUTATIONS = 2000
 #: Méloux et al.'s bar for reporting a circuit: mean Jaccard, and resamples
 BAR, RESAMPLES = 0.8, 100
+
+
+#: what `Agreement.save` writes
+FILE = "agreement.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,28 @@ class Agreement:
     truth: str
     chance: float
     p: float
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `agreement.json` into `folder`; returns its path. Raises `OutputError`."""
+        check_writable(folder)
+        path = Path(folder) / FILE
+        write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Agreement:
+        """Read what `save` wrote. Raises `OutputError`."""
+        path = Path(folder) / FILE
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("precision", "recall"):  # JSON has text for keys
+                said[name] = {int(k): value for k, value in said[name].items()}
+            return cls(**said)
+        except FileNotFoundError as error:
+            raise OutputError(f"There is no agreement in {folder} ({FILE} is missing).") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(f"{path} is damaged ({error}); compare again.") from error
+
     notes: tuple[str, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:

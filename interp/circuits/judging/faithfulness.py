@@ -3,9 +3,14 @@ them removed."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +21,11 @@ from interp.circuits.judging.alignment import scores_by_head
 from interp.circuits.methods.head_ablation import resampled_means
 from interp.circuits.prompts import Prompts, checked, from_task
 from interp.circuits.runs.paired_runs import PairedRuns, Progress
-from interp.errors import InputError
+from interp.errors import InputError, OutputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
+from interp.support.files import check_writable, write_atomic
+from interp.support.jsonable import jsonable
 from interp.support.provenance import inputs_hash, provenance
 from interp.support.statistics import Interval, bootstrap
 from interp_hooks.heads import Head
@@ -34,6 +41,10 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 #: held-out prompts are drawn from this far down the seeds, apart from a calibration's
 #: (interp.calibration.splits)
 APART = 1 << 21
+
+
+CURVE, HEAD = "faithfulness.parquet", "faithfulness.json"
+INTERVALS = ("full", "empty", "corrupted")
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,40 @@ class Faithfulness:
     corrupted: Interval
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `faithfulness.parquet` and `faithfulness.json` into `folder`; returns the folder.
+        Raises `OutputError`."""
+        check_writable(folder)
+        target, table = Path(folder), io.BytesIO()
+        self.frame.to_parquet(table, index=False)
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frame"}
+        for name in INTERVALS:
+            said[name] = asdict(said[name])
+        said["frame_sha256"] = hashlib.sha256(table.getvalue()).hexdigest()
+        write_atomic(target / CURVE, table.getvalue())
+        text = json.dumps(jsonable(said), indent=2, ensure_ascii=False)
+        write_atomic(target / HEAD, (text + "\n").encode())
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Faithfulness:
+        """Read what `save` wrote. Raises `OutputError`."""
+        source = Path(folder)
+        try:
+            said = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            table = (source / CURVE).read_bytes()
+            if hashlib.sha256(table).hexdigest() != said.pop("frame_sha256"):
+                raise OutputError(f"{source / CURVE} is not the one that {HEAD} describes.")
+            for name in INTERVALS:
+                said[name] = Interval(**said[name])
+            said["notes"] = tuple(said["notes"])
+            return cls(frame=pd.read_parquet(io.BytesIO(table)), **said)
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise OutputError(f"No faithfulness in {source} ({missing} is missing).") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"The faithfulness in {source} is damaged ({error}).") from error
 
     def plot(self) -> go.Figure:
         """Faithfulness, completeness and the random control by k."""

@@ -8,13 +8,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
+from interp.models import ALIASES, SHORTCUTS
 from interp.support.files import reason, write_atomic
 from interp_hooks.heads import Head, check_head, parse_heads
+
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
 
 __all__ = ["Edge", "Truth", "published", "published_names"]
 
@@ -91,6 +95,14 @@ class Truth:
         for head in self.heads:
             found[head.layer, head.head] = True
         return found
+
+    def check_model(self, model: HookedModel) -> None:
+        """Raise `InputError` unless the circuit is of a model of this size."""
+        if (model.n_layers, model.n_heads) != (self.n_layers, self.n_heads):
+            raise InputError(
+                f"The circuit {self.name} is of {self.n_layers} layers × {self.n_heads} heads and "
+                f"{model.name} has {model.n_layers} × {model.n_heads}; compare the same model."
+            )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file; returns its path. Raises `OutputError` when it can't be written."""
@@ -320,6 +332,31 @@ def published(task: str, model: Any = None) -> Truth:
         return _PUBLISHED[task, model]()
     return (
         _retrieval(model) if task == "retrieval" else Truth.load(BUNDLED / model / f"{task}.json")
+    )
+
+
+def published_for(task: str, name: str) -> Truth:
+    """The known circuit of a task in the model that `interp.load` takes by this name: a hub id, an
+    alias, a shortcut, or the last part of any.
+
+    Raises `InputError` where none is known.
+    """
+    full = [name, SHORTCUTS.get(name, ("",))[0], ALIASES.get(name.lower(), "")]
+    wanted = [part for n in full if n for part in (n, n.lower(), n.rpartition("/")[2].lower())]
+    wanted += [alias for alias, target in ALIASES.items() if target in full]
+    there = published_names()
+    for model in wanted:
+        if (task, model) in there:
+            return published(task, model)
+    models = [m for t, m in there if t == task]
+    others = (
+        f"one is for {', '.join(models)}"
+        if models
+        else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
+    )
+    raise InputError(
+        f"No circuit of {task} is known for {name}; {others}. Give a file instead (--compare FILE), "
+        "or leave the comparison out."
     )
 
 
