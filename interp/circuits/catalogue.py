@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from interp.circuits.circuit_method import Method
+from typing import TYPE_CHECKING
+
 from interp.support.registry import Registry
+
+if TYPE_CHECKING:
+    from interp.circuits.circuit_method import Method
 
 registry: Registry[type[Method]] = Registry(
     "circuit method",

@@ -16,10 +16,12 @@ from interp.cli.common import (
     DtypeOption,
     ModelOption,
     SeedOption,
+    listing,
     note,
     out,
 )
 from interp.support.progress import progress
+from interp.tasks import catalogue as tasks
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
@@ -48,7 +50,7 @@ def ablate(
         Path | None, typer.Option(help="With --top: take them from this saved scan.", metavar="DIR")
     ] = None,
     mode: Annotated[Mode, typer.Option(help="What replaces a head's output.")] = Mode.zero,
-    task: Annotated[str, typer.Option(help="Task to evaluate: niah, ioi, induction, …")] = "niah",
+    task: Annotated[str, typer.Option(help=f"Task to evaluate: {listing(tasks)}.")] = "niah",
     n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -56,7 +58,6 @@ def ablate(
     seed: SeedOption = 0,
 ) -> None:
     """Take heads out and see what a task loses, against as many other heads taken out."""
-    from interp import tasks
     from interp.errors import InputError
 
     if (heads is None) == (top is None):

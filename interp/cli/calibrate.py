@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from interp.calibration import catalogue as methods
 from interp.calibration.catalogue import make
 from interp.cli import common
 from interp.cli.common import (
@@ -18,10 +19,13 @@ from interp.cli.common import (
     DtypeOption,
     ModelOption,
     SeedOption,
+    explained,
+    listing,
     note,
     out,
 )
 from interp.support.progress import progress
+from interp.tasks import catalogue as tasks
 
 if TYPE_CHECKING:
     from interp.calibration.calibration import Calibration
@@ -34,15 +38,6 @@ class Guard(str, Enum):
     none = "none"
 
 
-#: what the methods do: their summaries, repeated because importing them loads torch
-METHODS = {
-    "act": "the heads in which cutting attention sinks (ACT) helps",
-    "zerotuning": "heads and γ of the initial token (ZeroTuning)",
-    "headhunter": "heads chosen greedily for an objective (HeadHunter)",
-    "gates": "which KV heads need full attention (DuoAttention's gates)",
-}
-
-
 def calibrate(
     out_file: Annotated[
         Path,
@@ -52,15 +47,14 @@ def calibrate(
     ],
     method: Annotated[
         str,
-        typer.Option(
-            help="What to find. "
-            + "; ".join(f"{name}: {what}" for name, what in METHODS.items())
-            + "."
-        ),
+        typer.Option(help=f"What to find. {explained(methods)}"),
     ],
     model: ModelOption = "llama",
     task: Annotated[
-        str | None, typer.Option(help="Task to calibrate on; the method's usual one if not given.")
+        str | None,
+        typer.Option(
+            help=f"Task to calibrate on ({listing(tasks)}); the method's usual one if not given."
+        ),
     ] = None,
     n: Annotated[
         int, typer.Option("--n", min=8, help="Training instances; as many others are held out.")
@@ -102,7 +96,7 @@ def calibrate(
     seed: SeedOption = 0,
 ) -> None:
     """Find good settings of an edit on a task, and measure them on held-out instances."""
-    from interp import calibration, tasks
+    from interp import calibration
     from interp.calibration.run import check_out
 
     options: dict[str, Any] = dict(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from interp.circuits import catalogue as methods
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
@@ -16,10 +17,13 @@ from interp.cli.common import (
     DtypeOption,
     ModelOption,
     SeedOption,
+    explained,
+    listing,
     note,
     out,
 )
 from interp.support.progress import progress
+from interp.tasks import catalogue as tasks
 
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
@@ -30,31 +34,17 @@ if TYPE_CHECKING:
 FOLDER = Path("interp-circuits")
 #: the word for `--compare` that is no file
 PUBLISHED = "published"
-#: what the methods do: their summaries, repeated because importing them loads torch
-METHODS = {
-    "discrete_sae": "codes of a small sparse autoencoder that go with the task; seconds",
-    "head_ablation": "replace each head in turn: exhaustive, one pass a head",
-    "attribution": "gradient × change of z: head ablation to first order, one backward pass",
-    "eap": "gradient × change along every edge: one backward pass",
-    "eap_ig": "as eap, gradients averaged between corrupted and clean",
-    "hisp": "mean |gradient × activation|, normalised within each layer",
-    "acdc": "greedy pruning of edges from the output back: a pass an edge",
-    "path_patching": "replace each head along chosen paths, the other heads held: one or two "
-    "passes a head",
-}
 
 
 def circuit(
     model: ModelOption = "llama",
     task: Annotated[
         str | None,
-        typer.Option(help="Task to explain: ioi, induction, greater_than, …", show_default="ioi"),
+        typer.Option(help=f"Task to explain: {listing(tasks)}.", show_default="ioi"),
     ] = None,
     method: Annotated[
         str,
-        typer.Option(
-            help="How. " + ". ".join(f"{name}: {what}" for name, what in METHODS.items()) + "."
-        ),
+        typer.Option(help=f"How. {explained(methods)}"),
     ] = "discrete_sae",
     target: Annotated[
         Path | None,
@@ -205,7 +195,6 @@ def _typed(method: str, name: str, kind: str, value: str) -> Any:
 def written(path: Path | None, task: str | None, faithfulness: bool) -> list[Any] | None:
     """The rows of a prompt file, if there is one; else the task is checked. Raises `InputError`,
     `UnknownNameError`."""
-    from interp import tasks
     from interp.errors import InputError
 
     if path is None:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from interp.edits import catalogue as edits
+
 if TYPE_CHECKING:
     from interp.atlas import Atlas
     from interp_hooks.heads import Head
@@ -40,8 +42,23 @@ SeedOption = Annotated[
 ]
 EditOption = Annotated[
     Path | None,
-    typer.Option("--edit", help="Edits to apply, as JSON (what `interp.edits.save` writes)."),
+    typer.Option(
+        "--edit",
+        help="Edits to apply, as JSON (what `interp.edits.save` writes). There are "
+        f"{', '.join(edits.names())}.",
+    ),
 ]
+
+
+def listing(catalogue: Any) -> str:
+    """The names of a catalogue, other packages' too, for a help text."""
+    return ", ".join(catalogue.names())
+
+
+def explained(catalogue: Any) -> str:
+    """The names of a catalogue with what each is, for a help text."""
+    found = catalogue.registry.summaries()
+    return " ".join(f"{name}: {what.rstrip('.')}." for name, what in found.items())
 
 
 def out() -> Console:

@@ -16,10 +16,12 @@ from interp.cli.common import (
     EditOption,
     ModelOption,
     SeedOption,
+    listing,
     note,
     out,
 )
 from interp.support.progress import progress
+from interp.tasks import catalogue as tasks
 
 
 def evaluate(
@@ -27,7 +29,7 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task to evaluate: niah, ioi, induction, …, or lm_eval:NAME.",
+            help=f"Task to evaluate: {listing(tasks)}, or lm_eval:NAME.",
             show_default="niah; none for the loss",
         ),
     ] = None,

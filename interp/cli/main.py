@@ -13,6 +13,7 @@ from interp.cli import (
     ablate,
     bench,
     calibrate,
+    catalogue,
     circuit,
     compare,
     evaluate,
@@ -108,6 +109,7 @@ def _root(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "models": models.models,
+    "list": catalogue.show_names,
     "scan-heads": scan_heads.scan_heads,
     "show": show.show,
     "compare": compare.compare,

@@ -15,9 +15,11 @@ from interp.cli.common import (
     DtypeOption,
     ModelOption,
     SeedOption,
+    listing,
     note,
     out,
 )
+from interp.scores import catalogue as scores
 from interp.support.progress import progress
 
 #: a plan that takes longer than this is asked about
@@ -28,7 +30,10 @@ FOLDER = Path("interp-scans")
 def scan_heads(
     model: ModelOption = "llama",
     scores: Annotated[
-        str, typer.Option(help="default, all, or names: sink,retrieval,induction.")
+        str,
+        typer.Option(
+            help=f"default, all, or names, like sink,retrieval. There are {listing(scores)}."
+        ),
     ] = "default",
     context: Annotated[
         int | None,

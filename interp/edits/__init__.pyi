@@ -1,5 +1,6 @@
 from .ablate import Ablate as Ablate
 from .act import ACT as ACT
+from .catalogue import names as names
 from .catalogue import registry as registry
 from .files import from_json as from_json
 from .files import load as load

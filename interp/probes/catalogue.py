@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from interp.probes.probe import Probe
+from typing import TYPE_CHECKING
+
 from interp.support.registry import Registry
+
+if TYPE_CHECKING:
+    from interp.probes.probe import Probe
 
 registry: Registry[Probe] = Registry(
     "probe",

@@ -1,21 +1,17 @@
-"""Procedures by name. A new procedure is one file here and one line in this list."""
+"""Procedures by name. A new procedure is one file here and one line in the stub, `__init__.pyi`,
+which this registry and type checkers read."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from interp.support.lazy import listed
 from interp.support.registry import Registry
 
 registry: Registry[Any] = Registry(
     "procedure",
     "interp.procedures",
-    {
-        "ape": "interp.procedures.ape:APE",
-        "guidance": "interp.procedures.guidance:guided_generate",
-        "damro": "interp.procedures.damro:DAMRO",
-        "ritual": "interp.procedures.ritual:RITUAL",
-        "cca": "interp.procedures.cca:CCA",
-    },
+    listed("interp.procedures", __file__, ("catalogue",)),
     make=lambda entry: entry,
 )
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from interp.scores.score import Score
+from typing import TYPE_CHECKING
+
 from interp.support.registry import Registry
+
+if TYPE_CHECKING:
+    from interp.scores.score import Score
 
 registry: Registry[Score] = Registry(
     "score",

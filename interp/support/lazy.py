@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import lazy_loader
@@ -33,3 +35,19 @@ def attach(
         raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}", name=name)
 
     return get, listed, names
+
+
+def listed(package: str, file: str, helpers: Collection[str]) -> dict[str, str]:
+    """name → "module:attribute" of what a package's stub lists, for a registry: the first name of
+    each module but the `helpers`, called as its module is.
+
+    Args:
+        package: the package's name. file: a file of the package. helpers: modules of it that the
+            stub lists and that are no entries.
+    """
+    stub = ast.parse(Path(file).with_name("__init__.pyi").read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for line in stub.body:
+        if isinstance(line, ast.ImportFrom) and line.module and line.module not in helpers:
+            found.setdefault(line.module, f"{package}.{line.module}:{line.names[0].name}")
+    return found

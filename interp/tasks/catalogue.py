@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from interp.support.registry import Registry
-from interp.tasks.task import Task
+
+if TYPE_CHECKING:
+    from interp.tasks.task import Task
 
 registry: Registry[Task] = Registry(
     "task",
