@@ -34,9 +34,9 @@ from interp.circuits import (
     published,
     resampled,
 )
-from interp.circuits.known.measured import APART
 from interp.circuits.known.truth import BUNDLED
-from interp.circuits.prompts import Prompts, from_task
+from interp.circuits.measured import APART
+from interp.circuits.runs.prompts import Prompts, from_task
 from interp.tasks.task import Task
 from interp_hooks import HookedModel, hook
 

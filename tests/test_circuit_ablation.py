@@ -24,10 +24,10 @@ from interp.circuits import (
     registry,
     resampled,
 )
-from interp.circuits.circuit_method import Method
+from interp.circuits.methods.circuit_method import Method
 from interp.circuits.methods.head_ablation import HeadAblation, resampled_means
-from interp.circuits.prompts import from_task
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import from_task
 from interp.errors import InputError, UnknownNameError
 from interp.results.head_table import KEYS
 from interp.tasks import get
@@ -186,7 +186,7 @@ def test_committed_truths_are_what_the_code_measures(pocket: Any) -> None:
 
 
 def test_truth_and_methods_see_different_prompts(pocket: Any) -> None:
-    from interp.circuits.known.measured import APART
+    from interp.circuits.measured import APART
 
     seen = {i.ids for i in from_task(pocket, "ioi", 2048, APART).instances}
     assert not seen & {i.ids for i in from_task(pocket, "ioi", 128, 0).instances}
@@ -197,7 +197,7 @@ def test_stability_is_one_where_the_prompts_do_not_matter(pocket: Any) -> None:
         name = "constant"
 
         def find(self, runs: PairedRuns) -> Any:
-            from interp.circuits.circuit_method import Found
+            from interp.circuits.methods.circuit_method import Found
 
             return Found(np.arange(len(runs.heads), dtype=float))
 

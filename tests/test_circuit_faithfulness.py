@@ -14,7 +14,7 @@ import interp
 from interp import circuits
 from interp.circuits import planted
 from interp.circuits.judging.faithfulness import APART, _apart, _curve, faithfulness
-from interp.circuits.prompts import from_task
+from interp.circuits.runs.prompts import from_task
 from interp.edits import Ablate
 from interp.errors import InputError
 from interp.evaluation.accuracy import judge

@@ -12,13 +12,13 @@ import tiny
 import torch
 from split_stream import Split, edge_label, exact
 
-from interp.circuits.circuit_method import Found
 from interp.circuits.methods.attribution import Attribution
+from interp.circuits.methods.circuit_method import Found
 from interp.circuits.methods.eap import EAP
 from interp.circuits.methods.eap_ig import EAPIG
 from interp.circuits.methods.hisp import HISP
-from interp.circuits.prompts import Prompts, Written
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts, Written
 from interp.errors import InputError
 from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook

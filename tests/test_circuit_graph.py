@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.circuits.circuit import Circuit
-from interp.circuits.circuit_table import EDGE_COLUMNS, Search
 from interp.circuits.drawing import graph
 from interp.circuits.drawing import layout as placing
 from interp.circuits.known.truth import Truth
 from interp.errors import InputError
 from interp.report.heatmap import LIGHT
+from interp.results.circuit_table import EDGE_COLUMNS, Search
 from interp.support.statistics import Interval
 from interp_hooks import Head
 

@@ -15,8 +15,8 @@ from test_planted import planted
 
 from interp.circuits.methods.path_patching import PathPatching, Paths, Receiver, repeated
 from interp.circuits.methods.path_stages import stages
-from interp.circuits.prompts import Prompts, Written, from_task
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts, Written, from_task
 from interp.errors import InputError
 from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook

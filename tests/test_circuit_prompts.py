@@ -18,8 +18,8 @@ import torch
 from interp import circuits
 from interp.atlas import Atlas
 from interp.circuits.circuit import Circuit
-from interp.circuits.prompts import Prompts, from_file, from_task, from_texts
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts, from_file, from_task, from_texts
 from interp.errors import InputError, OutputError, UnknownNameError
 from interp.results.head_table import KEYS
 from interp_hooks import HookedModel, hook

@@ -12,8 +12,8 @@ import interp
 from interp.circuits import planted
 from interp.circuits.judging.reuse import Reuse, chance, repair, reuse, wrong_tokens
 from interp.circuits.methods.path_stages import stages
-from interp.circuits.prompts import Prompts, from_task
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts, from_task
 from interp.edits import Ablate
 from interp.errors import InputError
 from interp.tasks.ioi import IndirectObject

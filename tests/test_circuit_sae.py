@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from interp.circuits import evaluate, find, planted, published
 from interp.circuits.methods import codes
 from interp.circuits.methods.discrete_sae import DiscreteSAE, gather
-from interp.circuits.prompts import from_task
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import from_task
 from interp.errors import InputError, ModelError
 from interp_hooks import Head
 

@@ -12,8 +12,8 @@ import circuit_table as table
 import pytest
 
 from interp.circuits import names, published
-from interp.circuits.known.measured import APART
-from interp.circuits.prompts import from_task
+from interp.circuits.measured import APART
+from interp.circuits.runs.prompts import from_task
 
 ROOT = Path(__file__).resolve().parents[1]
 

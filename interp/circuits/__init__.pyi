@@ -1,8 +1,4 @@
-from . import prompts as prompts
-from .catalogue import names as names
-from .catalogue import registry as registry
 from .circuit import Circuit as Circuit
-from .circuit_method import Method as Method
 from .finding import find as find
 from .judging import reuse as reuse
 from .judging.agreement import Agreement as Agreement
@@ -13,7 +9,11 @@ from .judging.agreement import ranks as ranks
 from .judging.faithfulness import faithfulness as faithfulness
 from .judging.stability import resampled as resampled
 from .known import planted as planted
-from .known.measured import measured as measured
 from .known.truth import Truth as Truth
 from .known.truth import published as published
 from .known.truth import published_names as published_names
+from .measured import measured as measured
+from .methods.catalogue import names as names
+from .methods.catalogue import registry as registry
+from .methods.circuit_method import Method as Method
+from .runs import prompts as prompts

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.atlas import Atlas
-from interp.circuits.circuit_table import CircuitTable
 from interp.circuits.drawing.graph import figure
 from interp.circuits.drawing.section import sections
+from interp.results.circuit_table import CircuitTable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -7,23 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from interp import circuits
 from interp.circuits.circuit import Circuit
-from interp.circuits.circuit_method import Found, Method
-from interp.circuits.circuit_table import Search
-from interp.circuits.prompts import Prompts, from_task
+from interp.circuits.methods.catalogue import as_method
+from interp.circuits.methods.circuit_method import Found, Method
+from interp.circuits.runs.ability import able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError
-from interp.evaluation.accuracy import judge
 from interp.inputs.text import check_seed
+from interp.results.circuit_table import Search
 from interp.results.head_table import About, rows_of
 from interp.support.checkpoints import Checkpoints
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.task import Task
-from interp_hooks.model import HookedModel
 
 #: below this accuracy the user is told that the circuit is one of a task half done
 POOR = 0.8
@@ -162,45 +160,6 @@ def circuit_of(
     )
 
 
-def able(
-    model: HookedModel, prompts: Prompts, seed: int, force: bool = False
-) -> tuple[Interval, Interval]:
-    """(accuracy, margin) on the clean prompts. Raises `InputError`, unless forced, where the model
-    does no better than chance: its answers are then not made by any circuit for the task."""
-    with torch.no_grad():
-        judged = judge(model, prompts.task, prompts.instances)
-    accuracy = bootstrap([c for c, _ in judged], seed)
-    margin = bootstrap([m for _, m in judged], seed)
-    chance = prompts.task.chance
-    if rivals(prompts):  # by chance, right answers beat wrong ones as often as not
-        unsure = margin.low <= 0 and (accuracy.mean < POOR / 2 or prompts.task.judge == "mass")
-        fails = margin.mean <= 0 or unsure or (chance > 0 and accuracy.mean <= chance)
-    else:
-        fails = accuracy.mean <= chance
-    if fails and not force:
-        raise InputError(
-            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin "
-            f"{margin.mean:.2f}: no "
-            "better than chance), so a circuit for it would mean nothing; choose another task or "
-            "model, or use force "
-            "(--force)."
-        )
-    return accuracy, margin
-
-
-def rivals(prompts: Prompts) -> bool:
-    """Whether wrong answers are named; where not, the metric is a log-probability, always below
-    0."""
-    return any(prompts.instances[0].wrong)
-
-
-def metric_of(prompts: Prompts) -> str:
-    """What the metric is called: see `Task.score`."""
-    if prompts.task.judge == "mass":
-        return "probability difference"
-    return "margin" if rivals(prompts) else "log-probability"
-
-
 def _notes(prompts: Prompts, accuracy: Interval, clean: Interval, corrupted: Interval) -> list[str]:
     notes = []
     if accuracy.mean < POOR:
@@ -216,12 +175,3 @@ def _notes(prompts: Prompts, accuracy: Interval, clean: Interval, corrupted: Int
             f"{corrupted.mean:.2f}), so there is little to attribute to any head."
         )
     return notes
-
-
-def as_method(method: str | Method, preset: str | None, settings: dict[str, Any]) -> Method:
-    """A method from its name, a preset and settings. Raises `UnknownNameError`, `InputError`."""
-    if isinstance(method, Method):
-        if preset is not None or settings:
-            raise InputError("Settings belong into the method where it is given as an object.")
-        return method
-    return circuits.registry.get(method).make(preset, **settings)

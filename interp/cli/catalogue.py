@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from interp.calibration import catalogue as calibration
-from interp.circuits import catalogue as circuits
+from interp.circuits.methods import catalogue as circuits
 from interp.cli.common import listing, out, table
 from interp.edits import catalogue as edits
 from interp.probes import catalogue as probes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from interp.circuits import catalogue as methods
+from interp.circuits.methods import catalogue as methods
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
@@ -212,7 +212,7 @@ def written(path: Path | None, task: str | None, faithfulness: bool) -> list[Any
             "leave --faithfulness out, or call interp.circuits.faithfulness in Python with other "
             "prompts."
         )
-    from interp.circuits.prompts import read
+    from interp.circuits.runs.prompts import read
 
     return read(path)
 

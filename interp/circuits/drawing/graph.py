@@ -29,7 +29,7 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from interp.circuits.circuit_table import CircuitTable
+    from interp.results.circuit_table import CircuitTable
 
 #: pixels: the figure's width, a line of nodes where there are many and few, what is above and below
 WIDTH, PITCH, TALLEST, TOP, BOTTOM = 820, 78, 116, 92, 24

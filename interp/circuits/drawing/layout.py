@@ -15,7 +15,7 @@ from interp.report.heatmap import number
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit_table import CircuitTable
+    from interp.results.circuit_table import CircuitTable
 
 #: nodes side by side before a layer takes another line
 ABREAST = 9

@@ -14,9 +14,9 @@ from interp.support.statistics import Interval
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit_table import CircuitTable
     from interp.circuits.judging.faithfulness import Faithfulness
     from interp.circuits.known.truth import Truth
+    from interp.results.circuit_table import CircuitTable
 
 #: heads and edges listed
 LISTED = 12

@@ -26,7 +26,7 @@ from interp.support.statistics import ranks as average_ranks
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit_table import CircuitTable
+    from interp.results.circuit_table import CircuitTable
 
 __all__ = [
     "Agreement",

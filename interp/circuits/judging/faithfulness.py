@@ -19,8 +19,8 @@ import pandas as pd
 from interp.circuits.judging.agreement import curve_areas
 from interp.circuits.judging.alignment import scores_by_head
 from interp.circuits.methods.head_ablation import resampled_means
-from interp.circuits.prompts import Prompts, checked, from_task
 from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.prompts import Prompts, checked, from_task
 from interp.errors import InputError, OutputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.circuits.finding import able
 from interp.circuits.methods.path_patching import check_main
 from interp.circuits.methods.path_stages import Stage, stages
-from interp.circuits.prompts import Prompts, from_task
+from interp.circuits.runs.ability import able
 from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.prompts import Prompts, from_task
 from interp.edits.overwrite_row import OverwriteRow
 from interp.errors import InputError
 from interp.evaluation.accuracy import answer_logits, batches

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from interp.circuits.circuit_method import Method
-from interp.circuits.finding import as_method
 from interp.circuits.judging.agreement import Stability, stability
-from interp.circuits.prompts import Prompts, from_task
+from interp.circuits.methods.catalogue import as_method
+from interp.circuits.methods.circuit_method import Method
 from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError
 from interp.inputs.text import check_seed
 from interp.tasks.task import Task

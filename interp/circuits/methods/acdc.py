@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from interp.circuits.circuit_method import Found, Method
-from interp.circuits.prompts import Pairs
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.edges import Graph, Stream
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Pairs
 from interp.circuits.runs.subgraph import MODES, Receivers, Subgraph
 from interp.errors import InputError
 

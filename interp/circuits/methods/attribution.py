@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from interp.circuits.circuit_method import Found, Method
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.head_ablation import by_effects
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
 

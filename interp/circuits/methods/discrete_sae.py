@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.circuits.circuit_method import Found, Method
-from interp.circuits.circuit_table import EDGE_COLUMNS
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.codes import edge_matrix, edge_score, effect_score, node_score
-from interp.circuits.prompts import Pairs
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Pairs
 from interp.errors import InputError
+from interp.results.circuit_table import EDGE_COLUMNS
 
 SCORES = ("effect", "node", "edge")
 #: training that a score gets where nothing else is said: the paper's for its own scores, a shorter

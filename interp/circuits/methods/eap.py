@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.circuits.circuit_method import Found, Method
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.edges import STREAM, Graph, Stream, detached, products
 from interp.circuits.runs.paired_runs import PairedRuns
 

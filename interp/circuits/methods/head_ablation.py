@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.circuits.circuit_method import Found, Method
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
 from interp.support.statistics import RESAMPLES
 

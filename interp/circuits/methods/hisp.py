@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.circuits.circuit_method import Found, Method
 from interp.circuits.methods.attribution import first_order
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
 
 

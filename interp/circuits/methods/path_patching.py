@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.circuits.circuit_method import Found, Method
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.head_ablation import by_effects
 from interp.errors import InputError, TapError
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
-    from interp.circuits.prompts import Pairs
     from interp.circuits.runs.paired_runs import PairedRuns
+    from interp.circuits.runs.prompts import Pairs
     from interp_hooks.activations import Activations, Hook
 
 #: the final residual stream, as a receiver

@@ -13,7 +13,7 @@ from interp.circuits.methods.path_patching import OUTPUT, PathPatching, Receiver
 from interp.errors import InputError
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit_method import Found
+    from interp.circuits.methods.circuit_method import Found
     from interp.circuits.runs.paired_runs import PairedRuns
     from interp_hooks.heads import Head
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from interp.circuits.prompts import Pairs
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Pairs
 from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights

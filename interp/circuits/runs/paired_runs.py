@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from interp.circuits.prompts import Pairs, Prompts
+from interp.circuits.runs.prompts import Pairs, Prompts
 from interp.errors import InputError
 from interp.inputs.forward import forward
 from interp.support.checkpoints import Checkpoints, Record

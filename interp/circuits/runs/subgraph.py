@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from interp.circuits.prompts import Pairs
 from interp.circuits.runs.edges import STREAM, Stream
 from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Pairs
 from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.norms import CLOSE

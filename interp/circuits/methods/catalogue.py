@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from interp.errors import InputError
 from interp.support.registry import Registry
 
 if TYPE_CHECKING:
-    from interp.circuits.circuit_method import Method
+    from interp.circuits.methods.circuit_method import Method
 
 registry: Registry[type[Method]] = Registry(
     "circuit method",
@@ -29,3 +30,14 @@ registry: Registry[type[Method]] = Registry(
 def names() -> list[str]:
     """Names of all methods."""
     return registry.names()
+
+
+def as_method(method: str | Method, preset: str | None, settings: dict[str, Any]) -> Method:
+    """A method from its name, a preset and settings. Raises `UnknownNameError`, `InputError`."""
+    from interp.circuits.methods.circuit_method import Method
+
+    if isinstance(method, Method):
+        if preset is not None or settings:
+            raise InputError("Settings belong into the method where it is given as an object.")
+        return method
+    return registry.get(method).make(preset, **settings)
