@@ -19,7 +19,14 @@ STANDARD = set(sys.stdlib_module_names)
 #: what each floor may import beside the standard library and itself
 ALLOWED = {
     "interp_kernels": {"torch", "triton", "numpy"},
-    "interp_hooks": {"torch", "triton", "numpy", "transformers", "interp_kernels"},
+    "interp_hooks": {
+        "torch",
+        "triton",
+        "numpy",
+        "transformers",
+        "interp_kernels",
+        "lazy_loader",
+    },
 }
 #: distributions the top floor depends on
 TOP = {
@@ -43,6 +50,7 @@ TOP = {
     "click",
     "huggingface_hub",
     "PIL",
+    "typing_extensions",
     "lm_eval",
     "datasets",  # of an optional extra, imported where a task of it is asked for
 }
@@ -112,19 +120,184 @@ def test_the_check_itself_sees_lazy_imports() -> None:
     assert not strangers("import os\nfrom torch import nn", ALLOWED["interp_hooks"])
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_cycles_between_files_at_import_time(package: str) -> None:
-    """A fresh interpreter can import every module of a package, each on its own first."""
-    names = []
-    for path in sources(package):
-        parts = path.relative_to(PACKAGES[package]).with_suffix("").parts
-        names.append(".".join((package, *(p for p in parts if p != "__init__"))))
+def modules() -> dict[str, Path]:
+    """Dotted name → file of every module of the three packages."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sources(package):
+            parts = (package, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(p for p in parts if p != "__init__")] = path
+    return found
+
+
+def arrows() -> dict[str, set[str]]:
+    """module → modules of ours that it imports, at any depth, for typing alone too."""
+    known = modules()
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        mine = found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                mine |= {m if m in known else node.module for m in inner} & set(known)
+            elif isinstance(node, ast.Import):
+                mine |= {alias.name for alias in node.names} & set(known)
+        mine.discard(name)
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle of a graph, in order; [] where there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node not in done:
+            for other in sorted(graph.get(node, ())):
+                if found := visit(other, [*path, node]):
+                    return found
+            done.add(node)
+        return []
+
+    return next((found for node in sorted(graph) if (found := visit(node, []))), [])
+
+
+def test_no_import_circles() -> None:
+    assert circle(arrows()) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+#: which room may import which, beside `errors` and `support`, that all may. A room is a folder of
+#: `interp`, or a module beside them. The arrows run one way, so the rooms stand on each other.
+ROOMS: dict[str, str] = {
+    # data, and what knows no models
+    "errors": "",
+    "support": "",
+    "heads": "",
+    "models": "",
+    "scenes": "",
+    "loading": "models",
+    "inputs": "",
+    "results": "",
+    "report": "results",
+    # what a model is asked, and how it is changed
+    "tasks": "inputs scenes",
+    "vision": "inputs results scenes",
+    "edits": "inputs loading tasks vision",
+    "probes": "inputs tasks vision",
+    "evaluation": "edits inputs loading results tasks vision",
+    "mechanics": "evaluation inputs loading results tasks",
+    "scores": "edits inputs mechanics probes vision",
+    "atlas": "report results scores",
+    "scan": "atlas inputs loading probes results scores vision",
+    "procedures": "inputs loading vision",
+    "calibration": "edits evaluation inputs loading tasks",
+    # circuits, from runs up to the circuit
+    "circuits.runs": "evaluation inputs tasks",
+    "circuits.methods": "circuits.runs results",
+    "circuits.known": "inputs models tasks",
+    "circuits.judging": (
+        "circuits.known circuits.methods circuits.runs edits evaluation inputs loading report "
+        "results tasks"
+    ),
+    "circuits.drawing": "circuits.judging circuits.known report results",
+    "circuits": (
+        "atlas circuits.drawing circuits.judging circuits.known circuits.methods circuits.runs "
+        "inputs loading report results tasks"
+    ),
+    # the command line sees all, and nothing sees it
+    "cli": (
+        "atlas calibration circuits circuits.drawing circuits.judging circuits.known "
+        "circuits.methods circuits.runs edits evaluation inputs models probes procedures report "
+        "results scores tasks vision"
+    ),
+}
+#: rooms of the lower floors: the first named may import the second
+LOWER = {
+    ("interp_hooks.huggingface", "interp_hooks"),
+    ("interp_hooks.transformer_lens", "interp_hooks"),
+    ("interp_hooks.hooking", "interp_hooks"),
+    ("interp_hooks.hooking", "interp_hooks.huggingface"),
+    ("interp_hooks.hooking", "interp_hooks.transformer_lens"),
+}
+
+
+def room(module: str) -> str:
+    """The room of a module of `interp`: its folder, or itself beside the folders."""
+    parts = module.split(".")[1:]
+    inside = modules()[module].name == "__init__.py"
+    return ".".join(parts if inside or len(parts) == 1 else parts[:-1])
+
+
+def wrong_arrows(graph: dict[str, set[str]], rules: dict[str, str]) -> list[str]:
+    """Each arrow between rooms of `interp` that no rule allows, with the rule that it breaks."""
+    found = []
+    for module, others in graph.items():
+        if not module.startswith("interp."):
+            continue
+        mine = room(module)
+        allowed = {*rules[mine].split(), "errors", "support", mine}
+        for other in sorted(o for o in others if o.startswith("interp.")):
+            if room(other) not in allowed:
+                may = rules[mine] or "nothing more"
+                found.append(
+                    f"{module} imports {other}: {mine} may import errors, support and {may}"
+                )
+    return found
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    assert wrong_arrows(arrows(), ROOMS) == []
+
+
+def test_a_wrong_arrow_is_named_with_its_rule() -> None:
+    graph = {"interp.report.page": {"interp.atlas", "interp.results.head_table"}}
+    assert wrong_arrows(graph, ROOMS) == [
+        "interp.report.page imports interp.atlas: report may import errors, support and results"
+    ]
+
+
+def test_rooms_stand_on_each_other() -> None:
+    """The table has a line for every room, and no circle."""
+    assert {room(m) for m in modules() if m.startswith("interp.")} == set(ROOMS)
+    assert circle({name: set(rule.split()) for name, rule in ROOMS.items()}) == []
+
+
+def test_rooms_of_the_hooks() -> None:
+    """Adapters are below nothing but `hook`, and never reach each other."""
+
+    def place(module: str) -> str:
+        parts = module.split(".")
+        if module == "interp_hooks.hooking":
+            return module
+        folder = len(parts) > 2 or modules()[module].name == "__init__.py"
+        return ".".join(parts[:2]) if folder else "interp_hooks"
+
+    for module, others in arrows().items():
+        for other in (o for o in others if module.startswith("interp_hooks.")):
+            if other.startswith("interp_hooks.") and place(module) != place(other):
+                assert (place(module), place(other)) in LOWER, f"{module} imports {other}"
+
+
+def test_few_modules_beside_the_rooms() -> None:
+    beside = [p.stem for p in PACKAGES["interp"].glob("*.py") if p.name != "__init__.py"]
+    assert len(beside) <= 5, beside
+
+
+def test_each_file_can_be_imported_first() -> None:
+    """A fresh interpreter can import every module, each on its own first."""
+    names = [n for n in modules() if not n.endswith("__main__")]
     script = (
         "import sys, importlib\n"
-        f"base = set(sys.modules)\n"
-        f"for name in {[n for n in names if not n.endswith('__main__')]!r}:\n"
-        f"    for loaded in [m for m in sys.modules if m.split('.')[0] in {set(PACKAGES)!r}]: del "
-        "sys.modules[loaded]\n"
+        f"ours = set({list(PACKAGES)!r})\n"
+        f"for name in {names!r}:\n"
+        "    for loaded in [m for m in sys.modules if m.split('.')[0] in ours]:\n"
+        "        del sys.modules[loaded]\n"
         "    importlib.import_module(name)\n"
     )
     run = subprocess.run(
@@ -132,9 +305,20 @@ def test_no_cycles_between_files_at_import_time(package: str) -> None:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=300,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_edits_are_written_to_only_when_they_are_made() -> None:
+    """`object.__setattr__` stands in `__post_init__` alone, everywhere: a frozen value stays."""
+    for package in PACKAGES:
+        for path in sources(package):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.FunctionDef) or node.name == "__post_init__":
+                    continue
+                calls = (ast.unparse(c.func) for c in ast.walk(node) if isinstance(c, ast.Call))
+                assert "object.__setattr__" not in calls, f"{path}: {node.name}"
 
 
 def environment() -> dict[str, str]:

@@ -104,11 +104,14 @@ class DiscreteSAE(Method):
         "paper-docstring": {"score": "node", **PAPER, "sparsity": 0.05},
     }
 
-    def check(self) -> None:
-        self.choice("score", *SCORES)
+    def __post_init__(self) -> None:
         for name, value in (SHORT if self.score == "effect" else PAPER).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    def check(self) -> None:
+        self.choice("score", *SCORES)
         self.choice("pool", "mean", "last")
         self.choice("vector", "result", "z")
         self.at_least(1, "features", "steps", "examples", "trials")
