@@ -17,6 +17,7 @@ from .errors import InterpError as InterpError
 from .evaluation.ablation import ablate as ablate
 from .evaluation.evaluate import evaluate as evaluate
 from .heads import Head as Head
+from .heads import Layout as Layout
 from .loading import load as load
 from .results.evaluation import Evaluation as Evaluation
 from .scan.rhythm import rhythm as rhythm

@@ -12,6 +12,7 @@ from interp.errors import InputError, ModelError
 from interp.models import ALIASES, BUNDLED, FOLDER, SHORTCUTS
 
 if TYPE_CHECKING:
+    from interp_hooks.huggingface.layout import Layout
     from interp_hooks.model import HookedModel
 
 
@@ -24,6 +25,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     processor: Any = None,
+    layout: Layout | None = None,
 ) -> HookedModel:
     """Load and tap a model.
 
@@ -39,6 +41,8 @@ def load(
         revision: hub revision.
         trust_remote_code: run the repository's own code; off unless asked for.
         processor: of a loaded vision-language model; from a name or folder it comes along.
+        layout: names of modules, for a HuggingFace architecture that has its own
+            (docs/extending.md).
 
     Raises:
         ModelError: unknown name, no network, corrupt or missing weights.
@@ -55,7 +59,14 @@ def load(
         raise InputError(str(reason)) from reason
     if not isinstance(source, (str, Path)):
         name = None
-        return hook(source, name=name, tokenizer=tokenizer, backend=backend, processor=processor)
+        return hook(
+            source,
+            name=name,
+            tokenizer=tokenizer,
+            backend=backend,
+            processor=processor,
+            layout=layout,
+        )
     device = _device(device)
     target, name, note = _resolve(str(source))
     chosen = _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
@@ -70,7 +81,13 @@ def load(
         millions = sum(p.numel() for p in module.parameters()) / 1e6
         note = note.format(millions=millions)
     return hook(
-        module, name=name, tokenizer=tokenizer, backend=backend, note=note, processor=processor
+        module,
+        name=name,
+        tokenizer=tokenizer,
+        backend=backend,
+        note=note,
+        processor=processor,
+        layout=layout,
     )
 
 

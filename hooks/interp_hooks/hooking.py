@@ -35,7 +35,7 @@ def hook(
     note: str | None = None,
     sample: dict[str, torch.Tensor] | None = None,
     processor: Any = None,
-    layout: Layout = DEFAULT,
+    layout: Layout | None = None,
 ) -> HookedModel:
     """Wrap a HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`.
 
@@ -73,7 +73,7 @@ def hook(
                 k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()
             }
         sample = sample or sample_input(vocabulary, wrapped.device)
-        adapter = HFAdapter(wrapped, sample, layout)
+        adapter = HFAdapter(wrapped, sample, layout or DEFAULT)
         name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     else:
         raise TapError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.inputs import lexicon
 from interp.inputs.tokenizer import Text
-from interp.tasks.task import Instance, Problem, Task, choose
+from interp.tasks.task import Problem, Task, choose
 
 LABELS = ("positive", "negative")
 
@@ -79,6 +79,3 @@ class Classification(Task):
                 f"{review(text, rng, label if agrees else 1 - label, unanimous)} {LABELS[label]}. "
             )
         return out.strip()
-
-    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        return self._from_problem(text, self.compose(text, rng))

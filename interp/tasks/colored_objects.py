@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.inputs import lexicon
 from interp.inputs.tokenizer import Text
-from interp.tasks.task import Instance, Problem, Task, choose
+from interp.tasks.task import Problem, Task, choose
 
 
 def _scene(things: list[str], colors: list[str], asked: str) -> str:
@@ -51,6 +51,3 @@ class ColoredObjects(Task):
             wrong=tuple(f" {c[i]}" for i in range(3) if i != k),
             info=dict(objects=t, colors=c, asked=t[k]),
         )
-
-    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        return self._from_problem(text, self.compose(text, rng))

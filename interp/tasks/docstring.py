@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.inputs import lexicon
 from interp.inputs.tokenizer import Text
-from interp.tasks.task import Instance, Problem, Task, choose
+from interp.tasks.task import Problem, Task, choose
 
 
 def _prompt(function: str, arguments: list[str], documented: list[str], words: list[str]) -> str:
@@ -57,6 +57,3 @@ class Docstring(Task):
             wrong=tuple(f" {a}" for i, a in enumerate(arguments) if i != 4),
             info=dict(arguments=arguments),
         )
-
-    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        return self._from_problem(text, self.compose(text, rng))

@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.inputs import lexicon
 from interp.inputs.tokenizer import Text
-from interp.tasks.task import Instance, Problem, Task, choose, names
+from interp.tasks.task import Problem, Task, choose, names
 
 TEMPLATES = (
     "When {A} and {B} went to the {place}, {S} gave a {gift} to",
@@ -50,6 +50,3 @@ class IndirectObject(Task):
             wrong=(f" {subject}",),
             info=dict(io=io, subject=subject, third=third),
         )
-
-    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        return self._from_problem(text, self.compose(text, rng))

@@ -8,7 +8,6 @@ step-by-step decoding.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -76,9 +75,9 @@ class Problem:
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(ABC):
+class Task:
     """A generator of problems. Subclasses set `name`, `summary`, `citation`, `judge` and write
-    `instance`."""
+    `compose`, or `instance` where the problem is no text."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -87,9 +86,10 @@ class Task(ABC):
     #: expected accuracy of guessing, for plots; None where it is about zero
     chance: ClassVar[float] = 0.0
 
-    @abstractmethod
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        """One problem for this tokenizer."""
+        """One problem for this tokenizer; by default what `compose` says, judged where the prompt
+        ends."""
+        return self._from_problem(text, self.compose(text, rng))
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
         """`n` seeded problems; the i-th depends on (seed, i) alone, so longer samples extend
