@@ -2,6 +2,7 @@ from . import calibration as calibration
 from . import circuits as circuits
 from . import edits as edits
 from . import errors as errors
+from . import evaluation as evaluation
 from . import mechanics as mechanics
 from . import models as models
 from . import probes as probes

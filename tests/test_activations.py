@@ -1,5 +1,5 @@
-"""Activations: what flows between heads is read as it is, with gradients, and can be replaced, in every
-architecture."""
+"""Activations: what flows between heads is read as it is, with gradients, and can be replaced, in
+every architecture."""
 
 from __future__ import annotations
 
@@ -126,5 +126,5 @@ def test_outer_edits_come_first_and_wires_are_gone_afterwards(tapped: Any) -> No
 
 def test_unknown_places(tapped: Any) -> None:
     model, _ = tapped("llama")
-    with pytest.raises(TapError, match="no wire 'mlp'"), model.activations("mlp"):
+    with pytest.raises(TapError, match="no activation 'mlp'"), model.activations("mlp"):
         pass

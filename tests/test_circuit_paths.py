@@ -59,7 +59,7 @@ Change = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class Plain:
-    """An eager Llama-like model with plain hooks on its projections; knows nothing of activations."""
+    """An eager Llama-like model with plain hooks on its projections; knows nothing of the tap."""
 
     def __init__(self, model: Any, runs: PairedRuns):
         self.model, self.pairs = model, runs.batches()[0]

@@ -243,7 +243,8 @@ assert not any(m == "interp" or m.startswith("interp") for m in sys.modules), "i
 x = torch.linspace(-1, 1, 3 * sae.cfg.d_in).reshape(3, -1)
 print(json.dumps(dict(
     kind=type(sae).__name__, architecture=sae.cfg.architecture(), features=sae.encode(x).tolist(),
-    back=sae(x).tolist(), heads=sae.cfg.metadata.heads, layers=sae.cfg.metadata.layers, pool=sae.cfg.metadata.pool,
+    back=sae(x).tolist(), heads=sae.cfg.metadata.heads,
+    layers=sae.cfg.metadata.layers, pool=sae.cfg.metadata.pool,
 )))
 """
 

@@ -250,7 +250,10 @@ def test_edits_are_bound_once_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = setup("llama")
     bound: list[int] = []
     edit = SoftPAG(1.0)
-    monkeypatch.setattr(SoftPAG, "bind", lambda self, model: bound.append(1))
+    bind = SoftPAG.bind
+    monkeypatch.setattr(
+        SoftPAG, "bind", lambda self, model: (bound.append(1), bind(self, model))[1]
+    )
     guided_generate(model, [edit], 1.0, QUERY, max_new_tokens=4)
     assert len(bound) == 1
 
@@ -298,6 +301,6 @@ def test_a_text_ends_at_its_end_and_is_padded() -> None:
 
 def test_procedures_by_name() -> None:
     assert interp.procedures.get("ape") is APE
-    assert interp.procedures.names() == ["ape", "guidance", "damro", "ritual", "cca"]
+    assert interp.procedures.names() == ["ape", "cca", "damro", "guidance", "ritual"]
     with pytest.raises(UnknownNameError, match="ape"):
         interp.procedures.get("ap")

@@ -30,7 +30,8 @@ def attach(
     def get(name: str) -> Any:
         if name in names:
             return load(name)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        lower = {n.lower(): n for n in names}
+        near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
         hint = f"; did you mean {' or '.join(near)}?" if near and name[:2] != "__" else ""
         raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}", name=name)
 

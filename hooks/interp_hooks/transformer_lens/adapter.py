@@ -175,8 +175,10 @@ class TLAdapter(Adapter):
         """Queries and keys as TransformerLens projects them, before rotation; keys and values
         un-repeated."""
 
+        see = hook
+
         def at(name: str, layer: int) -> Callable[..., Any]:
-            return lambda tensor, point: hook(name, layer, tensor)
+            return lambda tensor, hook: see(name, layer, tensor)  # TransformerLens says hook=
 
         points = [
             (f"{s.path}.hook_{name}", at(name, s.layer)) for s in self.sites for name in "qkv"
