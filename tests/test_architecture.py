@@ -48,9 +48,11 @@ TOP = {
     "einops",
     "jaxtyping",
     "click",
+    "jinja2",
+    "lazy_loader",
+    "typing_extensions",  # for type checkers; torch brings it
     "huggingface_hub",
     "PIL",
-    "typing_extensions",
     "lm_eval",
     "datasets",  # of an optional extra, imported where a task of it is asked for
 }
@@ -63,6 +65,7 @@ HEAVY = (
     "plotly",
     "triton",
     "scipy",
+    "jinja2",
 )
 
 
