@@ -50,6 +50,7 @@ TOP = {
     "click",
     "jinja2",
     "lazy_loader",
+    "scipy",
     "typing_extensions",  # for type checkers; torch brings it
     "huggingface_hub",
     "PIL",
