@@ -79,10 +79,7 @@ def kendall(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall's τ_b (Kendall 1945); NaN where one is constant or has fewer than two values."""
     from scipy.stats import kendalltau
 
-    if _undefined(a, b):
-        return math.nan
-    # Of its p-value, which is not used, the asymptotic kind is the cheaper one.
-    return float(kendalltau(a, b, method="asymptotic").statistic)
+    return math.nan if _undefined(a, b) else float(kendalltau(a, b).statistic)
 
 
 def _undefined(a: np.ndarray, b: np.ndarray) -> bool:
