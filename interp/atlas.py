@@ -64,7 +64,7 @@ class Atlas(HeadTable):
         return "Atlas of attention heads", self.model
 
     def _repr_html_(self) -> str:
-        from interp.report.page import summary
+        from interp.report.summary import summary
 
         return summary(self)
 

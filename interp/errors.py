@@ -21,6 +21,7 @@ __all__ = [
     "HeadError",
     "InputError",
     "InterpError",
+    "MissingExtraError",
     "ModelError",
     "OutputError",
     "TapError",
@@ -41,6 +42,10 @@ class ModelError(InterpError):
 
 class InputError(InterpError, ValueError):
     """An input that cannot be used: empty text, wrong option, unusable tokenizer."""
+
+
+class MissingExtraError(InterpError, ImportError):
+    """A package of an optional extra that is not installed."""
 
 
 class OutputError(InterpError):

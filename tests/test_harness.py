@@ -4,6 +4,7 @@ without the extra."""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import interp
 from interp.edits import ACT, ScaleHeads
-from interp.errors import ContextError, InputError, UnknownNameError
+from interp.errors import ContextError, InputError, MissingExtraError, UnknownNameError
 from interp.evaluation import lm_eval as harness
 from interp.evaluation.evaluate import evaluate
 from interp_hooks import HookedModel
@@ -28,8 +29,8 @@ def pocket() -> HookedModel:
 def test_without_the_harness_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, worded: Any
 ) -> None:
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"interp\[lm-eval\]"):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtraError, match=r"interp\[lm-eval\]"):
         evaluate(worded("llama")[0], "lm_eval:sst2")
     from interp.cli.main import app
 

@@ -10,12 +10,14 @@ import interp_hooks
 import interp_kernels
 
 
-def test_the_bundled_model_is_packaged_and_scans() -> None:
+def test_the_bundled_model_is_packaged_and_scans(tmp_path: Path) -> None:
     model = interp.load("llama")
     atlas = interp.scan_heads(model, scores="sink,induction", context=64, samples=2, progress=False)
     assert atlas.model == "pocket-llama"
     assert len(atlas.frame) == model.n_layers * model.n_heads
     assert atlas.frame["induction"].max() > 0.4
+    page = atlas.report(tmp_path / "report.html").read_text(encoding="utf-8")  # from templates
+    assert "pocket-llama" in page and "</html>" in page
 
 
 def test_the_bundled_vision_model_is_packaged_and_sees() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,19 +13,18 @@ def sign_test(differences: Sequence[float] | np.ndarray) -> float:
 
     With differences of right (1) and wrong (0) answers this is McNemar's exact test, one-sided.
     """
+    from scipy.stats import binomtest
+
     array = np.asarray(differences, dtype=np.float64)
     better, worse = int((array > 0).sum()), int((array < 0).sum())
     total = better + worse
-    return sum(math.comb(total, k) for k in range(better, total + 1)) / 2**total
+    return float(binomtest(better, total, alternative="greater").pvalue) if total else 1.0
 
 
 def adjusted(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Benjamini–Hochberg adjusted p-values (J. R. Stat. Soc. B 57, 1995): keeping those ≤ q holds
     the expected share of false ones among the kept below q (independent or positively dependent
     tests)."""
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    ranked = values[order] * len(values) / np.arange(1, len(values) + 1)
-    found = np.empty_like(values)
-    found[order] = np.minimum.accumulate(ranked[::-1])[::-1].clip(max=1.0)
-    return found
+    from scipy.stats import false_discovery_control
+
+    return np.asarray(false_discovery_control(np.asarray(p, dtype=np.float64), method="bh"))

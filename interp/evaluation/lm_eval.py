@@ -17,7 +17,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from interp.inputs.context import check_context, extrapolation
 from interp.inputs.forward import forward
 from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
+from interp.support.extras import need
 from interp.support.provenance import provenance, version_of
 
 if TYPE_CHECKING:
@@ -45,13 +45,9 @@ BATCH = 8  # prompts generated together
 
 
 def check_installed() -> None:
-    """Raise `InputError` unless lm-evaluation-harness can be imported."""
-    if find_spec("lm_eval") is None or find_spec("accelerate") is None:
-        raise InputError(
-            "Tasks of lm-evaluation-harness need it installed; use `pip install interp[lm-eval]` "
-            "(or lm-eval and "
-            "accelerate), or one of the tasks of interp itself."
-        )
+    """Raise `MissingExtraError` unless lm-evaluation-harness can be imported."""
+    for module in ("lm_eval", "accelerate"):
+        need(module, extra="lm-eval", what="Tasks of lm-evaluation-harness")
 
 
 def evaluate(

@@ -19,9 +19,8 @@ from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
 from interp.mechanics.attribution import Attribution, attributions, check
 from interp.mechanics.metric import judged
-from interp.mechanics.ranks import kendall, rho
 from interp.mechanics.weights import head_rows, main_sites
-from interp.support.statistics import bootstrap
+from interp.support.statistics import bootstrap, kendall, spearman
 from interp_kernels import Received
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], str]] = {
     "tau_gradient": (kendall, "gradient"),
     "tau_ig": (kendall, "integrated"),
-    "rho_gradient": (rho, "gradient"),
-    "rho_ig": (rho, "integrated"),
+    "rho_gradient": (spearman, "gradient"),
+    "rho_ig": (spearman, "integrated"),
 }
 
 

@@ -1,20 +1,25 @@
-"""What other rooms give the report: sections of HTML, and figures as a page holds them."""
+"""What other rooms give the report: sections, and figures as a page holds them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
 class Section(NamedTuple):
-    """A part of the page that comes first: its element id, its heading, what is under it as HTML
-    (escaped already), and its figures by the ids of the elements that the HTML has for them, as
-    `plotable` makes them."""
+    """A part of the page that comes before the scores.
+
+    Its element id, its heading; the template of what is under it (a path in `templates`) with the
+    `values` that it names; and its figures, as `plotable` makes them, by the ids of the elements
+    that the template has for them.
+    """
 
     anchor: str
     title: str
-    html: str
-    figures: dict[str, Any]
+    template: str
+    values: Mapping[str, Any]
+    figures: Mapping[str, Any]
 
 
 def plotable(figure: Any, above: int = 48) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,22 +46,30 @@ def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
     for score in shared:
         a, b = mine[score].to_numpy(), theirs[score].to_numpy()
         both = np.isfinite(a) & np.isfinite(b)
-        rank, remark = spearman(a[both], b[both])
+        rank = spearman(a[both], b[both])
         k = min(10, int(both.sum()))
         overlap = len(_strongest(a, both, k) & _strongest(b, both, k)) / k if k else None
         rows.append(
             {
                 "score": score,
-                "spearman": rank,
+                "spearman": None if math.isnan(rank) else rank,
                 "heads": int(both.sum()),
                 "top10_overlap": overlap,
-                "remark": remark,
+                "remark": _remark(a[both], b[both]),
             }
         )
     table = pd.DataFrame(rows)
     for column in ("spearman", "top10_overlap"):
         table[column] = pd.Series([row[column] for row in rows], dtype=object)
     return table
+
+
+def _remark(a: np.ndarray, b: np.ndarray) -> str:
+    """Why there is no rank correlation; nothing where there is one."""
+    if len(a) < 2:
+        return "measured in fewer than two heads of both"
+    flat = [name for name, values in (("first", a), ("second", b)) if np.ptp(values) == 0]
+    return f"the same for all heads in the {' and the '.join(flat)}" if flat else ""
 
 
 def _strongest(values: np.ndarray, allowed: np.ndarray, k: int) -> set[int]:

@@ -3,6 +3,7 @@ clustered."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ SIDE = 4
 CODE, HIDDEN = 4, 32
 #: Of the training's noise, in standard deviations of the patterns.
 NOISE = 0.5
+#: Of k-means, more than dozens of points need.
+ITERATIONS = 100
 
 
 def cluster_heads(
@@ -167,33 +170,19 @@ def autoencode(shares: torch.Tensor, seed: int, steps: int) -> tuple[torch.Tenso
 def kmeans(points: np.ndarray, clusters: int, seed: int, starts: int = 10) -> np.ndarray:
     """(points,) int labels of the best of `starts` runs from k-means++ seeds; 0 is the largest
     cluster (the first point decides between equals)."""
+    from scipy.cluster.vq import kmeans2, vq
+
     rng = np.random.default_rng(seed)
+    clusters = min(clusters, len(np.unique(points, axis=0)))  # k-means++ needs as many to choose
     best, label = np.inf, np.zeros(len(points), int)
     for _ in range(starts):
-        centres = points[[rng.integers(len(points))]]
-        while len(centres) < clusters:
-            far = _squared(points, centres).min(1)
-            chance = far / far.sum() if far.sum() > 0 else None
-            centres = np.vstack([centres, points[rng.choice(len(points), p=chance)]])
-        for _ in range(100):
-            near = _squared(points, centres).argmin(1)
-            moved = np.array(
-                [
-                    points[near == c].mean(0) if (near == c).any() else centres[c]
-                    for c in range(clusters)
-                ]
-            )
-            if np.allclose(moved, centres):
-                break
-            centres = moved
-        distance = _squared(points, centres)
-        if (cost := distance.min(1).sum()) < best - 1e-12:
-            best, label = cost, distance.argmin(1)
+        with warnings.catch_warnings():  # of a cluster that ends empty
+            warnings.simplefilter("ignore", UserWarning)
+            centres, _ = kmeans2(points, clusters, iter=ITERATIONS, minit="++", seed=rng)
+        near, distance = vq(points, centres)
+        if (cost := (distance**2).sum()) < best - 1e-12:
+            best, label = cost, near
     order = sorted(
         set(label.tolist()), key=lambda c: (-(label == c).sum(), label.tolist().index(c))
     )
     return np.array([order.index(c) for c in label.tolist()])
-
-
-def _squared(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return ((points[:, None] - centres[None]) ** 2).sum(-1)

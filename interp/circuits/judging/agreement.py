@@ -22,7 +22,6 @@ from interp.circuits.judging.alignment import aligned
 from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
 from interp.support.files import check_writable, write_atomic
-from interp.support.statistics import ranks as average_ranks
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
@@ -220,8 +219,10 @@ def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) 
 def ranks(scores: Any, truth: Any, *, column: str | None = None) -> dict[Head, float]:
     """Head of the circuit → its rank by score, 1 the highest; ties share the mean. Raises as
     `evaluate`."""
+    from scipy.stats import rankdata
+
     known, values, positives = aligned(scores, truth, column)
-    place = average_ranks(-values)
+    place = rankdata(-values)
     by_head = dict(
         zip(sorted(known.heads), place[positives].tolist(), strict=True)
     )  # both by layer and head
@@ -339,7 +340,9 @@ def _hits(values: np.ndarray, positives: np.ndarray, k: int) -> float:
 
 def _p_value(values: np.ndarray, positives: np.ndarray, seed: int) -> float:
     """(1 + draws with a rank sum as high) / (1 + draws): AUC rises with the positives' rank sum."""
-    place, k = average_ranks(values), int(positives.sum())
+    from scipy.stats import rankdata
+
+    place, k = rankdata(values), int(positives.sum())
     draws = np.random.default_rng(seed).random((PERMUTATIONS, len(values))).argsort(1)[:, :k]
     as_high = int((place[draws].sum(1) >= place[positives].sum()).sum())
     return (1 + as_high) / (1 + PERMUTATIONS)

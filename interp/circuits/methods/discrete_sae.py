@@ -16,6 +16,7 @@ from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Pairs
 from interp.errors import InputError
 from interp.results.circuit_table import EDGE_COLUMNS
+from interp.support.extras import need
 
 SCORES = ("effect", "node", "edge")
 #: training that a score gets where nothing else is said: the paper's for its own scores, a shorter
@@ -118,6 +119,7 @@ class DiscreteSAE(Method):
         assert self.sparsity is not None and self.rate is not None and self.variance is not None
         if not self.sparsity >= 0 or not self.rate > 0 or not 0 < self.variance <= 1:
             raise InputError(f"{self.name} takes sparsity ≥ 0, rate > 0 and variance in (0, 1].")
+        need("sae_lens", extra="sae", what="Discrete-SAE circuits")
 
     def caption(self) -> str:
         if self.score == "effect":

@@ -1,5 +1,5 @@
-"""The sparse autoencoder of discrete-SAE circuits, built on SAELens. Importing this file imports
-sae_lens (seconds)."""
+"""The sparse autoencoder of discrete-SAE circuits, built on SAELens (extra `sae`). Importing this
+file imports sae_lens (seconds)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,58 @@
+"""The strongest heads of every score: the page's first table, and what Jupyter shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from interp.report.heatmap import number
+from interp.report.score_section import anchor
+from interp.report.templating import rendered
+
+if TYPE_CHECKING:
+    from interp.results.head_table import HeadTable
+
+#: heads in a row
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """A score's line of the table: where it is told of, its name, (head, value) strongest first,
+    and how many heads reach its threshold."""
+
+    anchor: str
+    title: str
+    heads: list[tuple[str, float]]
+    count: str
+
+
+def rows(atlas: HeadTable) -> list[Row]:
+    """A row a score, in the order they were measured."""
+    return [
+        Row(
+            anchor(score),
+            atlas.about(score).title,
+            [(str(head), value) for head, value, _ in atlas.ranking(score, TOP)],
+            _count(atlas, score),
+        )
+        for score in atlas.scores
+    ]
+
+
+def hint(atlas: HeadTable) -> str:
+    """How heads are written."""
+    towers = [t for t in atlas.towers if t]
+    of = f" of the {towers[-1]} tower" if len(atlas.towers) > 1 else ""
+    written = f"{towers[-1]}.L5H1" if len(atlas.towers) > 1 else "L5H1"
+    return f"{written} is head 1 of layer 5{of}; both count from 0. Higher is stronger."
+
+
+def summary(atlas: HeadTable) -> str:
+    """What Jupyter shows of an atlas: its name, its notes and the table of top heads."""
+    return rendered("summary.html.j2", atlas=atlas, rows=rows(atlas))
+
+
+def _count(atlas: HeadTable, score: str) -> str:
+    above = atlas.above(score)
+    return "" if above is None else f"{above} ≥ {number(atlas.about(score).threshold or 0.0)}"
