@@ -25,7 +25,7 @@ from kernel_inputs import (
 from torch import Tensor
 
 from interp_kernels import Mask, Received, Request, Result, Rule, Steer, attention, explain
-from interp_kernels.fused import vendor
+from interp_kernels.fused import vendor_states
 from interp_kernels.fused.backend import DECODE_ROWS, top_rows
 from interp_kernels.fused.decode import Decoded, decode
 from interp_kernels.fused.forward import State, forward
@@ -94,10 +94,10 @@ def scattered_run(count: int, x: Inputs) -> Run:
 
 def lse_of(x: Inputs) -> Callable[[], Tensor]:
     """The cheapest log-sum-exp at hand: the vendor's, ours where there is none."""
-    name, _ = vendor.name_of(x.q, x.k, x.v)
+    name, _ = vendor_states.name_of(x.q, x.k, x.v)
     if not name:
         return lambda: forward(x.q, x.k, x.v, **x.plain).lse
-    call = vendor.flash(name, x.scale)
+    call = vendor_states.flash(name, x.scale)
     return lambda: call(x.q, x.k, x.v, True, None)[1]
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .masking import bias_visible
-from .spec import Request
+from .request import Request
 from .steer import MAX_GROUPS, Rule, Steer
-from .steered import segments
+from .streaming.prepared_steer import segments
 
 #: One edit, several in their order, or none.
 Steers = Steer | Sequence[Steer] | None

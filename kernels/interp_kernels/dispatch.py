@@ -14,10 +14,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import compose, reference, streaming
+from . import compose, reference
 from .compose import Steers
 from .masking import Visibility
-from .spec import Mask, Request, Result
+from .request import Mask, Request, Result
+from .streaming import route as streaming
 
 BACKENDS = ("reference", "streaming", "triton")
 

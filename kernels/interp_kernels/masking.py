@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .spec import Mask, Received
+from .request import Mask, Received
 
 #: Logit of a key that is not seen. Finite, so that 0 · INVISIBLE = 0 (−inf would give NaN in Σ
 #: p·s).

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .masking import Visibility, compute_dtype
 from .reference import edited, statistics
-from .spec import Mask, Request
+from .request import Mask, Request
 from .steer import Steer
 
 

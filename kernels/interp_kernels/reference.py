@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .compose import Steers, as_steers, refuse
 from .masking import Visibility, bias_visible, compute_dtype
-from .spec import Mask, Request, Result
+from .request import Mask, Request, Result
 from .steer import Steer, share_out
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .masking import Visibility, bias_visible, compute_dtype
-from .spec import Mask
+from .request import Mask
 
 #: Weights held at a time (elements), and the rows that are at most.
 _BUDGET, _MAX_ROWS = 1 << 22, 128

@@ -16,20 +16,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import reference, spans
-from ..chunked import run_chunks
+from .. import reference
 from ..compose import Steers, fuse, refuse
 from ..masking import Visibility
-from ..pairs import pair_mass
-from ..spec import Mask, Request, Result
+from ..request import Mask, Request, Result
 from ..steer import Steer, factors
-from ..steered import segments
-from ..vendor import geometry
-from . import vendor
+from ..streaming import spans
+from ..streaming.chunked import run_chunks
+from ..streaming.listed_keys import pair_mass
+from ..streaming.prepared_steer import segments
+from ..streaming.vendor import geometry
+from . import vendor_states
 from .decode import decode
 from .forward import NAMES, Keys, State, forward
 from .merge import Piece, merge
-from .parts import DTYPES, INTERPRETED, MAX_DIM, MAX_GROUPS
+from .primitives import DTYPES, INTERPRETED, MAX_DIM, MAX_GROUPS
 from .received import received
 
 #: Up to so many query rows are a decode step: split over the keys, scores kept.
@@ -158,7 +159,7 @@ def choose(
         return Route(own, f"because {why}")
     if steer.rule is not None and len(segments(steer.spans, vis.lk)) > 8:
         return Route(own, "the spans cut the keys into more than 8 segments")
-    call, why = vendor.name_of(q, k, v)
+    call, why = vendor_states.name_of(q, k, v)
     if not call:
         return Route(own, f"because {why}")
     return Route(
@@ -190,7 +191,9 @@ def attention(
     row_names = [name for name in NAMES if name in request.names]
     if route.kind == "vendor":
         with torch.no_grad():
-            out, lse = vendor.flash(route.call, scale)(q, k, v, geometry(vis)[0] == "square", None)
+            out, lse = vendor_states.flash(route.call, scale)(
+                q, k, v, geometry(vis)[0] == "square", None
+            )
         pieces = [Piece(0, 0, out, lse)]
         stats: dict[str, Tensor] = {}
     elif route.kind == "spans":
@@ -290,7 +293,7 @@ def _span_pieces(
             segments=segments(steer.spans, vis.lk),
             groups=steer.groups,
             causal=causal,
-            flash=vendor.flash(route.call, scale),
+            flash=vendor_states.flash(route.call, scale),
             narrow=1,
         )
     return [

@@ -17,11 +17,11 @@ import triton
 from torch import Tensor
 
 from ..masking import Visibility
-from ..spec import Mask
+from ..request import Mask
 from ..steer import Steer
 from .configs import processors
 from .decode_kernels import combine_kernel, split_kernel
-from .parts import (
+from .primitives import (
     DTYPES,
     FLOOR,
     INTERPRETED,

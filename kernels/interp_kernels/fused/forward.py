@@ -12,7 +12,7 @@ from torch import Tensor
 from . import configs
 from .configs import Config
 from .forward_kernel import forward_kernel
-from .parts import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, strides
+from .primitives import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, strides
 
 #: Statistics this kernel gives, in the order of its outputs.
 NAMES = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..steer import Rule, as_rules, factors
 from .forward import State
-from .parts import FLOOR, INTERPRETED, NOTHING, device_of, flags, padded_dim, strides
+from .primitives import FLOOR, INTERPRETED, NOTHING, device_of, flags, padded_dim, strides
 from .weighted import Weighted
 
 #: Pieces a kernel takes at once; more are merged by groups first.

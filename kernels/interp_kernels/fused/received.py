@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..masking import FLOOR, Visibility
 from ..reference import pick
-from ..spec import Mask, Received
-from .parts import (
+from ..request import Mask, Received
+from .primitives import (
     DTYPES,
     INTERPRETED,
     LOG2E,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .parts import INTERPRETED, device_of, padded_dim
+from .primitives import INTERPRETED, device_of, padded_dim
 
 
 @triton.jit

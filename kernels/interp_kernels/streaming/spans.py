@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masking import FLOOR, INVISIBLE, Visibility
-from .steer import Rule, as_rules, factors
+from ..masking import FLOOR, INVISIBLE, Visibility
+from ..steer import Rule, as_rules, factors
 
 #: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key;
 #: keys (batch, keys) bool says which are real, None for all. Returns out (batch, heads, queries,

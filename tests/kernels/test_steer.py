@@ -19,16 +19,14 @@ from interp_kernels import (
     Received,
     Request,
     Result,
-    chunked,
     reference,
-    scattered,
-    spans,
-    streaming,
 )
 from interp_kernels.masking import Visibility
 from interp_kernels.reference import weights
-from interp_kernels.spec import ROW
+from interp_kernels.request import ROW
 from interp_kernels.steer import Rule, Steer
+from interp_kernels.streaming import chunked, scattered, spans
+from interp_kernels.streaming import route as streaming
 
 PLAIN_ROW = frozenset(ROW) - {"pair_mass"}
 BACKENDS = {"reference": reference.attention, "streaming": streaming.attention}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .masking import Visibility
-from .spec import Request
+from ..masking import Visibility
+from ..request import Request
 
 
 @dataclass(frozen=True)

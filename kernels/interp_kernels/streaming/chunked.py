@@ -11,10 +11,10 @@ gives the output, the group masses, l = Σ p and Σ p·(k − q₀); then A = p 
 (Σp/l < 1 with a sink logit). The centred entropy loses nothing to cancellation and holds for
 soft-caps and biases too. An edit's rule multiplies p by factors of the groups' masses before that
 product; where it or a blend changes the weights that statistics are asked of, those are computed
-from A itself (`tally.from_weights`). Edits that do not fuse into one (`compose.fuse`) change A
-itself, one after the other. Logits are held in units of ln 2 (log₂ e is part of the scale): exp2
-takes a third of exp's time. Buffers are reused and everything large is in place: on a CPU this is
-bound by memory traffic, not by arithmetic.
+from A itself (`chunk_statistics.from_weights`). Edits that do not fuse into one (`compose.fuse`)
+change A itself, one after the other. Logits are held in units of ln 2 (log₂ e is part of the
+scale): exp2 takes a third of exp's time. Buffers are reused and everything large is in place:
+on a CPU this is bound by memory traffic, not by arithmetic.
 """
 
 from __future__ import annotations
@@ -26,13 +26,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .compose import Steers, fuse
-from .masking import FLOOR, Visibility, compute_dtype
-from .reference import choose_rows, pick
-from .spec import Request, Result
-from .steer import Steer
-from .steered import SteerBlock, finish
-from .tally import Chunk, from_weights, nearness, picked, receive, row_max, two_sided_distance
+from ..compose import Steers, fuse
+from ..masking import FLOOR, Visibility, compute_dtype
+from ..reference import choose_rows, pick
+from ..request import Request, Result
+from ..steer import Steer
+from .chunk_statistics import (
+    Chunk,
+    from_weights,
+    nearness,
+    picked,
+    receive,
+    row_max,
+    two_sided_distance,
+)
+from .prepared_steer import SteerBlock, finish
 
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second
 #: buffer of this size.

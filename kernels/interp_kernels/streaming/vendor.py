@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masking import FLOOR, INVISIBLE, Visibility, bias_visible, compute_dtype
+from ..masking import FLOOR, INVISIBLE, Visibility, bias_visible, compute_dtype
 from .spans import Flash
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

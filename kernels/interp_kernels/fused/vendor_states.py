@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..spans import Flash
+from ..streaming.spans import Flash
 from .forward import forward
 
 #: Fewer keys are our own kernel's: the vendors' are tuned for long ones.

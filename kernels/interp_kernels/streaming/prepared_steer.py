@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .masking import FLOOR, INVISIBLE, Visibility, bias_visible
-from .steer import Rule, Steer, share_out
+from ..masking import FLOOR, INVISIBLE, Visibility, bias_visible
+from ..steer import Rule, Steer, share_out
 
 #: Columns of a one-hot label matrix are a multiple: a product with 16 columns takes half the time
 #: of one with 2.

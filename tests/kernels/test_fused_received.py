@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 
 from interp_kernels import Mask, Received, Request, reference
 from interp_kernels.fused import received as module
-from interp_kernels.fused.parts import INTERPRETED
+from interp_kernels.fused.primitives import INTERPRETED
 from interp_kernels.fused.received import Config, member_blocks, received, sampled_blocks
 from interp_kernels.steer import Steer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .masking import Visibility, compute_dtype
+from ..masking import Visibility, compute_dtype
 
 #: Elements of gathered keys held at a time.
 _BUDGET = 1 << 22

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..compose import Steers, as_steers, fuse, refuse
+from ..masking import FLOOR, Visibility, bias_visible, compute_dtype
+from ..request import Mask, Request, Result
+from ..steer import Steer
 from . import scattered, spans, vendor
 from .chunked import run_chunks
-from .compose import Steers, as_steers, fuse, refuse
-from .masking import FLOOR, Visibility, bias_visible, compute_dtype
-from .pairs import pair_mass
-from .spec import Mask, Request, Result
-from .steer import Steer
-from .steered import SteerBlock, finish, segments
+from .listed_keys import pair_mass
+from .prepared_steer import SteerBlock, finish, segments
 
 #: Query rows a chunk of the differentiable path.
 _ROWS = 128

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from interp_kernels import Mask, Received, Request, reference, streaming
+from interp_kernels import Mask, Received, Request, reference
 from interp_kernels.reference import weights
 from interp_kernels.steer import Rule, Steer
-from interp_kernels.steered import segments
+from interp_kernels.streaming import route as streaming
+from interp_kernels.streaming.prepared_steer import segments
 
 BACKENDS = {"reference": reference.attention, "streaming": streaming.attention}
 

@@ -24,13 +24,13 @@ from interp_kernels import (
     Rule,
     Steer,
     attention,
-    chunked,
     explain,
     reference,
-    streaming,
 )
 from interp_kernels.compose import fuse
 from interp_kernels.reference import weights
+from interp_kernels.streaming import chunked
+from interp_kernels.streaming import route as streaming
 
 PAIR = Rule(torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]]))
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..masking import FLOOR, INVISIBLE, Visibility, compute_dtype
 from . import vendor
-from .masking import FLOOR, INVISIBLE, Visibility, compute_dtype
 from .spans import State
 
 #: A group is listed where it has at most this part of the keys; a list costs about as much a key as
