@@ -38,14 +38,15 @@ class Visibility:
     def __init__(
         self, mask: Mask, batch: int, heads: int, lq: int, lk: int, device: torch.device
     ) -> None:
-        self.mask, self.batch, self.heads, self.lq, self.lk, self.device = (
-            mask,
-            batch,
-            heads,
-            lq,
-            lk,
-            device,
-        )
+        self.mask, self.device = mask, device
+        self.batch, self.heads, self.lq, self.lk = batch, heads, lq, lk
+        #: Tokens kept beyond the window; 0 where the window hides nothing.
+        self.keep_first = 0
+        self.keys: Tensor | None = None
+        self.rows: Tensor | None = None
+        plain = mask.window is None and mask.keep_first == 0 and mask.starts is None
+        if plain and mask.keys is None and mask.queries is None and mask.dense is None:
+            return  # a decode step is short: nothing to check
         if mask.window is not None and mask.window < 1:
             raise ValueError(
                 f"A sliding window of {mask.window} keys sees nothing; it must be at least 1."
@@ -66,7 +67,6 @@ class Visibility:
                 f"mask.starts are {mask.starts.dtype}; they must be integers, slots of first "
                 "tokens."
             )
-        #: Tokens kept beyond the window; 0 where the window hides nothing.
         self.keep_first = mask.keep_first if self._window_hides() else 0
         self.keys = None if mask.keys is None else mask.keys.to(device=device, dtype=torch.bool)
         self.rows = (
@@ -114,6 +114,11 @@ class Visibility:
         (On a GPU this waits for the device.)"""
         columns = torch.empty(0) if self.keys is None else (~self.keys).any(0).nonzero()
         return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+
+    @property
+    def offset(self) -> int:
+        """The column at which the first row stands."""
+        return self.mask.q_start - self.mask.k_start
 
     @staticmethod
     def _check(name: str, value: Tensor | None, shapes: list[tuple[int, ...]]) -> None:

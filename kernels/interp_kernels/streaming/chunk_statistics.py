@@ -1,4 +1,4 @@
-"""Statistics of the weights of one chunk of query rows, written into the whole call's tensors.
+"""Statistics of the weights of one chunk of query rows, put among the whole call's.
 
 p·inverse are the weights A (batch, heads, rows, columns); inverse (batch, heads, rows) is 0 for
 rows that are padding or see nothing.
@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..call import Call
 from ..masking import Visibility
 from ..request import Request
+
+#: A row maximum over so few columns, of so few logits, is one call with its index: a decode step
+#: is bound by the number of calls.
+_FEW_COLUMNS, _FEW_LOGITS = 1024, 1 << 13
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,88 @@ class Chunk:
     c1: int
 
 
+class Results:
+    """Output, log-sum-exp and statistics of a call, chunk by chunk. What rows that see nothing
+    report is there from the start: 0, −∞ for the log-sum-exp and −1 for an index; where one chunk
+    is the `whole` call, its tensors are kept as they are."""
+
+    def __init__(self, call: Call, whole: bool) -> None:
+        self.call, self.whole = call, whole
+        self.values: dict[str, Tensor] = {}
+        request = call.request
+        #: In the order in which they are reported.
+        self.names = ["out", "lse", *sorted(request.names - {"pair_mass", "argmax", "group_mass"})]
+        self.names += [name for name in ("argmax", "group_mass") if name in request.names]
+        self.names += [f"pair_mass:{name}" for name in request.pairs]
+        for name in request.received:
+            self.names += [f"received:{name}", f"received_count:{name}"]
+        self.names += ["topk_index", "topk_prob"] if request.topk else []
+        for name in self.names:
+            if not whole or name.startswith("received"):  # which is added up in any case
+                self.values[name] = self._empty(name)
+
+    def _empty(self, name: str) -> Tensor:
+        call, vis, request = self.call, self.call.vis, self.call.request
+        shape: tuple[int, ...] = (vis.batch, vis.heads, vis.lq)
+        dtype, fill = call.dtype, 0.0
+        if name == "out":
+            shape, dtype = (*shape, call.v.shape[3] if request.out else 0), call.v.dtype
+        elif name == "lse":
+            fill = -torch.inf
+        elif name in ("argmax", "topk_index"):
+            dtype, fill = torch.int64, -1
+        elif name == "group_mass":
+            shape = (*shape, request.n_groups)
+        elif name.startswith("received_count:"):
+            shape, dtype = (vis.batch, 1, vis.lk), torch.int64
+        elif name.startswith("received:"):
+            shape = (vis.batch, vis.heads, vis.lk)
+        if name.startswith("topk"):
+            shape = (*shape, request.topk)
+        return torch.full(shape, fill, dtype=dtype, device=call.q.device)
+
+    def put(self, name: str, value: Tensor, at: Chunk) -> None:
+        """The chunk's rows of one statistic; value (batch, heads, rows, …)."""
+        if self.whole:
+            value = value.to(self.call.v.dtype) if name == "out" else value
+            self.values[name] = value.contiguous()
+        else:
+            self.values[name][at.bs, at.hs, at.r0 : at.r1] = value
+
+    def put_topk(self, index: Tensor, prob: Tensor, at: Chunk) -> None:
+        """The same for the strongest keys, of which a chunk may have fewer than were asked for."""
+        lacking = self.call.request.topk - index.shape[-1]
+        if lacking:
+            index = torch.nn.functional.pad(index, (0, lacking), value=-1)
+            prob = torch.nn.functional.pad(prob, (0, lacking))
+        self.put("topk_index", index, at)
+        self.put("topk_prob", prob, at)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """By name, all but the output and the log-sum-exp."""
+        return {name: self.values[name] for name in self.names[2:]}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a block of heads: row_sets, the rows (batch, queries) that each question to
+    the columns counts; onehot (batch · kv_heads, keys, groups), the labels of `group_mass`; and
+    where the answers go."""
+
+    request: Request
+    vis: Visibility
+    row_sets: dict[str, Tensor]
+    onehot: Tensor
+    results: Results
+
+
 def row_max(s: Tensor, want_index: bool, block: int = 64) -> tuple[Tensor, Tensor | None]:
     """(…, rows) maximum and lowest column that has it. The maximum of each `block` of columns
     first: `max` with indices over a long row is several times slower than `amax`."""
     size = s.shape[-1]
     if not want_index:
         return s.amax(-1), None
-    if size <= block:
+    if size <= block or (size <= _FEW_COLUMNS and s.numel() <= _FEW_LOGITS):
         return s.max(-1)
     whole = size - size % block
     parts = [s[..., :whole].unflatten(-1, (-1, block)).amax(-1)]
@@ -62,7 +142,7 @@ def nearness(p: Tensor, vis: Visibility, cap: int, at: Chunk) -> Tensor:
     """Σ p·(cap − |q − k|)⁺: only keys nearer than cap count, a band along the diagonal; min(d, cap)
     is cap less it."""
     r0, r1, c0, c1 = at.r0, at.r1, at.c0, at.c1
-    offset = vis.mask.q_start - vis.mask.k_start
+    offset = vis.offset
     a, b = max(c0, r0 + offset - cap + 1), min(c1, r1 + offset + cap - 1)
     if a >= b:
         return p.new_zeros(p.shape[:3])
@@ -87,22 +167,15 @@ def picked(p: Tensor, index: Tensor, at: Chunk) -> Tensor:
     return (p.gather(-1, column) * inside).sum(-1)
 
 
-def receive(
-    p: Tensor,
-    inverse: Tensor,
-    row_sets: dict[str, Tensor],
-    request: Request,
-    vis: Visibility,
-    at: Chunk,
-    stats: dict[str, Tensor],
-) -> None:
+def receive(p: Tensor, inverse: Tensor, wanted: Wanted, at: Chunk) -> None:
     """Adds Σ_rows A to the columns: all unbanded sets in one product, banded ones over their slice
     of columns. The largest weight of a column needs a pass over A itself."""
+    received, row_sets = wanted.request.received, wanted.row_sets
     r0, r1, c0, c1 = at.r0, at.r1, at.c0, at.c1
-    heads, n, offset = p.shape[1], r1 - r0, vis.mask.q_start - vis.mask.k_start
+    heads, n = p.shape[1], r1 - r0
     plain = [
-        n
-        for n, question in request.received.items()
+        name
+        for name, question in received.items()
         if question.band is None and question.reduce != "max"
     ]
     if plain:
@@ -112,72 +185,82 @@ def receive(
             -1, heads, len(plain), c1 - c0
         )
         for i, name in enumerate(plain):
-            stats[f"received:{name}"][at.bs, at.hs, c0:c1] += sums[:, :, i]
-    for name, question in request.received.items():
-        if name in plain:
-            continue
-        a, b = c0, c1
-        if question.band is not None:
-            low, high = question.band
-            a, b = max(c0, r0 + offset - high), min(c1, r1 + offset - low)
-        if a >= b:
-            continue
-        weight = inverse * row_sets[name][:, None, r0:r1]
-        inside = p[..., a - c0 : b - c0]
-        if question.band is not None:
-            inside = inside * vis.band(question.band, r0, r1, a, b)
-        column = stats[f"received:{name}"][at.bs, at.hs, a:b]
-        if question.reduce == "max":
-            column.copy_(torch.maximum(column, (inside * weight[..., None]).amax(-2)))
-        else:
-            column += (weight[:, :, None] @ inside)[:, :, 0]
+            wanted.results.values[f"received:{name}"][at.bs, at.hs, c0:c1] += sums[:, :, i]
+    for name in received:
+        if name not in plain:
+            _receive_one(name, p, inverse, wanted, at)
+
+
+def _receive_one(name: str, p: Tensor, inverse: Tensor, wanted: Wanted, at: Chunk) -> None:
+    """The same for one question with a band, or for the largest weight."""
+    question, offset = wanted.request.received[name], wanted.vis.offset
+    a, b = at.c0, at.c1
+    if question.band is not None:
+        low, high = question.band
+        a, b = max(a, at.r0 + offset - high), min(b, at.r1 + offset - low)
+    if a >= b:
+        return
+    weight = inverse * wanted.row_sets[name][:, None, at.r0 : at.r1]
+    inside = p[..., a - at.c0 : b - at.c0]
+    if question.band is not None:
+        inside = inside * wanted.vis.band(question.band, at.r0, at.r1, a, b)
+    column = wanted.results.values[f"received:{name}"][at.bs, at.hs, a:b]
+    if question.reduce == "max":
+        column.copy_(torch.maximum(column, (inside * weight[..., None]).amax(-2)))
+    else:
+        column += (weight[:, :, None] @ inside)[:, :, 0]
 
 
 def from_weights(
-    a: Tensor,
-    shown: Tensor,
-    counted: Tensor,
-    onehot: Tensor,
-    row_sets: dict[str, Tensor],
-    request: Request,
-    vis: Visibility,
-    at: Chunk,
-    stats: dict[str, Tensor],
+    a: Tensor, shown: Tensor, counted: Tensor | None, wanted: Wanted, at: Chunk
 ) -> None:
     """All row and key statistics by their definitions, from weights A that are no softmax any more
     (edited ones).
 
     a (batch, heads, rows, columns), overwritten where rows are padding; shown, broadcastable to it:
-    keys an index may name; counted (batch, 1, rows): real rows; onehot (batch · kv_heads, columns,
-    groups): labels of `group_mass`.
+    keys an index may name; counted (batch, 1, rows): real rows, None for all.
     """
-    names, where = request.names, (at.bs, at.hs, slice(at.r0, at.r1))
-    a.mul_(counted[..., None])
-    distance = (vis.q_slots(at.r0, at.r1)[:, None] - vis.k_slots(at.c0, at.c1)).abs().to(a.dtype)
+    request, results = wanted.request, wanted.results
+    names = request.names
+    if counted is not None:
+        a.mul_(counted[..., None])
     if "entropy" in names:
-        stats["entropy"][where] = torch.special.entr(a).sum(-1)
+        results.put("entropy", torch.special.entr(a).sum(-1), at)
     if "max" in names:
-        stats["max"][where] = a.amax(-1)
-    if "distance" in names:
-        stats["distance"][where] = (a * distance).sum(-1)
-    if "capped_distance" in names:
-        stats["capped_distance"][where] = (a * distance.clamp(max=request.cap)).sum(-1)
+        results.put("max", a.amax(-1), at)
+    if "distance" in names or "capped_distance" in names:
+        _distances(a, wanted, at)
     if "group_mass" in names:
+        onehot = wanted.onehot[:, at.c0 : at.c1]
         mass = torch.bmm(a.view(len(onehot), -1, a.shape[-1]), onehot)
-        stats["group_mass"][where] = mass.view(*a.shape[:3], -1)
+        results.put("group_mass", mass.view(*a.shape[:3], -1), at)
     for name, index in request.pairs.items():
-        stats[f"pair_mass:{name}"][where] = picked(a, index, at)
-    receive(a, counted.expand(a.shape[:3]).to(a.dtype), row_sets, request, vis, at, stats)
+        results.put(f"pair_mass:{name}", picked(a, index, at), at)
+    if request.received:
+        ones = a.new_ones(a.shape[:3])
+        receive(a, ones if counted is None else ones * counted, wanted, at)
     if request.topk or "argmax" in names:
         ranked = a.masked_fill(~shown, -1.0)
         if "argmax" in names:
             best, first = row_max(ranked, True)
             assert first is not None
-            stats["argmax"][where] = (first + at.c0).masked_fill_((best < 0) | ~counted, -1)
+            results.put("argmax", (first + at.c0).masked_fill_(hidden(best < 0, counted), -1), at)
         if request.topk:
             prob, index = ranked.topk(min(request.topk, a.shape[-1]), dim=-1)
-            hidden = (prob < 0) | ~counted[..., None]
-            stats["topk_index"][where][..., : index.shape[-1]] = (index + at.c0).masked_fill_(
-                hidden, -1
-            )
-            stats["topk_prob"][where][..., : index.shape[-1]] = prob.clamp_min(0)
+            gone = hidden(prob < 0, None if counted is None else counted[..., None])
+            results.put_topk((index + at.c0).masked_fill_(gone, -1), prob.clamp_min(0), at)
+
+
+def _distances(a: Tensor, wanted: Wanted, at: Chunk) -> None:
+    request, vis = wanted.request, wanted.vis
+    distance = (vis.q_slots(at.r0, at.r1)[:, None] - vis.k_slots(at.c0, at.c1)).abs().to(a.dtype)
+    if "distance" in request.names:
+        wanted.results.put("distance", (a * distance).sum(-1), at)
+    if "capped_distance" in request.names:
+        near = distance.clamp(max=request.cap)
+        wanted.results.put("capped_distance", (a * near).sum(-1), at)
+
+
+def hidden(empty: Tensor, counted: Tensor | None) -> Tensor:
+    """bool: nothing is seen, or the row is padding."""
+    return empty if counted is None else empty | ~counted

@@ -26,14 +26,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..compose import Steers, fuse
-from ..masking import FLOOR, Visibility, compute_dtype
+from ..call import Call
+from ..masking import FLOOR
 from ..reference import choose_rows, pick
-from ..request import Request, Result
+from ..request import Result
 from ..steer import Steer
 from .chunk_statistics import (
     Chunk,
+    Results,
+    Wanted,
     from_weights,
+    hidden,
     nearness,
     picked,
     receive,
@@ -41,6 +44,9 @@ from .chunk_statistics import (
     two_sided_distance,
 )
 from .prepared_steer import SteerBlock, finish
+
+#: Σ p times each column of `_BlockPass.values`; Σ p; 1 / (Σ p with the sink logit's share); its ln.
+_Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second
 #: buffer of this size.
@@ -91,98 +97,46 @@ def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list
     return blocks, rows
 
 
-def run_chunks(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steer: Steers = None,
-) -> Result:
+def run_chunks(call: Call) -> Result:
     """Output, log-sum-exp and all requested statistics; call it without gradients."""
-    steers = fuse(steer, vis.lk, q.device)
-    (batch, heads, lq, _), (kv_heads, lk, d_v) = q.shape, (k.shape[1], k.shape[2], v.shape[3])
-    dtype = compute_dtype(q, k, v)
-    d_v = d_v if request.out else 0
-    out = torch.zeros(batch, heads, lq, d_v, dtype=v.dtype, device=q.device)
-    lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
-    stats = _empty_stats(request, batch, heads, lq, lk, dtype, q.device)
-    if lq and lk and batch:
-        blocks, rows = _plan(batch, kv_heads, heads // kv_heads, lq, lk)
-        spans = [vis.span(r0, min(r0 + rows, lq)) for r0 in range(0, lq, rows)]
-        size = (
-            max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks)
-            * rows
-            * max(c1 - c0 for c0, c1 in spans)
-        )
-        buffers = _Buffers(size, dtype, q.device)
+    vis, request, kv_heads = call.vis, call.request, call.k.shape[1]
+    blocks: list[_Block] = []
+    chunks: list[tuple[int, int, int, int]] = []
+    if vis.lq and vis.lk and vis.batch:
+        blocks, rows = _plan(vis.batch, kv_heads, call.group, vis.lq, vis.lk)
+        ranges = [(r0, min(r0 + rows, vis.lq)) for r0 in range(0, vis.lq, rows)]
+        chunks = [(r0, r1, *vis.span(r0, r1)) for r0, r1 in ranges]
+    whole = len(blocks) == len(chunks) == 1 and chunks[0][2] < chunks[0][3]
+    results = Results(call, whole)
+    if blocks:
+        widest = max(c1 - c0 for _, _, c0, c1 in chunks)
+        size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * widest
+        buffers = _Buffers(size, call.dtype, call.q.device)
         for block in blocks:
-            _run_block(
-                block,
-                rows,
-                q,
-                k,
-                v,
-                vis,
-                scale,
-                softcap,
-                sinks,
-                request,
-                steers,
-                buffers,
-                out,
-                lse,
-                stats,
-            )
-        for name, question in request.received.items():
-            seen = vis.key_counts(question)
-            stats[f"received_count:{name}"] = seen
-            if question.reduce == "mean":
-                stats[f"received:{name}"] /= seen.clamp_min(1)
-            stats[f"received:{name}"] = pick(stats[f"received:{name}"], question.keys)
+            one = _BlockPass(call, block, buffers, results)
+            for r0, r1, c0, c1 in chunks:
+                if c0 < c1:
+                    one.run(Chunk(block.bs, block.hs, r0, r1, c0, c1))
+        _finish_received(results)
+    stats = results.statistics()
     if request.topk:
         choose_rows(stats, request)
-    for one in steers if request.out else ():  # where there are several, blends are done
-        out = finish(out, v, vis, one if len(steers) == 1 else Steer(gain=one.gain))
-    return Result(out, lse, stats)
+    out = results.values["out"]
+    for steer in call.steers if request.out else ():  # where there are several, blends are done
+        alone = len(call.steers) == 1
+        out = finish(out, call.v, vis, steer if alone else Steer(gain=steer.gain))
+    return Result(out, results.values["lse"], stats)
 
 
-def _empty_stats(
-    request: Request,
-    batch: int,
-    heads: int,
-    lq: int,
-    lk: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """What rows that see nothing report: 0, and −1 for an index."""
-    stats: dict[str, Tensor] = {}
-    for name in sorted(request.names - {"pair_mass", "argmax", "group_mass"}):
-        stats[name] = torch.zeros(batch, heads, lq, dtype=dtype, device=device)
-    if "argmax" in request.names:
-        stats["argmax"] = torch.full((batch, heads, lq), -1, dtype=torch.int64, device=device)
-    if "group_mass" in request.names:
-        stats["group_mass"] = torch.zeros(
-            batch, heads, lq, request.n_groups, dtype=dtype, device=device
-        )
-    for name in request.pairs:
-        stats[f"pair_mass:{name}"] = torch.zeros(batch, heads, lq, dtype=dtype, device=device)
-    for name in request.received:
-        stats[f"received:{name}"] = torch.zeros(batch, heads, lk, dtype=dtype, device=device)
-        stats[f"received_count:{name}"] = torch.zeros(
-            batch, 1, lk, dtype=torch.int64, device=device
-        )
-    if request.topk:
-        stats["topk_index"] = torch.full(
-            (batch, heads, lq, request.topk), -1, dtype=torch.int64, device=device
-        )
-        stats["topk_prob"] = torch.zeros(batch, heads, lq, request.topk, dtype=dtype, device=device)
-    return stats
+def _finish_received(results: Results) -> None:
+    """Means of what the columns received, of the keys that were asked for."""
+    values = results.values
+    for name, question in results.call.request.received.items():
+        seen = results.call.vis.key_counts(question)
+        values[f"received_count:{name}"] = seen
+        if question.reduce == "mean":
+            values[f"received:{name}"] /= seen.clamp_min(1)
+        values[f"received:{name}"] = pick(values[f"received:{name}"], question.keys)
 
 
 class _Buffers:
@@ -207,197 +161,270 @@ class _Buffers:
                 buffer = torch.empty(self.size, dtype=self.dtype, device=self.device)
             if type(buffer) is Tensor:  # not a fake one of some tracing mode
                 self.store[key] = buffer
-        return buffer[: int(torch.Size(shape).numel())].view(shape)
+        return buffer[: math.prod(shape)].view(shape)
 
 
-def _values(block: _Block, v: Tensor, request: Request, dtype: torch.dtype) -> Tensor:
-    """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0 …], a
-    multiple of 16 columns, which the matrix product likes; without V where no output is wanted."""
-    value = v[block.bs, block.ns, :, : v.shape[3] if request.out else 0].to(dtype)
-    nb, nn, lk, d_v = value.shape
-    groups = request.n_groups if "group_mass" in request.names else 0
-    width = -(-(d_v + groups + 2) // 16) * 16
-    columns = torch.zeros(nb, nn, lk, width, dtype=dtype, device=v.device)
-    columns[..., :d_v] = value
-    if groups:
-        assert request.labels is not None
-        labels = request.labels.to(v.device)[block.bs, None, :, None]
-        columns[..., d_v : d_v + groups] = labels == torch.arange(groups, device=v.device)
-    columns[..., d_v + groups] = 1.0
-    return columns.reshape(nb * nn, lk, width)
+@dataclass
+class _Weighed:
+    """A chunk's rows after the softmax: p = e^t (batch, heads, rows, columns); t, the logits less
+    `shift`, where they are still needed; per row: the largest logit `top` and its column, whether
+    there is none (`empty`), and the shift."""
+
+    p: Tensor
+    t: Tensor
+    top: Tensor
+    best: Tensor | None
+    empty: Tensor
+    shift: Tensor
 
 
-def _run_block(
-    block: _Block,
-    rows: int,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steers: tuple[Steer, ...],
-    buffers: _Buffers,
-    out: Tensor,
-    lse: Tensor,
-    stats: dict[str, Tensor],
-) -> None:
-    dtype, names, bs, hs = buffers.dtype, request.names, block.bs, block.hs
-    keys_t = k[bs, block.ns].to(dtype).flatten(0, 1).transpose(1, 2)
-    values = _values(block, v, request, dtype)
-    nb, nn, group, d, d_v = (
-        block.b1 - block.b0,
-        block.n1 - block.n0,
-        block.group,
-        q.shape[3],
-        out.shape[3],
-    )
-    heads, groups = nn * group, request.n_groups if "group_mass" in names else 0
-    # σ is of natural logits, and a dense bias comes in natural units.
-    natural = any(one.sigmoid is not None for one in steers) or (
-        vis.mask.dense is not None and vis.mask.dense.dtype != torch.bool
-    )
-    unit, power = (1.0, torch.exp) if natural else (_LOG2E, torch.exp2)
-    sink = None if sinks is None else sinks[hs].to(dtype)[None, :, None] * unit
-    two_sided = not vis.mask.causal
-    edits = [SteerBlock(steer, vis, bs, hs, dtype, unit) for steer in steers]
-    edit = edits[0] if edits else None  # the one with temper and bias
-    several = len(edits) > 1
-    rule = edit is not None and bool(edit.rules) and not several
-    final = (
-        edit is not None and edit.reweighs and (several or bool(request))
-    )  # statistics are of p·factors, blended
-    alone = (
-        not d_v and not groups and not rule and not several and "distance" not in names
-    )  # Σ p is all one needs
-    keep_t = not final and (
-        "entropy" in names or request.topk or ("distance" in names and two_sided)
-    )
-    real = vis.row_set()[bs]
-    row_sets = {
-        name: vis.row_set(question.queries)[bs] for name, question in request.received.items()
-    }
+class _BlockPass:
+    """One block of batch entries and heads: keys and values as the products want them, the edits
+    made ready, and which steps the request needs."""
 
-    for r0 in range(0, vis.lq, rows):
-        r1 = min(r0 + rows, vis.lq)
-        c0, c1 = vis.span(r0, r1)
-        n, width = r1 - r0, c1 - c0
-        if not width:
-            continue
+    def __init__(self, call: Call, block: _Block, buffers: _Buffers, results: Results) -> None:
+        self.call, self.buffers, self.results = call, buffers, results
+        vis, names, bs, hs = call.vis, call.request.names, block.bs, block.hs
+        self.names, self.dtype = names, buffers.dtype
+        #: (batch entries, kv heads, query heads a kv head) of the block; all there are?
+        self.sizes = block.b1 - block.b0, block.n1 - block.n0, block.group
+        self.all_heads = self.sizes[:2] == call.k.shape[:2]
+        k, v = call.k, call.v
+        if not self.all_heads:
+            k, v = k[bs, block.ns], v[bs, block.ns]
+        self.keys_t = k.to(self.dtype).flatten(0, 1).transpose(1, 2)
+        self.d_v = v.shape[3] if call.request.out else 0
+        self.groups = call.request.n_groups if "group_mass" in names else 0
+        self.values = self._columns(v, bs)
+        self._set_units()
+        self.sink = None if call.sinks is None else call.sinks[hs].to(self.dtype)[None, :, None]
+        if self.sink is not None:
+            self.sink = self.sink * self.unit
+        self._set_edits(bs, hs)
+        self.rows_real = None if vis.rows is None else vis.rows[bs]
+        sets = call.request.received.items()
+        self.wanted = Wanted(
+            call.request,
+            vis,
+            {name: vis.row_set(question.queries)[bs] for name, question in sets},
+            self.values[..., self.d_v : self.d_v + self.groups],
+            results,
+        )
+
+    def _columns(self, v: Tensor, bs: slice) -> Tensor:
+        """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0
+        …], a multiple of 16 columns, which the matrix product likes; without V where no output is
+        wanted."""
+        nb, nn, lk, _ = v.shape
+        width = -(-(self.d_v + self.groups + 2) // 16) * 16
+        columns = torch.zeros(nb, nn, lk, width, dtype=self.dtype, device=v.device)
+        if self.d_v:
+            columns[..., : self.d_v] = v
+        if self.groups:
+            assert self.call.request.labels is not None
+            labels = self.call.request.labels.to(v.device)[bs, None, :, None]
+            columns[..., self.d_v : self.d_v + self.groups] = labels == torch.arange(
+                self.groups, device=v.device
+            )
+        columns.select(-1, self.d_v + self.groups).fill_(1.0)
+        return columns.view(nb * nn, lk, width)
+
+    def _set_units(self) -> None:
+        """σ is of natural logits, and a dense bias comes in natural units."""
+        dense = self.call.mask.dense
+        natural = any(one.sigmoid is not None for one in self.call.steers) or (
+            dense is not None and dense.dtype != torch.bool
+        )
+        self.unit, self.power = (1.0, torch.exp) if natural else (_LOG2E, torch.exp2)
+
+    def _set_edits(self, bs: slice, hs: slice) -> None:
+        """The edits for these heads, and which passes over the weights they and the request
+        take."""
+        call, names, request = self.call, self.names, self.call.request
+        self.edits = [
+            SteerBlock(steer, call.vis, bs, hs, self.dtype, self.unit) for steer in call.steers
+        ]
+        self.edit = edit = self.edits[0] if self.edits else None  # the one with temper and bias
+        self.several = len(self.edits) > 1
+        self.rule = edit is not None and bool(edit.rules) and not self.several
+        # statistics are of p·factors, blended
+        self.final = edit is not None and edit.reweighs and (self.several or bool(request))
+        edited = self.rule or self.several
+        # Σ p is all one needs
+        self.alone = not self.d_v and not self.groups and not edited and "distance" not in names
+        self.two_sided = not call.mask.causal
+        self.keep_t = not self.final and bool(
+            "entropy" in names or request.topk or ("distance" in names and self.two_sided)
+        )
+
+    def run(self, at: Chunk) -> None:
+        """The chunk's rows: output, log-sum-exp and statistics into the results."""
+        t = self._logits(at)
+        if self.edit is not None and self.edit.sigmoid is not None:
+            return self._sigmoid(t, self.edit.sigmoid, at)
+        row = self._softmax(t)
+        mass: Tensor | None = None
+        total: Tensor | None = None
+        if self.rule:
+            mass, total = self._apply_rule(row, at)
+        elif self.several:
+            mass, total = self._apply_edits(row, at)
+        if "distance" in self.names and not self.two_sided:
+            slots = self.call.vis.k_slots(at.c0, at.c1) - (self.call.mask.q_start + at.r0)
+            self.values[:, at.c0 : at.c1, self.d_v + self.groups + 1] = slots.to(self.dtype)
+        if self.alone:
+            sums, mass = row.p.new_empty(*row.p.shape[:3], 0), row.p.sum(-1)
+        else:
+            sums = self._products(row.p, at)
+            mass = sums.select(-1, self.d_v + self.groups) if mass is None else mass
+        if total is None:
+            total = mass if self.sink is None else mass + self.power(self.sink - row.shift)
+        inverse = (1.0 / total).masked_fill(row.empty, 0.0)
+        log_total = total.log()
+        out = sums.narrow(-1, 0, self.d_v)
+        out = out.clone() if self.several else out * inverse.unsqueeze(-1)
+        self.results.put("out", out, at)
+        lse = (row.shift / self.unit + log_total).masked_fill_(row.empty, -torch.inf)
+        self.results.put("lse", lse, at)
+        if self.final:
+            self._edited_statistics(row, inverse, at)
+        elif self.call.request:
+            self._statistics(row, (sums, mass, inverse, log_total), at)
+
+    def _cut(self, x: Tensor, at: Chunk) -> Tensor:
+        """The chunk's heads and rows of (batch, heads, queries, …)."""
+        return x if self.results.whole else x[at.bs, at.hs, at.r0 : at.r1]
+
+    def _logits(self, at: Chunk) -> Tensor:
+        """(batch, heads, rows, columns) in units of `self.unit`, edited, in the buffer "t"."""
+        call, softcap, unit = self.call, self.call.softcap, self.unit
+        (nb, nn, group), n, width = self.sizes, at.r1 - at.r0, at.c1 - at.c0
         # Query heads of a kv head stand side by side as rows: keys are never repeated.
-        queries = q[bs, hs, r0:r1].to(dtype) * (scale * unit if softcap is None else scale)
-        queries = queries.reshape(nb * nn, group * n, d)
-        t = torch.bmm(queries, keys_t[:, :, c0:c1], out=buffers.get("t", nb * nn, group * n, width))
-        t = t.view(nb, heads, n, width)
+        queries = self._cut(call.q, at).to(self.dtype)
+        queries = queries * (call.scale * unit if softcap is None else call.scale)
+        queries = queries.reshape(nb * nn, group * n, call.q.shape[3])
+        keys_t = self.keys_t if width == call.vis.lk else self.keys_t[:, :, at.c0 : at.c1]
+        t = self.buffers.get("t", nb * nn, group * n, width)
+        t = torch.bmm(queries, keys_t, out=t).view(nb, nn * group, n, width)
         if softcap is not None:
             t.mul_(1 / softcap).tanh_().mul_(softcap * unit)
-        if edit is not None:
-            edit.logits(t, r0, r1, c0, c1, in_place=True)
-        vis.hide_(t, bs, hs, r0, r1, c0, c1)
-        if edit is not None and edit.sigmoid is not None:
-            p = t.add_(edit.sigmoid).sigmoid_()
-            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(
-                nb, heads, n, -1
-            )
-            out[bs, hs, r0:r1] = sums[..., :d_v]
-            lse[bs, hs, r0:r1] = sums[..., d_v].log()
-            continue
-        top, best = row_max(t, "argmax" in names and not final, _ARGMAX_BLOCK)
-        empty = top <= FLOOR
-        shift = top.clamp_min(FLOOR) if sink is None else torch.maximum(top, sink)
-        t.sub_(shift[..., None])
-        p = power(t, out=buffers.get("p", nb, heads, n, width) if keep_t else t)
+        if self.edit is not None:
+            self.edit.logits(t, at.r0, at.r1, at.c0, at.c1, in_place=True)
+        call.vis.hide_(t, at.bs, at.hs, at.r0, at.r1, at.c0, at.c1)
+        return t
 
-        if rule:
-            assert edit is not None
-            masses = edit.masses(p, c0, c1)
-            mass = masses.sum(-1)
-            extra = torch.zeros_like(mass) if sink is None else power(sink - shift)
-            total = mass + extra
-            per = torch.where(empty, 0.0, 1.0 / total)[..., None]
-            factor = edit.factors(masses * per, extra[..., None] * per, r0, r1)
-            edit.scale_(p, factor, c0, c1, buffers.get("p", nb, heads, n, width))
-        if several:
-            mass = p.sum(-1)
-            extra = torch.zeros_like(mass) if sink is None else power(sink - shift)
-            total = mass + extra
-            per = torch.where(empty, 0.0, 1.0 / total)[..., None]
-            p.mul_(per)
-            share = extra[..., None] * per
-            for one in edits:
-                share = one.edited_(p, share, r0, r1, c0, c1, buffers.get("p", nb, heads, n, width))
-        if "distance" in names and not two_sided:
-            values[:, c0:c1, d_v + groups + 1] = (vis.k_slots(c0, c1) - (vis.mask.q_start + r0)).to(
-                dtype
-            )
-        if alone:
-            sums, mass = p.new_empty(nb, heads, n, 0), p.sum(-1)
+    def _sigmoid(self, t: Tensor, offset: float, at: Chunk) -> None:
+        sums = self._products(t.add_(offset).sigmoid_(), at)
+        self.results.put("out", sums[..., : self.d_v].clone(), at)
+        self.results.put("lse", sums[..., self.d_v].log(), at)
+
+    def _softmax(self, t: Tensor) -> _Weighed:
+        """Weights less their normalisation, over t or beside it."""
+        top, best = row_max(t, "argmax" in self.names and not self.final, _ARGMAX_BLOCK)
+        shift = top.clamp_min(FLOOR)
+        if self.sink is not None:
+            shift = torch.maximum(top, self.sink)
+        t.sub_(shift.unsqueeze(-1))
+        p = self.power(t, out=self.buffers.get("p", *t.shape) if self.keep_t else t)
+        return _Weighed(p, t, top, best, top <= FLOOR, shift)
+
+    def _products(self, p: Tensor, at: Chunk) -> Tensor:
+        """(batch, heads, rows, width): p times the columns of `values`."""
+        nb, heads, n, width = p.shape
+        nn, group = self.sizes[1:]
+        values = self.values
+        if width != values.shape[1]:
+            values = values[:, at.c0 : at.c1]
+        return torch.bmm(p.view(nb * nn, group * n, width), values).view(nb, heads, n, -1)
+
+    def _normaliser(self, row: _Weighed, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ p with the sink logit's share; that share; and the factor to weights, 0 in rows that
+        see nothing, (batch, heads, rows, 1)."""
+        if self.sink is None:
+            extra = torch.zeros_like(mass)
         else:
-            sums = torch.bmm(p.view(nb * nn, group * n, width), values[:, c0:c1]).view(
-                nb, heads, n, -1
-            )
-            mass = mass if rule or several else sums[..., d_v + groups]
-        if not rule and not several:
-            total = mass if sink is None else mass + power(sink - shift)
-        inverse = torch.where(empty, 0.0, 1.0 / total)
-        out[bs, hs, r0:r1] = sums[..., :d_v] if several else sums[..., :d_v] * inverse[..., None]
-        lse[bs, hs, r0:r1] = torch.where(empty, -torch.inf, shift / unit + total.log())
+            extra = self.power(self.sink - row.shift)
+        total = mass + extra
+        return total, extra, (1.0 / total).masked_fill(row.empty, 0.0).unsqueeze(-1)
 
-        # From here on: statistics, 0 for rows that are padding.
-        counted, at = real[:, None, r0:r1], Chunk(bs, hs, r0, r1, c0, c1)
-        if final:
-            assert edit is not None
-            if several and not request:
-                continue
-            if not several:
-                p.mul_(inverse[..., None])
-                edit.blend_(p, r0, r1, c0, c1)
-            shown = edit.shown(p, bs, hs, r0, r1, c0, c1)
-            from_weights(
-                p,
-                shown,
-                counted,
-                values[:, c0:c1, d_v : d_v + groups],
-                row_sets,
-                request,
-                vis,
-                at,
-                stats,
-            )
-            continue
-        inverse = inverse * counted
+    def _apply_rule(self, row: _Weighed, at: Chunk) -> tuple[Tensor, Tensor]:
+        """p times the rule's factors; Σ p before, without and with the sink logit's share."""
+        assert self.edit is not None
+        masses = self.edit.masses(row.p, at.c0, at.c1)
+        mass = masses.sum(-1)
+        total, extra, per = self._normaliser(row, mass)
+        factor = self.edit.factors(masses * per, extra.unsqueeze(-1) * per, at.r0, at.r1)
+        scratch = self.buffers.get("p", *row.p.shape)
+        self.edit.scale_(row.p, factor, at.c0, at.c1, scratch)
+        return mass, total
+
+    def _apply_edits(self, row: _Weighed, at: Chunk) -> tuple[Tensor, Tensor]:
+        """p becomes the weights after all edits; Σ p before them as in `_apply_rule`."""
+        mass = row.p.sum(-1)
+        total, extra, per = self._normaliser(row, mass)
+        row.p.mul_(per)
+        share = extra.unsqueeze(-1) * per
+        for one in self.edits:
+            scratch = self.buffers.get("p", *row.p.shape)
+            share = one.edited_(row.p, share, at.r0, at.r1, at.c0, at.c1, scratch)
+        return mass, total
+
+    def _counted(self, at: Chunk) -> Tensor | None:
+        """(batch, 1, rows) bool: rows that are not padding, whose statistics are not 0; None for
+        all."""
+        return None if self.rows_real is None else self.rows_real[:, None, at.r0 : at.r1]
+
+    def _edited_statistics(self, row: _Weighed, inverse: Tensor, at: Chunk) -> None:
+        """Statistics of weights that are no softmax any more."""
+        assert self.edit is not None
+        if self.several and not self.call.request:
+            return
+        if not self.several:
+            row.p.mul_(inverse.unsqueeze(-1))
+            self.edit.blend_(row.p, at.r0, at.r1, at.c0, at.c1)
+        shown = self.edit.shown(row.p, at.bs, at.hs, at.r0, at.r1, at.c0, at.c1)
+        from_weights(row.p, shown, self._counted(at), self.wanted, at)
+
+    def _statistics(self, row: _Weighed, sums: _Sums, at: Chunk) -> None:
+        """Statistics of a softmax, as the head of this file has them."""
+        request, names, put, d_v = self.call.request, self.names, self.results.put, self.d_v
+        products, mass, inverse, log_total = sums
+        counted = self._counted(at)
+        inverse = inverse if counted is None else inverse * counted
         share = mass * inverse
-        if groups:
-            stats["group_mass"][bs, hs, r0:r1] = sums[..., d_v : d_v + groups] * inverse[..., None]
-        if best is not None:
-            stats["argmax"][bs, hs, r0:r1] = (best + c0).masked_fill_(empty | ~counted, -1)
+        if self.groups:
+            masses = products[..., d_v : d_v + self.groups] * inverse[..., None]
+            put("group_mass", masses, at)
+        if row.best is not None:
+            gone = hidden(row.empty, counted)
+            put("argmax", (row.best + at.c0).masked_fill_(gone, -1), at)
         if "max" in names:
-            stats["max"][bs, hs, r0:r1] = power(top - shift) * inverse
+            put("max", self.power(row.top - row.shift) * inverse, at)
         if request.topk:
-            prob, index = t.topk(min(request.topk, width), dim=-1)
-            hidden = (prob <= FLOOR) | ~counted[..., None]
-            stats["topk_index"][bs, hs, r0:r1, : index.shape[-1]] = (index + c0).masked_fill_(
-                hidden, -1
-            )
-            stats["topk_prob"][bs, hs, r0:r1, : index.shape[-1]] = power(prob) * inverse[..., None]
+            logit, index = row.t.topk(min(request.topk, row.t.shape[-1]), dim=-1)
+            gone = hidden(logit <= FLOOR, None if counted is None else counted[..., None])
+            prob = self.power(logit) * inverse[..., None]
+            self.results.put_topk((index + at.c0).masked_fill_(gone, -1), prob, at)
         if "entropy" in names:
             # ln(total) = lse − m; t is not needed any more, so the product goes into it.
-            product = t.mul_(p).sum(-1)
-            stats["entropy"][bs, hs, r0:r1] = torch.where(
-                empty, 0.0, total.log() * share
-            ) - product * (inverse / unit)
-        if "distance" in names:
-            stats["distance"][bs, hs, r0:r1] = (
-                two_sided_distance(p, t, vis, at) * inverse
-                if two_sided
-                else torch.arange(n, device=q.device) * share
-                - sums[..., d_v + groups + 1] * inverse
-            )
-        if "capped_distance" in names:
-            near = nearness(p, vis, request.cap, at)
-            stats["capped_distance"][bs, hs, r0:r1] = request.cap * share - near * inverse
+            product = row.t.mul_(row.p).sum(-1)
+            most = (log_total * share).masked_fill_(row.empty, 0.0)
+            put("entropy", most - product * (inverse / self.unit), at)
+        self._positions(row, (products, share, inverse), at)
         for name, index in request.pairs.items():
-            stats[f"pair_mass:{name}"][bs, hs, r0:r1] = picked(p, index, at) * inverse
-        receive(p, inverse, row_sets, request, vis, at, stats)
+            put(f"pair_mass:{name}", picked(row.p, index, at) * inverse, at)
+        if request.received:
+            receive(row.p, inverse, self.wanted, at)
+
+    def _positions(self, row: _Weighed, sums: tuple[Tensor, Tensor, Tensor], at: Chunk) -> None:
+        """How far a row looks: mean distance, and the same cut off at `cap`."""
+        products, share, inverse = sums
+        vis, cap, put = self.call.vis, self.call.request.cap, self.results.put
+        if "distance" in self.names and self.two_sided:
+            put("distance", two_sided_distance(row.p, row.t, vis, at) * inverse, at)
+        elif "distance" in self.names:
+            ahead = torch.arange(at.r1 - at.r0, device=share.device) * share
+            put("distance", ahead - products[..., self.d_v + self.groups + 1] * inverse, at)
+        if "capped_distance" in self.names:
+            near = nearness(row.p, vis, cap, at)
+            put("capped_distance", cap * share - near * inverse, at)

@@ -3,31 +3,17 @@ by chunk."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..masking import FLOOR, INVISIBLE, Visibility, bias_visible
-from ..steer import Rule, Steer, share_out
+from ..steer import Rule, Steer, segments, share_out
 
 #: Columns of a one-hot label matrix are a multiple: a product with 16 columns takes half the time
 #: of one with 2.
 _WIDE = 16
-
-
-def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
-    """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different
-    groups. Later spans win where spans overlap, and group 0 has the rest."""
-    edges = sorted({0, keys} | {min(edge, keys) for span in spans for edge in span[:2]})
-    found: list[tuple[int, int, int]] = []
-    for a, b in itertools.pairwise(edges):
-        group = next((g for start, stop, g in reversed(spans) if start <= a < stop), 0)
-        if found and found[-1][2] == group:
-            a = found.pop()[0]
-        found.append((a, b, group))
-    return found
 
 
 def shown_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,14 +17,15 @@ where that share is close to 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..call import Call
 from ..masking import FLOOR, INVISIBLE, Visibility
-from ..steer import Rule, as_rules, factors
+from ..steer import Rule, factors
 
 #: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key;
 #: keys (batch, keys) bool says which are real, None for all. Returns out (batch, heads, queries,
@@ -72,27 +73,17 @@ def pieces(
                 yield group, stop - offset, vis.lq, start, stop, False
 
 
-def states(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    vis: Visibility,
-    scale: float,
-    segments: list[tuple[int, int, int]],
-    groups: int,
-    causal: bool,
-    flash: Flash,
-    narrow: int = NARROW,
-) -> list[list[State]]:
-    """The states of each group over its segments (start, stop, group), which cover all columns
-    once; those of up to `narrow` columns without `flash`."""
-    found: list[list[State]] = [[] for _ in range(groups)]
-    for group, r0, r1, s, e, square in pieces(segments, vis, causal):
-        rows, keys, values = q[:, :, r0:r1], k[:, :, s:e], v[:, :, s:e]
+def states(call: Call, flash: Flash, *, causal: bool, narrow: int = NARROW) -> list[list[State]]:
+    """The states of each group over its segments (`Call.segments`), which cover all columns once;
+    those of up to `narrow` columns without `flash`."""
+    vis = call.vis
+    found: list[list[State]] = [[] for _ in range(call.steer.groups)]
+    for group, r0, r1, s, e, square in pieces(call.segments, vis, causal):
+        rows = call.q if r1 - r0 == vis.lq else call.q[:, :, r0:r1]
+        keys, values = call.k[:, :, s:e], call.v[:, :, s:e]
         real = None if vis.keys is None or _unpadded(vis, s, e) else vis.keys[:, s:e]
         if e - s <= narrow:
-            state = _narrow(rows, keys, values, square, real, scale)
+            state = _narrow(rows, keys, values, square, real, call.scale)
         else:
             state = flash(rows, keys, values, square, real)
             if real is not None:
@@ -108,6 +99,12 @@ def states(
     return found
 
 
+def padded(*tensors: Tensor) -> list[Tensor]:
+    """The tensors with zeros behind their last dimension, as wide as the widest."""
+    width = max(x.shape[3] for x in tensors)
+    return [F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in tensors]
+
+
 def _unpadded(vis: Visibility, s: int, e: int) -> bool:
     """No padding in the columns s:e, as far as one may ask without waiting for a device."""
     return vis.device.type == "cpu" and (e <= vis.padded[0] or s >= vis.padded[1])
@@ -121,16 +118,13 @@ def _narrow(
     dtype = torch.promote_types(q.dtype, torch.float32)
     keys, values, group = k.to(dtype).transpose(-1, -2) * scale, v.to(dtype), heads // kv_heads
     if width == 1 and real is None:  # the whole softmax: ô is the value itself
-        chunk = max(1, 64 * _BUDGET // (batch * heads * d))
-        parts = [
-            (q[:, :, a : a + chunk].unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[
-                ..., 0
-            ]
-            for a in range(0, lq, chunk)
-        ]
-        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), torch.cat(
-            parts, -1
-        ).flatten(1, 2)
+        chunk, keys = max(1, 64 * _BUDGET // (batch * heads * d)), keys.unsqueeze(2)
+        grouped = q.view(batch, kv_heads, group, lq, d)
+        parts = [grouped] if lq <= chunk else grouped.split(chunk, 3)
+        logits = [(rows.to(dtype) @ keys).squeeze(-1) for rows in parts]
+        lse = logits[0] if len(logits) == 1 else torch.cat(logits, -1)
+        out = values.unsqueeze(2).expand(-1, -1, group, -1, -1)
+        return out.flatten(1, 2), lse.flatten(1, 2)
     outs, lses = [], []
     chunk = max(1, _BUDGET // (batch * heads * width))
     for a in range(0, lq, chunk):
@@ -167,11 +161,7 @@ def merge(
     any_state = next(state for group in found for state in group)
     batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
     compute = torch.promote_types(dtype, torch.float32)
-    by_group = any_state.lse.new_full((batch, heads, rows, len(found)), -torch.inf, dtype=compute)
-    for g, group in enumerate(found):
-        for state in group:
-            here = by_group[:, :, state.r0 : state.r1, g]
-            here.copy_(torch.logaddexp(here, state.lse.to(compute)))
+    by_group = _lse_by_group(found, rows, compute)
     lse = torch.logsumexp(by_group, dim=-1)
     empty = lse == -torch.inf
     if sinks is not None:
@@ -179,39 +169,49 @@ def merge(
         lse = torch.logaddexp(lse, logit)
         sink = (logit - lse).exp()[..., None]
     else:
-        lse, sink = lse.masked_fill(empty, 0.0), torch.zeros_like(lse)[..., None]
-    factor = factors((by_group - lse[..., None]).exp(), rule, sink)
-    out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
+        lse = lse.masked_fill(empty, 0.0)
+        sink = torch.zeros_like(lse).unsqueeze(-1)
+    factor = factors((by_group - lse.unsqueeze(-1)).exp(), rule, sink)
+    out: Tensor | None = None
     for g, group in enumerate(found):
         for state in group:
+            part = state.out.to(compute)
+            if state.r1 - state.r0 == rows:
+                weight = (factor.select(-1, g) * (state.lse - lse).exp()).unsqueeze(-1)
+                # the first product is not added to zeros: a decode step is bound by such calls
+                out = part * weight if out is None else out.addcmul_(part, weight)
+                continue
             at = slice(state.r0, state.r1)
-            weight = factor[:, :, at, g] * (state.lse - lse[:, :, at]).exp()
-            out[:, :, at].addcmul_(state.out.to(compute), weight[..., None])
+            weight = (factor[:, :, at, g] * (state.lse - lse[:, :, at]).exp()).unsqueeze(-1)
+            if out is None:
+                out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
+            out[:, :, at].addcmul_(part, weight)
+    assert out is not None
     return out.to(dtype), lse.masked_fill(empty, -torch.inf)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    vis: Visibility,
-    scale: float,
-    segments: list[tuple[int, int, int]],
-    rule: Rule | tuple[Rule, ...],
-    sinks: Tensor | None,
-    causal: bool,
-    flash: Flash,
-) -> tuple[Tensor, Tensor]:
-    """out in v's dtype and lse of the call with the rule applied; no gradients flow to q, k and
-    v."""
-    width = max(q.shape[3], v.shape[3])
-    d_v = v.shape[3]
-    # As for the plain call: the CPU kernel wants d_v = d, and zeros change nothing.
-    q, k, v = (F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (q, k, v))
-    groups = as_rules(rule)[0].groups
-    found = states(
-        q, k, v, vis=vis, scale=scale, segments=segments, groups=groups, causal=causal, flash=flash
-    )
-    out, lse = merge(found, rule, sinks, rows=q.shape[2], dtype=v.dtype)
+def _lse_by_group(found: list[list[State]], rows: int, dtype: torch.dtype) -> Tensor:
+    """(batch, heads, rows, groups) log-sum-exp over all states of each group, −inf for none."""
+    if all(len(group) == 1 and group[0].r1 - group[0].r0 == rows for group in found):
+        return torch.stack([group[0].lse.to(dtype) for group in found], -1)
+    some = next(state for group in found for state in group).lse
+    shape = (*some.shape[:2], rows, len(found))
+    by_group = some.new_full(shape, -torch.inf, dtype=dtype)
+    for g, group in enumerate(found):
+        for state in group:
+            here = by_group[:, :, state.r0 : state.r1, g]
+            here.copy_(torch.logaddexp(here, state.lse.to(dtype)))
+    return by_group
+
+
+def attend(call: Call, flash: Flash, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """out in v's dtype and lse of the call with its edit's rule applied; no gradients flow to q, k
+    and v."""
+    rule, d_v, rows = call.steer.rule, call.v.shape[3], call.q.shape[2]
+    assert rule is not None
+    if call.q.shape[3] != d_v:  # as for the plain call
+        q, k, v = padded(call.q, call.k, call.v)
+        call = replace(call, q=q, k=k, v=v)
+    found = states(call, flash, causal=causal)
+    out, lse = merge(found, rule, call.sinks, rows=rows, dtype=call.v.dtype)
     return out[..., :d_v], lse
