@@ -46,7 +46,7 @@ class Piece:
 
 
 @triton.jit
-def rule_factors(
+def rule_factors(  # noqa: PLR0913
     mass, keep, receive, gone,
     test_ptr, bound_ptr, on,
     TESTS: tl.constexpr, GROUPS: tl.constexpr, RECEIVE: tl.constexpr, RENORMALISE: tl.constexpr,
@@ -73,7 +73,7 @@ def rule_factors(
 
 
 @triton.jit
-def merge_kernel(
+def merge_kernel(  # noqa: PLR0913
     outs, lses, starts, stops, groups, o_bs, o_hs, o_ms,
     v_ptr, out_ptr, lse_ptr, sink_ptr, keep_ptr, receive_ptr, test_ptr, bound_ptr, on_ptr, real_ptr,
     blend_ptr, gain_ptr,

@@ -70,7 +70,7 @@ def config(d: int, dtype: torch.dtype) -> Config:
 
 
 @triton.jit
-def _sweep(
+def _sweep(  # noqa: PLR0913
     acc, k, bias, cols, q_ptr, lse_ptr, temper_ptr, entries_ptr, begin, end,
     stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, LO: tl.constexpr, HI:
@@ -140,7 +140,7 @@ def _sweep(
 
 
 @triton.jit(do_not_specialize=["lq", "lk", "n", "first", "last", "heads"])
-def received_kernel(
+def received_kernel(  # noqa: PLR0913
     q_ptr, k_ptr, lse_ptr, cols_ptr, keep_ptr, temper_ptr, bias_ptr, entries_ptr, before_ptr,
     out_ptr,
     stride_qb, stride_qh, stride_qm, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
