@@ -37,7 +37,7 @@ class Settings(TypedDict, total=False):
     steer: Steers
 
 
-_SETTINGS = Settings.__annotations__.keys()
+_SETTINGS = frozenset(Settings.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def prepare(
 ) -> Call:
     """The call, validated; fuse: several edits as few as they can be, for backends that take them
     so. Raises `ValueError` naming the argument that does not fit."""
-    if not settings.keys() <= _SETTINGS:
-        unknown = sorted(settings.keys() - _SETTINGS)
-        raise TypeError(f"attention() got an unexpected keyword argument {unknown[0]!r}")
+    for name in settings:
+        if name not in _SETTINGS:
+            raise TypeError(f"attention() got an unexpected keyword argument {name!r}")
     _check_tensors(q, k, v)
     batch, heads, lq, d = q.shape
     lk, scale, sinks = k.shape[2], settings.get("scale"), settings.get("sinks")
@@ -122,18 +122,18 @@ def prepare(
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise `ValueError` naming the one of queries, keys and values that does not fit."""
-    device = q.device
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
+    device, shapes = q.device, (q.shape, k.shape, v.shape)
+    for name, x, shape in zip("qkv", (q, k, v), shapes, strict=True):
+        if len(shape) != 4:
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, dim)."
+                f"{name} has shape {tuple(shape)}; it must be (batch, heads, tokens, dim)."
             )
-        if not x.is_floating_point():
+        if not x.dtype.is_floating_point:
             raise ValueError(f"{name} is {x.dtype}; attention takes floating-point tensors.")
         if x.device != device:
             raise ValueError(f"{name} is on {x.device}, q on {device}; move one of them.")
-    (batch, heads, _, d), (kv_batch, kv_heads, lk, kv_d) = q.shape, k.shape
-    if v.shape[:3] != (kv_batch, kv_heads, lk) or batch != kv_batch or d != kv_d:
+    (batch, heads, _, d), (kv_batch, kv_heads, lk, kv_d), values = shapes
+    if values[:3] != (kv_batch, kv_heads, lk) or batch != kv_batch or d != kv_d:
         raise ValueError(
             f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )

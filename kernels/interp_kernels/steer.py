@@ -257,6 +257,8 @@ class Steer:
 def _fits(value: Tensor, shape: tuple[int, ...], shared: int) -> bool:
     """The value has the shape, or 1 in some of its first `shared` dimensions."""
     have = value.shape
+    if have == shape:
+        return True
     if len(have) != len(shape):
         return False
     return all(
@@ -268,6 +270,13 @@ def _fits(value: Tensor, shape: tuple[int, ...], shared: int) -> bool:
 def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
     """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different
     groups. Later spans win where spans overlap, and group 0 has the rest."""
+    if len(spans) == 1:
+        start, stop, group = spans[0]
+        start, stop = min(start, keys), min(stop, keys)
+        if start >= stop or group == 0:
+            return [(0, keys, 0)] if keys else []
+        cut = ((0, start, 0), (start, stop, group), (stop, keys, 0))
+        return [one for one in cut if one[0] < one[1]]
     edges = sorted({0, keys} | {min(edge, keys) for span in spans for edge in span[:2]})
     found: list[tuple[int, int, int]] = []
     for a, b in itertools.pairwise(edges):
@@ -311,7 +320,7 @@ def share_out(
 
 def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor | None]:
     """The factors of one rule, and the sink logit's, None for 1."""
-    keep = rule.keep.to(mass).unsqueeze(1)  # (heads or 1, 1, groups)
+    keep = _like(rule.keep, mass).unsqueeze(1)  # (heads or 1, 1, groups)
     left = None
     if rule.renormalise:
         total = (keep * mass).sum(-1, keepdim=True) + sink
@@ -322,17 +331,24 @@ def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor | N
     elif rule.receive is None:
         new = keep.expand_as(mass)
     else:
-        receive = rule.receive.to(mass).unsqueeze(1)
+        receive = _like(rule.receive, mass).unsqueeze(1)
         shared = (receive * mass).sum(-1, keepdim=True)
         freed = ((1 - keep) * mass).sum(-1, keepdim=True)
         held = shared > NOTHING
-        moved = keep + receive * freed / torch.where(held, shared, 1)
-        nobody = (receive == 0).all(-1, keepdim=True)  # this head drops the mass
-        new = torch.where(held | nobody, moved, 1)
+        lacking = ~held
+        moved = keep + receive * freed / shared.masked_fill(lacking, 1.0)
+        somebody = receive.any(-1, keepdim=True)  # else this head drops the mass
+        new = moved.masked_fill(lacking & somebody, 1.0)
     if rule.tests is None and rule.rows is None:  # every row
         return new, left
     here = applies(mass, rule)
     return torch.where(here, new, 1), None if left is None else torch.where(here, left, 1)
+
+
+def _like(value: Tensor, other: Tensor) -> Tensor:
+    """`value.to(other)`, which costs as much as a small operation where it does nothing."""
+    same = value.dtype == other.dtype and value.device == other.device
+    return value if same else value.to(other)
 
 
 def applies(mass: Tensor, rule: Rule) -> Tensor:

@@ -76,8 +76,7 @@ class Results:
     def put(self, name: str, value: Tensor, at: Chunk) -> None:
         """The chunk's rows of one statistic; value (batch, heads, rows, …)."""
         if self.whole:
-            value = value.to(self.call.v.dtype) if name == "out" else value
-            self.values[name] = value.contiguous()
+            self.values[name] = value.to(self.call.v.dtype) if name == "out" else value
         else:
             self.values[name][at.bs, at.hs, at.r0 : at.r1] = value
 

@@ -51,6 +51,8 @@ _Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Logits held at a time (elements), small enough to stay in cache; entropy and top-k need a second
 #: buffer of this size.
 _BUDGET = 1 << 22
+#: Up to so many elements a buffer is not worth keeping.
+_SMALL = 1 << 14
 #: Query rows a chunk: fewer make products thin, more waste work on the causal diagonal.
 _MIN_ROWS, _MAX_ROWS = 64, 128
 #: Columns whose maximum is taken together when looking for the argmax.
@@ -152,6 +154,10 @@ class _Buffers:
         if device.type == "cpu" and size <= _BUDGET:
             self.store = self._kept.__dict__.setdefault("store", self.store)
 
+    def large(self, name: str, *shape: int) -> Tensor | None:
+        """The same, None where a fresh tensor costs less than a view of a kept one."""
+        return self.get(name, *shape) if self.size > _SMALL else None
+
     def get(self, name: str, *shape: int) -> Tensor:
         key = (name, self.dtype)
         buffer = self.store.get(key)
@@ -207,7 +213,7 @@ class _BlockPass:
             call.request,
             vis,
             {name: vis.row_set(question.queries)[bs] for name, question in sets},
-            self.values[..., self.d_v : self.d_v + self.groups],
+            self.values.narrow(-1, self.d_v, self.groups),
             results,
         )
 
@@ -217,9 +223,8 @@ class _BlockPass:
         wanted."""
         nb, nn, lk, _ = v.shape
         width = -(-(self.d_v + self.groups + 2) // 16) * 16
-        columns = torch.zeros(nb, nn, lk, width, dtype=self.dtype, device=v.device)
-        if self.d_v:
-            columns[..., : self.d_v] = v
+        own = v.narrow(-1, 0, self.d_v) if self.d_v < v.shape[3] else v
+        columns = torch.nn.functional.pad(own.to(self.dtype), (0, width - self.d_v))
         if self.groups:
             assert self.call.request.labels is not None
             labels = self.call.request.labels.to(v.device)[bs, None, :, None]
@@ -279,7 +284,7 @@ class _BlockPass:
             mass = sums.select(-1, self.d_v + self.groups) if mass is None else mass
         if total is None:
             total = mass if self.sink is None else mass + self.power(self.sink - row.shift)
-        inverse = (1.0 / total).masked_fill(row.empty, 0.0)
+        inverse = total.reciprocal().masked_fill_(row.empty, 0.0)
         log_total = total.log()
         out = sums.narrow(-1, 0, self.d_v)
         out = out.clone() if self.several else out * inverse.unsqueeze(-1)
@@ -304,8 +309,8 @@ class _BlockPass:
         queries = queries * (call.scale * unit if softcap is None else call.scale)
         queries = queries.reshape(nb * nn, group * n, call.q.shape[3])
         keys_t = self.keys_t if width == call.vis.lk else self.keys_t[:, :, at.c0 : at.c1]
-        t = self.buffers.get("t", nb * nn, group * n, width)
-        t = torch.bmm(queries, keys_t, out=t).view(nb, nn * group, n, width)
+        out = self.buffers.large("t", nb * nn, group * n, width)
+        t = torch.bmm(queries, keys_t, out=out).view(nb, nn * group, n, width)
         if softcap is not None:
             t.mul_(1 / softcap).tanh_().mul_(softcap * unit)
         if self.edit is not None:
@@ -325,7 +330,7 @@ class _BlockPass:
         if self.sink is not None:
             shift = torch.maximum(top, self.sink)
         t.sub_(shift.unsqueeze(-1))
-        p = self.power(t, out=self.buffers.get("p", *t.shape) if self.keep_t else t)
+        p = self.power(t, out=self.buffers.large("p", *t.shape) if self.keep_t else t)
         return _Weighed(p, t, top, best, top <= FLOOR, shift)
 
     def _products(self, p: Tensor, at: Chunk) -> Tensor:
@@ -345,7 +350,7 @@ class _BlockPass:
         else:
             extra = self.power(self.sink - row.shift)
         total = mass + extra
-        return total, extra, (1.0 / total).masked_fill(row.empty, 0.0).unsqueeze(-1)
+        return total, extra, total.reciprocal().masked_fill_(row.empty, 0.0).unsqueeze(-1)
 
     def _apply_rule(self, row: _Weighed, at: Chunk) -> tuple[Tensor, Tensor]:
         """p times the rule's factors; Σ p before, without and with the sink logit's share."""
@@ -397,9 +402,11 @@ class _BlockPass:
             put("group_mass", masses, at)
         if row.best is not None:
             gone = hidden(row.empty, counted)
-            put("argmax", (row.best + at.c0).masked_fill_(gone, -1), at)
+            best = row.best + at.c0 if at.c0 else row.best
+            put("argmax", best.masked_fill(gone, -1), at)
         if "max" in names:
-            put("max", self.power(row.top - row.shift) * inverse, at)
+            # without a sink logit the shift is the maximum itself: e^0 = 1
+            put("max", inverse if self.sink is None else self._share_of_top(row) * inverse, at)
         if request.topk:
             logit, index = row.t.topk(min(request.topk, row.t.shape[-1]), dim=-1)
             gone = hidden(logit <= FLOOR, None if counted is None else counted[..., None])
@@ -415,6 +422,9 @@ class _BlockPass:
             put(f"pair_mass:{name}", picked(row.p, index, at) * inverse, at)
         if request.received:
             receive(row.p, inverse, self.wanted, at)
+
+    def _share_of_top(self, row: _Weighed) -> Tensor:
+        return self.power(row.top - row.shift)
 
     def _positions(self, row: _Weighed, sums: tuple[Tensor, Tensor, Tensor], at: Chunk) -> None:
         """How far a row looks: mean distance, and the same cut off at `cap`."""

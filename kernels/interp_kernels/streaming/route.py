@@ -10,7 +10,8 @@ product with [V | labels | 1 | positions] gives most statistics.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from .chunked import run_chunks
 from .listed_keys import pair_mass
 from .prepared_steer import SteerBlock, finish
 
-_NOTHING = nullcontext()
+_AS_IT_IS = nullcontext()
 #: Query rows a chunk of the differentiable path.
 _ROWS = 128
 #: More spans of keys than this are scattered keys: each is one or two vendor calls and a product
@@ -35,8 +36,7 @@ _MAX_SEGMENTS = 8
 _FEW_ROWS = 32
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """`shape` of the vendor calls, "" for chunks; `why` in words; `plan` where a rule's keys are
     scattered."""
 
@@ -95,7 +95,7 @@ def choose(call: Call) -> Route:
         if plan is None:
             what = "several groups of many" if vis.lq > _FEW_ROWS else "few query rows, and"
             return Route("", f"{what} scattered keys, need a pass over all keys")
-    if not request.cheap:
+    if request is not NOTHING_ASKED and not request.cheap:
         wanted = sorted(request.names - {"pair_mass"}) + ["received"] * bool(request.received)
         return Route(
             "", f"{', '.join(wanted + ['topk'] * bool(request.topk))} need a pass over all keys"
@@ -182,7 +182,7 @@ def _attention(call: Call, needs_grad: bool) -> Result:
 
 def _no_grad() -> AbstractContextManager[object]:
     """`torch.no_grad()` where gradients are on; entering it costs as much as a small operation."""
-    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+    return torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS
 
 
 class _DifferentiableRows:

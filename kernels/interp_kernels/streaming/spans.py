@@ -80,7 +80,7 @@ def states(call: Call, flash: Flash, *, causal: bool, narrow: int = NARROW) -> l
     found: list[list[State]] = [[] for _ in range(call.steer.groups)]
     for group, r0, r1, s, e, square in pieces(call.segments, vis, causal):
         rows = call.q if r1 - r0 == vis.lq else call.q[:, :, r0:r1]
-        keys, values = call.k[:, :, s:e], call.v[:, :, s:e]
+        keys, values = call.k.narrow(2, s, e - s), call.v.narrow(2, s, e - s)
         real = None if vis.keys is None or _unpadded(vis, s, e) else vis.keys[:, s:e]
         if e - s <= narrow:
             state = _narrow(rows, keys, values, square, real, call.scale)
@@ -162,32 +162,37 @@ def merge(
     batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
     compute = torch.promote_types(dtype, torch.float32)
     by_group = _lse_by_group(found, rows, compute)
-    lse = torch.logsumexp(by_group, dim=-1)
-    empty = lse == -torch.inf
+    joint = torch.logsumexp(by_group, dim=-1)
+    empty = joint == -torch.inf
     if sinks is not None:
-        logit = sinks.to(lse)[None, :, None]
-        lse = torch.logaddexp(lse, logit)
+        logit = sinks.to(joint)[None, :, None]
+        lse = torch.logaddexp(joint, logit)
         sink = (logit - lse).exp()[..., None]
+        joint = lse.masked_fill(empty, -torch.inf)
     else:
-        lse = lse.masked_fill(empty, 0.0)
-        sink = torch.zeros_like(lse).unsqueeze(-1)
-    factor = factors((by_group - lse.unsqueeze(-1)).exp(), rule, sink)
-    out: Tensor | None = None
+        lse, sink = joint.masked_fill(empty, 0.0), joint.new_zeros(())
+    mass = (by_group - lse.unsqueeze(-1)).exp()
+    factor = factors(mass, rule, sink)
+    if all(len(group) == 1 and group[0].r1 - group[0].r0 == rows for group in found):
+        out = _sum_of_whole([group[0] for group in found], factor * mass, compute)
+        return out.to(dtype), joint
+    out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
     for g, group in enumerate(found):
         for state in group:
-            part = state.out.to(compute)
-            if state.r1 - state.r0 == rows:
-                weight = (factor.select(-1, g) * (state.lse - lse).exp()).unsqueeze(-1)
-                # the first product is not added to zeros: a decode step is bound by such calls
-                out = part * weight if out is None else out.addcmul_(part, weight)
-                continue
             at = slice(state.r0, state.r1)
-            weight = (factor[:, :, at, g] * (state.lse - lse[:, :, at]).exp()).unsqueeze(-1)
-            if out is None:
-                out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
-            out[:, :, at].addcmul_(part, weight)
-    assert out is not None
-    return out.to(dtype), lse.masked_fill(empty, -torch.inf)
+            weight = factor[:, :, at, g] * (state.lse - lse[:, :, at]).exp()
+            out[:, :, at].addcmul_(state.out.to(compute), weight[..., None])
+    return out.to(dtype), joint
+
+
+def _sum_of_whole(states: list[State], weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ_g weights_g·ô_g where each group has one state of all rows (a decode step, which is bound
+    by the number of operations: nothing is added to zeros)."""
+    each = weights.unsqueeze(-2).unbind(-1)  # (batch, heads, rows, 1)
+    out = states[0].out.to(dtype) * each[0]
+    for state, weight in zip(states[1:], each[1:], strict=True):
+        out.addcmul_(state.out.to(dtype), weight)
+    return out
 
 
 def _lse_by_group(found: list[list[State]], rows: int, dtype: torch.dtype) -> Tensor:
@@ -214,4 +219,4 @@ def attend(call: Call, flash: Flash, *, causal: bool) -> tuple[Tensor, Tensor]:
         call = replace(call, q=q, k=k, v=v)
     found = states(call, flash, causal=causal)
     out, lse = merge(found, rule, call.sinks, rows=rows, dtype=call.v.dtype)
-    return out[..., :d_v], lse
+    return out if out.shape[3] == d_v else out[..., :d_v], lse
