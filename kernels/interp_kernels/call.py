@@ -99,9 +99,8 @@ def prepare(
     for name in settings:
         if name not in _SETTINGS:
             raise TypeError(f"attention() got an unexpected keyword argument {name!r}")
-    _check_tensors(q, k, v)
-    batch, heads, lq, d = q.shape
-    lk, scale, sinks = k.shape[2], settings.get("scale"), settings.get("sinks")
+    (batch, heads, lq, d), lk = _check_tensors(q, k, v)
+    scale, sinks = settings.get("scale"), settings.get("sinks")
     request, steer = settings.get("request"), settings.get("steer")
     if sinks is not None and tuple(sinks.shape) != (heads,):
         raise ValueError(
@@ -120,25 +119,40 @@ def prepare(
     return Call(q, k, v, vis, scale, settings.get("softcap"), sinks, request, steers)
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise `ValueError` naming the one of queries, keys and values that does not fit."""
-    device, shapes = q.device, (q.shape, k.shape, v.shape)
-    for name, x, shape in zip("qkv", (q, k, v), shapes, strict=True):
-        if len(shape) != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(shape)}; it must be (batch, heads, tokens, dim)."
-            )
-        if not x.dtype.is_floating_point:
-            raise ValueError(f"{name} is {x.dtype}; attention takes floating-point tensors.")
-        if x.device != device:
-            raise ValueError(f"{name} is on {x.device}, q on {device}; move one of them.")
-    (batch, heads, _, d), (kv_batch, kv_heads, lk, kv_d), values = shapes
-    if values[:3] != (kv_batch, kv_heads, lk) or batch != kv_batch or d != kv_d:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[torch.Size, int]:
+    """The shape of the queries and how many keys there are; raises `ValueError` naming the one of
+    queries, keys and values that does not fit."""
+    shape, keys, values = q.shape, k.shape, v.shape
+    if not (
+        len(shape) == len(keys) == len(values) == 4
+        and q.dtype.is_floating_point
+        and (k.dtype is q.dtype or k.dtype.is_floating_point)
+        and (v.dtype is q.dtype or v.dtype.is_floating_point)
+        and q.device == k.device == v.device
+    ):
+        _refuse_tensors(q, k, v)
+    batch, heads, _, d = shape
+    kv_batch, kv_heads, lk, kv_d = keys
+    if values[:3] != keys[:3] or batch != kv_batch or d != kv_d:
         raise ValueError(
             f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
     if not kv_heads or heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key-value heads evenly.")
+    return shape, lk
+
+
+def _refuse_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise `ValueError` naming the first tensor of a wrong rank, type or device."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, dim)."
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype}; attention takes floating-point tensors.")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q on {q.device}; move one of them.")
 
 
 def _check_request(request: Request, vis: Visibility) -> None:

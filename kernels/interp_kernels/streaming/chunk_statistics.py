@@ -76,7 +76,9 @@ class Results:
     def put(self, name: str, value: Tensor, at: Chunk) -> None:
         """The chunk's rows of one statistic; value (batch, heads, rows, …)."""
         if self.whole:
-            self.values[name] = value.to(self.call.v.dtype) if name == "out" else value
+            dtype = self.call.v.dtype
+            own = name != "out" or value.dtype is dtype
+            self.values[name] = value if own else value.to(dtype)
         else:
             self.values[name][at.bs, at.hs, at.r0 : at.r1] = value
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -85,6 +86,8 @@ class _Block:
 
 def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list[_Block], int]:
     """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget."""
+    if lq <= _MAX_ROWS and batch * kv_heads * group * lq * lk <= _BUDGET:  # as below, at once
+        return [_Block(0, batch, 0, kv_heads, group)], lq
     per_unit = group * min(_MIN_ROWS, lq) * lk
     units = min(max(1, _BUDGET // per_unit), batch * kv_heads)
     nb, nn = (max(1, units // kv_heads), kv_heads) if units >= kv_heads else (1, units)
@@ -170,6 +173,11 @@ class _Buffers:
         return buffer[: math.prod(shape)].view(shape)
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which costs as much as a small operation where it does nothing."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
 @dataclass
 class _Weighed:
     """A chunk's rows after the softmax: p = e^t (batch, heads, rows, columns); t, the logits less
@@ -198,7 +206,7 @@ class _BlockPass:
         k, v = call.k, call.v
         if not self.all_heads:
             k, v = k[bs, block.ns], v[bs, block.ns]
-        self.keys_t = k.to(self.dtype).flatten(0, 1).transpose(1, 2)
+        self.keys_t = _cast(k, self.dtype).flatten(0, 1).transpose(1, 2)
         self.d_v = v.shape[3] if call.request.out else 0
         self.groups = call.request.n_groups if "group_mass" in names else 0
         self.values = self._columns(v, bs)
@@ -208,14 +216,18 @@ class _BlockPass:
             self.sink = self.sink * self.unit
         self._set_edits(bs, hs)
         self.rows_real = None if vis.rows is None else vis.rows[bs]
-        sets = call.request.received.items()
-        self.wanted = Wanted(
-            call.request,
-            vis,
-            {name: vis.row_set(question.queries)[bs] for name, question in sets},
-            self.values.narrow(-1, self.d_v, self.groups),
-            results,
-        )
+        self.bs = bs
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """What statistics that are not sums of the products are computed from."""
+        request, vis = self.call.request, self.call.vis
+        sets = {
+            name: vis.row_set(question.queries)[self.bs]
+            for name, question in request.received.items()
+        }
+        onehot = self.values.narrow(-1, self.d_v, self.groups)
+        return Wanted(request, vis, sets, onehot, self.results)
 
     def _columns(self, v: Tensor, bs: slice) -> Tensor:
         """(batch · kv_heads, keys, width): [V | one-hot labels | 1 | k − q₀ (written a chunk) | 0
@@ -224,7 +236,7 @@ class _BlockPass:
         nb, nn, lk, _ = v.shape
         width = -(-(self.d_v + self.groups + 2) // 16) * 16
         own = v.narrow(-1, 0, self.d_v) if self.d_v < v.shape[3] else v
-        columns = torch.nn.functional.pad(own.to(self.dtype), (0, width - self.d_v))
+        columns = torch.nn.functional.pad(_cast(own, self.dtype), (0, width - self.d_v))
         if self.groups:
             assert self.call.request.labels is not None
             labels = self.call.request.labels.to(v.device)[bs, None, :, None]
@@ -305,7 +317,7 @@ class _BlockPass:
         call, softcap, unit = self.call, self.call.softcap, self.unit
         (nb, nn, group), n, width = self.sizes, at.r1 - at.r0, at.c1 - at.c0
         # Query heads of a kv head stand side by side as rows: keys are never repeated.
-        queries = self._cut(call.q, at).to(self.dtype)
+        queries = _cast(self._cut(call.q, at), self.dtype)
         queries = queries * (call.scale * unit if softcap is None else call.scale)
         queries = queries.reshape(nb * nn, group * n, call.q.shape[3])
         keys_t = self.keys_t if width == call.vis.lk else self.keys_t[:, :, at.c0 : at.c1]
