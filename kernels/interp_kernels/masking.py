@@ -175,6 +175,11 @@ class Visibility:
             return [(c0, c1)]
         return [(a, b) for a, b in ((c0, inner0), (inner1, c1)) if a < b]
 
+    def all_seen(self, r0: int, r1: int, c0: int, c1: int) -> bool:
+        """Every row sees every column, as far as one may tell without looking at a tensor."""
+        compact = self.keys is None and self.mask.dense is None
+        return compact and not self._edges(r0, r1, c0, c1)
+
     def geometry(self, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
         """(batch or 1, 1, rows, columns) bool: seen by causality, window and `keep_first` alone."""
         distance = (self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1))[None, None]

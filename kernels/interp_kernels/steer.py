@@ -48,10 +48,11 @@ class Rule:
 
     def to(self, device: torch.device) -> Rule:
         """The same with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: _move(getattr(self, name), device)
-            for name in ("keep", "receive", "tests", "bounds", "rows")
-        }
+        names = ("keep", "receive", "tests", "bounds", "rows")
+        given = {name: getattr(self, name) for name in names}
+        if all(value is None or value.device == device for value in given.values()):
+            return self
+        moved: dict[str, Any] = {name: _move(value, device) for name, value in given.items()}
         return replace(self, **moved)
 
     def check(self, groups: int, batch: int, heads: int, queries: int) -> None:

@@ -213,13 +213,13 @@ def _receive_one(name: str, p: Tensor, inverse: Tensor, wanted: Wanted, at: Chun
 
 
 def from_weights(
-    a: Tensor, shown: Tensor, counted: Tensor | None, wanted: Wanted, at: Chunk
+    a: Tensor, shown: Tensor | None, counted: Tensor | None, wanted: Wanted, at: Chunk
 ) -> None:
     """All row and key statistics by their definitions, from weights A that are no softmax any more
     (edited ones).
 
     a (batch, heads, rows, columns), overwritten where rows are padding; shown, broadcastable to it:
-    keys an index may name; counted (batch, 1, rows): real rows, None for all.
+    keys an index may name, None for all; counted (batch, 1, rows): real rows, None for all.
     """
     request, results = wanted.request, wanted.results
     names = request.names
@@ -241,7 +241,7 @@ def from_weights(
         ones = a.new_ones(a.shape[:3])
         receive(a, ones if counted is None else ones * counted, wanted, at)
     if request.topk or "argmax" in names:
-        ranked = a.masked_fill(~shown, -1.0)
+        ranked = a if shown is None else a.masked_fill(~shown, -1.0)
         if "argmax" in names:
             best, first = row_max(ranked, True)
             assert first is not None

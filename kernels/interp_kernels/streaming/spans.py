@@ -128,7 +128,7 @@ def _narrow(
     outs, lses = [], []
     chunk = max(1, _BUDGET // (batch * heads * width))
     for a in range(0, lq, chunk):
-        rows = q[:, :, a : a + chunk]
+        rows = q if chunk >= lq else q[:, :, a : a + chunk]
         n = rows.shape[2]
         side = rows.to(dtype).reshape(batch, kv_heads, group * n, d)
         s = (side @ keys).view(batch, heads, n, width)
@@ -141,9 +141,10 @@ def _narrow(
         p = s.sub_(top).exp_()
         total = p.sum(-1, keepdim=True)
         out = (p.view(batch, kv_heads, group * n, width) @ values).view(batch, heads, n, -1)
-        empty = total == 0
-        outs.append(out / total.masked_fill(empty, 1.0))
-        lses.append((top + total.log())[..., 0])  # top + ln 0 = −inf
+        outs.append(out / total.masked_fill(total == 0, 1.0))
+        lses.append((top + total.log()).squeeze(-1))  # top + ln 0 = −inf
+    if len(outs) == 1:
+        return outs[0], lses[0]
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
