@@ -22,6 +22,11 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which costs as much as a small operation where it does nothing."""
+    return x if x.dtype is dtype else x.to(dtype)
+
+
 def bias_visible(bias: Tensor) -> Tensor:
     """bool: the float bias does not hide the key. −inf, finfo.min and everything near −1e30 and
     below hide it."""

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
-from ..masking import FLOOR
+from ..masking import FLOOR, cast
 from ..reference import choose_rows, pick
 from ..request import Result
 from ..steer import Steer
@@ -173,11 +173,6 @@ class _Buffers:
         return buffer[: math.prod(shape)].view(shape)
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x.to(dtype)`, which costs as much as a small operation where it does nothing."""
-    return x if x.dtype is dtype else x.to(dtype)
-
-
 @dataclass
 class _Weighed:
     """A chunk's rows after the softmax: p = e^t (batch, heads, rows, columns); t, the logits less
@@ -206,7 +201,7 @@ class _BlockPass:
         k, v = call.k, call.v
         if not self.all_heads:
             k, v = k[bs, block.ns], v[bs, block.ns]
-        self.keys_t = _cast(k, self.dtype).flatten(0, 1).transpose(1, 2)
+        self.keys_t = cast(k, self.dtype).flatten(0, 1).transpose(1, 2)
         self.d_v = v.shape[3] if call.request.out else 0
         self.groups = call.request.n_groups if "group_mass" in names else 0
         self.values = self._columns(v, bs)
@@ -236,7 +231,7 @@ class _BlockPass:
         nb, nn, lk, _ = v.shape
         width = -(-(self.d_v + self.groups + 2) // 16) * 16
         own = v.narrow(-1, 0, self.d_v) if self.d_v < v.shape[3] else v
-        columns = torch.nn.functional.pad(_cast(own, self.dtype), (0, width - self.d_v))
+        columns = torch.nn.functional.pad(cast(own, self.dtype), (0, width - self.d_v))
         if self.groups:
             assert self.call.request.labels is not None
             labels = self.call.request.labels.to(v.device)[bs, None, :, None]
@@ -317,7 +312,7 @@ class _BlockPass:
         call, softcap, unit = self.call, self.call.softcap, self.unit
         (nb, nn, group), n, width = self.sizes, at.r1 - at.r0, at.c1 - at.c0
         # Query heads of a kv head stand side by side as rows: keys are never repeated.
-        queries = _cast(self._cut(call.q, at), self.dtype)
+        queries = cast(self._cut(call.q, at), self.dtype)
         queries = queries * (call.scale * unit if softcap is None else call.scale)
         queries = queries.reshape(nb * nn, group * n, call.q.shape[3])
         keys_t = self.keys_t if width == call.vis.lk else self.keys_t[:, :, at.c0 : at.c1]

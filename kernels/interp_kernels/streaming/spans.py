@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import Call
-from ..masking import FLOOR, INVISIBLE, Visibility
+from ..masking import FLOOR, INVISIBLE, Visibility, cast
 from ..steer import Rule, factors
 
 #: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key;
@@ -116,21 +116,23 @@ def _narrow(
     """out and lse of a few keys by plain products, upcast, a chunk of rows at a time."""
     (batch, heads, lq, d), (kv_heads, width) = q.shape, k.shape[1:3]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    keys, values, group = k.to(dtype).transpose(-1, -2) * scale, v.to(dtype), heads // kv_heads
+    keys, values = cast(k, dtype).transpose(-1, -2) * scale, cast(v, dtype)
+    group = heads // kv_heads
     if width == 1 and real is None:  # the whole softmax: ô is the value itself
         chunk, keys = max(1, 64 * _BUDGET // (batch * heads * d)), keys.unsqueeze(2)
-        grouped = q.view(batch, kv_heads, group, lq, d)
-        parts = [grouped] if lq <= chunk else grouped.split(chunk, 3)
-        logits = [(rows.to(dtype) @ keys).squeeze(-1) for rows in parts]
+        # a product of batches head by head: the keys of a kv head once for each of its heads
+        keys = keys.expand(-1, -1, group, -1, -1).reshape(batch * heads, d, 1)
+        parts = [q] if lq <= chunk else q.split(chunk, 2)
+        sides = [cast(rows, dtype).reshape(batch * heads, rows.shape[2], d) for rows in parts]
+        logits = [torch.bmm(side, keys).view(batch, heads, side.shape[1]) for side in sides]
         lse = logits[0] if len(logits) == 1 else torch.cat(logits, -1)
-        out = values.unsqueeze(2).expand(-1, -1, group, -1, -1)
-        return out.flatten(1, 2), lse.flatten(1, 2)
+        return values.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2), lse
     outs, lses = [], []
     chunk = max(1, _BUDGET // (batch * heads * width))
     for a in range(0, lq, chunk):
         rows = q if chunk >= lq else q[:, :, a : a + chunk]
         n = rows.shape[2]
-        side = rows.to(dtype).reshape(batch, kv_heads, group * n, d)
+        side = cast(rows, dtype).reshape(batch, kv_heads, group * n, d)
         s = (side @ keys).view(batch, heads, n, width)
         if square:
             seen = torch.ones(n, width, dtype=torch.bool, device=q.device).tril(a)
@@ -176,7 +178,7 @@ def merge(
     factor = factors(mass, rule, sink)
     if all(len(group) == 1 and group[0].r1 - group[0].r0 == rows for group in found):
         out = _sum_of_whole([group[0] for group in found], factor * mass, compute)
-        return out.to(dtype), joint
+        return cast(out, dtype), joint
     out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
     for g, group in enumerate(found):
         for state in group:
@@ -190,16 +192,16 @@ def _sum_of_whole(states: list[State], weights: Tensor, dtype: torch.dtype) -> T
     """Σ_g weights_g·ô_g where each group has one state of all rows (a decode step, which is bound
     by the number of operations: nothing is added to zeros)."""
     each = weights.unsqueeze(-2).unbind(-1)  # (batch, heads, rows, 1)
-    out = states[0].out.to(dtype) * each[0]
+    out = cast(states[0].out, dtype) * each[0]
     for state, weight in zip(states[1:], each[1:], strict=True):
-        out.addcmul_(state.out.to(dtype), weight)
+        out.addcmul_(cast(state.out, dtype), weight)
     return out
 
 
 def _lse_by_group(found: list[list[State]], rows: int, dtype: torch.dtype) -> Tensor:
     """(batch, heads, rows, groups) log-sum-exp over all states of each group, −inf for none."""
     if all(len(group) == 1 and group[0].r1 - group[0].r0 == rows for group in found):
-        return torch.stack([group[0].lse.to(dtype) for group in found], -1)
+        return torch.stack([cast(group[0].lse, dtype) for group in found], -1)
     some = next(state for group in found for state in group).lse
     shape = (*some.shape[:2], rows, len(found))
     by_group = some.new_full(shape, -torch.inf, dtype=dtype)
