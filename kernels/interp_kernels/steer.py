@@ -1,5 +1,5 @@
-"""What changes attention at one call: logits before the softmax, a rule over groups of keys after
-it, gains on z."""
+"""Edits of one attention call: logits before the softmax, rules over groups of keys after it, gains
+on the output."""
 
 from __future__ import annotations
 
@@ -20,19 +20,30 @@ NOTHING = 1e-30
 
 @dataclass(frozen=True)
 class Rule:
-    """A redistribution of weights between groups of keys, from their masses P_g = Σ_{k in g} A:
+    """A redistribution of weights between groups of keys, from their masses P_g = Σ_{k in g} A.
 
         w_g = keep_g·P_g + receive_g·P_g / (Σ_r receive_r·P_r) · Σ_g (1 − keep_g)·P_g
         A' = A·w_g/P_g
 
     What `keep` takes away is shared out in proportion to receive·P. A row none of whose receivers
     is visible (holds more than 1e-30) stays as it is; without `receive` (or all 0) the mass is
-    gone. ACT: keep (1, β), receive (1, 0). With ``renormalise`` (and no `receive`): w_g =
-    keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits.
+    gone. ACT: keep (1, β), receive (1, 0). A field that does not fit a call is a `ValueError` of
+    that call.
 
-    keep, receive: (heads or 1, groups). tests (tests, groups), bounds (tests,): the rule applies to
-    rows where tests·P ≥ bounds, all of them (VAR's portions are linear in P). rows (batch, queries)
-    bool: only there.
+    Args:
+        keep: (heads or 1, groups) what each group keeps of its mass.
+        receive: (heads or 1, groups) in which proportions the groups receive what is freed.
+        renormalise: w_g = keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits;
+            `receive` is None then.
+        tests: (tests, groups): the rule applies to rows where tests·P ≥ bounds, all of them (VAR's
+            portions are linear in P).
+        bounds: (tests,).
+        rows: (batch, queries) bool: only there.
+
+    Example:
+        >>> half = Rule(keep=torch.tensor([[1.0, 0.5]]), receive=torch.tensor([[1.0, 0.0]]))
+        >>> factors(torch.tensor([[[[0.2, 0.8]]]]), half).flatten()
+        tensor([3.0000, 0.5000])
     """
 
     keep: Tensor
@@ -100,33 +111,43 @@ def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Steer:
-    """An edit of one attention call, in this order:
+    """An edit of one attention call: its logits, then its weights, then its output.
 
-    1. logits = temper · softcap(scale·q·k) + bias: ``temper`` (batch or 1, heads or 1, queries or
-    1), ``bias``
-       (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and
-       renormalises.
+    1. logits = temper · softcap(scale·q·k) + bias.
     2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule,
-    sinks nor
-       statistics then, and the log-sum-exp is ln Σ_k σ).
-    3. ``rule`` over the groups that ``labels`` (batch or 1, heads or 1, keys), ints in 0 … groups −
-    1, or ``spans``
-       ((start, stop, group) of key columns, known on the host; elsewhere group 0) define; several
-       rules, on the same groups, one after the other: each finds the masses, and the sink logit's
-       share, as the one before leaves them. Group 0 owns the main loop of the fused route: give it
-       to most keys.
-    4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG); a row that
-    does not see its
-       own key by the mask stays as it is.
-    5. ``gain`` (batch or 1, heads or 1, queries or 1) on the output; no part of A.
+       sinks nor statistics then, and the log-sum-exp is ln Σ_k σ).
+    3. ``rule`` over groups of keys.
+    4. ``blend``: A ← (1 − u)·A + u·I.
+    5. ``gain`` on the output; no part of A.
 
     The log-sum-exp is that of step 2; statistics are of A after step 4 (counts of queries go by the
     mask alone). A row all of whose keys the bias hides has weights 0 (but for the blend) and
-    log-sum-exp −inf.
+    log-sum-exp −inf. A field that does not fit a call is a `ValueError` of that call.
 
     Several edits, one after the other: the logits of all of them first (tempers multiply, biases
     add), then each one's steps 3 and 4 in turn on what the one before leaves; gains multiply.
     ``sigmoid`` goes with no other edit's rule, blend or sigmoid.
+
+    Args:
+        temper: (batch or 1, heads or 1, queries or 1) inverse temperature.
+        bias: (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and
+            renormalises.
+        sigmoid: what is added to the logits before σ.
+        labels: (batch or 1, heads or 1, keys) ints in 0 … groups − 1, the group of each key.
+        spans: in place of labels (start, stop, group) of key columns, known on the host; elsewhere
+            group 0. Group 0 owns the main loop of the fused route: give it to most keys.
+        rule: one or several, on the same groups, one after the other: each finds the masses, and
+            the sink logit's share, as the one before leaves them.
+        blend: (heads or 1,) = u, I being the query's own key (SoftPAG); a row that does not see its
+            own key by the mask stays as it is.
+        gain: (batch or 1, heads or 1, queries or 1).
+
+    Example:
+        >>> from interp_kernels import Mask, attention
+        >>> q, v = torch.zeros(1, 1, 1, 4), torch.tensor([[[[1.0], [3.0]]]])
+        >>> k, hide = torch.zeros(1, 1, 2, 4), torch.tensor([[[-torch.inf, 0.0]]])
+        >>> attention(q, k, v, mask=Mask(q_start=1), steer=Steer(bias=hide)).out.flatten()
+        tensor([3.])
     """
 
     temper: Tensor | None = None

@@ -1,10 +1,16 @@
-"""The shape of the code of interp_kernels: a call is passed whole, and imports run one way."""
+"""The shape of the code of interp_kernels: a call is passed whole, imports run one way, and what is
+public is documented by examples that run."""
 
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
+import inspect
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import interp_kernels
 
@@ -59,3 +65,18 @@ def test_no_import_goes_in_a_circle() -> None:
     known = {module(path) for path in FILES}
     graph = {module(path): imports(path, known) for path in FILES}
     list(TopologicalSorter(graph).static_order())  # raises where there is a circle
+
+
+@pytest.mark.parametrize("name", ["dispatch", "request", "steer", "patterns", "softplus"])
+def test_examples_run(name: str) -> None:
+    module = importlib.import_module(f"interp_kernels.{name}")
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
+
+
+def test_what_is_public_says_what_it_takes() -> None:
+    for name in interp_kernels.__all__:
+        text = inspect.getdoc(getattr(interp_kernels, name)) or ""
+        if name not in ("BackendError", "Result"):
+            assert "Args:" in text and "Example:" in text and ">>> " in text, name
+            assert "Raises:" in text or "`ValueError`" in text, name

@@ -71,6 +71,8 @@ class Results:
             shape = (vis.batch, vis.heads, vis.lk)
         if name.startswith("topk"):
             shape = (*shape, request.topk)
+        if not fill:  # memory that the system zeroes when it is first touched
+            return torch.zeros(shape, dtype=dtype, device=call.q.device)
         return torch.full(shape, fill, dtype=dtype, device=call.q.device)
 
     def put(self, name: str, value: Tensor, at: Chunk) -> None:
