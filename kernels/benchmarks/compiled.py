@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,14 @@ def read(kernel: Any) -> dict[str, Any]:
 
 def cases() -> dict[str, Callable[[], Any]]:
     """name → what launches it."""
+    import specialised
+
+    from interp_kernels import Mask, Received, Request, Rule, Steer
+    from interp_kernels.call import prepare
+    from interp_kernels.fused.decode import decode
     from interp_kernels.fused.forward import NAMES, Keys, forward
+    from interp_kernels.fused.merge import Piece, merge
+    from interp_kernels.fused.received import received
 
     def tensors(
         d: int, dtype: torch.dtype = torch.bfloat16, heads: int = 4
@@ -135,8 +143,18 @@ def cases() -> dict[str, Callable[[], Any]]:
         )
 
     def run(d: int = 128, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> Callable[[], Any]:
-        base = dict(scale=0.1, causal=True, offset=0)
-        return lambda: forward(*tensors(d, dtype), **{**base, **kwargs})
+        keys, names = kwargs.pop("keys", Keys()), kwargs.pop("names", ())
+        settings = {
+            name: kwargs.pop(name) for name in ("mask", "softcap", "sinks") if name in kwargs
+        }
+        labels = dict(labels=kwargs.pop("labels", None), n_groups=kwargs.pop("n_groups", 0))
+        request, steer = Request(frozenset(names), **labels), Steer(**kwargs)
+
+        def launch() -> Any:
+            call = prepare(*tensors(d, dtype), steer=steer, scale=0.1, **settings)
+            return forward(replace(call, request=request), keys, names)
+
+        return launch
 
     labels = torch.zeros(1, 256, dtype=torch.int32)
     keep = Keys(torch.ones(1, 4, 256, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.int32))
@@ -145,26 +163,20 @@ def cases() -> dict[str, Callable[[], Any]]:
         counts=torch.zeros(1, 4, dtype=torch.int32),
     )
     everything: dict[str, Any] = dict(names=NAMES, labels=labels, n_groups=8)
-    import specialised
-
-    from interp_kernels import Mask, Received, Rule, Steer
-    from interp_kernels.fused.decode import decode
-    from interp_kernels.fused.merge import Piece, merge
-    from interp_kernels.fused.received import received
 
     def column(question: Received, **kwargs: Any) -> Callable[[], Any]:
         def launch() -> Any:
             q, k, _ = tensors(128)
-            return received(
-                q, k, torch.zeros(1, 4, 256), question, mask=Mask(), scale=0.1, **kwargs
-            )
+            call = prepare(q, k, k, scale=0.1, **kwargs)
+            return received(call, torch.zeros(1, 4, 256), question)
 
         return launch
 
-    def step(**kwargs: Any) -> Callable[[], Any]:
+    def step(steer: Steer | None = None, topk: int = 0) -> Callable[[], Any]:
         def launch() -> Any:
             q, k, v = tensors(128, heads=8)
-            return decode(q[:, :, :1], k, v, mask=Mask(q_start=255), scale=0.1, **kwargs)
+            call = prepare(q[:, :, :1], k, v, mask=Mask(q_start=255), scale=0.1, steer=steer)
+            return decode(call, topk=topk)
 
         return launch
 
@@ -177,7 +189,9 @@ def cases() -> dict[str, Callable[[], Any]]:
             gain = torch.ones(1, 4, 1)
             if rule is not None:
                 rule.keep.requires_grad_(gradients)
-            state = merge(pieces, rule, queries=256, v=v, gain=gain)
+            spans = () if rule is None else ((0, 1, 1),)
+            call = prepare(out, v, v, steer=Steer(spans=spans, rule=rule, gain=gain))
+            state = merge(pieces, call)
             return state.out.sum().backward() if gradients else state
 
         return launch
@@ -199,7 +213,7 @@ def cases() -> dict[str, Callable[[], Any]]:
         "forward plain d80": run(80),
         "forward plain fp16": run(dtype=torch.float16),
         "forward plain fp32": run(dtype=torch.float32),
-        "forward window": run(window=100),
+        "forward window": run(mask=Mask(window=100)),
         "forward softcap": run(softcap=30.0),
         "forward entropy": run(names=["entropy"]),
         "forward max+argmax": run(names=["max", "argmax"]),

@@ -49,7 +49,7 @@ run() {
       (cd "$root" && export PYTHONPATH="$PYTHONPATH:$here" &&
         timeout -k 10 "$1" "$python" -m pytest -c /dev/null --rootdir "$root" -p gpu_tests -p no:cacheprovider -q \
           -W ignore::DeprecationWarning -W ignore::FutureWarning --continue-on-collection-errors $workers \
-          $({ grep -l 'mark\.gpu' tests/test_*.py; ls tests/test_fused*.py tests/test_kernels.py tests/test_steer*.py; } | sort -u) \
+          $({ grep -rl 'mark\.gpu' tests --include='test_*.py'; ls tests/test_fused*.py tests/kernels/test_{fused*,kernels,steer*}.py; } | sort -u) \
           "${@:2}")
       ;;
     kernels) timeout -k 10 "$1" "$python" "$here/kernel_times.py" "${@:2}" ;;

@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sources = hashlib.sha256(record.digest(__file__).encode())
-    for path in sorted((record.ROOT / "tests").glob("*.py")):
+    for path in sorted((record.ROOT / "tests").rglob("*.py")):
         sources.update(path.read_bytes())
     head = dict(
         what="Tests of the kernels on a GPU.",

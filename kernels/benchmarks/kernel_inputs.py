@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from record import Row
 from torch import Tensor
 
 from interp_kernels import Mask, Result, Rule
+from interp_kernels.call import Call, prepare
 from interp_kernels.fused.forward import State, forward
 from interp_kernels.steer import factors
 
@@ -58,12 +58,12 @@ class Inputs:
 
     @cached_property
     def lse(self) -> Tensor:
-        return forward(self.q, self.k, self.v, **self.plain).lse
+        return forward(self.call).lse
 
     @property
-    def plain(self) -> Row:
-        """Arguments of a causal `forward`."""
-        return dict(scale=self.scale, causal=True, offset=0)
+    def call(self) -> Call:
+        """Plain causal attention of these tensors."""
+        return prepare(self.q, self.k, self.v)
 
     @cached_property
     def group_labels(self) -> Tensor:

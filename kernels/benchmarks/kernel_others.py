@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from interp_kernels.fused import vendor
+from interp_kernels.fused import vendor_states
 from interp_kernels.fused.forward import State
 
 
@@ -67,16 +67,16 @@ def vendor_call(
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """A causal vendor call (q, k, v) → (out, lse) with scale 1 or that of `x`."""
     if x.device.type == "cpu":
-        from interp_kernels.vendor import flash
+        from interp_kernels.streaming.vendor import flash
 
         return lambda q, k, v: flash(x.scale)(q, k, v, True, None)
-    first, why = vendor.name_of(x.q, x.k, x.v)
+    first, why = vendor_states.name_of(x.q, x.k, x.v)
     name = name or first
     if not name:
         raise Skip(why)
-    if not vendor.trusted(name, x.q.dtype, x.shape.dim, True, x.device.index):
+    if not vendor_states.trusted(name, x.q.dtype, x.shape.dim, True, x.device.index):
         raise Skip(f"{name}'s private call does not give what is expected of it here")
-    return lambda q, k, v: vendor.flash(name, x.scale)(q, k, v, True, None)
+    return lambda q, k, v: vendor_states.flash(name, x.scale)(q, k, v, True, None)
 
 
 def entropy_emulation(x: Inputs) -> Run:

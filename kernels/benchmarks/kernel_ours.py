@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import specialised
@@ -22,15 +23,16 @@ from kernel_inputs import (
     check_state,
     error,
 )
+from record import Row
 from torch import Tensor
 
 from interp_kernels import Mask, Received, Request, Result, Rule, Steer, attention, explain
-from interp_kernels.fused import vendor
+from interp_kernels.call import prepare
+from interp_kernels.fused import vendor_states
 from interp_kernels.fused.backend import DECODE_ROWS, top_rows
 from interp_kernels.fused.decode import Decoded, decode
 from interp_kernels.fused.forward import State, forward
 from interp_kernels.fused.received import received, sampled_blocks
-from interp_kernels.masking import Visibility
 from interp_kernels.steer import factors
 
 
@@ -42,9 +44,11 @@ def act_rule(device: torch.device) -> Rule:
 
 
 def statistics_run(names: Sequence[str], x: Inputs) -> Run:
+    grouped: Row = dict(labels=x.group_labels, n_groups=GROUPS) if "group_mass" in names else {}
+    request = Request(frozenset(names), cap=CAP, **grouped)
+
     def call() -> State:
-        grouped = dict(labels=x.group_labels, n_groups=GROUPS) if "group_mass" in names else {}
-        return forward(x.q, x.k, x.v, **x.plain, names=names, cap=CAP, **grouped)
+        return forward(replace(x.call, request=request), names=names)
 
     per_row = sum(GROUPS if name == "group_mass" else 1 for name in names)
     extra = 4.0 * x.shape.heads * x.length * (per_row + 1)
@@ -61,7 +65,7 @@ def received_run(share: int, x: Inputs) -> Run:
     )
 
     def call() -> Tensor:
-        return received(x.q, x.k, x.lse, Received(queries=rows), mask=x.mask, scale=x.scale)[0]
+        return received(x.call, x.lse, Received(queries=rows))[0]
 
     return Run([call], partial(check_received, x, rows=rows), x.flops / 2 / share, x.bytes / 2)
 
@@ -94,10 +98,10 @@ def scattered_run(count: int, x: Inputs) -> Run:
 
 def lse_of(x: Inputs) -> Callable[[], Tensor]:
     """The cheapest log-sum-exp at hand: the vendor's, ours where there is none."""
-    name, _ = vendor.name_of(x.q, x.k, x.v)
+    name, _ = vendor_states.name_of(x.q, x.k, x.v)
     if not name:
-        return lambda: forward(x.q, x.k, x.v, **x.plain).lse
-    call = vendor.flash(name, x.scale)
+        return lambda: forward(x.call).lse
+    call = vendor_states.flash(name, x.scale)
     return lambda: call(x.q, x.k, x.v, True, None)[1]
 
 
@@ -113,7 +117,7 @@ def act_run(share: int, x: Inputs) -> Run:
             if share == 1
             else sampled_blocks(1, x.length, share, generator=x.generator, device=x.device)
         )
-        mean = received(x.q, x.k, find_lse(), Received(queries=rows), mask=x.mask, scale=x.scale)[0]
+        mean = received(x.call, find_lse(), Received(queries=rows))[0]
         sinks = mean > ALPHA / x.length
         sinks[..., 0] = False
         found[:] = [sinks]
@@ -148,7 +152,7 @@ def decode_run(edited: bool, topk: int, whole: bool, x: Inputs) -> Run:
             return attention(
                 q, k, v, mask=mask, steer=steer, request=Request(topk=topk), backend="triton"
             )
-        return decode(q, k, v, mask=mask, scale=x.scale, steer=steer, topk=topk)
+        return decode(prepare(q, k, v, mask=mask, steer=steer), topk=topk)
 
     def check(got: Decoded | Result) -> float:
         q, k, v = (t.double() for t in caches[0])
@@ -205,12 +209,11 @@ def scattered_topk_run(rows: int, x: Inputs) -> Run:
     chosen = TOPK + torch.randint(
         x.length - TOPK, (min(rows, x.length // 2),), generator=x.generator, device=x.device
     )
-    vis = Visibility(x.mask, 1, x.shape.heads, x.length, x.length, x.device)
     request = Request(topk=TOPK, topk_rows=chosen)
     lse, last = x.lse, int(chosen[-1])
 
     def call() -> dict[str, Tensor]:
-        return top_rows(x.q, x.k, x.v, lse, vis, x.scale, None, request, Steer())
+        return top_rows(replace(x.call, request=request), lse)
 
     def check(got: dict[str, Tensor]) -> float:
         want = x.logits(0, last).softmax(0).topk(TOPK).values

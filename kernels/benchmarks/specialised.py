@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from interp_kernels.fused.forward_kernel import weights_times
-from interp_kernels.fused.parts import INTERPRETED, LOG2E, dot
+from interp_kernels.fused.primitives import INTERPRETED, LOG2E, dot
 
 
 @triton.jit

@@ -2,8 +2,8 @@
 
 from .dispatch import BackendError, attention, check_backend, explain
 from .patterns import pattern_statistics, steer_pattern, visible
+from .request import Mask, Received, Request, Result
 from .softplus import softplus_attention
-from .spec import Mask, Received, Request, Result
 from .steer import Rule, Steer
 
 __all__ = [

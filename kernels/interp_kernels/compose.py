@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from .masking import bias_visible
-from .spec import Request
-from .steer import MAX_GROUPS, Rule, Steer
-from .steered import segments
+from .request import Request
+from .steer import MAX_GROUPS, Rule, Steer, segments
 
 #: One edit, several in their order, or none.
 Steers = Steer | Sequence[Steer] | None
@@ -28,20 +27,25 @@ Steers = Steer | Sequence[Steer] | None
 
 def as_steers(steer: Steers) -> tuple[Steer, ...]:
     """In their order, those that change nothing left out."""
-    given = () if steer is None else (steer,) if isinstance(steer, Steer) else steer
-    return tuple(one for one in given if one)
+    if steer is None:
+        return ()
+    if isinstance(steer, Steer):
+        return (steer,) if steer else ()
+    return tuple(one for one in steer if one)
 
 
 def check(steer: Steers, batch: int, heads: int, queries: int, keys: int) -> None:
     """Raise `ValueError` naming the edit and the field that does not fit."""
+    if steer is None:
+        return None
     if isinstance(steer, Steer):
         return steer.check(batch, heads, queries, keys)
-    for i, one in enumerate(steer or ()):
+    for i, one in enumerate(steer):
         try:
             one.check(batch, heads, queries, keys)
         except ValueError as error:
             raise ValueError(f"Edit {i + 1}: {error}") from None
-    _check_sigmoid(as_steers(steer))
+    return _check_sigmoid(as_steers(steer))
 
 
 def _check_sigmoid(steers: Sequence[Steer]) -> None:
@@ -54,9 +58,9 @@ def _check_sigmoid(steers: Sequence[Steer]) -> None:
         )
 
 
-def refuse(steer: Steers, sinks: Tensor | None, request: Request) -> None:
+def refuse(steers: Sequence[Steer], sinks: Tensor | None, request: Request) -> None:
     """Raise `ValueError` for what has no meaning without a softmax."""
-    if all(one.sigmoid is None for one in as_steers(steer)):
+    if all(one.sigmoid is None for one in steers):
         return
     if sinks is not None:
         raise ValueError(
@@ -66,7 +70,7 @@ def refuse(steer: Steers, sinks: Tensor | None, request: Request) -> None:
         raise ValueError(
             "Under steer.sigmoid weights are no distribution; there are no statistics of them."
         )
-    _check_sigmoid(as_steers(steer))
+    _check_sigmoid(steers)
 
 
 def fuse(steer: Steers, keys: int, device: torch.device | None = None) -> tuple[Steer, ...]:

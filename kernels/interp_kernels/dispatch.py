@@ -10,14 +10,19 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import compose, reference, streaming
-from .compose import Steers
-from .masking import Visibility
-from .spec import Mask, Request, Result
+from . import reference
+from .call import Call, Settings, prepare
+from .compose import refuse
+from .request import Result
+from .streaming import route as streaming
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 BACKENDS = ("reference", "streaming", "triton")
 
@@ -37,7 +42,22 @@ def _fused() -> ModuleType | None:
 
 
 def check_backend(backend: str) -> None:
-    """Raise `BackendError` if `backend` does not exist or cannot be used on this machine."""
+    """Refuse a backend that does not exist or cannot be used on this machine.
+
+    Args:
+        backend: "auto", "reference", "streaming" or "triton".
+
+    Raises:
+        BackendError: saying which there are, or why this one is not available.
+
+    Example:
+        >>> check_backend("streaming")
+        >>> check_backend("cuda")
+        Traceback (most recent call last):
+        ...
+        interp_kernels.dispatch.BackendError: There is no backend 'cuda'; there are auto, \
+reference, streaming, triton.
+    """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(
             f"There is no backend {backend!r}; there are auto, {', '.join(BACKENDS)}."
@@ -55,132 +75,17 @@ def _unusable(device: torch.device) -> str:
     return "the package triton is not installed" if fused is None else fused.usable(device)
 
 
-def _same(argument: str, value: Tensor, like: Tensor) -> None:
-    if value.device != like.device:
-        raise ValueError(f"{argument} is on {value.device}, q on {like.device}; move one of them.")
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Mask,
-    sinks: Tensor | None,
-    request: Request | None,
-    steer: Steers,
-) -> None:
-    """Raise `ValueError` naming the argument that does not fit, before anything is computed."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, dim)."
-            )
-        if not x.is_floating_point():
-            raise ValueError(f"{name} is {x.dtype}; attention takes floating-point tensors.")
-        _same(name, x, q)
-    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
-        )
-    if not k.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(
-            f"{q.shape[1]} query heads cannot share {k.shape[1]} key-value heads evenly."
-        )
-    (batch, heads, lq, _), lk = q.shape, k.shape[2]
-    if sinks is not None and tuple(sinks.shape) != (heads,):
-        raise ValueError(
-            f"sinks has shape {tuple(sinks.shape)}, expected ({heads},): a logit a query head."
-        )
-    Visibility(mask, batch, heads, lq, lk, q.device)
-    if request is not None:
-        _check_request(request, batch, heads, lq, lk)
-    compose.check(steer, batch, heads, lq, lk)
-
-
-def _check_request(request: Request, batch: int, heads: int, lq: int, lk: int) -> None:
-    if request.labels is not None:
-        if tuple(request.labels.shape) != (batch, lk):
-            raise ValueError(
-                f"request.labels has shape {tuple(request.labels.shape)}, expected {(batch, lk)}."
-            )
-        if request.labels.is_floating_point():
-            raise ValueError(
-                f"request.labels are {request.labels.dtype}; they must be integers, a group a key."
-            )
-    if request.topk_rows is not None:
-        shape = tuple(request.topk_rows.shape)
-        if len(shape) != 1 or request.topk_rows.is_floating_point():
-            raise ValueError(
-                f"request.topk_rows is {request.topk_rows.dtype} {shape}; it must list query rows, "
-                "(m,)."
-            )
-        _in_range("request.topk_rows", request.topk_rows, lq, "query rows")
-    for name, index in request.pairs.items():
-        shapes = [(b, n) for b in (1, batch) for n in (1, lq)]
-        if index.ndim != 3 or tuple(index.shape[:2]) not in shapes:
-            raise ValueError(
-                f"pair {name!r} has shape {tuple(index.shape)}, expected ({batch}, {lq} or 1, m) "
-                "columns."
-            )
-        _in_range(f"pair {name!r}", index, lk)
-    for name, question in request.received.items():
-        if question.queries is not None and tuple(question.queries.shape) != (batch, lq):
-            shape = tuple(question.queries.shape)
-            raise ValueError(
-                f"received {name!r}: queries has shape {shape}, expected {(batch, lq)}."
-            )
-        if question.keys is not None:
-            shape = tuple(question.keys.shape)
-            if len(shape) != 3 or shape[0] not in (1, batch) or shape[1] not in (1, heads):
-                raise ValueError(
-                    f"received {name!r}: keys has shape {shape}, expected ({batch}, {heads} or 1, "
-                    "n)."
-                )
-            _in_range(f"received {name!r}: keys", question.keys, lk)
-        if question.reduce not in ("mean", "sum", "max"):
-            raise ValueError(
-                f"received {name!r}: reduce is {question.reduce!r}; it is mean, sum or max."
-            )
-
-
-def _in_range(what: str, index: Tensor, limit: int, of: str = "keys") -> None:
-    """A number past the last is an error. On a GPU looking would wait for the device, so there it
-    is not looked at."""
-    if (
-        index.device.type == "cpu"
-        and index.numel()
-        and type(index) is Tensor
-        and int(index.max()) >= limit
-    ):
-        raise ValueError(
-            f"{what} lists number {int(index.max())}, and there are {limit} {of}, from 0."
-        )
-
-
-def _resolve(
-    backend: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Mask,
-    scale: float,
-    sinks: Tensor | None,
-    request: Request | None,
-    steer: Steers,
-) -> tuple[str, str]:
+def _resolve(backend: str, call: Call) -> tuple[str, str]:
     """(backend, why not triton): raises `BackendError` if the one asked for cannot serve the
     call."""
+    if backend == "auto" and not call.q.is_cuda:
+        return "streaming", ""
     if backend not in ("auto", *BACKENDS):
         check_backend(backend)
-    if backend in ("reference", "streaming") or (backend == "auto" and not q.is_cuda):
-        return ("reference", "") if backend == "reference" else ("streaming", "")
+    if backend in ("reference", "streaming"):
+        return backend, ""
     fused = _fused()
-    if fused is None:
-        reason = "the package triton is not installed"
-    else:
-        reason = fused.why_not(
-            q, k, v, mask=mask, scale=scale, sinks=sinks, request=request, steer=steer
-        )
+    reason = "the package triton is not installed" if fused is None else fused.why_not(call)
     if backend == "triton" and reason:
         raise BackendError(
             f"The triton backend cannot serve this call: {reason}; use backend='streaming' or "
@@ -190,89 +95,78 @@ def _resolve(
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Mask | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    request: Request | None = None,
-    steer: Steers = None,
-    backend: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto", **settings: Unpack[Settings]
 ) -> Result:
-    """Attention, its log-sum-exp and the requested statistics, edited by `steer`, or by several one
-    after the other.
+    """Attention, its log-sum-exp and the requested statistics, of the weights as edited.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v);
-    query head h reads kv head h // (heads // kv_heads). logits = scale·q·k (default d^−½),
-    soft-capped as softcap·tanh(logits/softcap) before the mask (default: plain causal); sinks
-    (heads,) are extra logits without a value. Statistics are of the weights after the edit.
+    Args:
+        q: queries (batch, heads, queries, d); head h reads key-value head h // (heads // kv_heads).
+        k: keys (batch, kv_heads, keys, d).
+        v: values (batch, kv_heads, keys, d_v).
+        backend: "auto", "reference", "streaming" or "triton".
+        mask: `Mask`, which keys each query sees; default plain causal.
+        scale: logits = scale·q·k; default d^−½.
+        softcap: logits become softcap·tanh(logits / softcap), before the mask.
+        sinks: (heads,) extra logits without a value.
+        request: `Request`, the statistics wanted.
+        steer: `Steer`, or several that act one after the other.
 
-    Raises `ValueError` naming the argument whose shape, type or device does not fit; `BackendError`
-    if `backend` ("auto", "reference", "streaming", "triton") cannot serve the call.
+    Returns:
+        The output, its log-sum-exp and the statistics by name.
+
+    Raises:
+        ValueError: naming the argument whose shape, type or device does not fit.
+        BackendError: if the backend does not exist or cannot serve the call.
+
+    Example:
+        >>> q = k = torch.zeros(1, 1, 2, 4)
+        >>> v = torch.tensor([[[[1.0], [3.0]]]])
+        >>> attention(q, k, v).out.flatten()
+        tensor([1., 2.])
     """
-    mask = mask or Mask()
-    _check(q, k, v, mask, sinks, request, steer)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend != "reference":
-        steer = compose.fuse(steer, k.shape[2], q.device)
-    name, _ = _resolve(backend, q, k, v, mask, scale, sinks, request, steer)
-    if name == "triton":
-        fused = _fused()
-        assert fused is not None
-        run = fused.attention
-    else:
-        run = reference.attention if name == "reference" else streaming.attention
-    return run(
-        q, k, v, mask=mask, scale=scale, softcap=softcap, sinks=sinks, request=request, steer=steer
-    )
+    call = prepare(q, k, v, fuse=backend != "reference", **settings)
+    name, _ = _resolve(backend, call)
+    refuse(call.steers, call.sinks, call.request)
+    if name == "streaming":
+        return streaming.attention(call)
+    if name == "reference":
+        return reference.attention(call)
+    fused = _fused()
+    assert fused is not None
+    return fused.attention(call)
 
 
 def explain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Mask | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    request: Request | None = None,
-    steer: Steers = None,
-    backend: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, *, backend: str = "auto", **settings: Unpack[Settings]
 ) -> str:
-    """Which way `attention` would compute this call, and why; nothing is computed."""
-    mask = mask or Mask()
-    _check(q, k, v, mask, sinks, request, steer)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if backend != "reference":
-        steer = compose.fuse(steer, k.shape[2], q.device)
-    name, reason = _resolve(backend, q, k, v, mask, scale, sinks, request, steer)
+    """Which way `attention` would compute this call, and why; nothing is computed.
+
+    Args:
+        q: queries, as `attention` takes them.
+        k: keys.
+        v: values.
+        backend: "auto", "reference", "streaming" or "triton".
+        settings: mask, scale, softcap, sinks, request and steer, as in `attention`.
+
+    Returns:
+        One line: the backend, its way and the reason.
+
+    Raises:
+        ValueError: naming the argument whose shape, type or device does not fit.
+        BackendError: if the backend does not exist or cannot serve the call.
+
+    Example:
+        >>> q = torch.zeros(1, 1, 2, 4)
+        >>> explain(q, q, q)
+        'streaming: vendor SDPA (plain causal square)'
+    """
+    call = prepare(q, k, v, fuse=backend != "reference", **settings)
+    name, reason = _resolve(backend, call)
     if name == "reference":
         return "reference: eager, the whole attention matrix"
     if name == "triton":
         fused = _fused()
         assert fused is not None
-        return fused.explain_route(
-            q,
-            k,
-            v,
-            mask=mask,
-            softcap=softcap,
-            sinks=sinks,
-            request=Request() if request is None else request,
-            steer=steer,
-        )
-    line = streaming.explain_route(
-        q,
-        k,
-        v,
-        mask=mask,
-        softcap=softcap,
-        sinks=sinks,
-        request=Request() if request is None else request,
-        steer=steer,
-    )
+        return fused.explain_route(call)
+    line = streaming.explain_route(call)
     return f"{line}; not triton: {reason}" if reason else line

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .spec import Mask, Received
+from .request import Mask, Received
 
 #: Logit of a key that is not seen. Finite, so that 0 · INVISIBLE = 0 (−inf would give NaN in Σ
 #: p·s).
@@ -20,6 +20,11 @@ FLOOR = -1e29
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if anything is float64, else float32: half inputs are always upcast."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)`, which costs as much as a small operation where it does nothing."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def bias_visible(bias: Tensor) -> Tensor:
@@ -38,14 +43,15 @@ class Visibility:
     def __init__(
         self, mask: Mask, batch: int, heads: int, lq: int, lk: int, device: torch.device
     ) -> None:
-        self.mask, self.batch, self.heads, self.lq, self.lk, self.device = (
-            mask,
-            batch,
-            heads,
-            lq,
-            lk,
-            device,
-        )
+        self.mask, self.device = mask, device
+        self.batch, self.heads, self.lq, self.lk = batch, heads, lq, lk
+        #: Tokens kept beyond the window; 0 where the window hides nothing.
+        self.keep_first = 0
+        self.keys: Tensor | None = None
+        self.rows: Tensor | None = None
+        plain = mask.window is None and mask.keep_first == 0 and mask.starts is None
+        if plain and mask.keys is None and mask.queries is None and mask.dense is None:
+            return  # a decode step is short: nothing to check
         if mask.window is not None and mask.window < 1:
             raise ValueError(
                 f"A sliding window of {mask.window} keys sees nothing; it must be at least 1."
@@ -66,7 +72,6 @@ class Visibility:
                 f"mask.starts are {mask.starts.dtype}; they must be integers, slots of first "
                 "tokens."
             )
-        #: Tokens kept beyond the window; 0 where the window hides nothing.
         self.keep_first = mask.keep_first if self._window_hides() else 0
         self.keys = None if mask.keys is None else mask.keys.to(device=device, dtype=torch.bool)
         self.rows = (
@@ -114,6 +119,11 @@ class Visibility:
         (On a GPU this waits for the device.)"""
         columns = torch.empty(0) if self.keys is None else (~self.keys).any(0).nonzero()
         return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+
+    @property
+    def offset(self) -> int:
+        """The column at which the first row stands."""
+        return self.mask.q_start - self.mask.k_start
 
     @staticmethod
     def _check(name: str, value: Tensor | None, shapes: list[tuple[int, ...]]) -> None:
@@ -169,6 +179,11 @@ class Visibility:
         if inner0 >= inner1:
             return [(c0, c1)]
         return [(a, b) for a, b in ((c0, inner0), (inner1, c1)) if a < b]
+
+    def all_seen(self, r0: int, r1: int, c0: int, c1: int) -> bool:
+        """Every row sees every column, as far as one may tell without looking at a tensor."""
+        compact = self.keys is None and self.mask.dense is None
+        return compact and not self._edges(r0, r1, c0, c1)
 
     def geometry(self, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
         """(batch or 1, 1, rows, columns) bool: seen by causality, window and `keep_first` alone."""

@@ -3,50 +3,38 @@ against it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from .compose import Steers, as_steers, refuse
+from .call import Call, prepare
+from .compose import Steers
 from .masking import Visibility, bias_visible, compute_dtype
-from .spec import Mask, Request, Result
+from .request import Mask, Received, Request, Result
 from .steer import Steer, share_out
 
 
-def _logits(
-    q: Tensor,
-    k: Tensor,
-    *,
-    mask: Mask,
-    scale: float,
-    softcap: float | None,
-    dtype: torch.dtype,
-    steers: Sequence[Steer],
-) -> tuple[Tensor, Tensor, Tensor, Visibility]:
+def _logits(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (batch, heads, queries, keys), −inf where unseen or hidden by an edit's bias; visible
-    by the mask, and shown (not hidden by the bias either), same shape, bool; the prepared mask."""
-    batch, heads, lq, _ = q.shape
-    lk = k.shape[2]
-    keys = k.to(dtype).repeat_interleave(heads // k.shape[1], dim=1)
-    logits = scale * (q.to(dtype) @ keys.transpose(-1, -2))
+    by the mask, and shown (not hidden by the bias either), same shape, bool."""
+    q, softcap, vis, dense = call.q, call.softcap, call.vis, call.mask.dense
+    keys = call.k.to(dtype).repeat_interleave(call.group, dim=1)
+    logits = call.scale * (q.to(dtype) @ keys.transpose(-1, -2))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    for steer in steers:
+    for steer in call.steers:
         if steer.temper is not None:
             logits = logits * steer.temper.to(logits)[..., None]
-    vis = Visibility(mask, batch, heads, lq, lk, q.device)
-    visible = vis.visible(slice(None), slice(None), 0, lq, 0, lk).expand(logits.shape)
-    if mask.dense is not None and mask.dense.dtype != torch.bool:
-        bias = mask.dense.to(q.device)
+    visible = vis.visible(slice(None), slice(None), 0, vis.lq, 0, vis.lk).expand(logits.shape)
+    if dense is not None and dense.dtype != torch.bool:
+        bias = dense.to(q.device)
         logits = logits + torch.where(bias_visible(bias), bias, 0).to(dtype)
     shown = visible
-    for steer in steers:
+    for steer in call.steers:
         if steer.bias is not None:
             kept = bias_visible(steer.bias.to(q.device))[:, :, None]
             logits = logits + torch.where(kept, steer.bias.to(q.device)[:, :, None], 0).to(dtype)
             shown = shown & kept
-    return logits.masked_fill(~shown, -torch.inf), visible, shown, vis
+    return logits.masked_fill(~shown, -torch.inf), visible, shown
 
 
 def _softmax(logits: Tensor, visible: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -88,23 +76,10 @@ def edited(
     return a, sink
 
 
-def _weights(
-    q: Tensor,
-    k: Tensor,
-    *,
-    mask: Mask,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    steer: Steers,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Visibility]:
-    """A after all edits, lse, visible by the mask, what an index may name, and the prepared
-    mask."""
-    steers = as_steers(steer)
-    logits, visible, shown, vis = _logits(
-        q, k, mask=mask, scale=scale, softcap=softcap, dtype=dtype, steers=steers
-    )
+def _weights(call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A after all edits, lse, visible by the mask, and what an index may name."""
+    sinks, steers = call.sinks, call.steers
+    logits, visible, shown = _logits(call, dtype)
     sigmoid = next((s.sigmoid for s in steers if s.sigmoid is not None), None)
     a, lse = _softmax(logits, shown, sinks) if sigmoid is None else _sigmoid(logits, sigmoid)
     sink = torch.zeros_like(lse)[..., None]
@@ -114,8 +89,8 @@ def _weights(
             empty, 0.0
         )[..., None]
     for one in steers:
-        a, sink = edited(a, sink, visible, vis, one)
-    return a, lse, visible, shown | (visible & (a > 0)), vis
+        a, sink = edited(a, sink, visible, call.vis, one)
+    return a, lse, visible, shown | (visible & (a > 0))
 
 
 def weights(
@@ -130,37 +105,22 @@ def weights(
 ) -> Tensor:
     """A (batch, heads, queries, keys): exp(logit − lse), edited, 0 where unseen. For tests and tiny
     inputs: L × L."""
-    dtype = compute_dtype(q, k)
-    return _weights(
-        q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype
-    )[0]
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Mask,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    request: Request | None = None,
-    steer: Steers = None,
-) -> Result:
-    """out = gain·A V with q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch,
-    kv_heads, keys, d_v) and A as edited."""
-    refuse(steer, sinks, request or Request())
-    dtype = compute_dtype(q, k, v)
-    a, lse, visible, shown, vis = _weights(
-        q, k, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer, dtype=dtype
+    call = prepare(
+        q, k, k, fuse=False, mask=mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer
     )
-    out = a @ v.to(dtype).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    for one in as_steers(steer):
+    return _weights(call, compute_dtype(q, k))[0]
+
+
+def attention(call: Call) -> Result:
+    """out = gain·A V, by the definition, with A as edited."""
+    v = call.v
+    a, lse, visible, shown = _weights(call, call.dtype)
+    out = a @ v.to(call.dtype).repeat_interleave(call.group, dim=1)
+    for one in call.steers:
         if one.gain is not None:
             out = out * one.gain.to(out)[..., None]
     with torch.no_grad():
-        stats = statistics(a, visible, vis, request or Request(), shown)
+        stats = statistics(a, visible, call.vis, call.request, shown)
     return Result(out.to(v.dtype), lse, stats)
 
 
@@ -195,15 +155,9 @@ def statistics(
         picked = a.gather(-1, index.clamp_min(0)) * (index >= 0)
         stats[f"pair_mass:{name}"] = picked.sum(-1)
     for name, question in request.received.items():
-        counted = visible & vis.row_set(question.queries)[:, None, :, None]
-        if question.band is not None:
-            counted = counted & vis.band(question.band, 0, lq, 0, lk)
-        count = counted.sum(-2)
-        received = (a * counted).amax(-2) if question.reduce == "max" else (a * counted).sum(-2)
-        received = received / count.clamp_min(1) if question.reduce == "mean" else received
-        stats[f"received:{name}"] = pick(received, question.keys)
-        per_head = vis.mask.dense is not None and vis.mask.dense.shape[1] > 1
-        stats[f"received_count:{name}"] = count if per_head else count[:, :1]
+        stats[f"received:{name}"], stats[f"received_count:{name}"] = _received(
+            a, visible, vis, question
+        )
     if request.topk:
         n = min(request.topk, lk)
         prob, index = a.masked_fill(~shown, -1.0).topk(n, dim=-1)
@@ -213,6 +167,20 @@ def statistics(
         stats["topk_prob"] = torch.nn.functional.pad(prob.clamp_min(0), (0, request.topk - n))
         choose_rows(stats, request)
     return stats
+
+
+def _received(
+    a: Tensor, visible: Tensor, vis: Visibility, question: Received
+) -> tuple[Tensor, Tensor]:
+    """What the columns receive of A by one question, and from how many queries."""
+    counted = visible & vis.row_set(question.queries)[:, None, :, None]
+    if question.band is not None:
+        counted = counted & vis.band(question.band, 0, vis.lq, 0, vis.lk)
+    count = counted.sum(-2)
+    received = (a * counted).amax(-2) if question.reduce == "max" else (a * counted).sum(-2)
+    received = received / count.clamp_min(1) if question.reduce == "mean" else received
+    per_head = vis.mask.dense is not None and vis.mask.dense.shape[1] > 1
+    return pick(received, question.keys), count if per_head else count[:, :1]
 
 
 def choose_rows(stats: dict[str, Tensor], request: Request) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .masking import Visibility, bias_visible, compute_dtype
-from .spec import Mask
+from .request import Mask
 
 #: Weights held at a time (elements), and the rows that are at most.
 _BUDGET, _MAX_ROWS = 1 << 22, 128
@@ -43,13 +43,27 @@ def softplus_attention(
     power: float | None = 3.0,
     heads: Sequence[int] | None = None,
 ) -> Tensor:
-    """A'·v, or A·v with power None: (batch, heads, queries, d_v) in v's dtype, 0 in rows that see
-    nothing.
+    """Output of softplus attention, A'·v, or A·v with power None. Differentiable, any device.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v);
-    query head h reads kv head h // (heads // kv_heads). mask: default plain causal; a dense float
-    bias is added inside the softplus. heads: only these query heads, in this order; the result has
-    as many. Differentiable, any device.
+    Args:
+        q: queries (batch, heads, queries, d); head h reads key-value head h // (heads // kv_heads).
+        k: keys (batch, kv_heads, keys, d).
+        v: values (batch, kv_heads, keys, d_v).
+        mask: `Mask`, default plain causal; a dense float bias is added inside the softplus.
+        power: p of the re-weighting, at least 1; None for none.
+        heads: only these query heads, in this order; the result has as many.
+
+    Returns:
+        (batch, heads, queries, d_v) in v's dtype, 0 in rows that see nothing.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> q = torch.ones(1, 1, 2, 4)
+        >>> v = torch.tensor([[[[1.0], [3.0]]]])
+        >>> softplus_attention(q, q, v, power=None).flatten()
+        tensor([1., 2.])
     """
     if power is not None and power < 1:
         raise ValueError(f"power is {power}; it must be at least 1, or None for no re-weighting.")

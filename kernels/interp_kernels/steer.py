@@ -1,8 +1,9 @@
-"""What changes attention at one call: logits before the softmax, a rule over groups of keys after
-it, gains on z."""
+"""Edits of one attention call: logits before the softmax, rules over groups of keys after it, gains
+on the output."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,19 +20,30 @@ NOTHING = 1e-30
 
 @dataclass(frozen=True)
 class Rule:
-    """A redistribution of weights between groups of keys, from their masses P_g = Σ_{k in g} A:
+    """A redistribution of weights between groups of keys, from their masses P_g = Σ_{k in g} A.
 
         w_g = keep_g·P_g + receive_g·P_g / (Σ_r receive_r·P_r) · Σ_g (1 − keep_g)·P_g
         A' = A·w_g/P_g
 
     What `keep` takes away is shared out in proportion to receive·P. A row none of whose receivers
     is visible (holds more than 1e-30) stays as it is; without `receive` (or all 0) the mass is
-    gone. ACT: keep (1, β), receive (1, 0). With ``renormalise`` (and no `receive`): w_g =
-    keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits.
+    gone. ACT: keep (1, β), receive (1, 0). A field that does not fit a call is a `ValueError` of
+    that call.
 
-    keep, receive: (heads or 1, groups). tests (tests, groups), bounds (tests,): the rule applies to
-    rows where tests·P ≥ bounds, all of them (VAR's portions are linear in P). rows (batch, queries)
-    bool: only there.
+    Args:
+        keep: (heads or 1, groups) what each group keeps of its mass.
+        receive: (heads or 1, groups) in which proportions the groups receive what is freed.
+        renormalise: w_g = keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits;
+            `receive` is None then.
+        tests: (tests, groups): the rule applies to rows where tests·P ≥ bounds, all of them (VAR's
+            portions are linear in P).
+        bounds: (tests,).
+        rows: (batch, queries) bool: only there.
+
+    Example:
+        >>> half = Rule(keep=torch.tensor([[1.0, 0.5]]), receive=torch.tensor([[1.0, 0.0]]))
+        >>> factors(torch.tensor([[[[0.2, 0.8]]]]), half).flatten()
+        tensor([3.0000, 0.5000])
     """
 
     keep: Tensor
@@ -47,11 +59,50 @@ class Rule:
 
     def to(self, device: torch.device) -> Rule:
         """The same with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            name: _move(getattr(self, name), device)
-            for name in ("keep", "receive", "tests", "bounds", "rows")
-        }
+        names = ("keep", "receive", "tests", "bounds", "rows")
+        given = {name: getattr(self, name) for name in names}
+        if all(value is None or value.device == device for value in given.values()):
+            return self
+        moved: dict[str, Any] = {name: _move(value, device) for name, value in given.items()}
         return replace(self, **moved)
+
+    def check(self, groups: int, batch: int, heads: int, queries: int) -> None:
+        """Raise `ValueError` naming the field that does not fit, or if it has not that many
+        groups."""
+        own = self.groups
+        if not 1 <= own <= MAX_GROUPS:
+            raise ValueError(f"steer.rule.keep has {own} groups; 1 to {MAX_GROUPS} are possible.")
+        if own != groups:
+            raise ValueError(
+                f"steer.rule: rules one after the other share their groups; {groups}, {own}."
+            )
+        for name, value in (("keep", self.keep), ("receive", self.receive)):
+            if value is not None and not _fits(value, (heads, own), 1):
+                raise ValueError(
+                    f"steer.rule.{name} has shape {tuple(value.shape)}, expected ({heads} or 1, "
+                    f"{own})."
+                )
+        if self.renormalise and self.receive is not None:
+            raise ValueError(
+                "steer.rule: renormalise shares with everything; receive has no meaning then."
+            )
+        self._check_tests()
+        if self.rows is not None and tuple(self.rows.shape) != (batch, queries):
+            raise ValueError(
+                f"steer.rule.rows has shape {tuple(self.rows.shape)}, expected {(batch, queries)}."
+            )
+
+    def _check_tests(self) -> None:
+        if (self.tests is None) != (self.bounds is None):
+            raise ValueError("steer.rule.tests and steer.rule.bounds go together.")
+        if self.tests is None or self.bounds is None:
+            return
+        n = self.tests.shape[0]
+        fits = tuple(self.tests.shape) == (n, self.groups) and self.bounds.shape == (n,)
+        if not (1 <= n <= MAX_TESTS and fits):
+            raise ValueError(
+                f"steer.rule.tests must be (1 to {MAX_TESTS}, {self.groups}), bounds as long."
+            )
 
 
 def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
@@ -60,33 +111,43 @@ def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Steer:
-    """An edit of one attention call, in this order:
+    """An edit of one attention call: its logits, then its weights, then its output.
 
-    1. logits = temper · softcap(scale·q·k) + bias: ``temper`` (batch or 1, heads or 1, queries or
-    1), ``bias``
-       (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and
-       renormalises.
+    1. logits = temper · softcap(scale·q·k) + bias.
     2. A = softmax, or σ(logits + ``sigmoid``) where that is given (no normalisation; neither rule,
-    sinks nor
-       statistics then, and the log-sum-exp is ln Σ_k σ).
-    3. ``rule`` over the groups that ``labels`` (batch or 1, heads or 1, keys), ints in 0 … groups −
-    1, or ``spans``
-       ((start, stop, group) of key columns, known on the host; elsewhere group 0) define; several
-       rules, on the same groups, one after the other: each finds the masses, and the sink logit's
-       share, as the one before leaves them. Group 0 owns the main loop of the fused route: give it
-       to most keys.
-    4. ``blend`` (heads or 1,) = u: A ← (1 − u)·A + u·I, I the query's own key (SoftPAG); a row that
-    does not see its
-       own key by the mask stays as it is.
-    5. ``gain`` (batch or 1, heads or 1, queries or 1) on the output; no part of A.
+       sinks nor statistics then, and the log-sum-exp is ln Σ_k σ).
+    3. ``rule`` over groups of keys.
+    4. ``blend``: A ← (1 − u)·A + u·I.
+    5. ``gain`` on the output; no part of A.
 
     The log-sum-exp is that of step 2; statistics are of A after step 4 (counts of queries go by the
     mask alone). A row all of whose keys the bias hides has weights 0 (but for the blend) and
-    log-sum-exp −inf.
+    log-sum-exp −inf. A field that does not fit a call is a `ValueError` of that call.
 
     Several edits, one after the other: the logits of all of them first (tempers multiply, biases
     add), then each one's steps 3 and 4 in turn on what the one before leaves; gains multiply.
     ``sigmoid`` goes with no other edit's rule, blend or sigmoid.
+
+    Args:
+        temper: (batch or 1, heads or 1, queries or 1) inverse temperature.
+        bias: (batch or 1, heads or 1, keys), −inf hides a key; ln a multiplies its weight by a and
+            renormalises.
+        sigmoid: what is added to the logits before σ.
+        labels: (batch or 1, heads or 1, keys) ints in 0 … groups − 1, the group of each key.
+        spans: in place of labels (start, stop, group) of key columns, known on the host; elsewhere
+            group 0. Group 0 owns the main loop of the fused route: give it to most keys.
+        rule: one or several, on the same groups, one after the other: each finds the masses, and
+            the sink logit's share, as the one before leaves them.
+        blend: (heads or 1,) = u, I being the query's own key (SoftPAG); a row that does not see its
+            own key by the mask stays as it is.
+        gain: (batch or 1, heads or 1, queries or 1).
+
+    Example:
+        >>> from interp_kernels import Mask, attention
+        >>> q, v = torch.zeros(1, 1, 1, 4), torch.tensor([[[[1.0], [3.0]]]])
+        >>> k, hide = torch.zeros(1, 1, 2, 4), torch.tensor([[[-torch.inf, 0.0]]])
+        >>> attention(q, k, v, mask=Mask(q_start=1), steer=Steer(bias=hide)).out.flatten()
+        tensor([3.])
     """
 
     temper: Tensor | None = None
@@ -99,9 +160,13 @@ class Steer:
     gain: Tensor | None = None
 
     def __bool__(self) -> bool:
-        return any(
-            x is not None
-            for x in (self.temper, self.bias, self.sigmoid, self.rule, self.blend, self.gain)
+        return (
+            self.rule is not None
+            or self.bias is not None
+            or self.temper is not None
+            or self.sigmoid is not None
+            or self.blend is not None
+            or self.gain is not None
         )
 
     @property
@@ -144,64 +209,61 @@ class Steer:
 
     def check(self, batch: int, heads: int, queries: int, keys: int) -> None:
         """Raise `ValueError` naming the field whose shape or value does not fit."""
-        shapes = {
-            "temper": (batch, heads, queries),
-            "bias": (batch, heads, keys),
-            "gain": (batch, heads, queries),
-        }
-        for name, shape in shapes.items():
-            value = getattr(self, name)
-            last = (
-                1 if name == "bias" else 3
-            )  # bias is per key, the others may be the same for all queries
-            if value is not None and not _fits(
-                value, shape, broadcast=range(2 if last == 1 else 3)
-            ):
+        for name, value, last in (
+            ("temper", self.temper, queries),
+            ("bias", self.bias, keys),
+            ("gain", self.gain, queries),
+        ):
+            # bias is per key, the others may be the same for all queries
+            shared = 2 if name == "bias" else 3
+            if value is not None and not _fits(value, (batch, heads, last), shared):
                 raise ValueError(
-                    f"steer.{name} has shape {tuple(value.shape)}, expected {shape} (1 where "
-                    "shared)."
+                    f"steer.{name} has shape {tuple(value.shape)}, expected "
+                    f"{(batch, heads, last)} (1 where shared)."
                 )
-        if self.blend is not None and not _fits(self.blend, (heads,), broadcast=range(1)):
+        if self.blend is not None and not _fits(self.blend, (heads,), 1):
             raise ValueError(
                 f"steer.blend has shape {tuple(self.blend.shape)}, expected ({heads},) or (1,)."
             )
+        rules = self.rules
         if self.sigmoid is not None and self.rule is not None:
             raise ValueError(
                 "steer.rule redistributes softmax mass; with steer.sigmoid there is none."
             )
-        rules = self.rules
-        if not rules:
-            if self.rule is not None:
-                raise ValueError("steer.rule is an empty sequence; None is no rule.")
-            if self.labels is not None or self.spans:
-                raise ValueError(
-                    "steer.labels and steer.spans say where steer.rule applies; there is no rule."
-                )
-            return
-        if (self.labels is None) == (not self.spans):
+        if rules:
+            self._check_where(batch, heads, keys)
+            for rule in rules:
+                rule.check(rules[0].groups, batch, heads, queries)
+            self._check_groups(rules[0].groups, keys)
+        elif self.rule is not None:
+            raise ValueError("steer.rule is an empty sequence; None is no rule.")
+        elif self.labels is not None or self.spans:
+            raise ValueError(
+                "steer.labels and steer.spans say where steer.rule applies; there is no rule."
+            )
+
+    def _check_where(self, batch: int, heads: int, keys: int) -> None:
+        """The groups are said once, and by labels of the right shape and type."""
+        labels = self.labels
+        if (labels is None) == (not self.spans):
             raise ValueError("steer.rule needs either steer.labels or steer.spans.")
-        if self.labels is not None and not _fits(
-            self.labels, (batch, heads, keys), broadcast=range(2)
-        ):
+        if labels is None:
+            return
+        if not _fits(labels, (batch, heads, keys), 2):
             raise ValueError(
-                f"steer.labels has shape {tuple(self.labels.shape)}, expected "
-                f"{(batch, heads, keys)}."
+                f"steer.labels has shape {tuple(labels.shape)}, expected {(batch, heads, keys)}."
             )
-        if self.labels is not None and (
-            self.labels.is_floating_point() or self.labels.dtype == torch.bool
-        ):
+        if labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(
-                f"steer.labels are {self.labels.dtype}; they must be integers, the group of each "
-                "key."
+                f"steer.labels are {labels.dtype}; they must be integers, the group of each key."
             )
-        for rule in rules:
-            self._check_rule(rule, batch, heads, queries)
-        groups = self.groups
-        if self.labels is not None and self.labels.device.type == "cpu" and self.labels.numel():
-            low, high = (
-                int(self.labels.min()),
-                int(self.labels.max()),
-            )  # on a GPU this would wait for the device
+
+    def _check_groups(self, groups: int, keys: int) -> None:
+        """No key is in a group that the rule does not have."""
+        labels = self.labels
+        # on a GPU this would wait for the device
+        if labels is not None and labels.device.type == "cpu" and labels.numel():
+            low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= groups:
                 raise ValueError(
                     f"steer.labels has groups {low} to {high}; the rule has {groups}, from 0."
@@ -213,50 +275,38 @@ class Steer:
                     f"{groups} groups."
                 )
 
-    def _check_rule(self, rule: Rule, batch: int, heads: int, queries: int) -> None:
-        if not 1 <= rule.groups <= MAX_GROUPS:
-            raise ValueError(
-                f"steer.rule.keep has {rule.groups} groups; 1 to {MAX_GROUPS} are possible."
-            )
-        if rule.groups != self.groups:
-            raise ValueError(
-                f"steer.rule: rules one after the other share their groups; {self.groups}, "
-                f"{rule.groups}."
-            )
-        for name in ("keep", "receive"):
-            value = getattr(rule, name)
-            if value is not None and not _fits(value, (heads, rule.groups), broadcast=range(1)):
-                raise ValueError(
-                    f"steer.rule.{name} has shape {tuple(value.shape)}, expected ({heads} or 1, "
-                    f"{rule.groups})."
-                )
-        if rule.renormalise and rule.receive is not None:
-            raise ValueError(
-                "steer.rule: renormalise shares with everything; receive has no meaning then."
-            )
-        if (rule.tests is None) != (rule.bounds is None):
-            raise ValueError("steer.rule.tests and steer.rule.bounds go together.")
-        if rule.tests is not None and rule.bounds is not None:
-            n = rule.tests.shape[0]
-            if (
-                not 1 <= n <= MAX_TESTS
-                or tuple(rule.tests.shape) != (n, rule.groups)
-                or rule.bounds.shape != (n,)
-            ):
-                raise ValueError(
-                    f"steer.rule.tests must be (1 to {MAX_TESTS}, {rule.groups}), bounds as long."
-                )
-        if rule.rows is not None and tuple(rule.rows.shape) != (batch, queries):
-            raise ValueError(
-                f"steer.rule.rows has shape {tuple(rule.rows.shape)}, expected {(batch, queries)}."
-            )
 
-
-def _fits(value: Tensor, shape: tuple[int, ...], broadcast: range) -> bool:
-    sizes = enumerate(zip(value.shape, shape, strict=True)) if value.ndim == len(shape) else []
-    return value.ndim == len(shape) and all(
-        have == want or (have == 1 and i in broadcast) for i, (have, want) in sizes
+def _fits(value: Tensor, shape: tuple[int, ...], shared: int) -> bool:
+    """The value has the shape, or 1 in some of its first `shared` dimensions."""
+    have = value.shape
+    if have == shape:
+        return True
+    if len(have) != len(shape):
+        return False
+    return all(
+        n == want or (n == 1 and i < shared)
+        for i, (n, want) in enumerate(zip(have, shape, strict=True))
     )
+
+
+def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
+    """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different
+    groups. Later spans win where spans overlap, and group 0 has the rest."""
+    if len(spans) == 1:
+        start, stop, group = spans[0]
+        start, stop = min(start, keys), min(stop, keys)
+        if start >= stop or group == 0:
+            return [(0, keys, 0)] if keys else []
+        cut = ((0, start, 0), (start, stop, group), (stop, keys, 0))
+        return [one for one in cut if one[0] < one[1]]
+    edges = sorted({0, keys} | {min(edge, keys) for span in spans for edge in span[:2]})
+    found: list[tuple[int, int, int]] = []
+    for a, b in itertools.pairwise(edges):
+        group = next((g for start, stop, g in reversed(spans) if start <= a < stop), 0)
+        if found and found[-1][2] == group:
+            a = found.pop()[0]
+        found.append((a, b, group))
+    return found
 
 
 def as_rules(rule: Rule | Sequence[Rule] | None) -> tuple[Rule, ...]:
@@ -280,39 +330,47 @@ def share_out(
 ) -> tuple[Tensor, Tensor]:
     """`factors`, and the sink logit's share (batch, heads, queries, 1) after the rules: only
     renormalising moves it."""
-    rules = as_rules(rule)
     if sink is None:
         sink = (1 - mass.sum(-1, keepdim=True)).clamp_min(0)
-    made = torch.ones_like(mass)
-    for one in rules:
-        factor, left = _factors(mass * made, one, sink)
-        made, sink = made * factor, sink * left
-    return made, sink
+    made: Tensor | None = None
+    for one in as_rules(rule):
+        factor, left = _factors(mass if made is None else mass * made, one, sink)
+        made = factor if made is None else made * factor
+        sink = sink if left is None else sink * left
+    return torch.ones_like(mass) if made is None else made, sink
 
 
-def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors of one rule, and the sink logit's."""
-    keep = rule.keep.to(mass)[None, :, None]  # (1, heads or 1, 1, groups)
-    kept = (keep * mass).sum(-1, keepdim=True)
-    left = torch.ones_like(sink)
+def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The factors of one rule, and the sink logit's, None for 1."""
+    keep = _like(rule.keep, mass).unsqueeze(1)  # (heads or 1, 1, groups)
+    left = None
     if rule.renormalise:
-        total = kept + sink
-        safe = torch.where(total > 0, total, 1)
-        new = torch.where(total > 0, keep / safe, torch.zeros_like(mass))
-        left = left / safe
+        total = (keep * mass).sum(-1, keepdim=True) + sink
+        some = total > 0
+        safe = torch.where(some, total, 1)
+        new = torch.where(some, keep / safe, torch.zeros_like(mass))
+        left = torch.ones_like(sink) / safe
     elif rule.receive is None:
         new = keep.expand_as(mass)
     else:
-        receive = rule.receive.to(mass)[None, :, None]
+        receive = _like(rule.receive, mass).unsqueeze(1)
         shared = (receive * mass).sum(-1, keepdim=True)
         freed = ((1 - keep) * mass).sum(-1, keepdim=True)
-        moved = keep + receive * freed / torch.where(shared > NOTHING, shared, 1)
-        nobody = (receive == 0).all(-1, keepdim=True)  # this head drops the mass
-        new = torch.where((shared > NOTHING) | nobody, moved, torch.ones_like(mass))
+        held = shared > NOTHING
+        lacking = ~held
+        moved = keep + receive * freed / shared.masked_fill(lacking, 1.0)
+        somebody = receive.any(-1, keepdim=True)  # else this head drops the mass
+        new = moved.masked_fill(lacking & somebody, 1.0)
+    if rule.tests is None and rule.rows is None:  # every row
+        return new, left
     here = applies(mass, rule)
-    return torch.where(here, new, torch.ones_like(mass)), torch.where(
-        here, left, torch.ones_like(left)
-    )
+    return torch.where(here, new, 1), None if left is None else torch.where(here, left, 1)
+
+
+def _like(value: Tensor, other: Tensor) -> Tensor:
+    """`value.to(other)`, which costs as much as a small operation where it does nothing."""
+    same = value.dtype == other.dtype and value.device == other.device
+    return value if same else value.to(other)
 
 
 def applies(mass: Tensor, rule: Rule) -> Tensor:

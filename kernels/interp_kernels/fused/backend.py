@@ -16,20 +16,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import reference, spans
-from ..chunked import run_chunks
-from ..compose import Steers, fuse, refuse
+from .. import reference
+from ..call import Call
 from ..masking import Visibility
-from ..pairs import pair_mass
-from ..spec import Mask, Request, Result
+from ..request import Request, Result
 from ..steer import Steer, factors
-from ..steered import segments
-from ..vendor import geometry
-from . import vendor
+from ..streaming import spans
+from ..streaming.chunked import run_chunks
+from ..streaming.listed_keys import pair_mass
+from ..streaming.vendor import geometry
+from . import vendor_states
 from .decode import decode
 from .forward import NAMES, Keys, State, forward
 from .merge import Piece, merge
-from .parts import DTYPES, INTERPRETED, MAX_DIM, MAX_GROUPS
+from .primitives import DTYPES, INTERPRETED, MAX_DIM, MAX_GROUPS
 from .received import received
 
 #: Up to so many query rows are a decode step: split over the keys, scores kept.
@@ -60,85 +60,69 @@ def usable(device: torch.device) -> str:
     )
 
 
-def why_not(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Mask,
-    scale: float,
-    sinks: Tensor | None = None,
-    request: Request | None = None,
-    steer: Steers = None,
-) -> str:
+def why_not(call: Call) -> str:
     """Why this call is not for the kernels, "" if it is."""
-    if reason := usable(q.device):
+    q, steer = call.q, call.steer
+    if reason := usable(q.device) or _why_not_tensors(call):
         return reason
+    if call.mask.dense is not None:
+        return "the mask is dense; the kernels know causality, windows, offsets and padding"
+    if call.vis.keep_first:
+        return "mask.keep_first keeps keys beyond the window, which the streaming route has"
+    if call.scale <= 0:
+        return (
+            f"the scale is {call.scale}; the kernels fuse it with the maximum and want it positive"
+        )
+    if len(call.steers) > 1:
+        return (
+            "edits after a blend, or of more than 256 groups together, need the whole weights: "
+            "the streaming route"
+        )
+    if steer.groups > MAX_GROUPS:
+        return f"the rule has {steer.groups} groups of keys; the kernels take up to {MAX_GROUPS}"
+    if call.needs_grad(q, call.k, call.v, call.sinks, steer.temper, steer.bias):
+        return "q, k, v, sinks, temper or bias need gradients, which the streaming route has"
+    decodes = _decodes(call)
+    if decodes and call.needs_grad(None, *steer.tensors):
+        return "an edit's parameters need gradients in a decode step, which the streaming route has"
+    if call.request and not decodes and (steer.rule is not None or steer.blend is not None):
+        return "statistics of weights after a rule or a blend need the streaming route"
+    if call.request and decodes and steer.blend is not None:
+        return "statistics of weights after a blend need the streaming route"
+    return ""
+
+
+def _why_not_tensors(call: Call) -> str:
+    """Why these queries, keys and values are not for the kernels, "" if they are."""
+    q, k, v = call.q, call.k, call.v
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         return (
             f"q, k and v are {q.dtype}, {k.dtype}, {v.dtype}; the kernels take one of bf16, "
             "fp16 and fp32"
         )
-    if max(q.shape[3], v.shape[3]) > MAX_DIM:
-        return (
-            f"heads of dimension {max(q.shape[3], v.shape[3])} do not fit a tile; up to "
-            f"{MAX_DIM} do"
-        )
-    if mask.dense is not None:
-        return "the mask is dense; the kernels know causality, windows, offsets and padding"
-    if Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device).keep_first:
-        return "mask.keep_first keeps keys beyond the window, which the streaming route has"
-    if scale <= 0:
-        return f"the scale is {scale}; the kernels fuse it with the maximum and want it positive"
-    steers = fuse(steer, k.shape[2], q.device)
-    if len(steers) > 1:
-        return (
-            "edits after a blend, or of more than 256 groups together, need the whole weights: "
-            "the streaming route"
-        )
-    steer = _only(steers)
-    if steer.groups > MAX_GROUPS:
-        return f"the rule has {steer.groups} groups of keys; the kernels take up to {MAX_GROUPS}"
-    if torch.is_grad_enabled():
-        leaves = [q, k, v, sinks, steer.temper, steer.bias]
-        if any(t is not None and t.requires_grad for t in leaves):
-            return "q, k, v, sinks, temper or bias need gradients, which the streaming route has"
-        if any(t.requires_grad for t in steer.tensors) and _decodes(q, steer):
-            return (
-                "an edit's parameters need gradients in a decode step, which the streaming "
-                "route has"
-            )
-    if request and not _decodes(q, steer) and (steer.rule is not None or steer.blend is not None):
-        return "statistics of weights after a rule or a blend need the streaming route"
-    if request and _decodes(q, steer) and steer.blend is not None:
-        return "statistics of weights after a blend need the streaming route"
+    dim = max(q.shape[3], v.shape[3])
+    if dim > MAX_DIM:
+        return f"heads of dimension {dim} do not fit a tile; up to {MAX_DIM} do"
     return ""
 
 
-def _only(steers: tuple[Steer, ...]) -> Steer:
-    """The one edit that `fuse` left."""
-    if len(steers) > 1:
+def _ready(call: Call) -> Call:
+    """The call with its edit on the device of its queries."""
+    if len(call.steers) > 1:
         raise ValueError("The kernels take edits that fuse into one; `why_not` says so.")
-    return steers[0] if steers else Steer()
+    return replace(call, steers=tuple(one.to(call.q.device) for one in call.steers))
 
 
-def _decodes(q: Tensor, steer: Steer) -> bool:
-    return q.shape[2] <= DECODE_ROWS and steer.sigmoid is None and len(steer.rules) < 2
+def _decodes(call: Call) -> bool:
+    steer = call.steer
+    return call.vis.lq <= DECODE_ROWS and steer.sigmoid is None and len(steer.rules) < 2
 
 
-def choose(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    vis: Visibility,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steer: Steer,
-) -> Route:
+def choose(call: Call) -> Route:
     """Which kernels, and why."""
-    if _decodes(q, steer):
-        return Route("decode", f"{q.shape[2]} query row{'s' * (q.shape[2] > 1)}")
+    request, steer, vis = call.request, call.steer, call.vis
+    if _decodes(call):
+        return Route("decode", f"{vis.lq} query row{'s' * (vis.lq > 1)}")
     own = "forward" if steer.rule is None else "groups"
     if request.names - {"pair_mass"}:
         return Route(
@@ -149,243 +133,128 @@ def choose(
             return Route(own, f"steer.{name} changes the logits")
     if steer.labels is not None:
         return Route(own, "a rule over scattered keys: a state a group, merged")
-    if softcap is not None:
+    if call.softcap is not None:
         return Route(own, "of soft-capped logits")
     if vis.keys is not None:
         return Route(own, "of padding")
     shape, why = geometry(vis)
     if not shape:
         return Route(own, f"because {why}")
-    if steer.rule is not None and len(segments(steer.spans, vis.lk)) > 8:
+    if steer.rule is not None and len(call.segments) > 8:
         return Route(own, "the spans cut the keys into more than 8 segments")
-    call, why = vendor.name_of(q, k, v)
-    if not call:
+    name, why = vendor_states.name_of(call.q, call.k, call.v)
+    if not name:
         return Route(own, f"because {why}")
-    return Route(
-        "spans" if steer.rule is not None or shape == "prefix" else "vendor", f"{shape} call", call
-    )
+    kind = "spans" if steer.rule is not None or shape == "prefix" else "vendor"
+    return Route(kind, f"{shape} call", name)
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Mask,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    request: Request | None = None,
-    steer: Steers = None,
-) -> Result:
+def attention(call: Call) -> Result:
     """As `reference.attention`, with kernels. Gradients flow to a rule's tensors, blend and
     gain."""
-    request = Request() if request is None else request
-    refuse(steer, sinks, request)
-    vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    steer = _only(fuse(steer, k.shape[2], q.device)).to(q.device)
-    route = choose(q, k, v, vis, softcap, sinks, request, steer)
+    call = _ready(call)
+    route, request, steer = choose(call), call.request, call.steer
     if route.kind == "decode":
-        return _decode(q, k, v, vis, scale, softcap, sinks, request, steer)
-    row_names = [name for name in NAMES if name in request.names]
+        return _decode(call)
+    stats: dict[str, Tensor] = {}
     if route.kind == "vendor":
         with torch.no_grad():
-            out, lse = vendor.flash(route.call, scale)(q, k, v, geometry(vis)[0] == "square", None)
+            flash = vendor_states.flash(route.call, call.scale)
+            square = geometry(call.vis)[0] == "square"
+            out, lse = flash(call.q, call.k, call.v, square, None)
         pieces = [Piece(0, 0, out, lse)]
-        stats: dict[str, Tensor] = {}
     elif route.kind == "spans":
-        pieces, stats = _span_pieces(q, k, v, vis, scale, steer, route), {}
+        pieces = _span_pieces(call, route)
     else:
-        pieces, stats = _own_pieces(q, k, v, vis, scale, softcap, sinks, request, steer, row_names)
-    left = None if route.kind == "forward" else sinks  # the forward kernel takes them in
-    if (
-        len(pieces) == 1
-        and steer.rule is None
-        and steer.blend is None
-        and steer.gain is None
-        and left is None
-    ):
+        pieces, stats = _own_pieces(call)
+    # the forward kernel takes sinks in
+    left = replace(call, sinks=None) if route.kind == "forward" else call
+    edited = steer.rule is not None or steer.blend is not None or steer.gain is not None
+    if len(pieces) == 1 and not edited and left.sinks is None:
         state = State(pieces[0].out, pieces[0].lse)
     else:
-        state = merge(
-            pieces,
-            steer.rule,
-            queries=q.shape[2],
-            v=v,
-            sinks=left,
-            blend=steer.blend,
-            gain=steer.gain,
-            offset=mask.q_start - mask.k_start,
-            keys=vis.keys,
-        )
+        state = merge(pieces, left)
     if request:
         with torch.no_grad():
-            stats |= _second_look(q, k, v, state.lse, vis, scale, softcap, sinks, request, steer)
+            stats |= _second_look(call, state.lse)
     return Result(state.out, state.lse, stats)
 
 
-def _own_pieces(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steer: Steer,
-    names: list[str],
-) -> tuple[list[Piece], dict[str, Tensor]]:
+def _own_pieces(call: Call) -> tuple[list[Piece], dict[str, Tensor]]:
     """States by our forward kernel: one over all keys, or one a group of the rule."""
-    mask = vis.mask
+    steer, vis = call.steer, call.vis
+    names = [name for name in NAMES if name in call.request.names]
     base = Keys.padding(vis.keys)
-
-    def run(keys: Keys, sinks: Tensor | None) -> State:
-        with torch.no_grad():
-            return forward(
-                q,
-                k,
-                v,
-                scale=scale,
-                causal=mask.causal,
-                offset=mask.q_start - mask.k_start,
-                window=mask.window,
-                keys=keys,
-                softcap=softcap,
-                sinks=sinks,
-                temper=steer.temper,
-                bias=steer.bias,
-                sigmoid=steer.sigmoid,
-                names=names,
-                labels=None if request.labels is None else request.labels.to(q.device),
-                n_groups=request.n_groups,
-                cap=request.cap,
-                real=vis.rows,
-            )
-
-    if steer.rule is None:
-        state = run(base, sinks)
-        return [Piece(0, 0, state.out, state.lse)], state.stats
-    labels = steer.labels_of(vis.lk, q.device)
-    pieces = []
-    for group in range(steer.groups):
-        state = run(base.group(labels, group, vis.batch, vis.heads), None)
-        pieces.append(Piece(group, 0, state.out, state.lse))
+    with torch.no_grad():
+        if steer.rule is None:
+            state = forward(call, base, names)
+            return [Piece(0, 0, state.out, state.lse)], state.stats
+        labels, without = steer.labels_of(vis.lk, call.q.device), replace(call, sinks=None)
+        pieces = []
+        for group in range(steer.groups):
+            state = forward(without, base.group(labels, group, vis.batch, vis.heads), names)
+            pieces.append(Piece(group, 0, state.out, state.lse))
     return pieces, {}
 
 
-def _span_pieces(
-    q: Tensor, k: Tensor, v: Tensor, vis: Visibility, scale: float, steer: Steer, route: Route
-) -> list[Piece]:
+def _span_pieces(call: Call, route: Route) -> list[Piece]:
     """States by vendor calls on the parts of the square that the spans cut, none of which has an
     empty row."""
-    causal = vis.mask.causal and geometry(vis)[0] != "full"
+    causal = call.mask.causal and geometry(call.vis)[0] != "full"
     with torch.no_grad():
-        found = spans.states(
-            q,
-            k,
-            v,
-            vis=vis,
-            scale=scale,
-            segments=segments(steer.spans, vis.lk),
-            groups=steer.groups,
-            causal=causal,
-            flash=vendor.flash(route.call, scale),
-            narrow=1,
-        )
+        flash = vendor_states.flash(route.call, call.scale)
+        found = spans.states(call, flash, causal=causal, narrow=1)
     return [
-        Piece(group, s.r0, s.out.expand(-1, -1, s.r1 - s.r0, -1).to(v.dtype), s.lse.float())
+        Piece(group, s.r0, s.out.expand(-1, -1, s.r1 - s.r0, -1).to(call.v.dtype), s.lse.float())
         for group, states in enumerate(found)
         for s in states
     ]
 
 
-def _second_look(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lse: Tensor,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steer: Steer,
-) -> dict[str, Tensor]:
+def _second_look(call: Call, lse: Tensor) -> dict[str, Tensor]:
     """What is read with the log-sum-exp in hand: masses of listed keys, columns, top-k."""
+    request, steer = call.request, call.steer
     stats: dict[str, Tensor] = {}
     plain = steer.temper is None and steer.bias is None
     if plain:
         for name, index in request.pairs.items():
-            stats[f"pair_mass:{name}"] = pair_mass(
-                q, k, lse, index, vis=vis, scale=scale, softcap=softcap
-            )
+            stats[f"pair_mass:{name}"] = pair_mass(call, lse, index)
     for name, question in request.received.items():
-        stats[f"received:{name}"], stats[f"received_count:{name}"] = received(
-            q,
-            k,
-            lse,
-            question,
-            mask=vis.mask,
-            scale=scale,
-            softcap=softcap,
-            temper=steer.temper,
-            bias=steer.bias,
-        )
+        answer, count = received(call, lse, question)
+        stats[f"received:{name}"], stats[f"received_count:{name}"] = answer, count
     logits = Steer(temper=steer.temper, bias=steer.bias)
+    before = replace(call, steers=(logits,) if logits else ())
     if request.topk and request.topk_rows is not None:
-        stats |= top_rows(q, k, v, lse, vis, scale, softcap, request, logits)
+        stats |= top_rows(before, lse)
     whole = request.topk if request.topk_rows is None else 0
     if whole or (request.pairs and not plain):
         rest = Request(pairs={} if plain else request.pairs, topk=whole)
-        stats |= run_chunks(
-            q,
-            k,
-            v,
-            vis=vis,
-            scale=scale,
-            softcap=softcap,
-            sinks=sinks,
-            request=rest,
-            steer=logits or None,
-        ).stats
+        stats |= run_chunks(replace(before, request=rest)).stats
     return stats
 
 
-def top_rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lse: Tensor,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None,
-    request: Request,
-    steer: Steer,
-) -> dict[str, Tensor]:
+def top_rows(call: Call, lse: Tensor) -> dict[str, Tensor]:
     """The strongest keys of chosen rows of a prompt: as many decode steps side by side,
     `DECODE_ROWS` at a time, since each keeps its scores. Probabilities are by the whole call's
-    log-sum-exp, which knows the sinks."""
+    log-sum-exp, which knows the sinks; of its edit temper and bias alone count."""
+    request, vis, steer = call.request, call.vis, call.steer
     assert request.topk_rows is not None
-    chosen = request.topk_rows.to(q.device)
-    offset = vis.mask.q_start - vis.mask.k_start
+    chosen = request.topk_rows.to(call.q.device)
     indices, probs = [], []
     for rows in chosen.split(DECODE_ROWS):
         temper = steer.temper
         if temper is not None and temper.shape[2] > 1:
             temper = temper.index_select(2, rows)
         real = None if vis.rows is None else vis.rows.index_select(1, rows)
-        got = decode(
-            q.index_select(2, rows),
-            k,
-            v,
-            mask=replace(vis.mask, queries=real),
-            scale=scale,
-            softcap=softcap,
-            steer=Steer(temper=temper, bias=steer.bias),
-            topk=request.topk,
-            stands=rows + offset,
+        mask, logits = replace(vis.mask, queries=real), Steer(temper=temper, bias=steer.bias)
+        part = replace(
+            call,
+            q=call.q.index_select(2, rows),
+            vis=Visibility(mask, vis.batch, vis.heads, len(rows), vis.lk, call.q.device),
+            sinks=None,
+            steers=(logits,) if logits else (),
         )
+        got = decode(part, topk=request.topk, stands=rows + vis.offset)
         assert got.topk_index is not None and got.topk_prob is not None
         share = (
             (got.lse - lse.index_select(2, rows)).exp().nan_to_num(0.0)
@@ -395,26 +264,14 @@ def top_rows(
     return {"topk_index": torch.cat(indices, 2), "topk_prob": torch.cat(probs, 2)}
 
 
-def _decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steer: Steer,
-) -> Result:
+def _decode(call: Call) -> Result:
     """A few rows: out, lse and top-k from the kernels, other statistics from the raw scores, which
     are O(keys)."""
+    request, steer, vis, sinks = call.request, call.steer, call.vis, call.sinks
     rules = steer.rules  # one at most
     whole = bool(request.names or request.received or request.pairs or (request.topk and rules))
     with torch.no_grad():
-        got = decode(
-            q, k, v, mask=vis.mask, scale=scale, softcap=softcap, sinks=sinks, steer=steer,
-            topk=0 if whole else request.topk, scores=whole,
-        )  # fmt: skip
+        got = decode(call, topk=0 if whole else request.topk, scores=whole)
     stats: dict[str, Tensor] = {}
     if whole:
         assert got.scores is not None
@@ -427,7 +284,7 @@ def _decode(
             gone = (
                 None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
             )
-            labels = steer.labels_of(vis.lk, q.device)[:, :, None].expand(a.shape)
+            labels = steer.labels_of(vis.lk, call.q.device)[:, :, None].expand(a.shape)
             a = a * factors(got.masses, rules, gone).gather(-1, labels)
         stats = reference.statistics(a, visible, vis, request)
     elif request.topk:
@@ -437,21 +294,10 @@ def _decode(
     return Result(got.out, got.lse, stats)
 
 
-def explain_route(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Mask,
-    softcap: float | None,
-    sinks: Tensor | None,
-    request: Request,
-    steer: Steers = None,
-) -> str:
+def explain_route(call: Call) -> str:
     """One line: which kernels `attention` would run, and why."""
-    steer = _only(fuse(steer, k.shape[2], q.device))
-    vis = Visibility(mask, q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.device)
-    route = choose(q, k, v, vis, softcap, sinks, request, steer)
+    call = _ready(call)
+    route, request, steer = choose(call), call.request, call.steer
     first = {
         "decode": "split-KV decode",
         "vendor": route.call,

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import torch
 
-from .parts import INTERPRETED, padded_dim
+from .primitives import INTERPRETED, padded_dim
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Config:
 
 
 #: (architecture, padded head dimension, more in the loop than the softmax) → forward tiles;
-#: tests/test_aot.py looks at what they compile to.
+#: tests/kernels/test_aot.py looks at what they compile to.
 _FORWARD: dict[tuple[int, int, bool], Config] = {
     (9, 16, False): Config(128, 128, 4, 3),
     (9, 32, False): Config(128, 128, 4, 3),

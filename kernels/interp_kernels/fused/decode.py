@@ -16,12 +16,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..masking import Visibility
-from ..spec import Mask
-from ..steer import Steer
+from ..call import Call
 from .configs import processors
 from .decode_kernels import combine_kernel, split_kernel
-from .parts import (
+from .primitives import (
     DTYPES,
     FLOOR,
     INTERPRETED,
@@ -32,6 +30,7 @@ from .parts import (
     flags,
     padded_dim,
     precision,
+    schema,
     strides,
 )
 
@@ -76,74 +75,30 @@ def config(dim: int, itemsize: int, rows: int) -> tuple[int, int, int, int]:
 
 
 def decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    call: Call,
     *,
-    mask: Mask,
-    scale: float,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    steer: Steer | None = None,
     topk: int = 0,
     scores: bool = False,
     pages: Tensor | None = None,
     stands: Tensor | None = None,
     n_splits: int | None = None,
 ) -> Decoded:
-    """softmax(temper·softcap(scale·q·k) + bias)·v under `steer`, and what is asked of the scores;
-    no gradients.
+    """softmax(temper·softcap(scale·q·k) + bias)·v under the call's edit, and what is asked of the
+    scores; no gradients.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v), any
-    strides, one of `DTYPES`. With pages (batch, n_pages) int32 column c is slot c % size of page
-    pages[b, c // size] of k and v (total_pages, kv_heads, size, d); the table's unused entries are
-    not read if mask hides their columns. stands (queries,) int: the column each row stands at, in
-    place of mask.q_start − mask.k_start + i (rows chosen from a prompt). n_splits: pieces of the
-    keys; None: enough to fill the device.
+    q, k and v in any strides, one of `DTYPES`. With pages (batch, n_pages) int32 column c is slot
+    c % size of page pages[b, c // size] of k and v (total_pages, kv_heads, size, d); the table's
+    unused entries are not read if mask hides their columns. stands (queries,) int: the column each
+    row stands at, in place of mask.q_start − mask.k_start + i (rows chosen from a prompt).
+    n_splits: pieces of the keys; None: enough to fill the device.
     """
-    batch, heads, lq, d = q.shape
-    n_kv, size = k.shape[1], k.shape[2]
-    lk = size if pages is None else pages.shape[1] * size
-    if mask.dense is not None:
-        raise ValueError("decode knows no dense mask; use the keys of the mask or steer.bias.")
-    if q.dtype != k.dtype or k.dtype not in DTYPES or v.dtype not in DTYPES:
-        raise ValueError(
-            f"decode needs q and k of one dtype of {DTYPES}; here {q.dtype}, {k.dtype}, {v.dtype}."
-        )
-    if (
-        max(d, v.shape[3]) > MAX_DIM
-        or heads % n_kv
-        or k.shape[:3] != v.shape[:3]
-        or k.shape[3] != d
-    ):
-        raise ValueError(
-            f"decode cannot serve q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
-        )
-    if pages is not None and (size < 16 or size & (size - 1) or pages.shape[0] != batch):
-        raise ValueError(
-            f"Pages of {size} keys, table {tuple(pages.shape)}: sizes are powers of two from 16."
-        )
-    if pages is None and k.shape[0] != batch:
-        raise ValueError(f"q has a batch of {batch}, k of {k.shape[0]}.")
-    steer = steer or Steer()
-    if steer.sigmoid is not None:
-        raise ValueError("decode knows no steer.sigmoid.")
-    steer.check(batch, heads, lq, lk)
-    if len(steer.rules) > 1 or steer.groups > MAX_GROUPS:
-        raise ValueError(f"decode knows one rule, over up to {MAX_GROUPS} groups of keys.")
-    visibility = Visibility(mask, batch, heads, lq, lk, q.device)
-    if visibility.keep_first:
-        raise ValueError("decode knows no keys kept beyond the window (mask.keep_first).")
-    if stands is not None and (steer.blend is not None or tuple(stands.shape) != (lq,)):
-        raise ValueError(
-            f"stands has shape {tuple(stands.shape)}, expected ({lq},), and goes without "
-            "steer.blend."
-        )
-    lo, hi = visibility.span(0, lq) if stands is None else (0, lk)
+    _check(call, pages, stands)
+    q, vis, mask, steer = call.q, call.vis, call.mask, call.steer
+    lo, hi = vis.span(0, vis.lq) if stands is None else (0, vis.lk)
     rule = steer.rules[0] if steer.rules else None
     labels, spans = steer.labels, [x for span in steer.spans for x in span]
     if len(steer.spans) > _MAX_SPANS:
-        labels, spans = steer.labels_of(lk, q.device).to(torch.uint8), []
+        labels, spans = steer.labels_of(vis.lk, q.device).to(torch.uint8), []
 
     given: list[Tensor | None] = (
         [] if rule is None else [rule.keep, rule.receive, rule.tests, rule.bounds, rule.rows]
@@ -155,12 +110,12 @@ def decode(
 
     out, lse, raw, index, prob, masses = _decode(
         q,
-        k,
-        v,
+        call.k,
+        call.v,
         pages,
-        visibility.keys,
-        visibility.rows,
-        here(sinks),
+        vis.keys,
+        vis.rows,
+        here(call.sinks),
         here(steer.temper),
         here(steer.bias),
         here(labels),
@@ -169,11 +124,11 @@ def decode(
         *(here(x) for x in given),
         rule is not None and rule.renormalise,
         spans,
-        scale,
-        softcap,
+        call.scale,
+        call.softcap,
         mask.causal,
         mask.window,
-        mask.q_start - mask.k_start,
+        vis.offset,
         lo,
         hi,
         topk,
@@ -189,6 +144,45 @@ def decode(
         prob if topk else None,
         masses if rule is not None else None,
     )
+
+
+def _check(call: Call, pages: Tensor | None, stands: Tensor | None) -> None:
+    """Raise `ValueError` for what these kernels do not know."""
+    q, k, v, vis, steer = call.q, call.k, call.v, call.vis, call.steer
+    if call.mask.dense is not None:
+        raise ValueError("decode knows no dense mask; use the keys of the mask or steer.bias.")
+    if q.dtype != k.dtype or k.dtype not in DTYPES or v.dtype not in DTYPES:
+        raise ValueError(
+            f"decode needs q and k of one dtype of {DTYPES}; here {q.dtype}, {k.dtype}, {v.dtype}."
+        )
+    shapes = k.shape[:3] == v.shape[:3] and k.shape[3] == q.shape[3]
+    if max(q.shape[3], v.shape[3]) > MAX_DIM or q.shape[1] % k.shape[1] or not shapes:
+        raise ValueError(
+            f"decode cannot serve q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
+    _check_pages(call, pages)
+    if steer.sigmoid is not None:
+        raise ValueError("decode knows no steer.sigmoid.")
+    if len(call.steers) > 1 or len(steer.rules) > 1 or steer.groups > MAX_GROUPS:
+        raise ValueError(f"decode knows one rule, over up to {MAX_GROUPS} groups of keys.")
+    if vis.keep_first:
+        raise ValueError("decode knows no keys kept beyond the window (mask.keep_first).")
+    if stands is not None and (steer.blend is not None or tuple(stands.shape) != (vis.lq,)):
+        raise ValueError(
+            f"stands has shape {tuple(stands.shape)}, expected ({vis.lq},), and goes without "
+            "steer.blend."
+        )
+
+
+def _check_pages(call: Call, pages: Tensor | None) -> None:
+    """Raise `ValueError` if the cache, or its table of pages, is not one of this batch."""
+    batch, (blocks, _, size, _) = call.q.shape[0], call.k.shape
+    if pages is None and blocks != batch:
+        raise ValueError(f"q has a batch of {batch}, k of {blocks}.")
+    if pages is not None and (size < 16 or size & (size - 1) or pages.shape[0] != batch):
+        raise ValueError(
+            f"Pages of {size} keys, table {tuple(pages.shape)}: sizes are powers of two from 16."
+        )
 
 
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -223,44 +217,55 @@ def _cut(
     return max(-(-tiles // per_split), 1), per_split
 
 
-@torch.library.custom_op("interp::decode", mutates_args=())
-def _decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Tensor | None,
-    keys: Tensor | None,
-    real: Tensor | None,
-    sinks: Tensor | None,
-    temper: Tensor | None,
-    bias: Tensor | None,
-    labels: Tensor | None,
-    blend: Tensor | None,
-    gain: Tensor | None,
-    keep: Tensor | None,
-    receive: Tensor | None,
-    tests: Tensor | None,
-    bounds: Tensor | None,
-    rows: Tensor | None,
-    renormalise: bool,
-    spans: Sequence[int],
-    scale: float,
-    softcap: float | None,
-    causal: bool,
-    window: int | None,
-    offset: int,
-    lo: int,
-    hi: int,
-    topk: int,
-    scores: bool,
-    n_splits: int | None,
-    stands: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Arguments:
+    """What the operator takes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pages: Tensor | None
+    keys: Tensor | None
+    real: Tensor | None
+    sinks: Tensor | None
+    temper: Tensor | None
+    bias: Tensor | None
+    labels: Tensor | None
+    blend: Tensor | None
+    gain: Tensor | None
+    keep: Tensor | None
+    receive: Tensor | None
+    tests: Tensor | None
+    bounds: Tensor | None
+    rows: Tensor | None
+    renormalise: bool
+    spans: Sequence[int]
+    scale: float
+    softcap: float | None
+    causal: bool
+    window: int | None
+    offset: int
+    lo: int
+    hi: int
+    topk: int
+    scores: bool
+    n_splits: int | None
+    stands: Tensor | None
+
+
+@torch.library.custom_op(
+    "interp::decode",
+    mutates_args=(),
+    schema=schema(_Arguments, "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
+)
+def _decode(*values: Any) -> _Outputs:
+    x = _Arguments(*values)
+    q, k, v, pages, keep = x.q, x.k, x.v, x.pages, x.keep
     batch, heads, lq, d = q.shape
     n_kv, d_v = v.shape[1], v.shape[3]
     page = 0 if pages is None else k.shape[2]
     lk = k.shape[2] if pages is None else pages.shape[1] * page
-    made = _outputs(q, v, lk, keep, topk, scores)
+    made = _outputs(q, v, lk, keep, x.topk, x.scores)
     out, lse, raw, index, prob, masses = made
     if not out.numel():
         return made
@@ -268,25 +273,25 @@ def _decode(
     rows_per_kv = heads // n_kv * lq
     itemsize = max(k.dtype.itemsize, v.dtype.itemsize)
     block_m, block_n, warps, stages = config(max(d, d_v), itemsize, rows_per_kv * groups)
-    first = lo // block_n
-    tiles = -(-(hi - first * block_n) // block_n)
+    first = x.lo // block_n
+    tiles = -(-(x.hi - first * block_n) // block_n)
     blocks_m = -(-rows_per_kv * groups // block_m)
-    splits, per_split = _cut(tiles, block_n, batch * n_kv * blocks_m, q.device, n_splits)
+    splits, per_split = _cut(tiles, block_n, batch * n_kv * blocks_m, q.device, x.n_splits)
 
-    keyed = scores or topk > 0
-    if scores and (first or hi < lk):
+    keyed = x.scores or x.topk > 0
+    if x.scores and (first or x.hi < lk):
         raw.fill_(float("-inf"))  # columns that no program visits
-    elif keyed and not scores:
+    elif keyed and not x.scores:
         raw = q.new_empty((batch, heads, lq, lk), dtype=torch.float32)
     tops = q.new_empty((batch, heads, lq, tiles) if keyed else (0,), dtype=torch.float32)
     m, den = q.new_empty(2, batch, heads, lq, groups, splits, dtype=torch.float32)
     acc = q.new_empty(batch, heads, lq, groups, splits, d_v, dtype=torch.float32)
-    in_kernel = topk if topk <= _MAX_TOPK and tiles <= _MAX_TILES else 0
+    in_kernel = x.topk if x.topk <= _MAX_TOPK and tiles <= _MAX_TILES else 0
     pages, keys, real, rows = (
-        None if x is None else x.contiguous() for x in (pages, keys, real, rows)
+        None if t is None else t.contiguous() for t in (x.pages, x.keys, x.real, x.rows)
     )
     keep, receive, tests, bounds = (
-        None if x is None else x.contiguous() for x in (keep, receive, tests, bounds)
+        None if t is None else t.contiguous() for t in (x.keep, x.receive, x.tests, x.bounds)
     )
     n_pages = 0 if pages is None else pages.shape[1]
     dim_v = padded_dim(d_v)
@@ -297,7 +302,7 @@ def _decode(
         if batch * heads * lq >= processors(q.device.index) or dim_v < 64
         else max(32, dim_v // 4)
     )
-    edges = [*spans, *[0] * (3 * _MAX_SPANS - len(spans))]
+    edges = [*x.spans, *[0] * (3 * _MAX_SPANS - len(x.spans))]
     with device_of(q):
         split_kernel[(splits, batch * n_kv, blocks_m)](
             q,
@@ -305,10 +310,10 @@ def _decode(
             v,
             pages,
             flags(keys),
-            bias,
-            labels,
-            temper,
-            stands,
+            x.bias,
+            x.labels,
+            x.temper,
+            x.stands,
             m,
             den,
             acc,
@@ -318,22 +323,22 @@ def _decode(
             *k.stride(),
             *v.stride(),
             strides(keys, 2)[0],
-            *strides(bias, 3),
-            *strides(labels, 3),
-            *strides(temper, 3),
+            *strides(x.bias, 3),
+            *strides(x.labels, 3),
+            *strides(x.temper, 3),
             n_pages,
             lq,
             rows_per_kv,
             lk,
-            hi,
+            x.hi,
             first,
             tiles,
             per_split,
             splits,
-            offset,
-            window or 0,
-            scale * LOG2E,
-            (softcap or 0.0) * LOG2E,
+            x.offset,
+            x.window or 0,
+            x.scale * LOG2E,
+            (x.softcap or 0.0) * LOG2E,
             *edges,
             KV=n_kv,
             GROUP=heads // n_kv,
@@ -345,21 +350,21 @@ def _decode(
             DV=d_v,
             DVP=dim_v,
             PAGE=page,
-            CAUSAL=causal,
-            WINDOW=window is not None,
+            CAUSAL=x.causal,
+            WINDOW=x.window is not None,
             KEYS=keys is not None,
-            SOFTCAP=softcap is not None,
-            TEMPER=temper is not None,
-            BIAS=bias is not None,
+            SOFTCAP=x.softcap is not None,
+            TEMPER=x.temper is not None,
+            BIAS=x.bias is not None,
             HIDES=FLOOR.value
-            if bias is None
-            else max(torch.finfo(bias.dtype).min / 2, FLOOR.value),
-            BIAS_HEADS=bias is not None and bias.shape[1] > 1,
-            LABELS=labels is not None,
-            LABEL_HEADS=labels is not None and labels.shape[1] > 1,
-            SPANS=len(spans) // 3,
+            if x.bias is None
+            else max(torch.finfo(x.bias.dtype).min / 2, FLOOR.value),
+            BIAS_HEADS=x.bias is not None and x.bias.shape[1] > 1,
+            LABELS=x.labels is not None,
+            LABEL_HEADS=x.labels is not None and x.labels.shape[1] > 1,
+            SPANS=len(x.spans) // 3,
             SCORES=keyed,
-            STANDS=stands is not None,
+            STANDS=x.stands is not None,
             INTERP=INTERPRETED,
             PRECISION=precision(k.dtype),
             V_PRECISION=precision(v.dtype),
@@ -375,15 +380,15 @@ def _decode(
             v,
             pages,
             flags(keys),
-            sinks,
+            x.sinks,
             flags(real),
             keep,
             receive,
             tests,
             bounds,
             flags(rows),
-            blend,
-            gain,
+            x.blend,
+            x.gain,
             out,
             lse,
             masses,
@@ -393,15 +398,15 @@ def _decode(
             *out.stride()[:3],
             strides(keep, 2)[0],
             strides(receive, 2)[0],
-            *strides(blend, 1),
-            *strides(gain, 3),
+            *strides(x.blend, 1),
+            *strides(x.gain, 3),
             splits,
             lq,
             lk,
-            hi,
+            x.hi,
             first,
             tiles,
-            offset,
+            x.offset,
             n_pages,
             HEADS=heads,
             GROUP=heads // n_kv,
@@ -413,24 +418,24 @@ def _decode(
             DT=dim_t,
             PAGE=page,
             BS=32 if dim_t <= 128 else 16,
-            SINK=sinks is not None,
+            SINK=x.sinks is not None,
             KEYS=keys is not None,
             REAL=real is not None,
             RULE=keep is not None,
             RECEIVE=receive is not None,
-            RENORMALISE=renormalise,
+            RENORMALISE=x.renormalise,
             TESTS=0 if tests is None else tests.shape[0],
             WHERE=rows is not None,
-            BLEND=blend is not None,
-            GAIN=gain is not None,
+            BLEND=x.blend is not None,
+            GAIN=x.gain is not None,
             K=in_kernel,
             KP=triton.next_power_of_2(max(in_kernel, 1)),
             TILES=triton.next_power_of_2(max(tiles, 1)),
             BN=block_n,
             num_warps=4,
         )
-    if topk and not in_kernel:
-        _top_by_torch(raw, lse, real, lo, hi, index, prob)
+    if x.topk and not in_kernel:
+        _top_by_torch(raw, lse, real, x.lo, x.hi, index, prob)
     return made
 
 

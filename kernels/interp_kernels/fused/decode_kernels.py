@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .parts import FLOOR, HIDDEN, NOTHING, dot, seen, soft_cap
+from .primitives import FLOOR, HIDDEN, NOTHING, dot, seen, soft_cap
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..call import Call
 from . import configs
 from .configs import Config
 from .forward_kernel import forward_kernel
-from .parts import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, strides
+from .primitives import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, schema, strides
 
 #: Statistics this kernel gives, in the order of its outputs.
 NAMES = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
@@ -79,38 +80,19 @@ class Keys:
         )
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    causal: bool,
-    offset: int,
-    window: int | None = None,
-    keys: Keys = Keys(),
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    temper: Tensor | None = None,
-    bias: Tensor | None = None,
-    sigmoid: float | None = None,
-    names: Sequence[str] = (),
-    labels: Tensor | None = None,
-    n_groups: int = 0,
-    cap: int = 10,
-    real: Tensor | None = None,
-) -> State:
-    """Attention over `keys`: softmax(temper·softcap(scale·q·k) + bias)·v, row i standing at column
-    i + offset.
+def forward(call: Call, keys: Keys = Keys(), names: Sequence[str] = ()) -> State:
+    """Attention over `keys`: softmax(temper·softcap(scale·q·k) + bias)·v, or σ in place of the
+    softmax, with temper, bias and σ of the call's edit.
 
-    q (batch, heads, queries, d), k (batch, kv_heads, keys, d), v (batch, kv_heads, keys, d_v) in
-    any layout. lse is natural, −inf where a row sees nothing. names: of `NAMES`; real (batch,
-    queries) bool: rows that statistics count.
+    q, k and v in any layout. lse is natural, −inf where a row sees nothing. names: of `NAMES`.
     """
-    asked = [name for name in NAMES if name in names]
+    asked, steer, request = [name for name in NAMES if name in names], call.steer, call.request
     out, lse, *found = _forward(
-        q, k, v, keys.keep, keys.ends, keys.lists, keys.counts, real, sinks, temper, bias, labels,
-        scale, causal, offset, window, softcap, sigmoid, " ".join(asked), n_groups, cap,
+        call.q, call.k, call.v, keys.keep, keys.ends, keys.lists, keys.counts, call.vis.rows,
+        call.sinks, steer.temper, steer.bias,
+        None if request.labels is None else request.labels.to(call.q.device),
+        call.scale, call.mask.causal, call.vis.offset, call.mask.window, call.softcap,
+        steer.sigmoid, " ".join(asked), request.n_groups, request.cap,
     )  # fmt: skip
     return State(out, lse, dict(zip(asked, found, strict=True)))
 
@@ -157,43 +139,50 @@ def _features(
     return made
 
 
-@torch.library.custom_op("interp::forward", mutates_args=())
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keep: Tensor | None,
-    ends: Tensor | None,
-    lists: Tensor | None,
-    counts: Tensor | None,
-    real: Tensor | None,
-    sinks: Tensor | None,
-    temper: Tensor | None,
-    bias: Tensor | None,
-    labels: Tensor | None,
-    scale: float,
-    causal: bool,
-    offset: int,
-    window: int | None,
-    softcap: float | None,
-    sigmoid: float | None,
-    names: str,
-    n_groups: int,
-    cap: int,
-) -> list[Tensor]:
-    made = _outputs(q, v, names, n_groups)
+@dataclass(frozen=True)
+class _Arguments:
+    """What the operator takes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    keep: Tensor | None
+    ends: Tensor | None
+    lists: Tensor | None
+    counts: Tensor | None
+    real: Tensor | None
+    sinks: Tensor | None
+    temper: Tensor | None
+    bias: Tensor | None
+    labels: Tensor | None
+    scale: float
+    causal: bool
+    offset: int
+    window: int | None
+    softcap: float | None
+    sigmoid: float | None
+    names: str
+    n_groups: int
+    cap: int
+
+
+@torch.library.custom_op("interp::forward", mutates_args=(), schema=schema(_Arguments, "Tensor[]"))
+def _forward(*values: Any) -> list[Tensor]:
+    x = _Arguments(*values)
+    q, k, v = x.q, x.k, x.v
+    made = _outputs(q, v, x.names, x.n_groups)
     if not q.numel():
         return made
     batch, heads, lq, d = q.shape
     n_kv, lk, d_v = k.shape[1], k.shape[2], v.shape[3]
     out, lse, *found = made
-    stats = dict(zip(names.split(), found, strict=True))
+    stats = dict(zip(x.names.split(), found, strict=True))
 
     def launch(config: Config) -> None:
-        dirty = None if keep is None else _tiles_that_hide(keep, config.cols)
-        groups = n_groups if "group_mass" in stats else 0
+        dirty = None if x.keep is None else _tiles_that_hide(x.keep, config.cols)
+        groups = x.n_groups if "group_mass" in stats else 0
         features = _features(
-            labels, groups, "distance" in stats and causal, batch, lk, config.cols, q
+            x.labels, groups, "distance" in stats and x.causal, batch, lk, config.cols, q
         )
         forward_kernel[(-(-lq // config.rows) * heads * batch,)](
             q,
@@ -202,34 +191,34 @@ def _forward(
             out,
             lse,
             *(stats.get(name) for name in NAMES),
-            flags(keep),
+            flags(x.keep),
             dirty,
-            ends,
-            flags(real),
-            sinks,
-            temper,
-            bias,
+            x.ends,
+            flags(x.real),
+            x.sinks,
+            x.temper,
+            x.bias,
             features,
-            lists,
-            counts,
+            x.lists,
+            x.counts,
             *q.stride(),
             *k.stride(),
             *v.stride(),
             *out.stride()[:3],
-            *strides(keep, 3),
+            *strides(x.keep, 3),
             *strides(dirty, 3)[:2],
-            strides(real, 2)[0],
-            *strides(temper, 3),
-            *strides(bias, 3),
-            *strides(lists, 3)[:2],
+            strides(x.real, 2)[0],
+            *strides(x.temper, 3),
+            *strides(x.bias, 3),
+            *strides(x.lists, 3)[:2],
             lq,
             lk,
-            offset,
-            window or 0,
-            cap,
-            scale * LOG2E,
-            (softcap or 0.0) * LOG2E,
-            (sigmoid or 0.0) * LOG2E,
+            x.offset,
+            x.window or 0,
+            x.cap,
+            x.scale * LOG2E,
+            (x.softcap or 0.0) * LOG2E,
+            (x.sigmoid or 0.0) * LOG2E,
             n_kv,
             GROUP=heads // n_kv,
             BM=config.rows,
@@ -238,16 +227,16 @@ def _forward(
             DP=padded_dim(d),
             DV=d_v,
             DVP=padded_dim(d_v),
-            CAUSAL=causal,
-            WINDOW=window is not None,
-            KEEP=keep is not None,
-            LISTED=lists is not None,
-            SINK=sinks is not None,
-            SOFTCAP=softcap is not None,
-            TEMPER=temper is not None,
-            BIAS=bias is not None,
-            SIGMOID=sigmoid is not None,
-            REAL=real is not None,
+            CAUSAL=x.causal,
+            WINDOW=x.window is not None,
+            KEEP=x.keep is not None,
+            LISTED=x.lists is not None,
+            SINK=x.sinks is not None,
+            SOFTCAP=x.softcap is not None,
+            TEMPER=x.temper is not None,
+            BIAS=x.bias is not None,
+            SIGMOID=x.sigmoid is not None,
+            REAL=x.real is not None,
             ENTROPY="entropy" in stats,
             MAX="max" in stats,
             ARGMAX="argmax" in stats,
@@ -263,7 +252,7 @@ def _forward(
         )
 
     with device_of(q):
-        busy = bool(names) or window is not None or sigmoid is not None
+        busy = bool(x.names) or x.window is not None or x.sigmoid is not None
         default = configs.forward(max(d, d_v), q.dtype, busy, q.device)
         key = (
             "forward",
@@ -271,10 +260,10 @@ def _forward(
             k.shape,
             d_v,
             q.dtype,
-            causal,
-            window,
-            names,
-            softcap is None,
+            x.causal,
+            x.window,
+            x.names,
+            x.softcap is None,
             q.device,
         )
         launch(configs.tuned(key, default, configs.CANDIDATES, launch))

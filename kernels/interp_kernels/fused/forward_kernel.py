@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .parts import FLOOR, HIDDEN, dot, seen, soft_cap
+from .primitives import FLOOR, HIDDEN, dot, seen, soft_cap
 
 _BIG = tl.constexpr(2147483647)
 

@@ -16,7 +16,7 @@ w_i·∂out, ∂w_i = ⟨ô_i, ∂out⟩.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..steer import Rule, as_rules, factors
+from ..call import Call
+from ..steer import factors
 from .forward import State
-from .parts import FLOOR, INTERPRETED, NOTHING, device_of, flags, padded_dim, strides
+from .primitives import FLOOR, INTERPRETED, NOTHING, device_of, flags, padded_dim, schema, strides
 from .weighted import Weighted
 
 #: Pieces a kernel takes at once; more are merged by groups first.
@@ -45,7 +46,7 @@ class Piece:
 
 
 @triton.jit
-def rule_factors(
+def rule_factors(  # noqa: PLR0913
     mass, keep, receive, gone,
     test_ptr, bound_ptr, on,
     TESTS: tl.constexpr, GROUPS: tl.constexpr, RECEIVE: tl.constexpr, RENORMALISE: tl.constexpr,
@@ -72,7 +73,7 @@ def rule_factors(
 
 
 @triton.jit
-def merge_kernel(
+def merge_kernel(  # noqa: PLR0913
     outs, lses, starts, stops, groups, o_bs, o_hs, o_ms,
     v_ptr, out_ptr, lse_ptr, sink_ptr, keep_ptr, receive_ptr, test_ptr, bound_ptr, on_ptr, real_ptr,
     blend_ptr, gain_ptr,
@@ -182,33 +183,19 @@ def merge_kernel(
     tl.store(lse_ptr + flat, tl.where(empty, float("-inf"), lse), mask=row_ok)
 
 
-def merge(
-    pieces: Sequence[Piece],
-    rule: Rule | tuple[Rule, ...] | None,
-    *,
-    queries: int,
-    v: Tensor,
-    sinks: Tensor | None = None,
-    blend: Tensor | None = None,
-    gain: Tensor | None = None,
-    offset: int = 0,
-    keys: Tensor | None = None,
-) -> State:
-    """The edited output (batch, heads, queries, d_v) and the log-sum-exp over all pieces and sinks.
-
-    v (batch, kv_heads, keys, d_v) and keys (batch, keys) bool, its real tokens, serve `blend`
-    (heads or 1,) alone: row i's own key is column i + offset. gain (batch or 1, heads or 1, queries
-    or 1). Differentiable in the pieces, the rule's tensors, blend and gain.
-    """
-    rules = as_rules(rule)
-    parameters = [blend, gain, *(t for one in rules for t in (one.keep, one.receive))]
-    given = [*parameters, sinks, *(p.out for p in pieces), *(p.lse for p in pieces)]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        return _differentiable(pieces, rules, queries, v, sinks, blend, gain, offset, keys)
+def merge(pieces: Sequence[Piece], call: Call) -> State:
+    """The edited output (batch, heads, queries, d_v) and the log-sum-exp over all pieces and the
+    call's sinks, by its edit's rules, blend and gain. Differentiable in the pieces, the rules'
+    tensors, blend and gain."""
+    steer, sinks, vis = call.steer, call.sinks, call.vis
+    rules = steer.rules
+    parameters = [steer.blend, steer.gain, *(t for r in rules for t in (r.keep, r.receive))]
+    if call.needs_grad(*parameters, sinks, *(p.out for p in pieces), *(p.lse for p in pieces)):
+        return _differentiable(pieces, call)
     while len(pieces) > MAX_PIECES:  # first the pieces of one group, which need no rule
-        pieces = _fewer(pieces, queries)
+        pieces = _fewer(pieces, call)
     if len(rules) > 1:
-        return _differentiable(pieces, rules, queries, v, sinks, blend, gain, offset, keys)
+        return _differentiable(pieces, call)
     rule = rules[0] if rules else None
     n = 1 if rule is None else rule.groups
     size = triton.next_power_of_2(max(n, 2))
@@ -230,34 +217,26 @@ def merge(
         [p.lse for p in pieces],
         [p.start for p in pieces],
         [p.group if rule is not None else 0 for p in pieces],
-        v,
+        call.v,
         sinks,
         keep,
         receive,
         tests,
         None if rule is None or rule.bounds is None else rule.bounds.float(),
         None if rule is None else rule.rows,
-        keys,
-        blend,
-        gain,
+        vis.keys,
+        steer.blend,
+        steer.gain,
         rule is not None and rule.renormalise,
-        offset,
-        queries,
+        vis.offset,
+        vis.lq,
     )
     return State(out, lse)
 
 
-def _differentiable(
-    pieces: Sequence[Piece],
-    rules: tuple[Rule, ...],
-    queries: int,
-    v: Tensor,
-    sinks: Tensor | None,
-    blend: Tensor | None,
-    gain: Tensor | None,
-    offset: int,
-    keys: Tensor | None,
-) -> State:
+def _differentiable(pieces: Sequence[Piece], call: Call) -> State:
+    """`merge` where gradients are wanted, or several rules follow each other."""
+    rules, queries, sinks = call.steer.rules, call.vis.lq, call.sinks
     batch, heads = pieces[0].lse.shape[:2]
     # (batch, heads, queries, pieces), −inf where a piece has no such row
     lses = [
@@ -291,102 +270,116 @@ def _differentiable(
     out = Weighted.apply(
         queries, tuple(p.start for p in pieces), *weights, *(p.out for p in pieces)
     )
-    if blend is not None and v.shape[2]:
-        own = torch.arange(queries, device=out.device) + offset
-        there = ((own >= 0) & (own < v.shape[2]))[None, None].expand(batch, 1, -1)
-        own = own.clamp(0, v.shape[2] - 1)
-        if keys is not None:
-            there = there & keys[:, None, own]
-        u = blend.to(out.dtype)[None, :, None, None] * there[..., None]
-        out = (1 - u) * out + u * v[:, :, own].repeat_interleave(heads // v.shape[1], 1)
-    if gain is not None:
-        out = out * gain.to(out.dtype)[..., None]
+    out = _blend_and_gain(out, call)
     return State(out, lse.masked_fill(empty, -torch.inf))
 
 
-def _fewer(pieces: Sequence[Piece], queries: int) -> list[Piece]:
+def _blend_and_gain(out: Tensor, call: Call) -> Tensor:
+    """gain·((1 − u)·out + u·v_own), differentiable; row i's own key is column i + offset."""
+    v, vis, blend, gain = call.v, call.vis, call.steer.blend, call.steer.gain
+    if blend is not None and vis.lk:
+        own = torch.arange(vis.lq, device=out.device) + vis.offset
+        there = ((own >= 0) & (own < vis.lk))[None, None].expand(out.shape[0], 1, -1)
+        own = own.clamp(0, vis.lk - 1)
+        if vis.keys is not None:
+            there = there & vis.keys[:, None, own]
+        u = blend.to(out.dtype)[None, :, None, None] * there[..., None]
+        out = (1 - u) * out + u * v[:, :, own].repeat_interleave(out.shape[1] // v.shape[1], 1)
+    return out if gain is None else out * gain.to(out.dtype)[..., None]
+
+
+def _fewer(pieces: Sequence[Piece], call: Call) -> list[Piece]:
     """The pieces of the group that has most, or as many of them as fit, become one."""
     groups = [p.group for p in pieces]
     most = max(set(groups), key=groups.count)
     taken = [p for p in pieces if p.group == most][:MAX_PIECES]
-    state = merge(taken, None, queries=queries, v=taken[0].out)
+    state = merge(taken, replace(call, steers=(), sinks=None))
     return [p for p in pieces if not any(p is t for t in taken)] + [
         Piece(most, 0, state.out, state.lse)
     ]
 
 
-@torch.library.custom_op("interp::merge", mutates_args=())
-def _merge(
-    outs: list[Tensor],
-    lses: list[Tensor],
-    starts: list[int],
-    groups: list[int],
-    v: Tensor,
-    sinks: Tensor | None,
-    keep: Tensor | None,
-    receive: Tensor | None,
-    tests: Tensor | None,
-    bounds: Tensor | None,
-    on: Tensor | None,
-    keys: Tensor | None,
-    blend: Tensor | None,
-    gain: Tensor | None,
-    renormalise: bool,
-    offset: int,
-    queries: int,
-) -> tuple[Tensor, Tensor]:
-    out, lse = _empty(outs, queries)
+@dataclass(frozen=True)
+class _Arguments:
+    """What the operator takes."""
+
+    outs: list[Tensor]
+    lses: list[Tensor]
+    starts: list[int]
+    groups: list[int]
+    v: Tensor
+    sinks: Tensor | None
+    keep: Tensor | None
+    receive: Tensor | None
+    tests: Tensor | None
+    bounds: Tensor | None
+    on: Tensor | None
+    keys: Tensor | None
+    blend: Tensor | None
+    gain: Tensor | None
+    renormalise: bool
+    offset: int
+    queries: int
+
+
+@torch.library.custom_op(
+    "interp::merge", mutates_args=(), schema=schema(_Arguments, "(Tensor, Tensor)")
+)
+def _merge(*values: Any) -> tuple[Tensor, Tensor]:
+    x = _Arguments(*values)
+    v, starts, queries = x.v, x.starts, x.queries
+    out, lse = _empty(x.outs, queries)
     batch, heads, _, d_v = out.shape
     if not out.numel():
         return out, lse
-    outs = [o if o.stride(-1) == 1 else o.contiguous() for o in outs]
+    outs = [o if o.stride(-1) == 1 else o.contiguous() for o in x.outs]
     stops = tuple(start + o.shape[2] for start, o in zip(starts, outs, strict=True))
     rows = 16 if INTERPRETED else max(16, min(64, 8192 // padded_dim(d_v)))
     with device_of(out):
         merge_kernel[(-(-queries // rows) * heads * batch,)](
             tuple(outs),
-            tuple(x.contiguous() for x in lses),
+            tuple(piece.contiguous() for piece in x.lses),
             tuple(starts),
             stops,
-            tuple(groups),
+            tuple(x.groups),
             *(tuple(o.stride(i) for o in outs) for i in range(3)),
             v,
             out,
             lse,
-            sinks,
-            keep,
-            receive,
-            tests,
-            bounds,
-            flags(None if on is None else on.contiguous()),
-            flags(None if keys is None else keys.contiguous()),
-            blend,
-            gain,
+            x.sinks,
+            x.keep,
+            x.receive,
+            x.tests,
+            x.bounds,
+            flags(None if x.on is None else x.on.contiguous()),
+            flags(None if x.keys is None else x.keys.contiguous()),
+            x.blend,
+            x.gain,
             *v.stride(),
             *out.stride()[:3],
-            strides(keep, 2)[0],
-            strides(receive, 2)[0],
-            strides(blend, 1)[0],
-            *strides(gain, 3),
+            strides(x.keep, 2)[0],
+            strides(x.receive, 2)[0],
+            strides(x.blend, 1)[0],
+            *strides(x.gain, 3),
             queries,
             v.shape[2],
-            offset,
+            x.offset,
             heads,
             N=len(outs),
             GROUP=heads // v.shape[1],
-            GROUPS=2 if keep is None else keep.shape[-1],
+            GROUPS=2 if x.keep is None else x.keep.shape[-1],
             BM=rows,
             DV=d_v,
             DVP=padded_dim(d_v),
-            SINK=sinks is not None,
-            RULE=keep is not None,
-            RECEIVE=receive is not None,
-            RENORMALISE=renormalise,
-            TESTS=0 if tests is None else tests.shape[0],
-            ROWS=on is not None,
-            BLEND=blend is not None,
-            REAL=keys is not None,
-            GAIN=gain is not None,
+            SINK=x.sinks is not None,
+            RULE=x.keep is not None,
+            RECEIVE=x.receive is not None,
+            RENORMALISE=x.renormalise,
+            TESTS=0 if x.tests is None else x.tests.shape[0],
+            ROWS=x.on is not None,
+            BLEND=x.blend is not None,
+            REAL=x.keys is not None,
+            GAIN=x.gain is not None,
             num_warps=4,
             enable_fp_fusion=True,
         )

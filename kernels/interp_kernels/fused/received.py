@@ -14,6 +14,7 @@ query blocks, whose interior needs no mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..masking import FLOOR, Visibility
+from ..call import Call
+from ..masking import FLOOR
 from ..reference import pick
-from ..spec import Mask, Received
-from .parts import (
+from ..request import Mask, Received
+from .primitives import (
     DTYPES,
     INTERPRETED,
     LOG2E,
@@ -34,6 +36,7 @@ from .parts import (
     flags,
     padded_dim,
     precision,
+    schema,
     soft_cap,
     strides,
 )
@@ -67,7 +70,7 @@ def config(d: int, dtype: torch.dtype) -> Config:
 
 
 @triton.jit
-def _sweep(
+def _sweep(  # noqa: PLR0913
     acc, k, bias, cols, q_ptr, lse_ptr, temper_ptr, entries_ptr, begin, end,
     stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, LO: tl.constexpr, HI:
@@ -137,7 +140,7 @@ def _sweep(
 
 
 @triton.jit(do_not_specialize=["lq", "lk", "n", "first", "last", "heads"])
-def received_kernel(
+def received_kernel(  # noqa: PLR0913
     q_ptr, k_ptr, lse_ptr, cols_ptr, keep_ptr, temper_ptr, bias_ptr, entries_ptr, before_ptr,
     out_ptr,
     stride_qb, stride_qh, stride_qm, stride_qd, stride_kb, stride_kh, stride_kn, stride_kd,
@@ -252,103 +255,92 @@ def received_kernel(
         tl.store(out_ptr + place + slots, acc, mask=slots < n)
 
 
-@torch.library.custom_op("interp::received", mutates_args=())
-def _received(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    cols: Tensor | None,
-    keep: Tensor | None,
-    temper: Tensor | None,
-    bias: Tensor | None,
-    entries: Tensor | None,
-    before: Tensor | None,
-    first: int | None,
-    last: int | None,
-    scale: float,
-    softcap: float | None,
-    largest: bool,
-    heads: int,
-    parts: int,
-    block_n: int,
-    block_m: int,
-    warps: int,
-    stages: int,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Arguments:
+    """What the operator takes."""
+
+    q: Tensor
+    k: Tensor
+    lse: Tensor
+    cols: Tensor | None
+    keep: Tensor | None
+    temper: Tensor | None
+    bias: Tensor | None
+    entries: Tensor | None
+    before: Tensor | None
+    first: int | None
+    last: int | None
+    scale: float
+    softcap: float | None
+    largest: bool
+    heads: int
+    parts: int
+    block_n: int
+    block_m: int
+    warps: int
+    stages: int
+
+
+@torch.library.custom_op("interp::received", mutates_args=(), schema=schema(_Arguments, "Tensor"))
+def _received(*values: Any) -> Tensor:
     """(parts, batch, heads, n) float32: every part of the query blocks reduced by itself."""
-    batch, n_heads, lq, d = q.shape
-    lk = k.shape[2]
-    n = lk if cols is None else cols.shape[2]
-    out = q.new_empty(parts, batch, n_heads, n, dtype=torch.float32)
-    grid = (triton.cdiv(n, block_n), batch * n_heads // heads, parts)
-    with device_of(q):
+    x = _Arguments(*values)
+    batch, n_heads, lq, d = x.q.shape
+    lk = x.k.shape[2]
+    n = lk if x.cols is None else x.cols.shape[2]
+    out = x.q.new_empty(x.parts, batch, n_heads, n, dtype=torch.float32)
+    grid = (triton.cdiv(n, x.block_n), batch * n_heads // x.heads, x.parts)
+    with device_of(x.q):
         received_kernel[grid](
-            q,
-            k,
-            lse,
-            cols,
-            keep,
-            temper,
-            bias,
-            entries,
-            before,
+            x.q,
+            x.k,
+            x.lse,
+            x.cols,
+            x.keep,
+            x.temper,
+            x.bias,
+            x.entries,
+            x.before,
             out,
-            *strides(q, 4)[:3],
-            q.stride(3),
-            *strides(k, 4)[:3],
-            k.stride(3),
-            *strides(cols, 3)[:2],
-            *strides(temper, 3),
-            *strides(bias, 3),
+            *strides(x.q, 4)[:3],
+            x.q.stride(3),
+            *strides(x.k, 4)[:3],
+            x.k.stride(3),
+            *strides(x.cols, 3)[:2],
+            *strides(x.temper, 3),
+            *strides(x.bias, 3),
             n_heads,
             lq,
             lk,
             n,
-            first or 0,
-            last or 0,
-            scale * LOG2E,
-            (softcap or 1.0) * LOG2E,
-            GROUP=n_heads // k.shape[1],
-            HEADS=heads,
+            x.first or 0,
+            x.last or 0,
+            x.scale * LOG2E,
+            (x.softcap or 1.0) * LOG2E,
+            GROUP=n_heads // x.k.shape[1],
+            HEADS=x.heads,
             D=d,
             BLOCK_D=padded_dim(d),
-            BLOCK_N=block_n,
-            BLOCK_M=block_m,
-            LO=first is not None,
-            HI=last is not None,
-            TAIL=last is not None or lq % block_m != 0,
-            CAP=softcap is not None,
-            LARGEST=largest,
+            BLOCK_N=x.block_n,
+            BLOCK_M=x.block_m,
+            LO=x.first is not None,
+            HI=x.last is not None,
+            TAIL=x.last is not None or lq % x.block_m != 0,
+            CAP=x.softcap is not None,
+            LARGEST=x.largest,
             INTERP=INTERPRETED,
-            PRECISION=precision(q.dtype),
-            num_warps=warps,
-            num_stages=stages,
+            PRECISION=precision(x.q.dtype),
+            num_warps=x.warps,
+            num_stages=x.stages,
         )
     return out
 
 
 @_received.register_fake
-def _(
-    q,
-    k,
-    lse,
-    cols,
-    keep,
-    temper,
-    bias,
-    entries,
-    before,
-    first,
-    last,
-    scale,
-    softcap,
-    largest,
-    heads,
-    parts,
-    *tiles,
-):
-    n = k.shape[2] if cols is None else cols.shape[2]
-    return q.new_empty(parts, q.shape[0], q.shape[1], n, dtype=torch.float32)
+def _(*values: Any) -> Tensor:
+    x = _Arguments(*values)
+    n = x.k.shape[2] if x.cols is None else x.cols.shape[2]
+    return x.q.new_empty(x.parts, x.q.shape[0], x.q.shape[1], n, dtype=torch.float32)
 
 
 def interval(
@@ -387,43 +379,30 @@ def member_blocks(rows: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def received(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    question: Received,
-    *,
-    mask: Mask,
-    scale: float,
-    softcap: float | None = None,
-    temper: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def received(call: Call, lse: Tensor, question: Received) -> tuple[Tensor, Tensor]:
     """(received, count): (batch, heads, keys) float32, or (batch, heads, n) for `question.keys`,
     reduced over the real rows of the question that see the key, 0 where there are none; and
     `Visibility.key_counts`, (batch, 1, keys).
 
-    logits = temper·softcap(scale·q·k) + bias with q (batch, heads, queries, d), k (batch, kv_heads,
-    keys, d) in any layout; lse (batch, heads, queries) natural, of those logits and of the sink if
-    there is one, −inf where a row sees nothing; temper (batch or 1, heads or 1, queries or 1); bias
-    (batch or 1, heads or 1, keys), −inf hides.
+    logits = temper·softcap(scale·q·k) + bias, with q and k in any layout and temper and bias of the
+    call's edit; lse (batch, heads, queries) natural, of those logits and of the sink if there is
+    one, −inf where a row sees nothing.
 
     Query blocks without a counted row are skipped, so the cost is in proportion to the blocks of a
     row set or band; a list of keys costs by its blocks and, under a window or band, the less the
     closer together its columns stand.
     """
+    q, k, vis, mask = call.q, call.k, call.vis, call.mask
     if mask.dense is not None:
         raise ValueError(
             "mask.dense is not supported by the fused column pass; use masks of keys, windows and "
             "bands."
         )
-    batch, heads, lq, d = q.shape
-    kv_heads, lk = k.shape[1:3]
+    (batch, heads, lq, d), lk = q.shape, k.shape[2]
     if q.dtype not in DTYPES or k.dtype != q.dtype or d > MAX_DIM:
         raise ValueError(
             f"Not supported by the fused column pass: q {q.dtype}, k {k.dtype}, head dimension {d}."
         )
-    vis = Visibility(mask, batch, heads, lq, lk, q.device)
     if vis.keep_first:
         raise ValueError(
             "The key-major pass knows no keys kept beyond the window (mask.keep_first)."
@@ -444,33 +423,21 @@ def received(
 
     if q.numel() and n:
         first, last = interval(mask, question.band, lq, lk)
-        # heads of a group share one program and its key tile, unless each has its own list or
-        # programs are few
-        blocks, own = triton.cdiv(n, tiles.keys), cols is not None and cols.shape[1] > 1
-        together = 1 if own or blocks * batch * kv_heads < tiles.programs else heads // kv_heads
-        reach = (
-            lq
-            if first is None or last is None
-            else min(lq, last - first + (tiles.keys if cols is None else lk))
-        )
-        parts = min(
-            tiles.programs // (blocks * batch * heads // together),
-            triton.cdiv(reach, 8 * tiles.queries),
-        )
+        together, parts = _shares(call, question, (first, last), tiles)
         parted = _received(
             q,
             k,
             base2,
             None if cols is None else cols.to(torch.int32).contiguous(),
             None if vis.keys is None else flags(vis.keys.contiguous()),
-            temper,
-            bias,
+            call.steer.temper,
+            call.steer.bias,
             entries,
             before,
             first,
             last,
-            scale,
-            softcap,
+            call.scale,
+            call.softcap,
             question.reduce == "max",
             together,
             max(1, parts),
@@ -492,6 +459,28 @@ def received(
         counted = count if cols is None else pick(count.expand(-1, cols.shape[1], -1), cols.long())
         answer = answer / counted.clamp_min(1)
     return answer, count
+
+
+def _shares(
+    call: Call, question: Received, reach: tuple[int | None, int | None], tiles: Config
+) -> tuple[int, int]:
+    """(query heads a program, parts of the query range): heads of a group share one program and its
+    key tile, unless each has its own list or programs are few."""
+    (batch, heads, lq, _), (kv_heads, lk), cols = call.q.shape, call.k.shape[1:3], question.keys
+    blocks = triton.cdiv(lk if cols is None else cols.shape[2], tiles.keys)
+    own = cols is not None and cols.shape[1] > 1
+    few = blocks * batch * kv_heads < tiles.programs
+    together = 1 if own or few else heads // kv_heads
+    first, last = reach
+    rows = (
+        lq
+        if first is None or last is None
+        else min(lq, last - first + (tiles.keys if cols is None else lk))
+    )
+    parts = min(
+        tiles.programs // (blocks * batch * heads // together), triton.cdiv(rows, 8 * tiles.queries)
+    )
+    return together, parts
 
 
 def sampled_blocks(

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .parts import INTERPRETED, device_of, padded_dim
+from .primitives import INTERPRETED, device_of, padded_dim
 
 
 @triton.jit
-def weighted_kernel(
+def weighted_kernel(  # noqa: PLR0913
     outs, weights, starts, stops, o_bs, o_hs, o_ms, out_ptr, r_b, r_h, r_m, lq, heads,
     N: tl.constexpr, BM: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
 ):  # fmt: skip
@@ -46,7 +46,7 @@ def weighted_kernel(
 
 
 @triton.jit
-def weighted_backward_kernel(
+def weighted_backward_kernel(  # noqa: PLR0913
     out_ptr, weight_ptr, grad_ptr, d_out_ptr, d_weight_ptr,
     o_b, o_h, o_m, g_b, g_h, g_m, d_b, d_h, d_m, start, n_rows, heads,
     BM: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,

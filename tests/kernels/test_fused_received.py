@@ -17,10 +17,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from loose import received, reference_attention
+
 from interp_kernels import Mask, Received, Request, reference
 from interp_kernels.fused import received as module
-from interp_kernels.fused.parts import INTERPRETED
-from interp_kernels.fused.received import Config, member_blocks, received, sampled_blocks
+from interp_kernels.fused.primitives import INTERPRETED
+from interp_kernels.fused.received import Config, member_blocks, sampled_blocks
 from interp_kernels.steer import Steer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,7 +103,7 @@ def check(
 ) -> Tensor:
     """Compares with the reference in float64; the answer."""
     scale = q.shape[3] ** -0.5
-    found = reference.attention(
+    found = reference_attention(
         q.double(),
         k.double(),
         k.double(),
@@ -329,7 +331,7 @@ def test_rows_outside_the_set_may_hold_anything() -> None:
     q, k = tensors(2, 2, 1, 96, 96, 16)
     rows = torch.zeros(2, 96, dtype=torch.bool, device=DEVICE)
     rows[0, 40:47] = rows[1, 90:] = True
-    lse = reference.attention(
+    lse = reference_attention(
         q.double(), k.double(), k.double(), mask=Mask(), scale=0.25
     ).lse.float()
     for reduce in ("mean", "sum", "max"):
@@ -411,7 +413,7 @@ def test_sampling_is_unbiased() -> None:
     mean."""
     draws, share = 300, 4
     q, k = tensors(1, 1, 1, 64, 64, 16)
-    result = reference.attention(
+    result = reference_attention(
         q, k, k, mask=Mask(), scale=0.25, request=Request(received={"x": Received()})
     )
     a = reference.weights(q, k, mask=Mask(), scale=0.25)[0, 0]
@@ -471,7 +473,7 @@ def test_captures_in_a_cuda_graph() -> None:
     q, k = tensors(1, 4, 2, 150, 150, 64, torch.bfloat16)
     rows = torch.zeros(1, 150, dtype=torch.bool, device=DEVICE)
     columns = torch.zeros(1, 1, 4, dtype=torch.int64, device=DEVICE)
-    lse = reference.attention(
+    lse = reference_attention(
         q.double(), k.double(), k.double(), mask=Mask(), scale=0.125
     ).lse.float()
     question = Received(queries=rows, keys=columns)

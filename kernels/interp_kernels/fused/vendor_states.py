@@ -9,7 +9,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..spans import Flash
+from ..call import Call
+from ..masking import Visibility
+from ..request import Mask
+from ..streaming.spans import Flash
 from .forward import forward
 
 #: Fewer keys are our own kernel's: the vendors' are tuned for long ones.
@@ -104,7 +107,9 @@ def flash(name: str, scale: float) -> Flash:
     ) -> tuple[Tensor, Tensor]:
         assert keys is None  # padding takes our own kernel: a bias would be (queries, keys)
         if k.shape[2] < SHORT:
-            state = forward(q, k, v, scale=scale, causal=causal, offset=0)
+            mask, (batch, heads, lq, _) = Mask(causal=causal), q.shape
+            vis = Visibility(mask, batch, heads, lq, k.shape[2], q.device)
+            state = forward(Call(q, k, v, vis, scale))
             return state.out, state.lse
         out, lse = _CALLS[name](q, k, v, causal, scale)
         return out, lse.reshape(q.shape[:3])

@@ -14,8 +14,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from loose import decode
+
 from interp_kernels import Mask
-from interp_kernels.fused.decode import Decoded, decode
+from interp_kernels.fused.decode import Decoded
 from interp_kernels.steer import Rule, Steer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -21,12 +21,12 @@ from interp_kernels import (
     Request,
     Result,
     attention,
-    chunked,
     explain,
     masking,
 )
 from interp_kernels.reference import weights
-from interp_kernels.spec import ROW
+from interp_kernels.request import ROW
+from interp_kernels.streaming import chunked
 
 PLAIN_ROW = frozenset(ROW) - {"pair_mass"}
 

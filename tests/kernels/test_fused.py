@@ -8,12 +8,14 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from loose import forward, loose, merge
 from test_kernels import PLAIN_ROW, assert_same, make_case
 
 from interp_kernels import (
@@ -29,8 +31,8 @@ from interp_kernels import (
 )
 from interp_kernels.fused import backend, configs
 from interp_kernels.fused.configs import Config
-from interp_kernels.fused.forward import Keys, forward
-from interp_kernels.fused.merge import Piece, merge
+from interp_kernels.fused.forward import Keys
+from interp_kernels.fused.merge import Piece
 from interp_kernels.reference import weights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -433,7 +435,7 @@ def test_compiles_around_the_kernels() -> None:
     q, k, v = (torch.randn(1, h, 40, 16, device=DEVICE) for h in (4, 2, 2))
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        state = forward(q * 2, k, v, scale=0.25, causal=True, offset=0, names=["entropy"])
+        state = forward(q * 2, k, v, scale=0.25, names=["entropy"])
         return state.out.sum(-1) + state.stats["entropy"]
 
     torch.testing.assert_close(
@@ -555,21 +557,17 @@ def test_auto_prefers_the_kernels_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     """`auto` asks the kernels wherever the tensors are on CUDA, and says why where they cannot
     serve."""
     q = torch.randn(1, 2, 4, 16)
-    assert dispatch._resolve("auto", q, q, q, Mask(), 1.0, None, None, None) == ("streaming", "")
+    call = loose(q, q, q)
+    assert dispatch._resolve("auto", call) == ("streaming", "")
 
     class OnCuda:
         is_cuda = True
 
     monkeypatch.setattr(backend, "why_not", lambda *a, **k: "")
-    assert dispatch._resolve("auto", OnCuda(), q, q, Mask(), 1.0, None, None, None) == (
-        "triton",
-        "",
-    )  # type: ignore[arg-type]
+    call = replace(call, q=OnCuda())  # type: ignore[arg-type]
+    assert dispatch._resolve("auto", call) == ("triton", "")
     monkeypatch.setattr(backend, "why_not", lambda *a, **k: "of the weather")
-    assert dispatch._resolve("auto", OnCuda(), q, q, Mask(), 1.0, None, None, None) == (
-        "streaming",
-        "of the weather",
-    )  # type: ignore[arg-type]
+    assert dispatch._resolve("auto", call) == ("streaming", "of the weather")
 
 
 @pytest.mark.gpu

@@ -17,14 +17,15 @@ where that share is close to 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masking import FLOOR, INVISIBLE, Visibility
-from .steer import Rule, as_rules, factors
+from ..call import Call
+from ..masking import FLOOR, INVISIBLE, Visibility, cast
+from ..steer import Rule, factors
 
 #: A fused call (q, k, v, causal, keys): the square causal diagonal, or every row sees every key;
 #: keys (batch, keys) bool says which are real, None for all. Returns out (batch, heads, queries,
@@ -72,27 +73,17 @@ def pieces(
                 yield group, stop - offset, vis.lq, start, stop, False
 
 
-def states(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    vis: Visibility,
-    scale: float,
-    segments: list[tuple[int, int, int]],
-    groups: int,
-    causal: bool,
-    flash: Flash,
-    narrow: int = NARROW,
-) -> list[list[State]]:
-    """The states of each group over its segments (start, stop, group), which cover all columns
-    once; those of up to `narrow` columns without `flash`."""
-    found: list[list[State]] = [[] for _ in range(groups)]
-    for group, r0, r1, s, e, square in pieces(segments, vis, causal):
-        rows, keys, values = q[:, :, r0:r1], k[:, :, s:e], v[:, :, s:e]
+def states(call: Call, flash: Flash, *, causal: bool, narrow: int = NARROW) -> list[list[State]]:
+    """The states of each group over its segments (`Call.segments`), which cover all columns once;
+    those of up to `narrow` columns without `flash`."""
+    vis = call.vis
+    found: list[list[State]] = [[] for _ in range(call.steer.groups)]
+    for group, r0, r1, s, e, square in pieces(call.segments, vis, causal):
+        rows = call.q if r1 - r0 == vis.lq else call.q[:, :, r0:r1]
+        keys, values = call.k.narrow(2, s, e - s), call.v.narrow(2, s, e - s)
         real = None if vis.keys is None or _unpadded(vis, s, e) else vis.keys[:, s:e]
         if e - s <= narrow:
-            state = _narrow(rows, keys, values, square, real, scale)
+            state = _narrow(rows, keys, values, square, real, call.scale)
         else:
             state = flash(rows, keys, values, square, real)
             if real is not None:
@@ -108,6 +99,12 @@ def states(
     return found
 
 
+def padded(*tensors: Tensor) -> list[Tensor]:
+    """The tensors with zeros behind their last dimension, as wide as the widest."""
+    width = max(x.shape[3] for x in tensors)
+    return [F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in tensors]
+
+
 def _unpadded(vis: Visibility, s: int, e: int) -> bool:
     """No padding in the columns s:e, as far as one may ask without waiting for a device."""
     return vis.device.type == "cpu" and (e <= vis.padded[0] or s >= vis.padded[1])
@@ -119,24 +116,23 @@ def _narrow(
     """out and lse of a few keys by plain products, upcast, a chunk of rows at a time."""
     (batch, heads, lq, d), (kv_heads, width) = q.shape, k.shape[1:3]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    keys, values, group = k.to(dtype).transpose(-1, -2) * scale, v.to(dtype), heads // kv_heads
+    keys, values = cast(k, dtype).transpose(-1, -2) * scale, cast(v, dtype)
+    group = heads // kv_heads
     if width == 1 and real is None:  # the whole softmax: ô is the value itself
-        chunk = max(1, 64 * _BUDGET // (batch * heads * d))
-        parts = [
-            (q[:, :, a : a + chunk].unflatten(1, (kv_heads, group)).to(dtype) @ keys[:, :, None])[
-                ..., 0
-            ]
-            for a in range(0, lq, chunk)
-        ]
-        return values[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2), torch.cat(
-            parts, -1
-        ).flatten(1, 2)
+        chunk, keys = max(1, 64 * _BUDGET // (batch * heads * d)), keys.unsqueeze(2)
+        # a product of batches head by head: the keys of a kv head once for each of its heads
+        keys = keys.expand(-1, -1, group, -1, -1).reshape(batch * heads, d, 1)
+        parts = [q] if lq <= chunk else q.split(chunk, 2)
+        sides = [cast(rows, dtype).reshape(batch * heads, rows.shape[2], d) for rows in parts]
+        logits = [torch.bmm(side, keys).view(batch, heads, side.shape[1]) for side in sides]
+        lse = logits[0] if len(logits) == 1 else torch.cat(logits, -1)
+        return values.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2), lse
     outs, lses = [], []
     chunk = max(1, _BUDGET // (batch * heads * width))
     for a in range(0, lq, chunk):
-        rows = q[:, :, a : a + chunk]
+        rows = q if chunk >= lq else q[:, :, a : a + chunk]
         n = rows.shape[2]
-        side = rows.to(dtype).reshape(batch, kv_heads, group * n, d)
+        side = cast(rows, dtype).reshape(batch, kv_heads, group * n, d)
         s = (side @ keys).view(batch, heads, n, width)
         if square:
             seen = torch.ones(n, width, dtype=torch.bool, device=q.device).tril(a)
@@ -147,9 +143,10 @@ def _narrow(
         p = s.sub_(top).exp_()
         total = p.sum(-1, keepdim=True)
         out = (p.view(batch, kv_heads, group * n, width) @ values).view(batch, heads, n, -1)
-        empty = total == 0
-        outs.append(out / total.masked_fill(empty, 1.0))
-        lses.append((top + total.log())[..., 0])  # top + ln 0 = −inf
+        outs.append(out / total.masked_fill(total == 0, 1.0))
+        lses.append((top + total.log()).squeeze(-1))  # top + ln 0 = −inf
+    if len(outs) == 1:
+        return outs[0], lses[0]
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
 
 
@@ -167,51 +164,62 @@ def merge(
     any_state = next(state for group in found for state in group)
     batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
     compute = torch.promote_types(dtype, torch.float32)
-    by_group = any_state.lse.new_full((batch, heads, rows, len(found)), -torch.inf, dtype=compute)
-    for g, group in enumerate(found):
-        for state in group:
-            here = by_group[:, :, state.r0 : state.r1, g]
-            here.copy_(torch.logaddexp(here, state.lse.to(compute)))
-    lse = torch.logsumexp(by_group, dim=-1)
-    empty = lse == -torch.inf
+    by_group = _lse_by_group(found, rows, compute)
+    joint = torch.logsumexp(by_group, dim=-1)
+    empty = joint == -torch.inf
     if sinks is not None:
-        logit = sinks.to(lse)[None, :, None]
-        lse = torch.logaddexp(lse, logit)
+        logit = sinks.to(joint)[None, :, None]
+        lse = torch.logaddexp(joint, logit)
         sink = (logit - lse).exp()[..., None]
+        joint = lse.masked_fill(empty, -torch.inf)
     else:
-        lse, sink = lse.masked_fill(empty, 0.0), torch.zeros_like(lse)[..., None]
-    factor = factors((by_group - lse[..., None]).exp(), rule, sink)
+        lse, sink = joint.masked_fill(empty, 0.0), joint.new_zeros(())
+    mass = (by_group - lse.unsqueeze(-1)).exp()
+    factor = factors(mass, rule, sink)
+    if all(len(group) == 1 and group[0].r1 - group[0].r0 == rows for group in found):
+        out = _sum_of_whole([group[0] for group in found], factor * mass, compute)
+        return cast(out, dtype), joint
     out = torch.zeros(batch, heads, rows, d_v, dtype=compute, device=lse.device)
     for g, group in enumerate(found):
         for state in group:
             at = slice(state.r0, state.r1)
             weight = factor[:, :, at, g] * (state.lse - lse[:, :, at]).exp()
             out[:, :, at].addcmul_(state.out.to(compute), weight[..., None])
-    return out.to(dtype), lse.masked_fill(empty, -torch.inf)
+    return out.to(dtype), joint
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    vis: Visibility,
-    scale: float,
-    segments: list[tuple[int, int, int]],
-    rule: Rule | tuple[Rule, ...],
-    sinks: Tensor | None,
-    causal: bool,
-    flash: Flash,
-) -> tuple[Tensor, Tensor]:
-    """out in v's dtype and lse of the call with the rule applied; no gradients flow to q, k and
-    v."""
-    width = max(q.shape[3], v.shape[3])
-    d_v = v.shape[3]
-    # As for the plain call: the CPU kernel wants d_v = d, and zeros change nothing.
-    q, k, v = (F.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (q, k, v))
-    groups = as_rules(rule)[0].groups
-    found = states(
-        q, k, v, vis=vis, scale=scale, segments=segments, groups=groups, causal=causal, flash=flash
-    )
-    out, lse = merge(found, rule, sinks, rows=q.shape[2], dtype=v.dtype)
-    return out[..., :d_v], lse
+def _sum_of_whole(states: list[State], weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σ_g weights_g·ô_g where each group has one state of all rows (a decode step, which is bound
+    by the number of operations: nothing is added to zeros)."""
+    each = weights.unsqueeze(-2).unbind(-1)  # (batch, heads, rows, 1)
+    out = cast(states[0].out, dtype) * each[0]
+    for state, weight in zip(states[1:], each[1:], strict=True):
+        out.addcmul_(cast(state.out, dtype), weight)
+    return out
+
+
+def _lse_by_group(found: list[list[State]], rows: int, dtype: torch.dtype) -> Tensor:
+    """(batch, heads, rows, groups) log-sum-exp over all states of each group, −inf for none."""
+    if all(len(group) == 1 and group[0].r1 - group[0].r0 == rows for group in found):
+        return torch.stack([cast(group[0].lse, dtype) for group in found], -1)
+    some = next(state for group in found for state in group).lse
+    shape = (*some.shape[:2], rows, len(found))
+    by_group = some.new_full(shape, -torch.inf, dtype=dtype)
+    for g, group in enumerate(found):
+        for state in group:
+            here = by_group[:, :, state.r0 : state.r1, g]
+            here.copy_(torch.logaddexp(here, state.lse.to(dtype)))
+    return by_group
+
+
+def attend(call: Call, flash: Flash, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """out in v's dtype and lse of the call with its edit's rule applied; no gradients flow to q, k
+    and v."""
+    rule, d_v, rows = call.steer.rule, call.v.shape[3], call.q.shape[2]
+    assert rule is not None
+    if call.q.shape[3] != d_v:  # as for the plain call
+        q, k, v = padded(call.q, call.k, call.v)
+        call = replace(call, q=q, k=k, v=v)
+    found = states(call, flash, causal=causal)
+    out, lse = merge(found, rule, call.sinks, rows=rows, dtype=call.v.dtype)
+    return out if out.shape[3] == d_v else out[..., :d_v], lse

@@ -3,31 +3,17 @@ by chunk."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .masking import FLOOR, INVISIBLE, Visibility, bias_visible
-from .steer import Rule, Steer, share_out
+from ..masking import FLOOR, INVISIBLE, Visibility, bias_visible
+from ..steer import Rule, Steer, segments, share_out
 
 #: Columns of a one-hot label matrix are a multiple: a product with 16 columns takes half the time
 #: of one with 2.
 _WIDE = 16
-
-
-def segments(spans: tuple[tuple[int, int, int], ...], keys: int) -> list[tuple[int, int, int]]:
-    """(start, stop, group) of consecutive key columns, all of 0:keys, neighbours in different
-    groups. Later spans win where spans overlap, and group 0 has the rest."""
-    edges = sorted({0, keys} | {min(edge, keys) for span in spans for edge in span[:2]})
-    found: list[tuple[int, int, int]] = []
-    for a, b in itertools.pairwise(edges):
-        group = next((g for start, stop, g in reversed(spans) if start <= a < stop), 0)
-        if found and found[-1][2] == group:
-            a = found.pop()[0]
-        found.append((a, b, group))
-    return found
 
 
 def shown_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
@@ -37,6 +23,9 @@ def shown_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 def part(x: Tensor, *where: slice) -> Tensor:
     """x cut along its leading dimensions, those of size 1 (shared) left whole."""
+    cut = zip(x.shape, where, strict=False)
+    if all(size == 1 or (not s.start and s.stop in (None, size)) for size, s in cut):
+        return x
     return x[
         tuple(slice(None) if size == 1 else s for size, s in zip(x.shape, where, strict=False))
     ]
@@ -154,10 +143,12 @@ class SteerBlock:
         """(batch, heads, rows, groups): Σ of p (batch, heads, rows, columns) over the keys of each
         group."""
         if self.onehot is None:
-            sums = [p.new_zeros(p.shape[:3])] * self.groups
+            sums: list[Tensor | None] = [None] * self.groups
             for a, b, group in self._inside(c0, c1):
-                sums[group] = sums[group] + p[..., a:b].sum(-1)
-            return torch.stack(sums, dim=-1)
+                own, before = p[..., a:b].sum(-1), sums[group]
+                sums[group] = own if before is None else before + own
+            nothing = p.new_zeros(p.shape[:3]) if any(x is None for x in sums) else p
+            return torch.stack([nothing if x is None else x for x in sums], dim=-1)
         onehot = self.onehot[:, :, c0:c1]
         if onehot.shape[1] > 1:
             return (p @ onehot)[..., : self.groups]
@@ -253,9 +244,13 @@ class SteerBlock:
             return sink
         return sink * (1 - self.blend[None, :, None] * self.own[..., r0:r1])[..., None]
 
-    def shown(self, a: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
+    def shown(
+        self, a: Tensor, bs: slice, hs: slice, r0: int, r1: int, c0: int, c1: int
+    ) -> Tensor | None:
         """(batch or 1, heads or 1, rows, columns) bool: keys an index may name: seen, and not
-        hidden by the bias unless blending gave it weight."""
+        hidden by the bias unless blending gave it weight; None for all."""
+        if self.bias is None and self.vis.all_seen(r0, r1, c0, c1):
+            return None
         seen = self.vis.visible(bs, hs, r0, r1, c0, c1)
         if self.bias is None:
             return seen

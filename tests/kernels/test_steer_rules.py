@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from loose import loose, reference_attention, streaming_attention
 
-from interp_kernels import Mask, Received, Request, reference, streaming
+from interp_kernels import Mask, Received, Request
 from interp_kernels.reference import weights
 from interp_kernels.steer import Rule, Steer
-from interp_kernels.steered import segments
+from interp_kernels.streaming import route as streaming
+from interp_kernels.streaming.prepared_steer import segments
 
-BACKENDS = {"reference": reference.attention, "streaming": streaming.attention}
+BACKENDS = {"reference": reference_attention, "streaming": streaming_attention}
 
 
 @pytest.fixture(autouse=True)
@@ -159,8 +161,8 @@ def test_renormalising_what_is_left_of_little() -> None:
     ):
         kwargs: dict[str, Any] = {"mask": Mask(), "scale": 0.5, "steer": steer}
         got, want = (
-            streaming.attention(q, k, v, **kwargs),
-            reference.attention(q.double(), k.double(), v.double(), **kwargs),
+            streaming_attention(q, k, v, **kwargs),
+            reference_attention(q.double(), k.double(), v.double(), **kwargs),
         )
         torch.testing.assert_close(
             got.out[:, :, 1:].double(), want.out[:, :, 1:], atol=1e-4, rtol=1e-4
@@ -208,16 +210,7 @@ def test_refused_with_sigmoid_and_explained() -> None:
     rule = Rule(torch.ones(1, 2))
 
     def explain(request: Request | None = None, **fields: Any) -> str:
-        return streaming.explain_route(
-            q,
-            k,
-            v,
-            mask=Mask(),
-            softcap=None,
-            sinks=None,
-            request=request or Request(),
-            steer=Steer(**fields),
-        )
+        return streaming.explain_route(loose(q, k, v, request=request, steer=Steer(**fields)))
 
     assert "vendor SDPA + blend + gain (" in explain(gain=torch.ones(1, 1, 1), blend=torch.ones(1))
     one = explain(rule=rule, spans=((0, 1, 1),))

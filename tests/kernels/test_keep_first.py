@@ -15,9 +15,10 @@ from test_fused import DEVICE, examples, there
 from test_kernels import NoSquare, assert_same, make_case
 from test_steer import make_steer
 
-from interp_kernels import BackendError, Mask, Received, attention, chunked, explain
+from interp_kernels import BackendError, Mask, Received, attention, explain
 from interp_kernels.masking import Visibility
 from interp_kernels.reference import weights
+from interp_kernels.streaming import chunked
 
 
 @pytest.fixture(autouse=True, scope="module")

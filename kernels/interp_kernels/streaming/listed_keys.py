@@ -5,27 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .masking import Visibility, compute_dtype
+from ..call import Call
+from ..masking import Visibility, compute_dtype
 
 #: Elements of gathered keys held at a time.
 _BUDGET = 1 << 22
 
 
-def pair_mass(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    index: Tensor,
-    *,
-    vis: Visibility,
-    scale: float,
-    softcap: float | None = None,
-) -> Tensor:
-    """(batch, heads, queries); index (batch or 1, queries or 1, m) key columns, −1 for none.
+def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
+    """Σ A over the listed keys (batch, heads, queries); index (batch or 1, queries or 1, m) key
+    columns, −1 for none.
 
     One index row for all queries (say, the first key) needs only m keys; otherwise keys are
     gathered for a chunk of rows at a time, in O(chunk · m · d) memory, once a kv head.
     """
+    q, k, vis, softcap = call.q, call.k, call.vis, call.softcap
     batch, heads, lq, d = q.shape
     kv_heads, m = k.shape[1], index.shape[-1]
     dtype = compute_dtype(q, k)
@@ -56,7 +50,7 @@ def pair_mass(
             logits = (queries * keys[:, :, None, :, 0]).sum(-1, keepdim=True)
         else:
             logits = torch.einsum("bngrd,bnrmd->bngrm", queries, keys)
-        logits = (logits * scale).reshape(batch, heads, r1 - r0, m)
+        logits = (logits * call.scale).reshape(batch, heads, r1 - r0, m)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         seen = (picked >= 0) & _seen(vis, column, r0, r1) & rows[:, r0:r1, None]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from loose import reference_attention, streaming_attention
 from test_fused import DEVICE, back, examples, fused_case, there, wide
 from test_kernels import assert_same, make_case
 from test_steer import at, either, loop_factors, make_rule, make_spans, uniform
@@ -24,13 +25,12 @@ from interp_kernels import (
     Rule,
     Steer,
     attention,
-    chunked,
     explain,
-    reference,
-    streaming,
 )
 from interp_kernels.compose import fuse
 from interp_kernels.reference import weights
+from interp_kernels.streaming import chunked
+from interp_kernels.streaming import route as streaming
 
 PAIR = Rule(torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]]))
 
@@ -394,7 +394,7 @@ def test_many_groups() -> None:
 def test_sigmoid_goes_alone() -> None:
     q, k, v = (torch.randn(1, 2, 6, 4, dtype=torch.float64) for _ in range(3))
     sigmoid, temper = Steer(sigmoid=-1.0), Steer(temper=torch.full((1, 1, 1), 2.0))
-    for name, run in (("reference", reference.attention), ("streaming", streaming.attention)):
+    for name, run in (("reference", reference_attention), ("streaming", streaming_attention)):
         got = attention(q, k, v, steer=[temper, sigmoid, temper], backend=name)
         want = attention(
             q, k, v, steer=Steer(sigmoid=-1.0, temper=torch.full((1, 1, 1), 4.0)), backend=name

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
+from loose import choose, loose, reference_attention, streaming_attention
 from test_kernels import NoSquare, assert_same, examples, make_case
 
 from interp_kernels import (
@@ -19,19 +20,15 @@ from interp_kernels import (
     Received,
     Request,
     Result,
-    chunked,
-    reference,
-    scattered,
-    spans,
-    streaming,
 )
-from interp_kernels.masking import Visibility
 from interp_kernels.reference import weights
-from interp_kernels.spec import ROW
+from interp_kernels.request import ROW
 from interp_kernels.steer import Rule, Steer
+from interp_kernels.streaming import chunked, scattered, spans
+from interp_kernels.streaming import route as streaming
 
 PLAIN_ROW = frozenset(ROW) - {"pair_mass"}
-BACKENDS = {"reference": reference.attention, "streaming": streaming.attention}
+BACKENDS = {"reference": reference_attention, "streaming": streaming_attention}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -219,7 +216,7 @@ def reference_of(q: Any, k: Any, v: Any, kwargs: dict[str, Any]) -> tuple[Result
     kwargs = dict(kwargs)
     if "sinks" in kwargs:
         kwargs["sinks"] = kwargs["sinks"].double()
-    want = reference.attention(q.double(), k.double(), v.double(), **kwargs)
+    want = reference_attention(q.double(), k.double(), v.double(), **kwargs)
     kwargs.pop("request", None)
     return want, weights(q.double(), k.double(), **kwargs)
 
@@ -229,7 +226,7 @@ def reference_of(q: Any, k: Any, v: Any, kwargs: dict[str, Any]) -> tuple[Result
 def test_reference_is_the_definition(data: Any) -> None:
     (q, k, v), kwargs = drawn(data, torch.float64, 6)
     kwargs.pop("request", None)
-    got = reference.attention(q, k, v, **kwargs)
+    got = reference_attention(q, k, v, **kwargs)
     a, out, lse = steered_loops(q, k, v, **{"softcap": None, "sinks": None, **kwargs})
     np.testing.assert_allclose(weights(q, k, **kwargs).numpy(), a, atol=1e-12)
     np.testing.assert_allclose(got.out.numpy(), out, atol=1e-12)
@@ -247,7 +244,7 @@ def test_streaming_equals_reference_float64(data: Any) -> None:
             patch.setattr(chunked, "_BUDGET", data.draw(st.sampled_from([50, 400, 2000])))
             patch.setattr(chunked, "_MIN_ROWS", 3)
             patch.setattr(chunked, "_MAX_ROWS", 7)
-        got = streaming.attention(q, k, v, **kwargs)
+        got = streaming_attention(q, k, v, **kwargs)
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9, kwargs.get("request"))
 
 
@@ -255,7 +252,7 @@ def test_streaming_equals_reference_float64(data: Any) -> None:
 @given(st.data())
 def test_streaming_equals_reference_float32(data: Any) -> None:
     (q, k, v), kwargs = drawn(data, torch.float32, 200)
-    got = streaming.attention(q, k, v, **kwargs)
+    got = streaming_attention(q, k, v, **kwargs)
     assert_same(got, *reference_of(q, k, v, kwargs), 2e-5, kwargs.get("request"))
 
 
@@ -269,15 +266,14 @@ def test_vendor_spans_equal_reference(data: Any) -> None:
         kwargs.pop(name, None)
     kwargs["mask"] = replace(kwargs["mask"], window=None, dense=None, k_start=0)
     kwargs["steer"] = make_steer(data.draw, q, k, softmax=True, only="spans")
-    vis = Visibility(kwargs["mask"], *q.shape[:3], k.shape[2], q.device)
-    route = streaming.choose(q, k, v, vis, None, kwargs.get("sinks"), Request(), kwargs["steer"])
+    route = choose(q, k, v, **kwargs)
     mask = kwargs["mask"]
     inside = mask.q_start + q.shape[2] <= k.shape[2]  # no query after the last key
     assert bool(route.shape) == (not mask.causal or inside or mask.q_start >= k.shape[2] - 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spans, "NARROW", data.draw(st.sampled_from([0, 2, 64])))
         patch.setattr(spans, "_BUDGET", data.draw(st.sampled_from([1, 1 << 18])))
-        got = streaming.attention(q, k, v, **kwargs)
+        got = streaming_attention(q, k, v, **kwargs)
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9, kwargs.get("request"))
 
 
@@ -308,10 +304,9 @@ def test_vendor_scattered_equals_reference(data: Any) -> None:
         patch.setattr(scattered, "_MAX_HIDDEN", 3)
         patch.setattr(scattered, "_LISTED", data.draw(st.sampled_from([1, 4, 1000])))
         patch.setattr(scattered, "_BUDGET", data.draw(st.sampled_from([1, 1 << 20])))
-        vis = Visibility(kwargs["mask"], batch, heads, lq, lk, q.device)
-        route = streaming.choose(q, k, v, vis, None, kwargs.get("sinks"), Request(), steer)
+        route = choose(q, k, v, **{**kwargs, "request": None})
         event(f"scattered: {route.plan is not None}")
-        got = streaming.attention(q, k, v, **kwargs)
+        got = streaming_attention(q, k, v, **kwargs)
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9)
 
 
@@ -338,10 +333,10 @@ def test_renormalising_rules_are_a_bias_where_the_lse_is_not_read(data: Any) -> 
         steer = replace(
             steer, bias=bias.masked_fill(uniform(data.draw, 1, heads, lk) < 0.2, -math.inf)
         )
-    prepared = streaming._prepared(steer, lk, q.device, Request(lse=False))
-    assert not prepared[0].rules and prepared[0].bias is not None
-    got = streaming.attention(q, k, v, steer=steer, request=Request(lse=False), **kwargs)
-    want = reference.attention(q, k, v, steer=steer, **kwargs)
+    prepared = streaming._prepared(loose(q, k, v, steer=steer, request=Request(lse=False))).steer
+    assert not prepared.rules and prepared.bias is not None
+    got = streaming_attention(q, k, v, steer=steer, request=Request(lse=False), **kwargs)
+    want = reference_attention(q, k, v, steer=steer, **kwargs)
     torch.testing.assert_close(got.out, want.out, rtol=1e-9, atol=1e-9)
 
 
@@ -367,17 +362,16 @@ def test_spans_equal_labels(shape: str, padding: str, sinks: torch.Tensor | None
     cuts = ((0, 1, 1), (20, 90, 2), (200, 280, 1), (290, 291, 2))
     by_span = Steer(spans=cuts, rule=rule)
     by_label = Steer(labels=by_span.labels_of(lk, q.device), rule=rule)
-    vis = Visibility(mask, 2, 4, lq, lk, q.device)
-    assert streaming.choose(q, k, v, vis, None, sinks, Request(), by_span).shape
-    assert bool(streaming.choose(q, k, v, vis, None, sinks, Request(), by_label).plan) == (lq > 32)
     kwargs: dict[str, Any] = {"mask": mask, "scale": 0.4, "sinks": sinks}
-    want = reference.attention(q.double(), k.double(), v.double(), steer=by_label, **kwargs)
+    assert choose(q, k, v, steer=by_span, **kwargs).shape
+    assert bool(choose(q, k, v, steer=by_label, **kwargs).plan) == (lq > 32)
+    want = reference_attention(q.double(), k.double(), v.double(), steer=by_label, **kwargs)
     for steer, part in ((by_span, 4), (by_label, 4), (by_label, 1), (by_label, 300)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 scattered, "_LISTED", part
             )  # 1: all listed, or chunks; 300: all hidden, or chunks
-            got = streaming.attention(q, k, v, steer=steer, **kwargs)
+            got = streaming_attention(q, k, v, steer=steer, **kwargs)
         torch.testing.assert_close(got.out.double(), want.out, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(got.lse.double(), want.lse, atol=1e-5, rtol=1e-5)
 
@@ -392,7 +386,7 @@ def test_half_inputs(dtype: torch.dtype) -> None:
     ):
         got, want = (
             run(q, k, v, mask=Mask(), scale=0.25, steer=steer)
-            for run in (streaming.attention, reference.attention)
+            for run in (streaming_attention, reference_attention)
         )
         assert got.out.dtype == dtype
         assert got.lse.dtype == torch.float32
@@ -455,7 +449,7 @@ def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
             receive = x["receive"] if kind in ("move", "spans") else None
             fields |= {"rule": Rule(x["keep"], receive, kind == "renormalise"), **where}
         q, k, v = x["q"], x["k"], x["v"]
-        got = streaming.attention(
+        got = streaming_attention(
             q,
             k,
             v,
@@ -529,6 +523,6 @@ def test_no_square_matrix(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     monkeypatch.setattr(chunked, "_BUDGET", size * size // 8)
     with NoSquare(size * size // 4):
-        got = streaming.attention(q, k, v, mask=Mask(), scale=0.25, request=request, steer=steer)
+        got = streaming_attention(q, k, v, mask=Mask(), scale=0.25, request=request, steer=steer)
         if what == "grad":
             got.out.sum().backward()

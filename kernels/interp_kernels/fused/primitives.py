@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields
 
 import torch
 import triton
@@ -94,6 +95,29 @@ def strides(value: Tensor | None, n: int) -> tuple[int, ...]:
     return tuple(
         0 if size == 1 else stride for size, stride in zip(value.shape, value.stride(), strict=True)
     )
+
+
+#: Types of an operator's arguments, as annotations say them and as its schema does.
+_KINDS = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "list[Tensor]": "Tensor[]",
+    "list[int]": "SymInt[]",
+    "Sequence[int]": "SymInt[]",
+    "int": "SymInt",
+    "int | None": "SymInt?",
+    "float": "float",
+    "float | None": "float?",
+    "bool": "bool",
+    "str": "str",
+}
+
+
+def schema(arguments: type, returns: str) -> str:
+    """The schema of an operator whose arguments are the fields of a dataclass. An operator's
+    boundary is flat, numbers and tensors alone; behind it they are one object again."""
+    given = (f"{_KINDS[str(one.type)]} {one.name}" for one in fields(arguments))
+    return f"({', '.join(given)}) -> {returns}"
 
 
 def device_of(value: Tensor) -> AbstractContextManager[object]:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..call import Call
+from ..masking import FLOOR, INVISIBLE, Visibility
 from . import vendor
-from .masking import FLOOR, INVISIBLE, Visibility, compute_dtype
 from .spans import State
 
 #: A group is listed where it has at most this part of the keys; a list costs about as much a key as
@@ -71,32 +72,28 @@ def plan(labels: Tensor, groups: int, vis: Visibility) -> Plan | None:
     return Plan(labels, tuple(listed), tuple(hidden))
 
 
-def states(
-    q: Tensor, k: Tensor, v: Tensor, *, vis: Visibility, shape: str, scale: float, plan: Plan
-) -> list[list[State]]:
+def states(call: Call, shape: str, plan: Plan) -> list[list[State]]:
     """The states of each group, one or none; `shape` as in `vendor.attend`. No gradients."""
     found: list[list[State]] = []
     for group, columns in enumerate(plan.listed):
         if columns is not None:
-            made = listed(q, k, v, columns, vis=vis, scale=scale)
+            made = listed(call, columns)
         elif group in plan.hidden:
             bias = torch.where(plan.labels == group, 0.0, -torch.inf)
-            made = vendor.attend(q, k, v, vis=vis, shape=shape, scale=scale, bias=bias)
+            made = vendor.attend(call, shape, bias)
         else:
             found.append([])
             continue
-        found.append([State(0, vis.lq, *made)])
+        found.append([State(0, call.vis.lq, *made)])
     return found
 
 
-def listed(
-    q: Tensor, k: Tensor, v: Tensor, columns: Tensor, *, vis: Visibility, scale: float
-) -> tuple[Tensor, Tensor]:
+def listed(call: Call, columns: Tensor) -> tuple[Tensor, Tensor]:
     """out (batch, heads, queries, d_v), 0 for rows that see none of the keys, and lse (batch,
     heads, queries), −inf there; columns as in `Plan`."""
-    dtype = compute_dtype(q, k, v)
+    q, k, v, vis, dtype = call.q, call.k, call.v, call.vis, call.dtype
     (batch, heads, lq, d), (kv_heads, lk), d_v = q.shape, k.shape[1:3], v.shape[3]
-    group, n = heads // kv_heads, columns.shape[-1]
+    group, n = call.group, columns.shape[-1]
     shared = (
         columns.shape[1] == 1
     )  # the heads of a kv head read the same keys, and stand side by side as rows
@@ -105,7 +102,7 @@ def listed(
     sample = torch.arange(batch, device=q.device)[:, None, None]
     head = (torch.arange(stacks, device=q.device) // (1 if shared else group))[None, :, None]
     # Logits in units of ln 2, as in `chunked`.
-    keys = (k[sample, head, at].to(dtype) * (scale * _LOG2E)).transpose(
+    keys = (k[sample, head, at].to(dtype) * (call.scale * _LOG2E)).transpose(
         -1, -2
     )  # (batch, stacks, d, n)
     values = v[sample, head, at].to(dtype)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "kernels" / "benchmarks" / "compiled.py"
+SCRIPT = Path(__file__).parents[2] / "kernels" / "benchmarks" / "compiled.py"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 

@@ -1,0 +1,1 @@
+"""The streaming backend: attention in O(L · chunk) memory, in PyTorch alone."""
