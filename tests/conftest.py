@@ -22,11 +22,12 @@ torch.set_num_threads(min(2, int(os.environ.get("INTERP_TEST_THREADS", "2"))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `gpu` needs one."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    """What is marked `gpu` needs one; notebooks and the folder `slow` are slow."""
+    for item in items:
+        if item.path.suffix == ".ipynb" or item.path.parent.name == "slow":
+            item.add_marker("slow")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -42,8 +42,8 @@ def hook(
     `sample` is a short input for the load-time check (default: a few token ids, one row
     left-padded; with a `processor`, a prompt with an image). A vision-language model needs one of
     the two, to find its vision tower. `layout` names the modules of an architecture that the table
-    of `interp_hooks.huggingface.layout` does not know. Raises `TapError` when a layer can't be tapped or the tap
-    would change the model.
+    of `interp_hooks.huggingface.layout` does not know. Raises `TapError` when a layer can't be
+    tapped or the tap would change the model.
     """
     if isinstance(module, HookedModel):
         return module

@@ -65,8 +65,8 @@ class VAR(HeadEdit):
         p, rho, image_mass: as above; tau: None for the paper's 20 (31 % of √d_model in streams
             below 1024, where 20 is out of reach: `interp.vision.sinks.tau_of`).
         dims: the sink dimensions of the stream; "auto": those published for the model
-            (`interp.vision.sinks`), else, in each sample and layer, where its first token's |x[d]| /
-                RMS(x) ≥ τ; None: no search.
+            (`interp.vision.sinks`), else, in each sample and layer, where its first token's |x[d]|
+                / RMS(x) ≥ τ; None: no search.
         preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V +
             m_N), ρ is 0.5, a sample without visual sinks is left alone, and the last layer is
             edited too.

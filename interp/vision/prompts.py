@@ -139,7 +139,8 @@ def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
 
 
 def spans(model: HookedModel, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
-    """For each sample the slots of its images, in order (see `interp_hooks.huggingface.images.image_spans`)."""
+    """For each sample the slots of its images, in order (see
+    `interp_hooks.huggingface.images.image_spans`)."""
     needs_images(model, "Finding image tokens")
     return image_spans(model.module.config, input_ids)
 

@@ -46,10 +46,10 @@ run() {
     tests)
       # the repository's pytest settings name plugins that a bare machine lacks; most of the time is compilation
       workers=$("$python" -c 'import os, xdist; print("-n", min(8, os.cpu_count()))' 2>/dev/null)
-      (cd "$root" && export PYTHONPATH="$PYTHONPATH:$here" &&
+      (cd "$root" && export PYTHONPATH="$PYTHONPATH:$here:$root/tests" &&
         timeout -k 10 "$1" "$python" -m pytest -c /dev/null --rootdir "$root" -p gpu_tests -p no:cacheprovider -q \
           -W ignore::DeprecationWarning -W ignore::FutureWarning --continue-on-collection-errors $workers \
-          $({ grep -rl 'mark\.gpu' tests --include='test_*.py'; ls tests/test_fused*.py tests/kernels/test_{fused*,kernels,steer*}.py; } | sort -u) \
+          $({ grep -rl 'mark\.gpu' tests --include='test_*.py'; ls tests/hooks/test_fused*.py tests/kernels/test_{fused*,kernels,steer*}.py; } | sort -u) \
           "${@:2}")
       ;;
     kernels) timeout -k 10 "$1" "$python" "$here/kernel_times.py" "${@:2}" ;;

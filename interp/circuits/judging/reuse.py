@@ -97,8 +97,9 @@ def reuse(
     same (Merullo et al. 2024, ICLR, "Circuit component reuse across tasks in transformer language
     models").
 
-    share, at_least, depth, activations, least, freeze_mlps: see `interp.circuits.methods.path_stages.stages`; the
-    paper takes 2 % a stage. `force`: go on where the model does no better than chance.
+    share, at_least, depth, activations, least, freeze_mlps: see
+    `interp.circuits.methods.path_stages.stages`; the paper takes 2 % a stage. `force`: go on where
+    the model does no better than chance.
 
     Raises `InputError`, `UnknownNameError`, `ContextError` as `interp.circuits.find`.
     """

@@ -355,8 +355,8 @@ def published_for(task: str, name: str) -> Truth:
         else f"there are {', '.join(f'{t} ({m})' for t, m in there)}"
     )
     raise InputError(
-        f"No circuit of {task} is known for {name}; {others}. Give a file instead (--compare FILE), "
-        "or leave the comparison out."
+        f"No circuit of {task} is known for {name}; {others}. Give a file instead (--compare "
+        "FILE), or leave the comparison out."
     )
 
 

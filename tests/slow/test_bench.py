@@ -18,7 +18,7 @@ from interp.cli.main import app
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "kernels/benchmarks"
 SCRIPTS = {"h200_kernels.json": "kernel_times.py", "h200_model.json": "longcontext.py"}
 FIGURES = {"ms", "ratio", "met", "spread", "floor_ms"}

@@ -28,7 +28,7 @@ from interp.results.evaluation import HEAD, ROWS, Evaluation
 from interp.support.statistics import McNemar, mcnemar
 from interp_hooks import HookedModel
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GAINS = {"0.0": 3.0, "1.1": -2.0}
 
 

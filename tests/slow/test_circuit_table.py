@@ -15,7 +15,7 @@ from interp.circuits import names, published
 from interp.circuits.measured import APART
 from interp.circuits.runs.prompts import from_task
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

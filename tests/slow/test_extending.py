@@ -171,7 +171,6 @@ def test_the_guide_has_a_file_for_each_kind() -> None:
         assert kind.line in GUIDE, kind.line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_from_a_package_of_ones_own(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "elsewhere.py").write_text(FILES[kind.file], encoding="utf-8")
@@ -184,7 +183,6 @@ def test_from_a_package_of_ones_own(kind: Kind, tmp_path: Path) -> None:
     check(kind, [tmp_path])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_as_one_file_and_one_line(kind: Kind, tmp_path: Path) -> None:
     copy = tmp_path / "interp"

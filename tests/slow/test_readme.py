@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/usage.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
