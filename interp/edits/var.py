@@ -132,20 +132,22 @@ class VAR(HeadEdit):
         for name in ("p", "rho", "image_mass"):
             if not 0 <= getattr(self, name) <= 1:
                 raise EditError(f"{name} of var is between 0 and 1, not {getattr(self, name)}.")
-        if known(self.image):
-            inside = {k for a, b in spans_of(self.image) for k in range(a, b)}
-            for keys in (
-                self.visual_sinks.values()
-                if isinstance(self.visual_sinks, dict)
-                else [self.visual_sinks]
-            ):
-                spans = spans_of(keys) if keys is not None and known(keys) else []
-                outside = [k for a, b in spans for k in range(a, b) if k not in inside]
-                if outside:
-                    raise EditError(
-                        f"Token {outside[0]} is a visual sink of var, but not in the image "
-                        f"{self.image}."
-                    )
+        self._check_inside()
+
+    def _check_inside(self) -> None:
+        """Raise `EditError` for a visual sink that is no image token, where positions tell."""
+        if not known(self.image):
+            return
+        inside = {k for a, b in spans_of(self.image) for k in range(a, b)}
+        given = self.visual_sinks
+        for keys in given.values() if isinstance(given, dict) else [given]:
+            spans = spans_of(keys) if keys is not None and known(keys) else []
+            outside = [k for a, b in spans for k in range(a, b) if k not in inside]
+            if outside:
+                raise EditError(
+                    f"Token {outside[0]} is a visual sink of var, but not in the image "
+                    f"{self.image}."
+                )
 
     @property
     def moved(self) -> float:
