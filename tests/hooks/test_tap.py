@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers as hf
+from prompts import LENGTH, inputs_for, left_padded, padded, tokens
 
 from interp.edits import Ablate, ScaleHeads
 from interp_hooks import HookedModel, hook
@@ -18,36 +19,7 @@ from interp_kernels import Received
 
 NAMES = list(tiny.CONFIGS)
 Tapped = Callable[[str], tuple[HookedModel, Any]]
-LENGTH = 14
-PADS = (0, 5)
 WIDE = 8
-
-
-def tokens(seed: int = 1, batch: int = 2, length: int = LENGTH) -> torch.Tensor:
-    return torch.randint(3, 101, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def padded(side: str) -> torch.Tensor:
-    mask = torch.ones(2, LENGTH, dtype=torch.long)
-    if side:
-        mask[1, slice(PADS[1]) if side == "left" else slice(-PADS[1], None)] = 0
-    return mask
-
-
-def left_padded(padding: bool, length: int = LENGTH) -> torch.Tensor:
-    mask = torch.ones(2, length, dtype=torch.long)
-    if padding:
-        mask[1, : PADS[1]] = 0
-    return mask
-
-
-def inputs_for(
-    model: HookedModel, ids: torch.Tensor, mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    given = dict(input_ids=ids, attention_mask=mask)
-    if "position_ids" in model.accepts:
-        given["position_ids"] = tiny.positions(mask)
-    return given
 
 
 def rows(mask: torch.Tensor) -> torch.Tensor:

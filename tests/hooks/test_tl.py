@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 import transformers as hf
+from prompts import hooked_transformer
 
 import interp
 from interp import scores
@@ -31,52 +32,6 @@ SCORES = [s for s in scores.names() if s != "importance" and not scores.get(s).n
 #: counts of an arg-max that may fall differently where two weights are equal to rounding
 TIES = {"retrieval", "retrieval_activation", "sink_rate"}
 Trio = Callable[[str], dict[str, HookedModel]]
-
-
-def hooked_transformer(model: Any) -> Any:
-    """An explicit config and converted weights: `HookedTransformer.from_pretrained` takes official
-    names only."""
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import (
-        convert_gpt2_weights,
-        convert_llama_weights,
-    )
-
-    c = model.config
-    common = dict(
-        n_layers=2, d_model=32, n_heads=4, d_head=8, n_ctx=128, d_vocab=c.vocab_size, device="cpu"
-    )
-    if c.model_type == "llama":
-        config = HookedTransformerConfig(
-            **common,
-            d_mlp=48,
-            act_fn="silu",
-            normalization_type="RMS",
-            final_rms=True,
-            gated_mlp=True,
-            positional_embedding_type="rotary",
-            rotary_adjacent_pairs=False,
-            rotary_dim=8,
-            n_key_value_heads=2,
-            eps=c.rms_norm_eps,
-        )
-        state = convert_llama_weights(copy.deepcopy(model), config)
-    else:
-        config = HookedTransformerConfig(
-            **common,
-            d_mlp=128,
-            act_fn="gelu_new",
-            normalization_type="LN",
-            positional_embedding_type="standard",
-            eps=1e-5,
-        )
-        state = convert_gpt2_weights(copy.deepcopy(model), config)
-    made = HookedTransformer(config)
-    kept = dict.fromkeys(
-        ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False
-    )
-    made.load_and_process_state_dict(state, **kept)
-    return made.eval()
 
 
 @pytest.fixture(scope="module")

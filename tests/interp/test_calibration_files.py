@@ -17,7 +17,6 @@ from interp import calibration, tasks
 from interp.calibration.calibration import Calibration
 from interp.calibration.gates import GateTraining
 from interp.calibration.splits import LEAST, split
-from interp.cli.calibrate import METHODS
 from interp.cli.main import app
 from interp.errors import InputError, OutputError
 from interp_hooks import HookedModel
@@ -250,6 +249,9 @@ def test_the_next_seed_has_other_instances(small: HookedModel) -> None:
 
 
 def test_help_says_what_the_methods_do() -> None:
-    assert {name: calibration.registry.get(name).summary for name in calibration.names()} == METHODS
-    shown = run("--help").output
-    assert all(name in shown for name in METHODS) and f"x>={LEAST}" in shown
+    shown = " ".join(run("--help").output.replace("│", " ").split())
+    for name in calibration.names():
+        summary = calibration.registry.summary(name)  # read from the source, without torch
+        assert summary == calibration.registry.get(name).summary
+        assert f"{name}: {summary}." in shown
+    assert f"x>={LEAST}" in shown

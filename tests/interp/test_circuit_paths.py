@@ -320,7 +320,7 @@ def test_what_is_refused() -> None:
 def test_transformer_lens_along_the_same_paths() -> None:
     """Before and after rotation, a query replaced at every position is the same query."""
     pytest.importorskip("transformer_lens")
-    from test_tl import hooked_transformer
+    from prompts import hooked_transformer
 
     model = tiny.build("llama", seed=1)
     benches = [PairedRuns(m, prompts()) for m in (hook(model), hook(hooked_transformer(model)))]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from prompts import inputs_for, left_padded, tokens
 from test_edits_models import EVERYWHERE, JOINED, PROMPT
-from test_tap import inputs_for, left_padded, tokens
 
 from interp import edits as E
 from interp.errors import OutputError, UnknownNameError

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from edit_definitions import Attention, z_of
-from test_tap import LENGTH, inputs_for, left_padded, tokens
+from prompts import LENGTH, inputs_for, left_padded, tokens
 
 from interp import edits as E
 from interp_hooks import HookedModel

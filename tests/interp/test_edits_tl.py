@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from prompts import left_padded, tokens
 from test_edits_models import EVERYWHERE, JOINED, PROMPT
-from test_tap import left_padded, tokens
 
 from interp_hooks import HookedModel, hook
 from interp_hooks.errors import EditError
@@ -21,7 +21,7 @@ LOGITS = ("paint", "sigmoid_attention", "softplus", "head_gate", "gate", "gate a
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[HookedModel, HookedModel]:
-    from test_tl import hooked_transformer
+    from prompts import hooked_transformer
 
     model: Any = tiny.build("llama", seed=1)
     return hook(model), hook(hooked_transformer(model))

@@ -114,7 +114,7 @@ def test_a_heads_part_is_written_out(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_transformer_lens_gives_the_same_parts(name: str) -> None:
     pytest.importorskip("transformer_lens")
-    from test_tl import hooked_transformer
+    from prompts import hooked_transformer
 
     module = tiny.build(name, seed=5)
     one, other = hook(module), hook(hooked_transformer(module))
@@ -345,7 +345,7 @@ def test_incomplete_attributions_are_told(worded: Worded) -> None:
 
 def test_transformer_lens_agrees(tokenizer: Any) -> None:
     pytest.importorskip("transformer_lens")
-    from test_tl import hooked_transformer
+    from prompts import hooked_transformer
 
     module = tiny.build("gpt2", len(tokenizer), seed=6)
     one, other = (hook(m, tokenizer=tokenizer) for m in (module, hooked_transformer(module)))

@@ -402,7 +402,7 @@ def test_a_planted_composition_stands_out() -> None:
 @pytest.mark.parametrize("fold", [False, True])
 def test_transformer_lens_gives_the_same(name: str, fold: bool) -> None:
     pytest.importorskip("transformer_lens")
-    from test_tl import hooked_transformer
+    from prompts import hooked_transformer
 
     module = tiny.build(name, seed=5)
     lens = hooked_transformer(module)

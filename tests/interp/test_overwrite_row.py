@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_tap import LENGTH, PADS, inputs_for, padded, tokens
+from prompts import LENGTH, PADS, inputs_for, padded, tokens
 
 from interp import edits as E
 from interp.errors import EditError
@@ -87,7 +87,7 @@ def test_it_is_an_eager_model_whose_row_was_overwritten(
 
 def test_transformer_lens_shows_the_overwritten_pattern() -> None:
     pytest.importorskip("transformer_lens")
-    from test_tl import hooked_transformer
+    from prompts import hooked_transformer
 
     model = tiny.build("llama", seed=1)
     lens, ids = hook(hooked_transformer(model)), tokens()

@@ -103,12 +103,8 @@ class PathPatching(Method):
     unit = "share"
     presets = {"direct": {"freeze_mlps": True}}
 
-    def check(self) -> None:
-        self.choice("positions", *POSITIONS)
-        if not isinstance(self.freeze_mlps, bool):
-            raise InputError(
-                f"freeze_mlps of {self.name} is true or false, not {self.freeze_mlps!r}."
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
         given = self.receivers.split(",") if isinstance(self.receivers, str) else self.receivers
         names = tuple(str(r).strip() for r in given)
         if not names or (OUTPUT in names and len(names) > 1):
@@ -120,6 +116,13 @@ class PathPatching(Method):
         object.__setattr__(self, "receivers", tuple(dict.fromkeys(parsed)))
         if self.senders is not None:
             object.__setattr__(self, "senders", tuple(parse_heads(self.senders)))
+
+    def check(self) -> None:
+        self.choice("positions", *POSITIONS)
+        if not isinstance(self.freeze_mlps, bool):
+            raise InputError(
+                f"freeze_mlps of {self.name} is true or false, not {self.freeze_mlps!r}."
+            )
 
     @property
     def inputs(self) -> list[Receiver]:
