@@ -271,13 +271,13 @@ class HookedModel:
         forwards."""
         store: dict[Any, torch.Tensor] = {}
 
-        def tell(stats: LayerStats) -> None:
+        def note(stats: LayerStats) -> None:
             site = stats.site
             key = site.layer if site.is_main else (site.tower or site.kind, site.layer)
             assert stats.z is not None
             store[key] = torch.cat([store[key], stats.z], 1) if key in store else stats.z
 
-        with self.watch(Question(z=True), tell):
+        with self.watch(Question(z=True), note):
             yield store
 
     @contextmanager

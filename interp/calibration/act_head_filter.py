@@ -98,7 +98,7 @@ class HeadFilter(Method):
             for instance in bench.train:
                 batch = collate([instance], pad_id(model.tokenizer), "prompt")
                 forward(model, batch.input_ids, keep=1)
-                bench.tell("looking for sinks", 1)
+                bench.step("looking for sinks", 1)
         return look.found
 
 

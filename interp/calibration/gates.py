@@ -115,7 +115,7 @@ class GateTraining(Method):
                     )
                     bench.pieces.save(key, checkpoint(trace[-1], alpha, optimiser))
                 trace[-1]["mean_alpha"] = float(alpha.detach().mean())
-                bench.tell(f"step {step + 1}, loss {trace[-1]['loss']:.3g}", self.batch)
+                bench.step(f"step {step + 1}, loss {trace[-1]['loss']:.3g}", self.batch)
         learned = alpha.detach().cpu()
         final = learned if self.sparsity is None else binarised(learned, self.sparsity)
         edit = Gate(

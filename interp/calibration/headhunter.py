@@ -156,7 +156,7 @@ class HeadHunter(Method):
                     f"The objective gave {value} with {what} edited; it must be a finite number."
                 )
             bench.pieces.save(key, [Record("objective", 0, "", "trial", 0, 0, value)])
-        bench.tell(what, len(bench.train))
+        bench.step(what, len(bench.train))
         return float(bench.pieces.records([key]).value.iloc[0])
 
 

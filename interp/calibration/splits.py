@@ -116,7 +116,7 @@ class Bench:
         """Expect that many more instances."""
         self._total += instances
 
-    def tell(self, what: str, more: int = 0) -> None:
+    def step(self, what: str, more: int = 0) -> None:
         """Report progress, `more` units further."""
         self._done += more
         if self._progress is not None:
@@ -129,7 +129,7 @@ class Bench:
         before."""
         instances = self.heldout if heldout else self.train
         if self.pieces.has(key):
-            self.tell(what, len(instances))
+            self.step(what, len(instances))
         else:
             found = self._run(instances, edits, what)
             self.pieces.save(key, [
@@ -147,14 +147,14 @@ class Bench:
         steps = any(e.scope != "all" for e in edits) and any(
             len(i.prompt) < len(i.ids) for i in instances
         )
-        self.tell(what)
+        self.step(what)
         with self.model.edit(*edits):
             for batch in batches(instances, pad_id(self.model.tokenizer)):
                 for instance, logits in zip(
                     batch.instances, answer_logits(self.model, batch, steps), strict=True
                 ):
                     rows.append((*self.task.score(logits, instance), entropy(logits[0])))
-                self.tell(what, len(batch.instances))
+                self.step(what, len(batch.instances))
         return Outcome(*np.array(rows, dtype=np.float64).T)
 
 

@@ -82,14 +82,14 @@ def ablate(
     draws = [controls(hooked, chosen, avoid, rng) for _ in range(DRAWS)]
     draws = [d for d in draws if d]
     total = n * (2 + len(draws))
-    tell = progress or (lambda done, total, what: None)
+    report = progress or (lambda done, total, what: None)
 
     def run(which: Sequence[Head], done: int, what: str) -> list[float]:
         edits = [Ablate(which, mode, reference, seed)] if which else []
         return [
             c
             for c, _ in judge(
-                hooked, problem, instances, edits, progress=lambda k: tell(done + k, total, what)
+                hooked, problem, instances, edits, progress=lambda k: report(done + k, total, what)
             )
         ]
 

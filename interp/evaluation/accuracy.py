@@ -143,12 +143,12 @@ def accuracy(
     chosen, instances = sample(hooked, task, n, seed, context, extrapolate)
     stepwise = by_steps(edits)
     total = n * (2 if edits else 1)
-    tell = progress or (lambda done, total, what: None)
-    plain = judge(hooked, chosen, instances, (), stepwise, lambda k: tell(k, total, "untouched"))
+    report = progress or (lambda done, total, what: None)
+    plain = judge(hooked, chosen, instances, (), stepwise, lambda k: report(k, total, "untouched"))
     frame = pd.DataFrame(plain, columns=["baseline", "baseline_margin"])
     if edits:
         changed = judge(
-            hooked, chosen, instances, edits, stepwise, lambda k: tell(n + k, total, "edited")
+            hooked, chosen, instances, edits, stepwise, lambda k: report(n + k, total, "edited")
         )
         frame["edited"], frame["edited_margin"] = zip(*changed, strict=True)
     longest = max(len(i.ids) for i in instances)

@@ -77,15 +77,15 @@ def evaluate(
     with _quiet():
         found = _tasks(name, include_path)
         stepwise = by_steps(edits)
-        tell = progress or (lambda done, total, what: None)
+        report = progress or (lambda done, total, what: None)
         total = n * (2 if edits else 1)
         lm = _language_model(model, stepwise, context)
-        lm.tell = lambda share: tell(round(n * share), total, "untouched")
+        lm.report = lambda share: report(round(n * share), total, "untouched")
         plain, metric = _run(lm, found, n, seed, metric)
         frame = pd.DataFrame({"task": [s[0] for s in plain], "doc_id": [s[1] for s in plain]})
         frame["baseline"] = [s[3] for s in plain]
         if edits:
-            lm.tell = lambda share: tell(n + round(n * share), total, "edited")
+            lm.report = lambda share: report(n + round(n * share), total, "edited")
             with model.edit(*edits):
                 changed, _ = _run(lm, found, n, seed, metric)
             if [s[:3] for s in changed] != [s[:3] for s in plain]:
@@ -261,7 +261,7 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
     from lm_eval.models.huggingface import HFLM
 
     class Tapped(HFLM):
-        tell: Callable[[float], None]
+        report: Callable[[float], None]
         cut = longest = 0
 
         def loglikelihood(
@@ -277,7 +277,7 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
                 whole = (ctx + answer)[-(self.max_length + 1) :]
                 self._note(len(whole) - 1, len(whole) < len(ctx) + len(answer))
                 pairs.append((tuple(whole[: -len(answer)]), tuple(answer)))
-            return log_likelihoods(model, pairs, stepwise, self.tell)
+            return log_likelihoods(model, pairs, stepwise, self.report)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             for request in requests:
@@ -286,7 +286,7 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
                 length = len(self.tok_encode(prompt))
                 self._note(min(length, room), length > room)
             found = super().generate_until(requests, disable_tqdm=True)
-            self.tell(1.0)
+            self.report(1.0)
             return found
 
         def _note(self, length: int, cut: bool) -> None:
@@ -308,7 +308,7 @@ def log_likelihoods(
     model: HookedModel,
     pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
     stepwise: bool,
-    tell: Callable[[float], None] = lambda share: None,
+    report: Callable[[float], None] = lambda share: None,
 ) -> list[tuple[float, bool]]:
     """(log-probability, whether greedy decoding gives it) of each answer after its context, both as
     token ids."""
@@ -321,7 +321,7 @@ def log_likelihoods(
             value = rows.gather(-1, answer[:, None]).sum()
             found[i] = float(value), bool((rows.argmax(-1) == answer).all())
         done += len(members)
-        tell(done / len(pairs))
+        report(done / len(pairs))
     return found
 
 

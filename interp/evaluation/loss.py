@@ -89,12 +89,14 @@ def continuation_loss(
             "all."
         )
     total = len(rows) * (2 if edits else 1)
-    tell = progress or (lambda done, total, what: None)
+    report = progress or (lambda done, total, what: None)
     frame = pd.DataFrame({"tokens": [len(r) - c for r, c in zip(rows, cuts, strict=True)]})
-    frame["baseline"] = _losses(model, rows, cuts, (), steps, lambda k: tell(k, total, "untouched"))
+    frame["baseline"] = _losses(
+        model, rows, cuts, (), steps, lambda k: report(k, total, "untouched")
+    )
     if edits:
         frame["edited"] = _losses(
-            model, rows, cuts, edits, steps, lambda k: tell(len(rows) + k, total, "edited")
+            model, rows, cuts, edits, steps, lambda k: report(len(rows) + k, total, "edited")
         )
     beyond = extrapolation(model, longest)
     settings = dict(

@@ -158,13 +158,13 @@ def evaluate_images(
     ways: dict[str, Method] = {"baseline": plain}
     if edits or method is not None:
         ways["edited"] = method or under(*edits)
-    tell = progress or (lambda done, total, what: None)
+    report = progress or (lambda done, total, what: None)
     frames = {}
     for k, (name, way) in enumerate(ways.items()):
         done, what = k * len(problems), "untouched" if name == "baseline" else name
 
         def report(m: int, done: int = done, what: str = what) -> None:
-            tell(done + m, len(ways) * len(problems), what)
+            report(done + m, len(ways) * len(problems), what)
 
         said = answers(model, problems, way, task.max_new_tokens, report)
         frames[name] = counted(task, problems, said)

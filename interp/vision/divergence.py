@@ -136,7 +136,7 @@ class _Reader:
         slot is a word."""
         z: dict[int, torch.Tensor] = {}
 
-        def tell(stats: LayerStats) -> None:
+        def note(stats: LayerStats) -> None:
             if stats.site.is_main:
                 assert stats.z is not None
                 z[stats.site.layer] = stats.z[:, -1].float()
@@ -148,7 +148,7 @@ class _Reader:
                 if self.cache is None
                 else dict(use_cache=True, past_key_values=self.cache)
             )
-        with self.model.watch(Question(z=True), tell):
+        with self.model.watch(Question(z=True), note):
             out = forward(self.model, self.ids, self.mask, keep=1, **cached, **self.more)
         self.cache = out.past_key_values if cached else None
         return z, out.logits[:, -1]

@@ -107,7 +107,7 @@ def mean_patterns(
 
     total: dict[int, torch.Tensor] = {}
 
-    def tell(stats: LayerStats) -> None:
+    def note(stats: LayerStats) -> None:
         if stats.site.tower != "vision" or stats.site.kind != "self":
             return
         call = stats.call
@@ -139,7 +139,7 @@ def mean_patterns(
 
     for inputs in prompts:
         more = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-        with model.watch(Question(call=True), tell):
+        with model.watch(Question(call=True), note):
             forward(model, inputs["input_ids"], inputs.get("attention_mask"), keep=1, **more)
     return {layer: mean / len(prompts) for layer, mean in total.items()}
 
