@@ -163,10 +163,10 @@ def evaluate_images(
     for k, (name, way) in enumerate(ways.items()):
         done, what = k * len(problems), "untouched" if name == "baseline" else name
 
-        def report(m: int, done: int = done, what: str = what) -> None:
+        def step(m: int, done: int = done, what: str = what) -> None:
             report(done + m, len(ways) * len(problems), what)
 
-        said = answers(model, problems, way, task.max_new_tokens, report)
+        said = answers(model, problems, way, task.max_new_tokens, step)
         frames[name] = counted(task, problems, said)
     found = compare(task, frames, seed)[list(ways)[-1]]
     headline = next(iter(task.metrics))
