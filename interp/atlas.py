@@ -52,7 +52,10 @@ class Atlas(HeadTable):
         See `interp.results.comparison.compare`.
 
         Args:
-            other: an atlas of a model with as many heads.
+            other: an atlas of a model of the same shape.
+
+        Raises:
+            InputError: models of different shapes, or no shared score.
 
         Example:
             >>> list(atlas.compare(atlas)["score"])

@@ -56,7 +56,7 @@ def hook(
             `interp_hooks.huggingface.layout` does not know.
 
     Returns:
-        The `HookedModel`; `module` itself is not changed outside of its blocks.
+        The `HookedModel`; one that is wrapped already is given back as it is.
 
     Raises:
         TapError: a layer can't be tapped or the tap would change the model.

@@ -9,7 +9,12 @@ from interp.vision.pictures import Pictures
 
 @dataclass(frozen=True)
 class Settings:
-    """What a scan fixes for all probes."""
+    """What a scan fixes for all probes: context, samples, seed, text, pictures and prompt.
+
+    Example:
+        >>> interp.probes.Settings(context=64).samples
+        16
+    """
 
     context: int = 1024
     samples: int = 16

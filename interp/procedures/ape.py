@@ -30,10 +30,11 @@ Layers = list[
 
 @dataclass(frozen=True)
 class APE:
-    """Adaptive parallel encoding (Yang et al., ICLR 2025, arXiv 2502.05431). The shared prefix (p
-    tokens) is encoded once; each context after it alone, at positions p, p + 1, …; the caches are
-    joined; the query stands at p + longest context. Its rows, and those of what is generated,
-    attend to two groups of keys,
+    """Adaptive parallel encoding (APE): contexts are encoded apart and read together.
+
+    (Yang et al., ICLR 2025, arXiv 2502.05431.) The shared prefix (p tokens) is encoded once; each
+    context after it alone, at positions p, p + 1, …; the caches are joined; the query stands at p +
+    longest context. Its rows, and those of what is generated, attend to two groups of keys,
 
         C = contexts, logits s / T, log-sum-exp L_C × (S·T)
         R = prefix, query, generated: s, L_R
@@ -42,13 +43,23 @@ class APE:
     with ẑ the softmax averages of each group. T = S = 1 is plain attention over the joined cache;
     with one context, the model's own.
 
-    Args:
-        temperature: T. scale: S. Both above 0.
-
     Texts are strings or token ids; the prefix gets the tokenizer's BOS, contexts and query follow
     as they are. One text at a time. Edits around it act while contexts are encoded and while the
     query runs; but there this procedure makes z anew from queries, keys and values, so of outer
     edits those that change weights or z do not show. Models with sliding windows are refused.
+
+    Args:
+        temperature: T, above 0.
+        scale: S, above 0.
+
+    Raises:
+        EditError: T or S not above 0.
+
+    Example:
+        >>> ape = interp.procedures.APE(temperature=1.0, scale=1.0)
+        >>> contexts = ["the cat saw the dog .", "the king had a ring ."]
+        >>> ape.logits(model, "the story :", contexts, "the cat").ndim
+        2
     """
 
     temperature: float = 0.9

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CCA:
-    """Concentric causal attention (Xing et al., NeurIPS 2024, arXiv 2410.15926):
+    """Concentric causal attention (CCA): image patches stand in rings, by position and mask.
+
+    (Xing et al., NeurIPS 2024, arXiv 2410.15926.)
 
         ``with CCA().on(model): model.generate(**inputs)``
 
@@ -37,14 +39,24 @@ class CCA:
     without it.
 
     Args:
-        mask: the concentric causal mask beside the positions. grid: (rows, columns) of an image's
-            patches; None: square.
+        mask: the concentric causal mask beside the positions.
+        grid: (rows, columns) of an image's patches; None: square.
 
     Raises:
-        EditError: a grid of fewer than one patch. InputError: on entry, a text-only model, one
-            without position ids, or with positions of several dimensions (Qwen-VL); in use, image
-            tokens that don't fill the grid, a prompt that was read outside the block. In use,
-            `EditError` where the model adds position biases to its scores.
+        EditError: a grid of fewer than one patch; in use, a model that adds position biases to its
+            scores.
+        InputError: on entry, a text-only model, one without position ids, or with positions of
+            several dimensions (Qwen-VL); in use, image tokens that don't fill the grid, a prompt
+            that was read outside the block.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> with interp.procedures.CCA().on(model):
+        ...     out = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        >>> out.shape[0]
+        1
     """
 
     mask: bool = True

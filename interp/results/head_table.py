@@ -186,7 +186,7 @@ class HeadTable:
     def ranking(
         self, score: str, k: int | None = None, tower: str | None = None, kind: str | None = None
     ) -> list[tuple[Head, float, float | None]]:
-        """(head, value, standard error) by score, strongest first; the error None where not sampled.
+        """(head, value, standard error) by score, strongest first; no error where not sampled.
 
         Args:
             score: its name.

@@ -28,10 +28,18 @@ if TYPE_CHECKING:
 class Instance:
     """One problem, as token ids.
 
-    `ids` is the prompt followed, for answers of several tokens, by all but the last answer token;
-    the logits at `positions[i]` should predict a token of `accept[i]` rather than one of
-    `wrong[i]`. `corrupted` has the same length and calls for another answer. `info` holds what a
-    score or a plot needs (spans, names).
+    Attributes:
+        ids: the prompt followed, for answers of several tokens, by all but the last answer token.
+        positions: the logits at `positions[i]` should predict a token of `accept[i]` rather than
+            one of `wrong[i]`.
+        accept, wrong: token ids for each judged position.
+        corrupted: of the same length, and calls for another answer.
+        info: what a score or a plot needs (spans, names).
+
+    Example:
+        >>> problem = interp.tasks.get("ioi").sample(model.tokenizer, 1)[0]
+        >>> len(problem.ids) == len(problem.corrupted), len(problem.positions)
+        (True, 1)
     """
 
     ids: tuple[int, ...]
@@ -49,8 +57,19 @@ class Instance:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded instances: `input_ids`, `attention_mask` (batch, tokens); `offset[b]` pads
-    precede row b."""
+    """Left-padded instances as one batch.
+
+    Attributes:
+        input_ids, attention_mask: (batch, tokens).
+        offset: `offset[b]` pads precede row b.
+        instances: what was padded.
+
+    Example:
+        >>> problems = interp.tasks.get("ioi").sample(model.tokenizer, 2)
+        >>> batch = interp.tasks.collate(problems, pad_id=0)
+        >>> batch.input_ids.shape == batch.attention_mask.shape, len(batch.offset)
+        (True, 2)
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -59,7 +78,21 @@ class Batch:
 
 
 def collate(instances: Sequence[Instance], pad_id: int, which: str = "ids") -> Batch:
-    """Left-pad `instances` into one batch; `which` is "ids", "corrupted" or "prompt"."""
+    """Left-pads instances into one batch.
+
+    Args:
+        instances: the problems.
+        pad_id: the token to pad with.
+        which: "ids", "corrupted" or "prompt".
+
+    Returns:
+        A `Batch`.
+
+    Example:
+        >>> problems = interp.tasks.get("ioi").sample(model.tokenizer, 2)
+        >>> interp.tasks.collate(problems, pad_id=0, which="corrupted").input_ids.shape[0]
+        2
+    """
     ids, mask, offsets = left_padded([getattr(i, which) for i in instances], pad_id)
     return Batch(ids, mask, offsets, tuple(instances))
 
@@ -76,8 +109,17 @@ class Problem:
 
 
 class Task:
-    """A generator of problems. Subclasses set `name`, `summary`, `citation`, `judge` and write
-    `compose`, or `instance` where the problem is no text."""
+    """A generator of seeded problems: the base class.
+
+    Subclasses set `name`, `summary`, `citation`, `judge` and write `compose`, or `instance` where
+    the problem is no text.
+
+    Example:
+        >>> task = interp.tasks.get("ioi")
+        >>> short, longer = (task.sample(model.tokenizer, n, seed=1) for n in (2, 4))
+        >>> longer[:2] == short
+        True
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
