@@ -100,8 +100,7 @@ class HookedModel:
 
     @property
     def n_layers(self) -> int:
-        """Layers of the main tower (hybrid models: the number of the last attention layer plus
-        one)."""
+        """Layers of the main tower (hybrid models: the last attention layer's number plus one)."""
         return max(s.layer for s in self._main()) + 1
 
     @property
@@ -469,13 +468,17 @@ class HookedModel:
             yield
 
     def layer_outputs(self) -> AbstractContextManager[dict[Site, torch.Tensor]]:
-        """site → what its attention layer gives in a forward of the block, where that can be held
-        against its heads (for the check on load)."""
+        """What attention layers give in a forward of the block, site → tensor.
+
+        Where that can be held against a layer's heads (for the check on load).
+        """
         return self._adapter.outputs()
 
     def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
-        """Refuse the head weights of a layer whose output Σ_h z_h W_O,h + b_O misses by more than
-        `most` of its size (for the check on load)."""
+        """Refuses the head weights of a layer whose output Σ_h z_h W_O,h + b_O is another one.
+
+        That is, misses by more than `most` of its size (for the check on load).
+        """
         self._adapter.compare_output(site, z, out, most)
 
     @contextmanager
@@ -623,6 +626,11 @@ class HookedModel:
 
         Raises:
             TapError: when one is asked for, where it is no RMS or layer norm.
+
+        Example:
+            >>> norms = model.norms()
+            >>> norms.final().gain.shape
+            torch.Size([128])
         """
         with self.clean():
             return self._adapter.norms(self._short_rows())
@@ -634,7 +642,7 @@ class HookedModel:
         return self._adapter.ordinary(ids)
 
     def observers_and_edits(self) -> tuple[list[Observer], list[CallEdit]]:
-        """What is active now, inside the blocks that are open."""
+        """The observers and edits that are active now, inside the blocks that are open."""
         return self._tap.observers, self._tap.edits
 
 

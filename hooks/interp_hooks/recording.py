@@ -72,6 +72,14 @@ class LayerStats:
         Args:
             name: the statistic.
             keep: (batch, queries) bool: only these queries.
+
+        Example:
+            >>> from interp_hooks import Question
+            >>> seen = []
+            >>> with model.watch(Question(frozenset({"max"})), seen.append):
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> bool(torch.allclose(seen[2].mean("max"), seen[2].max.mean(-1)))
+            True
         """
         rows = self.queries if keep is None else self.queries & keep.to(self.queries.device)
         weight = rows[:, None].float()

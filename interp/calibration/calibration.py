@@ -102,8 +102,14 @@ class Calibration:
     def save(self, path: str | Path) -> Path:
         """Writes the edits to `path`, a JSON file that `--edit` takes, and the record beside it.
 
-        FILE.trials.parquet and FILE.calibration.json (train, held-out, provenance) are written
-        beside it; what an earlier result left there goes.
+        FILE.trials.parquet and FILE.calibration.json (train, held-out, provenance) stand beside it;
+        what an earlier result left there goes.
+
+        Args:
+            path: the JSON file.
+
+        Returns:
+            The path.
 
         Raises:
             OutputError: it can't be written.
@@ -139,7 +145,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """What `save(path)` wrote.
+        """The calibration that `save(path)` wrote.
 
         Raises:
             OutputError: it is missing, damaged or of another format.

@@ -56,6 +56,7 @@ class Circuit(CircuitTable, Atlas):
         return figure(self, heads, edges)
 
     def heading(self) -> tuple[str, str]:
+        """What a report is of, and its title."""
         return "Circuit of attention heads", f"Circuit for {self.task} in {self.model}"
 
     def sections(

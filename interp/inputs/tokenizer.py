@@ -1,5 +1,5 @@
-"""A tokenizer with what prompts need of it: plain encoding, BOS, pools of single-token words, a token
-to pad with, and those that end a text."""
+"""A tokenizer with what prompts need of it: plain encoding, BOS, pools of single-token words, a
+token to pad with, and those that end a text."""
 
 from __future__ import annotations
 

@@ -67,8 +67,18 @@ class CCA:
             raise EditError(f"The grid of CCA is (rows, columns), each from 1 up, not {self.grid}.")
 
     def rings(self, tokens: int) -> torch.Tensor:
-        """(tokens,) int64: the ring of each patch, in reading order, 0 at the border. Raises
-        `InputError`."""
+        """The ring of each patch in reading order, 0 at the border, (tokens,) int64.
+
+        Args:
+            tokens: patches of the image.
+
+        Raises:
+            InputError: they don't fill the grid.
+
+        Example:
+            >>> interp.procedures.CCA().rings(9).tolist()
+            [0, 0, 0, 0, 1, 0, 0, 0, 0]
+        """
         side = math.isqrt(tokens)
         rows, columns = self.grid or (side, side)
         if rows * columns != tokens:
@@ -83,8 +93,14 @@ class CCA:
         ).flatten()
 
     def positions(self, model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """(batch, tokens) position ids of a prompt: 0 for the first real token; those of padding
-        mean nothing."""
+        """Position ids of a prompt, (batch, tokens): 0 for the first real token.
+
+        Those of padding mean nothing.
+
+        Args:
+            model: a vision-language model.
+            inputs: a prompt with images.
+        """
         from interp.loading import load
 
         hooked = load(model)
@@ -96,7 +112,14 @@ class CCA:
 
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
-        """The model with these positions and mask, until the block ends."""
+        """Gives the model these positions and mask, until the block ends.
+
+        Args:
+            model: a vision-language model.
+
+        Raises:
+            InputError: a text-only model, or one without one position id a token.
+        """
         from interp.loading import load
 
         hooked = load(model)

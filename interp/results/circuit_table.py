@@ -117,7 +117,12 @@ class CircuitTable(HeadTable):
     def value(
         self, head: Head | str | Sequence[int], score: str = "", kind: str | None = None
     ) -> float:
-        """As `HeadTable.value`; without a score, the method's own."""
+        """The score of one head, as `HeadTable.value`; without a score, the method's own.
+
+        Example:
+            >>> circuit.value("L2H3") == circuit.value("L2H3", "head_ablation")
+            True
+        """
         return super().value(head, score or self.column, kind)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

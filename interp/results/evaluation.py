@@ -96,7 +96,13 @@ class Evaluation:
         return target
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the rows, as JSON holds it."""
+        """Everything but the rows, as JSON holds it.
+
+        Example:
+            >>> found = interp.evaluate(model, "induction", n=4)
+            >>> found.summary()["baseline"]["n"]
+            4
+        """
         found: dict[str, Any] = {"task": self.task, "metric": self.metric}
         for name in ("baseline", "edited", "difference", "mcnemar"):
             value = getattr(self, name)

@@ -117,8 +117,12 @@ class HeadTable:
         return About(title=score.replace("_", " ").capitalize())
 
     def panels(self, score: str) -> list[tuple[str, str]]:
-        """The (tower, kind) pairs in which `score` was measured for at least one head; all pairs if
-        in none."""
+        """The (tower, kind) pairs in which a score was measured for a head; all pairs if in none.
+
+        Example:
+            >>> atlas.panels("previous_token")
+            [('', 'self')]
+        """
         self._check(score)
         pairs = list(dict.fromkeys(zip(self.frame["tower"], self.frame["kind"], strict=True)))
         measured = self.frame[np.isfinite(self.frame[score])]
@@ -272,7 +276,12 @@ class HeadTable:
         return None if threshold is None or not values.size else int((values >= threshold).sum())
 
     def shape_text(self) -> str:
-        """The size as "12 layers × 12 heads", for each tower where there are several."""
+        """The size as "12 layers × 12 heads", for each tower where there are several.
+
+        Example:
+            >>> atlas.shape_text()
+            '4 layers × 8 heads'
+        """
         parts = []
         for (tower, kind), rows in self.frame.groupby(["tower", "kind"], sort=False):
             name = " ".join(n for n in (str(tower), "cross" if kind == "cross" else "") if n)

@@ -134,8 +134,17 @@ class Task:
         return self._from_problem(text, self.compose(text, rng))
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
-        """`n` seeded problems; the i-th depends on (seed, i) alone, so longer samples extend
-        shorter ones."""
+        """Seeded problems; the i-th depends on (seed, i) alone, so longer samples extend shorter ones.
+
+        Args:
+            tokenizer: the model's.
+            n: how many.
+            seed: of the problems.
+
+        Example:
+            >>> len(interp.tasks.get("ioi").sample(model.tokenizer, 3))
+            3
+        """
         text = Text(tokenizer)
         return [self.instance(text, np.random.default_rng([seed, i])) for i in range(n)]
 
@@ -162,13 +171,25 @@ class Task:
         )
 
     def score(self, logits: torch.Tensor, instance: Instance) -> tuple[float, float]:
-        """(correct, margin) from `logits` (judged positions, vocabulary) of one instance.
+        """(correct, margin) of one instance, from its logits at the judged positions.
 
         correct: "top1": share of positions whose arg-max is accepted; "exact": 1 if all are;
         "choice": arg-max among accepted and wrong tokens only; "mass": 1 if the accepted tokens'
         probability exceeds the wrong ones'. margin: for "mass" the difference of the two
         probabilities, in [−1, 1]; else the mean over positions of the best accepted logit minus the
         mean wrong logit (log-probability where there is no wrong token), in nats.
+
+        Args:
+            logits: (judged positions, vocabulary).
+            instance: the problem.
+
+        Example:
+            >>> task = interp.tasks.get("ioi")
+            >>> problem = task.sample(model.tokenizer, 1)[0]
+            >>> logits = model.logits(torch.tensor([problem.ids]))[0, list(problem.positions)].detach()
+            >>> correct, margin = task.score(logits, problem)
+            >>> correct in (0.0, 1.0)
+            True
         """
         logits = logits.float()
         margins = self._margins(logits, instance)

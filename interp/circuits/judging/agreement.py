@@ -117,8 +117,13 @@ class Agreement:
     notes: tuple[str, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row: `truth`, `n_positive`, `n_heads`, `auc`, …, and `precision_at_K`, `recall_at_K`
-        for each k."""
+        """One row: `truth`, `n_positive`, `n_heads`, `auc`, …, and `precision_at_K`, `recall_at_K`.
+
+        Example:
+            >>> frame = interp.circuits.evaluate(circuit, ["L2H3", "L3H1"]).to_frame()
+            >>> len(frame), int(frame["n_positive"][0])
+            (1, 2)
+        """
         row: dict[str, Any] = {
             name: getattr(self, name)
             for name in (

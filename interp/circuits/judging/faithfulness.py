@@ -58,8 +58,8 @@ class Faithfulness:
     their mean. m(0): all heads replaced (`empty`); m(full): none (`full`).
 
     `cpr` and `cmd` are the areas under faithfulness and under |1 − faithfulness| over the share of
-    heads kept, 0 to 1 (`interp.circuits.judging.agreement.curve_areas`), and `random_cpr` that of the
-    random orders. MIB (Mueller et al. 2025, arXiv 2504.13151) keeps shares of edges and takes
+    heads kept, 0 to 1 (`interp.circuits.judging.agreement.curve_areas`), and `random_cpr` that of
+    the random orders. MIB (Mueller et al. 2025, arXiv 2504.13151) keeps shares of edges and takes
     m(corrupted) for m(0), so numbers here compare with each other, not with MIB's. By "resample"
     the two m(0) agree wherever a twin ends with the same token: the last position's stream is then
     its embedding and the corrupted heads'; `corrupted` has m(corrupted).

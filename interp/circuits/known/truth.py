@@ -91,7 +91,12 @@ class Truth:
         )
 
     def classes(self) -> dict[str, list[Head]]:
-        """class → its heads, in the order given."""
+        """The heads of each class, in the order given.
+
+        Example:
+            >>> sorted(interp.circuits.published("ioi", "gpt2").classes())[:2]
+            ['S-inhibition', 'backup name mover']
+        """
         found: dict[str, list[Head]] = {}
         for head, kind in self.heads.items():
             found.setdefault(kind, []).append(head)
@@ -110,7 +115,11 @@ class Truth:
         return found
 
     def check_model(self, model: HookedModel) -> None:
-        """Raise `InputError` unless the circuit is of a model of this size."""
+        """Refuses a model of another size.
+
+        Raises:
+            InputError: the circuit is of a model of another size.
+        """
         if (model.n_layers, model.n_heads) != (self.n_layers, self.n_heads):
             raise InputError(
                 f"The circuit {self.name} is of {self.n_layers} layers × {self.n_heads} heads and "

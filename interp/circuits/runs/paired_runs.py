@@ -104,8 +104,8 @@ class PairedRuns:
         """(margins (batch,), activations kept, ∂ Σ margins / ∂ each of them) of one forward and one
         backward, clean.
 
-        Activations come with their graph cut off; a wire that the margin does not depend on has gradient
-        0.
+        Activations come with their graph cut off; a wire that the margin does not depend on has
+        gradient 0.
         """
         margins, activations = self.live(pairs, keep)
         found = torch.autograd.grad(
@@ -124,8 +124,8 @@ class PairedRuns:
     def live(
         self, pairs: Pairs, keep: Sequence[str], write: Hook | None = None
     ) -> tuple[torch.Tensor, Activations]:
-        """(margins (batch,), activations kept) of one clean forward with its graph, for the backward
-        counted with it."""
+        """(margins (batch,), activations kept) of one clean forward with its graph, for the
+        backward counted with it."""
         self._rows_backward += len(pairs.rows)
         with torch.enable_grad():
             return self._forward(pairs, pairs.clean, _leaf(write), keep)
@@ -144,8 +144,8 @@ class PairedRuns:
         keep: Sequence[str] = (),
         copies: int = 1,
     ) -> tuple[torch.Tensor, Activations]:
-        """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, activations kept) of
-        one forward of `ids`, `copies` times over."""
+        """((copies · batch, last slots, vocabulary) from `pairs.first` or earlier, activations
+        kept) of one forward of `ids`, `copies` times over."""
         self._rows_forward += copies * len(pairs.rows)
         with self.model.activations(*keep, write=write) as activations:
             mask = pairs.mask.repeat(copies, 1)
