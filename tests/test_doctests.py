@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -70,4 +71,6 @@ def test_public_names_have_examples(package: str, name: str) -> None:
     public = getattr(import_module(package), name)
     if isinstance(public, ModuleType) or name in NO_EXAMPLE or name.startswith("__"):
         return
-    assert public.__doc__ and ">>> " in public.__doc__, f"{package}.{name} has no example"
+    said = inspect.getdoc(public) or ""
+    assert ">>> " in said, f"{package}.{name} has no example"
+    assert not said.splitlines()[1], f"the first line of {package}.{name} does not stand by itself"

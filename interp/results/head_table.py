@@ -68,6 +68,10 @@ class HeadTable:
 
     Raises:
         InputError: a column is missing, not numeric, or a head is there twice.
+
+    Example:
+        >>> HeadTable(atlas.frame, {"model": "mine"}).top("previous_token", 2)
+        [L0H0, L0H2]
     """
 
     def __init__(

@@ -73,6 +73,9 @@ def names() -> list[str]:
 def select(which: str | list[str]) -> list[Score]:
     """The scores of "default", "all", a comma-separated string or a list of names.
 
+    Args:
+        which: what is wanted.
+
     Raises:
         UnknownNameError: a name that is none.
 

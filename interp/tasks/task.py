@@ -134,7 +134,9 @@ class Task:
         return self._from_problem(text, self.compose(text, rng))
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
-        """Seeded problems; the i-th depends on (seed, i) alone, so longer samples extend shorter ones.
+        """Seeded problems; longer samples extend shorter ones.
+
+        The i-th depends on (seed, i) alone.
 
         Args:
             tokenizer: the model's.
@@ -186,8 +188,8 @@ class Task:
         Example:
             >>> task = interp.tasks.get("ioi")
             >>> problem = task.sample(model.tokenizer, 1)[0]
-            >>> logits = model.logits(torch.tensor([problem.ids]))[0, list(problem.positions)].detach()
-            >>> correct, margin = task.score(logits, problem)
+            >>> logits = model.logits(torch.tensor([problem.ids])).detach()
+            >>> correct, margin = task.score(logits[0, list(problem.positions)], problem)
             >>> correct in (0.0, 1.0)
             True
         """

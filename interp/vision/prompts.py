@@ -28,7 +28,10 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 
 
 def takes_images(model: HookedModel) -> bool:
-    """Whether the model has a vision tower and a token for images.
+    """Whether a model has a vision tower and a token for images.
+
+    Args:
+        model: the model.
 
     Example:
         >>> interp.vision.takes_images(model), interp.vision.takes_images(interp.load("llava"))

@@ -53,8 +53,10 @@ FILE = "agreement.json"
 
 @dataclass(frozen=True)
 class Agreement:
-    """The agreement of a ranking of `n_heads` heads with a circuit of `n_positive`.
+    """The agreement of a ranking of heads with a known circuit: AUC, precision, recall, p.
 
+    * `truth`: the circuit's name; `n_heads`, of which `n_positive` are in it; `notes` beside the
+      numbers.
     * `auc`: area under the ROC curve by the trapezoid rule, ties together: P[positive above
       negative] + ½ P[tie].
     * `auc_pessimistic`: ACDC's (arXiv 2304.14997, `pessimistic_auc`), steps instead of slopes: Σ (1
@@ -69,7 +71,8 @@ class Agreement:
       an AUC as high.
 
     Example:
-        >>> found = interp.circuits.evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), ["L0H0", "L1H0"])
+        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8]])
+        >>> found = interp.circuits.evaluate(scores, ["L0H0", "L1H0"])
         >>> found.auc, found.precision[1]
         (0.75, 1.0)
     """

@@ -54,10 +54,10 @@ def stages(
     Of each stage the max(at_least, share·heads of the model) strongest by |effect| are kept, fewer
     where fewer are above `least`, a share of what corrupting costs. `activations[i]` says which
     inputs of stage i's heads are the receivers of stage i + 1, one or several of "q", "k", "v"; the
-    last one holds for all later stages (the paper follows some of them by hand; "qkv" patches all inputs
-    together). Senders to queries alone are patched at the last judged position, where the receivers
-    act; senders to keys and values at all positions. The search ends early where no head comes
-    before the receivers.
+    last one holds for all later stages (the paper follows some of them by hand; "qkv" patches all
+    inputs together). Senders to queries alone are patched at the last judged position, where the
+    receivers act; senders to keys and values at all positions. The search ends early where no head
+    comes before the receivers.
 
     Raises `InputError` for settings that make no sense.
     """
