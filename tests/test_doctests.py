@@ -46,11 +46,14 @@ def _public() -> list[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def names(pocket: Any) -> dict[str, Any]:
-    """What examples know beside the names of their module."""
-    atlas = interp.scan_heads(pocket, ["previous_token"], context=64, samples=2, progress=False)
-    circuit = interp.circuits.find(pocket, "ioi", "head_ablation", n=8)
-    return dict(interp=interp, torch=torch, np=np, model=pocket, atlas=atlas, circuit=circuit)
+def names() -> Iterator[dict[str, Any]]:
+    """What examples know beside the names of their module; all on the CPU, as they are printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        model = interp.load("llama")
+        atlas = interp.scan_heads(model, ["previous_token"], context=64, samples=2, progress=False)
+        circuit = interp.circuits.find(model, "ioi", "head_ablation", n=8)
+        yield dict(interp=interp, torch=torch, np=np, model=model, atlas=atlas, circuit=circuit)
 
 
 @pytest.mark.parametrize("name", _with_examples())
