@@ -25,7 +25,13 @@ class Atlas(HeadTable):
     """Scores of all heads of a model: a `HeadTable` with plots, a report and comparisons.
 
     Its arguments are those of `HeadTable`; how a score is read is looked up in `interp.scores`
-    where the table does not say.
+    where the table does not say. `interp.scan_heads` makes one.
+
+    Example:
+        >>> scan = dict(context=64, samples=2, progress=False)
+        >>> atlas = interp.scan_heads(model, ["previous_token"], **scan)
+        >>> atlas.top("previous_token", 2)
+        [L0H0, L0H2]
     """
 
     def look_up(self, score: str) -> About:
@@ -41,18 +47,62 @@ class Atlas(HeadTable):
         return About(**{"title": score, **said})
 
     def compare(self, other: HeadTable) -> pd.DataFrame:
-        """How far two atlases agree, a row a shared score: `interp.results.comparison.compare`."""
+        """The agreement of two atlases, a row a shared score.
+
+        See `interp.results.comparison.compare`.
+
+        Args:
+            other: an atlas of a model of the same shape.
+
+        Raises:
+            InputError: models of different shapes, or no shared score.
+
+        Example:
+            >>> list(atlas.compare(atlas)["score"])
+            ['previous_token']
+        """
         return compare(self, other)
 
     def plot(
         self, score: str, tower: str = "", kind: str | None = None, top: int = 10
     ) -> go.Figure:
-        """Heat map of `score`: a column a head, a row a layer, layer 0 at the top, the `top` heads
-        outlined."""
+        """Heat map of a score: a column a head, a row a layer, layer 0 at the top.
+
+        Args:
+            score: its name.
+            tower: "" for the only tower in which it was measured.
+            kind: None for self-attention where there is any.
+            top: how many heads are outlined, the highest.
+
+        Returns:
+            A Plotly figure.
+
+        Raises:
+            UnknownNameError: a score that is not there.
+            InputError: a tower or kind that is not there.
+
+        Example:
+            >>> atlas.plot("previous_token").data[0].type
+            'heatmap'
+        """
         return heatmap.of_score(self, score, tower, kind, top)
 
     def report(self, path: str | os.PathLike[str]) -> Path:
-        """Write a self-contained HTML report (no network needed to read it); returns its path."""
+        """Writes a self-contained HTML report (no network needed to read it).
+
+        Args:
+            path: the file.
+
+        Returns:
+            Its path.
+
+        Raises:
+            OutputError: it can't be written.
+
+        Example:
+            >>> atlas.report("atlas.html").name
+            'atlas.html'
+        """
         return self._write(path, self.sections())
 
     def sections(self) -> list[Section]:

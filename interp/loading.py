@@ -27,7 +27,7 @@ def load(
     processor: Any = None,
     layout: Layout | None = None,
 ) -> HookedModel:
-    """Load and tap a model.
+    """Loads a model and taps its attention: a name, a folder or a model object → `HookedModel`.
 
     Args:
         source: bundled name or shortcut, alias (`interp models` lists both), hub id, folder, or a
@@ -44,9 +44,17 @@ def load(
         layout: names of modules, for a HuggingFace architecture that has its own
             (docs/extending.md).
 
+    Returns:
+        The model, its tap checked against the untouched forward.
+
     Raises:
         ModelError: unknown name, no network, corrupt or missing weights.
         TapError: a model whose attention can't be tapped, with layer and reason.
+        InputError: no such backend, or one that can't run here.
+
+    Example:
+        >>> interp.load("llama", device="cpu")
+        HookedModel(pocket-llama: 4 layers × 8 heads, 4 kv heads)
     """
     import torch
 

@@ -28,13 +28,29 @@ Hook = Callable[[str, int, torch.Tensor], "torch.Tensor | None"]
 
 
 class Activations(dict[tuple[str, int], torch.Tensor]):
-    """(place, layer) → the tensor as it flowed on, of the last forward. "final" has the last
-    layer's number."""
+    """The tensors of the last forward as they flowed on, (place, layer) → tensor.
+
+    "final" has the last layer's number. `HookedModel.activations` fills it.
+
+    Example:
+        >>> with model.activations("q", "final") as kept:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> sorted(kept)[:2], kept["q", 0].shape
+        ([('final', 3), ('q', 0)], torch.Size([1, 8, 8, 32]))
+    """
 
 
 class Residual(dict[Any, torch.Tensor]):
-    """("pre" | "mid" | "post", layer) or "final" → (batch, queries, d_model), appended over
-    forwards; empty where nothing is kept."""
+    """The residual stream of a block: ("pre" | "mid" | "post", layer) or "final" → tensor.
+
+    Tensors are (batch, queries, d_model), appended over forwards; empty where nothing is kept.
+
+    Example:
+        >>> with model.capture_resid() as resid:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> resid["mid", 2].shape
+        torch.Size([1, 8, 128])
+    """
 
     def __init__(self, kept: bool = True):
         super().__init__()

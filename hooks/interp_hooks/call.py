@@ -12,8 +12,18 @@ from interp_kernels import Mask
 
 @dataclass(frozen=True)
 class Site:
-    """Where attention happens: `layer` (from 0) of `tower`, kind "self" or "cross"; `path` is the
-    module's name."""
+    """Where attention happens: `layer` (from 0) of `tower`, kind "self" or "cross".
+
+    Attributes:
+        tower, layer, kind: the place.
+        path: the module's name.
+        n_heads, n_kv_heads, d_head: its size.
+
+    Example:
+        >>> site = model.sites[2]
+        >>> site.layer, site.kind, site.n_heads, site.n_kv_heads
+        (2, 'self', 8, 4)
+    """
 
     tower: str
     layer: int
@@ -37,13 +47,25 @@ class Site:
 class AttentionCall:
     """What goes into softmax(q·k·scaling)·v at one site, before W_O.
 
-    query (batch, heads, queries, d), key and value (batch, kv_heads, keys, d): un-repeated under
-    GQA. `mask` says who sees whom, in absolute slots (`mask.q_start`, `mask.k_start`).
-    TransformerLens gives `pattern` (batch, heads, queries, keys) instead of query and key, which
-    are then None. `images` (batch, slots) bool are the image's tokens in the prompt so far, in the
-    text tower of a vision-language model; None elsewhere. `hidden` (batch, queries, d_model) is the
-    residual stream that enters the layer, in the main tower of HuggingFace models, where an active
-    edit asks for it (`Edit.needs_hidden`).
+    Attributes:
+        site: where it happens.
+        query: (batch, heads, queries, d); None in TransformerLens models, as is `key`.
+        key, value: (batch, kv_heads, keys, d), un-repeated under GQA.
+        mask: who sees whom, in absolute slots (`mask.q_start`, `mask.k_start`).
+        scaling, softcap, sinks: of the logits; the last two None where the model has none.
+        pattern: (batch, heads, queries, keys) in place of query and key in TransformerLens models.
+        images: (batch, slots) bool, the image's tokens in the prompt so far, in the text tower of a
+            vision-language model; None elsewhere.
+        hidden: (batch, queries, d_model), the residual stream that enters the layer, in the main
+            tower of HuggingFace models, where an active edit asks for it (`Edit.needs_hidden`).
+
+    Example:
+        >>> from interp_hooks import Question
+        >>> calls = []
+        >>> with model.watch(Question(call=True), lambda stats: calls.append(stats.call)):
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> calls[2].site.layer, calls[2].query.shape, calls[2].key.shape
+        (2, torch.Size([1, 8, 8, 32]), torch.Size([1, 4, 8, 32]))
     """
 
     site: Site

@@ -16,7 +16,14 @@ Scope = Literal["all", "prefill", "decode"]
 
 
 class CallEdit(ABC):
-    """What changes at attention calls, in the order it happens: `before`, `steer`, `apply`."""
+    """What changes at attention calls, in the order it happens: `before`, `steer`, `apply`.
+
+    The interface of edits and of bound edits; subclasses override what they change.
+
+    Example:
+        >>> issubclass(Edit, CallEdit) and issubclass(BoundEdit, CallEdit)
+        True
+    """
 
     @property
     def needs_hidden(self) -> bool:
@@ -64,6 +71,19 @@ class Edit(CallEdit):
     Subclasses are frozen dataclasses (in `interp.edits`). A block asks `bind(model)` for what it
     holds, so that one edit serves several models, blocks and threads at once; what an edit needs to
     know of a model (means, sizes, memories) lives in the bound one.
+
+    Example:
+        >>> class Halve(Edit):
+        ...     def touches(self, call):
+        ...         return call.site.layer == 2
+        ...     def apply(self, call, z):
+        ...         return z / 2
+        >>> with model.edit(Halve()), model.capture_z() as halved:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> with model.capture_z() as own:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> bool((halved[2] == own[2] / 2).all())
+        True
     """
 
     scope: Scope = "all"
@@ -91,6 +111,14 @@ class BoundEdit(CallEdit, Generic[E]):
 
     Edits that need something of the model (reference means, a memory of sinks, a backend) return a
     subclass from `bind` that keeps it and overrides what depends on it.
+
+    Args:
+        edit: the edit, never written to.
+
+    Example:
+        >>> edit = interp.edits.Ablate(["L2H3"])
+        >>> edit.bind(model).edit is edit
+        True
     """
 
     def __init__(self, edit: E):
@@ -123,8 +151,22 @@ class BoundEdit(CallEdit, Generic[E]):
 
 
 class LiveEdit(CallEdit):
-    """A change that is no value: it notes what it sees, or calls a function. It is for one block of
-    one model, and binds to itself."""
+    """A change that is no value: it notes what it sees, or calls a function.
+
+    It is for one block of one model, and binds to itself.
+
+    Example:
+        >>> class Count(LiveEdit):
+        ...     calls = 0
+        ...     def apply(self, call, z):
+        ...         self.calls += 1
+        ...         return z
+        >>> count = Count()
+        >>> with model.edit(count):
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> count.calls
+        4
+    """
 
     def bind(self, model: Model) -> CallEdit:
         return self

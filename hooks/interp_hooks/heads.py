@@ -15,10 +15,13 @@ _SPELLINGS = re.compile(
 
 @dataclass(frozen=True, order=True)
 class Head:
-    """Query head `head` of layer `layer` (both from 0) in `tower` ("" where the model has only
-    one).
+    """Query head `head` of layer `layer` (both from 0) in `tower` ("" where there is only one).
 
     Prints ``L5H1``; `Head.parse` reads "L5H1", "5.1", "5-1", "a5.h1", (5, 1) and "vision.L5H1".
+
+    Example:
+        >>> Head.parse("5.1"), Head.parse("vision.L5H1").tower
+        (L5H1, 'vision')
     """
 
     layer: int
@@ -48,7 +51,18 @@ class Head:
 
 
 def parse_heads(written: str | Head | Iterable[str | Sequence[int] | Head]) -> list[Head]:
-    """Several heads, from a comma-separated string or any iterable of spellings."""
+    """Several heads, from a comma-separated string or any iterable of spellings.
+
+    Args:
+        written: the heads; each as `Head.parse` reads it.
+
+    Raises:
+        HeadError: one that can't be read.
+
+    Example:
+        >>> parse_heads("L5H1, 3.2"), parse_heads([(5, 1)])
+        ([L5H1, L3H2], [L5H1])
+    """
     if isinstance(written, str):
         written = [part for part in written.split(",") if part.strip()]
     if isinstance(written, Head):

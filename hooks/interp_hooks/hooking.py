@@ -37,13 +37,35 @@ def hook(
     processor: Any = None,
     layout: Layout | None = None,
 ) -> HookedModel:
-    """Wrap a HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`.
+    """Wraps a loaded model so that its attention can be observed and edited, and checks the tap.
 
-    `sample` is a short input for the load-time check (default: a few token ids, one row
-    left-padded; with a `processor`, a prompt with an image). A vision-language model needs one of
-    the two, to find its vision tower. `layout` names the modules of an architecture that the table
-    of `interp_hooks.huggingface.layout` does not know. Raises `TapError` when a layer can't be
-    tapped or the tap would change the model.
+    A HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`; for names and
+    folders use `interp.load`.
+
+    Args:
+        module: the model.
+        name: what messages and records call it; None for what the model says itself.
+        tokenizer: for the tasks and probes that need one.
+        backend: "auto", "reference", "streaming" or "triton".
+        note: a sentence that belongs beside the model's name.
+        sample: a short input for the load-time check (default: a few token ids, one row
+            left-padded; with a `processor`, a prompt with an image). A vision-language model needs
+            one of the two, to find its vision tower.
+        processor: of a vision-language model.
+        layout: names of modules, for an architecture that has its own (docs/extending.md).
+        layout: the module names of an architecture that the table of
+            `interp_hooks.huggingface.layout` does not know.
+
+    Returns:
+        The `HookedModel`; one that is wrapped already is given back as it is.
+
+    Raises:
+        TapError: a layer can't be tapped or the tap would change the model.
+
+    Example:
+        >>> from interp_hooks import hook
+        >>> hook(model.module, name="mine", tokenizer=model.tokenizer)
+        HookedModel(mine: 4 layers × 8 heads, 4 kv heads)
     """
     if isinstance(module, HookedModel):
         return module

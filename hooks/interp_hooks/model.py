@@ -28,13 +28,28 @@ from interp_kernels import Received
 
 
 class HookedModel:
-    """A model whose attention can be observed and edited. Made by `interp.load` or
-    `interp_hooks.hook`.
+    """A model whose attention can be observed and edited.
 
-    Attributes: `name`, `module` (the wrapped model), `tokenizer`, `processor` (of a vision-language
-    model, else None), `towers` (names; [""] when there is one, "text" and "vision" in a
-    vision-language model), `n_layers`, `n_heads`, `n_kv_heads`, `d_head` (of the main tower),
-    `sites`, `device`, `backend`, `note`.
+    `interp.load` and `interp_hooks.hook` make one.
+
+    Attributes:
+        name: the model's name.
+        module: the wrapped model.
+        tokenizer, processor: None where there is none; the processor is of a vision-language model.
+        towers: names; [""] when there is one, "text" and "vision" in a vision-language model.
+        n_layers, n_heads, n_kv_heads, d_head: of the main tower.
+        sites: every attention of the model, in order.
+        device: where its parameters are.
+        backend: which kernels run.
+        note: a sentence that belongs beside the model's name, or None.
+
+    Example:
+        >>> model.n_layers, model.n_heads, model.d_head
+        (4, 8, 32)
+        >>> with model.observe("entropy") as seen:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> seen[2].entropy.shape  # batch, heads, queries
+        torch.Size([1, 8, 8])
     """
 
     def __init__(
@@ -62,6 +77,7 @@ class HookedModel:
 
     @property
     def module(self) -> Any:
+        """The wrapped model."""
         return self._adapter.module
 
     @property
@@ -71,6 +87,7 @@ class HookedModel:
 
     @property
     def towers(self) -> list[str]:
+        """Names of the towers, in order; [""] where there is only one."""
         return list(dict.fromkeys(s.tower for s in self.sites))
 
     @property
@@ -83,20 +100,22 @@ class HookedModel:
 
     @property
     def n_layers(self) -> int:
-        """Layers of the main tower (hybrid models: the number of the last attention layer plus
-        one)."""
+        """Layers of the main tower (hybrid models: the last attention layer's number plus one)."""
         return max(s.layer for s in self._main()) + 1
 
     @property
     def n_heads(self) -> int:
+        """Query heads of a layer of the main tower (the most, where layers differ)."""
         return max(s.n_heads for s in self._main())
 
     @property
     def n_kv_heads(self) -> int:
+        """KV heads of a layer of the main tower (the most, where layers differ)."""
         return max(s.n_kv_heads for s in self._main())
 
     @property
     def d_head(self) -> int:
+        """Size of a head of the main tower."""
         return self._main()[0].d_head
 
     @property
@@ -121,11 +140,17 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
+        """Where the model's parameters are."""
         return next(self.module.parameters()).device
 
     @property
     def heads(self) -> list[Head]:
-        """All query heads of all self-attention layers."""
+        """All query heads of all self-attention layers.
+
+        Example:
+            >>> len(model.heads), model.heads[9]
+            (32, L1H1)
+        """
         return [
             Head(s.layer, h, s.tower)
             for s in self.sites
@@ -134,7 +159,16 @@ class HookedModel:
         ]
 
     def check(self, head: Head) -> Head:
-        """`head` itself; raises `HeadError` if the model has no such head."""
+        """`head` itself, if the model has it.
+
+        Raises:
+            HeadError: the model has no such head.
+
+        Example:
+            >>> from interp_hooks import Head
+            >>> model.check(Head(2, 3))
+            L2H3
+        """
         if head.tower and head.tower not in self.towers:
             known = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {known}.")
@@ -157,13 +191,37 @@ class HookedModel:
     def logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **more: Any
     ) -> torch.Tensor:
-        """(batch, tokens, vocabulary) of one forward."""
+        """Logits of one forward, (batch, tokens, vocabulary).
+
+        Args:
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens), 0 for padding; None where all are real.
+            more: what the model's forward takes besides.
+
+        Example:
+            >>> model.logits(torch.arange(8)[None]).shape[:2]
+            torch.Size([1, 8])
+        """
         out = self(input_ids=input_ids.to(self.device), attention_mask=attention_mask, **more)
         return logits_of(out)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
-        """`module.generate(**inputs)`; observers and edits act at prefill and at every decode
-        step."""
+        """Generates text: `module.generate(**inputs)`, observed and edited at every step.
+
+        Observers and edits of the blocks around it act at prefill and at every decode step.
+
+        Args:
+            inputs: those of the wrapped model's `generate`.
+
+        Returns:
+            Prompt and new tokens, (batch, tokens).
+
+        Example:
+            >>> inputs = model.tokenizer("the cat", return_tensors="pt")
+            >>> out = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+            >>> out.shape[1] - inputs["input_ids"].shape[1]
+            3
+        """
         return self._adapter.generate(**inputs)
 
     @contextmanager
@@ -189,8 +247,17 @@ class HookedModel:
 
     @contextmanager
     def clean(self) -> Iterator[None]:
-        """Suspend outer observers and edits for the length of a block (reference runs, also between
-        the steps of another text)."""
+        """Suspends outer observers and edits for the length of a block.
+
+        For reference runs, also between the steps of another text.
+
+        Example:
+            >>> ids = torch.arange(8)[None]
+            >>> own = model.logits(ids)
+            >>> with model.edit(interp.edits.Ablate()), model.clean():
+            ...     bool((model.logits(ids) == own).all())
+            True
+        """
         tap = self._tap
         outer = tap.observers, tap.edits
         tap.observers, tap.edits = [], []
@@ -204,8 +271,23 @@ class HookedModel:
     def watch(
         self, question: Question, callback: Callable[[LayerStats], None], stage: str = "before"
     ) -> Iterator[None]:
-        """Hand each layer's answer to `callback` as it comes and keep nothing: what scans are built
-        on."""
+        """Hands each layer's statistics to `callback` as they come and keeps nothing.
+
+        What scans are built on.
+
+        Args:
+            question: the statistics wanted.
+            callback: called with a `LayerStats` for each attention call.
+            stage: "before" edits (the model's own weights) or "after".
+
+        Example:
+            >>> from interp_hooks import Question
+            >>> layers, question = [], Question(frozenset({"entropy"}))
+            >>> with model.watch(question, lambda stats: layers.append(stats.site.layer)):
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> layers
+            [0, 1, 2, 3]
+        """
         with self._block([Observer(question, callback, stage)]):
             yield
 
@@ -221,7 +303,7 @@ class HookedModel:
         cap: int = 10,
         topk: int = 8,
     ) -> Iterator[Recording]:
-        """Record statistics of the attention weights, O(L) memory.
+        """Records statistics of the attention weights in a block, in O(L) memory.
 
         Args:
             names: any of entropy, max, argmax, distance, capped_distance, group_mass, received,
@@ -235,10 +317,20 @@ class HookedModel:
             pairs: name → (batch, queries or 1, m) key positions for `pair_mass`, −1 for none.
             received: name → `Received` (query set, band), read with
                 `seen[layer].received_by(name)`.
-            cap: for capped_distance, in tokens. topk: for topk.
+            cap: for capped_distance, in tokens.
+            topk: for topk, how many keys.
+
+        Returns:
+            A `Recording`, filled while the model runs: `seen[layer].entropy`.
 
         Raises:
             TapError: an unknown name, reducer or stage.
+
+        Example:
+            >>> with model.observe("entropy", "received", reduce="mean") as seen:
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> seen[2].entropy.shape, seen[2].received.shape
+            (torch.Size([1, 8]), torch.Size([1, 8, 8]))
         """
         unknown = [n for n in names if n not in NAMES]
         if unknown:
@@ -267,8 +359,18 @@ class HookedModel:
 
     @contextmanager
     def capture_z(self) -> Iterator[dict[int | tuple[str, int], torch.Tensor]]:
-        """z[layer]: (batch, queries, heads, d_head), after edits, appended along queries over
-        forwards."""
+        """Records the output z of every head in a block, before W_O, after edits.
+
+        Returns:
+            layer → (batch, queries, heads, d_head), appended along queries over forwards; the
+            layers of other towers are (tower, layer).
+
+        Example:
+            >>> with model.capture_z() as z:
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> z[2].shape
+            torch.Size([1, 8, 8, 32])
+        """
         store: dict[Any, torch.Tensor] = {}
 
         def note(stats: LayerStats) -> None:
@@ -282,19 +384,29 @@ class HookedModel:
 
     @contextmanager
     def capture_resid(self, write: Hook | None = None) -> Iterator[Residual]:
-        """The residual stream: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model),
-        resid["final"].
+        """Records the residual stream in a block, and replaces it where asked.
 
-        `write(place, layer, tensor)` may return a replacement. ["mid", l] is absent in
-        parallel-attention blocks.
+        Args:
+            write: `write(place, layer, tensor)` may return a replacement.
+
+        Returns:
+            A `Residual`: resid["pre", l], ["mid", l], ["post", l] (batch, queries, d_model),
+            resid["final"]. ["mid", l] is absent in parallel-attention blocks.
+
+        Example:
+            >>> with model.capture_resid() as resid:
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> bool((resid["post", 0] == resid["pre", 1]).all())
+            True
         """
         with self._adapter.residual(write) as residual:
             yield residual
 
     @contextmanager
     def activations(self, *keep: str, write: Hook | None = None) -> Iterator[Activations]:
-        """The tensors that flow between the main tower's heads in one forward without a cache,
-        live: for patching and gradients.
+        """The tensors that flow between heads in one forward, live: for patching and gradients.
+
+        Of the main tower, in a forward without a cache.
 
         Args:
             keep: places whose tensors are wanted: q, k, v, z, pre, mid, post, final
@@ -306,9 +418,19 @@ class HookedModel:
         Outer edits act before activations are read. Queries and keys are as the attention call has
         them: rotated, in HuggingFace models; TransformerLens shows them before rotation.
 
+        Returns:
+            The `Activations`, filled while the model runs.
+
         Raises:
             TapError: an unknown place, or a TransformerLens model without hook points for its
                 projections.
+
+        Example:
+            >>> with model.activations("z") as kept:
+            ...     logits = model.logits(torch.arange(8)[None])
+            >>> grad, = torch.autograd.grad(logits[0, -1, 5], [kept["z", 2]])
+            >>> grad.shape == kept["z", 2].shape
+            True
         """
         found = Activations()
         hook = noting(found, keep, write)
@@ -322,36 +444,78 @@ class HookedModel:
 
     @contextmanager
     def projections(self, hook: Hook) -> Iterator[None]:
-        """Let `hook(place, layer, tensor)` look at, and replace, q, k, v of the main tower as the
-        projections give them, (batch, tokens, heads or kv_heads, d_head): with biases, before norms
-        of queries and keys, before rotation.
+        """Lets a hook read and replace q, k, v of the main tower as the projections give them.
 
-        Raises `TapError` where the projections are not known.
+        With biases, before norms of queries and keys, before rotation.
+
+        Args:
+            hook: `hook(place, layer, tensor)`, the tensor (batch, tokens, heads or kv_heads,
+                d_head); what it returns, if anything, replaces the tensor.
+
+        Raises:
+            TapError: the projections are not known.
+
+        Example:
+            >>> shapes = {}
+            >>> def note(place, layer, tensor):
+            ...     shapes[place, layer] = tuple(tensor.shape)
+            >>> with model.projections(note):
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> shapes["q", 0], shapes["k", 0]
+            ((1, 8, 8, 32), (1, 8, 4, 32))
         """
         with self._adapter.projections(hook):
             yield
 
     def layer_outputs(self) -> AbstractContextManager[dict[Site, torch.Tensor]]:
-        """site → what its attention layer gives in a forward of the block, where that can be held
-        against its heads (for the check on load)."""
+        """What attention layers give in a forward of the block, site → tensor.
+
+        Where that can be held against a layer's heads (for the check on load).
+        """
         return self._adapter.outputs()
 
     def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
-        """Refuse the head weights of a layer whose output Σ_h z_h W_O,h + b_O misses by more than
-        `most` of its size (for the check on load)."""
+        """Refuses the head weights of a layer whose output Σ_h z_h W_O,h + b_O is another one.
+
+        That is, misses by more than `most` of its size (for the check on load).
+        """
         self._adapter.compare_output(site, z, out, most)
 
     @contextmanager
     def resume(self, layer: int, output: Any) -> Iterator[None]:
-        """Forwards in this block begin at `layer` of the main tower: no block before it runs, and
-        `output`, which the block just before gave in an earlier forward of the same inputs, is
-        taken for theirs (see `block_outputs`)."""
+        """Starts forwards at a layer of the main tower, from an earlier forward's output.
+
+        No block before `layer` runs, and `output`, which the block just before gave in an earlier
+        forward of the same inputs, is taken for theirs (see `block_outputs`).
+
+        Args:
+            layer: the first that runs.
+            output: of the block before it, in the library's own form.
+
+        Example:
+            >>> ids = torch.arange(8)[None]
+            >>> with model.block_outputs() as outputs:
+            ...     own = model.logits(ids)
+            >>> with model.resume(2, outputs[1]):
+            ...     bool((model.logits(ids) == own).all())
+            True
+        """
         with skipping(self._adapter.blocks(), layer, output):
             yield
 
     @contextmanager
     def block_outputs(self) -> Iterator[dict[int, Any]]:
-        """layer → what its block gave, in the library's own form, of one forward: for `resume`."""
+        """Records what each block of the main tower gives, for `resume`.
+
+        Returns:
+            layer → the block's output in one forward, in the library's own form.
+
+        Example:
+            >>> with model.block_outputs() as outputs:
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> sorted(outputs)
+            [0, 1, 2, 3]
+        """
         found: dict[int, Any] = {}
         with ExitStack() as stack:
             for layer, block in self._adapter.blocks().items():
@@ -364,31 +528,68 @@ class HookedModel:
 
     @contextmanager
     def edit(self, *edits: Edit | LiveEdit) -> Iterator[None]:
-        """Apply edits, left to right, inside those of outer blocks; everything is undone on exit.
+        """Applies edits in a block, left to right, inside those of outer blocks.
 
-        Changes of logits (temperatures, biases) all come before changes of weights, whatever their
-        order.
+        Everything is undone on exit. Changes of logits (temperatures, biases) all come before
+        changes of weights, whatever their order.
 
-        Raises `EditError` or `HeadError` when an edit cannot apply to this model.
+        Args:
+            edits: of `interp.edits`, or one's own.
+
+        Raises:
+            EditError, HeadError: an edit that cannot apply to this model.
+
+        Example:
+            >>> ids = torch.arange(8)[None]
+            >>> own = model.logits(ids)
+            >>> with model.edit(interp.edits.Ablate(["L2H3"])):
+            ...     edited = model.logits(ids)
+            >>> bool((edited == own).all()), bool((model.logits(ids) == own).all())
+            (False, True)
         """
         with self._block(edits=_edits(edits)):
             yield
 
     def explain(self, *edits: Edit | LiveEdit, tokens: int = 128) -> str:
-        """Which route each layer takes under the edits of this block and `edits`, and why: seen in
-        a forward of `tokens` tokens and a decode step (for a sliding window, ask with more tokens
-        than it holds)."""
+        """The route that each layer takes under edits, and why, as text.
+
+        Seen in a forward of `tokens` tokens and a decode step (for a sliding window, ask with more
+        tokens than it holds).
+
+        Args:
+            edits: on top of those of this block.
+            tokens: of the forward.
+
+        Raises:
+            EditError, HeadError: an edit that cannot apply to this model.
+
+        Example:
+            >>> print(model.explain(interp.edits.Ablate(["L2H3"])).splitlines()[0])
+            self layers 0–1: untouched weights
+        """
         bound = [(edit, edit.bind(self)) for edit in _edits(edits)]
         active = [one for edit, one in bound if not edit.is_identity()]
         tap = Tap([], [*self._tap.edits, *active], self.backend)
         return self._adapter.explain(tap, tokens)
 
     def head_weights(self, layer: int, tower: str = "") -> HeadWeights:
-        """W_Q, W_K, W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model) per query head,
-        GQA mapped.
+        """W_Q, W_K, W_V and W_O of a layer by query head, GQA mapped.
 
-        Raises `TapError` where the model's projections are not understood or failed the load-time
-        check.
+        Args:
+            layer: from 0.
+            tower: "" for the main one.
+
+        Returns:
+            `HeadWeights`: W_Q, W_K, W_V (heads, d_model, d_head) and W_O (heads, d_head, d_model).
+
+        Raises:
+            TapError: the model's projections are not understood or failed the load-time check.
+            HeadError: no such layer.
+
+        Example:
+            >>> weights = model.head_weights(2)
+            >>> weights.W_Q.shape, weights.W_O.shape
+            (torch.Size([8, 128, 32]), torch.Size([8, 32, 128]))
         """
         for site in self.sites:
             if site.layer == layer and site.tower == tower and site.kind == "self":
@@ -398,11 +599,16 @@ class HookedModel:
         )
 
     def vocabulary(self) -> Vocabulary:
-        """W_E, W_U and b_U of the main tower with the scales that go with them, checked in a short
-        forward.
+        """W_E, W_U and b_U of the main tower with their scales, checked in a short forward.
 
-        Raises `TapError` where the model has no unembedding, or does more between stream and tokens
-        than these say.
+        Raises:
+            TapError: the model has no unembedding, or does more between stream and tokens than
+                these say.
+
+        Example:
+            >>> vocabulary = model.vocabulary()
+            >>> vocabulary.W_E.shape[1] == vocabulary.W_U.shape[0]
+            True
         """
         return read_vocabulary(
             self.name, self._adapter.embeddings(), self._short_rows(), self._forward
@@ -414,10 +620,17 @@ class HookedModel:
             return self.logits(ids), resid
 
     def norms(self) -> Norms:
-        """The norms around each attention of the main tower, and the final one: gain, centring, and
-        as a linear map with its scale frozen at an input.
+        """The norms around each attention of the main tower, and the final one.
 
-        Raises `TapError`, when one is asked for, where it is no RMS or layer norm.
+        Each by its gain, its centring, and as a linear map with its scale frozen at an input.
+
+        Raises:
+            TapError: when one is asked for, where it is no RMS or layer norm.
+
+        Example:
+            >>> norms = model.norms()
+            >>> norms.final().gain.shape
+            torch.Size([128])
         """
         with self.clean():
             return self._adapter.norms(self._short_rows())
@@ -429,7 +642,7 @@ class HookedModel:
         return self._adapter.ordinary(ids)
 
     def observers_and_edits(self) -> tuple[list[Observer], list[CallEdit]]:
-        """What is active now, inside the blocks that are open."""
+        """The observers and edits that are active now, inside the blocks that are open."""
         return self._tap.observers, self._tap.edits
 
 

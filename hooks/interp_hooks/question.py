@@ -18,13 +18,27 @@ NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm")
 
 @dataclass(frozen=True)
 class Question:
-    """Statistics wanted of each attention call. All indices are absolute slots of the padded
-    sequence.
+    """The statistics wanted of each attention call.
 
-    names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)); pairs: name → (batch, queries
-    or 1, m) slots, −1 for none; received: name → `Received` with queries (batch or 1, slots);
-    labels (batch or 1, slots), negative = no group; z: also hand over the per-head output (batch,
-    queries, heads, d); call: also the attention call itself, as it came.
+    All indices are absolute slots of the padded sequence.
+
+    Args:
+        names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)).
+        pairs: name → (batch, queries or 1, m) slots, −1 for none.
+        received: name → `Received` with queries (batch or 1, slots).
+        labels: (batch or 1, slots), negative = no group.
+        n_groups: how many groups the labels name.
+        cap: of the capped distance, in tokens.
+        topk: how many of the largest weights; 0 for none.
+        z: also hand over the per-head output (batch, queries, heads, d).
+        call: also the attention call itself, as it came.
+
+    Example:
+        >>> seen = []
+        >>> with model.watch(Question(frozenset({"max"}), z=True), seen.append):
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> seen[2].max.shape, seen[2].z.shape
+        (torch.Size([1, 8, 8]), torch.Size([1, 8, 8, 32]))
     """
 
     names: frozenset[str] = frozenset()

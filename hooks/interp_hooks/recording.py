@@ -14,13 +14,25 @@ from interp_kernels import Result
 
 
 class LayerStats:
-    """One layer's answers from one forward. Row statistics are attributes: `.entropy` (batch,
-    heads, queries).
+    """One layer's statistics from one forward; row statistics are attributes: `.entropy`.
 
-    `.pair_mass[name]`, `.received[name]` (batch, heads, keys), `.received_count[name]` (batch, 1,
-    keys), `.topk_index`, `.topk_prob`; positions are absolute slots. `.site`, `.queries` (batch,
-    queries) bool: real rows; `.keys` (batch, keys) bool: real keys; `.z` and `.call` where they
-    were asked for, else None.
+    Row statistics are (batch, heads, queries); positions are absolute slots.
+
+    Attributes:
+        site: the layer.
+        pair_mass, received, received_count: name → (batch, heads, queries), (batch, heads, keys)
+            and (batch, 1, keys).
+        topk_index, topk_prob: where they were asked for.
+        queries, keys: (batch, queries) and (batch, keys) bool: real ones, not padding.
+        z, call: where they were asked for, else None.
+
+    Example:
+        >>> from interp_hooks import Question
+        >>> seen = []
+        >>> with model.watch(Question(frozenset({"entropy"})), seen.append):
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> seen[2].entropy.shape, seen[2].mean("entropy").shape
+        (torch.Size([1, 8, 8]), torch.Size([1, 8]))
     """
 
     def __init__(
@@ -55,8 +67,20 @@ class LayerStats:
         raise AttributeError(f"{name!r} was not asked for; pass it to observe(...).")
 
     def mean(self, name: str, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, heads): mean of a row statistic over real queries (and those in `keep`, (batch,
-        queries))."""
+        """Mean of a row statistic over real queries, (batch, heads).
+
+        Args:
+            name: the statistic.
+            keep: (batch, queries) bool: only these queries.
+
+        Example:
+            >>> from interp_hooks import Question
+            >>> seen = []
+            >>> with model.watch(Question(frozenset({"max"})), seen.append):
+            ...     _ = model.logits(torch.arange(8)[None])
+            >>> bool(torch.allclose(seen[2].mean("max"), seen[2].max.mean(-1)))
+            True
+        """
         rows = self.queries if keep is None else self.queries & keep.to(self.queries.device)
         weight = rows[:, None].float()
         total = weight.sum(-1)
@@ -151,8 +175,13 @@ class LayerRecord:
         self._columns[name] = (total, count)
 
     def received_by(self, name: str) -> torch.Tensor:
-        """(batch, heads, slots): mean attention received from the queries of set `name`, all
-        forwards together."""
+        """Mean attention each key receives from the queries of a set, (batch, heads, slots).
+
+        All forwards together.
+
+        Args:
+            name: of the set, as given to `observe(received=…)`.
+        """
         total, count = self._columns[name]
         return total / count.clamp_min(1)
 
@@ -187,8 +216,16 @@ class LayerRecord:
 
 
 class Recording:
-    """The recording of an `observe` block: `seen[layer].entropy`, `seen["vision", 2].max`,
-    `seen.calls`."""
+    """The recording of an `observe` block: `seen[layer].entropy`, `seen["vision", 2].max`.
+
+    `seen.calls` are the forwards in it, as spans of its rows.
+
+    Example:
+        >>> with model.observe("entropy") as seen:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> len(seen), seen[2].entropy.shape, seen.calls[0].stop
+        (4, torch.Size([1, 8, 8]), 8)
+    """
 
     def __init__(self, question: Question, reduce: str, stage: str):
         self.question, self.reduce, self.stage = question, reduce, stage

@@ -69,8 +69,25 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibrated `edits`; `trials`, one row a trial; `train` and `heldout`: what the edits do on
-    the instances they were chosen on, and on others. Believe the held-out one."""
+    """The calibrated edits and what they do on training and on held-out instances.
+
+    Believe the held-out one.
+
+    Attributes:
+        method, task: their names.
+        edits: ready for `model.edit(*edits)`.
+        trials: one row a trial.
+        train, heldout: what the edits do on the instances they were chosen on, and on others.
+        trace: the steps of a method that learns; None of one that tries.
+        notes: what a reader must know.
+        provenance: model, weights, settings, versions, date.
+
+    Example:
+        >>> found = interp.calibrate(model, "zerotuning", n=8, grid=[0.5, 2.0])
+        >>> path = found.save("zerotuning.json")
+        >>> interp.Calibration.load(path).edits == found.edits
+        True
+    """
 
     method: str
     task: str
@@ -83,9 +100,20 @@ class Calibration:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write the edits to `path`, a JSON file that `--edit` takes, and beside it
-        FILE.trials.parquet and FILE.calibration.json (train, held-out, provenance); what an earlier
-        result left there goes. Raises `OutputError`."""
+        """Writes the edits to `path`, a JSON file that `--edit` takes, and the record beside it.
+
+        FILE.trials.parquet and FILE.calibration.json (train, held-out, provenance) stand beside it;
+        what an earlier result left there goes.
+
+        Args:
+            path: the JSON file.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputError: it can't be written.
+        """
         from interp import edits
 
         path = edits.save(path, self.edits)  # type: ignore[arg-type]
@@ -117,8 +145,11 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read what `save(path)` wrote. Raises `OutputError` when it is missing, damaged or of
-        another format."""
+        """The calibration that `save(path)` wrote.
+
+        Raises:
+            OutputError: it is missing, damaged or of another format.
+        """
         import pandas as pd
 
         from interp import edits

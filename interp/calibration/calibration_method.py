@@ -33,7 +33,14 @@ class Found:
 
 
 class Method(SettingsRecord, ABC):
-    """A way to find settings. Subclasses are frozen dataclasses; their fields are the settings."""
+    """A method that chooses the settings of an edit: the base class.
+
+    Subclasses are frozen dataclasses; their fields are the settings.
+
+    Example:
+        >>> interp.calibration.registry.get("zerotuning").usual_task
+        'classification'
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]

@@ -22,7 +22,12 @@ registry: Registry[type[Method]] = Registry(
 
 
 def names() -> list[str]:
-    """Names of all calibration methods."""
+    """Names of all calibration methods.
+
+    Example:
+        >>> "zerotuning" in interp.calibration.names()
+        True
+    """
     return registry.names()
 
 

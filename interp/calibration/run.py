@@ -32,24 +32,35 @@ def calibrate(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Calibration:
-    """Choose an edit's settings on `n` training instances of a task and measure them on held-out
-    ones.
+    """Calibrates an edit: settings are chosen on training instances, measured on held-out ones.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
         method: "act", "zerotuning", "headhunter", "gates" (their settings as `settings`), or a
             `Method`.
         task: a name, or a task with settings of its own; the method's usual task if None.
+        n: training instances.
+        seed: of both splits.
         heldout: how many held-out instances; as many as `n` if None. They share no instance with
             the training split.
         out: write the edits to this JSON file, trials and record beside it; an interrupted run
             resumes from there.
+        progress: told (done, total, what).
+        settings: the method's.
+
+    Returns:
+        A `Calibration`: the edits, and what they do on both splits.
 
     Raises:
-        UnknownNameError: no such method or task. InputError: settings that the method does not
-            take, too few
-        instances, a calibration set with one class. ContextError, EditError, HeadError,
-        OutputError.
+        UnknownNameError: no such method or task.
+        InputError: settings that the method does not take, too few instances, a calibration set
+            with one class.
+        ContextError, EditError, HeadError, OutputError.
+
+    Example:
+        >>> found = interp.calibrate(model, "zerotuning", n=8, grid=[0.5, 2.0])
+        >>> found.method, found.heldout.accuracy.difference.n
+        ('zerotuning', 8)
     """
     from interp.loading import load
 

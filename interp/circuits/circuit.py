@@ -23,28 +23,53 @@ if TYPE_CHECKING:
 class Circuit(CircuitTable, Atlas):
     """Scores of all heads for one task by one method, with its graph, plots and report.
 
-    Its arguments are those of `CircuitTable`.
+    Its arguments are those of `CircuitTable`; `interp.circuits.find` makes one.
+
+    Example:
+        >>> circuit = interp.circuits.find(model, "ioi", "head_ablation", n=8)
+        >>> circuit.column, len(circuit.heads(3))
+        ('head_ablation', 3)
     """
 
     def plot(
         self, score: str = "", tower: str = "", kind: str | None = None, top: int = 10
     ) -> go.Figure:
-        """As `Atlas.plot`; without a score, the method's own."""
+        """Heat map as `Atlas.plot`; without a score, of the method's own.
+
+        Example:
+            >>> circuit.plot().data[0].type
+            'heatmap'
+        """
         return super().plot(score or self.column, tower, kind, top)
 
     def graph(self, heads: int = 12, edges: int = 40) -> go.Figure:
-        """Heads by layer, the strongest ones named, with the strongest edges between them."""
+        """Graph of the circuit: heads by layer, the strongest ones named, and the strongest edges.
+
+        Args:
+            heads: how many are named.
+            edges: how many are drawn.
+
+        Example:
+            >>> len(circuit.graph(heads=4).data) > 0
+            True
+        """
         return figure(self, heads, edges)
 
     def heading(self) -> tuple[str, str]:
+        """What a report is of, and its title."""
         return "Circuit of attention heads", f"Circuit for {self.task} in {self.model}"
 
     def sections(
         self, truth: Truth | None = None, faithfulness: Faithfulness | None = None
     ) -> list[Section]:
-        """What a report tells before the scores: the task, the graph, the strongest edges; how far
-        the circuit agrees with one that is known, and how faithful it is, where these are given.
-        Raises `InputError` for a truth of another model's shape."""
+        """What a report tells before the scores: the task, the graph, the strongest edges.
+
+        And how far the circuit agrees with one that is known, and how faithful it is, where these
+        are given.
+
+        Raises:
+            InputError: a truth of another model's shape.
+        """
         return sections(self, truth, faithfulness)
 
     def report(
@@ -53,7 +78,24 @@ class Circuit(CircuitTable, Atlas):
         truth: Truth | None = None,
         faithfulness: Faithfulness | None = None,
     ) -> Path:
-        """As `Atlas.report`, with what `sections` tells first."""
+        """Writes a self-contained HTML report, as `Atlas.report`, with what `sections` tells first.
+
+        Args:
+            path: the file.
+            truth: a known circuit to compare with.
+            faithfulness: of this circuit.
+
+        Returns:
+            Its path.
+
+        Raises:
+            InputError: a truth of another model's shape.
+            OutputError: it can't be written.
+
+        Example:
+            >>> circuit.report("circuit.html").name
+            'circuit.html'
+        """
         return self._write(path, self.sections(truth, faithfulness))
 
     def __repr__(self) -> str:

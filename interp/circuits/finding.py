@@ -42,27 +42,36 @@ def find(
     resume: str | Path | None = None,
     **settings: Any,
 ) -> Circuit:
-    """Score every head of the main tower for a task.
+    """Finds the circuit of a task: scores every head of the main tower by one method.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
         task: a name, a task with settings of its own, or `interp.circuits.prompts` of one's own.
         method: a name (`interp.circuits.names()`), or a `Method` with its settings.
         n: pairs of prompts, clean and corrupted; of `Prompts`, all are used.
+        seed: of the prompts and of what the method draws.
         preset: settings under a name, such as "paper"; `settings` come on top.
         force: go on where the model prefers the wrong answers.
         progress: told (done, total, what).
         resume: a folder in which finished ablations are kept until the end, so that an interrupted
             search resumes (`head_ablation`; the other methods take seconds, but for ACDC).
+        settings: the method's.
 
     Returns:
         A `Circuit`: an atlas whose column, named as the method, says how surely or strongly each
         head takes part.
 
     Raises:
-        UnknownNameError, InputError (the model can't do the task, pairs of unequal length, no
-        negative examples, answers of several tokens), ContextError, TapError (the method needs what
-        this architecture does not offer).
+        UnknownNameError: no such task or method.
+        InputError: the model can't do the task, pairs of unequal length, no negative examples,
+            answers of several tokens.
+        ContextError: a prompt past the model's positions.
+        TapError: the method needs what this architecture does not offer.
+
+    Example:
+        >>> circuit = interp.circuits.find(model, "ioi", "eap", n=8)
+        >>> circuit["eap"].shape, list(circuit.edges)
+        ((4, 8), ['sender', 'receiver', 'kind', 'score'])
     """
     from interp.loading import load
 

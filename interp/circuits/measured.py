@@ -40,7 +40,25 @@ def measured(
     Effects that change sign from prompt to prompt need many prompts: their mean is small and their
     spread is not.
 
-    Raises `InputError` where the model can't do the task or no head matters, and as `find`.
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        task: a name, or a task with settings of its own.
+        n: pairs of prompts.
+        seed: of the prompts.
+        mode: what takes a head's place: "mean", "resample" or "zero".
+        share: of the metric, from which an effect counts.
+        progress: told (done, total, what).
+
+    Returns:
+        A `Truth`, to compare found circuits with.
+
+    Raises:
+        InputError: the model can't do the task, or no head matters; and as `find`.
+
+    Example:
+        >>> truth = interp.circuits.measured(model, "ioi", n=16)
+        >>> set(truth.heads.values()) <= {"helps", "hinders"}
+        True
     """
     circuit = find(model, task, "head_ablation", n, seed + APART, mode=mode, progress=progress)
     effects = circuit.effects

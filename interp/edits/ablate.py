@@ -23,23 +23,33 @@ MODES = ("zero", "mean", "resample", "uniform")
 
 @dataclass(frozen=True)
 class Ablate(HeadEdit):
-    """Replace the per-head output z of `heads` (None: all) before W_O.
+    """Replaces the output of heads before W_O: z_h ← 0, a mean, a resample, or uniform attention.
 
     * zero: z = 0;
     * mean: z = mean of the head's z over a reference, pooled over its samples and positions;
     * resample: z of a random sample and position of the reference, seeded, the same for a token at
-      prefill and
-      at decode;
+      prefill and at decode;
     * uniform: equal attention to every visible key (Wu et al. 2024, arXiv 2404.15574, "masking" a
       head).
 
     Args:
+        heads: the heads, in any spelling; None for all.
+        mode: "zero", "mean", "resample" or "uniform".
         reference: for mean and resample, a task name (its corrupted prompts are used) or a text
             file.
-        scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+        seed: of the reference's samples and of the resampling.
+        scope: "all", "prefill" or "decode".
+        queries: (start, stop) tokens; None for all rows.
 
     Raises:
         EditError: an unknown mode, or mean/resample without reference.
+
+    Example:
+        >>> edit = interp.edits.Ablate(["L2H3"])
+        >>> with model.edit(edit), model.capture_z() as z:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> bool((z[2][:, :, 3] == 0).all())
+        True
     """
 
     heads: Any = None

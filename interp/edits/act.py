@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ACT(HeadEdit):
-    """Attention calibration (Yu et al., ICML 2024, arXiv 2406.15765): in each head, the keys that
-    receive too much keep the share β of their weight, and what they give up goes to all other keys
-    in proportion to theirs,
+    """Attention calibration (ACT): keys that receive too much keep the share β of their weight.
+
+    What they give up goes to all other keys in proportion to theirs, in each head (Yu et al., ICML
+    2024, arXiv 2406.15765),
 
         c_k = mean of A[q, k] over the rows q that see k     S = {k > 0 : c_k > threshold}
         a_k' = β a_k on S        a_k' = a_k·(1 + (1 − β) m_S / (1 − m_S)) elsewhere,  m_S = Σ_S a.
@@ -34,13 +35,21 @@ class ACT(HeadEdit):
 
     Args:
         beta: 0 … 1; a tensor of one number takes gradients.
-        alpha: threshold α/N, N the sample's real tokens; or `threshold`, absolute (the code's 0.1).
-        heads: None for all. scope: "prefill" (the paper's): decode steps see the model's own
-            weights.
+        alpha: threshold α/N, N the sample's real tokens.
+        threshold: an absolute threshold instead of α/N (the code's 0.1).
+        heads: None for all.
         min_rows: keys that fewer rows see are left out.
+        scope: "prefill" (the paper's): decode steps see the model's own weights.
 
     Raises:
         EditError: β outside [0, 1], α ≤ 0; in use, a prompt that comes in several forwards.
+
+    Example:
+        >>> edit = interp.edits.ACT(beta=0.0, threshold=0.5)  # the last key's c is 0.57 here
+        >>> with model.edit(edit), model.observe("received", stage="after") as seen:
+        ...     _ = model.logits(torch.arange(12)[None])
+        >>> float(seen[2].received[0, 0, 11])
+        0.0
     """
 
     beta: Number = 0.4

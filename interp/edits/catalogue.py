@@ -22,5 +22,13 @@ registry: Registry[type[HeadEdit]] = Registry(
 
 
 def names() -> list[str]:
-    """Names of all edits."""
+    """Names of all edits, the built-in ones first.
+
+    Returns:
+        what `--edit` and the JSON form call them.
+
+    Example:
+        >>> interp.edits.names()[:3]
+        ['ablate', 'act', 'gate']
+    """
     return registry.names()

@@ -19,7 +19,19 @@ from interp.support.files import write_atomic
 def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[str, Any]]:
     """Edits as plain JSON data, in order; their tensors go to files in `folder`.
 
-    Raises `EditError` where there are tensors and no folder.
+    Args:
+        edits: the edits.
+        folder: where tensors of more than one number are written.
+
+    Returns:
+        an object for each edit, ``{"edit": name, …fields…}``.
+
+    Raises:
+        EditError: there are tensors and no folder.
+
+    Example:
+        >>> interp.edits.to_json([interp.edits.ScaleHeads({(5, 1): 0.0})])
+        [{'edit': 'scale_heads', 'gains': {'L5H1': 0.0}, 'scope': 'all', 'queries': None}]
     """
     return [e.to_json(folder) for e in edits]
 
@@ -27,8 +39,24 @@ def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[
 def from_json(
     data: list[dict[str, Any]] | dict[str, Any], folder: Path | None = None
 ) -> list[HeadEdit]:
-    """Edits from their JSON form. Raises `UnknownNameError`, `HeadError`, `EditError`, or
-    `OutputError` for a tensor that is not in `folder`."""
+    """Edits from their JSON form.
+
+    Args:
+        data: an object ``{"edit": name, …fields…}``, or a list of them.
+        folder: where the tensors that they name are.
+
+    Returns:
+        the edits, in order.
+
+    Raises:
+        UnknownNameError: there is no such edit.
+        EditError, HeadError: settings or heads that it does not take.
+        OutputError: a tensor that is not in `folder`.
+
+    Example:
+        >>> interp.edits.from_json({"edit": "soft_pag", "u": 0.5})
+        [SoftPAG(u=0.5, heads=None, scope='all')]
+    """
     found = []
     entries = [data] if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
@@ -68,15 +96,48 @@ def _short(fields: Mapping[str, Any]) -> str:
 
 
 def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
-    """Write edits to a JSON file that `load` and `--edit FILE.json` read; tensors to safetensors
-    files beside it."""
+    """Writes edits to a JSON file that `load` and `--edit FILE.json` read.
+
+    Tensors of more than one number go to safetensors files beside it.
+
+    Args:
+        path: the JSON file.
+        edits: the edits, in order.
+
+    Returns:
+        the path.
+
+    Raises:
+        OutputError: the file can't be written.
+
+    Example:
+        >>> path = interp.edits.save("edits.json", [interp.edits.Ablate(["L2H3"])])
+        >>> interp.edits.load(path)[0].heads
+        (L2H3,)
+    """
     path = Path(path)
     write_atomic(path, (json.dumps(to_json(edits, path.parent), indent=2) + "\n").encode())
     return path
 
 
 def load(path: str | Path) -> list[HeadEdit]:
-    """Read edits from a JSON file."""
+    """Edits of a JSON file, as `save` writes them.
+
+    Args:
+        path: the JSON file; tensors are read from its folder.
+
+    Returns:
+        the edits, in order.
+
+    Raises:
+        OutputError: a file that can't be read.
+        EditError: not UTF-8, not JSON, or no edits; and as `from_json`.
+
+    Example:
+        >>> path = interp.edits.save("edits.json", [interp.edits.SoftPAG(0.5)])
+        >>> interp.edits.load(path)
+        [SoftPAG(u=0.5, heads=None, scope='all')]
+    """
     try:
         data = json.loads(
             Path(path).read_text(encoding="utf-8-sig")

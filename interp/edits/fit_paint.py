@@ -39,9 +39,10 @@ def paint_for(
     beta: float = 0.35,
     first_layer: int = 2,
 ) -> tuple[PAINT, PAINT]:
-    """The two edits of PAINT for a prompt with an image, (local, summary), ready for
-    ``with model.edit(*paint_for(model, inputs)): model.generate(**inputs)`` (Arif et al. 2025,
-    arXiv 2501.12206).
+    """The two PAINT edits of a prompt with an image, for local and for summary tokens.
+
+    Ready for ``with model.edit(*paint_for(model, inputs)): model.generate(**inputs)`` (Arif et al.
+    2025, arXiv 2501.12206).
 
     local: s += α |s| on the top 25 % of patches by attention of the class token in the *first*
     layer of the vision tower, summed over heads, without the summary ones; summary: s += β |s| on
@@ -50,12 +51,25 @@ def paint_for(
     implemented; its classifier-free guidance (γ = 2) is no part of the edits.
 
     Args:
+        model: a vision-language model whose tower has a class token, or what `interp.load` takes.
         inputs: as `interp.vision.with_images` or the model's processor makes them, left-padded; a
-            batch has a set for each sample. alpha, beta: 0.7 and 0.3 to 0.4 in the paper.
+            batch has a set for each sample.
+        alpha, beta: 0.7 and 0.3 to 0.4 in the paper.
+        first_layer: the first text layer edited.
+
+    Returns:
+        (local, summary).
 
     Raises:
         InputError: a text-only model, a prompt without image, right padding, a tower without class
             token, image tokens that are not one a patch, a `first_layer` that the model has not.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["Is there a red circle?"], [picture])
+        >>> [edit.alpha for edit in interp.edits.paint_for(model, inputs)]
+        [0.7, 0.35]
     """
     from interp.loading import load
 

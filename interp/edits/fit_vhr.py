@@ -116,18 +116,31 @@ def vhr_for(
     guard: bool = True,
     scope: Any = "decode",
 ) -> VHR:
-    """The `VHR` edit of a prompt with an image, as `select_heads` finds its heads: ready for
-    ``with model.edit(vhr): model.generate(**inputs)``. A batch has a set for each sample.
+    """The VHR edit of a prompt with an image, with the heads that the prompt selects.
+
+    Ready for ``with model.edit(vhr): model.generate(**inputs)``; a batch has a set for each sample.
 
     Args:
+        model: a vision-language model, or what `interp.load` takes.
         inputs: as `interp.vision.with_images` or the model's processor makes them, left-padded.
         layers: where heads are selected; None for the paper's (`vhr_layers`).
-        alpha: what they are multiplied by. guard: the outlier guard; off for the ablation.
+        alpha: what they are multiplied by.
+        guard: the outlier guard; off for the ablation.
         scope: as in `VHR`.
+
+    Returns:
+        the edit, with the heads that `select_heads` finds.
 
     Raises:
         InputError: a text-only model, a prompt without image or with nothing else, right padding.
-            HeadError: a layer that the model has not.
+        HeadError: a layer that the model has not.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["Is there a red circle?"], [picture])
+        >>> len(interp.edits.vhr_for(model, inputs, layers=[2, 3]).heads) > 0
+        True
     """
     from interp.loading import load
 

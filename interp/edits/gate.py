@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gate(HeadEdit):
-    """z ← α·z + (1 − α)·z_streaming for each KV head, i.e. for all query heads that read it
-    (DuoAttention, Xiao et al., ICLR 2025, arXiv 2410.10819); z_streaming sees the first `sink` and
-    the `recent` last tokens (128 and 256 where gates are learned, 64 and 256 where they are used).
+    """Gates each KV head between full and streaming attention: z ← α·z + (1 − α)·z_streaming.
+
+    A KV head's α holds for all query heads that read it (DuoAttention, Xiao et al., ICLR 2025,
+    arXiv 2410.10819); z_streaming sees the first `sink` and the `recent` last tokens (128 and 256
+    where gates are learned, 64 and 256 where they are used).
 
     It acts on z, after the edits that change weights; of these z_streaming has none. Layers with a
     sliding window of their own are left as they are.
@@ -33,12 +35,25 @@ class Gate(HeadEdit):
     Args:
         alpha: one α for all, KV head → α (``{"L3H0": 0.0}`` is KV head 0 of layer 3; others have
             1), or a tensor (layers, kv_heads). α = 0 streams. Gradients flow through tensors.
+        sink: first tokens of each sample that z_streaming sees.
+        recent: last tokens that it sees, the query's own included.
         scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: α outside [0, 1], or not as the model's KV heads are; in use, a model that sees
-            later tokens, or a TransformerLens model, which shows no queries. HeadError: a KV head
-            that does not exist.
+            later tokens, or a TransformerLens model, which shows no queries.
+        HeadError: a KV head that does not exist.
+
+    Example:
+        >>> edit = interp.edits.Gate({"L3H0": 0.0}, sink=1, recent=1)
+        >>> ids = torch.arange(8)[None]
+        >>> with model.edit(edit), model.capture_z() as gated:
+        ...     _ = model.logits(ids)
+        >>> with model.capture_z() as own:
+        ...     _ = model.logits(ids)
+        >>> changed = (own[3] != gated[3]).any(-1).any(1)[0]  # two query heads read KV head 0
+        >>> changed.nonzero().flatten().tolist()
+        [0, 1]
     """
 
     alpha: Any = 1.0

@@ -23,11 +23,22 @@ SCOPES = ("all", "prefill", "decode")
 
 
 class HeadEdit(Edit):
-    """An edit of chosen heads (`heads`; None means all) in a scope. Subclasses are frozen
-    dataclasses; where they have a field `queries`, it is the token range (start, stop; None for no
-    end) of the rows edited, counted from each sample's first real token.
+    """An edit of chosen heads in a scope: the base class of all edits here.
+
+    Subclasses are frozen dataclasses with a field `heads` (None means all) and a field `scope`;
+    where they have a field `queries`, it is the token range (start, stop; None for no end) of the
+    rows edited, counted from each sample's first real token.
 
     The JSON form is ``{"edit": name, …fields…}``; heads are written L5H1, spans of keys 2:5.
+
+    Raises:
+        EditError: a scope that is none, or a query range that is none.
+        HeadError: a head that can't be read; on entry, one that the model has not.
+
+    Example:
+        >>> edit = interp.edits.ZeroTuning(2.0, heads=["L1H0", (2, 3)])
+        >>> isinstance(edit, interp.edits.HeadEdit), edit.heads
+        (True, (L1H0, L2H3))
     """
 
     name: ClassVar[str]

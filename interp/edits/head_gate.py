@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeadGate(HeadEdit):
-    """Mixture of heads without parameters, as in MoH-LLaMA3-8B (Jin et al. 2024, arXiv 2410.11842:
+    """Keeps the heads with the longest queries for each token: z_h ← 0 in the others.
+
+    Mixture of heads without parameters, as in MoH-LLaMA3-8B (Jin et al. 2024, arXiv 2410.11842:
     50 % shared, 25 % routed): the first `shared` of each layer's heads are always on, of the others
     each token keeps the `keep` ones whose query is longest (‖q‖₂, at the attention call), and z = 0
     in the rest.
@@ -29,10 +31,18 @@ class HeadGate(HeadEdit):
         keep: how many routed heads a token keeps: a number of heads (int), or a share of all of a
             layer's (float).
         shared: share of the heads that are always on, the first ones.
-        layers: None for all. scope: "all", "prefill" or "decode".
+        layers: None for all.
+        scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: numbers out of range; in use, a TransformerLens model, which shows no queries.
+
+    Example:
+        >>> edit = interp.edits.HeadGate(keep=1, shared=0.5)  # 4 + 1 of 8 heads
+        >>> with model.edit(edit), model.capture_z() as z:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> (z[1] != 0).any(-1).sum(-1)
+        tensor([[5, 5, 5, 5, 5, 5, 5, 5]])
     """
 
     keep: int | float = 0.25

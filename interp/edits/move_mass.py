@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MoveMass(HeadEdit):
-    """The share p of the donors' weight goes to the receivers, in proportion to what these have:
+    """Moves attention between sets of keys: donors give the share p of their weight to receivers.
+
+    Receivers share it in proportion to what they have,
 
         a_d' = (1 − p) a_d        a_r' = a_r·(1 + p m_D / m_R)        m_S = Σ_{k in S} a_k
 
@@ -33,11 +35,20 @@ class MoveMass(HeadEdit):
             positions counted from each sample's first real token, or a (batch, slots) bool tensor
             (a key in both then receives).
         share: p, 0 … 1.
-        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens;
-            None for all rows.
+        heads: None for all.
+        scope: "all", "prefill" or "decode".
+        queries: (start, stop) tokens; None for all rows.
 
     Raises:
         EditError: p outside [0, 1], or donors that are receivers too.
+
+    Example:
+        >>> edit = interp.edits.MoveMass("initial", (2, 5), share=1.0)
+        >>> with model.edit(edit), model.observe("topk", topk=12, stage="after") as seen:
+        ...     _ = model.logits(torch.arange(12)[None])
+        >>> first = seen[2].topk_index[0, 0, 11] == 0  # where the last row has the initial token
+        >>> float(seen[2].topk_prob[0, 0, 11][first])
+        0.0
     """
 
     donors: KeySet

@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OverwriteRow(HeadEdit):
-    """A[q, ·] := Σ_i w_i e_{k_i} at one query q of each sample's prompt, so that z_q = Σ_i w_i
-    v_{k_i} (Merullo et al. 2024, ICLR, section 5: the row of the last token put on chosen tokens).
-    What other edits make of that row is overwritten too, unless they change z after this one.
+    """Overwrites one query's row of attention: A[q, ·] := Σ_i w_i e_{k_i}.
+
+    One row q of each sample's prompt is put on chosen keys, so that z_q = Σ_i w_i v_{k_i} (Merullo
+    et al. 2024, ICLR, section 5: the row of the last token). What other edits make of that row is
+    overwritten too, unless they change z after this one.
 
     Args:
         heads: None for all.
         keys: positions k_i counted from each sample's first real token: a list for all samples, or
             a list for each sample (they may differ in length), or a (samples, m) tensor. One list
-            of as many keys as the batch has
-            samples is refused, because it reads like one key a sample: write [[k], …], or [[k, …]]
-                for all.
+            of as many keys as the batch has samples is refused, because it reads like one key a
+            sample: write [[k], …], or [[k, …]] for all.
         weights: w_i, finite, as many as keys: a list for all samples, or one for each; None for
             equal weights 1/m. They need not add up to 1.
         query: q, for all samples or one for each; None for each prompt's last token.
@@ -41,6 +42,14 @@ class OverwriteRow(HeadEdit):
         EditError: positions or weights that are none, lengths that don't agree; in use, a key after
             the query in a causal model, a query that the prompt does not have, a prompt that comes
             in several forwards, another number of samples.
+
+    Example:
+        >>> edit = interp.edits.OverwriteRow(["L2H0"], keys=[3, 4], weights=[1.0, 0.0])
+        >>> ids = torch.arange(8)[None]
+        >>> with model.edit(edit), model.activations("z", "v") as seen:
+        ...     _ = model.logits(ids)
+        >>> bool(torch.allclose(seen["z", 2][0, -1, 0], seen["v", 2][0, 3, 0], atol=1e-6))
+        True
     """
 
     heads: tuple[Head, ...] | None

@@ -21,19 +21,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PAINT(ValueEdit):
-    """s_k ← s_k + α |s_k| on the chosen keys, before the softmax, in the last query row of a prompt
-    and in every decode step (Arif et al. 2025, arXiv 2501.12206: image tokens, α 0.7 for local and
-    0.3–0.4 for summary tokens, two edits; layers 2–31 of 32). s are the model's own logits, scaled
-    and soft-capped.
+    """Raises the logits of chosen keys in the last row: s_k ← s_k + α |s_k|, before the softmax.
+
+    It acts in the last query row of a prompt and in every decode step (Arif et al. 2025, arXiv
+    2501.12206: image tokens, α 0.7 for local and 0.3–0.4 for summary tokens, two edits; layers 2–31
+    of 32). s are the model's own logits, scaled and soft-capped. `paint_for` makes the two edits of
+    a prompt with an image.
 
     Args:
-        keys: as in `ScaleTokens`. alpha: one α for all `heads`, or head → α; past 0.5 captions
-            change abruptly.
-        heads: None for all; with a mapping, its heads. scope: "all", "prefill" or "decode".
+        keys: as in `ScaleTokens`.
+        alpha: one α for all `heads`, or head → α; past 0.5 captions change abruptly.
+        heads: None for all; with a mapping, its heads.
+        scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: in use, right padding (the last row must be a token in all samples), position
             biases on the logits, or a TransformerLens model, which shows its weights only.
+
+    Example:
+        >>> def mass(*edits):
+        ...     wanted = dict(pairs={"span": torch.tensor([[[2, 3, 4]]])}, stage="after")
+        ...     with model.edit(*edits), model.observe("pair_mass", **wanted) as seen:
+        ...         _ = model.logits(torch.arange(12)[None])
+        ...     return seen[0].pair_mass["span"][0, :, -1]
+        >>> bool((mass(interp.edits.PAINT((2, 5), 0.7)) > mass()).all())
+        True
     """
 
     keys: KeySet

@@ -19,14 +19,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScaleHeads(HeadEdit):
-    """z_h ← γ_h · z_h before W_O, for the heads named.
+    """Scales the output of heads: z_h ← γ_h z_h before W_O.
+
+    γ = 1 is the identity and leaves the model's own path untouched.
 
     Args:
         gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``; tensors of one
             number take gradients.
-        scope: "all", "prefill" or "decode". queries: (start, stop) tokens; None for all rows.
+        scope: "all", "prefill" or "decode".
+        queries: (start, stop) tokens; None for all rows.
 
-    γ = 1 is the identity and leaves the model's own path untouched.
+    Raises:
+        EditError: a gain that is not finite, or a head named twice.
+
+    Example:
+        >>> ids = torch.arange(8)[None]
+        >>> with model.edit(interp.edits.ScaleHeads({"L0H3": 2.0})), model.capture_z() as scaled:
+        ...     _ = model.logits(ids)
+        >>> with model.capture_z() as own:
+        ...     _ = model.logits(ids)
+        >>> bool(torch.allclose(scaled[0][:, :, 3], 2 * own[0][:, :, 3]))
+        True
     """
 
     gains: InitVar[Mapping[Any, Number]]

@@ -22,15 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScaleTokens(HeadEdit):
-    """A[q, S] ← gain·A[q, S], then each row renormalised: a_k' = g_k a_k / Σ g a, the same as
-    adding ln gain to the logits of S.
+    """Scales the attention to chosen keys, rows renormalised: a_k ← g_k a_k / Σ g a.
+
+    A[q, S] is multiplied by the gain and each row renormalised, the same as adding ln gain to the
+    logits of S.
 
     Args:
         keys: the set S: "initial", a span (start, stop) or a list of positions counted from each
             sample's first real token, or a (batch, slots) bool tensor.
         gain: ≥ 0; 0 hides the tokens (z = 0 where nothing else is visible).
-        heads: None for all. scope: "all", "prefill" or "decode". queries: (start, stop) tokens;
-            None for all rows.
+        heads: None for all.
+        scope: "all", "prefill" or "decode".
+        queries: (start, stop) tokens; None for all rows.
+
+    Raises:
+        EditError: a gain below 0, or keys that are none.
+
+    Example:
+        >>> edit = interp.edits.ScaleTokens((2, 5), gain=0.0)
+        >>> with model.edit(edit), model.observe("received", stage="after") as seen:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> (seen[2].received[0, 0] > 0).tolist()
+        [True, True, False, False, False, True, True, True]
     """
 
     keys: KeySet

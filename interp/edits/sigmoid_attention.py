@@ -22,19 +22,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SigmoidAttention(HeadEdit):
-    """A = σ(logits + b), nothing normalised (Ramapuram et al., ICLR 2025, arXiv 2409.04431). For
-    models trained so, or to be trained: no setting of it is the softmax. No other edit of the
-    weights goes with it, and no statistics.
+    """Replaces the softmax by a sigmoid: A = σ(logits + b), nothing normalised.
+
+    (Ramapuram et al., ICLR 2025, arXiv 2409.04431.) For models trained so, or to be trained: no
+    setting of it is the softmax. No other edit of the weights goes with it, and no statistics.
 
     Args:
-        bias: b; None for −ln n. length: n; None for the keys that each sample's last row in this
-            forward sees, which in generation grows from step to step (give a length where prefill
-            and decode must agree).
-        heads: whole layers (all their heads), None for all. scope: "all", "prefill" or "decode".
+        bias: b; None for −ln n.
+        length: n; None for the keys that each sample's last row in this forward sees, which in
+            generation grows from step to step (give a length where prefill and decode must agree).
+        heads: whole layers (all their heads), None for all.
+        scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: a length below 1, some heads of a layer only; in use, sink logits, or a
             TransformerLens model.
+
+    Example:
+        >>> ids = torch.arange(8)[None]
+        >>> with model.edit(interp.edits.SigmoidAttention(bias=-100.0)), model.capture_z() as z:
+        ...     _ = model.logits(ids)
+        >>> bool((z[0].abs() < 1e-6).all())  # σ of it is 0, and nothing is normalised
+        True
     """
 
     bias: float | None = None

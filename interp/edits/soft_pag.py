@@ -18,15 +18,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftPAG(ValueEdit):
-    """A ← (1 − u)·A + u·I (Ahn et al. 2025, arXiv 2506.10978): each token looks that much more at
-    itself only. For guidance, extrapolate away from a prediction made under it.
+    """Blends attention with the identity: A ← (1 − u)·A + u·I.
+
+    Each token looks that much more at itself only (Ahn et al. 2025, arXiv 2506.10978). For
+    guidance, extrapolate away from a prediction made under it.
 
     Args:
         u: 0 … 1, for all `heads`, or head → u; tensors of one number take gradients.
-        heads: None for all; with a mapping, its heads. scope: "all", "prefill" or "decode".
+        heads: None for all; with a mapping, its heads.
+        scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: u outside [0, 1].
+
+    Example:
+        >>> edit = interp.edits.SoftPAG(1.0)
+        >>> with model.edit(edit), model.observe("argmax", stage="after") as seen:
+        ...     _ = model.logits(torch.arange(6)[None])
+        >>> seen[2].argmax[0, 0].tolist()
+        [0, 1, 2, 3, 4, 5]
     """
 
     u: Any = 1.0

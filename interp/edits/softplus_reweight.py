@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftplusReweight(HeadEdit):
-    """Attention of length-scaled softplus, with its re-weighting (Gao & Spratling 2025, arXiv
-    2501.13428):
+    """Replaces the softmax by a length-scaled softplus with re-weighting (LSSAR).
+
+    (Gao & Spratling 2025, arXiv 2501.13428.)
 
         A = softplus(ln d · ln N_i · q̂·k̂), rows normalised
         A' = ReLU(N_i A − 1)^p, rows normalised, 0 for N_i < 4
@@ -31,10 +32,17 @@ class SoftplusReweight(HeadEdit):
 
     Args:
         power: p, 3 or 15 in the paper; None for no re-weighting (LSSA).
-        heads: None for all. scope: "all", "prefill" or "decode".
+        heads: None for all.
+        scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: p < 1; in use, sink logits, or a TransformerLens model, which shows no queries.
+
+    Example:
+        >>> with model.edit(interp.edits.SoftplusReweight(power=3)), model.capture_z() as z:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> (z[0][0] != 0).any(-1).any(-1).tolist()  # 0 for N_i < 4
+        [False, False, False, True, True, True, True, True]
     """
 
     power: float | None = 15

@@ -20,20 +20,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Streaming(HeadEdit):
-    """Each query sees the first `sink` tokens of its sample and the `recent` last ones, itself
-    included (StreamingLLM, Xiao et al., ICLR 2024, arXiv 2309.17453). Positions stay the tokens'
-    own (there they are counted inside the cache) and the cache keeps everything: this shows what
-    such a model would miss.
+    """Restricts attention to the first `sink` tokens and the `recent` last ones (StreamingLLM).
+
+    Each query sees the first `sink` tokens of its sample and the `recent` last ones, itself
+    included (Xiao et al., ICLR 2024, arXiv 2309.17453). Positions stay the tokens' own (there they
+    are counted inside the cache) and the cache keeps everything: this shows what such a model would
+    miss.
 
     Layers with a sliding window of their own are left as they are.
 
     Args:
+        sink: first tokens of each sample, 0 or more.
+        recent: last tokens, the query's own included, 1 or more.
         heads: whole layers (all their heads), None for all; for single KV heads use `Gate`.
         scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: sink < 0 or recent < 1, some heads of a layer only; in use, a model that sees
             later tokens.
+
+    Example:
+        >>> edit = interp.edits.Streaming(sink=1, recent=2)
+        >>> with model.edit(edit), model.observe("topk", topk=8, stage="after") as seen:
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> keys = seen[2].topk_index[0, 0, 7]  # of row 7, which sees three
+        >>> sorted(keys[keys >= 0].tolist())
+        [0, 6, 7]
     """
 
     sink: int = 4

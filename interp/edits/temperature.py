@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Temperature(ValueEdit):
-    """Logits ÷ τ (TempScale, Zhou et al. 2024, arXiv 2410.24200), and with ``rule="ssa"`` × t(n)
-    for the n-th token,
+    """Divides the logits by a temperature before the softmax: s ← s / τ.
+
+    (TempScale, Zhou et al. 2024, arXiv 2410.24200.) With ``rule="ssa"`` they are also multiplied by
+    t(n) for the n-th token,
 
         t(n) = 1 + e^(−e^β)·ln n        n = 1 for each sample's first real token
 
@@ -38,10 +40,19 @@ class Temperature(ValueEdit):
             sharpens.
         heads: None for all; with a mapping, its heads.
         scope: "all", "prefill" or "decode".
-        rule: None or "ssa". beta: its β, 2.0 where fine-tuning starts in the paper, 1.5 for GPT-2.
+        rule: None or "ssa".
+        beta: β of the rule, 2.0 where fine-tuning starts in the paper, 1.5 for GPT-2.
 
     Raises:
         EditError: τ ≤ 0, or another rule.
+
+    Example:
+        >>> def entropy(*edits):
+        ...     with model.edit(*edits), model.observe("entropy", stage="after") as seen:
+        ...         _ = model.logits(torch.arange(12)[None])
+        ...     return float(seen[0].entropy.mean())
+        >>> entropy(interp.edits.Temperature(0.5)) < entropy()
+        True
     """
 
     tau: Any = 1.0

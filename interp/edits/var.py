@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VAR(HeadEdit):
-    """Visual attention redistribution (Kang et al., ICLR 2025, arXiv 2503.03321). Keys are text
-    sinks T, visual sinks V, the rest of the image N, and others. In heads that look at the image,
-    for the query rows after it,
+    """Visual attention redistribution (VAR): sinks give the share p to the rest of the image.
+
+    (Kang et al., ICLR 2025, arXiv 2503.03321.) Keys are text sinks T, visual sinks V, the rest of
+    the image N, and others. In heads that look at the image, for the query rows after it,
 
         a_k' = (1 − p) a_k on T and V
         a_j' = a_j·(1 + p (m_T + m_V) / m_N) on N
@@ -62,22 +63,33 @@ class VAR(HeadEdit):
         text_sinks, visual_sinks: the sinks instead of a search: tokens, as in `ScaleTokens`, or
             {layer: tokens} (other layers are then left alone); visual sinks are image tokens.
             `VAR.find_sinks` reads them from a stream.
-        p, rho, image_mass: as above; tau: None for the paper's 20 (31 % of √d_model in streams
-            below 1024, where 20 is out of reach: `interp.vision.sinks.tau_of`).
+        p, rho, image_mass: as above.
+        tau: None for the paper's 20 (31 % of √d_model in streams below 1024, where 20 is out of
+            reach: `interp.vision.sinks.tau_of`).
         dims: the sink dimensions of the stream; "auto": those published for the model
             (`interp.vision.sinks`), else, in each sample and layer, where its first token's |x[d]|
-                / RMS(x) ≥ τ; None: no search.
+            / RMS(x) ≥ τ; None: no search.
         preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V +
             m_N), ρ is 0.5, a sample without visual sinks is left alone, and the last layer is
             edited too.
         last_layer: edit it or not; None as the preset says.
-        heads: None for all. scope: "all" (rows after the image, prompt and generated), "prefill" or
-            "decode".
+        heads: None for all.
+        scope: "all" (rows after the image, prompt and generated), "prefill" or "decode".
 
     Raises:
         EditError: a number outside [0, 1], no image, neither sinks nor a search for them, or both;
             on entry, a dimension or a τ that the model can't have; in use, a prompt without image,
             or one read outside the block.
+
+    Example:
+        >>> edit = interp.edits.VAR(
+        ...     (2, 8), text_sinks="initial", p=1.0, rho=0.0, image_mass=0.0, dims=None
+        ... )
+        >>> with model.edit(edit), model.observe("topk", topk=12, stage="after") as seen:
+        ...     _ = model.logits(torch.arange(12)[None])
+        >>> first = seen[2].topk_index[0, 0, 11] == 0  # the text sink, in a row after the image
+        >>> float(seen[2].topk_prob[0, 0, 11][first])
+        0.0
     """
 
     image: KeySet = "image"

@@ -23,25 +23,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VHR(HeadEdit):
-    """Vision-aware head reinforcement (He et al., ACL 2025, arXiv 2412.13949): z_h ← α z_h before
-    W_O, for the heads whose output moves most when the image is taken away. A fixed set, in all
-    steps of generation, from the prompt's last position on, which makes the first token (a one-word
-    answer is made there). `interp.edits.fit_vhr.vhr_for(model, inputs)` finds the set of a prompt.
+    """Vision-aware head reinforcement (VHR): z_h ← α z_h before W_O in heads that need the image.
+
+    (He et al., ACL 2025, arXiv 2412.13949.) They are the heads whose output moves most when the
+    image is taken away. A fixed set, in all steps of generation, from the prompt's last position
+    on, which makes the first token (a one-word answer is made there). `vhr_for(model, inputs)`
+    finds the set of a prompt.
 
     Args:
-        heads: the set; or `selected` (batch, layers, heads) bool, a set for each sample of a batch
-            (under beams each sample's own, repeated); or `divergence` and `text_activation`, each
-                (layers, heads), from which `select`
-            finds it.
+        heads: the set; or `selected`, or `divergence` and `text_activation`.
         alpha: 2 in the paper; 4 degenerates.
-        layers: the layer of each row of `divergence`; None for 0, 1, ….
         scope: "decode" (the paper's); "all" and "prefill" are possible.
+        selected: (batch, layers, heads) bool, a set for each sample of a batch (under beams each
+            sample's own, repeated).
         first: with "decode", the prompt's last position too; left padding only.
+        divergence, text_activation: each (layers, heads), from which `select` finds the set.
+        layers: the layer of each row of `divergence`; None for 0, 1, ….
 
     Raises:
         EditError: none or several of heads, selected and divergence; a divergence without
             text_activation; in use, `selected` of another model's geometry or batch, right padding
             with `first`.
+
+    Example:
+        >>> divergence = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+        >>> interp.edits.VHR(divergence=divergence, text_activation=torch.ones(1, 4)).heads
+        (L0H2, L0H3)
     """
 
     heads: tuple[Head, ...] | None = None

@@ -20,17 +20,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ZeroTuning(ValueEdit):
-    """The weight of the initial token × γ, rows renormalised: a₀' = γ a₀ / D, a_i' = a_i / D, D =
-    (γ − 1) a₀ + 1 (Han et al. 2025, arXiv 2505.11739). The exact ln γ form, in flash attention; the
-    initial token is each sample's first real one, also under left padding, and is left alone where
-    a sliding window has passed it.
+    """Scales the attention to the initial token, rows renormalised: a₀ ← γ a₀ / D.
+
+    a₀' = γ a₀ / D and a_i' = a_i / D, D = (γ − 1) a₀ + 1 (Han et al. 2025, arXiv 2505.11739). The
+    exact ln γ form, in flash attention; the initial token is each sample's first real one, also
+    under left padding, and is left alone where a sliding window has passed it.
 
     Args:
         gamma: one γ > 0 for all `heads`, or head → γ; tensors of one number take gradients. γ > 1
             flattens the rest, γ < 1 sharpens it.
         heads: None for all; with a mapping, its heads.
-        scope: "all" (the paper's), "prefill" or "decode". queries: (start, stop) tokens; None for
-            all rows.
+        scope: "all" (the paper's), "prefill" or "decode".
+        queries: (start, stop) tokens; None for all rows.
+
+    Raises:
+        EditError: γ ≤ 0.
+
+    Example:
+        >>> def initial(*edits):
+        ...     with model.edit(*edits), model.observe("received", stage="after") as seen:
+        ...         _ = model.logits(torch.arange(8)[None])
+        ...     return seen[0].received[0, :, 0]
+        >>> bool((initial(interp.edits.ZeroTuning(2.0)) > initial()).all())
+        True
     """
 
     gamma: Any = 1.5

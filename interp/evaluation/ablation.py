@@ -56,14 +56,32 @@ def ablate(
     avoid: Sequence[Head] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Ablation:
-    """Ablate `heads` (mode as in `edits.Ablate`; references are the task's corrupted prompts) and a
-    random control.
+    """Ablates heads on a task, beside a random control of as many heads.
 
     The control takes as many heads from the same layers, none of `heads` or `avoid`; where a layer
     has too few others, from the layers nearest to it.
 
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        heads: the heads, in any spelling.
+        mode: as in `edits.Ablate`; references are the task's corrupted prompts.
+        task: a name, or a task with settings of its own.
+        n: problems.
+        seed: of the problems and of the control.
+        avoid: heads that are no control either.
+        progress: told (done, total, what).
+
+    Returns:
+        An `Ablation`: untouched, ablated and control, with paired differences.
+
     Raises:
-        HeadError: a head the model does not have. UnknownNameError, InputError, EditError.
+        HeadError: a head the model does not have.
+        UnknownNameError, InputError, EditError.
+
+    Example:
+        >>> found = interp.ablate(model, "L2H3", task="induction", n=4)
+        >>> found.heads, len(found.control_heads)
+        ([L2H3], 1)
     """
     import pandas as pd
 

@@ -43,8 +43,10 @@ def evaluate(
     limit: int | None = None,
     include_path: str | Path | None = None,
 ) -> Evaluation:
-    """`n` seeded problems, untouched and (with `edits`) edited: paired bootstrap interval,
-    McNemar's exact test.
+    """Measures a task's metric on seeded problems, untouched and edited, with paired intervals.
+
+    With `edits`: a paired bootstrap interval of the difference, and McNemar's exact test where
+    answers are right or wrong.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
@@ -52,6 +54,9 @@ def evaluate(
             task of lm-evaluation-harness (needs the extra `lm-eval`).
         edits: applied left to right. Where one acts only at prefill or decode, answers are fed step
             by step.
+        n: problems.
+        seed: of the problems.
+        progress: told (done, total, what).
         metric: None for the task's own; "loss": mean next-token loss of the second half of rows of
             text given the first (`continuation_loss`), rows of the task's solved problems or,
             without task, of `text` or generated prose; a metric of the harness's task.
@@ -62,8 +67,16 @@ def evaluate(
         limit: another name of `n`, the harness's.
         include_path: a folder of the harness's tasks (YAML).
 
+    Returns:
+        An `Evaluation`; `edited` and `difference` are None without edits.
+
     Raises:
         UnknownNameError, InputError, ContextError, EditError, HeadError.
+
+    Example:
+        >>> found = interp.evaluate(model, "induction", n=4)
+        >>> found.metric, found.baseline.mean
+        ('accuracy', 1.0)
     """
     from interp.loading import load
 

@@ -11,8 +11,22 @@ if TYPE_CHECKING:
 
 
 def check_context(model: Model, context: int, extrapolate: bool = False) -> None:
-    """Raise `ContextError` if `context` exceeds the model's positions and extrapolation was not
-    asked for, or cannot be (learned positions end where the table ends)."""
+    """Refuses a context that exceeds the model's positions.
+
+    Args:
+        model: the model.
+        context: in tokens.
+        extrapolate: allow it, where positions do not end with a table (learned ones).
+
+    Raises:
+        ContextError: it exceeds them, and extrapolation was not asked for or cannot be.
+
+    Example:
+        >>> interp.inputs.check_context(model, 64)
+        >>> interp.inputs.check_context(model, 10**6)
+        Traceback (most recent call last):
+        interp_hooks.errors.ContextError: ...
+    """
     limit = model.max_context
     if limit is None or context <= limit:
         return

@@ -22,8 +22,21 @@ def forward(
     keep: int | None = None,
     **more: Any,
 ) -> Any:
-    """One forward. Pads are masked, positions start at the first real token; `keep`: logits of the
-    last rows only."""
+    """One forward: pads are masked, positions start at the first real token.
+
+    Args:
+        model: the model.
+        input_ids, attention_mask: (batch, tokens).
+        keep: logits of the last so many rows only.
+        more: what the model's forward takes besides.
+
+    Returns:
+        What the model returns.
+
+    Example:
+        >>> interp.inputs.forward(model, torch.arange(8)[None], keep=1).logits.shape[:2]
+        torch.Size([1, 1])
+    """
     inputs: dict[str, Any] = dict(input_ids=input_ids, **more)
     accepts = model.accepts
     if attention_mask is not None and not bool(attention_mask.all()):

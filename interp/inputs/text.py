@@ -82,7 +82,25 @@ def rows_of_text(
 
 
 def text_rows(model: Model, path: Path, context: int, samples: int, seed: int) -> list[Row]:
-    """Rows from a text file, ready for `forward`."""
+    """Rows of a text file, ready for `forward`.
+
+    Args:
+        model: the model; its tokenizer reads the text.
+        path: the file.
+        context: tokens of a row.
+        samples: rows.
+        seed: of where they start.
+
+    Raises:
+        InputError: a file that can't be read, or a text of fewer than two tokens.
+
+    Example:
+        >>> from pathlib import Path
+        >>> path = Path("text.txt")
+        >>> _ = path.write_text("the cat saw the dog . " * 40)
+        >>> len(interp.inputs.text_rows(model, path, context=32, samples=2, seed=0))
+        2
+    """
     import torch
 
     rows = rows_of_text(model.tokenizer, read_text(path), context, samples, seed)

@@ -47,27 +47,36 @@ def agreement(
     baseline: str = "mean",
     skip_first: bool = False,
 ) -> pd.DataFrame:
-    """Kendall's τ_b and Spearman's ρ between the attention of the judged position and token
-    importance.
+    """Rank correlation of each head's attention with token importance: Kendall's τ_b, Spearman's ρ.
 
     Importance of a token is |gradient × input| or |integrated gradients|
     (`interp.mechanics.attribution`) of answer logit − mean wrong logit at the first judged position
     of each of `n` problems; attention is that position's row.
 
-    Returns a row a head with the columns an atlas begins with, then `tau_gradient`, `tau_ig`,
-    `rho_gradient`, `rho_ig`: means over problems, and `…_stderr`. A problem in which a head weighs
-    all tokens alike is left out of its mean; NaN where that is so in all. `attrs`: `layers`, the
-    same measures of the mean attention over a layer's heads, each {"mean", "low", "high", "n"} with
-    a 95 % bootstrap interval over problems; `completeness`, the median over problems of |Σa − Δm| /
-    |Δm| of integrated gradients, and `completeness_worst`; `notes`.
-
     Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        task: a name, or a task with settings of its own.
+        n: problems.
+        seed: of the problems.
         steps, baseline: of the integrated gradients, "mean" or "zero" embedding.
         skip_first: leave the first token out of the ranking, where attention sinks rest.
 
+    Returns:
+        A row a head with the columns an atlas begins with, then `tau_gradient`, `tau_ig`,
+        `rho_gradient`, `rho_ig`: means over problems, and `…_stderr`. A problem in which a head
+        weighs all tokens alike is left out of its mean; NaN where that is so in all. `attrs`:
+        `layers`, the same measures of the mean attention over a layer's heads, each {"mean", "low",
+        "high", "n"} with a 95 % bootstrap interval over problems; `completeness`, the median over
+        problems of |Σa − Δm| / |Δm| of integrated gradients, and `completeness_worst`; `notes`.
+
     Raises:
-        UnknownNameError, InputError, ContextError: the task or an option. TapError: the embedding
-            is not known.
+        UnknownNameError, InputError, ContextError: the task or an option.
+        TapError: the embedding is not known.
+
+    Example:
+        >>> frame = interp.mechanics.agreement(model, "ioi", n=2, steps=4)
+        >>> len(frame), bool(frame["tau_ig"].abs().max() <= 1)
+        (32, True)
     """
     from interp.loading import load
 

@@ -63,17 +63,30 @@ def attributions(
     baseline: str = "mean",
     vocabulary: Vocabulary | None = None,
 ) -> Attribution:
-    """Attributions of the first judged position of a problem.
+    """Gradient × input and integrated gradients of each token, for one problem's judged position.
+
+    The first judged position.
 
     Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        instance: the problem, of `Task.sample`.
         steps: nodes of the integral (Gauss–Legendre: they are dense near the baseline, where a norm
             makes the metric change fast).
         baseline: "mean", the mean embedding of the vocabulary, or "zero".
         vocabulary: `model.vocabulary()`, where it is at hand.
 
+    Returns:
+        An `Attribution`: both, (tokens,), signed, in logits.
+
     Raises:
-        InputError: `steps` or `baseline` can't be used. TapError: the stream does not start with
-            the embedding.
+        InputError: `steps` or `baseline` can't be used.
+        TapError: the stream does not start with the embedding.
+
+    Example:
+        >>> problem = interp.tasks.get("ioi").sample(model.tokenizer, 1)[0]
+        >>> found = interp.mechanics.attributions(model, problem)
+        >>> found.integrated.shape == found.gradient.shape, found.gap < 0.1
+        (True, True)
     """
     from interp.loading import load
 

@@ -34,17 +34,29 @@ DRAWS = 32
 
 @torch.no_grad()
 def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
-    """A row a pair of heads and kind: `sender`, `receiver` ("L0H1"), `kind` (q, k or v), `score` in
-    [0, 1], and `above_random`, the score minus its mean over random matrices of the same shapes
-    (products of Gaussian factors).
+    """Q-, K- and V-composition scores of every pair of heads, against random matrices.
 
     Nothing of the size d_model × d_model is made: a product of rank d_head has the norm of a d_head
     × d_head one once its outer factors are replaced by the triangular ones of their QR
     decompositions.
 
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        kinds: of q, k and v.
+
+    Returns:
+        A row a pair of heads and kind: `sender`, `receiver` ("L0H1"), `kind` (q, k or v), `score`
+        in [0, 1], and `above_random`, the score minus its mean over random matrices of the same
+        shapes (products of Gaussian factors).
+
     Raises:
-        InputError: `kinds` names something else, or the model has a single layer. TapError: weights
-            or norms not known.
+        InputError: `kinds` names something else, or the model has a single layer.
+        TapError: weights or norms not known.
+
+    Example:
+        >>> frame = interp.mechanics.composition(model, "k")
+        >>> len(frame), list(frame)
+        (384, ['sender', 'receiver', 'kind', 'score', 'above_random'])
     """
     import pandas as pd
 

@@ -70,16 +70,30 @@ def direct(
     rows: torch.Tensor | None = None,
     columns: torch.Tensor | None = None,
 ) -> Direct:
-    """Direct contributions to `directions` (n, d_model), vectors that the final norm's output is
-    multiplied with, at the positions (`rows`[i], `columns`[i]) of `input_ids` (batch, tokens); by
-    default the last of each row.
+    """Direct contributions of heads, MLPs and embedding to given directions at given positions.
 
     For a logit the direction is a column of `model.vocabulary().W_U` (times its `logit_scale`).
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        input_ids, attention_mask: (batch, tokens).
+        directions: (n, d_model), vectors that the final norm's output is multiplied with.
+        rows, columns: the n positions (`rows`[i], `columns`[i]); by default the last of each row.
+
+    Returns:
+        A `Direct`: the parts, which sum to `total`.
 
     Raises:
         TapError: weights or norms are not known, or the parts do not add up to the stream: blocks
             scale or gate their branches (Granite), or layers without attention stand between.
-            InputError: shapes that do not fit.
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> ids = torch.arange(8)[None]
+        >>> direction = model.vocabulary().W_U[:, 5][None]
+        >>> found = interp.mechanics.direct(model, ids, None, direction)
+        >>> bool((found.total - model.logits(ids)[0, -1, 5]).abs() < 1e-3), found.heads[2].shape
+        (True, torch.Size([1, 8]))
     """
     from interp.loading import load
 
@@ -90,20 +104,35 @@ def direct(
 
 
 def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int = 0) -> pd.DataFrame:
-    """Direct contributions to (best answer logit − mean wrong logit) at the judged positions of `n`
-    problems, before a softcap of the logits.
+    """Direct logit attribution of a task: what each head adds to right minus wrong, with errors.
 
-    A row a part: the columns an atlas begins with, `component` ("embedding", "head",
-    "attention_bias", "mlp", "bias"), `direct` (mean over problems, in logits; several judged
-    positions of a problem are averaged first) and `direct_stderr`; `direct_right` and
-    `direct_wrong`, the contributions to either logit over the mean of the whole vocabulary, whose
-    difference `direct` is: a head can help by raising the one or by lowering the other. `layer` and
-    `head` are −1 where a part has none. Where a task names no wrong tokens the vocabulary's mean
-    stands for them. `attrs`: `metric`, the mean of what was attributed, equal to the sum of
-    `direct`.
+    Direct contributions to (best answer logit − mean wrong logit) at the judged positions of `n`
+    problems, before a softcap of the logits. Where a task names no wrong tokens the vocabulary's
+    mean stands for them.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        task: a name, or a task with settings of its own.
+        n: problems.
+        seed: of the problems.
+
+    Returns:
+        A row a part: the columns an atlas begins with, `component` ("embedding", "head",
+        "attention_bias", "mlp", "bias"), `direct` (mean over problems, in logits; several judged
+        positions of a problem are averaged first) and `direct_stderr`; `direct_right` and
+        `direct_wrong`, the contributions to either logit over the mean of the whole vocabulary,
+        whose difference `direct` is: a head can help by raising the one or by lowering the other.
+        `layer` and `head` are −1 where a part has none. `attrs`: `metric`, the mean of what was
+        attributed, equal to the sum of `direct`.
 
     Raises:
-        UnknownNameError, InputError, ContextError: the task. TapError: as `direct`.
+        UnknownNameError, InputError, ContextError: the task.
+        TapError: as `direct`.
+
+    Example:
+        >>> frame = interp.mechanics.direct_logits(model, "ioi", n=4)
+        >>> bool(abs(frame["direct"].sum() - frame.attrs["metric"]) < 1e-3)
+        True
     """
     import pandas as pd
 

@@ -33,11 +33,24 @@ SAMPLE = 200
 
 
 def ov_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = True) -> np.ndarray:
-    """(d_head,) complex eigenvalues of W_E W_V W_O W_U, those that are not zero by rank; largest
-    magnitude first.
+    """Eigenvalues of a head's OV circuit W_E W_V W_O W_U, (d_head,) complex, largest first.
 
-    They are computed as those of the d_head × d_head matrix W_O W_U W_E W_V, in float64.
-    `full=False`: of W_V W_O, the map from stream to stream. Raises `HeadError`, `TapError`.
+    By magnitude; those that are not zero by rank, computed as those of the d_head × d_head matrix
+    W_O W_U W_E W_V, in float64.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        head: in any spelling.
+        full: False: of W_V W_O, the map from stream to stream.
+
+    Raises:
+        HeadError: no such head.
+        TapError: weights, norms or vocabulary are not known.
+
+    Example:
+        >>> values = interp.mechanics.ov_eigenvalues(model, "L2H3")
+        >>> values.shape, bool(abs(values[0]) >= abs(values[-1]))
+        ((32,), True)
     """
     hooked, chosen, norms, layer = _head(model, head)
     middle = through_vocabulary(hooked.vocabulary(), norms)[0] if full else None
@@ -45,8 +58,19 @@ def ov_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = Tr
 
 
 def qk_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = True) -> np.ndarray:
-    """(d_head,) complex eigenvalues of W_E W_Q W_Kᵀ W_Eᵀ, as `ov_eigenvalues`; `full=False`: of W_Q
-    W_Kᵀ."""
+    """Eigenvalues of a head's QK circuit W_E W_Q W_Kᵀ W_Eᵀ, (d_head,) complex, largest first.
+
+    Args:
+        model, head: as in `ov_eigenvalues`.
+        full: False: of W_Q W_Kᵀ.
+
+    Raises:
+        HeadError, TapError: as `ov_eigenvalues`.
+
+    Example:
+        >>> interp.mechanics.qk_eigenvalues(model, "L2H3").shape
+        (32,)
+    """
     hooked, chosen, norms, layer = _head(model, head)
     middle = through_vocabulary(hooked.vocabulary(), norms)[1] if full else None
     return _numbers(_qk(layer, middle)[chosen.head])
@@ -81,7 +105,7 @@ def copying(
     after_mlp: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A row a head, with the columns of an atlas (`tower`, `kind`, `layer`, `head`, `kv_head`) and
+    """Copying scores of every head from its OV and QK circuits.
 
     * `ov_copying` = Σλ/Σ|λ| of W_E W_V W_O W_U: near 1 the head raises the tokens it attends to,
       near −1 lowers them;
@@ -90,6 +114,7 @@ def copying(
       circuit raises most.
 
     Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
         k: how many of the raised tokens count.
         tokens: ids; by default 200 drawn from the vocabulary, without special tokens. Wang et al.
             take people's names.
@@ -98,9 +123,18 @@ def copying(
             appendix, do for GPT-2.
         seed: of the draw.
 
+    Returns:
+        A row a head, with the columns of an atlas (`tower`, `kind`, `layer`, `head`, `kv_head`) and
+        the three.
+
     Raises:
-        TapError: embedding, unembedding, head weights or norms are not known. InputError: bad `k`
-            or `tokens`.
+        TapError: embedding, unembedding, head weights or norms are not known.
+        InputError: bad `k` or `tokens`.
+
+    Example:
+        >>> frame = interp.mechanics.copying(model)
+        >>> len(frame), bool(frame["ov_copying"].abs().max() <= 1)
+        (32, True)
     """
     from interp.loading import load
 
@@ -135,12 +169,29 @@ def ov_top_tokens(
     k: int = 10,
     lowest: bool = False,
 ) -> pd.DataFrame:
-    """The `k` output tokens that each of `tokens` (ids, or text of one token) raises most when the
-    head attends to it: columns `token`, `rank` (from 1), `output`, `value`, and `token_text`,
-    `output_text` where there is a tokenizer.
+    """The output tokens that attending to a token raises most, by a head's OV circuit.
 
-    `value` is the entry of W_E W_V W_O W_U, in logits up to the norms' scales. `lowest`: what it
-    lowers most. Raises `HeadError`, `TapError`, `InputError` (a text of several tokens).
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        head: in any spelling.
+        tokens: the tokens attended to, ids or texts of one token.
+        k: how many outputs.
+        lowest: what it lowers most instead.
+
+    Returns:
+        Columns `token`, `rank` (from 1), `output`, `value`, and `token_text`, `output_text` where
+        there is a tokenizer. `value` is the entry of W_E W_V W_O W_U, in logits up to the norms'
+        scales.
+
+    Raises:
+        HeadError: no such head.
+        TapError: weights, norms or vocabulary are not known.
+        InputError: a text of several tokens.
+
+    Example:
+        >>> frame = interp.mechanics.ov_top_tokens(model, "L2H3", [20, 30], k=2)
+        >>> frame["rank"].tolist()
+        [1, 2, 1, 2]
     """
     import pandas as pd
 

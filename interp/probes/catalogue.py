@@ -25,10 +25,23 @@ registry: Registry[Probe] = Registry(
 
 
 def get(name: str) -> Probe:
-    """The probe called `name`."""
+    """The probe called `name`.
+
+    Raises:
+        UnknownNameError: there is none.
+
+    Example:
+        >>> interp.probes.get("text").name
+        'text'
+    """
     return registry.get(name)
 
 
 def names() -> list[str]:
-    """Names of all probes."""
+    """Names of all probes.
+
+    Example:
+        >>> interp.probes.names()
+        ['text', 'repeat', 'domains', 'question', 'needle', 'image']
+    """
     return registry.names()

@@ -21,8 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProbeBatch:
-    """Rows run together: input_ids (batch, tokens), attention_mask or None, and what the scores
-    need to know; `extra` are inputs beside these (the pixels of pictures)."""
+    """Rows run together, and what the scores need to know of them.
+
+    Attributes:
+        input_ids: (batch, tokens).
+        attention_mask: the same, or None.
+        info: what the scores need to know.
+        samples: how many samples it holds.
+        extra: inputs beside these (the pixels of pictures).
+
+    Example:
+        >>> interp.probes.ProbeBatch(torch.arange(8)[None]).tokens
+        8
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None = None
@@ -43,7 +54,14 @@ Callback = Callable[[LayerStats], None]
 
 
 class Probe(ABC):
-    """Makes batches and runs one of them under a question."""
+    """A kind of input that scores are measured on: makes batches and runs one under a question.
+
+    Example:
+        >>> settings = interp.probes.Settings(context=64, samples=2)
+        >>> batches = interp.probes.get("text").batches(model.tokenizer, settings)
+        >>> sum(len(batch.input_ids) for batch in batches)
+        2
+    """
 
     name: str
     what: str

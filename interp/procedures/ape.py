@@ -30,10 +30,11 @@ Layers = list[
 
 @dataclass(frozen=True)
 class APE:
-    """Adaptive parallel encoding (Yang et al., ICLR 2025, arXiv 2502.05431). The shared prefix (p
-    tokens) is encoded once; each context after it alone, at positions p, p + 1, …; the caches are
-    joined; the query stands at p + longest context. Its rows, and those of what is generated,
-    attend to two groups of keys,
+    """Adaptive parallel encoding (APE): contexts are encoded apart and read together.
+
+    (Yang et al., ICLR 2025, arXiv 2502.05431.) The shared prefix (p tokens) is encoded once; each
+    context after it alone, at positions p, p + 1, …; the caches are joined; the query stands at p +
+    longest context. Its rows, and those of what is generated, attend to two groups of keys,
 
         C = contexts, logits s / T, log-sum-exp L_C × (S·T)
         R = prefix, query, generated: s, L_R
@@ -42,13 +43,23 @@ class APE:
     with ẑ the softmax averages of each group. T = S = 1 is plain attention over the joined cache;
     with one context, the model's own.
 
-    Args:
-        temperature: T. scale: S. Both above 0.
-
     Texts are strings or token ids; the prefix gets the tokenizer's BOS, contexts and query follow
     as they are. One text at a time. Edits around it act while contexts are encoded and while the
     query runs; but there this procedure makes z anew from queries, keys and values, so of outer
     edits those that change weights or z do not show. Models with sliding windows are refused.
+
+    Args:
+        temperature: T, above 0.
+        scale: S, above 0.
+
+    Raises:
+        EditError: T or S not above 0.
+
+    Example:
+        >>> ape = interp.procedures.APE(temperature=1.0, scale=1.0)
+        >>> contexts = ["the cat saw the dog .", "the king had a ring ."]
+        >>> ape.logits(model, "the story :", contexts, "the cat").ndim
+        2
     """
 
     temperature: float = 0.9
@@ -63,9 +74,22 @@ class APE:
 
     @torch.no_grad()
     def encode(self, model: Any, prefix: TextLike, contexts: Sequence[TextLike]) -> Encoded:
-        """The joined cache, for any number of queries.
+        """The joined cache of prefix and contexts, for any number of queries.
 
-        Raises `InputError` (no cache, no context, an empty text, sliding windows), `ContextError`.
+        Args:
+            model: a `HookedModel`, or anything `interp.load` takes.
+            prefix: what all contexts share.
+            contexts: each encoded by itself.
+
+        Raises:
+            InputError: no cache, no context, an empty text, sliding windows.
+            ContextError: a context past the model's positions.
+
+        Example:
+            >>> contexts = ["the cat saw the dog .", "the king had a ring ."]
+            >>> joined = interp.procedures.APE().encode(model, "the story :", contexts)
+            >>> len(joined.lengths)
+            2
         """
         from interp.loading import load
 
@@ -109,7 +133,12 @@ class APE:
     def logits(
         self, model: Any, prefix: TextLike, contexts: Sequence[TextLike], query: TextLike
     ) -> torch.Tensor:
-        """(query tokens, vocabulary) of the query after the contexts."""
+        """Logits of the query after the contexts, (query tokens, vocabulary).
+
+        Args:
+            model, prefix, contexts: as in `encode`.
+            query: the text after them.
+        """
         return self.encode(model, prefix, contexts).logits(query)
 
     def generate(
@@ -120,14 +149,26 @@ class APE:
         query: TextLike,
         **options: Any,
     ) -> torch.Tensor:
-        """(new tokens,): the continuation of the query; options as in `Encoded.generate`."""
+        """Generates the continuation of the query after the contexts, (new tokens,).
+
+        Args:
+            model, prefix, contexts, query: as in `logits`.
+            options: those of `Encoded.generate`.
+
+        Example:
+            >>> ape = interp.procedures.APE()
+            >>> ape.generate(model, "a story :", ["the cat ran ."], "the", max_new_tokens=3).ndim
+            1
+        """
         return self.encode(model, prefix, contexts).generate(query, **options)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Contexts encoded by `APE.encode`: keys and values of each layer, prefix first, then the
-    contexts in order."""
+    """Contexts encoded by `APE.encode`: keys and values of each layer.
+
+    The prefix stands first, then the contexts in order.
+    """
 
     model: HookedModel
     settings: APE
@@ -156,7 +197,7 @@ class Encoded:
 
     @torch.no_grad()
     def logits(self, query: TextLike) -> torch.Tensor:
-        """(query tokens, vocabulary)."""
+        """Logits of a query, (query tokens, vocabulary)."""
         with self.model.edit(self.edit):
             return self.run(self._query(query), refill(self.layers, 1))
 
@@ -170,8 +211,15 @@ class Encoded:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> torch.Tensor:
-        """(new tokens,): greedy, or with `sample` from softmax(logits / temperature) cut to
-        `top_p`, seeded."""
+        """Generates the continuation of a query, (new tokens,).
+
+        Args:
+            query: the text after the contexts.
+            max_new_tokens: at most so many.
+            sample: draw from softmax(logits / temperature) cut to `top_p`, seeded; otherwise
+                greedy.
+            temperature, top_p, seed: of the draws.
+        """
         ids = self._query(query)
         choice = Choice(sample, temperature, top_p, seed)
         cache = refill(self.layers, 1)

@@ -17,10 +17,23 @@ registry: Registry[Any] = Registry(
 
 
 def get(name: str) -> Any:
-    """The procedure called `name`. Raises `UnknownNameError`."""
+    """The procedure called `name`.
+
+    Raises:
+        UnknownNameError: there is none.
+
+    Example:
+        >>> interp.procedures.get("ape").__name__
+        'APE'
+    """
     return registry.get(name)
 
 
 def names() -> list[str]:
-    """Names of all procedures."""
+    """Names of all procedures.
+
+    Example:
+        >>> interp.procedures.names()
+        ['ape', 'cca', 'damro', 'guidance', 'ritual']
+    """
     return registry.names()

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CCA:
-    """Concentric causal attention (Xing et al., NeurIPS 2024, arXiv 2410.15926):
+    """Concentric causal attention (CCA): image patches stand in rings, by position and mask.
+
+    (Xing et al., NeurIPS 2024, arXiv 2410.15926.)
 
         ``with CCA().on(model): model.generate(**inputs)``
 
@@ -37,14 +39,24 @@ class CCA:
     without it.
 
     Args:
-        mask: the concentric causal mask beside the positions. grid: (rows, columns) of an image's
-            patches; None: square.
+        mask: the concentric causal mask beside the positions.
+        grid: (rows, columns) of an image's patches; None: square.
 
     Raises:
-        EditError: a grid of fewer than one patch. InputError: on entry, a text-only model, one
-            without position ids, or with positions of several dimensions (Qwen-VL); in use, image
-            tokens that don't fill the grid, a prompt that was read outside the block. In use,
-            `EditError` where the model adds position biases to its scores.
+        EditError: a grid of fewer than one patch; in use, a model that adds position biases to its
+            scores.
+        InputError: on entry, a text-only model, one without position ids, or with positions of
+            several dimensions (Qwen-VL); in use, image tokens that don't fill the grid, a prompt
+            that was read outside the block.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> with interp.procedures.CCA().on(model):
+        ...     out = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        >>> out.shape[0]
+        1
     """
 
     mask: bool = True
@@ -55,8 +67,18 @@ class CCA:
             raise EditError(f"The grid of CCA is (rows, columns), each from 1 up, not {self.grid}.")
 
     def rings(self, tokens: int) -> torch.Tensor:
-        """(tokens,) int64: the ring of each patch, in reading order, 0 at the border. Raises
-        `InputError`."""
+        """The ring of each patch in reading order, 0 at the border, (tokens,) int64.
+
+        Args:
+            tokens: patches of the image.
+
+        Raises:
+            InputError: they don't fill the grid.
+
+        Example:
+            >>> interp.procedures.CCA().rings(9).tolist()
+            [0, 0, 0, 0, 1, 0, 0, 0, 0]
+        """
         side = math.isqrt(tokens)
         rows, columns = self.grid or (side, side)
         if rows * columns != tokens:
@@ -71,8 +93,14 @@ class CCA:
         ).flatten()
 
     def positions(self, model: Any, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """(batch, tokens) position ids of a prompt: 0 for the first real token; those of padding
-        mean nothing."""
+        """Position ids of a prompt, (batch, tokens): 0 for the first real token.
+
+        Those of padding mean nothing.
+
+        Args:
+            model: a vision-language model.
+            inputs: a prompt with images.
+        """
         from interp.loading import load
 
         hooked = load(model)
@@ -84,7 +112,14 @@ class CCA:
 
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
-        """The model with these positions and mask, until the block ends."""
+        """Gives the model these positions and mask, until the block ends.
+
+        Args:
+            model: a vision-language model.
+
+        Raises:
+            InputError: a text-only model, or one without one position id a token.
+        """
         from interp.loading import load
 
         hooked = load(model)

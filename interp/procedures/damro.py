@@ -14,8 +14,9 @@ from interp_hooks.huggingface.images import image_mask
 
 
 class DAMRO(TwoBranches):
-    """Contrastive decoding against outlier patches (Gong et al., EMNLP 2024, arXiv 2410.04514), a
-    logits processor:
+    """Contrastive decoding against outlier patches (DAMRO), a logits processor.
+
+    (Gong et al., EMNLP 2024, arXiv 2410.04514.)
 
         ``model.generate(**inputs, logits_processor=[DAMRO(model, inputs)])``
 
@@ -25,25 +26,33 @@ class DAMRO(TwoBranches):
         l' = (1 + α) l − α l_k  where l ≥ max l + ln β        −∞ elsewhere.
 
     Greedy, sampled and beam search; batches, left-padded. With sampling, `generate` applies its
-    temperature, top-k and top-p afterwards; the released code samples from l' itself.
+    temperature, top-k and top-p afterwards; the released code samples from l' itself. α = 0 and
+    β = 0 leave the scores as they are.
 
     Args:
-        model: a vision-language model; inputs: those of `generate`, input_ids and pixel_values
-            among them.
+        model: a vision-language model.
+        inputs: those of `generate`, input_ids and pixel_values among them.
         alpha, k: 2 and 10 for LLaVA-1.5. (InstructBLIP's k = 4 and α = 0.5 or 1.5 filter patches
-            before its Q-Former, which is not implemented: such models are refused.) beta: 0.1; 0
-            keeps all tokens.
+            before its Q-Former, which is not implemented: such models are refused.)
+        beta: 0.1; 0 keeps all tokens.
         layer: of the vision tower, the last as in the released code.
         preset: "paper": attention head by head, summed; "code": one softmax of the full-width
             product of queries and keys. The patches stay in reading order, at consecutive positions
             (the code orders them by attention).
 
-    α = 0 and β = 0 leave the scores as they are.
-
     Raises:
         InputError: a text-only model, a prompt without image, right padding, image tokens that are
             not one a patch, a tower without class token, numbers out of range; in use, another
             prompt than the processor's.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> damro = interp.procedures.DAMRO(model, inputs, k=4)
+        >>> out = model.generate(**inputs, logits_processor=[damro], max_new_tokens=2)
+        >>> out.shape[0]
+        1
     """
 
     name = "DAMRO"

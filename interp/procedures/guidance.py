@@ -99,9 +99,31 @@ def guided_logits(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(batch, tokens, vocabulary): l + w (l − l_perturbed), with l_perturbed predicted under
-    `edits` and w = `scale` (perturbed-attention guidance in logits; Ahn et al. 2025, arXiv
-    2506.10978 write ε + w (ε − ε_pert)). w = 0 is the plain prediction."""
+    """Logits guided away from what edits predict: l + w (l − l_perturbed).
+
+    With l_perturbed predicted under `edits` (perturbed-attention guidance in logits; Ahn et al.
+    2025, arXiv 2506.10978 write ε + w (ε − ε_pert)). w = 0 is the plain prediction.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        edits: what perturbs the second prediction.
+        scale: w.
+        input_ids, attention_mask: (batch, tokens).
+
+    Returns:
+        (batch, tokens, vocabulary).
+
+    Raises:
+        InputError: no edits, and w is not 0.
+        EditError, HeadError: an edit that the model can't take.
+
+    Example:
+        >>> ids = torch.arange(8)[None]
+        >>> edits = [interp.edits.SoftPAG(1.0)]
+        >>> plain = interp.procedures.guided_logits(model, edits, 0.0, ids)
+        >>> bool(torch.allclose(plain, model.logits(ids)))
+        True
+    """
     from interp.loading import load
 
     with _pair(hooked := load(model), edits, scale) as pair:
@@ -121,17 +143,34 @@ def guided_generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> torch.Tensor:
-    """Generate from `guided_logits`, token by token with two caches; returns prompt and new tokens,
-    (batch, tokens).
+    """Generates with guidance away from what edits predict, token by token with two caches.
+
+    From the logits of `guided_logits`.
 
     Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
         edits: what perturbs the second prediction, at prefill and decode as their scopes say.
-        scale: w. prompt: text, ids, or (batch, tokens) ids, left-padded as `attention_mask` says.
+        scale: w.
+        prompt: text, ids, or (batch, tokens) ids, left-padded as `attention_mask` says.
+        attention_mask: (batch, tokens) of such ids.
+        max_new_tokens: at most so many.
         sample: draw from softmax(logits / temperature) cut to `top_p`, seeded; otherwise greedy.
+        temperature, top_p, seed: of the draws.
+
+    Returns:
+        Prompt and new tokens, (batch, tokens).
 
     Raises:
-        InputError: no edits, no cache, an empty prompt. EditError, HeadError: an edit that the
-            model can't take.
+        InputError: no edits, no cache, an empty prompt.
+        EditError, HeadError: an edit that the model can't take.
+
+    Example:
+        >>> edits, prompt = [interp.edits.SoftPAG(1.0)], [[1, 20, 30]]
+        >>> out = interp.procedures.guided_generate(
+        ...     model, edits, 0.5, torch.tensor(prompt), max_new_tokens=2
+        ... )
+        >>> out.shape
+        torch.Size([1, 5])
     """
     from interp.loading import load
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 class RITUAL(TwoBranches):
-    """Complementary decoding with a transformed image (Woo et al. 2024, arXiv 2405.17821), a logits
-    processor:
+    """Complementary decoding with a transformed image (RITUAL), a logits processor.
+
+    (Woo et al. 2024, arXiv 2405.17821.)
 
         ``model.generate(**inputs, logits_processor=[RITUAL(model, inputs)])``
 
@@ -36,23 +37,32 @@ class RITUAL(TwoBranches):
     and their ranges are the released code's; the paper's own text was not at hand, so whether it
     has the cutoff β is not verified. Pictures are transformed by PIL, not torchvision: the same
     operations, other random numbers. RITUAL+, in which the model itself chooses the transformation,
-    is not implemented.
+    is not implemented. κ = 0 and β = 0 leave the scores as they are.
 
     Args:
-        model: a vision-language model; inputs: those of `generate`, input_ids and pixel_values
-            among them.
+        model: a vision-language model.
+        inputs: those of `generate`, input_ids and pixel_values among them.
         images: the pictures (or paths), in the order of the prompts; None: read back from
             pixel_values, at the size that the vision tower sees (LLaVA-1.5; pictures cut into tiles
             must be given).
-        kappa: κ; 0 leaves out the second prediction. beta: β; 0 keeps all tokens.
-        transforms: of which one is drawn for each image. seed: of the draws.
-
-    κ = 0 and β = 0 leave the scores as they are.
+        kappa: κ; 0 leaves out the second prediction.
+        beta: β; 0 keeps all tokens.
+        transforms: of which one is drawn for each image.
+        seed: of the draws.
 
     Raises:
         InputError: a text-only model, no processor, a prompt without image, right padding, an
             unknown transformation, numbers out of range, pictures that don't fit the prompt; in
             use, another prompt than the processor's.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> ritual = interp.procedures.RITUAL(model, inputs)
+        >>> out = model.generate(**inputs, logits_processor=[ritual], max_new_tokens=2)
+        >>> out.shape[0]
+        1
     """
 
     name = "RITUAL"

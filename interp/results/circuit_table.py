@@ -52,14 +52,22 @@ class Search:
 
 
 class CircuitTable(HeadTable):
-    """Scores of all heads for one task by one method: a table whose column `method` holds them,
-    ≥ 0.
+    """Scores of all heads for one task by one method: the column `method` of a table, ≥ 0.
 
     Beside it may stand `<method>_stderr`, `_low` and `_high` (95 %), and `<method>_effect`, the
-    signed effect on the metric. `edges`: sender, receiver ("L0H1", "MLP 2", "input", "output"),
-    kind (q, k, v, or "" for what has one input), score; empty where the method gives none. `search`
-    is the record of what was asked. `artefacts` are things to be saved beside the table (a sparse
-    autoencoder), by name.
+    signed effect on the metric.
+
+    Args:
+        frame, provenance, notes, about, overlays: as in `HeadTable`.
+        search: the record of what was asked.
+        edges: sender, receiver ("L0H1", "MLP 2", "input", "output"), kind (q, k, v, or "" for what
+            has one input), score; empty where the method gives none.
+        artefacts: things to be saved beside the table (a sparse autoencoder), by name.
+        effects: (heads, n) effect of each head on each prompt, where the method measures them.
+
+    Example:
+        >>> circuit.task, circuit.value("L2H3") >= 0
+        ('ioi', True)
     """
 
     def __init__(
@@ -93,22 +101,45 @@ class CircuitTable(HeadTable):
 
     @property
     def task(self) -> str:
+        """The name of the task."""
         return self.search.task
 
     def heads(self, k: int | None = None) -> list[Head]:
-        """The `k` strongest heads, or all with a score above 0, strongest first."""
+        """The k strongest heads, or all with a score above 0, strongest first.
+
+        Example:
+            >>> circuit.heads(2) == circuit.top("head_ablation", 2)
+            True
+        """
         ranking = self.ranking(self.column, k)
         return [head for head, value, _ in ranking if k is not None or value > 0]
 
     def value(
         self, head: Head | str | Sequence[int], score: str = "", kind: str | None = None
     ) -> float:
-        """As `HeadTable.value`; without a score, the method's own."""
+        """The score of one head, as `HeadTable.value`; without a score, the method's own.
+
+        Example:
+            >>> circuit.value("L2H3") == circuit.value("L2H3", "head_ablation")
+            True
+        """
         return super().value(head, score or self.column, kind)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """As `HeadTable.save`, with `circuit.json`, `edges.parquet` and a folder for each artefact
-        beside it."""
+        """Writes `HeadTable.save`'s files, `circuit.json`, `edges.parquet` and the artefacts.
+
+        Each artefact has a folder of its own beside the table.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: it can't be written.
+
+        Example:
+            >>> interp.circuits.Circuit.load(circuit.save("circuit")).heads(2) == circuit.heads(2)
+            True
+        """
         target = super().save(folder)
         table = io.BytesIO()
         self.edges.to_parquet(table, index=False)
@@ -133,8 +164,11 @@ class CircuitTable(HeadTable):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote (artefacts stay in their folders). Raises `OutputError` as
-        `HeadTable.load`."""
+        """What `save` wrote, read back (artefacts stay in their folders).
+
+        Raises:
+            OutputError: as `HeadTable.load`.
+        """
         source = Path(folder)
         if not (source / HEAD).is_file():
             raise OutputError(

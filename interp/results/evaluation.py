@@ -36,13 +36,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A metric's mean over instances as `Interval`s; `edited` and `difference` (paired) are None
-    without edits.
+    """A metric's mean over instances, untouched and edited, as `Interval`s.
 
-    `mcnemar`: the exact paired test, where every answer is right or wrong. `frame`: one row an
-    instance with `baseline` and `edited` (and more by metric: margins, tokens). `provenance`:
-    model, weights, settings, edits, versions, date. `notes`: what a reader must know, such as a
-    context past the model's positions. `more`: other metrics of the same answers, by name.
+    Attributes:
+        task, metric: their names.
+        baseline, edited, difference: intervals, the difference paired; the last two None without
+            edits.
+        frame: one row an instance with `baseline` and `edited` (and more by metric: margins,
+            tokens).
+        mcnemar: the exact paired test, where every answer is right or wrong.
+        provenance: model, weights, settings, edits, versions, date.
+        notes: what a reader must know, such as a context past the model's positions.
+        more: other metrics of the same answers, by name.
+
+    Example:
+        >>> found = interp.evaluate(model, "induction", [interp.edits.Ablate(["L2H3"])], n=4)
+        >>> found.difference.n, list(found.frame)
+        (4, ['baseline', 'baseline_margin', 'edited', 'edited_margin'])
     """
 
     task: str
@@ -57,10 +67,18 @@ class Evaluation:
     more: dict[str, Comparison] = field(default_factory=dict)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `evaluation.json` and `evaluation.parquet` into `folder` (made if need be); returns
-        the folder.
+        """Writes `evaluation.json` and `evaluation.parquet` into a folder (made if need be).
 
-        Raises `OutputError` when it can't be written.
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: it can't be written.
+
+        Example:
+            >>> found = interp.evaluate(model, "induction", n=4)
+            >>> interp.Evaluation.load(found.save("evaluation")).baseline == found.baseline
+            True
         """
         target = Path(folder)
         check_writable(target)
@@ -78,7 +96,13 @@ class Evaluation:
         return target
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the rows, as JSON holds it."""
+        """Everything but the rows, as JSON holds it.
+
+        Example:
+            >>> found = interp.evaluate(model, "induction", n=4)
+            >>> found.summary()["baseline"]["n"]
+            4
+        """
         found: dict[str, Any] = {"task": self.task, "metric": self.metric}
         for name in ("baseline", "edited", "difference", "mcnemar"):
             value = getattr(self, name)
@@ -88,8 +112,11 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
-        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
-        format."""
+        """What `save` wrote, read back.
+
+        Raises:
+            OutputError: it is missing, damaged or of another format.
+        """
         import pandas as pd
 
         source = Path(folder)

@@ -68,6 +68,10 @@ class HeadTable:
 
     Raises:
         InputError: a column is missing, not numeric, or a head is there twice.
+
+    Example:
+        >>> HeadTable(atlas.frame, {"model": "mine"}).top("previous_token", 2)
+        [L0H0, L0H2]
     """
 
     def __init__(
@@ -101,7 +105,12 @@ class HeadTable:
         return [str(t) for t in self.frame["tower"].unique()]
 
     def about(self, score: str) -> About:
-        """How to read `score`."""
+        """The title, formula, unit and citation of a score, as an `About`.
+
+        Example:
+            >>> atlas.about("previous_token").title
+            'Previous token'
+        """
         self._check(score)
         if score not in self._about:
             self._about[score] = self.look_up(score)
@@ -112,8 +121,12 @@ class HeadTable:
         return About(title=score.replace("_", " ").capitalize())
 
     def panels(self, score: str) -> list[tuple[str, str]]:
-        """The (tower, kind) pairs in which `score` was measured for at least one head; all pairs if
-        in none."""
+        """The (tower, kind) pairs in which a score was measured for a head; all pairs if in none.
+
+        Example:
+            >>> atlas.panels("previous_token")
+            [('', 'self')]
+        """
         self._check(score)
         pairs = list(dict.fromkeys(zip(self.frame["tower"], self.frame["kind"], strict=True)))
         measured = self.frame[np.isfinite(self.frame[score])]
@@ -126,11 +139,20 @@ class HeadTable:
         return self.matrix(score)
 
     def matrix(self, score: str, tower: str = "", kind: str | None = None) -> np.ma.MaskedArray:
-        """(layers, heads) of `score` in one tower, masked where not measured.
+        """(layers, heads) of a score in one tower, masked where not measured.
 
-        `tower=""` is the only tower in which the score was measured; `kind=None` is self-attention
-        where there is any. Raises `UnknownNameError` for a score, `InputError` for a tower or kind
-        that is not there.
+        Args:
+            score: its name; `atlas[score]` is the same.
+            tower: "" for the only tower in which the score was measured.
+            kind: None for self-attention where there is any.
+
+        Raises:
+            UnknownNameError: a score that is not there.
+            InputError: a tower or kind that is not there.
+
+        Example:
+            >>> atlas.matrix("previous_token").shape
+            (4, 8)
         """
         self._check(score)
         return self.cells(score, *self.panel(score, tower, kind))
@@ -138,8 +160,12 @@ class HeadTable:
     def stderr(
         self, score: str, tower: str = "", kind: str | None = None
     ) -> np.ma.MaskedArray | None:
-        """Standard errors of `matrix(score)` over samples, or None where the score is not
-        sampled."""
+        """Standard errors of `matrix(score)` over samples; None where the score is not sampled.
+
+        Example:
+            >>> atlas.stderr("previous_token").shape
+            (4, 8)
+        """
         self._check(score)
         column = f"{score}_stderr"
         return self.cells(column, *self.panel(score, tower, kind)) if column in self.frame else None
@@ -147,15 +173,39 @@ class HeadTable:
     def top(
         self, score: str, k: int = 10, tower: str | None = None, kind: str | None = None
     ) -> list[Head]:
-        """The `k` heads with the highest `score`, strongest first; ties by layer, then head.
-        `tower=None`: all."""
+        """The k heads with the highest score, strongest first; ties by layer, then head.
+
+        Args:
+            score: its name.
+            k: how many.
+            tower: None for all.
+            kind: None for self-attention where there is any.
+
+        Raises:
+            UnknownNameError: a score that is not there.
+            InputError: a negative k, or a tower or kind that is not there.
+
+        Example:
+            >>> len(atlas.top("previous_token", 3))
+            3
+        """
         return [head for head, _, _ in self.ranking(score, k, tower, kind)]
 
     def ranking(
         self, score: str, k: int | None = None, tower: str | None = None, kind: str | None = None
     ) -> list[tuple[Head, float, float | None]]:
-        """As `top`, with each head's value and standard error (None where not sampled); `k=None`:
-        all heads."""
+        """(head, value, standard error) by score, strongest first; no error where not sampled.
+
+        Args:
+            score: its name.
+            k: how many; None for all heads.
+            tower, kind: as in `top`.
+
+        Example:
+            >>> head, value, error = atlas.ranking("previous_token", 1)[0]
+            >>> head in atlas.top("previous_token", 1), bool(value == atlas["previous_token"].max())
+            (True, True)
+        """
         self._check(score)
         if k is not None and k < 0:
             raise InputError(f"The number of top heads can't be negative, and {k} was asked for.")
@@ -189,8 +239,20 @@ class HeadTable:
         ]
 
     def value(self, head: Head | str | Sequence[int], score: str, kind: str | None = None) -> float:
-        """The score of one head; NaN where not measured. Raises `HeadError` for a head that is not
-        there."""
+        """The score of one head; NaN where not measured.
+
+        Args:
+            head: in any spelling.
+            score: its name.
+            kind: None for self-attention where there is any.
+
+        Raises:
+            HeadError: a head that is not there.
+
+        Example:
+            >>> bool(atlas.value("L0H2", "previous_token") == atlas["previous_token"][0, 2])
+            True
+        """
         self._check(score)
         asked = Head.parse(head)
         tower, kind = self.panel(score, asked.tower, kind)
@@ -206,15 +268,24 @@ class HeadTable:
         return float(self.frame.loc[place, score].iloc[0])
 
     def above(self, score: str) -> int | None:
-        """How many heads reach the score's threshold; None where it has none or nothing was
-        measured."""
+        """How many heads reach the score's threshold; None without one, or if nothing was measured.
+
+        Example:
+            >>> atlas.above("previous_token")
+            2
+        """
         threshold = self.about(score).threshold
         values = self.frame[score].to_numpy()
         values = values[np.isfinite(values)]
         return None if threshold is None or not values.size else int((values >= threshold).sum())
 
     def shape_text(self) -> str:
-        """The size as "12 layers × 12 heads", for each tower where there are several."""
+        """The size as "12 layers × 12 heads", for each tower where there are several.
+
+        Example:
+            >>> atlas.shape_text()
+            '4 layers × 8 heads'
+        """
         parts = []
         for (tower, kind), rows in self.frame.groupby(["tower", "kind"], sort=False):
             name = " ".join(n for n in (str(tower), "cross" if kind == "cross" else "") if n)
@@ -226,10 +297,17 @@ class HeadTable:
         return f"Atlas({self.model}: {self.shape_text()}; {', '.join(self.scores) or 'no scores'})"
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `atlas.parquet` and `atlas.json` into `folder` (made if need be); returns the
-        folder.
+        """Writes `atlas.parquet` and `atlas.json` into a folder (made if need be).
 
-        Raises `OutputError` when it can't be written.
+        Returns:
+            The folder.
+
+        Raises:
+            OutputError: it can't be written.
+
+        Example:
+            >>> interp.Atlas.load(atlas.save("scan")).frame.equals(atlas.frame)
+            True
         """
         target = Path(folder)
         check_writable(target)
@@ -251,8 +329,15 @@ class HeadTable:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
-        format."""
+        """What `save` wrote, read back.
+
+        Raises:
+            OutputError: it is missing, damaged or of another format.
+
+        Example:
+            >>> interp.Atlas.load(atlas.save("scan")).scores
+            ['previous_token']
+        """
         source = Path(folder)
         raw = _read(source / "atlas.json", source)
         try:

@@ -20,14 +20,26 @@ SHARE, WINDOW, NEAR, FAR = 0.3, 10, 10, 50
 
 @torch.no_grad()
 def rhythm(model: Any, text: str) -> pd.DataFrame:
-    """One row a token of `text`: `token`, `waad` (tokens) and `fai`.
+    """WAAD and FAI of each token of a text: the rhythm of local and of global heads.
 
     Heads are ranked by mean attended distance; the lowest 30 % are local, the highest 30 % global,
     and each set's attention is averaged. WAAD_t = Σ_s Ā^loc[t,s]·min(t−s, 10); FAI_s =
     mean_{t∈[s+10, min(T, s+50)]} Ā^glob[t,s] (NaN-free: 0 where no such t exists). Li et al. 2025,
     "Attention Illuminates LLM Reasoning".
 
-    Raises `InputError` for a text of fewer than two tokens.
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        text: the text.
+
+    Returns:
+        A row a token: `token`, `waad` (tokens) and `fai`.
+
+    Raises:
+        InputError: a text of fewer than two tokens.
+
+    Example:
+        >>> interp.rhythm(model, "the dog saw the cat").columns.tolist()
+        ['token', 'waad', 'fai']
     """
     import pandas as pd
 

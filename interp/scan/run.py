@@ -247,7 +247,7 @@ def plan_scan(
     images: str | Path | None = None,
     prompt: str | None = None,
 ) -> Scan:
-    """The plan of a scan, before running it: `plan.rows`, `plan.seconds`, `plan.run()`.
+    """The plan of a scan, before it runs: `plan.rows`, `plan.seconds`, `plan.run()`.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
@@ -255,14 +255,23 @@ def plan_scan(
         context: tokens of the text rows and the longest needle prompt; by default 1024, or the
             model's limit if that is lower.
         samples: rows or problems a probe.
+        seed: of the rows and problems.
         text: a text file to read instead of the generated prose.
         extrapolate: allow a context beyond the model's positions.
         images: a folder of pictures for the image scores, instead of rendered scenes; the first
             `samples` by name.
         prompt: what is asked about each picture; by default "describe the picture :".
 
+    Returns:
+        A `Scan`: what it reads, how long it takes, and how to run it.
+
     Raises:
         UnknownNameError, ContextError, InputError.
+
+    Example:
+        >>> plan = interp.plan_scan(model, ["previous_token"], context=64, samples=2)
+        >>> plan.rows
+        [('repeated random tokens', 'previous_token', '1 × 101 tokens')]
     """
     from interp.loading import load
 
@@ -303,9 +312,23 @@ def scan_heads(
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
 ) -> Atlas:
-    """Score every head. Arguments as in `plan_scan`; `out`: folder to save to (and resume from).
+    """Scores every head of a model on seeded probes.
 
-    `progress`: True shows a bar with time left, False nothing, or a function (done, total, label).
+    Args:
+        model, scores, context, samples, seed, text, extrapolate, images, prompt: as in `plan_scan`.
+        out: folder to save to (and resume from).
+        progress: True shows a bar with time left, False nothing, or a function (done, total,
+            label).
+
+    Returns:
+        An `Atlas`: a column a score, a row a head.
+
+    Raises:
+        UnknownNameError, ContextError, InputError, OutputError.
+
+    Example:
+        >>> interp.scan_heads(model, ["previous_token"], context=64, samples=2, progress=False)
+        Atlas(pocket-llama: 4 layers × 8 heads; previous_token)
     """
     plan = plan_scan(model, scores, context, samples, seed, text, extrapolate, images, prompt)
     folder = Path(out) if out is not None else None

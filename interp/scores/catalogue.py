@@ -48,18 +48,41 @@ registry: Registry[Score] = Registry(
 
 
 def get(name: str) -> Score:
-    """The score called `name`."""
+    """The score called `name`.
+
+    Raises:
+        UnknownNameError: there is none.
+
+    Example:
+        >>> interp.scores.get("induction").title
+        'Induction'
+    """
     return registry.get(name)
 
 
 def names() -> list[str]:
-    """Names of all scores."""
+    """Names of all scores.
+
+    Example:
+        >>> "induction" in interp.scores.names()
+        True
+    """
     return registry.names()
 
 
 def select(which: str | list[str]) -> list[Score]:
-    """ "default", "all", a comma-separated string or a list of names, as scores. Raises
-    `UnknownNameError`."""
+    """The scores of "default", "all", a comma-separated string or a list of names.
+
+    Args:
+        which: what is wanted.
+
+    Raises:
+        UnknownNameError: a name that is none.
+
+    Example:
+        >>> [score.name for score in interp.scores.select("sink, induction")]
+        ['sink', 'induction']
+    """
     if which == "all":
         return [get(n) for n in names()]
     if which == "default":

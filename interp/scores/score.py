@@ -18,11 +18,25 @@ if TYPE_CHECKING:
 
 
 class Score(ABC):
-    """A score of attention heads. One subclass a file, one line in the registry.
+    """A score of attention heads: the base class, one subclass a file.
 
     A score names the `probe` (kind of input) it is measured on, asks questions of the observed
     attention, and turns one layer's answers into one value per sample and head. Values are averaged
     over samples.
+
+    Example:
+        >>> from interp_hooks import Question
+        >>> class Largest(Score):
+        ...     name, title, probe = "largest", "Largest weight", "text"
+        ...     def ask(self, batch):
+        ...         return Question(frozenset({"max"}))
+        ...     def measure(self, layer, batch):
+        ...         return layer.mean("max")
+        >>> layers, largest = [], Largest()
+        >>> with model.watch(largest.ask(None), layers.append):
+        ...     _ = model.logits(torch.arange(8)[None])
+        >>> largest.measure(layers[2], None).shape
+        torch.Size([1, 8])
     """
 
     #: column name, e.g. "induction"

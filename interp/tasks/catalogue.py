@@ -29,10 +29,23 @@ registry: Registry[Task] = Registry(
 
 
 def get(name: str) -> Task:
-    """The task called `name`, with its default settings."""
+    """The task called `name`, with its default settings.
+
+    Raises:
+        UnknownNameError: there is none.
+
+    Example:
+        >>> interp.tasks.get("ioi").judge
+        'top1'
+    """
     return registry.get(name)
 
 
 def names() -> list[str]:
-    """Names of all tasks."""
+    """Names of all tasks.
+
+    Example:
+        >>> "ioi" in interp.tasks.names()
+        True
+    """
     return registry.names()

@@ -28,10 +28,18 @@ if TYPE_CHECKING:
 class Instance:
     """One problem, as token ids.
 
-    `ids` is the prompt followed, for answers of several tokens, by all but the last answer token;
-    the logits at `positions[i]` should predict a token of `accept[i]` rather than one of
-    `wrong[i]`. `corrupted` has the same length and calls for another answer. `info` holds what a
-    score or a plot needs (spans, names).
+    Attributes:
+        ids: the prompt followed, for answers of several tokens, by all but the last answer token.
+        positions: the logits at `positions[i]` should predict a token of `accept[i]` rather than
+            one of `wrong[i]`.
+        accept, wrong: token ids for each judged position.
+        corrupted: of the same length, and calls for another answer.
+        info: what a score or a plot needs (spans, names).
+
+    Example:
+        >>> problem = interp.tasks.get("ioi").sample(model.tokenizer, 1)[0]
+        >>> len(problem.ids) == len(problem.corrupted), len(problem.positions)
+        (True, 1)
     """
 
     ids: tuple[int, ...]
@@ -49,8 +57,19 @@ class Instance:
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded instances: `input_ids`, `attention_mask` (batch, tokens); `offset[b]` pads
-    precede row b."""
+    """Left-padded instances as one batch.
+
+    Attributes:
+        input_ids, attention_mask: (batch, tokens).
+        offset: `offset[b]` pads precede row b.
+        instances: what was padded.
+
+    Example:
+        >>> problems = interp.tasks.get("ioi").sample(model.tokenizer, 2)
+        >>> batch = interp.tasks.collate(problems, pad_id=0)
+        >>> batch.input_ids.shape == batch.attention_mask.shape, len(batch.offset)
+        (True, 2)
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -59,7 +78,21 @@ class Batch:
 
 
 def collate(instances: Sequence[Instance], pad_id: int, which: str = "ids") -> Batch:
-    """Left-pad `instances` into one batch; `which` is "ids", "corrupted" or "prompt"."""
+    """Left-pads instances into one batch.
+
+    Args:
+        instances: the problems.
+        pad_id: the token to pad with.
+        which: "ids", "corrupted" or "prompt".
+
+    Returns:
+        A `Batch`.
+
+    Example:
+        >>> problems = interp.tasks.get("ioi").sample(model.tokenizer, 2)
+        >>> interp.tasks.collate(problems, pad_id=0, which="corrupted").input_ids.shape[0]
+        2
+    """
     ids, mask, offsets = left_padded([getattr(i, which) for i in instances], pad_id)
     return Batch(ids, mask, offsets, tuple(instances))
 
@@ -76,8 +109,17 @@ class Problem:
 
 
 class Task:
-    """A generator of problems. Subclasses set `name`, `summary`, `citation`, `judge` and write
-    `compose`, or `instance` where the problem is no text."""
+    """A generator of seeded problems: the base class.
+
+    Subclasses set `name`, `summary`, `citation`, `judge` and write `compose`, or `instance` where
+    the problem is no text.
+
+    Example:
+        >>> task = interp.tasks.get("ioi")
+        >>> short, longer = (task.sample(model.tokenizer, n, seed=1) for n in (2, 4))
+        >>> longer[:2] == short
+        True
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -92,8 +134,19 @@ class Task:
         return self._from_problem(text, self.compose(text, rng))
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
-        """`n` seeded problems; the i-th depends on (seed, i) alone, so longer samples extend
-        shorter ones."""
+        """Seeded problems; longer samples extend shorter ones.
+
+        The i-th depends on (seed, i) alone.
+
+        Args:
+            tokenizer: the model's.
+            n: how many.
+            seed: of the problems.
+
+        Example:
+            >>> len(interp.tasks.get("ioi").sample(model.tokenizer, 3))
+            3
+        """
         text = Text(tokenizer)
         return [self.instance(text, np.random.default_rng([seed, i])) for i in range(n)]
 
@@ -120,13 +173,25 @@ class Task:
         )
 
     def score(self, logits: torch.Tensor, instance: Instance) -> tuple[float, float]:
-        """(correct, margin) from `logits` (judged positions, vocabulary) of one instance.
+        """(correct, margin) of one instance, from its logits at the judged positions.
 
         correct: "top1": share of positions whose arg-max is accepted; "exact": 1 if all are;
         "choice": arg-max among accepted and wrong tokens only; "mass": 1 if the accepted tokens'
         probability exceeds the wrong ones'. margin: for "mass" the difference of the two
         probabilities, in [−1, 1]; else the mean over positions of the best accepted logit minus the
         mean wrong logit (log-probability where there is no wrong token), in nats.
+
+        Args:
+            logits: (judged positions, vocabulary).
+            instance: the problem.
+
+        Example:
+            >>> task = interp.tasks.get("ioi")
+            >>> problem = task.sample(model.tokenizer, 1)[0]
+            >>> logits = model.logits(torch.tensor([problem.ids])).detach()
+            >>> correct, margin = task.score(logits[0, list(problem.positions)], problem)
+            >>> correct in (0.0, 1.0)
+            True
         """
         logits = logits.float()
         margins = self._margins(logits, instance)

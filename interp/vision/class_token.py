@@ -46,17 +46,32 @@ def cls_attention(
     scale: str = "heads",
     what: str = "This",
 ) -> Patches:
-    """Attention of the vision tower's class token to the patches, in `layers` (negative ones from
-    the end).
+    """Attention of the vision tower's class token to the patches, in some layers.
 
-    scale "heads": A_h = softmax(q_h·k_h/√d_head), summed over heads; "width": softmax(q·k/√d_model)
-    with q and k of all heads together, as DAMRO's code has it. The weights of the class token
-    itself are left out.
+    The weights of the class token itself are left out.
+
+    Args:
+        model: a vision-language model.
+        inputs: prompts with images.
+        layers: of the vision tower, negative ones from the end.
+        scale: "heads": A_h = softmax(q_h·k_h/√d_head), summed over heads; "width":
+            softmax(q·k/√d_model) with q and k of all heads together, as DAMRO's code has it.
+        what: what asks for it, for error messages.
+
+    Returns:
+        `Patches`: layer → (images, patches), and where the patches stand in the prompt.
 
     Raises:
         InputError: a text-only model, a prompt without image, a tower without class token, a model
             whose image tokens are not one a patch (tiles, merged or resampled patches), a layer
             that the tower has not.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> interp.vision.cls_attention(model, inputs, (-2,)).attention.keys()
+        dict_keys([-2])
     """
     ids, _ = checked(model, inputs, what)
     n = 1 + max((s.layer for s in model.sites if s.tower == "vision"), default=-1)

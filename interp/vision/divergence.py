@@ -22,8 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TVHD:
-    """`tokens` (batch, new) int: what was generated, greedily; `curve` (batch, new): T-VHD of each,
-    NaN after the end of a sample's answer; `k`: heads of each layer that were summed."""
+    """A greedy answer and its text-visual head divergence, token by token.
+
+    Attributes:
+        tokens: (batch, new) int, what was generated, greedily.
+        curve: (batch, new), T-VHD of each, NaN after the end of a sample's answer.
+        k: heads of each layer that were summed.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> found = interp.vision.t_vhd(model, inputs, max_new_tokens=2)
+        >>> found.tokens.shape == found.curve.shape, found.k
+        (True, 4)
+    """
 
     tokens: torch.Tensor
     curve: torch.Tensor
@@ -31,18 +44,28 @@ class TVHD:
 
 
 def vhd(model: HookedModel, inputs: Mapping[str, Any]) -> dict[int, torch.Tensor]:
-    """VHD_{l,h} = ‖a(with image) − a(image tokens removed)‖₂, a the head's output before W_O at the
-    last position.
+    """Vision-aware head divergence of every head: how far its output moves without the image.
+
+    VHD_{l,h} = ‖a(with image) − a(image tokens removed)‖₂, a the head's output before W_O at the
+    last position. He et al. 2025 (ACL), arXiv 2412.13949: both runs read the same words, so only
+    the last position stands at the same word in both.
 
     Args:
+        model: a vision-language model.
         inputs: prompts with images, left-padded, as `interp.vision.with_images` makes them.
 
     Returns:
         layer → (batch, heads) float32, of the main tower.
 
-    Raises `InputError` for a model that takes no images, and for prompts without. He et al. 2025
-    (ACL), arXiv 2412.13949: both runs read the same words, so only the last position stands at the
-    same word in both.
+    Raises:
+        InputError: a model that takes no images, or a prompt without.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> interp.vision.vhd(model, inputs)[2].shape
+        torch.Size([1, 8])
     """
     return next(_steps(model, inputs, 1))[1]
 
@@ -50,19 +73,30 @@ def vhd(model: HookedModel, inputs: Mapping[str, Any]) -> dict[int, torch.Tensor
 def t_vhd(
     model: HookedModel, inputs: Mapping[str, Any], max_new_tokens: int = 32, k: int | None = None
 ) -> TVHD:
-    """T-VHD_t = Σ_l Σ_{h∈top k of layer l} VHD_{l,h} at the position that makes the t-th generated
-    token: near 0 where the model would write that word without the image.
+    """T-VHD of each generated token: near 0 where the model would write it without the image.
+
+    T-VHD_t = Σ_l Σ_{h∈top k of layer l} VHD_{l,h} at the position that makes the t-th generated
+    token. The answer is the one with the image; the run without it reads the same words.
 
     Args:
-        inputs: as of `vhd`. max_new_tokens: the greedy answer's length; it ends earlier where all
-            samples have ended.
+        model: a vision-language model.
+        inputs: as of `vhd`.
+        max_new_tokens: the greedy answer's length; it ends earlier where all samples have ended.
         k: heads a layer. Not published; half of a layer's heads unless given.
 
-    The answer is the one with the image; the run without it reads the same words.
+    Returns:
+        A `TVHD`: the answer and the curve.
 
     Raises:
         InputError: a model that takes no images, a prompt without; max_new_tokens below 1, a k that
             no layer has.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> bool((interp.vision.t_vhd(model, inputs, max_new_tokens=2).curve >= 0).all())
+        True
     """
     needs_images(model, "T-VHD")
     k = max(1, model.n_heads // 2) if k is None else k

@@ -48,17 +48,32 @@ def overlay(
     heads: str | Iterable[str | Sequence[int] | Head],
     token: int = -1,
 ) -> Overlay:
-    """What `heads` of the text tower see of `picture` from the token at position `token` of the
-    prompt, and which patches are visual sinks there: image tokens whose stream has φ(x) = max_{d in
-    D} |x[d]| / RMS(x) ≥ τ, D the dimensions published for the model, or those of its first token's
-    massive activations (as the score `visual_sink`).
+    """The attention of heads on a picture, from one token of the prompt, with the visual sinks.
+
+    Heads are those of the text tower. Visual sinks are image tokens whose stream there has φ(x) =
+    max_{d in D} |x[d]| / RMS(x) ≥ τ, D the dimensions published for the model, or those of its
+    first token's massive activations (as the score `visual_sink`).
 
     Args:
-        picture: a picture, or its file. token: counted from the end where negative.
+        model: a vision-language model.
+        picture: a picture, or its file.
+        prompt: the prompt; its image is placed as in `with_images`.
+        heads: the heads, in any spelling.
+        token: position in the prompt, counted from the end where negative.
+
+    Returns:
+        An `Overlay`: weights by head and patch; it is drawn in reports and saved with an atlas.
 
     Raises:
-        InputError: a text-only model, no such token, image tokens that are no grid. HeadError: no
-            such head.
+        InputError: a text-only model, no such token, image tokens that are no grid.
+        HeadError: no such head.
+
+    Example:
+        >>> from PIL import Image
+        >>> vlm = interp.load("llava")
+        >>> seen = interp.vision.overlay(vlm, Image.new("RGB", (56, 56)), "a red circle ?", "L2H0")
+        >>> list(seen.maps)
+        ['text.L2H0']
     """
     import torch
 

@@ -28,7 +28,15 @@ _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 
 
 def takes_images(model: HookedModel) -> bool:
-    """Whether the model has a vision tower and a token for images."""
+    """Whether a model has a vision tower and a token for images.
+
+    Args:
+        model: the model.
+
+    Example:
+        >>> interp.vision.takes_images(model), interp.vision.takes_images(interp.load("llava"))
+        (False, True)
+    """
     return hasattr(model.module, "config") and image_token(model.module.config) is not None
 
 
@@ -42,7 +50,21 @@ def needs_images(model: HookedModel, what: str) -> None:
 
 
 def read_image(path: str | Path) -> Image:
-    """A picture from a file, in RGB. Raises `InputError` where it is missing or no picture."""
+    """A picture from a file, in RGB.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it is missing or no picture.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("L", (8, 4)).save("grey.png")
+        >>> picture = interp.vision.read_image("grey.png")
+        >>> picture.mode, picture.size
+        ('RGB', (8, 4))
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -59,18 +81,29 @@ def read_image(path: str | Path) -> Image:
 def with_images(
     model: HookedModel, texts: str | Sequence[str], images: Sequence[Any], *, place: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Inputs of the model: a batch of prompts, left-padded, each with its images (pictures or
-    paths).
+    """Inputs of a vision-language model: prompts, left-padded, each with its images.
 
     Args:
-        texts: a prompt, or several. images: of one prompt its images; of several, for each its
-            image or images.
+        model: a vision-language model.
+        texts: a prompt, or several.
+        images: pictures or paths; of one prompt its images; of several, for each its image or
+            images.
         place: give prompts without marks their images: in the processor's chat template as a user's
             turn, or without one in front of the text; else such prompts are refused.
+
+    Returns:
+        What the model's processor makes: input_ids, attention_mask, pixel_values (and more, by
+        model).
 
     Raises:
         InputError: a text-only model, no processor, a prompt without image or image without prompt,
             more images than marks or fewer, a file that can't be read.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> sorted(interp.vision.with_images(model, ["a red circle ?"], [picture]))
+        ['attention_mask', 'input_ids', 'pixel_values']
     """
     needs_images(model, "A prompt with images")
     if model.processor is None:
@@ -139,8 +172,27 @@ def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
 
 
 def spans(model: HookedModel, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
-    """For each sample the slots of its images, in order (see
-    `interp_hooks.huggingface.images.image_spans`)."""
+    """The slots of each sample's images, in order.
+
+    See `interp_hooks.huggingface.images.image_spans`.
+
+    Args:
+        model: a vision-language model.
+        input_ids: (batch, tokens).
+
+    Returns:
+        For each sample a list of `ImageSpan`s.
+
+    Raises:
+        InputError: a text-only model.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> [len(images) for images in interp.vision.spans(model, inputs["input_ids"])]
+        [1]
+    """
     needs_images(model, "Finding image tokens")
     return image_spans(model.module.config, input_ids)
 
@@ -188,8 +240,28 @@ def checked(
 
 
 def without_images(model: HookedModel, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The same prompts, their image tokens taken out (not blanked) and left-padded anew; words
-    around them stay."""
+    """The same prompts with their image tokens taken out (not blanked), left-padded anew.
+
+    Words around them stay.
+
+    Args:
+        model: a vision-language model.
+        inputs: as `with_images` makes them.
+
+    Returns:
+        input_ids and attention_mask (and what else is there for each token).
+
+    Raises:
+        InputError: there is no image in them.
+
+    Example:
+        >>> model = interp.load("llava")
+        >>> picture = np.zeros((56, 56, 3), "uint8")
+        >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
+        >>> bare = interp.vision.without_images(model, inputs)
+        >>> bare["input_ids"].shape[1] < inputs["input_ids"].shape[1]
+        True
+    """
     ids = inputs["input_ids"]
     image = image_mask(model.module.config, ids)
     if image is None or not bool(image.any()):

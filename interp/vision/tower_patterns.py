@@ -41,7 +41,7 @@ def cluster_heads(
     samples: int = 8,
     steps: int = 300,
 ) -> pd.DataFrame:
-    """Cluster the vision tower's heads by their attention patterns.
+    """Clusters of the vision tower's heads by their attention patterns.
 
     A head's pattern is how patches in each of 4 × 4 cells of the picture share their attention
     among the 16 cells (the class token left out, rows normalised), mean over pictures. A denoising
@@ -50,20 +50,27 @@ def cluster_heads(
     dozen heads the codes describe these heads and no others.
 
     Args:
+        model: a vision-language model.
         prompts: inputs with images, as `interp.vision.with_images` makes them; None for `samples`
             rendered scenes.
-        clusters: how many. seed: of weights, starts and scenes; the same seed gives the same table.
-        samples: scenes, where no prompts are given. steps: of training.
+        clusters: how many.
+        seed: of weights, starts and scenes; the same seed gives the same table.
+        samples: scenes, where no prompts are given.
+        steps: of training.
 
     Returns:
-        a row a head: tower, layer, head, cluster (0 is the largest), code_0 … code_3, and error,
-            the mean absolute
-        error of the head's reconstructed shares. `frame.attrs["patterns"]`: nested lists (heads,
-        16, 16), the shares.
+        A row a head: tower, layer, head, cluster (0 is the largest), code_0 … code_3, and error,
+        the mean absolute error of the head's reconstructed shares. `frame.attrs["patterns"]`:
+        nested lists (heads, 16, 16), the shares.
 
     Raises:
         InputError: a model that takes no images, or whose patches are no grid; more clusters than
             heads.
+
+    Example:
+        >>> frame = interp.vision.cluster_heads(interp.load("llava"), samples=2, steps=20)
+        >>> sorted(set(frame["cluster"]))
+        [0, 1, 2, 3]
     """
     import pandas as pd
 

@@ -16,8 +16,9 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """Module names of a HuggingFace architecture, each a name or several; "" or () for those of the
-    table.
+    """Module names of a HuggingFace architecture, each a name or several.
+
+    "" or () for those of the table.
 
     Inside an attention module:
         output_projection: concatenated heads → residual stream.

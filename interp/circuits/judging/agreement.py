@@ -52,22 +52,28 @@ FILE = "agreement.json"
 
 @dataclass(frozen=True)
 class Agreement:
-    """A ranking of `n_heads` heads against a circuit of `n_positive`.
+    """The agreement of a ranking of heads with a known circuit: AUC, precision, recall, p.
 
+    * `truth`: the circuit's name; `n_heads`, of which `n_positive` are in it; `notes` beside the
+      numbers.
     * `auc`: area under the ROC curve by the trapezoid rule, ties together: P[positive above
       negative] + ½ P[tie].
     * `auc_pessimistic`: ACDC's (arXiv 2304.14997, `pessimistic_auc`), steps instead of slopes: Σ (1
-      − FPR_i)
-      (TPR_i − TPR_{i−1}) over the thresholds, P[positive above negative]. The two differ by half
-      the ties. (ACDC sums over the thresholds that were run, where points between them are lost;
-      here every score is a threshold.)
+      − FPR_i) (TPR_i − TPR_{i−1}) over the thresholds, P[positive above negative]. The two differ
+      by half the ties. (ACDC sums over the thresholds that were run, where points between them are
+      lost; here every score is a threshold.)
     * `average_precision`: Σ precision_i (recall_i − recall_{i−1}) over the thresholds. `chance`:
-      what it tends to for a
-      random ranking, the share of positives.
+      what it tends to for a random ranking, the share of positives.
     * `precision`, `recall`: k → of the k highest; k is 1, 3, 5, 10 and n_positive, as far as there
       are heads.
     * `p`: share of random circuits of the same size, `PERMUTATIONS` seeded draws and this one, with
       an AUC as high.
+
+    Example:
+        >>> scores = np.array([[0.9, 0.1], [0.2, 0.8]])
+        >>> found = interp.circuits.evaluate(scores, ["L0H0", "L1H0"])
+        >>> found.auc, found.precision[1]
+        (0.75, 1.0)
     """
 
     auc: float
@@ -82,7 +88,11 @@ class Agreement:
     p: float
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `agreement.json` into `folder`; returns its path. Raises `OutputError`."""
+        """Writes `agreement.json` into a folder; returns its path.
+
+        Raises:
+            OutputError: it can't be written.
+        """
         check_writable(folder)
         path = Path(folder) / FILE
         write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
@@ -90,7 +100,11 @@ class Agreement:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Agreement:
-        """Read what `save` wrote. Raises `OutputError`."""
+        """What `save` wrote, read back.
+
+        Raises:
+            OutputError: it is missing or damaged.
+        """
         path = Path(folder) / FILE
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
@@ -105,8 +119,13 @@ class Agreement:
     notes: tuple[str, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
-        """One row: `truth`, `n_positive`, `n_heads`, `auc`, …, and `precision_at_K`, `recall_at_K`
-        for each k."""
+        """One row: `truth`, `n_positive`, `n_heads`, `auc`, …, and `precision_at_K`, `recall_at_K`.
+
+        Example:
+            >>> frame = interp.circuits.evaluate(circuit, ["L2H3", "L3H1"]).to_frame()
+            >>> len(frame), int(frame["n_positive"][0])
+            (1, 2)
+        """
         row: dict[str, Any] = {
             name: getattr(self, name)
             for name in (
@@ -135,7 +154,7 @@ class Agreement:
 
 
 def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = None) -> Agreement:
-    """`Agreement` of scores, higher meaning more in the circuit, with a known circuit.
+    """Agreement of scores, higher meaning more in the circuit, with a known circuit.
 
     Args:
         scores: a (layers, heads) array; a dict, head → score; a DataFrame with `layer`, `head` and
@@ -143,12 +162,20 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
             circuit).
         truth: a `Truth`; heads in any spelling; or the name of a published circuit, "ioi".
         seed: of the random circuits behind `p`.
+        column: of a DataFrame, the column of the scores.
+
+    Returns:
+        An `Agreement`: AUC, average precision, precision and recall, p.
 
     Raises:
         InputError: heads without a score or with NaN, another number of layers or heads, no head or
             all heads in the circuit, a truth that lists only the strongest heads (see
             `precision_at`, `ranks`).
         HeadError, UnknownNameError: heads or a name that can't be read.
+
+    Example:
+        >>> interp.circuits.evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), ["L0H0", "L1H1"]).auc
+        1.0
     """
     check_seed(seed)
     known, values, positives = aligned(scores, truth, column)
@@ -184,9 +211,24 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
 
 
 def compare(circuits: Sequence[CircuitTable], truth: Any, seed: int = 0) -> pd.DataFrame:
-    """A row a circuit: `method`, `auc`, `auc_pessimistic`, `average_precision`, `p`, `forwards`,
-    `backwards` (passes over the prompts) and `seconds`, the best AUC first. Raises as
-    `evaluate`."""
+    """The agreement of found circuits with a known one, a row a circuit, the best AUC first.
+
+    Args:
+        circuits: found circuits.
+        truth: as in `evaluate`.
+        seed: of the random circuits behind `p`.
+
+    Returns:
+        Columns `method`, `auc`, `auc_pessimistic`, `average_precision`, `p`, `forwards`,
+        `backwards` (passes over the prompts) and `seconds`.
+
+    Raises:
+        InputError, HeadError, UnknownNameError: as `evaluate`.
+
+    Example:
+        >>> interp.circuits.compare([circuit], ["L2H3", "L3H1"])["method"].tolist()
+        ['head_ablation']
+    """
     rows = []
     for circuit in circuits:
         found, search = evaluate(circuit, truth, seed), circuit.search
@@ -199,13 +241,21 @@ def compare(circuits: Sequence[CircuitTable], truth: Any, seed: int = 0) -> pd.D
 
 
 def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) -> float:
-    """Share of the circuit's heads among the `k` highest scores, expected under a random order
-    among ties.
+    """Share of the circuit's heads among the k highest scores, ties in random order.
 
     Where the truth lists only the strongest heads, this is a lower bound, and `k` at most their
     number.
 
-    Raises `InputError` as `evaluate`, and for a `k` outside that range.
+    Args:
+        scores, truth, column: as in `evaluate`.
+        k: how many of the highest scores.
+
+    Raises:
+        InputError: as `evaluate`, and for a `k` outside that range.
+
+    Example:
+        >>> interp.circuits.precision_at(np.array([[0.9, 0.1], [0.2, 0.8]]), ["L0H0", "L1H0"], k=2)
+        0.5
     """
     known, values, positives = aligned(scores, truth, column)
     most = len(values) if known.complete else len(known.heads)
@@ -217,8 +267,18 @@ def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) 
 
 
 def ranks(scores: Any, truth: Any, *, column: str | None = None) -> dict[Head, float]:
-    """Head of the circuit → its rank by score, 1 the highest; ties share the mean. Raises as
-    `evaluate`."""
+    """The rank of each head of the circuit by score, 1 the highest; ties share the mean.
+
+    Args:
+        scores, truth, column: as in `evaluate`.
+
+    Raises:
+        InputError, HeadError, UnknownNameError: as `evaluate`.
+
+    Example:
+        >>> interp.circuits.ranks(np.array([[0.9, 0.1], [0.2, 0.8]]), ["L0H0", "L1H0"])
+        {L0H0: 1.0, L1H0: 3.0}
+    """
     from scipy.stats import rankdata
 
     known, values, positives = aligned(scores, truth, column)

@@ -187,7 +187,9 @@ def faithfulness(
     column: str | None = None,
     progress: Progress | None = None,
 ) -> Faithfulness:
-    """Keep the k strongest heads and replace the others, MLPs live; and the other way round.
+    """Faithfulness of a circuit: the metric with its k strongest heads kept, all others replaced.
+
+    MLPs stay live; and the other way round, the k strongest replaced.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
@@ -201,11 +203,21 @@ def faithfulness(
         sizes: whole numbers of heads, or shares (floats); None for MIB's shares. 0 and all heads
             are always among them.
         orders: random orders that make the control; 0 for none.
+        column: of a DataFrame, the column of the scores.
+        progress: told (done, total, what).
+
+    Returns:
+        A `Faithfulness`: the curves over sizes, and the areas under them.
 
     Raises:
         InputError: a head without a score, prompts that the circuit was found on, or a metric that
-            does not depend on the heads (the interval of m(full) − m(0) holds 0). UnknownNameError,
-            ContextError.
+            does not depend on the heads (the interval of m(full) − m(0) holds 0).
+        UnknownNameError, ContextError.
+
+    Example:
+        >>> found = interp.circuits.faithfulness(model, circuit, n=8, sizes=[4], orders=0)
+        >>> type(found).__name__, found.mode
+        ('Faithfulness', 'resample')
     """
     from interp.loading import load
 

@@ -93,15 +93,31 @@ def reuse(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Reuse:
-    """Circuits of two tasks by path patching from the output backwards, and how far they are the
-    same (Merullo et al. 2024, ICLR, "Circuit component reuse across tasks in transformer language
-    models").
+    """The heads that two tasks share: their circuits by path patching, and the overlap by chance.
 
-    share, at_least, depth, activations, least, freeze_mlps: see
-    `interp.circuits.methods.path_stages.stages`; the paper takes 2 % a stage. `force`: go on where
-    the model does no better than chance.
+    Circuits are found from the output backwards (Merullo et al. 2024, ICLR, "Circuit component
+    reuse across tasks in transformer language models").
 
-    Raises `InputError`, `UnknownNameError`, `ContextError` as `interp.circuits.find`.
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        task_a, task_b: names, tasks with settings of their own, or `Prompts`.
+        n: pairs of prompts a task.
+        seed: of the prompts.
+        share, at_least, depth, activations, least, freeze_mlps: see
+            `interp.circuits.methods.path_stages.stages`; the paper takes 2 % a stage.
+        force: go on where the model does no better than chance.
+        progress: told (done, total, what).
+
+    Returns:
+        A `Reuse`: stages of both tasks head by head, the overlap, and p.
+
+    Raises:
+        InputError, UnknownNameError, ContextError: as `interp.circuits.find`.
+
+    Example:
+        >>> found = interp.circuits.reuse.reuse(model, "ioi", "ioi", n=4, depth=1)
+        >>> found.overlap
+        1.0
     """
     from interp.loading import load
 
@@ -253,25 +269,36 @@ def repair(
     controls: int = 10,
     progress: Progress | None = None,
 ) -> Repair:
-    """Make heads look at chosen tokens from the prompt's last position, and see whether the task is
-    done better.
+    """Makes heads look at chosen tokens from the prompt's last position: is the task done better?
 
     The paper's: heads that inhibit what they look at, the inhibition heads of IOI, are made to look
     at the *wrong* colours of coloured objects, half and half, and GPT-2 medium goes from 49.6 % to
     93.7 % (Merullo et al. 2024, section 5).
 
     Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        task: a name, a task with settings of its own, or `Prompts`.
         heads: whose last rows are overwritten (`interp.edits.OverwriteRow`).
         keys: prompt → positions of the tokens to look at; None for the wrong answers in the prompt
             (`wrong_tokens`).
         weights: one for each key; None for equal ones.
         n: prompts, at the seed given; of `Prompts`, all are used.
+        seed: of the prompts and of the controls.
         edits: active before and after, to repair a model that they break.
         controls: sets of random heads, other than `heads`, as many in each layer.
+        progress: told (done, total, what).
+
+    Returns:
+        A `Repair`: accuracy before and after, and of the controls.
 
     Raises:
-        InputError: an answer of several tokens, no wrong answer in the prompt; HeadError,
-            EditError, UnknownNameError.
+        InputError: an answer of several tokens, no wrong answer in the prompt.
+        HeadError, EditError, UnknownNameError.
+
+    Example:
+        >>> found = interp.circuits.reuse.repair(model, "ioi", "L2H3", n=4, controls=2)
+        >>> found.evaluation.difference.n
+        4
     """
     from interp.loading import load
 

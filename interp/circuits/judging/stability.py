@@ -27,12 +27,27 @@ def resampled(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Stability:
-    """Mean Jaccard overlap of the `k` strongest heads found on bootstrap resamples of the prompts.
+    """Stability of a circuit: mean Jaccard overlap of its k strongest heads over resamples.
 
-    A circuit is worth reporting from .8 over 100 resamples (Méloux et al., section 6.2;
-    `Stability.reportable`).
+    The prompts are resampled (bootstrap). A circuit is worth reporting from .8 over 100 resamples
+    (Méloux et al., section 6.2; `Stability.reportable`).
 
-    Raises as `find`, and `InputError` for fewer than two resamples or a `k` that the model has not.
+    Args:
+        model, task, method, n, seed, settings: as in `find`.
+        k: how many heads.
+        resamples: of the prompts, at least two.
+        progress: told (done, total, what).
+
+    Returns:
+        A `Stability`: the mean overlap over all pairs, and its 2.5 % and 97.5 % quantiles.
+
+    Raises:
+        InputError: as `find`, and for fewer than two resamples or a `k` that the model has not.
+
+    Example:
+        >>> found = interp.circuits.resampled(model, "ioi", "eap", k=3, resamples=2, n=8)
+        >>> 0 <= found.mean <= 1
+        True
     """
     from interp.loading import load
 

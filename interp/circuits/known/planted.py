@@ -234,15 +234,30 @@ _MAKERS = {"induction": _induction, "ioi": _ioi}
 
 
 def names() -> list[str]:
-    """Names of the planted circuits."""
+    """Names of the planted circuits.
+
+    Example:
+        >>> interp.circuits.planted.names()
+        ['induction', 'ioi']
+    """
     return list(_MAKERS)
 
 
 def get(name: str, seed: int = 0) -> Planted:
-    """The planted model called `name`. `seed` draws codes, the heads' places in their layers, and
-    all other heads.
+    """The planted model called `name`: a model whose circuit is known, and its task.
 
-    Raises `UnknownNameError`, `InputError` for a negative seed.
+    Args:
+        name: of `names()`.
+        seed: draws codes, the heads' places in their layers, and all other heads.
+
+    Raises:
+        UnknownNameError: there is none.
+        InputError: a negative seed.
+
+    Example:
+        >>> found = interp.circuits.planted.get(interp.circuits.planted.names()[0])
+        >>> len(found.truth.heads) > 0
+        True
     """
     check_seed(seed)
     if name not in _MAKERS:

@@ -30,10 +30,13 @@ Edge = tuple[Head, Head, str]
 
 @dataclass(frozen=True)
 class Truth:
-    """Which heads are in a circuit: head → class ("name mover", …). Heads not named are not in it.
+    """A known circuit: head → class ("name mover", …). Heads not named are not in it.
 
     Args:
-        name: of the circuit, "ioi". n_layers, n_heads: the model's size. model: which model.
+        name: of the circuit, "ioi".
+        n_layers, n_heads: the model's size.
+        heads: head → class.
+        model: which model.
         source: the paper or repository that the list is from.
         effects: a number a head where one was published (retrieval scores), else empty.
         edges: (sender, receiver, "q" | "k" | "v") where known (planted circuits).
@@ -42,8 +45,13 @@ class Truth:
             too, and neither ROC nor recall means anything.
 
     Raises:
-        HeadError: a head that a model of this size doesn't have. InputError: no layers or heads, a
-            head with a tower's name, an edge into something else.
+        HeadError: a head that a model of this size doesn't have.
+        InputError: no layers or heads, a head with a tower's name, an edge into something else.
+
+    Example:
+        >>> truth = interp.circuits.published("ioi", "gpt2")
+        >>> truth.n_layers, truth.classes()["name mover"]
+        (12, [L9H9, L10H0, L9H6])
     """
 
     name: str
@@ -83,21 +91,35 @@ class Truth:
         )
 
     def classes(self) -> dict[str, list[Head]]:
-        """class → its heads, in the order given."""
+        """The heads of each class, in the order given.
+
+        Example:
+            >>> sorted(interp.circuits.published("ioi", "gpt2").classes())[:2]
+            ['S-inhibition', 'backup name mover']
+        """
         found: dict[str, list[Head]] = {}
         for head, kind in self.heads.items():
             found.setdefault(kind, []).append(head)
         return found
 
     def matrix(self) -> np.ndarray:
-        """(n_layers, n_heads) bool: in the circuit."""
+        """(n_layers, n_heads) bool: which heads are in the circuit.
+
+        Example:
+            >>> int(interp.circuits.published("ioi", "gpt2").matrix().sum())
+            26
+        """
         found = np.zeros((self.n_layers, self.n_heads), dtype=bool)
         for head in self.heads:
             found[head.layer, head.head] = True
         return found
 
     def check_model(self, model: HookedModel) -> None:
-        """Raise `InputError` unless the circuit is of a model of this size."""
+        """Refuses a model of another size.
+
+        Raises:
+            InputError: the circuit is of a model of another size.
+        """
         if (model.n_layers, model.n_heads) != (self.n_layers, self.n_heads):
             raise InputError(
                 f"The circuit {self.name} is of {self.n_layers} layers × {self.n_heads} heads and "
@@ -105,7 +127,16 @@ class Truth:
             )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a JSON file; returns its path. Raises `OutputError` when it can't be written."""
+        """Writes a JSON file; returns its path.
+
+        Raises:
+            OutputError: it can't be written.
+
+        Example:
+            >>> truth = interp.circuits.published("ioi", "gpt2")
+            >>> interp.circuits.Truth.load(truth.save("ioi.json")) == truth
+            True
+        """
         content = dict(
             format=FORMAT,
             name=self.name,
@@ -125,8 +156,11 @@ class Truth:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Truth:
-        """Read what `save` wrote. Raises `OutputError` when it is missing, damaged or of another
-        format."""
+        """What `save` wrote, read back.
+
+        Raises:
+            OutputError: it is missing, damaged or of another format.
+        """
         source = Path(path)
         try:
             content = json.loads(source.read_text(encoding="utf-8"))
@@ -293,8 +327,14 @@ BUNDLED = Path(__file__).parent / "truths"
 
 
 def published_names() -> list[tuple[str, str]]:
-    """(task, model) of every circuit known here: published ones, and those measured in the bundled
-    models."""
+    """(task, model) of every circuit known here.
+
+    Published ones, and those measured in the bundled models.
+
+    Example:
+        >>> ("ioi", "gpt2") in interp.circuits.published_names()
+        True
+    """
     bundled = [(path.stem, path.parent.name) for path in sorted(BUNDLED.glob("*/*.json"))]
     return [*_PUBLISHED, *(("retrieval", model) for model in _RETRIEVAL), *bundled]
 
@@ -303,11 +343,16 @@ def published(task: str, model: Any = None) -> Truth:
     """The published circuit of a task; of a bundled model, the one measured in it.
 
     Args:
+        task: its name.
         model: which model's, by name or the model itself; None for "gpt2", or for the only model
             there is.
 
     Raises:
         UnknownNameError: no such task, or none for this model.
+
+    Example:
+        >>> len(interp.circuits.published("ioi", "gpt2").heads)
+        26
     """
     model = getattr(model, "name", model)
     tasks = list(dict.fromkeys(t for t, _ in published_names()))

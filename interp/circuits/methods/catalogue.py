@@ -28,7 +28,12 @@ registry: Registry[type[Method]] = Registry(
 
 
 def names() -> list[str]:
-    """Names of all methods."""
+    """Names of all methods that find circuits.
+
+    Example:
+        >>> interp.circuits.names()[:3]
+        ['discrete_sae', 'head_ablation', 'attribution']
+    """
     return registry.names()
 
 

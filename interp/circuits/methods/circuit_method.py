@@ -41,7 +41,14 @@ class Found:
 
 
 class Method(SettingsRecord, ABC):
-    """A way to find circuits. Subclasses are frozen dataclasses; their fields are the settings."""
+    """A method that finds circuits: the base class.
+
+    Subclasses are frozen dataclasses; their fields are the settings.
+
+    Example:
+        >>> interp.circuits.registry.get("eap_ig")
+        <class 'interp.circuits.methods.eap_ig.EAPIG'>
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]

@@ -70,7 +70,15 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Prompts:
-    """`n` pairs of prompts of a task. Make them with `from_task`, `from_texts` or `from_file`."""
+    """Pairs of prompts of a task, clean and corrupted.
+
+    `from_task`, `from_texts` and `from_file` make them.
+
+    Example:
+        >>> prompts = interp.circuits.prompts.from_task(model, "ioi", 4)
+        >>> len(prompts), prompts.name
+        (4, 'ioi')
+    """
 
     task: Task
     instances: tuple[Instance, ...]
@@ -131,10 +139,21 @@ class Written(Task):
 
 
 def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Prompts:
-    """`n` seeded problems of a task with their corrupted twins.
+    """Seeded problems of a task with their corrupted twins, as `Prompts`.
 
-    Raises `UnknownNameError`, `ContextError`, or `InputError` where the task has no negative
-    examples.
+    Args:
+        model: the model; its tokenizer writes them.
+        task: a name, or a task with settings of its own.
+        n: pairs.
+        seed: of the problems.
+
+    Raises:
+        InputError: the task has no negative examples.
+        UnknownNameError, ContextError.
+
+    Example:
+        >>> len(interp.circuits.prompts.from_task(model, "ioi", 4))
+        4
     """
     check_seed(seed)
     named = tasks.get(task) if isinstance(task, str) else task
@@ -148,14 +167,22 @@ def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Pr
 
 
 def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts:
-    """Prompts of one's own: each row has `clean`, `corrupted`, `answer` and, if any, `wrong`, a
-    text or a list.
+    """Prompts of one's own, from rows of texts.
 
     Answers are single tokens as they follow the prompt, usually with a leading space.
+
+    Args:
+        model: the model; its tokenizer reads them.
+        rows: each has `clean`, `corrupted`, `answer` and, if any, `wrong`, a text or a list.
 
     Raises:
         InputError: pairs of different lengths, an answer of several tokens, no corrupted prompt, no
             rows.
+
+    Example:
+        >>> row = dict(clean="the cat saw the", corrupted="the dog saw the", answer=" cat")
+        >>> len(interp.circuits.prompts.from_texts(model, [row]))
+        1
     """
     text = Text(model.tokenizer)
     found = [_written(text, row, f"Prompt {n}") for n, row in enumerate(rows, 1)]
@@ -165,8 +192,23 @@ def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts
 
 
 def from_file(model: HookedModel, path: str | Path) -> Prompts:
-    """`from_texts` of a JSON file (a list of objects) or one with an object a line. Raises
-    `InputError`."""
+    """Prompts of one's own, from a file: `from_texts` of JSON, or of an object a line.
+
+    Args:
+        model: the model; its tokenizer reads them.
+        path: a list of objects in JSON, or one object a line.
+
+    Raises:
+        InputError: a file that can't be read, or as `from_texts`.
+
+    Example:
+        >>> import json
+        >>> row = dict(clean="the cat saw the", corrupted="the dog saw the", answer=" cat")
+        >>> with open("prompts.json", "w") as file:
+        ...     json.dump([row], file)
+        >>> len(interp.circuits.prompts.from_file(model, "prompts.json"))
+        1
+    """
     return from_texts(model, read(path))
 
 
