@@ -18,7 +18,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 
-torch.set_num_threads(min(2, int(os.environ.get("INTERP_TEST_THREADS", "2"))))
+# two workers run side by side (pytest-xdist), and they must not fight for the cores
+alone = "PYTEST_XDIST_WORKER" not in os.environ
+torch.set_num_threads(int(os.environ.get("INTERP_TEST_THREADS", "2" if alone else "1")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

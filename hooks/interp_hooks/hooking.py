@@ -52,7 +52,6 @@ def hook(
             left-padded; with a `processor`, a prompt with an image). A vision-language model needs
             one of the two, to find its vision tower.
         processor: of a vision-language model.
-        layout: names of modules, for an architecture that has its own (docs/extending.md).
         layout: the module names of an architecture that the table of
             `interp_hooks.huggingface.layout` does not know.
 
