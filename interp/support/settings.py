@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import Any
 
 from interp_hooks.heads import Head
@@ -23,6 +24,8 @@ class SettingsRecord:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
     if isinstance(value, (str, int, float, type(None))):
         return value
     if isinstance(value, (tuple, list)):

@@ -18,8 +18,9 @@ import interp
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "README.md").is_file())
 PAGES = [
-    p for folder in (".", "docs", "notebooks") for p in sorted((ROOT / folder).glob("*"))
-    if p.suffix in (".md", ".ipynb")
+    p
+    for folder in (".", "docs", "notebooks") for p in sorted((ROOT / folder).glob("*"))
+    if p.suffix in (".md", ".ipynb") and p.name != "CHANGELOG.md"  # it names what was
 ]  # fmt: skip
 LISTED = (
     "interp",

@@ -18,7 +18,7 @@ from interp_hooks.engine import Tap, attend, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.huggingface.images import ImageWatch, image_token
-from interp_hooks.huggingface.layout import DEFAULT, Layout, position_table, text_config
+from interp_hooks.huggingface.layout import DEFAULT, Layout, check_names, position_table, text_config
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.residual import StreamWatch, capture
 from interp_hooks.huggingface.tap import installed, sites
@@ -40,6 +40,7 @@ class HFAdapter(Adapter):
         self.sites = [site for site, _ in found]
         self._modules = {(s.tower, s.kind, s.layer): m for s, m in found}
         self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
+        check_names(module, layout)
         limit = getattr(text_config(module), "max_position_embeddings", None)
         self.max_context = int(limit) if limit else None
 
@@ -145,6 +146,12 @@ class HFAdapter(Adapter):
             )
             return
         expected = torch.einsum("bqhd,hdm->bqm", z.double(), weight.double())
+        if out.numel() != expected.numel():
+            self.unsure_output[site] = (
+                f"its output projection gives {expected.shape[-1]} numbers a token, the layer "
+                f"{out.shape[-1]}."
+            )
+            return
         expected = expected + bias.double() if bias is not None else expected
         actual = out.double().reshape(expected.shape)
         error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))

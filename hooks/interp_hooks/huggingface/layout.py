@@ -6,10 +6,13 @@ Names are tried in order; those of `interp.load(model, layout=Layout(…))` come
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+
+from interp_hooks.errors import TapError
 
 Names = tuple[str, ...]
 
@@ -110,6 +113,8 @@ TABLE: dict[str, Names] = {
 }
 
 
+#: fields whose names are parts of a path
+IN_PATHS = ("cross", "encoder", "vision")
 #: the table as it is
 DEFAULT = Layout()
 
@@ -134,6 +139,22 @@ def position_table(model: torch.nn.Module, layout: Layout) -> str | None:
         if named and isinstance(module, torch.nn.Embedding):
             return path
     return None
+
+
+def check_names(model: torch.nn.Module, layout: Layout) -> None:
+    """Raise `TapError` for a name of the user's that no module of the model has."""
+    paths = [path for path, _ in model.named_modules()]
+    last = {path.rpartition(".")[2] for path in paths}
+    for field in fields(layout):
+        for name in getattr(layout, field.name):
+            in_path = field.name in IN_PATHS and any(name in path.lower() for path in paths)
+            if name not in last and not in_path:
+                near = difflib.get_close_matches(name, last, n=3, cutoff=0.5)
+                hint = f"; did you mean {' or '.join(near)}?" if near else "."
+                raise TapError(
+                    f"The layout says {field.name}={name!r}, and no module of "
+                    f"{type(model).__name__} is called so{hint}"
+                )
 
 
 def text_config(model: Any) -> Any:

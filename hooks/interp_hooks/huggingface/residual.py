@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from interp_hooks.activations import Hook, Residual
+from interp_hooks.errors import TapError
 from interp_hooks.huggingface.layout import DEFAULT, Layout, middle_norm
 
 
@@ -73,6 +74,11 @@ def capture(
     def reads(place: str, layer: int) -> Callable[..., Any]:
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
             named = "hidden_states" in kwargs
+            if not named and not (args and isinstance(args[0], torch.Tensor)):
+                raise TapError(
+                    f"Layer {layer} takes the residual stream neither first nor as hidden_states=, "
+                    f"so it can't be read in {type(module).__name__}."
+                )
             tensor = kwargs["hidden_states"] if named else args[0]
             if place == "pre":
                 shapes[layer] = tensor.shape

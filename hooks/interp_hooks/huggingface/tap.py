@@ -156,7 +156,9 @@ def expected_layers(model: Any) -> list[int]:
     recurrent or conv."""
     config = text_config(model)
     kinds = getattr(config, "layer_types", None)
-    n = config.num_hidden_layers
+    n = getattr(config, "num_hidden_layers", None)
+    if n is None:
+        return []
     if kinds is None:
         return list(range(n))
     return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
@@ -171,9 +173,15 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             f"{type(model).__name__} does not use transformers' AttentionInterface, so layer 0 "
             "(and every other) "
             "can't be tapped; use another architecture, or the same weights through "
-            "TransformerLens."
+            "TransformerLens. (transformers reads the class's file to tell: a class of your own "
+            "must stand in one, and get its attention by ALL_ATTENTION_FUNCTIONS.get_interface.)"
         )
     calls = discover(model, run)
+    if not calls:
+        raise TapError(
+            f"No layer of {type(model).__name__} made an attention call through transformers' "
+            "AttentionInterface, so it can't be tapped and the model is refused."
+        )
     found: list[tuple[Site, torch.nn.Module]] = []
     # attentions so far of each tower that is counted in order of calls
     unnumbered: dict[str, int] = {}
