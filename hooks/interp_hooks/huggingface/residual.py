@@ -56,8 +56,8 @@ def capture(
 
     def see(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         new = None if write is None else write(place, layer, tensor)
-        seen = tensor if new is None else new
-        residual.append("final" if place == "final" else (place, layer), seen.detach())
+        stream = tensor if new is None else new
+        residual.append("final" if place == "final" else (place, layer), stream.detach())
         return new
 
     def middle_of(layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
