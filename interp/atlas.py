@@ -38,11 +38,11 @@ class Atlas(HeadTable):
         """From the registry; a score that is not registered here keeps its name and nothing
         more."""
         try:
-            known = scores.get(score)
+            entry = scores.get(score)
         except UnknownNameError:
             return super().look_up(score)
         said: dict[str, Any] = {
-            f.name: getattr(known, f.name) for f in fields(About) if hasattr(known, f.name)
+            f.name: getattr(entry, f.name) for f in fields(About) if hasattr(entry, f.name)
         }
         return About(**{"title": score, **said})
 

@@ -77,8 +77,10 @@ def load(
         )
     device = _device(device)
     target, name, note = _resolve(str(source))
-    chosen = _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
-    module = _pretrained(target, name, chosen, revision, trust_remote_code).to(device)
+    torch_dtype = (
+        _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
+    )
+    module = _pretrained(target, name, torch_dtype, revision, trust_remote_code).to(device)
     if processor is None and getattr(module.config, "vision_config", None) is not None:
         processor = _processor(target, name, revision, trust_remote_code)
     if tokenizer is None:
@@ -121,8 +123,8 @@ def _resolve(source: str) -> tuple[str, str, str | None]:
         return str(path), path.resolve().name, None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return source, source, None
-    known = [*SHORTCUTS, *BUNDLED, *ALIASES]
-    near = difflib.get_close_matches(source.lower(), known, n=3, cutoff=0.5)
+    names = [*SHORTCUTS, *BUNDLED, *ALIASES]
+    near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`interp models` lists the names."
     raise ModelError(
         f"There is no model or folder called {source!r}; {hint} Hub ids are written owner/name."
@@ -142,10 +144,10 @@ def _device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        wanted = torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"{device!r} is not a device; use auto, cpu or cuda.") from error
-    if wanted.type == "cuda" and not torch.cuda.is_available():
+    if target.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("There is no CUDA device here; use --device cpu.")
     return device
 
@@ -153,10 +155,10 @@ def _device(device: str) -> str:
 def _dtype(name: str) -> Any:
     import torch
 
-    found = getattr(torch, name, None)
-    if name not in ("float32", "float64", "bfloat16", "float16") or found is None:
+    dtype = getattr(torch, name, None)
+    if name not in ("float32", "float64", "bfloat16", "float16") or dtype is None:
         raise ModelError(f"{name!r} is not a dtype for a model; use float32, bfloat16 or float16.")
-    return found
+    return dtype
 
 
 def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust: bool) -> Any:

@@ -74,9 +74,9 @@ class ReplaceActivations(LiveEdit):
         if not self._projections:
             return call
         assert call.query is not None and call.key is not None
-        given = {"query": call.query, "key": call.key, "value": call.value}
+        inputs = {"query": call.query, "key": call.key, "value": call.value}
         changed = {}
-        for name, tensor in given.items():  # (batch, heads, tokens, d)
+        for name, tensor in inputs.items():  # (batch, heads, tokens, d)
             new = self._hook(name[0], call.site.layer, tensor.transpose(1, 2))
             if new is not None:
                 changed[name] = new.transpose(1, 2)

@@ -71,22 +71,22 @@ def steers_of(
 ) -> list[Steered]:
     """The steers of all touching edits, left to right; each may `ask` about the weights as those
     before it leave them."""
-    found: list[Steered] = []
+    steers: list[Steered] = []
     for edit in edits:
         if not edit.touches(call):
             continue
 
         def measure(request: Request) -> Result:
             with torch.no_grad():
-                return ask(found, request)
+                return ask(steers, request)
 
         steer = edit.steer(call, measure)
         if steer is not None and steer:
             start, stop = edit.rows(call) or (0, call.n_queries)
             start, stop = max(0, start), min(stop, call.n_queries)
             if start < stop:
-                found.append(Steered(steer, (start, stop)))
-    return found
+                steers.append(Steered(steer, (start, stop)))
+    return steers
 
 
 def attend(call: AttentionCall, tap: Tap) -> torch.Tensor:
@@ -192,8 +192,8 @@ def _cut(steered: Steered, start: int, stop: int) -> Steer:
         )
 
     steer = steered.steer
-    given = steer.rule
-    rules = () if given is None else given if isinstance(given, tuple) else (given,)
+    whole = steer.rule
+    rules = () if whole is None else whole if isinstance(whole, tuple) else (whole,)
     cut = tuple(replace(rule, rows=rows(rule.rows, 1)) for rule in rules)
     return replace(steer, temper=rows(steer.temper, 2), gain=rows(steer.gain, 2), rule=cut or None)
 

@@ -39,9 +39,9 @@ class Head:
         if isinstance(written, Head):
             return written
         if isinstance(written, str):
-            found = _SPELLINGS.fullmatch(written.strip())
-            if found:
-                return Head(int(found["layer"]), int(found["head"]), found["tower"] or "")
+            match = _SPELLINGS.fullmatch(written.strip())
+            if match:
+                return Head(int(match["layer"]), int(match["head"]), match["tower"] or "")
         elif len(written) == 2 and all(isinstance(n, int) and n >= 0 for n in written):
             return Head(int(written[0]), int(written[1]))
         raise HeadError(

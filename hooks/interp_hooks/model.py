@@ -170,8 +170,8 @@ class HookedModel:
             L2H3
         """
         if head.tower and head.tower not in self.towers:
-            known = ", ".join(filter(None, self.towers)) or "only one, without a name"
-            raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {known}.")
+            towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
+            raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {towers}.")
         tower = head.tower or self.main_tower
         sizes = [
             (s.layer + 1, s.n_heads) for s in self.sites if s.tower == tower and s.kind == "self"
@@ -349,13 +349,13 @@ class HookedModel:
         if "received" in names:
             sets["all"] = Received()
         groups = int(labels.max()) + 1 if labels is not None else 0
-        wanted = frozenset(names) - {"received", "pair_mass", "topk"}
+        statistics = frozenset(names) - {"received", "pair_mass", "topk"}
         question = Question(
-            wanted, pairs or {}, sets, labels, groups, cap, topk if "topk" in names else 0
+            statistics, pairs or {}, sets, labels, groups, cap, topk if "topk" in names else 0
         )
-        seen = Recording(question, reduce, stage)
-        with self.watch(question, seen.add, stage):
-            yield seen
+        recording = Recording(question, reduce, stage)
+        with self.watch(question, recording.add, stage):
+            yield recording
 
     @contextmanager
     def capture_z(self) -> Iterator[dict[int | tuple[str, int], torch.Tensor]]:
@@ -432,15 +432,15 @@ class HookedModel:
             >>> grad.shape == kept["z", 2].shape
             True
         """
-        found = Activations()
-        hook = noting(found, keep, write)
+        activations = Activations()
+        hook = noting(activations, keep, write)
         inside = self._adapter.calls_have_queries
         with (
             self._block(edits=[ReplaceActivations(hook, projections=inside)]),
             nullcontext() if inside else self._adapter.projections(hook),
             self._adapter.residual(hook, keep=False),
         ):
-            yield found
+            yield activations
 
     @contextmanager
     def projections(self, hook: Hook) -> Iterator[None]:
@@ -516,15 +516,15 @@ class HookedModel:
             >>> sorted(outputs)
             [0, 1, 2, 3]
         """
-        found: dict[int, Any] = {}
+        by_layer: dict[int, Any] = {}
         with ExitStack() as stack:
             for layer, block in self._adapter.blocks().items():
 
                 def note(module: Any, args: tuple, output: Any, layer: int = layer) -> None:
-                    found[layer] = output
+                    by_layer[layer] = output
 
                 stack.callback(block.register_forward_hook(note).remove)
-            yield found
+            yield by_layer
 
     @contextmanager
     def edit(self, *edits: Edit | LiveEdit) -> Iterator[None]:

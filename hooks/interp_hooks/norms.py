@@ -67,13 +67,13 @@ class Norm:
     def frozen(self, x: torch.Tensor) -> Frozen:
         """The norm linearised at `x` (…, d_model). Raises `TapError` where gain ⊙ x/σ + bias is not
         what it gives."""
-        wanted = self.module(x).double() - self.bias.to(x.device)
+        target = self.module(x).double() - self.bias.to(x.device)
         direction = self.centred(x.double()) * self.gain.to(x.device)  # (…, d_model)
-        scale = (wanted * direction).sum(-1, keepdim=True) / direction.square().sum(
+        scale = (target * direction).sum(-1, keepdim=True) / direction.square().sum(
             -1, keepdim=True
         ).clamp_min(1e-300)
-        size = float(wanted.abs().max().clamp_min(1e-30))
-        if not float((wanted - direction * scale).abs().max()) <= CLOSE.get(x.dtype, 2e-2) * size:
+        size = float(target.abs().max().clamp_min(1e-30))
+        if not float((target - direction * scale).abs().max()) <= CLOSE.get(x.dtype, 2e-2) * size:
             raise TapError(
                 f"{type(self.module).__name__} is neither an RMS norm nor a layer norm: gain ⊙ x/σ "
                 "+ bias does not "
@@ -141,10 +141,10 @@ class Norms:
         self._read: dict[int, Norm] = {}
 
     def attention(self, layer: int) -> Norm | None:
-        found = self._before[layer]
-        if isinstance(found, str):
-            raise TapError(found)
-        return self._norm(found)
+        before = self._before[layer]
+        if isinstance(before, str):
+            raise TapError(before)
+        return self._norm(before)
 
     def branch(self, layer: int) -> Norm | None:
         return self._norm(self._after[layer])
@@ -161,8 +161,8 @@ class Norms:
 
 
 def _first(args: tuple, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
-    given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0] if args else None
-    return given if isinstance(given, torch.Tensor) else None
+    tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0] if args else None
+    return tensor if isinstance(tensor, torch.Tensor) else None
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
@@ -184,14 +184,14 @@ def find(
     """The norms around each attention, by what goes in and out in one forward: the norm before
     attention takes the block's input and gives the attention's; a branch norm takes the attention's
     output."""
-    seen: dict[int, dict[torch.nn.Module, tuple[torch.Tensor | None, torch.Tensor | None]]] = {
+    calls: dict[int, dict[torch.nn.Module, tuple[torch.Tensor | None, torch.Tensor | None]]] = {
         n: {} for n in blocks
     }
 
     def watch(layer: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             out = output[0] if isinstance(output, tuple) else output
-            seen[layer][module] = (
+            calls[layer][module] = (
                 _first(args, kwargs),
                 out if isinstance(out, torch.Tensor) else None,
             )
@@ -210,21 +210,25 @@ def find(
     after: dict[int, torch.nn.Module | None] = {}
     width = 0
     for layer, block in blocks.items():
-        stream, _ = seen[layer].pop(block)
-        taken, given = seen[layer].pop(attentions[layer])
+        stream, _ = calls[layer].pop(block)
+        attention_in, attention_out = calls[layer].pop(attentions[layer])
         if stream is None:
             raise TapError(f"Block {layer} takes no hidden states, so its norms can't be told.")
         width = stream.shape[-1]
         before[layer] = None
-        if not _same(stream, taken):
+        if not _same(stream, attention_in):
             makers = [
-                m for m, (i, o) in seen[layer].items() if _same(i, stream) and _same(o, taken)
+                m
+                for m, (i, o) in calls[layer].items()
+                if _same(i, stream) and _same(o, attention_in)
             ]
             before[layer] = (
                 makers[0]
                 if makers
                 else f"What layer {layer} does before its attention is not one norm."
             )
-        takers = [m for m, (i, o) in seen[layer].items() if _same(i, given) and not _same(o, i)]
+        takers = [
+            m for m, (i, o) in calls[layer].items() if _same(i, attention_out) and not _same(o, i)
+        ]
         after[layer] = takers[0] if takers else None
     return Norms(before, after, last, width)

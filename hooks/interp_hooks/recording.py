@@ -64,7 +64,9 @@ class LayerStats:
         rows = self.__dict__.get("rows", {})
         if name in rows:
             return rows[name]
-        raise AttributeError(f"{name!r} was not asked for; pass it to observe(...).")
+        raise AttributeError(
+            f"{name!r} was not asked for; name it in observe(...), or in a score's Question."
+        )
 
     def mean(self, name: str, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of a row statistic over real queries, (batch, heads).
@@ -199,7 +201,9 @@ class LayerRecord:
         if name == "received" and "all" in self._columns:
             return self.received_by("all")
         if name not in self._rows:
-            raise AttributeError(f"{name!r} was not asked for; pass it to observe(...).")
+            raise AttributeError(
+                f"{name!r} was not asked for; name it in observe(...), or in a score's Question."
+            )
         if name not in self._joined:
             parts = self._rows[name]
             if self.reduce == "mean" and name != "value_norm":

@@ -64,8 +64,8 @@ class Vocabulary:
 
 def _scale(a: torch.Tensor, b: torch.Tensor) -> float:
     """The least-squares s in b ≈ s·a; 1 where it is near that."""
-    found = float((a * b).sum() / a.square().sum().clamp_min(1e-300))
-    return 1.0 if abs(found - 1) < 1e-3 else found
+    scale = float((a * b).sum() / a.square().sum().clamp_min(1e-300))
+    return 1.0 if abs(scale - 1) < 1e-3 else scale
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor, close: float) -> bool:
@@ -115,11 +115,13 @@ def read(
         linear = given.softcap * torch.atanh((logits / given.softcap).clamp(-1 + 1e-9, 1 - 1e-9))
         linear = linear if given.b_U is None else linear - given.b_U.double()
     logit_scale = _scale(final @ given.W_U.double(), linear)
-    found = Vocabulary(given.W_E, given.W_U, given.b_U, embed_scale, logit_scale, given.softcap)
-    if not _equal(found.unembed(final), logits, close):
+    vocabulary = Vocabulary(
+        given.W_E, given.W_U, given.b_U, embed_scale, logit_scale, given.softcap
+    )
+    if not _equal(vocabulary.unembed(final), logits, close):
         raise TapError(
             f"The logits of {name} are not what its unembedding makes of the final residual "
             "stream (another "
             "layer stands between), so its vocabulary is not known here."
         )
-    return found
+    return vocabulary

@@ -65,8 +65,8 @@ class HeadFilter(Method):
 
     def edit(self, heads: Sequence[Head] | None) -> ACT:
         """ACT in these heads; in all for None."""
-        chosen = None if heads is None else tuple(heads)
-        return ACT(beta=self.beta, alpha=self.alpha, threshold=self.threshold, heads=chosen)
+        subset = None if heads is None else tuple(heads)
+        return ACT(beta=self.beta, alpha=self.alpha, threshold=self.threshold, heads=subset)
 
     def find(self, bench: Bench) -> Found:
         heads = heads_of(bench.model, self.layers)

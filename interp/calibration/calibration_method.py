@@ -67,13 +67,13 @@ def heads_of(model: HookedModel, layers: Iterable[int] | None) -> list[Head]:
     heads = [h for h in model.heads if h.tower == main]
     if layers is None:
         return heads
-    wanted = sorted(set(layers))
+    numbers = sorted(set(layers))
     there = {h.layer for h in heads}
-    missing = [layer for layer in wanted if layer not in there]
-    if missing or not wanted:
+    missing = [layer for layer in numbers if layer not in there]
+    if missing or not numbers:
         named = f"layer {missing[0]}" if missing else "no layers"
         raise InputError(
             f"A calibration was asked for {named}; {model.name} has layers {min(there)} to "
             f"{max(there)}."
         )
-    return [h for h in heads if h.layer in wanted]
+    return [h for h in heads if h.layer in numbers]

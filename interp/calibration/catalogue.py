@@ -43,8 +43,8 @@ def make(method: str | Method, settings: dict[str, Any]) -> Method:
     kind = registry.get(method)
     unknown = [name for name in settings if name not in kind.settings()]
     if unknown:
-        known = ", ".join(kind.settings())
+        listing = ", ".join(kind.settings())
         raise InputError(
-            f"The calibration method {method} has no setting {unknown[0]!r}; it has {known}."
+            f"The calibration method {method} has no setting {unknown[0]!r}; it has {listing}."
         )
     return kind(**settings)

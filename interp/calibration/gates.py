@@ -159,22 +159,22 @@ class GateTraining(Method):
             )
             out = forward(model, batch.input_ids, batch.attention_mask, **more)
             if self.distance == "kl":
-                made = logits_of(out)
+                values = logits_of(out)
             elif getattr(out, "hidden_states", None):
-                made = out.hidden_states[-1]
+                values = out.hidden_states[-1]
             else:
                 raise InputError(
                     f"{model.name} does not give its hidden states; use distance='kl'."
                 )
-            return made[rows, columns].to(torch.promote_types(made.dtype, torch.float32))
+            return values[rows, columns].to(torch.promote_types(values.dtype, torch.float32))
 
         with torch.no_grad():
             target = run()
         with model.edit(Gate(alpha, self.sink, self.recent)):
-            found = run()
+            output = run()
         if self.distance == "hidden":
-            return (found - target).pow(2).mean()
-        log_p, log_q = torch.log_softmax(target, -1), torch.log_softmax(found, -1)
+            return (output - target).pow(2).mean()
+        log_p, log_q = torch.log_softmax(target, -1), torch.log_softmax(output, -1)
         return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
@@ -189,9 +189,9 @@ def binarised(alpha: torch.Tensor, sparsity: float) -> torch.Tensor:
     """0 for the `sparsity` share of smallest α (the first ones on a tie), 1 for the rest."""
     flat = alpha.flatten()
     order = torch.argsort(flat, stable=True)
-    made = torch.ones_like(flat)
-    made[order[: round(sparsity * len(flat))]] = 0
-    return made.reshape(alpha.shape)
+    gates = torch.ones_like(flat)
+    gates[order[: round(sparsity * len(flat))]] = 0
+    return gates.reshape(alpha.shape)
 
 
 def checkpoint(
@@ -199,17 +199,17 @@ def checkpoint(
 ) -> list[Record]:
     """A step as records: what the trace says, α, and AdamW's moments."""
     state = optimiser.state[alpha]
-    found = [Record(k, 0, "", "trace", 0, 0, float(v)) for k, v in trace.items()]
+    records = [Record(k, 0, "", "trace", 0, 0, float(v)) for k, v in trace.items()]
     for name, tensor in (
         ("alpha", alpha),
         ("exp_avg", state["exp_avg"]),
         ("exp_avg_sq", state["exp_avg_sq"]),
     ):
         for layer, values in enumerate(tensor.detach().cpu().double().tolist()):
-            found += [
+            records += [
                 Record(name, 0, "", "gate", layer, head, value) for head, value in enumerate(values)
             ]
-    return found
+    return records
 
 
 @torch.no_grad()
@@ -217,15 +217,17 @@ def restore(
     records: pd.DataFrame, alpha: torch.Tensor, optimiser: torch.optim.Optimizer, step: int
 ) -> dict[str, float]:
     """The trace of a finished step; α and the optimiser are put to where it left them."""
-    found: dict[str, torch.Tensor] = {}
+    by_name: dict[str, torch.Tensor] = {}
     for name, part in records[records.kind == "gate"].groupby("score"):
         values = torch.tensor(
             part.sort_values(["layer", "head"]).value.to_numpy(), dtype=torch.float64
         )
-        found[str(name)] = values.reshape(alpha.shape).to(alpha)
-    alpha.copy_(found["alpha"])
+        by_name[str(name)] = values.reshape(alpha.shape).to(alpha)
+    alpha.copy_(by_name["alpha"])
     optimiser.state[alpha].update(
-        step=torch.tensor(float(step + 1)), exp_avg=found["exp_avg"], exp_avg_sq=found["exp_avg_sq"]
+        step=torch.tensor(float(step + 1)),
+        exp_avg=by_name["exp_avg"],
+        exp_avg_sq=by_name["exp_avg_sq"],
     )
     lines = records[records.kind == "trace"]
     trace = dict(zip(lines.score, lines.value, strict=True))

@@ -104,17 +104,17 @@ class HeadHunter(Method):
             again = self.shortlist if done and self.shortlist else len(left)
             bench.plan(trials=max(0, min(len(left) - done * self.top, again)))
         rows: list[dict[str, Any]] = []
-        chosen: list[Head] = []
-        best = self.score(bench, "train-untouched", chosen)
+        selection: list[Head] = []
+        best = self.score(bench, "train-untouched", selection)
 
         for number in range(1, self.rounds + 1):
             scores = {
-                h: self.score(bench, f"round-{number}-{label(h)}", [*chosen, h]) for h in left
+                h: self.score(bench, f"round-{number}-{label(h)}", [*selection, h]) for h in left
             }
             ranked = sorted(scores, key=lambda h: -scores[h])  # stable: the first head wins a tie
             joined = ranked[: self.top]
             together = scores[joined[0]] if len(joined) == 1 else self.score(
-                bench, f"round-{number}-top", [*chosen, *joined]
+                bench, f"round-{number}-top", [*selection, *joined]
             )  # fmt: skip
             if together <= best + self.gain and len(joined) > 1:
                 joined, together = ranked[:1], scores[ranked[0]]
@@ -132,16 +132,18 @@ class HeadHunter(Method):
             ]
             if not rises:
                 break
-            chosen += joined
+            selection += joined
             best = together
             left = [
-                h for h in (ranked if number == 1 and self.shortlist else left) if h not in chosen
+                h
+                for h in (ranked if number == 1 and self.shortlist else left)
+                if h not in selection
             ]
             left = left[: self.shortlist] if number == 1 else left
             if not left:
                 break
-        notes = [] if chosen else ["No head raises the objective; there is nothing to edit."]
-        return Found(self.edits(chosen), pd.DataFrame(rows), notes=notes)
+        notes = [] if selection else ["No head raises the objective; there is nothing to edit."]
+        return Found(self.edits(selection), pd.DataFrame(rows), notes=notes)
 
     def score(self, bench: Bench, key: str, heads: Sequence[Head]) -> float:
         """The objective with these heads edited."""

@@ -92,30 +92,30 @@ def calibrate(
     started = time.time()
     with hooked.clean():  # what is active outside must not be measured
         before = bench("train-untouched", [], "untouched")
-        found = method.find(bench)
-        train = Comparison.of(before, bench("train-chosen", found.edits, "chosen"), seed)
+        result = method.find(bench)
+        train = Comparison.of(before, bench("train-chosen", result.edits, "chosen"), seed)
         plain = bench("heldout-untouched", [], "held out, untouched", heldout=True)
         held = Comparison.of(
-            plain, bench("heldout-chosen", found.edits, "held out, chosen", heldout=True), seed
+            plain, bench("heldout-chosen", result.edits, "held out, chosen", heldout=True), seed
         )
     record["seconds"] = round(time.time() - started, 2)
-    made = Calibration(
+    calibration = Calibration(
         method.name,
         parts.task.name,
-        found.edits,
-        found.trials,
+        result.edits,
+        result.trials,
         train,
         held,
-        found.trace,
-        found.notes,
+        result.trace,
+        result.notes,
         record,
     )
     if out is not None:
-        made.save(out)
+        calibration.save(out)
         pieces.clear()
         if folder is not None and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return made
+    return calibration
 
 
 def check_out(out: Path | None) -> None:

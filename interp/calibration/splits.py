@@ -59,11 +59,11 @@ def split(
             "can be judged by "
             "them; use more instances, another seed or another task."
         )
-    known = {i.prompt for i in train}
+    prompts = {i.prompt for i in train}
     others: dict[tuple[int, ...], Instance] = {}
     for spare in (1, 2, 4):
         for instance in chosen.sample(model.tokenizer, spare * heldout, seed + APART):
-            if instance.prompt not in known:
+            if instance.prompt not in prompts:
                 others.setdefault(instance.prompt, instance)
         if len(others) >= heldout:
             return Split(chosen, train, list(others.values())[:heldout])
@@ -131,11 +131,11 @@ class Bench:
         if self.pieces.has(key):
             self.step(what, len(instances))
         else:
-            found = self._run(instances, edits, what)
+            outcome = self._run(instances, edits, what)
             self.pieces.save(key, [
                 Record(name, i, "", "trial", 0, 0, float(value))
                 for name in COLUMNS
-                for i, value in enumerate(getattr(found, name))
+                for i, value in enumerate(getattr(outcome, name))
             ])  # fmt: skip
         frame = self.pieces.records([key])
         return Outcome(*(frame[frame.score == name].value.to_numpy(np.float64) for name in COLUMNS))

@@ -110,7 +110,7 @@ class HeadProfile(Method):
             self.value(outcome) < self.value(before),
         )
         up = better if gamma > 1 else worse
-        found: dict[str, Any] = dict(
+        row: dict[str, Any] = dict(
             stage=stage,
             head=-1 if head is None else head,
             gamma=gamma,
@@ -119,8 +119,8 @@ class HeadProfile(Method):
             change=self.value(outcome)[0] - self.value(before)[0],
         )
         if not self.unsupervised:
-            found["accuracy"], found["margin"] = outcome.standing
-        return found
+            row["accuracy"], row["margin"] = outcome.standing
+        return row
 
 
 def best_gamma(values: Mapping[float, tuple[float, float]]) -> float:
@@ -140,5 +140,5 @@ def dominant(heads: Sequence[Head], rows: Sequence[dict[str, Any]]) -> list[Head
     """The heads of the larger class of a profile; [] when no head has an effect."""
     groups = {effect: [r for r in rows if r["effect"] == effect] for effect in ("up", "down")}
     largest = max(groups.values(), key=lambda g: (len(g), sum(abs(r["change"]) for r in g)))
-    chosen = {r["head"] for r in largest}
-    return [h for h in heads if h.head in chosen]
+    numbers = {r["head"] for r in largest}
+    return [h for h in heads if h.head in numbers]

@@ -76,17 +76,17 @@ def find(
     from interp.loading import load
 
     check_seed(seed)
-    chosen = as_method(method, preset, settings)
+    searcher = as_method(method, preset, settings)
     hooked = load(model)
     prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed)
     settings_record = dict(
         task=prompts.name,
-        method=chosen.name,
+        method=searcher.name,
         n=len(prompts),
         context=max(len(i.ids) for i in prompts.instances),
         samples=len(prompts),
         backend=hooked.backend,
-        **{f"{chosen.name}.{k}": v for k, v in chosen.record().items()},
+        **{f"{searcher.name}.{k}": v for k, v in searcher.record().items()},
     )
     record = provenance(hooked, seed, settings_record, prompts.tensors())
     with hooked.clean():  # what is active outside must not be measured
@@ -99,14 +99,14 @@ def find(
         corrupted = bootstrap(runs.margins(corrupted=True).tolist(), seed)
         ready = runs.forwards
         try:
-            found = chosen.find(runs)
+            result = searcher.find(runs)
         except InterpError:  # there will be nothing to resume
             pieces.clear()
             raise
         record["seconds"] = round(time.perf_counter() - started, 3)
     search = Search(
         prompts.name,
-        chosen.name,
+        searcher.name,
         len(prompts),
         accuracy,
         clean,
@@ -116,8 +116,8 @@ def find(
         record["seconds"],
         metric_of(prompts),
     )
-    notes = [*_notes(prompts, accuracy, clean, corrupted), *found.notes]
-    circuit = circuit_of(runs, chosen, found, search, record, notes)
+    notes = [*_notes(prompts, accuracy, clean, corrupted), *result.notes]
+    circuit = circuit_of(runs, searcher, result, search, record, notes)
     pieces.clear()
     return circuit
 

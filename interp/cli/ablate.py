@@ -66,23 +66,23 @@ def ablate(
         raise InputError(
             "--atlas says where --top takes its heads from; add --top retrieval:5, or leave it out."
         )
-    chosen = named(heads) if heads is not None else []
+    targets = named(heads) if heads is not None else []
     rivals: list[Head] = []
     score, count = parse_top(top) if top is not None else ("", 0)
     if atlas is not None:
-        chosen, rivals = from_atlas(atlas, score, count)
+        targets, rivals = from_atlas(atlas, score, count)
     tasks.get(task)  # what is wrong without the model is found before it is loaded
     import interp
 
     loaded = common.load(model, device, dtype, backend)
     if top is not None and atlas is None:
-        chosen, rivals = scanned(loaded, score, count, seed)
-    check(chosen, loaded)
-    note(f"Ablating {', '.join(map(str, chosen))} of {loaded.name} ({mode.value}).")
+        targets, rivals = scanned(loaded, score, count, seed)
+    check(targets, loaded)
+    note(f"Ablating {', '.join(map(str, targets))} of {loaded.name} ({mode.value}).")
     with progress(f"Ablating on {task}") as report:
         result = interp.ablate(
             loaded,
-            chosen,
+            targets,
             mode=mode.value,
             task=task,
             n=n,
@@ -96,24 +96,24 @@ def ablate(
             (loaded.name, "bold"), f", {task}, {result.baseline.n} instances, {mode.value} ablation"
         )
     )
-    made = common.table(
+    table = common.table(
         "", "score [95 %]", "change [95 %]", "heads", right=("score [95 %]", "change [95 %]")
     )
-    made.add_row("untouched", common.interval(result.baseline), "", "")
-    made.add_row(
+    table.add_row("untouched", common.interval(result.baseline), "", "")
+    table.add_row(
         "ablated",
         common.interval(result.ablated),
         common.interval(result.difference),
         _join(result.heads),
     )
     if result.control is not None:
-        made.add_row(
+        table.add_row(
             "control",
             common.interval(result.control),
             common.interval(result.control_difference),
             Text("random, like ") + _join(result.control_heads),
         )
-    console.print(made)
+    console.print(table)
 
 
 def named(written: str) -> list[Head]:
@@ -121,10 +121,10 @@ def named(written: str) -> list[Head]:
     from interp.errors import InputError
     from interp_hooks.heads import parse_heads
 
-    chosen = list(dict.fromkeys(parse_heads(written)))
-    if not chosen:
+    heads = list(dict.fromkeys(parse_heads(written)))
+    if not heads:
         raise InputError("--heads names no head; write them layer first, like 3.1,4.2.")
-    return chosen
+    return heads
 
 
 def from_atlas(folder: Path, score: str, count: int) -> tuple[list[Head], list[Head]]:

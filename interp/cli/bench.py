@@ -82,14 +82,14 @@ def _gpu(file: Path, result: dict[str, Any]) -> None:
     figures = ["ms", "floor", "ratio"] if any("ms" in row for row in rows) else []
     columns = ["of", *figures, "bar", "goal", "met"]
     for length in dict.fromkeys(row["length"] for row in rows):
-        made = common.table(
+        table = common.table(
             "", *columns, right=("ms", "floor", "ratio", "bar", "goal"), title=f"{length:,} tokens"
         )
         for row in rows:
             if row["length"] == length:
                 cells = _cells(row)
-                made.add_row(row["name"], *(cells[column] for column in columns))
-        out().print(made)
+                table.add_row(row["name"], *(cells[column] for column in columns))
+        out().print(table)
     if any(row["measured"] == NOT_MEASURED for row in rows):
         note(
             "Not measured: no GPU was at hand. kernels/benchmarks/gpu.sh measures, on any machine "
@@ -132,13 +132,15 @@ def _cpu(result: dict[str, Any]) -> None:
     _heading("Whole model", result, result["machine"])
     ways = ("cheap", "full", "eager", "transformer_lens")
     titles = [way.replace("transformer_lens", "TL") for way in ways]
-    made = common.table("model", "tokens", "plain s", *titles, right=("tokens", "plain s", *titles))
-    made.columns[0].no_wrap = True
+    table = common.table(
+        "model", "tokens", "plain s", *titles, right=("tokens", "plain s", *titles)
+    )
+    table.columns[0].no_wrap = True
     for row in result["rows"]:
         ratios = (row["ratios"].get(f"{way} / plain") for way in ways)
         cells = ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        made.add_row(row["model"], f"{row['length']:,}", f"{row['plain']['seconds']:.3f}", *cells)
-    out().print(made)
+        table.add_row(row["model"], f"{row['length']:,}", f"{row['plain']['seconds']:.3f}", *cells)
+    out().print(table)
     note(
         f"{result['what'].strip()} Times are multiples of the plain forward's; TL is "
         "TransformerLens."
@@ -149,10 +151,10 @@ def _edits(result: dict[str, Any]) -> None:
     """What edits cost, as multiples of the plain forward's time."""
     _heading("Edits, whole model", result, result["machine"])
     right = ("tokens", "attention", "ratio", "bar", "extra MB")
-    made = common.table(
+    table = common.table(
         "model", "tokens", "attention", "edit", "ratio", "bar", "met", "extra MB", right=right
     )
-    made.columns[0].no_wrap = True
+    table.columns[0].no_wrap = True
     for row in result["rows"]:
         first = (row["model"], f"{row['length']:,}", f"{row['attention_share']:.0%}")
         for edit in row["edits"]:
@@ -164,11 +166,11 @@ def _edits(result: dict[str, Any]) -> None:
                 if edit["met"]
                 else Text("no", style="bold red")
             )
-            made.add_row(
+            table.add_row(
                 *first, edit["edit"], f"{edit['ratio']:.2f}", bar, met, f"{edit['extra_mb']:.0f}"
             )
             first = ("", "", "")
-    out().print(made)
+    out().print(table)
     note(f"{result['what']} {result['rounds']} rounds; load of the machine {result['load']:.1f}.")
 
 

@@ -112,15 +112,17 @@ def calibrate(
         sink=sink,
         recent=recent,
     )
-    given = {k: v for k, v in options.items() if v is not None}
-    check_options(method, list(options), list(given))
-    chosen = make(method, given)
+    settings = {k: v for k, v in options.items() if v is not None}
+    check_options(method, list(options), list(settings))
+    searcher = make(method, settings)
     if task is not None:
         tasks.get(task)  # what is wrong without the model is found before it is loaded
     check_out(out_file)
     loaded = common.load(model, device, dtype, backend)
     with progress(f"Calibrating {method}") as report:
-        result = calibration.calibrate(loaded, chosen, task, n, seed, out=out_file, progress=report)
+        result = calibration.calibrate(
+            loaded, searcher, task, n, seed, out=out_file, progress=report
+        )
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:
         note(remark)
@@ -145,11 +147,11 @@ def check_options(method: str, options: list[str], given: list[str]) -> None:
     from interp import calibration
     from interp.errors import InputError
 
-    taken = [name for name in options if name in calibration.registry.get(method).settings()]
+    names = [name for name in options if name in calibration.registry.get(method).settings()]
     for name in given:
-        if name not in taken:
-            known = ", ".join(f"--{option}" for option in taken) or "none of its own"
-            raise InputError(f"--{name} is not an option of the method {method}; it takes {known}.")
+        if name not in names:
+            flags = ", ".join(f"--{option}" for option in names) or "none of its own"
+            raise InputError(f"--{name} is not an option of the method {method}; it takes {flags}.")
 
 
 def show(name: str, result: Calibration, margins: bool = True) -> None:
@@ -161,27 +163,27 @@ def show(name: str, result: Calibration, margins: bool = True) -> None:
     )
     console.print(Text.assemble((name, "bold"), line), soft_wrap=True)
     columns = ("untouched", "edited", "change [95 %]")
-    made = common.table("", *columns, right=columns)
+    table = common.table("", *columns, right=columns)
     for split, comparison in (("training", result.train), ("held out", result.heldout)):
         for what in ("accuracy", *(("margin",) if margins else ()), "entropy"):
             change = getattr(comparison, what)
             means = (f"{change.baseline.mean:.3f}", f"{change.edited.mean:.3f}")
-            made.add_row(f"{split}, {what}", *means, common.interval(change.difference))
-    console.print(made)
+            table.add_row(f"{split}, {what}", *means, common.interval(change.difference))
+    console.print(table)
 
 
 def parse_layers(written: str) -> list[int]:
     """Read "0,3-5" as [0, 3, 4, 5]. Raises `InputError`."""
     from interp.errors import InputError
 
-    found: list[int] = []
+    layers: list[int] = []
     for part in written.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InputError(f"--layers takes numbers and ranges, like 0,3-5, and not {written!r}.")
-        found += range(int(first), int(last or first) + 1)
-    if not found:
+        layers += range(int(first), int(last or first) + 1)
+    if not layers:
         raise InputError(
             f"--layers names no layer in {written!r}; write numbers and ranges, like 0,3-5."
         )
-    return found
+    return layers

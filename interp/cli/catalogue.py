@@ -25,7 +25,7 @@ KINDS = {
     "circuits": circuits,
     "calibration": calibration,
 }
-EVERYTHING = " ".join(f"{kind}: {listing(found)}." for kind, found in KINDS.items())
+EVERYTHING = " ".join(f"{kind}: {listing(catalogue)}." for kind, catalogue in KINDS.items())
 
 
 def show_names(
@@ -40,8 +40,8 @@ def show_names(
     if kind is not None and kind not in KINDS:
         raise UnknownNameError(f"There is no kind {kind!r}; there are {', '.join(KINDS)}.")
     for name in [kind] if kind else KINDS:
-        made = table(name, "")
-        made.columns[0].no_wrap = True
+        grid = table(name, "")
+        grid.columns[0].no_wrap = True
         for entry, what in KINDS[name].registry.summaries().items():
-            made.add_row(Text(entry, style="bold"), Text(what))
-        out().print(made)
+            grid.add_row(Text(entry, style="bold"), Text(what))
+        out().print(grid)

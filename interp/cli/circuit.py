@@ -103,7 +103,7 @@ def circuit(
     from interp.support.files import check_writable, folder_name
 
     check_writable(target or FOLDER)
-    chosen = made(method, preset, settings or [])
+    searcher = made(method, preset, settings or [])
     rows = written(prompts, task, faithfulness)
     truth = known(compare, model, task or "ioi", rows is not None)
     from interp import circuits
@@ -120,19 +120,19 @@ def circuit(
         folder = target or FOLDER / folder_name(
             loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
         )
-        found = circuits.find(
-            loaded, problems, chosen, n, seed, force=force, progress=report, resume=folder
+        result = circuits.find(
+            loaded, problems, searcher, n, seed, force=force, progress=report, resume=folder
         )
-    found.save(folder)
-    show(found, top, truth)
-    agreement = agree(found, truth, folder)
-    for remark in found.notes:
+    result.save(folder)
+    show(result, top, truth)
+    agreement = agree(result, truth, folder)
+    for remark in result.notes:
         out().print(Text(remark, style="yellow"), soft_wrap=True)
-    page, curve = found.report(folder / "report.html", truth), None
+    page, curve = result.report(folder / "report.html", truth), None
     if faithfulness:
-        curve = faithful(loaded, found, n, seed, folder)
-        found.report(page, truth, curve)
-    say_files(folder, page, found, agreement, curve)
+        curve = faithful(loaded, result, n, seed, folder)
+        result.report(page, truth, curve)
+    say_files(folder, page, result, agreement, curve)
 
 
 def made(method: str, preset: str | None, written: list[str]) -> Any:
@@ -151,17 +151,17 @@ def parse_settings(cls: Any, written: list[str]) -> dict[str, Any]:
     kinds = {
         f.name: getattr(f.type, "__name__", None) or str(f.type) for f in fields(cls) if f.init
     }
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for entry in written:
         name, equals, value = entry.partition("=")
         name, value = name.strip(), value.strip()
         if not equals or not name:
             raise InputError(f"--set takes NAME=VALUE, like --set mode=zero, and not {entry!r}.")
         if name not in kinds:
-            taken = ", ".join(kinds) or "none"
-            raise InputError(f"{name} is not a setting of the method {cls.name}; it takes {taken}.")
-        found[name] = _typed(cls.name, name, kinds[name], value)
-    return found
+            names = ", ".join(kinds) or "none"
+            raise InputError(f"{name} is not a setting of the method {cls.name}; it takes {names}.")
+        values[name] = _typed(cls.name, name, kinds[name], value)
+    return values
 
 
 def _typed(method: str, name: str, kind: str, value: str) -> Any:
@@ -185,8 +185,8 @@ def _typed(method: str, name: str, kind: str, value: str) -> Any:
             return tuple(int(part) for part in value.split(","))
     except (ValueError, KeyError):
         words = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-        wanted = words.get(kind.split(" ")[0], "numbers, like 1,2")
-        raise InputError(f"{name} of {method} is {wanted}, not {value!r}.") from None
+        form = words.get(kind.split(" ")[0], "numbers, like 1,2")
+        raise InputError(f"{name} of {method} is {form}, not {value!r}.") from None
     if kind.startswith("tuple"):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
@@ -266,7 +266,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
         *([effect] if signed else []),
         *([truth.name] if truth is not None else []),
     ]
-    made = common.table(*columns, right=("#", score, effect))
+    table = common.table(*columns, right=("#", score, effect))
     places = found.frame.set_index(["tower", "layer", "head"])
     for rank, (head, value, _) in enumerate(found.ranking(column, top), 1):
         row = places.loc[(head.tower, head.layer, head.head)]
@@ -286,8 +286,8 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
             if truth is not None
             else []
         )
-        made.add_row(*cells)
-    console.print(made)
+        table.add_row(*cells)
+    console.print(table)
     passes = f"{number(search.forwards, 1)} forward"
     passes += f" and {number(search.backwards, 1)} backward" if search.backwards else ""
     note(f"{passes} passes over the prompts, {number(search.seconds, 1)} s.")
@@ -315,10 +315,10 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
         out().print(f"{truth.name}: precision at least {at}", soft_wrap=True)
         return None
     agreement = evaluate(found, truth)
-    made = common.table("", truth.name)
+    table = common.table("", truth.name)
     for name, value in agreement_facts(agreement).items():
-        made.add_row(name, value)
-    out().print(made)
+        table.add_row(name, value)
+    out().print(table)
     agreement.save(folder)
     return agreement
 
@@ -330,15 +330,17 @@ def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Fai
     with progress("Measuring faithfulness") as report:
         curve = circuits.faithfulness(model, found, n=n, seed=seed, progress=report)
     columns = ("heads kept", "share", "faithfulness [95 %]", "random heads", "with them removed")
-    made = common.table(*columns, right=columns)
+    table = common.table(*columns, right=columns)
     for row in curve.frame.to_dict("records"):
-        kept = (
+        cell = (
             f"{_share(row['faithfulness'])} [{_share(row['faithfulness_low'])}, "
             f"{_share(row['faithfulness_high'])}]"
         )
         random = _share(row["random"]) if "random" in row else "–"
-        made.add_row(str(row["k"]), _share(row["share"]), kept, random, _share(row["completeness"]))
-    out().print(made)
+        table.add_row(
+            str(row["k"]), _share(row["share"]), cell, random, _share(row["completeness"])
+        )
+    out().print(table)
     control = "" if curve.random_cpr is None else f" (random heads {curve.random_cpr:.3f})"
     out().print(f"CPR {curve.cpr:.3f}{control}, CMD {curve.cmd:.3f}", soft_wrap=True)
     for remark in curve.notes:

@@ -57,8 +57,8 @@ def listing(catalogue: Any) -> str:
 
 def explained(catalogue: Any) -> str:
     """The names of a catalogue with what each is, for a help text."""
-    found = catalogue.registry.summaries()
-    return " ".join(f"{name}: {what.rstrip('.')}." for name, what in found.items())
+    summaries = catalogue.registry.summaries()
+    return " ".join(f"{name}: {what.rstrip('.')}." for name, what in summaries.items())
 
 
 def out() -> Console:
@@ -86,15 +86,15 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
     """A plain table: rules under the heading, no box; columns in `right` hold numbers."""
     from rich import box
 
-    made = Table(
+    grid = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold"
     )
     for column in columns:
         number = column in right
-        made.add_column(
+        grid.add_column(
             column, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
-    return made
+    return grid
 
 
 def load(model: str, device: str, dtype: str | None, backend: str = "auto") -> Any:
@@ -143,12 +143,12 @@ def top_table(atlas: Atlas, width: int) -> Table:
     counts = max([len("at threshold"), *(len(r[2]) for r in rows)])
     # This box puts three characters between columns and one at each edge.
     left = max(12, width - name - counts - 8)
-    made = table("score", "top heads", "at threshold", right=("at threshold",))
+    grid = table("score", "top heads", "at threshold", right=("at threshold",))
     for score, ranking, count in rows:
         heads = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
-        made.add_row(Text(score, style="bold"), heads, Text(count, style="dim"))
-    made.columns[0].no_wrap = True
-    return made
+        grid.add_row(Text(score, style="bold"), heads, Text(count, style="dim"))
+    grid.columns[0].no_wrap = True
+    return grid
 
 
 def about_line(atlas: Atlas) -> Text:

@@ -24,7 +24,7 @@ def compare(
     console = out()
     console.print(common.about_line(a), soft_wrap=True)
     console.print(common.about_line(b), soft_wrap=True)
-    made = common.table(
+    table = common.table(
         "score",
         "rank corr.",
         "heads",
@@ -32,18 +32,18 @@ def compare(
         "",
         right=("rank corr.", "heads", "top-10 overlap"),
     )
-    made.columns[0].no_wrap = True
+    table.columns[0].no_wrap = True
     for row in compared.itertuples(index=False):
         rank = "–" if row.spearman is None else f"{row.spearman:.3f}"
         overlap = "–" if row.top10_overlap is None else f"{row.top10_overlap:.0%}"
-        made.add_row(
+        table.add_row(
             Text(row.score, style="bold"),
             rank,
             str(row.heads),
             overlap,
             Text(row.remark, style="dim"),
         )
-    console.print(made)
+    console.print(table)
     note(
         "Rank corr.: Spearman's over heads, 1 is the same order. Overlap: strongest heads that "
         "both name."

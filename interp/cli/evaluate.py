@@ -111,12 +111,12 @@ def show(name: str, result: Any) -> None:
     head = Text.assemble((name, "bold"), f", {result.task}, {result.baseline.n} instances")
     console.print(head, soft_wrap=True)
     value = f"{result.metric} [95 %]"
-    made = common.table("", value, right=(value,))
-    made.add_row("untouched", common.interval(result.baseline))
+    table = common.table("", value, right=(value,))
+    table.add_row("untouched", common.interval(result.baseline))
     if result.edited is not None:
-        made.add_row("edited", common.interval(result.edited))
-        made.add_row("change", common.interval(result.difference))
-    console.print(made)
+        table.add_row("edited", common.interval(result.edited))
+        table.add_row("change", common.interval(result.difference))
+    console.print(table)
     if result.more:
         others = common.table(
             "", "untouched", *(("edited", "change") if result.edited is not None else ())

@@ -14,12 +14,12 @@ def models() -> None:
     entries = list(catalog())
     # A bundled model's target is a folder of ours; its remark says more. The aliases share theirs:
     # said once, below.
-    made = table("name", "kind", "model")
-    made.columns[0].no_wrap = made.columns[1].no_wrap = True
+    grid = table("name", "kind", "model")
+    grid.columns[0].no_wrap = grid.columns[1].no_wrap = True
     for entry in entries:
         cell = Text(entry.note or entry.target) if entry.kind == "bundled" else Text(entry.target)
-        made.add_row(Text(entry.name, style="bold"), entry.kind, cell)
-    out().print(made)
+        grid.add_row(Text(entry.name, style="bold"), entry.kind, cell)
+    out().print(grid)
     for remark in dict.fromkeys(e.note for e in entries if e.kind != "bundled" and e.note):
         note(f"Aliases are {remark}.")
     note("Any other Hugging Face id or folder works too.")

@@ -125,10 +125,10 @@ def scan_heads(
 
 def show_plan(plan: Any, name: str) -> None:
     """What will be measured, how, and what it costs; on stderr, for it is not a result."""
-    made = common.table("probe", "measured", "passes", right=("passes",), title=f"Plan for {name}")
+    table = common.table("probe", "measured", "passes", right=("passes",), title=f"Plan for {name}")
     for probe, measured, passes in plan.rows:
-        made.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
-    common.err().print(made)
+        table.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
+    common.err().print(table)
     size = (
         f"{plan.gigabytes:.1f} GB"
         if plan.gigabytes >= 0.1

@@ -58,8 +58,8 @@ def evaluation(folder: Path, score: str | None) -> None:
         raise InputError(
             f"{folder} holds an evaluation, which has no scores of heads; leave --score out."
         )
-    found = Evaluation.load(folder)
-    evaluate.show(str(found.provenance.get("model") or "unnamed model"), found)
+    result = Evaluation.load(folder)
+    evaluate.show(str(result.provenance.get("model") or "unnamed model"), result)
     note("A row an instance, in Python: interp.Evaluation.load(DIR).frame.")
 
 
@@ -81,7 +81,7 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
     sampled = any(error is not None for _, _, error in ranked)
     value = f"{score} ({about.unit})" if about.unit else score
     columns = ["#", "head", "kv head", value, *(["±"] if sampled else [])]
-    made = common.table(*columns, right=("#", "kv head", value, "±"))
+    table = common.table(*columns, right=("#", "kv head", value, "±"))
     places = atlas.frame.set_index(["tower", "layer", "head"])["kv_head"]
     places = places[~places.index.duplicated()]
     for n, (head, mean, error) in enumerate(ranked, 1):
@@ -95,8 +95,8 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
             number(mean, 3),
             *([number(error, 3) if error is not None else ""] if sampled else []),
         ]
-        made.add_row(*row)
-    console.print(made)
+        table.add_row(*row)
+    console.print(table)
     if about.threshold is not None:
         note(
             f"{atlas.above(score)} heads are at or above {number(about.threshold)}, from which a "

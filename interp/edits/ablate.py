@@ -83,16 +83,16 @@ class Ablate(HeadEdit):
     def before(self, call: AttentionCall) -> AttentionCall:
         if self.mode != "uniform":
             return call
-        chosen, rows = self.heads_at(call.site), self.query_rows(call)
+        heads, rows = self.heads_at(call.site), self.query_rows(call)
         if call.pattern is not None:
-            seen = visible(call.mask, call.batch, call.n_queries, call.n_keys, call.pattern.device)
-            flat = seen / seen.sum(-1, keepdim=True).clamp_min(
+            mask = visible(call.mask, call.batch, call.n_queries, call.n_keys, call.pattern.device)
+            flat = mask / mask.sum(-1, keepdim=True).clamp_min(
                 1
             )  # (batch or 1, heads or 1, queries, keys)
             pattern = call.pattern.clone()
-            pattern[:, chosen] = flat.to(pattern.dtype).expand(
-                call.batch, pattern.shape[1], -1, -1
-            )[:, chosen]
+            pattern[:, heads] = flat.to(pattern.dtype).expand(call.batch, pattern.shape[1], -1, -1)[
+                :, heads
+            ]
             if rows is not None:
                 pattern = torch.where(rows[:, None, :, None], pattern, call.pattern)
             return replace(call, pattern=pattern)
@@ -104,7 +104,7 @@ class Ablate(HeadEdit):
         assert call.query is not None
         # all scores equal: a zero query; with sink logits their share must go as well
         query = call.query.clone()
-        query[:, chosen] = 0
+        query[:, heads] = 0
         sinks = call.sinks
         if rows is not None:
             if sinks is not None:
@@ -116,7 +116,7 @@ class Ablate(HeadEdit):
             query = torch.where(rows[:, None, :, None], query, call.query)
         if sinks is not None:
             sinks = sinks.clone()
-            sinks[chosen] = (
+            sinks[heads] = (
                 torch.finfo(sinks.dtype).min / 2
             )  # not −inf, beside the −inf of a row that sees nothing
         return replace(call, query=query, sinks=sinks)
@@ -152,14 +152,14 @@ class BoundAblate(BoundEdit[Ablate]):
         self.pools = pools
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        chosen = self.edit.heads_at(call.site)
+        heads = self.edit.heads_at(call.site)
         pool, new = self.pools[call.site.layer].to(z), z.clone()
         if self.edit.mode == "mean":
-            new[:, :, chosen] = pool.mean(0)[chosen]
+            new[:, :, heads] = pool.mean(0)[heads]
         else:
             rows = torch.arange(z.shape[0], device=z.device)[:, None]
             slots = torch.arange(z.shape[1], device=z.device)[None] + call.mask.q_start
             # a fixed hash of (row, slot, seed), so that prefill and decode draw the same vector
             index = (slots * 7919 + rows * 104729 + self.edit.seed * 15485863) % len(pool)
-            new[:, :, chosen] = pool[index][:, :, chosen]
+            new[:, :, heads] = pool[index][:, :, heads]
         return self.edit.in_rows(call, new, z)

@@ -57,7 +57,7 @@ def from_json(
         >>> interp.edits.from_json({"edit": "soft_pag", "u": 0.5})
         [SoftPAG(u=0.5, heads=None, scope='all')]
     """
-    found = []
+    edits = []
     entries = [data] if isinstance(data, dict) else data
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise EditError(
@@ -72,21 +72,21 @@ def from_json(
                 "0}}."
             )
         kind = registry.get(str(name))
-        known = list(inspect.signature(kind).parameters)
+        names = list(inspect.signature(kind).parameters)
         for key in fields:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}."
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}."
                 raise EditError(f"The edit {name} has no setting {key!r}; {hint}")
         try:
-            found.append(kind(**fetched(fields, folder)))
+            edits.append(kind(**fetched(fields, folder)))
         except InterpError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
             raise EditError(
                 f"The edit {name} does not take the settings {_short(fields)}: {error}."
             ) from error
-    return found
+    return edits
 
 
 def _short(fields: Mapping[str, Any]) -> str:

@@ -82,10 +82,10 @@ def paint_for(
             f"PAINT edits text layers from {first_layer} on, and {hooked.name} has "
             f"{hooked.n_layers}."
         )
-    found = cls_attention(hooked, inputs, (0, -2), what="PAINT")
-    summary = summary_patches(found.attention[-2])
-    local = local_patches(found.attention[0], summary)
+    patches = cls_attention(hooked, inputs, (0, -2), what="PAINT")
+    summary = summary_patches(patches.attention[-2])
+    local = local_patches(patches.attention[0], summary)
     shape = inputs["input_ids"].shape
-    return PAINT(found.keys(local, *shape), alpha, heads), PAINT(
-        found.keys(summary, *shape), beta, heads
+    return PAINT(patches.keys(local, *shape), alpha, heads), PAINT(
+        patches.keys(summary, *shape), beta, heads
     )

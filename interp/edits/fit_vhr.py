@@ -69,10 +69,10 @@ def select_heads(
     Args and errors as in `vhr_for`.
     """
     ids, mask = checked(model, inputs, "VHR")
-    asked = vhr_layers(model) if layers is None else tuple(dict.fromkeys(layers))
-    for layer in asked:
+    numbers = vhr_layers(model) if layers is None else tuple(dict.fromkeys(layers))
+    for layer in numbers:
         model.check(Head(layer, 0))
-    if not asked:
+    if not numbers:
         raise InputError(
             f"VHR has no layer to select heads in: {model.name} has {model.n_layers} layer(s)."
         )
@@ -88,7 +88,7 @@ def select_heads(
         raise InputError(
             "VHR compares with the prompt without its image, and this one holds nothing else."
         )
-    selector = _Selector(asked, alpha, guard)
+    selector = _Selector(numbers, alpha, guard)
     with model.clean(), model.edit(selector):
         forward(
             model,
@@ -99,13 +99,13 @@ def select_heads(
             **own_positions(model),
         )
     shape = (len(ids), model.n_layers, model.n_heads)
-    found = HeadSelection(
+    selection = HeadSelection(
         torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
     )
     for layer, parts in selector.found.items():
-        for all_layers, part in zip(found, parts, strict=True):
+        for all_layers, part in zip(selection, parts, strict=True):
             all_layers[:, layer, : part.shape[-1]] = part.cpu()
-    return found
+    return selection
 
 
 def vhr_for(
@@ -145,11 +145,11 @@ def vhr_for(
     from interp.loading import load
 
     hooked = load(model)
-    chosen = select_heads(hooked, inputs, layers, alpha, guard).selected
-    if len(chosen) > 1:
-        return VHR(alpha=alpha, scope=scope, selected=chosen)
+    masks = select_heads(hooked, inputs, layers, alpha, guard).selected
+    if len(masks) > 1:
+        return VHR(alpha=alpha, scope=scope, selected=masks)
     return VHR(
-        tuple(Head(layer, head) for layer, head in chosen[0].nonzero().tolist()), alpha, scope
+        tuple(Head(layer, head) for layer, head in masks[0].nonzero().tolist()), alpha, scope
     )
 
 
@@ -169,9 +169,9 @@ class _Selector(LiveEdit):
                 f"VHR selects heads from pairs of samples, and layer {call.site.layer} has "
                 f"{len(z)}."
             )
-        seen, text = z[:, -1].float().chunk(2)  # (batch, heads, d) each
-        vhd, activation = (seen - text).norm(dim=-1), text.square().sum(-1)
-        chosen = above_median(vhd, activation, self.guard)
-        self.found[call.site.layer] = vhd, activation, chosen
-        gains = torch.where(chosen, self.alpha, 1.0).repeat(2, 1).to(z.dtype)  # (2 batch, heads)
+        image, text = z[:, -1].float().chunk(2)  # (batch, heads, d) each
+        vhd, activation = (image - text).norm(dim=-1), text.square().sum(-1)
+        mask = above_median(vhd, activation, self.guard)
+        self.found[call.site.layer] = vhd, activation, mask
+        gains = torch.where(mask, self.alpha, 1.0).repeat(2, 1).to(z.dtype)  # (2 batch, heads)
         return torch.cat([z[:, :-1], (z[:, -1] * gains[..., None])[:, None]], 1)

@@ -129,8 +129,8 @@ class Gate(HeadEdit):
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             alpha = self.alpha[site.layer].to(device)
         elif isinstance(self.alpha, Mapping):
-            found = {h.head: a for h, a in self.alpha.items() if h.layer == site.layer}
-            alpha = vector([found.get(h, 1.0) for h in range(site.n_kv_heads)], device)
+            by_head = {h.head: a for h, a in self.alpha.items() if h.layer == site.layer}
+            alpha = vector([by_head.get(h, 1.0) for h in range(site.n_kv_heads)], device)
         else:
             alpha = vector([self.alpha] * site.n_kv_heads, device)
         return alpha.repeat_interleave(site.n_heads // site.n_kv_heads)

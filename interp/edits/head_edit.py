@@ -68,9 +68,9 @@ class HeadEdit(Edit):
 
     def chosen(self, site: Site, device: torch.device) -> torch.Tensor:
         """(query heads,) bool: the heads concerned at this site."""
-        made = torch.zeros(site.n_heads, dtype=torch.bool)
-        made[self.heads_at(site)] = True
-        return made.to(device)
+        mask = torch.zeros(site.n_heads, dtype=torch.bool)
+        mask[self.heads_at(site)] = True
+        return mask.to(device)
 
     def _check_scope(self) -> None:
         if self.scope not in SCOPES:

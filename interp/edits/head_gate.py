@@ -75,9 +75,9 @@ class HeadGate(HeadEdit):
         )
 
     def check_model(self, model: Model) -> None:
-        known = {s.layer for s in model.sites if s.kind == "self"}
+        layers = {s.layer for s in model.sites if s.kind == "self"}
         for layer in self.layers or ():
-            if layer not in known:
+            if layer not in layers:
                 raise HeadError(
                     f"{model.name} has no attention layer {layer}; it has 0 to "
                     f"{model.n_layers - 1}."

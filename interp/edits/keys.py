@@ -69,13 +69,13 @@ def spans_of(keys: KeySet) -> list[tuple[int, int]]:
         return [(0, 1)]
     if isinstance(keys, Span):
         return [(keys.start, keys.stop)]
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for position in sorted(set(keys)):
-        if found and found[-1][1] == position:
-            found[-1] = found[-1][0], position + 1
+        if spans and spans[-1][1] == position:
+            spans[-1] = spans[-1][0], position + 1
         else:
-            found.append((position, position + 1))
-    return found
+            spans.append((position, position + 1))
+    return spans
 
 
 def known(keys: KeySet) -> bool:
@@ -126,9 +126,9 @@ def query_rows(call: AttentionCall, queries: tuple[int, int | None] | None) -> t
 def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
     """(batch or 1, keys) bool: the columns of a set."""
     slots = torch.arange(call.n_keys, device=call.value.device) + call.mask.k_start
-    given = slots_of(call, keys)
-    if given is not None:
-        part = per_sample(call, given)[:, call.mask.k_start : call.mask.k_start + call.n_keys]
+    marks = slots_of(call, keys)
+    if marks is not None:
+        part = per_sample(call, marks)[:, call.mask.k_start : call.mask.k_start + call.n_keys]
         return torch.nn.functional.pad(part, (0, call.n_keys - part.shape[1]))
     position = _from_start(call, slots)
     here = torch.zeros_like(position, dtype=torch.bool)
@@ -140,13 +140,13 @@ def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
 def per_sample(call: AttentionCall, values: torch.Tensor, what: str = "keys") -> torch.Tensor:
     """(batch or 1, …): a tensor of keys, or of `what`, for the call's samples; with beams each
     sample's own, repeated."""
-    given = values.shape[0]
-    if given not in (1, call.batch):
-        if call.batch % given:
+    samples = values.shape[0]
+    if samples not in (1, call.batch):
+        if call.batch % samples:
             raise EditError(
-                f"A tensor of {what} for {given} samples meets a batch of {call.batch}."
+                f"A tensor of {what} for {samples} samples meets a batch of {call.batch}."
             )
-        values = values.repeat_interleave(call.batch // given, 0)
+        values = values.repeat_interleave(call.batch // samples, 0)
     return values.to(call.value.device)
 
 
@@ -163,8 +163,8 @@ def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:
             for group, keys in enumerate(sets, 1)
             for a, b in spans_of(keys)
         ]
-        found = tuple(span for span in cut if span[0] < span[1])
-        return dict(spans=found or ((0, 0, 0),))
+        spans = tuple(span for span in cut if span[0] < span[1])
+        return dict(spans=spans or ((0, 0, 0),))
     labels = torch.zeros(call.batch, n, dtype=torch.int64, device=call.value.device)
     for group, keys in enumerate(sets, 1):
         labels = torch.where(member(call, keys), group, labels)

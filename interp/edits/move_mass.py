@@ -77,12 +77,12 @@ class MoveMass(HeadEdit):
         return fixed(self.share, 0) or super().is_identity()
 
     def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
-        chosen, device = set(self.heads_at(call.site)), call.value.device
-        kept = vector(
-            [1 - self.share if h in chosen else 1.0 for h in range(call.site.n_heads)], device
+        heads, device = set(self.heads_at(call.site)), call.value.device
+        factors = vector(
+            [1 - self.share if h in heads else 1.0 for h in range(call.site.n_heads)], device
         )
-        one = torch.ones_like(kept)
-        keep = torch.stack([one, kept, one], -1)  # (heads, 3): others, donors, receivers
+        one = torch.ones_like(factors)
+        keep = torch.stack([one, factors, one], -1)  # (heads, 3): others, donors, receivers
         receive = torch.tensor([[0.0, 0.0, 1.0]], device=device)
         rule = Rule(keep, receive, rows=self.query_rows(call))
         return Steer(rule=rule, **groups(call, [self.donors, self.receivers]))

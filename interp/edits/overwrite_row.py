@@ -72,9 +72,9 @@ class OverwriteRow(HeadEdit):
         if not self.keys or not all(isinstance(k, int) or k for k in self.keys):
             raise EditError("overwrite_row needs at least one key for each sample.")
         if self.weights is not None:
-            made = _rows(self.weights, _finite, "The weights of overwrite_row are finite numbers")
-            object.__setattr__(self, "weights", made)
-            keys, weights = map(_lengths, (self.keys, made))
+            rows = _rows(self.weights, _finite, "The weights of overwrite_row are finite numbers")
+            object.__setattr__(self, "weights", rows)
+            keys, weights = map(_lengths, (self.keys, rows))
             if len(keys) > 1 and len(weights) > 1 and len(keys) != len(weights):
                 raise EditError(
                     f"overwrite_row has keys for {len(keys)} samples and weights for "
@@ -83,16 +83,16 @@ class OverwriteRow(HeadEdit):
             if keys != weights and len({*keys, *weights}) > 1:
                 raise EditError("overwrite_row needs as many weights as keys, in each sample.")
         if self.query is not None:
-            given = self.query.tolist() if isinstance(self.query, torch.Tensor) else self.query
+            query = self.query.tolist() if isinstance(self.query, torch.Tensor) else self.query
             if not (
-                _position(given)
-                or (isinstance(given, Sequence) and given and all(map(_position, given)))
+                _position(query)
+                or (isinstance(query, Sequence) and query and all(map(_position, query)))
             ):
                 raise EditError(
                     "The query of overwrite_row is a position from 0, or one a sample, not "
-                    f"{given!r}."
+                    f"{query!r}."
                 )
-            object.__setattr__(self, "query", given if isinstance(given, int) else list(given))
+            object.__setattr__(self, "query", query if isinstance(query, int) else list(query))
 
     def before(self, call: AttentionCall) -> AttentionCall:
         if call.pattern is None:  # the weights are never there; z is written instead
@@ -102,9 +102,9 @@ class OverwriteRow(HeadEdit):
             call.batch, call.n_keys, dtype=call.pattern.dtype, device=call.pattern.device
         )
         line.scatter_add_(1, columns, weights.to(line))
-        chosen = torch.tensor(self.heads_at(call.site), device=row.device)
+        heads = torch.tensor(self.heads_at(call.site), device=row.device)
         pattern, samples = call.pattern.clone(), torch.arange(call.batch, device=row.device)
-        pattern[samples[:, None], chosen, row[:, None]] = line[:, None]
+        pattern[samples[:, None], heads, row[:, None]] = line[:, None]
         return replace(call, pattern=pattern)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
@@ -113,10 +113,10 @@ class OverwriteRow(HeadEdit):
         values = call.value.transpose(1, 2)[samples[:, None], columns]  # (batch, m, kv_heads, d)
         exact = torch.promote_types(values.dtype, torch.float32)
         mixed = torch.einsum("bm,bmkd->bkd", weights.to(exact), values.to(exact))
-        chosen = torch.tensor(self.heads_at(call.site), device=z.device)
+        heads = torch.tensor(self.heads_at(call.site), device=z.device)
         group = call.site.n_heads // values.shape[2]
         new = z.clone()
-        new[samples[:, None], row[:, None], chosen] = mixed[:, chosen // group].to(z.dtype)
+        new[samples[:, None], row[:, None], heads] = mixed[:, heads // group].to(z.dtype)
         return new
 
     def _where(self, call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

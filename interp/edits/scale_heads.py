@@ -51,21 +51,21 @@ class ScaleHeads(HeadEdit):
     name = "scale_heads"
 
     def __post_init__(self, gains: Mapping[Any, Number]) -> None:  # type: ignore[override]
-        found = head_values(dict(gains), "Each gain of scale_heads")
-        object.__setattr__(self, "heads", tuple(found))
-        object.__setattr__(self, "values", tuple(found.values()))
+        by_head = head_values(dict(gains), "Each gain of scale_heads")
+        object.__setattr__(self, "heads", tuple(by_head))
+        object.__setattr__(self, "values", tuple(by_head.values()))
         super().__post_init__()
 
     def is_identity(self) -> bool:
         return all(fixed(g, 1) for g in self.values)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        found: dict[int, Number] = {}
+        by_head: dict[int, Number] = {}
         here = set(self.heads_at(call.site))
         for head, gain in zip(self.heads, self.values, strict=True):
             if head.head in here and head.layer == call.site.layer:
-                found[head.head] = gain
-        gains = vector([found.get(h, 1.0) for h in range(call.site.n_heads)], z.device)
+                by_head[head.head] = gain
+        gains = vector([by_head.get(h, 1.0) for h in range(call.site.n_heads)], z.device)
         return scale(z, gains, self.query_rows(call))
 
     def fields(self) -> dict[str, Any]:

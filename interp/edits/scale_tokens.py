@@ -65,9 +65,9 @@ class ScaleTokens(HeadEdit):
         return fixed(self.gain, 1) or super().is_identity()
 
     def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
-        chosen = set(self.heads_at(call.site))
+        heads = set(self.heads_at(call.site))
         gains = vector(
-            [self.gain if h in chosen else 1.0 for h in range(call.site.n_heads)], call.value.device
+            [self.gain if h in heads else 1.0 for h in range(call.site.n_heads)], call.value.device
         )
         return reweigh(groups(call, [self.keys]), gains, self.query_rows(call))
 

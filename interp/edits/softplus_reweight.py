@@ -68,14 +68,14 @@ class SoftplusReweight(HeadEdit):
                 "softplus_reweight does not go with this model's sink logits, a share of the "
                 "softmax."
             )
-        chosen = self.heads_at(call.site)
-        made = softplus_attention(
-            call.query, call.key, call.value, mask=call.mask, power=self.power, heads=chosen
+        heads = self.heads_at(call.site)
+        out = softplus_attention(
+            call.query, call.key, call.value, mask=call.mask, power=self.power, heads=heads
         ).transpose(1, 2)  # (batch, queries, chosen heads, d)
-        if len(chosen) == call.site.n_heads:
-            return made
+        if len(heads) == call.site.n_heads:
+            return out
         z = z.clone()
-        z[:, :, chosen] = made
+        z[:, :, heads] = out
         return z
 
     def route(self, site: Site) -> str:

@@ -102,18 +102,18 @@ def streamed(call: AttentionCall, sink: int, recent: int, name: str) -> Attentio
                 "recent tokens; two such "
                 "masks go together if one holds the other."
             )
-    seen = replace(mask, window=recent, keep_first=sink)
+    window_mask = replace(mask, window=recent, keep_first=sink)
     if call.pattern is None:
-        return replace(call, mask=seen)
-    return replace(call, mask=seen, pattern=restricted(call.pattern, seen))
+        return replace(call, mask=window_mask)
+    return replace(call, mask=window_mask, pattern=restricted(call.pattern, window_mask))
 
 
 def restricted(pattern: torch.Tensor, mask: Mask) -> torch.Tensor:
     """Weights (batch, heads, queries, keys) as the softmax over the keys of `mask` would give
     them."""
     batch, _, queries, keys = pattern.shape
-    kept = torch.where(visible(mask, batch, queries, keys, pattern.device), pattern, 0)
+    weights = torch.where(visible(mask, batch, queries, keys, pattern.device), pattern, 0)
     gone = (1 - pattern.sum(-1, keepdim=True)).clamp_min(0)
     sink = torch.where(gone > 1e-3, gone, 0)  # less is rounding, not the share of a sink logit
-    total = kept.sum(-1, keepdim=True) + sink
-    return kept / torch.where(total > 0, total, 1)
+    total = weights.sum(-1, keepdim=True) + sink
+    return weights / torch.where(total > 0, total, 1)

@@ -50,12 +50,12 @@ def head_values(values: Number | Mapping[Any, Number], what: str) -> dict[Head, 
     """A number for all heads, or head → number with heads in any spelling. Raises `EditError` if
     not finite."""
     if isinstance(values, Mapping):
-        found = {Head.parse(h): number(v, what) for h, v in values.items()}
-        if len(found) < len(values):
+        by_head = {Head.parse(h): number(v, what) for h, v in values.items()}
+        if len(by_head) < len(values):
             raise EditError(
                 f"{what} has a head twice, in two spellings: {', '.join(map(str, values))}."
             )
-        return found
+        return by_head
     return number(values, what)
 
 
@@ -94,11 +94,11 @@ class ValueEdit(HeadEdit):
     def per_head(self, site: Site, device: torch.device) -> torch.Tensor:
         """(query heads,): the number of each head at this site, `neutral` for those not
         concerned."""
-        found: dict[int, Number] = {}
+        by_head: dict[int, Number] = {}
         if isinstance(self.values, dict):
             for head, value in self.values.items():
                 if head.layer == site.layer and same_tower(head, site):
-                    found[head.head] = value
+                    by_head[head.head] = value
         else:
-            found = dict.fromkeys(self.heads_at(site), self.values)
-        return vector([found.get(h, self.neutral) for h in range(site.n_heads)], device)
+            by_head = dict.fromkeys(self.heads_at(site), self.values)
+        return vector([by_head.get(h, self.neutral) for h in range(site.n_heads)], device)

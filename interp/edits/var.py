@@ -113,8 +113,8 @@ class VAR(HeadEdit):
             raise EditError(f"The presets of var are paper and code, not {self.preset!r}.")
         if self.image is None:
             raise EditError('var needs image=: "image", (start, stop), or a (batch, slots) tensor.')
-        given = self.text_sinks is not None or self.visual_sinks is not None
-        if self.dims is None and not given:
+        has_sinks = self.text_sinks is not None or self.visual_sinks is not None
+        if self.dims is None and not has_sinks:
             raise EditError(
                 "var needs the sink tokens (text_sinks=, visual_sinks=), or dims= to search for "
                 "them."
@@ -124,7 +124,7 @@ class VAR(HeadEdit):
                 f'dims of var are "auto", or numbers of the residual stream, not {self.dims!r}.'
             )
         if self.dims is not None and self.dims != "auto":
-            if given:
+            if has_sinks:
                 raise EditError("var takes the sink tokens, or dims to search for them, not both.")
             object.__setattr__(self, "dims", tuple(int(d) for d in self.dims))
             if not self.dims or min(self.dims) < 0:
@@ -151,8 +151,8 @@ class VAR(HeadEdit):
         if not known(self.image):
             return
         inside = {k for a, b in spans_of(self.image) for k in range(a, b)}
-        given = self.visual_sinks
-        for keys in given.values() if isinstance(given, dict) else [given]:
+        sinks = self.visual_sinks
+        for keys in sinks.values() if isinstance(sinks, dict) else [sinks]:
             spans = spans_of(keys) if keys is not None and known(keys) else []
             outside = [k for a, b in spans for k in range(a, b) if k not in inside]
             if outside:
@@ -208,9 +208,9 @@ class VAR(HeadEdit):
         return are_sinks(size, named_dims(size, dims), tau)
 
     def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer | None:
-        given = self.text_sinks, self.visual_sinks
+        sinks = self.text_sinks, self.visual_sinks
         return self.moving(
-            call, *(s.get(call.site.layer) if isinstance(s, dict) else s for s in given)
+            call, *(s.get(call.site.layer) if isinstance(s, dict) else s for s in sinks)
         )
 
     def moving(self, call: AttentionCall, text: Any, visual: Any) -> Steer | None:
@@ -225,8 +225,8 @@ class VAR(HeadEdit):
             if isinstance(visual, torch.Tensor):
                 rows = rows & self._inside(call, visual).any(-1, keepdim=True)
         if isinstance(visual, torch.Tensor):
-            image, seen = member(call, self.image), member(call, visual)
-            labels = torch.where(image & seen, 3, torch.where(image, 2, member(call, text).long()))
+            image, sinks = member(call, self.image), member(call, visual)
+            labels = torch.where(image & sinks, 3, torch.where(image, 2, member(call, text).long()))
             where: dict[str, Any] = dict(labels=labels.expand(call.batch, -1)[:, None])
         else:
             where = groups(call, [text, self.image, visual])
@@ -236,9 +236,9 @@ class VAR(HeadEdit):
         """Over others, text sinks, the rest of the image, visual sinks."""
         assert self.rho is not None
         device, left = call.value.device, 1 - self.moved
-        kept = torch.where(self.chosen(call.site, device), left, 1.0)  # (heads,)
-        one = torch.ones_like(kept)
-        keep = torch.stack([one, kept, one, kept], -1)
+        factors = torch.where(self.chosen(call.site, device), left, 1.0)  # (heads,)
+        one = torch.ones_like(factors)
+        keep = torch.stack([one, factors, one, factors], -1)
         receive = torch.tensor([[0.0, 0.0, 1.0, 0.0]], device=device)
         few_sinks = [self.rho, self.rho - 1] if self.preset == "code" else [1 - self.rho, -self.rho]
         tests = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, *few_sinks]], device=device)
@@ -247,20 +247,20 @@ class VAR(HeadEdit):
 
     def _rows(self, call: AttentionCall) -> torch.Tensor:
         """(batch or 1, queries) bool: the rows after the image."""
-        given = slots_of(call, self.image)
-        if given is None:
+        marks = slots_of(call, self.image)
+        if marks is None:
             return query_positions(call) >= max((b for _, b in spans_of(self.image)), default=0)
-        image = per_sample(call, given)  # (batch or 1, slots)
+        image = per_sample(call, marks)  # (batch or 1, slots)
         slots = torch.arange(1, image.shape[1] + 1, device=image.device)
         stop = torch.where(image, slots, 0).amax(-1, keepdim=True)
         return torch.arange(call.n_queries, device=image.device) + call.mask.q_start >= stop
 
     def _inside(self, call: AttentionCall, visual: torch.Tensor) -> torch.Tensor:
         """(batch or 1, …) bool: the visual sinks that are image tokens."""
-        given = slots_of(call, self.image)
-        if given is None:  # by position: in the columns of this call
+        marks = slots_of(call, self.image)
+        if marks is None:  # by position: in the columns of this call
             return member(call, self.image) & member(call, visual)
-        image, sinks = per_sample(call, given), per_sample(call, visual)
+        image, sinks = per_sample(call, marks), per_sample(call, visual)
         width = min(image.shape[1], sinks.shape[1])
         return image[:, :width] & sinks[:, :width]
 

@@ -109,8 +109,8 @@ class VHR(HeadEdit):
             raise EditError(
                 f"There are {len(numbers)} layer numbers for {len(vhd)} layers of divergence."
             )
-        chosen = above_median(vhd, text_activation, guard)
-        return tuple(Head(numbers[row], head) for row, head in chosen.nonzero().tolist())
+        mask = above_median(vhd, text_activation, guard)
+        return tuple(Head(numbers[row], head) for row, head in mask.nonzero().tolist())
 
     @property
     def concerned(self) -> tuple[Head, ...] | None:
@@ -153,12 +153,10 @@ class VHR(HeadEdit):
             )
             gains = torch.where(mine, vector([self.alpha], z.device), 1.0)  # (batch or 1, heads)
             return z * gains.to(z.dtype)[:, None, :, None]
-        chosen = set(self.heads_at(call.site))
+        heads = set(self.heads_at(call.site))
         return scale(
             z,
-            vector(
-                [self.alpha if h in chosen else 1.0 for h in range(call.site.n_heads)], z.device
-            ),
+            vector([self.alpha if h in heads else 1.0 for h in range(call.site.n_heads)], z.device),
         )
 
     def route(self, site: Site) -> str:

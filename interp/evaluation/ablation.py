@@ -91,13 +91,13 @@ def ablate(
     if isinstance(task, str):
         tasks.get(task)
     hooked = load(model)
-    chosen = [hooked.check(h) for h in dict.fromkeys(parse_heads(heads))]
-    if not chosen:
+    targets = [hooked.check(h) for h in dict.fromkeys(parse_heads(heads))]
+    if not targets:
         raise InputError("No head was named; write them layer first, like 3.1,4.2.")
     problem, instances = sample(hooked, task, n, seed)
     reference = problem.name if mode in ("mean", "resample") else None
     rng = np.random.default_rng(seed)
-    draws = [controls(hooked, chosen, avoid, rng) for _ in range(DRAWS)]
+    draws = [controls(hooked, targets, avoid, rng) for _ in range(DRAWS)]
     draws = [d for d in draws if d]
     total = n * (2 + len(draws))
     report = progress or (lambda done, total, what: None)
@@ -111,7 +111,7 @@ def ablate(
             )
         ]
 
-    frame = pd.DataFrame(dict(baseline=run([], 0, "untouched"), ablated=run(chosen, n, "ablated")))
+    frame = pd.DataFrame(dict(baseline=run([], 0, "untouched"), ablated=run(targets, n, "ablated")))
     for i, draw in enumerate(draws):
         frame[f"control_{i}"] = run(draw, n * (2 + i), f"control {i + 1} of {len(draws)}")
     control = difference = None
@@ -121,7 +121,7 @@ def ablate(
         difference = bootstrap((mean - frame.baseline).tolist(), seed)
     return Ablation(
         problem.name,
-        chosen,
+        targets,
         draws[0] if draws else [],
         bootstrap(frame.baseline.tolist(), seed),
         bootstrap(frame.ablated.tolist(), seed),
@@ -144,10 +144,10 @@ def controls(
     ]
     if len(free) < len(heads):
         return []
-    drawn: list[Head] = []
+    picks: list[Head] = []
     for head in heads:
-        left = [h for h in free if h not in drawn]
+        left = [h for h in free if h not in picks]
         nearest = min(abs(h.layer - head.layer) for h in left)
         pool = [h for h in left if abs(h.layer - head.layer) == nearest]
-        drawn.append(pool[int(rng.integers(len(pool)))])
-    return sorted(drawn)
+        picks.append(pool[int(rng.integers(len(pool)))])
+    return sorted(picks)

@@ -88,16 +88,16 @@ def judge(
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[float, float]]:
     """(correct, margin) of each instance under edits."""
-    found: list[tuple[float, float]] = []
+    scores: list[tuple[float, float]] = []
     with model.edit(*edits):
         for batch in batches(instances, pad_id(model.tokenizer)):
             for instance, logits in zip(
                 batch.instances, answer_logits(model, batch, stepwise), strict=True
             ):
-                found.append(task.score(logits, instance))
+                scores.append(task.score(logits, instance))
             if progress:
-                progress(len(found))
-    return found
+                progress(len(scores))
+    return scores
 
 
 def sample(
@@ -180,5 +180,5 @@ def _settings(task: Task) -> dict[str, Any]:
     """The fields of a task that is a dataclass, as JSON holds them."""
     if not is_dataclass(task):
         return {}
-    found = asdict(task)
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+    values = asdict(task)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -128,13 +128,13 @@ def evaluate(
 
 def _given(edits: Any) -> list[Edit]:
     """Edits as a list. Raises `EditError` for what is none."""
-    found = [edits] if isinstance(edits, Edit) else edits
-    if isinstance(found, (str, Path)) or not all(isinstance(e, Edit) for e in found):
+    items = [edits] if isinstance(edits, Edit) else edits
+    if isinstance(items, (str, Path)) or not all(isinstance(e, Edit) for e in items):
         raise EditError(
             "Edits are objects of interp.edits; interp.edits.load reads a file, from_json a "
             "dictionary."
         )
-    return list(found)
+    return list(items)
 
 
 def _bound(model: HookedModel, edits: Sequence[Edit]) -> HookedModel:

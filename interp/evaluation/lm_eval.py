@@ -75,19 +75,19 @@ def evaluate(
     if context is not None:
         check_context(model, context, extrapolate)
     with _quiet():
-        found = _tasks(name, include_path)
+        harness_tasks = _tasks(name, include_path)
         stepwise = by_steps(edits)
         report = progress or (lambda done, total, what: None)
         total = n * (2 if edits else 1)
         lm = _language_model(model, stepwise, context)
         lm.report = lambda share: report(round(n * share), total, "untouched")
-        plain, metric = _run(lm, found, n, seed, metric)
+        plain, metric = _run(lm, harness_tasks, n, seed, metric)
         frame = pd.DataFrame({"task": [s[0] for s in plain], "doc_id": [s[1] for s in plain]})
         frame["baseline"] = [s[3] for s in plain]
         if edits:
             lm.report = lambda share: report(n + round(n * share), total, "edited")
             with model.edit(*edits):
-                changed, _ = _run(lm, found, n, seed, metric)
+                changed, _ = _run(lm, harness_tasks, n, seed, metric)
             if [s[:3] for s in changed] != [s[:3] for s in plain]:
                 raise InputError(
                     f"The task {name} gave other documents the second time, so answers can't be "
@@ -153,18 +153,18 @@ def _tasks(name: str, include_path: str | Path | None) -> list[Any]:
         hint = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` lists them."
         raise UnknownNameError(f"lm-evaluation-harness has no task called {name!r}; {hint}")
     try:
-        found = list(manager.load([name])["tasks"].values())
+        harness_tasks = list(manager.load([name])["tasks"].values())
     except Exception as error:  # whatever a task's own code, its data or the network has to say
         line = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
             f"The task {name} of lm-evaluation-harness can't be loaded: {line}"
         ) from error
-    if any(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in found):
+    if any(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in harness_tasks):
         raise InputError(
             f"The task {name} measures perplexity, not answers; use metric loss on your own text "
             "instead."
         )
-    return found
+    return harness_tasks
 
 
 def _run(
@@ -196,9 +196,9 @@ def _run(
                     not isinstance(row.get(metric), (bool, int, float, np.number))
                     or metric not in row["metrics"]
                 ):
-                    known = ", ".join(row["metrics"])
+                    names = ", ".join(row["metrics"])
                     raise InputError(
-                        f"The task {task} has no number {metric!r} for each sample; it has {known}."
+                        f"The task {task} has no number {metric!r} for each sample; it has {names}."
                     )
                 samples.append((task, row["doc_id"], row["doc_hash"], float(row[metric])))
     assert metric is not None
@@ -285,9 +285,9 @@ def _language_model(model: HookedModel, stepwise: bool, context: int | None) -> 
                 room = self.max_length - settings.get("max_gen_toks", self.max_gen_toks)
                 length = len(self.tok_encode(prompt))
                 self._note(min(length, room), length > room)
-            found = super().generate_until(requests, disable_tqdm=True)
+            texts = super().generate_until(requests, disable_tqdm=True)
             self.report(1.0)
-            return found
+            return texts
 
         def _note(self, length: int, cut: bool) -> None:
             self.longest, self.cut = max(self.longest, length), self.cut + cut
@@ -312,17 +312,17 @@ def log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """(log-probability, whether greedy decoding gives it) of each answer after its context, both as
     token ids."""
-    found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     done = 0
     for members, logits in _by_context(model, pairs) if stepwise else _together(model, pairs):
         for i in members:
             answer = torch.tensor(pairs[i][1], device=logits.device)
             rows = torch.log_softmax(logits[-len(answer) :].float(), -1)
             value = rows.gather(-1, answer[:, None]).sum()
-            found[i] = float(value), bool((rows.argmax(-1) == answer).all())
+            results[i] = float(value), bool((rows.argmax(-1) == answer).all())
         done += len(members)
         report(done / len(pairs))
-    return found
+    return results
 
 
 def _together(

@@ -151,7 +151,7 @@ def _losses(
     progress: Callable[[int], None],
 ) -> list[float]:
     """Mean loss of each row's continuation."""
-    found = [float("nan")] * len(rows)
+    losses = [float("nan")] * len(rows)
     done = 0
     for group in _groups(rows, cuts):
         ids, cut = torch.tensor([list(rows[i]) for i in group]), cuts[group[0]]
@@ -159,10 +159,10 @@ def _losses(
             list(_continued(model, ids, cut, edits, steps)), 1
         )  # (batch, continuation)
         for i, value in zip(group, loss.mean(-1).tolist(), strict=True):
-            found[i] = value
+            losses[i] = value
         done += len(group)
         progress(done)
-    return found
+    return losses
 
 
 def _groups(rows: Sequence[Sequence[int]], cuts: Sequence[int]) -> Iterator[list[int]]:
@@ -204,5 +204,5 @@ def _continued(
 def _loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """(batch, tokens) float32 from (batch, tokens, vocabulary)."""
     logits = logits.float()
-    chosen = logits.gather(-1, target.to(logits.device)[..., None])[..., 0]
-    return torch.logsumexp(logits, -1) - chosen
+    target_logits = logits.gather(-1, target.to(logits.device)[..., None])[..., 0]
+    return torch.logsumexp(logits, -1) - target_logits

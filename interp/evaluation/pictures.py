@@ -88,7 +88,7 @@ def ratios(
     """metric → Σ above / Σ below: one number, or one of each draw (draws, groups) of how often each
     picture counts. Where the lower sum is 0 (no yes was said, say) the ratio counts as 0."""
     sums = frame.drop(columns=["answer"]).groupby("group").sum()
-    found = {}
+    by_metric = {}
     for name, (above, below) in task.metrics.items():
         top, bottom = (
             sums[list(dict.fromkeys(c))]
@@ -99,8 +99,8 @@ def ratios(
         )
         weights = np.ones((1, len(sums))) if draws is None else draws
         upper, lower = weights @ top, weights @ bottom
-        found[name] = np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)
-    return found
+        by_metric[name] = np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0)
+    return by_metric
 
 
 def compare(
@@ -115,24 +115,24 @@ def compare(
         [np.bincount(d, minlength=groups) for d in rng.integers(0, groups, (RESAMPLES, groups))]
     )
     at = {name: ratios(task, frame) for name, frame in frames.items()}
-    drawn = {name: ratios(task, frame, draws) for name, frame in frames.items()}
+    resamples = {name: ratios(task, frame, draws) for name, frame in frames.items()}
     base = next(iter(frames))
 
     def interval(values: np.ndarray, mean: float) -> Interval:
         low, high = np.quantile(values, [0.025, 0.975])
         return Interval(mean, float(low), float(high), groups)
 
-    found: dict[str, dict[str, Comparison]] = {}
+    comparisons: dict[str, dict[str, Comparison]] = {}
     for name in frames:
-        found[name] = {}
+        comparisons[name] = {}
         for metric in task.metrics:
             here, there = float(at[base][metric][0]), float(at[name][metric][0])
-            edited = interval(drawn[name][metric], there)
-            change = interval(drawn[name][metric] - drawn[base][metric], there - here)
-            plain_one = interval(drawn[base][metric], here)
-            found[name][metric] = Comparison(plain_one, None if name == base else edited,
+            edited = interval(resamples[name][metric], there)
+            change = interval(resamples[name][metric] - resamples[base][metric], there - here)
+            plain_one = interval(resamples[base][metric], here)
+            comparisons[name][metric] = Comparison(plain_one, None if name == base else edited,
                                              None if name == base else change)  # fmt: skip
-    return found
+    return comparisons
 
 
 def evaluate_images(
@@ -168,7 +168,7 @@ def evaluate_images(
 
         said = answers(model, problems, way, task.max_new_tokens, step)
         frames[name] = counted(task, problems, said)
-    found = compare(task, frames, seed)[list(ways)[-1]]
+    comparisons = compare(task, frames, seed)[list(ways)[-1]]
     headline = next(iter(task.metrics))
     rows = frames["baseline"].add_prefix("baseline_").rename(columns={"baseline_group": "group"})
     if "edited" in frames:
@@ -187,7 +187,7 @@ def evaluate_images(
         task_settings={k: v for k, v in vars(task).items() if isinstance(v, (str, int))},
     )
     texts = [torch.tensor(list(p.prompt.encode())) for p in problems]
-    first = found[headline]
+    first = comparisons[headline]
     return Evaluation(
         task.name,
         headline,
@@ -198,5 +198,5 @@ def evaluate_images(
         test,
         provenance(model, seed, settings, texts),
         (),
-        {k: v for k, v in found.items() if k != headline},
+        {k: v for k, v in comparisons.items() if k != headline},
     )

@@ -55,14 +55,14 @@ class Text:
             self._pools[key] = [
                 w for w in key if len(ids := self.encode(" " + w)) == 1 and ids[0] != unknown
             ]
-        kept = self._pools[key]
-        if len(kept) < at_least:
+        pool = self._pools[key]
+        if len(pool) < at_least:
             raise InputError(
-                f"Only {len(kept)} of the {len(words)} {what} of this task are single tokens for "
+                f"Only {len(pool)} of the {len(words)} {what} of this task are single tokens for "
                 "this tokenizer "
                 f"(it needs {at_least}); choose another task or model."
             )
-        return kept
+        return pool
 
     def one(self, word: str) -> int:
         """The id of a single-token word."""
@@ -86,7 +86,7 @@ def pad_id(tokenizer: Any) -> int:
 
 def stop_tokens(model: Model) -> set[int]:
     """The tokens that end a text, as the model's own generation settings have them."""
-    given = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-    if given is None:
-        given = getattr(model.tokenizer, "eos_token_id", None)
-    return set() if given is None else {given} if isinstance(given, int) else set(given)
+    tokens = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    if tokens is None:
+        tokens = getattr(model.tokenizer, "eos_token_id", None)
+    return set() if tokens is None else {tokens} if isinstance(tokens, int) else set(tokens)

@@ -91,14 +91,14 @@ def agreement(
     gaps = []
     start = int(skip_first)
     for instance in instances:
-        found = attributions(hooked, instance, steps, baseline, vocabulary)
-        gaps.append(found.gap)
+        attribution = attributions(hooked, instance, steps, baseline, vocabulary)
+        gaps.append(attribution.gap)
         rows = attention_rows(hooked, instance)  # layer → (heads, tokens)
         for name, (correlate, which) in MEASURES.items():
-            wanted = np.abs(_of(found, which))[start:]
+            target = np.abs(_of(attribution, which))[start:]
             layers = [rows[s.layer][:, start:] for s in sites]
-            by_head[name].append(np.array([correlate(row, wanted) for a in layers for row in a]))
-            by_layer[name].append(np.array([correlate(a.mean(0), wanted) for a in layers]))
+            by_head[name].append(np.array([correlate(row, target) for a in layers for row in a]))
+            by_layer[name].append(np.array([correlate(a.mean(0), target) for a in layers]))
     frame = head_rows(hooked)
     for name, values in by_head.items():
         table = np.array(values)  # (problems, heads)
@@ -124,10 +124,10 @@ def attention_rows(model: HookedModel, instance: Instance) -> dict[int, np.ndarr
     batch = judged(model, [instance], first_only=True)
     queries = torch.zeros(batch.input_ids.shape, dtype=torch.bool, device=model.device)
     queries[0, -1] = True
-    with model.observe(received={"row": Received(queries=queries)}) as seen:
+    with model.observe(received={"row": Received(queries=queries)}) as recording:
         forward(model, batch.input_ids)
     return {
-        s.layer: seen[_key(s)].received_by("row")[0].double().cpu().numpy()
+        s.layer: recording[_key(s)].received_by("row")[0].double().cpu().numpy()
         for s in main_sites(model)
     }
 
@@ -154,8 +154,8 @@ def _layers(
     rows: list[dict[str, Any]] = []
     for i, layer in enumerate(layers):
         row: dict[str, Any] = dict(layer=layer)
-        for name, found in values.items():
-            defined = [float(v[i]) for v in found if np.isfinite(v[i])]
+        for name, arrays in values.items():
+            defined = [float(v[i]) for v in arrays if np.isfinite(v[i])]
             interval = bootstrap(defined, seed) if defined else None
             row[name] = None if interval is None else dict(vars(interval))
         rows.append(row)

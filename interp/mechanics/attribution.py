@@ -92,13 +92,13 @@ def attributions(
 
     check(steps, baseline)
     hooked = load(model)
-    known = hooked.vocabulary() if vocabulary is None else vocabulary
+    vocab = hooked.vocabulary() if vocabulary is None else vocabulary
     batch = judged(hooked, [instance], first_only=True)
-    embedding = known.embed(batch.input_ids)[0].detach()  # (tokens, d_model)
+    embedding = vocab.embed(batch.input_ids)[0].detach()  # (tokens, d_model)
     if baseline == "zero":
         away = torch.zeros_like(embedding)
     else:
-        away = (known.W_E.double().mean(0) * known.embed_scale).to(embedding).expand_as(embedding)
+        away = (vocab.W_E.double().mean(0) * vocab.embed_scale).to(embedding).expand_as(embedding)
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     alphas = torch.tensor(
         [1.0, 0.0, *((nodes + 1) / 2)], dtype=torch.float64, device=embedding.device

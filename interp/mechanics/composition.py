@@ -107,7 +107,7 @@ def _factors(model: HookedModel) -> dict[int, tuple[torch.Tensor, dict[str, torc
     """layer → (S (heads, d_head, d_model), kind → R (heads, d_model, d_head)): ‖W_OV¹ X²‖ = ‖S¹
     R²‖."""
     norms = model.norms()
-    found = {}
+    factors = {}
     for site in main_sites(model):
         layer: Folded = folded(model, site, norms)
         q, k, v, o = (_triangle(w) for w in (layer.Q, layer.K, layer.V, layer.O.transpose(1, 2)))
@@ -116,8 +116,8 @@ def _factors(model: HookedModel) -> dict[int, tuple[torch.Tensor, dict[str, torc
             k=layer.K @ q.transpose(1, 2),
             v=layer.V @ o.transpose(1, 2),
         )  # (heads, d_model, d_head)
-        found[site.layer] = v @ layer.O, readers
-    return found
+        factors[site.layer] = v @ layer.O, readers
+    return factors
 
 
 def _triangle(weight: torch.Tensor) -> torch.Tensor:

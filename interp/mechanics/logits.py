@@ -151,14 +151,14 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
         if any(len(right) > 1 for right in batch.right):  # the metric takes the best of them
             logits = logits_of(forward(hooked, *where))
             batch = batch.best(logits[batch.rows, batch.columns])
-        asked = [_directions(batch, vocabulary, against) for against in (True, False)]
+        directions = [_directions(batch, vocabulary, against) for against in (True, False)]
         both = _direct(
-            hooked, norms, *where, [vectors for vectors, _ in asked], batch.rows, batch.columns
+            hooked, norms, *where, [vectors for vectors, _ in directions], batch.rows, batch.columns
         )
-        for found, (_, offset), into in zip(both, asked, (parts, right), strict=True):
-            for key, values in _parts(found, offset).items():
+        for contribution, (_, offset), into in zip(both, directions, (parts, right), strict=True):
+            for key, values in _parts(contribution, offset).items():
                 into.setdefault(key, []).append(_by_problem(values, batch))
-        totals.append(_by_problem(both[0].total + asked[0][1], batch))
+        totals.append(_by_problem(both[0].total + directions[0][1], batch))
     rows = head_rows(hooked).assign(component="head")
     blank = dict(tower=hooked.main_tower, kind="self", head=-1, kv_head=-1)
     others = [dict(blank, layer=layer, component=name) for name, layer in parts if name != "head"]
@@ -287,7 +287,7 @@ def _direct(
             bias,
             post - pre - written,
         )
-    found = []
+    contributions = []
     for vectors in (one.to(end) for one in directions):
         along = vectors if frozen is None else _back(frozen, vectors)  # through the frozen norm
 
@@ -305,8 +305,10 @@ def _direct(
             torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
         )
         total = (vectors * stream.get("final", end)).sum(-1)
-        found.append(Direct(start, project(results), project(biases), project(mlps), tail, total))
-    return found
+        contributions.append(
+            Direct(start, project(results), project(biases), project(mlps), tail, total)
+        )
+    return contributions
 
 
 def _key(site: Site) -> Any:

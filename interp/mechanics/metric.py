@@ -54,7 +54,9 @@ def judged(model: HookedModel, instances: Sequence[Instance], first_only: bool =
     places = [i.positions[:1] if first_only else i.positions for i in instances]
     rows = [b for b, p in enumerate(places) for _ in p]
     columns = [
-        p + offset for found, offset in zip(places, batch.offset, strict=True) for p in found
+        p + offset
+        for positions, offset in zip(places, batch.offset, strict=True)
+        for p in positions
     ]
     right = [a for i, p in zip(instances, places, strict=True) for a in i.accept[: len(p)]]
     wrong = [w for i, p in zip(instances, places, strict=True) for w in i.wrong[: len(p)]]

@@ -52,9 +52,9 @@ def ov_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = Tr
         >>> values.shape, bool(abs(values[0]) >= abs(values[-1]))
         ((32,), True)
     """
-    hooked, chosen, norms, layer = _head(model, head)
+    hooked, target, norms, layer = _head(model, head)
     middle = through_vocabulary(hooked.vocabulary(), norms)[0] if full else None
-    return _numbers(_ov(layer, middle)[chosen.head])
+    return _numbers(_ov(layer, middle)[target.head])
 
 
 def qk_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = True) -> np.ndarray:
@@ -71,9 +71,9 @@ def qk_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = Tr
         >>> interp.mechanics.qk_eigenvalues(model, "L2H3").shape
         (32,)
     """
-    hooked, chosen, norms, layer = _head(model, head)
+    hooked, target, norms, layer = _head(model, head)
     middle = through_vocabulary(hooked.vocabulary(), norms)[1] if full else None
-    return _numbers(_qk(layer, middle)[chosen.head])
+    return _numbers(_qk(layer, middle)[target.head])
 
 
 def positive_share(eigenvalues: torch.Tensor) -> torch.Tensor:
@@ -87,14 +87,14 @@ def copying_of(model: HookedModel) -> dict[int, tuple[torch.Tensor, torch.Tensor
     `TapError`."""
     norms = model.norms()
     unembed_embed, embed_embed = through_vocabulary(model.vocabulary(), norms)
-    found = {}
+    by_layer = {}
     for site in main_sites(model):
         layer = folded(model, site, norms)
-        found[site.layer] = (
+        by_layer[site.layer] = (
             positive_share(_ov(layer, unembed_embed)),
             positive_share(_qk(layer, embed_embed)),
         )
-    return found
+    return by_layer
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ def ov_top_tokens(
     """
     import pandas as pd
 
-    hooked, chosen, norms, layer = _head(model, head)
+    hooked, target, norms, layer = _head(model, head)
     vocabulary = hooked.vocabulary()
     size = vocabulary.W_U.shape[1]
     if not 1 <= k <= size:
@@ -203,7 +203,7 @@ def ov_top_tokens(
     ids = torch.tensor([_id(hooked, t, size) for t in tokens], device=vocabulary.W_E.device)
     if not len(ids):
         raise InputError("No token was named; give ids, or words of one token each.")
-    logits = _raised(layer, chosen.head, vocabulary.embed(ids).double(), vocabulary, norms)
+    logits = _raised(layer, target.head, vocabulary.embed(ids).double(), vocabulary, norms)
     best = logits.topk(k, dim=1, largest=not lowest)
     rows = [
         dict(token=int(token), rank=i + 1, output=output, value=value)
@@ -223,12 +223,12 @@ def _head(model: Any, head: str | Head | Sequence[int]) -> tuple[HookedModel, He
     from interp.loading import load
 
     hooked = load(model)
-    chosen = hooked.check(Head.parse(head))
-    site = next((s for s in main_sites(hooked) if s.layer == chosen.layer), None)
-    if site is None or chosen.tower not in ("", site.tower):
-        raise InputError(f"{chosen} is no head of the tower that reads and writes tokens.")
+    target = hooked.check(Head.parse(head))
+    site = next((s for s in main_sites(hooked) if s.layer == target.layer), None)
+    if site is None or target.tower not in ("", site.tower):
+        raise InputError(f"{target} is no head of the tower that reads and writes tokens.")
     norms = hooked.norms()
-    return hooked, chosen, norms, folded(hooked, site, norms)
+    return hooked, target, norms, folded(hooked, site, norms)
 
 
 @torch.no_grad()

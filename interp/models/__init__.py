@@ -65,12 +65,14 @@ class Entry:
 
 def catalog() -> list[Entry]:
     """Bundled models with their shortcuts, then aliases."""
-    found = []
+    entries = []
     for name, folder in BUNDLED.items():
         shortcuts = ", ".join(s for s, (target, _) in SHORTCUTS.items() if target == name)
         here = (
             "" if (FOLDER / folder / "model.safetensors").is_file() else " (not trained here yet)"
         )
-        found.append(Entry(name, "bundled", folder, f"shortcut: {shortcuts}; works offline{here}"))
+        entries.append(
+            Entry(name, "bundled", folder, f"shortcut: {shortcuts}; works offline{here}")
+        )
     note = "downloaded from the hub when asked for"
-    return found + [Entry(name, "alias", target, note) for name, target in ALIASES.items()]
+    return entries + [Entry(name, "alias", target, note) for name, target in ALIASES.items()]

@@ -41,7 +41,7 @@ class ImageProbe(Probe):
         raise TypeError("Pictures are read by a model's processor; use make.")
 
     def make(self, model: HookedModel, settings: Settings) -> list[ProbeBatch]:
-        return [image_batch(model, given) for given in settings.pictures.inputs(model, told=True)]
+        return [image_batch(model, inputs) for inputs in settings.pictures.inputs(model, told=True)]
 
     def run(
         self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback
@@ -53,19 +53,19 @@ class ImageProbe(Probe):
 
         def note(place: str, layer: int, stream: torch.Tensor) -> None:
             residual.clear()  # nothing is kept but which tokens are sinks
-            if place == "pre" and wanted:
+            if place == "pre" and needs_sinks:
                 sinks[layer], defined[layer] = find_sinks(model, stream, first)
 
         def choose(site: Site) -> Question:
-            asked = question.at(site)
-            if not asked.n_groups or site.tower == "vision":
-                return asked
+            at_site = question.at(site)
+            if not at_site.n_groups or site.tower == "vision":
+                return at_site
             labels = image.long()
-            if asked.n_groups > 2 and site.layer in sinks:
+            if at_site.n_groups > 2 and site.layer in sinks:
                 labels = labels * (1 + sinks[site.layer].to(labels))
-            return replace(asked, labels=labels)
+            return replace(at_site, labels=labels)
 
-        wanted = any(question.at(site).n_groups > 2 for site in model.sites)
+        needs_sinks = any(question.at(site).n_groups > 2 for site in model.sites)
         asking = SiteQuestion(names=question.names, z=question.z, call=question.call, choose=choose)
         with model.capture_resid(note) as residual, model.watch(asking, callback):
             forward(model, batch.input_ids, batch.attention_mask, keep=1, **batch.extra)

@@ -38,7 +38,7 @@ class QuestionProbe(Probe):
     name, what = "question", "needle prompts, with the question and with N/A"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        found = []
+        batches = []
         reader = Text(tokenizer)
         for i in needles(tokenizer, settings):
             (n0, n1), (q0, q1) = i.info["needle"], i.info["question"]
@@ -51,8 +51,8 @@ class QuestionProbe(Probe):
                 ((n0 + pad, n1 + pad), (start + pad, stop + pad))
                 for pad, (start, stop) in zip(pads, questions, strict=True)
             ]
-            found.append(ProbeBatch(ids, mask, dict(spans=spans)))
-        return found
+            batches.append(ProbeBatch(ids, mask, dict(spans=spans)))
+        return batches
 
 
 class NeedleProbe(Probe):

@@ -50,9 +50,9 @@ class RepeatProbe(Probe):
     name, what = "repeat", "repeated random tokens"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        made = task("induction").sample(tokenizer, settings.samples, settings.seed)
-        ids = torch.tensor([[*i.ids] for i in made])
-        return [ProbeBatch(ids, None, dict(made[0].info), len(made))]
+        instances = task("induction").sample(tokenizer, settings.samples, settings.seed)
+        ids = torch.tensor([[*i.ids] for i in instances])
+        return [ProbeBatch(ids, None, dict(instances[0].info), len(instances))]
 
 
 class DomainsProbe(Probe):
@@ -65,12 +65,12 @@ class DomainsProbe(Probe):
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
         length = min(self.length, settings.context)
         prose = rows_of_text(tokenizer, None, length, settings.samples, settings.seed)
-        found = []
+        batches = []
         reader = Text(tokenizer)
         for i, row in enumerate(prose):
             rng = np.random.default_rng([settings.seed, i, 1])
             code = language.code(rng, length)
             other = rows_of_text(tokenizer, code, length, 1, settings.seed)[0]
             other[: len(reader.bos)] = reader.bos
-            found.append(ProbeBatch(torch.tensor([row, other])))
-        return found
+            batches.append(ProbeBatch(torch.tensor([row, other])))
+        return batches

@@ -118,10 +118,12 @@ class APE:
             out = forward(
                 hooked, ids, use_cache=True, past_key_values=cache, position_ids=places, keep=1
             )
-            made = layers(hooked, out.past_key_values)
+            by_layer = layers(hooked, out.past_key_values)
             for row, i in enumerate(some):
                 cut = slice(len(head), len(head) + len(parts[i]))
-                pieces[i] = [(k[row : row + 1, :, cut], v[row : row + 1, :, cut]) for k, v in made]
+                pieces[i] = [
+                    (k[row : row + 1, :, cut], v[row : row + 1, :, cut]) for k, v in by_layer
+                ]
         for piece in pieces:
             assert piece is not None
             joined = [
@@ -272,9 +274,11 @@ class _Merge(Edit):
             value=torch.cat([call.value[:, :, :a], call.value[:, :, b:]], 2),
         )
         # all contexts are before the query; without them the query's slots are b − a fewer
-        seen = self._attend(context, Mask(causal=False), 1 / self.temperature, sinks=False)
+        contexts = self._attend(context, Mask(causal=False), 1 / self.temperature, sinks=False)
         rest = self._attend(own, Mask(q_start=call.mask.q_start - (b - a)), 1.0, sinks=True)
-        return merge(seen, rest, self.context_scale * self.temperature).transpose(1, 2).to(z.dtype)
+        return (
+            merge(contexts, rest, self.context_scale * self.temperature).transpose(1, 2).to(z.dtype)
+        )
 
     def _attend(
         self, call: AttentionCall, mask: Mask, sharper: float, sinks: bool
@@ -283,7 +287,7 @@ class _Merge(Edit):
         cap = (
             None if call.softcap is None else call.softcap * sharper
         )  # the capped logits are divided by T
-        made = attention(
+        result = attention(
             call.query,
             call.key,
             call.value,
@@ -293,7 +297,7 @@ class _Merge(Edit):
             sinks=call.sinks if sinks else None,
             backend=self.backend,
         )
-        return made.out, made.lse
+        return result.out, result.lse
 
     def route(self, site: Site) -> str:
         return "ape: contexts and the rest apart, merged by log-sum-exp"
@@ -315,7 +319,7 @@ def merge(
 def layers(model: HookedModel, cache: Any) -> Layers:
     """Keys and values of each layer of a cache. Raises `InputError` where a layer does not keep all
     tokens."""
-    found = []
+    pairs = []
     for layer in getattr(cache, "layers", [None]):
         keys = getattr(layer, "keys", None)
         if keys is None or getattr(layer, "is_sliding", False):
@@ -323,8 +327,8 @@ def layers(model: HookedModel, cache: Any) -> Layers:
                 f"APE needs a plain cache of keys and values in every layer, and {model.name} has "
                 "others."
             )
-        found.append((keys, layer.values))
-    return found
+        pairs.append((keys, layer.values))
+    return pairs
 
 
 def refill(kept: Layers, batch: int) -> Any:

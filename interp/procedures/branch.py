@@ -97,15 +97,15 @@ class Branch:
 
     def _follow(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows in the order of `ids`, whose last token is new."""
-        seen = self._seen
-        if seen is None or ids.shape[1] != seen.shape[1] + 1:
+        past = self._seen
+        if past is None or ids.shape[1] != past.shape[1] + 1:
             raise InputError(
                 "This logits processor follows generate token by token, from the "
                 "prompt it was made for; "
                 "assisted generation goes another way."
             )
-        if not torch.equal(ids[:, :-1], seen):
-            same = torch.stack([(row == seen).all(-1) for row in ids[:, :-1]])  # (rows, rows seen)
+        if not torch.equal(ids[:, :-1], past):
+            same = torch.stack([(row == past).all(-1) for row in ids[:, :-1]])  # (rows, rows seen)
             if not bool(same.any(1).all()):
                 raise InputError(
                     "This logits processor was used for another text in between; make one a text."

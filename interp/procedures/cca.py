@@ -139,8 +139,8 @@ class CCA:
     def _layout(self, model: HookedModel, ids: torch.Tensor) -> _Layout:
         shift, ring = torch.zeros_like(ids), torch.full_like(ids, -1)
         image = torch.full_like(ids, -1)
-        for row, found in enumerate(spans(model, ids)):
-            for number, (start, stop) in enumerate(found):
+        for row, row_spans in enumerate(spans(model, ids)):
+            for number, (start, stop) in enumerate(row_spans):
                 rings = self.rings(stop - start).to(ids.device)
                 shift[row, start:stop] += torch.arange(stop - start, device=ids.device) - rings
                 shift[row, stop:] += stop - start - int(rings.max()) - 1

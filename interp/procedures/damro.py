@@ -77,10 +77,10 @@ class DAMRO(TwoBranches):
         super().__init__(hooked, beta)
         self.alpha = alpha
         ids, mask, more = prompt_of(hooked, inputs, self.name)
-        found = cls_attention(
+        patches = cls_attention(
             hooked, inputs, (layer,), "width" if preset == "code" else "heads", self.name
         )
-        attention = found.attention[layer]  # (images, patches)
+        attention = patches.attention[layer]  # (images, patches)
         if k > attention.shape[1]:
             raise InputError(
                 f"DAMRO keeps k = {k} patches of an image, and there are {attention.shape[1]}."
@@ -89,7 +89,7 @@ class DAMRO(TwoBranches):
             1, attention.topk(k, 1).indices, True
         )
         #: (batch, slots) bool: the patches that the second prediction sees
-        self.outliers = found.keys(best, *ids.shape).to(ids.device)
+        self.outliers = patches.keys(best, *ids.shape).to(ids.device)
         image = image_mask(hooked.module.config, ids)
         assert image is not None
         if alpha:

@@ -42,8 +42,8 @@ class Choice:
         ranked = torch.where(
             ranked.cumsum(-1) - ranked < self.top_p, ranked, 0
         )  # the first always stays
-        drawn = torch.multinomial(ranked, 1, generator=generator)
-        return order.gather(-1, drawn)[:, 0].to(logits.device)
+        places = torch.multinomial(ranked, 1, generator=generator)
+        return order.gather(-1, places)[:, 0].to(logits.device)
 
 
 def decode(
@@ -59,17 +59,17 @@ def decode(
     ends when all have."""
     if max_new_tokens < 1:
         raise InputError("A text needs at least one new token; use max_new_tokens ≥ 1.")
-    generator, logits, made = choice.generator(), first, []
+    generator, logits, columns = choice.generator(), first, []
     over = torch.zeros(len(first), dtype=torch.bool, device=first.device)
     ends = torch.tensor(sorted(stop), device=first.device, dtype=torch.long)
     for i in range(max_new_tokens):
         tokens = torch.where(over, pad, choice(logits, generator))
-        made.append(tokens)
+        columns.append(tokens)
         over = over | torch.isin(tokens, ends)
         if i + 1 == max_new_tokens or bool(over.all()):
             break
         logits = step(tokens)
-    return torch.stack(made, 1)
+    return torch.stack(columns, 1)
 
 
 def token_ids(model: HookedModel, text: Any, start: bool) -> list[int]:

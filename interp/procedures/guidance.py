@@ -188,14 +188,14 @@ def guided_generate(
     ids = ids.to(hooked.device)
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(hooked.device)
     with _pair(hooked, edits, scale) as pair:
-        seen = [mask]
+        holder = [mask]
 
         def step(tokens: torch.Tensor) -> torch.Tensor:
-            seen[0] = torch.nn.functional.pad(seen[0], (0, 1), value=1)
-            return pair(tokens[:, None], seen[0], use_cache=True)[:, -1]
+            holder[0] = torch.nn.functional.pad(holder[0], (0, 1), value=1)
+            return pair(tokens[:, None], holder[0], use_cache=True)[:, -1]
 
         first = pair(ids, mask, use_cache=True, keep=1)[:, -1]
-        made = decode(
+        continuation = decode(
             first, step, choice, max_new_tokens, stop_tokens(hooked), pad_id(hooked.tokenizer)
         )
-    return torch.cat([ids, made], 1)
+    return torch.cat([ids, continuation], 1)

@@ -94,20 +94,20 @@ class RITUAL(TwoBranches):
             raise InputError(
                 f"{hooked.name} came without its processor; give it to interp.load as processor=."
             )
-        given = (
+        originals = (
             pictures(hooked, more["pixel_values"])
             if images is None
             else [_read(image) for image in images]
         )
         #: (transformation, picture) of each image
         self.complements: list[tuple[str, Image]] = []
-        for i, picture in enumerate(given):
+        for i, picture in enumerate(originals):
             rng = np.random.default_rng([seed, i])
             kind = transforms[int(rng.integers(len(transforms)))]
             self.complements.append((kind, transformed(picture, kind, rng)))
         if kappa:
-            made = _processed(hooked, more, [picture for _, picture in self.complements])
-            self.branch = Branch(hooked, ids, mask, {**more, **made})
+            tensors = _processed(hooked, more, [picture for _, picture in self.complements])
+            self.branch = Branch(hooked, ids, mask, {**more, **tensors})
 
     def join(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return own + self.kappa * other
@@ -131,8 +131,8 @@ def pictures(model: HookedModel, pixel_values: Any) -> list[Image]:
         torch.tensor(getattr(reader, name))[:, None, None] for name in ("image_mean", "image_std")
     )
     whole = (pixel_values.float().cpu() * std + mean).clamp(0, 1)
-    made = (whole * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in made]
+    pixels = (whole * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in pixels]
 
 
 def _read(image: Any) -> Any:
@@ -144,13 +144,13 @@ def _processed(
 ) -> dict[str, torch.Tensor]:
     """What the processor makes of pictures, in place of what it made of the prompt's. Raises
     `InputError`."""
-    found = dict(model.processor.image_processor(images=made, return_tensors="pt"))
-    found = {name: value for name, value in found.items() if name in inputs}
-    if found["pixel_values"].shape != inputs["pixel_values"].shape:
+    tensors = dict(model.processor.image_processor(images=made, return_tensors="pt"))
+    tensors = {name: value for name, value in tensors.items() if name in inputs}
+    if tensors["pixel_values"].shape != inputs["pixel_values"].shape:
         raise InputError(
             f"RITUAL needs the pictures of the prompt, in order: {len(made)} of them give "
             "pixel_values of shape "
-            f"{tuple(found['pixel_values'].shape)}, and the prompt has "
+            f"{tuple(tensors['pixel_values'].shape)}, and the prompt has "
             f"{tuple(inputs['pixel_values'].shape)}."
         )
-    return {name: value.to(inputs[name]) for name, value in found.items()}
+    return {name: value.to(inputs[name]) for name, value in tensors.items()}

@@ -29,8 +29,8 @@ def render(atlas: HeadTable, heading: tuple[str, str], first: Sequence[Section] 
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
     scores = [score_section.of(atlas, score) for score in atlas.scores]
-    drawn: list[Section | OverlaySection | ScoreSection] = [*first, *overlays, *scores]
-    figures = {element: figure for s in drawn for element, figure in s.figures.items()}
+    sections: list[Section | OverlaySection | ScoreSection] = [*first, *overlays, *scores]
+    figures = {element: figure for s in sections for element, figure in s.figures.items()}
     return rendered(
         "page.html.j2",
         kind=kind,
@@ -92,5 +92,5 @@ def _tokens(value: Any) -> str | None:
 def _day(value: Any) -> str | None:
     """An ISO time as "2025-11-21 08:30"; anything else as it is."""
     text = None if value is None else str(value)
-    found = re.match(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)", text or "")
-    return f"{found[1]} {found[2]}" if found else text
+    match = re.match(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)", text or "")
+    return f"{match[1]} {match[2]}" if match else text

@@ -103,12 +103,12 @@ class Evaluation:
             >>> found.summary()["baseline"]["n"]
             4
         """
-        found: dict[str, Any] = {"task": self.task, "metric": self.metric}
+        summary: dict[str, Any] = {"task": self.task, "metric": self.metric}
         for name in ("baseline", "edited", "difference", "mcnemar"):
             value = getattr(self, name)
-            found[name] = None if value is None else asdict(value)
+            summary[name] = None if value is None else asdict(value)
         more = {name: asdict(value) for name, value in self.more.items()}
-        return {**found, "more": more, "notes": list(self.notes), "provenance": self.provenance}
+        return {**summary, "more": more, "notes": list(self.notes), "provenance": self.provenance}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
@@ -190,12 +190,12 @@ def summarise(
 def edits_as_json(edits: Sequence[Edit]) -> list[Any]:
     """Edits for the record: their JSON form, or their repr where they have none (edits made for one
     occasion)."""
-    found: list[Any] = []
+    forms: list[Any] = []
     for edit in edits:
         try:
             form = edit.to_json()  # type: ignore[attr-defined]
             json.dumps(form)
         except (AttributeError, TypeError, ValueError):
             form = {"edit": type(edit).__name__, "repr": repr(edit)}
-        found.append(form)
-    return found
+        forms.append(form)
+    return forms

@@ -130,8 +130,8 @@ class HeadTable:
         self._check(score)
         pairs = list(dict.fromkeys(zip(self.frame["tower"], self.frame["kind"], strict=True)))
         measured = self.frame[np.isfinite(self.frame[score])]
-        seen = set(zip(measured["tower"], measured["kind"], strict=True))
-        return [p for p in pairs if p in seen] or pairs
+        panels = set(zip(measured["tower"], measured["kind"], strict=True))
+        return [p for p in pairs if p in panels] or pairs
 
     def __getitem__(self, score: str) -> np.ma.MaskedArray:
         """(layers, heads), masked where not measured. Models of several towers: `matrix(score,
@@ -214,10 +214,10 @@ class HeadTable:
             rows = rows[rows["tower"] == self.panel(score, tower, kind)[0]]
         # A head's name does not say its kind, so a list of heads is of one kind.
         kinds = set(rows["kind"])
-        wanted = (
+        panel_kind = (
             kind if kind is not None else "self" if "self" in kinds or not kinds else min(kinds)
         )
-        rows = rows[rows["kind"] == wanted]
+        rows = rows[rows["kind"] == panel_kind]
         rows = rows.sort_values(
             [score, "tower", "layer", "head"], ascending=[False, True, True, True], kind="stable"
         )
@@ -254,16 +254,16 @@ class HeadTable:
             True
         """
         self._check(score)
-        asked = Head.parse(head)
-        tower, kind = self.panel(score, asked.tower, kind)
+        target = Head.parse(head)
+        tower, kind = self.panel(score, target.tower, kind)
         place = (
             self.frame[["tower", "kind", "layer", "head"]]
-            .eq([tower, kind, asked.layer, asked.head])
+            .eq([tower, kind, target.layer, target.head])
             .all(axis=1)
         )
         if not place.any():
             raise HeadError(
-                f"There is no head {asked} in this atlas of {self.model} ({self.shape_text()})."
+                f"There is no head {target} in this atlas of {self.model} ({self.shape_text()})."
             )
         return float(self.frame.loc[place, score].iloc[0])
 
@@ -361,9 +361,9 @@ class HeadTable:
                 "interrupted); run the scan again."
             )
         try:
-            known = {f.name for f in fields(About)}
+            names = {f.name for f in fields(About)}
             about = {
-                s: About(**{k: v for k, v in a.items() if k in known})
+                s: About(**{k: v for k, v in a.items() if k in names})
                 for s, a in head["scores"].items()
             }
             overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]

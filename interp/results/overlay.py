@@ -58,7 +58,7 @@ class Overlay:
         across = min(columns, len(heads) + 1)
         down = -(-(len(heads) + 1) // across)
         titles = ["the picture", *(f"{h} · {self.mass[h]:.0%} on the image" for h in heads)]
-        made = make_subplots(
+        plot = make_subplots(
             down,
             across,
             subplot_titles=titles,
@@ -69,12 +69,12 @@ class Overlay:
         height, width = pixels.shape[:2]
         for k in range(len(heads) + 1):
             where = dict(row=k // across + 1, col=k % across + 1)
-            made.add_trace(go.Image(z=pixels, hoverinfo="skip"), **where)
+            plot.add_trace(go.Image(z=pixels, hoverinfo="skip"), **where)
             if k:
-                self._draw(made, heads[k - 1], height, width, where)
-            made.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain", **where)
-            made.update_yaxes(visible=False, range=[height - 0.5, -0.5], scaleanchor=None, **where)
-        made.update_layout(
+                self._draw(plot, heads[k - 1], height, width, where)
+            plot.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain", **where)
+            plot.update_yaxes(visible=False, range=[height - 0.5, -0.5], scaleanchor=None, **where)
+        plot.update_layout(
             width=220 * across + 40,
             height=250 * down + 60,
             margin=dict(l=16, r=16, t=64, b=16),
@@ -83,7 +83,7 @@ class Overlay:
             title=dict(text=f"Attention of “{self.token}”", font=dict(size=15)),
             font=dict(size=11),
         )
-        return made
+        return plot
 
     def _draw(
         self, figure: go.Figure, head: str, height: int, width: int, where: dict[str, int]

@@ -89,10 +89,10 @@ class Plan:
 
     def _tokens(self) -> list[tuple[int, int]]:
         """(tokens, row length) of every batch, and of the scores that run the model themselves."""
-        found = [
+        sizes = [
             (b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches
         ]
-        return found + [(self._cost[s.name], min(256, self.settings.context)) for s in self._own]
+        return sizes + [(self._cost[s.name], min(256, self.settings.context)) for s in self._own]
 
     @torch.no_grad()
     def _estimate(self) -> tuple[float, float]:
@@ -123,13 +123,13 @@ class Plan:
         return seconds, (size + working) / 1e9
 
     def _settings(self) -> dict[str, Any]:
-        kept = {
+        values = {
             k: v
             for k, v in asdict(self.settings).items()
             if k not in ("seed", "text") and v is not None
         }
         return dict(
-            kept,
+            values,
             scores=[s.name for s in self.scores],
             text=self.settings.text is not None,
             extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
@@ -138,15 +138,15 @@ class Plan:
 
     def _inputs(self) -> list[torch.Tensor]:
         batches = [b for batches in self._batches.values() for b in batches]
-        found = [
+        tensors = [
             t
             for b in batches
             for t in (b.input_ids, *b.extra.values())
             if isinstance(t, torch.Tensor)
         ]
         for score in self._own:
-            found += score.inputs(self.model, self.settings)
-        return found
+            tensors += score.inputs(self.model, self.settings)
+        return tensors
 
 
 def fitting(model: HookedModel, scores: Sequence[Score], named: bool) -> list[Score]:

@@ -49,15 +49,15 @@ def rhythm(model: Any, text: str) -> pd.DataFrame:
     ids = hooked.tokenizer.encode(text)
     if len(ids) < 2:
         raise InputError("The text has fewer than two tokens; give a longer one.")
-    seen: list[LayerStats] = []
+    layers: list[LayerStats] = []
     names = frozenset({"distance", "capped_distance"})
     question = Question(names, received={"future": Received(band=(NEAR, FAR))}, cap=WINDOW)
-    with hooked.watch(question, lambda stats: seen.append(stats)):
+    with hooked.watch(question, lambda stats: layers.append(stats)):
         forward(hooked, torch.tensor([ids]), keep=1)
-    seen = [s for s in seen if s.site.kind == "self"]
-    span = torch.cat([s.distance[0].mean(-1) for s in seen])  # (all heads,)
-    capped = torch.cat([s.capped_distance[0] for s in seen])  # (all heads, tokens)
-    future = torch.cat([s.received["future"][0] for s in seen])
+    layers = [s for s in layers if s.site.kind == "self"]
+    span = torch.cat([s.distance[0].mean(-1) for s in layers])  # (all heads,)
+    capped = torch.cat([s.capped_distance[0] for s in layers])  # (all heads, tokens)
+    future = torch.cat([s.received["future"][0] for s in layers])
     order, count = span.argsort(), max(1, round(SHARE * len(span)))
     return pd.DataFrame(
         dict(

@@ -94,13 +94,15 @@ class Scan(Plan):
 
     def _overlays(self, atlas: Atlas) -> list[Overlay]:
         """Where the heads look that rank highest by the score that is best drawn."""
-        drawn = [s for s in self.scores if s.drawn and s.name in atlas.scores]
-        if not drawn:
+        candidates = [s for s in self.scores if s.drawn and s.name in atlas.scores]
+        if not candidates:
             return []
-        best = max(drawn, key=lambda score: score.drawn)
+        best = max(candidates, key=lambda score: score.drawn)
         heads = atlas.top(best.name, 7, self.model.main_tower)
-        found = (probes.get(p).overlays(self.model, self.settings, heads) for p in self._by_probe)
-        return [overlay for some in found for overlay in some]
+        by_probe = (
+            probes.get(p).overlays(self.model, self.settings, heads) for p in self._by_probe
+        )
+        return [overlay for some in by_probe for overlay in some]
 
     def _jobs(self) -> Iterator[Job]:
         for name in self._by_probe:
@@ -168,9 +170,9 @@ class Scan(Plan):
 
         probe = probes.get(name)
         probe.run(self.model, batch, self._question(scores, batch), note)
-        for site, seen in steps.items():
+        for site, by_step in steps.items():
             for step in decoded:
-                records.extend(_records(step, site, step.measure_steps(seen, batch), first))
+                records.extend(_records(step, site, step.measure_steps(by_step, batch), first))
         for passed in late:
             layers = whole[passed.name]
             for stats, values in zip(layers, passed.measure_pass(layers, batch), strict=True):
@@ -275,8 +277,8 @@ def plan_scan(
     """
     from interp.loading import load
 
-    chosen = select(scores)  # names are checked before a model is loaded
-    if not chosen:
+    selection = select(scores)  # names are checked before a model is loaded
+    if not selection:
         raise InputError(
             "No score was named; use default, all, or names from `interp.scores.names()`."
         )
@@ -284,7 +286,7 @@ def plan_scan(
     if images is not None:
         files_in(images)
     hooked = load(model)
-    chosen = fitting(hooked, chosen, named=scores not in ("default", "all"))
+    selection = fitting(hooked, selection, named=scores not in ("default", "all"))
     if images is not None or prompt is not None:
         needs_images(hooked, "images=" if images is not None else "prompt=")
     if hooked.tokenizer is None:
@@ -295,7 +297,7 @@ def plan_scan(
         context = min(DEFAULT_CONTEXT, hooked.max_context or DEFAULT_CONTEXT)
     folder = None if images is None else str(images)
     return Scan(
-        hooked, chosen, Settings(context, samples, seed, content, folder, prompt), extrapolate
+        hooked, selection, Settings(context, samples, seed, content, folder, prompt), extrapolate
     )
 
 

@@ -103,7 +103,7 @@ def sprites() -> dict[str, np.ndarray]:
     from PIL import Image as Pictures
     from PIL import ImageDraw
 
-    made = {}
+    by_name = {}
     side = _SPRITE * _FINE
     for name in OBJECTS:
         canvas = Pictures.new("L", (side, side))
@@ -111,8 +111,8 @@ def sprites() -> dict[str, np.ndarray]:
         for form, filled, numbers in _DRAWINGS[name]:
             getattr(draw, form)([float(n) * _FINE for n in numbers.split()], fill=255 * filled)
         fine = np.asarray(canvas, dtype=np.float32) / 255
-        made[name] = fine.reshape(_SPRITE, _FINE, _SPRITE, _FINE).mean((1, 3))
-    return made
+        by_name[name] = fine.reshape(_SPRITE, _FINE, _SPRITE, _FINE).mean((1, 3))
+    return by_name
 
 
 @cache

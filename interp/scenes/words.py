@@ -29,5 +29,5 @@ def question(name: str) -> str:
 
 def mentions(text: str) -> list[str]:
     """The objects that a text names, each once, in the order they come."""
-    found = re.findall(r"[a-z]+", text.lower())
-    return list(dict.fromkeys(word for word in found if word in OBJECTS))
+    words = re.findall(r"[a-z]+", text.lower())
+    return list(dict.fromkeys(word for word in words if word in OBJECTS))

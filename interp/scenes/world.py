@@ -96,8 +96,8 @@ def broken(rng: np.random.Generator) -> Scene:
     count = int(rng.integers(2, 5))
     pairs, weights = list(PAIRS), np.array(list(PAIRS.values()))
     half = int(rng.integers((count + 1) // 2, count + 1))
-    chosen = rng.choice(len(pairs), size=half, replace=False, p=weights / weights.sum())
-    groups = [[pairs[i][rng.integers(2)]] for i in chosen]
+    indices = rng.choice(len(pairs), size=half, replace=False, p=weights / weights.sum())
+    groups = [[pairs[i][rng.integers(2)]] for i in indices]
     groups += [[SHAPES[i]] for i in rng.choice(len(SHAPES), size=count - half, replace=False)]
     return placed(groups, rng)
 
@@ -106,10 +106,10 @@ def placed(groups: list[list[str]], rng: np.random.Generator) -> Scene:
     """The groups in free cells, with colours, opacities and a background."""
     cells = iter(rng.permutation(9).tolist())
     colors = list(COLORS)
-    made: list[list[Thing]] = []
+    things: list[list[Thing]] = []
     for group in groups:
         where = sorted(next(cells) for _ in group)
-        made.append(
+        things.append(
             [
                 Thing(
                     name=name,
@@ -122,5 +122,5 @@ def placed(groups: list[list[str]], rng: np.random.Generator) -> Scene:
                 for name, cell in zip(group, where, strict=True)
             ]
         )
-    made.sort(key=lambda group: group[0].cell)
-    return Scene(tuple(t for group in made for t in group), int(rng.integers(2**31)))
+    things.sort(key=lambda group: group[0].cell)
+    return Scene(tuple(t for group in things for t in group), int(rng.integers(2**31)))

@@ -87,5 +87,5 @@ def select(which: str | list[str]) -> list[Score]:
         return [get(n) for n in names()]
     if which == "default":
         return [s for s in map(get, names()) if s.default]
-    wanted = [w.strip() for w in which.split(",")] if isinstance(which, str) else list(which)
-    return [get(n) for n in dict.fromkeys(w for w in wanted if w)]
+    entries = [w.strip() for w in which.split(",")] if isinstance(which, str) else list(which)
+    return [get(n) for n in dict.fromkeys(w for w in entries if w)]

@@ -76,8 +76,8 @@ class CLSOutlier(PassScore):
 def feature_layer(config: Any, n_layers: int) -> int:
     """The last layer of the vision tower that the language model's features have passed (−2 in
     `vision_feature_layer` is the output of the last but one)."""
-    chosen = getattr(config, "vision_feature_layer", -1)
-    if isinstance(chosen, list | tuple):  # features of several layers
-        chosen = chosen[-1]
-    index = n_layers + chosen if chosen < 0 else chosen - 1  # hidden state 0 is the embedding
+    layer = getattr(config, "vision_feature_layer", -1)
+    if isinstance(layer, list | tuple):  # features of several layers
+        layer = layer[-1]
+    index = n_layers + layer if layer < 0 else layer - 1  # hidden state 0 is the embedding
     return min(max(index, 0), n_layers - 1)

@@ -47,6 +47,6 @@ class OVCopying(ModelScore):
     ) -> Iterator[list[tuple[Head, list[float]]]]:
         from interp.mechanics.ov_qk import copying_of
 
-        for layer, found in copying_of(model).items():
-            values = found[self.circuit].tolist()
+        for layer, shares in copying_of(model).items():
+            values = shares[self.circuit].tolist()
             yield [(Head(layer, h, model.main_tower), [value]) for h, value in enumerate(values)]

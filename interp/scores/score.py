@@ -135,4 +135,4 @@ class ModelScore(Score):
         """What `compute` reads beside the probes' inputs, for the record of a result's inputs."""
         if not self.needs_images:
             return []
-        return [t for given in settings.pictures.inputs(model) for t in given.values()]
+        return [t for inputs in settings.pictures.inputs(model) for t in inputs.values()]

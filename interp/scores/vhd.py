@@ -48,9 +48,9 @@ class VHD(ModelScore):
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
         for inputs in settings.pictures.inputs(model):
-            found = vhd(model, inputs)
+            by_layer = vhd(model, inputs)
             yield [
                 (Head(n, h, model.main_tower), [float(v)])
-                for n, row in found.items()
+                for n, row in by_layer.items()
                 for h, v in enumerate(row[0])
             ]

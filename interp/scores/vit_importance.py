@@ -48,11 +48,11 @@ class ViTImportance(ModelScore):
     def compute(
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
-        given = settings.pictures.inputs(model)
-        plain = [_next(model, inputs) for inputs in given]
+        prompts = settings.pictures.inputs(model)
+        plain = [_next(model, inputs) for inputs in prompts]
         for head in heads(model):
             with model.edit(ScaleHeads({head: 0.0})):
-                without = [_next(model, inputs) for inputs in given]
+                without = [_next(model, inputs) for inputs in prompts]
             pairs = zip(plain, without, strict=True)
             yield [(head, [max(0.0, float((p.exp() * (p - q)).sum())) for p, q in pairs])]
 

@@ -47,8 +47,8 @@ def listed(package: str, file: str, helpers: Collection[str]) -> dict[str, str]:
             stub lists and that are no entries.
     """
     stub = ast.parse(Path(file).with_name("__init__.pyi").read_text(encoding="utf-8"))
-    found: dict[str, str] = {}
+    by_module: dict[str, str] = {}
     for line in stub.body:
         if isinstance(line, ast.ImportFrom) and line.module and line.module not in helpers:
-            found.setdefault(line.module, f"{package}.{line.module}:{line.names[0].name}")
-    return found
+            by_module.setdefault(line.module, f"{package}.{line.module}:{line.names[0].name}")
+    return by_module

@@ -38,9 +38,9 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that shape a result, where installed."""
-    found = {package: version_of(package) for package in PACKAGES}
+    by_package = {package: version_of(package) for package in PACKAGES}
     return {
-        **{k: v for k, v in found.items() if v is not None},
+        **{k: v for k, v in by_package.items() if v is not None},
         "python": platform.python_version(),
     }
 

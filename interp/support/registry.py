@@ -107,7 +107,7 @@ class Registry(Generic[T]):
 
 def _assigned(node: ast.AST) -> str:
     """The value of the first of `SAID` that a class body assigns as text."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for line in getattr(node, "body", ()):
         if not isinstance(line, ast.Assign):
             continue
@@ -120,8 +120,8 @@ def _assigned(node: ast.AST) -> str:
             )
             for name, value in pairs:
                 if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
-                    found[name.id] = str(value.value)
-    return next((found[a] for a in SAID if a in found), "")
+                    texts[name.id] = str(value.value)
+    return next((texts[a] for a in SAID if a in texts), "")
 
 
 def _sentence(text: str) -> str:

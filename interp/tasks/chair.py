@@ -90,26 +90,26 @@ class Chair(ImageTask):
             for line in lines:
                 same = [word.strip().lower() for word in line.split(",") if word.strip()]
                 words |= {n: same[0] for word in same for n in (word, f"{word}s")}
-        found = [
+        records = [
             Picture(
                 Path(images) / files[number], COCO_PROMPT, k, dict(names=frozenset(there[number]))
             )
             for k, number in enumerate(sorted(there))
             if (Path(images) / files[number]).is_file()
         ]
-        if not found:
+        if not records:
             raise InputError(f"None of the pictures that {instances} annotates is in {images}.")
-        return cls(words=words, records=tuple(found))
+        return cls(words=words, records=tuple(records))
 
     def problems(self, n: int, seed: int = 0) -> list[Picture]:
         if self.records is not None:
             return list(self.records[:n])
-        found = []
+        pictures = []
         for number in range(n):
             scene = WORLDS[self.world](np.random.default_rng([seed, number]))
             info = dict(names=scene.names, scene=scene)
-            found.append(Picture(scenes.render(scene), DESCRIBE, number, info))
-        return found
+            pictures.append(Picture(scenes.render(scene), DESCRIBE, number, info))
+        return pictures
 
     def named(self, caption: str) -> set[str]:
         """The objects that a caption names; the longest wording wins ("hot dog" is no dog)."""

@@ -35,13 +35,13 @@ class Induction(Task):
                 f"{len(vocabulary)}; choose another task."
             )
         if len(vocabulary) >= 2 * self.length:
-            drawn = rng.choice(vocabulary, 2 * self.length, replace=False)
+            tokens = rng.choice(vocabulary, 2 * self.length, replace=False)
         else:  # too few for two distinct sequences: the first one must be
-            drawn = rng.choice(vocabulary, self.length, replace=False)
-            drawn = np.concatenate(
-                [drawn, rng.choice(np.setdiff1d(vocabulary, drawn), self.length)]
+            tokens = rng.choice(vocabulary, self.length, replace=False)
+            tokens = np.concatenate(
+                [tokens, rng.choice(np.setdiff1d(vocabulary, tokens), self.length)]
             )
-        first, other, bos = drawn[: self.length].tolist(), drawn[self.length :].tolist(), text.bos
+        first, other, bos = tokens[: self.length].tolist(), tokens[self.length :].tolist(), text.bos
         start = len(bos)
         ids = bos + first + first
         positions = tuple(range(start + self.length, start + 2 * self.length - 1))

@@ -86,8 +86,8 @@ class NeedleInAHaystack(Task):
             choose(rng, text.pool(lexicon.FACTS), 1)[0],
             choose(rng, text.pool(lexicon.CITIES), 1)[0],
         )
-        drawn = choose(rng, text.pool(lexicon.NOUNS, 2 * self.words), 2 * self.words)
-        answer, other = drawn[: self.words], drawn[self.words :]
+        words = choose(rng, text.pool(lexicon.NOUNS, 2 * self.words), 2 * self.words)
+        answer, other = words[: self.words], words[self.words :]
         lead = text.encode(f" The secret {fact} of {city} is")
         answer_ids = [text.one(w) for w in answer]
         stop = text.encode(f" {answer[-1]}.")[

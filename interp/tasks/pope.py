@@ -64,7 +64,7 @@ class Pope(ImageTask):
     def from_file(cls, path: str | Path, images: str | Path) -> Pope:
         """The published questions, a JSON object a line with image, text and label; `images` is the
         folder of COCO's val2014 pictures. Raises `InputError`."""
-        found = []
+        records = []
         try:
             lines = [
                 line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()
@@ -75,7 +75,7 @@ class Pope(ImageTask):
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-                name, asked, label = (
+                name, question, label = (
                     str(entry["image"]),
                     str(entry["text"]),
                     str(entry["label"]).lower(),
@@ -89,28 +89,30 @@ class Pope(ImageTask):
                     f"Line {number} of {path} has the label {label!r}; it is yes or no."
                 )
             group = groups.setdefault(name, len(groups))
-            found.append(
-                Picture(Path(images) / name, asked, group, dict(label=label, split=Path(path).stem))
+            records.append(
+                Picture(
+                    Path(images) / name, question, group, dict(label=label, split=Path(path).stem)
+                )
             )
-        if not found:
+        if not records:
             raise InputError(f"The file {path} has no questions.")
-        return cls(records=tuple(found))
+        return cls(records=tuple(records))
 
     def problems(self, n: int, seed: int = 0) -> list[Picture]:
         if self.records is not None:
             return list(self.records[:n])
-        found: list[Picture] = []
+        pictures: list[Picture] = []
         number = 0
-        while len(found) < n:
+        while len(pictures) < n:
             rng = np.random.default_rng([seed, number])
             scene = WORLDS[self.world](rng)
             split = SPLITS[number % 3] if self.split == "all" else self.split
             picture = scenes.render(scene)
             for name, label in self.questions(scene, split, rng):
                 info = dict(label=label, object=name, split=split, names=scene.names, scene=scene)
-                found.append(Picture(picture, scenes.question(name), number, info))
+                pictures.append(Picture(picture, scenes.question(name), number, info))
             number += 1
-        return found[:n]
+        return pictures[:n]
 
     def questions(
         self, scene: Scene, split: str, rng: np.random.Generator

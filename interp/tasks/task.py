@@ -196,11 +196,11 @@ class Task:
         logits = logits.float()
         margins = self._margins(logits, instance)
         hits = []
-        for row, accept, wrong, found in zip(
+        for row, accept, wrong, gap in zip(
             logits, instance.accept, instance.wrong, margins, strict=True
         ):
             if self.judge == "mass":
-                hits.append(bool(found > 0))
+                hits.append(bool(gap > 0))
                 continue
             rivals = row[list(wrong)] if self.judge == "choice" else row
             hits.append(bool(row[list(accept)].max() >= rivals.max()) if len(rivals) else True)

@@ -32,10 +32,10 @@ class Patches:
 
     def keys(self, chosen: torch.Tensor, batch: int, width: int) -> torch.Tensor:
         """(batch, width) bool: the slots of chosen patches (images, patches) bool."""
-        found = torch.zeros(batch, width, dtype=torch.bool)
+        mask = torch.zeros(batch, width, dtype=torch.bool)
         rows = self.rows[:, None].expand_as(self.slots)
-        found[rows[chosen], self.slots[chosen]] = True
-        return found
+        mask[rows[chosen], self.slots[chosen]] = True
+        return mask
 
 
 @torch.no_grad()
@@ -75,15 +75,15 @@ def cls_attention(
     """
     ids, _ = checked(model, inputs, what)
     n = 1 + max((s.layer for s in model.sites if s.tower == "vision"), default=-1)
-    wanted = {layer: layer % n for layer in layers if n and -n <= layer < n}
-    if len(wanted) < len(set(layers)):
+    numbers = {layer: layer % n for layer in layers if n and -n <= layer < n}
+    if len(numbers) < len(set(layers)):
         raise InputError(
             f"The vision tower of {model.name} has {n} layers; there is none of number "
             f"{max(layers)}."
         )
     pictures = inputs.get("pixel_values")
-    where = [(row, span) for row, found in enumerate(spans(model, ids)) for span in found]
-    reader = _ClassToken(frozenset(wanted.values()), scale)
+    where = [(row, span) for row, row_spans in enumerate(spans(model, ids)) for span in row_spans]
+    reader = _ClassToken(frozenset(numbers.values()), scale)
     sizes = {span.stop - span.start for _, span in where}
     if (
         not isinstance(pictures, torch.Tensor)
@@ -94,11 +94,11 @@ def cls_attention(
         raise InputError(_refusal(model, what))
     with model.clean(), model.edit(reader):
         model.module.get_image_features(pixel_values=pictures.to(model.device))
-    attention = {layer: reader.found[number].cpu() for layer, number in wanted.items()}
+    attention = {layer: reader.found[number].cpu() for layer, number in numbers.items()}
     rows, columns = grid_of_patches(model.module.config.vision_config) or (0, 0)
     size, patches = sizes.pop(), rows * columns
-    made = {tuple(a.shape) for a in attention.values()}
-    if made != {(len(where), patches)} or size not in (patches, patches + 1):
+    shapes = {tuple(a.shape) for a in attention.values()}
+    if shapes != {(len(where), patches)} or size not in (patches, patches + 1):
         raise InputError(_refusal(model, what))
     first = torch.tensor(
         [span.start + (size - patches) for _, span in where]

@@ -109,9 +109,9 @@ def t_vhd(
     tokens: list[torch.Tensor] = []
     curve: list[torch.Tensor] = []
     ends = torch.tensor(sorted(stop_tokens(model)), dtype=torch.long)
-    for token, found in _steps(model, inputs, max_new_tokens):
+    for token, by_layer in _steps(model, inputs, max_new_tokens):
         total = torch.stack(
-            [v.topk(min(k, v.shape[1]), -1).values.sum(-1) for v in found.values()]
+            [v.topk(min(k, v.shape[1]), -1).values.sum(-1) for v in by_layer.values()]
         ).sum(0)
         over = (
             torch.isin(torch.stack(tokens, 1), ends).any(1)
@@ -130,14 +130,14 @@ def _steps(
 ) -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
     """Greedy decoding with the image: (token (batch,), layer → VHD (batch, heads)) of each step."""
     needs_images(model, "VHD")
-    seen = _Reader(model, dict(inputs))
+    reader = _Reader(model, dict(inputs))
     blind = _Reader(model, without_images(model, inputs))
     for _ in range(steps):
-        a, logits = seen.read()
+        a, logits = reader.read()
         b = blind.read()[0]
         token = logits.argmax(-1).cpu()
         yield token, {n: (a[n] - b[n]).norm(dim=-1).cpu() for n in a}
-        seen.add(token)
+        reader.add(token)
         blind.add(token)
 
 
@@ -148,8 +148,8 @@ class _Reader:
     def __init__(self, model: HookedModel, inputs: dict[str, Any]) -> None:
         self.model = model
         self.ids = inputs.pop("input_ids")
-        given = inputs.pop("attention_mask", None)
-        self.mask = torch.ones_like(self.ids) if given is None else given
+        mask = inputs.pop("attention_mask", None)
+        self.mask = torch.ones_like(self.ids) if mask is None else mask
         self.more, self.cache = inputs, None
 
     def add(self, token: torch.Tensor) -> None:

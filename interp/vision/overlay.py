@@ -83,9 +83,9 @@ def overlay(
 
     needs_images(model, "An overlay of attention")
     shown = read_image(picture) if not hasattr(picture, "convert") else picture.convert("RGB")
-    chosen = [model.check(h) for h in parse_heads(heads)]
-    chosen = [h if h.tower else Head(h.layer, h.head, model.main_tower) for h in chosen]
-    if any(h.tower != model.main_tower for h in chosen):
+    targets = [model.check(h) for h in parse_heads(heads)]
+    targets = [h if h.tower else Head(h.layer, h.head, model.main_tower) for h in targets]
+    if any(h.tower != model.main_tower for h in targets):
         raise InputError(
             "An overlay shows heads of the text tower, which look at the image's tokens."
         )
@@ -104,12 +104,12 @@ def overlay(
         torch.no_grad(),
         model.clean(),
         model.capture_resid() as stream,
-        model.observe(received=question) as seen,
+        model.observe(received=question) as recording,
     ):
         model(**inputs)
     maps, mass, sinks = {}, {}, {}
-    for head in chosen:
-        record = seen[model.main_tower, head.layer]
+    for head in targets:
+        record = recording[model.main_tower, head.layer]
         weights = record.received_by("row")[0, head.head, span.start : span.stop].cpu()
         maps[str(head)] = [[float(w) for w in line] for line in weights.view(size)]
         mass[str(head)] = float(weights.sum())

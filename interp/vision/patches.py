@@ -50,10 +50,10 @@ class PatchGrid:
 def patch_grid(config: Any, length: int) -> PatchGrid | None:
     """The grid of a vision tower's `length` slots, by the model's config; None where they are not
     one picture's grid (pictures of any size, packed or resampled)."""
-    found = grid_of_patches(getattr(config, "vision_config", None))
-    if found is None:
+    shape = grid_of_patches(getattr(config, "vision_config", None))
+    if shape is None:
         return None
-    rows, columns = found
+    rows, columns = shape
     if length not in (rows * columns, rows * columns + 1):
         return None
     return PatchGrid(rows, columns, length > rows * columns)

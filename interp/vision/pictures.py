@@ -27,10 +27,10 @@ def files_in(folder: str | Path) -> list[Path]:
         raise InputError(
             f"There is no folder of images {place}; give one that holds PNG or JPEG files."
         )
-    found = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
+    files = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
         raise InputError(f"The folder {place} holds no images; PNG and JPEG files are read.")
-    return found
+    return files
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Pictures:
         if self.folder is not None:
             files = files_in(self.folder)[: self.samples]
             return [(self.prompt or DESCRIBE, path) for path in files]
-        found = []
+        pairs = []
         for i in range(self.samples):
             scene = usual(np.random.default_rng([self.seed, i]))
             text = self.prompt or (f"{DESCRIBE} {caption(scene)}" if told else DESCRIBE)
-            found.append((text, render(scene)))
-        return found
+            pairs.append((text, render(scene)))
+        return pairs
 
     def shown(self) -> tuple[str, Any]:
         """The first picture with a prompt whose last word looks for something in it: a scene's

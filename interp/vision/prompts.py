@@ -125,15 +125,15 @@ def with_images(
             raise InputError(
                 f"The prompt {text!r} has no image; give one with --image, or images=."
             )
-        found = max(text.count(mark), text.count(token))
-        if not found and not place:
+        count = max(text.count(mark), text.count(token))
+        if not count and not place:
             raise InputError(f"The prompt {text!r} has no {mark}, where its image would stand.")
-        if found and found != len(group):
+        if count and count != len(group):
             raise InputError(
-                f"The prompt {text!r} has {found} × {mark} and {len(group)} images; it needs one "
+                f"The prompt {text!r} has {count} × {mark} and {len(group)} images; it needs one "
                 "an image."
             )
-        marked.append(text if found else _placed(model, text, len(group), mark))
+        marked.append(text if count else _placed(model, text, len(group), mark))
     pictures = [
         [read_image(p) if isinstance(p, (str, Path)) else p for p in group] for group in groups
     ]
@@ -143,7 +143,7 @@ def with_images(
     try:
         if tokenizer is not None:
             tokenizer.padding_side = "left"
-        made = model.processor(
+        tensors = model.processor(
             images=pictures if nested else pictures[0],
             text=marked,
             padding=len(texts) > 1,
@@ -154,7 +154,7 @@ def with_images(
     finally:
         if tokenizer is not None:
             tokenizer.padding_side = side
-    return dict(made)
+    return dict(tensors)
 
 
 def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
@@ -164,11 +164,11 @@ def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
         return f"{mark * images} {text}"
     content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
     turn = [{"role": "user", "content": content}]
-    made = str(
+    prompt = str(
         model.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     )
     start = getattr(model.tokenizer, "bos_token", None)
-    return made.removeprefix(start) if start else made  # the processor puts it there itself
+    return prompt.removeprefix(start) if start else prompt  # the processor puts it there itself
 
 
 def spans(model: HookedModel, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
@@ -230,8 +230,8 @@ def checked(
         raise InputError(
             f"{what} needs the image itself (pixel_values) beside the tokens that stand for it."
         )
-    given = inputs.get("attention_mask")
-    mask = torch.ones_like(ids) if given is None else given.long()
+    attention_mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if attention_mask is None else attention_mask.long()
     if not bool(mask[:, -1].all()):
         raise InputError(
             f"{what} reads the last token of each prompt, which is padding here; pad on the left."
@@ -267,20 +267,20 @@ def without_images(model: HookedModel, inputs: Mapping[str, Any]) -> dict[str, t
     if image is None or not bool(image.any()):
         raise InputError("There is no image in this prompt, so none can be taken out.")
     real = inputs.get("attention_mask")
-    kept = ~image if real is None else ~image & real.bool()
-    width = int(kept.sum(1).max())
-    found: dict[str, torch.Tensor] = {}
+    text = ~image if real is None else ~image & real.bool()
+    width = int(text.sum(1).max())
+    tensors: dict[str, torch.Tensor] = {}
     for name in _PER_TOKEN:
         value = inputs.get(name)
         if value is None:
             continue
-        made = value.new_zeros(len(value), width)
+        rows = value.new_zeros(len(value), width)
         for row in range(len(value)):
-            words = value[row][kept[row]]
-            made[row, width - len(words) :] = words
-        found[name] = made
-    if "attention_mask" not in found:
-        found["attention_mask"] = torch.ones_like(found["input_ids"])
+            words = value[row][text[row]]
+            rows[row, width - len(words) :] = words
+        tensors[name] = rows
+    if "attention_mask" not in tensors:
+        tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
         for row in range(len(ids)):
-            found["attention_mask"][row, : width - int(kept[row].sum())] = 0
-    return found
+            tensors["attention_mask"][row, : width - int(text[row].sum())] = 0
+    return tensors

@@ -82,9 +82,9 @@ def sink_dims(size: torch.Tensor, first: torch.Tensor, tau: float) -> torch.Tens
 
 def named_dims(size: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
     """(batch, d_model) bool: these dimensions in every sample."""
-    found = torch.zeros(size.shape[-1], dtype=torch.bool, device=size.device)
-    found[list(dims)] = True
-    return found.expand(len(size), -1)
+    mask = torch.zeros(size.shape[-1], dtype=torch.bool, device=size.device)
+    mask[list(dims)] = True
+    return mask.expand(len(size), -1)
 
 
 def are_sinks(size: torch.Tensor, dims: torch.Tensor, tau: float) -> torch.Tensor:
@@ -167,19 +167,19 @@ class SinkMemory:
     def _before(self, call: AttentionCall) -> _Layer:
         """What was remembered of the tokens before the call's, a row for each of its samples."""
         assert call.key is not None
-        known, start, first = (
+        layer, start, first = (
             self._layers.get(call.site.layer),
             call.mask.q_start,
             call.mask.k_start,
         )
-        if known is not None and known.sinks.shape[1] >= start:
+        if layer is not None and layer.sinks.shape[1] >= start:
             old = call.key[:, 0, : start - first, 0]  # (rows, slots first … start)
-            new = known.marks[:, first:start]
+            new = layer.marks[:, first:start]
             same = torch.stack([(row == new).all(-1) for row in old])  # (rows, rows remembered)
             if bool(same.any(1).all()):
                 order = same.int().argmax(1)
                 return _Layer(
-                    known.sinks[order, :start], known.marks[order, :start], known.dims[order]
+                    layer.sinks[order, :start], layer.marks[order, :start], layer.dims[order]
                 )
         raise EditError(
             "var finds sinks while the prompt is read, and this text is not the one "

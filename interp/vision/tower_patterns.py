@@ -77,17 +77,17 @@ def cluster_heads(
     from interp.vision.pictures import Pictures
 
     needs_images(model, "Clustering a vision tower's heads")
-    given = Pictures(samples, seed).inputs(model) if prompts is None else list(prompts)
+    inputs = Pictures(samples, seed).inputs(model) if prompts is None else list(prompts)
     heads = [h for h in model.heads if h.tower == "vision"]
-    if not given or not 1 <= clusters <= len(heads):
+    if not inputs or not 1 <= clusters <= len(heads):
         raise InputError(
             f"Clustering needs a prompt with an image and 1 to {len(heads)} clusters, the number "
             "of heads; there are "
-            f"{len(given)} prompts and {clusters} clusters."
+            f"{len(inputs)} prompts and {clusters} clusters."
         )
-    patterns = mean_patterns(model, given)
+    patterns = mean_patterns(model, inputs)
     flat = torch.stack([patterns[h.layer][h.head] for h in heads]).flatten(1)  # (heads, 256)
-    codes, made = autoencode(flat.sqrt(), seed, steps)
+    codes, outputs = autoencode(flat.sqrt(), seed, steps)
     label = kmeans(codes.double().numpy(), clusters, seed)
     rows = [
         dict(tower=h.tower, layer=h.layer, head=h.head, cluster=int(c))
@@ -96,7 +96,7 @@ def cluster_heads(
     frame = pd.DataFrame(rows)
     for i, column in enumerate(codes.T.tolist()):
         frame[f"code_{i}"] = column
-    frame["error"] = (made.clamp_min(0).square() - flat).abs().mean(1).tolist()
+    frame["error"] = (outputs.clamp_min(0).square() - flat).abs().mean(1).tolist()
     frame.attrs["patterns"] = flat.view(len(heads), SIDE**2, SIDE**2).tolist()
     return frame
 
@@ -130,7 +130,7 @@ def mean_patterns(
         request = Request(
             frozenset({"group_mass"}), cells.expand(call.batch, -1), SIDE**2, out=False
         )
-        found = attention(
+        result = attention(
             call.query,
             call.key,
             call.value,
@@ -138,7 +138,7 @@ def mean_patterns(
             request=request,
             backend="streaming",
         )
-        mass = found.stats["group_mass"][:, :, grid.first :]  # (pictures, heads, patches, cells)
+        mass = result.stats["group_mass"][:, :, grid.first :]  # (pictures, heads, patches, cells)
         own = nn.functional.one_hot(cells[grid.first :], SIDE**2).to(mass)  # (patches, cells)
         pooled = torch.einsum("bhqk,qc->hck", mass, own)
         pooled = pooled / pooled.sum(-1, keepdim=True).clamp_min(1e-12)

@@ -187,7 +187,7 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
             found.append(list(table))
         else:
             raise AssertionError(
-                f"The score {name} has no definition in this test; write it from METHODS.md."
+                f"The score {name} has no definition in this test; write it from docs/methods.md."
             )
     return np.array([[v.double().numpy() for v in sample] for sample in found])
 

@@ -18,7 +18,13 @@ from interp_hooks.engine import Tap, attend, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.huggingface.images import ImageWatch, image_token
-from interp_hooks.huggingface.layout import DEFAULT, Layout, check_names, position_table, text_config
+from interp_hooks.huggingface.layout import (
+    DEFAULT,
+    Layout,
+    check_names,
+    position_table,
+    text_config,
+)
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.residual import StreamWatch, capture
 from interp_hooks.huggingface.tap import installed, sites
@@ -36,9 +42,9 @@ class HFAdapter(Adapter):
         self.accepts = frozenset(inspect.signature(module.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
-            found = sites(module, lambda: module(**sample, **extra), layout)
-        self.sites = [site for site, _ in found]
-        self._modules = {(s.tower, s.kind, s.layer): m for s, m in found}
+            pairs = sites(module, lambda: module(**sample, **extra), layout)
+        self.sites = [site for site, _ in pairs]
+        self._modules = {(s.tower, s.kind, s.layer): m for s, m in pairs}
         self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
         check_names(module, layout)
         limit = getattr(text_config(module), "max_position_embeddings", None)
@@ -97,11 +103,11 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        seen = self.images.mask
+        mask = self.images.mask
         try:
             yield
         finally:
-            self.images.mask = seen
+            self.images.mask = mask
 
     @contextmanager
     def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:
@@ -120,11 +126,11 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:
-        found: dict[Site, torch.Tensor] = {}
+        by_site: dict[Site, torch.Tensor] = {}
 
         def note(site: Site) -> Callable[..., None]:
             def hook(module: Any, args: Any, output: Any) -> None:
-                found[site] = output[0] if isinstance(output, tuple) else output
+                by_site[site] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
@@ -132,7 +138,7 @@ class HFAdapter(Adapter):
             for site in self.sites:
                 hooked = self.attention_module(site).register_forward_hook(note(site))
                 stack.callback(hooked.remove)
-            yield found
+            yield by_site
 
     def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
         try:
@@ -221,12 +227,12 @@ class HFAdapter(Adapter):
         return ids if token is None else torch.where(ids == token, (token + 1) % 3, ids)
 
     def explain(self, tap: Tap, tokens: int) -> str:
-        found: dict[Site, dict[str, str]] = {site: {} for site in self.sites}
+        routes: dict[Site, dict[str, str]] = {site: {} for site in self.sites}
 
         def handle(call: AttentionCall) -> torch.Tensor:
             route = explain_call(call, tap)
             if route:
-                found[call.site]["decode" if call.is_decode else "prefill"] = route
+                routes[call.site]["decode" if call.is_decode else "prefill"] = route
             return attend(call, tap)
 
         inputs = {k: v for k, v in self._sample.items() if k != "attention_mask"}
@@ -244,7 +250,7 @@ class HFAdapter(Adapter):
         lines = []
         for site in self.sites:
             mine = [e.route(site) for e in tap.edits if e.at(site)]
-            ways = [f"{step} by {route}" for step, route in found[site].items()]
+            ways = [f"{step} by {route}" for step, route in routes[site].items()]
             what = "; ".join(mine + ways) if mine else "untouched weights"
             lines.append((f"{site.tower or site.kind} layer", site.layer, what))
         return "\n".join(_grouped(lines))

@@ -23,9 +23,9 @@ def image_token(config: Any) -> int | None:
     if getattr(config, "vision_config", None) is None:
         return None
     for name in ("image_token_id", "image_token_index"):
-        found = getattr(config, name, None)
-        if found is not None:
-            return int(found)
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
     return None
 
 
@@ -72,7 +72,7 @@ def image_spans(config: Any, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
     if mask is None:
         raise TapError(f"{type(config).__name__} describes a model that takes no images.")
     size = tokens_an_image(config)
-    found = []
+    by_row = []
     for row in mask.cpu():
         edges = torch.diff(
             row.int(),
@@ -88,8 +88,8 @@ def image_spans(config: Any, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
         for start, stop in runs:
             each = size if size and (stop - start) % size == 0 else stop - start
             spans += [ImageSpan(a, a + each) for a in range(start, stop, each)]
-        found.append(spans)
-    return found
+        by_row.append(spans)
+    return by_row
 
 
 class ImageWatch:

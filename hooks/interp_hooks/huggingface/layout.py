@@ -60,11 +60,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            given = getattr(self, field.name)
-            found = (given,) if isinstance(given, str) else tuple(given)
-            if not all(isinstance(name, str) for name in found):
-                raise TypeError(f"{field.name} of a layout is a name or several, not {given!r}.")
-            object.__setattr__(self, field.name, tuple(name for name in found if name))
+            value = getattr(self, field.name)
+            names = (value,) if isinstance(value, str) else tuple(value)
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{field.name} of a layout is a name or several, not {value!r}.")
+            object.__setattr__(self, field.name, tuple(name for name in names if name))
 
     def names(self, what: str) -> Names:
         """The names to try for a field, the user's first."""
@@ -73,8 +73,8 @@ class Layout:
     def find(self, module: torch.nn.Module, what: str) -> torch.nn.Module | None:
         """The submodule of `module` under the first name of a field that it has; None without."""
         for name in self.names(what):
-            if isinstance(found := getattr(module, name, None), torch.nn.Module):
-                return found
+            if isinstance(part := getattr(module, name, None), torch.nn.Module):
+                return part
         return None
 
     def named(self, path: str, what: str) -> bool:

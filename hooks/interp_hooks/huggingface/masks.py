@@ -47,16 +47,16 @@ def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
     if name == "sliding_window_overlay.<locals>.inner_mask":
         return dict(causal=None, window=cells["sliding_window"])
     if name == "and_masks.<locals>.and_mask":
-        found: dict[str, Any] = dict(causal=None, window=None)
+        conditions: dict[str, Any] = dict(causal=None, window=None)
         for part in cells["mask_functions"]:
             one = _conditions(part)
             if one is None:
                 return None
             if one["causal"] is not None:
-                found["causal"] = bool(found["causal"]) or one["causal"]
+                conditions["causal"] = bool(conditions["causal"]) or one["causal"]
             if one["window"] is not None:
-                found["window"] = min(one["window"], found["window"] or one["window"])
-        return found
+                conditions["window"] = min(one["window"], conditions["window"] or one["window"])
+        return conditions
     return None
 
 
@@ -78,14 +78,14 @@ def describe(
     q_start, k_start = int(q_offset), int(kv_offset)
     keys = queries = starts = None
     if attention_mask is not None and attention_mask.ndim == 2:
-        seen = attention_mask.bool()
-        missing = max(k_start + kv_length, q_start + q_length) - seen.shape[1]
+        real = attention_mask.bool()
+        missing = max(k_start + kv_length, q_start + q_length) - real.shape[1]
         if missing > 0:  # a static cache is wider than what was seen; causality hides the rest
-            seen = torch.nn.functional.pad(seen, (0, missing))
+            real = torch.nn.functional.pad(real, (0, missing))
         if not bool(attention_mask.all()):
-            starts = seen.int().argmax(1)  # the slot of each sample's first real token
-            keys = seen[:, k_start : k_start + kv_length]
-            queries = seen[:, q_start : q_start + q_length]
+            starts = real.int().argmax(1)  # the slot of each sample's first real token
+            keys = real[:, k_start : k_start + kv_length]
+            queries = real[:, q_start : q_start + q_length]
     # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
     plain = _conditions(mask_function)
     if (

@@ -57,8 +57,8 @@ def capture(
 
     def see(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         new = None if write is None else write(place, layer, tensor)
-        seen = tensor if new is None else new
-        residual.append("final" if place == "final" else (place, layer), seen.detach())
+        stream = tensor if new is None else new
+        residual.append("final" if place == "final" else (place, layer), stream.detach())
         return new
 
     def middle_of(layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -73,13 +73,7 @@ def capture(
 
     def reads(place: str, layer: int) -> Callable[..., Any]:
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> Any:
-            named = "hidden_states" in kwargs
-            if not named and not (args and isinstance(args[0], torch.Tensor)):
-                raise TapError(
-                    f"Layer {layer} takes the residual stream neither first nor as hidden_states=, "
-                    f"so it can't be read in {type(module).__name__}."
-                )
-            tensor = kwargs["hidden_states"] if named else args[0]
+            named, tensor = _stream(layer, module, args, kwargs)
             if place == "pre":
                 shapes[layer] = tensor.shape
             new = middle_of(layer, tensor) if place == "mid" else see(place, layer, tensor)
@@ -116,3 +110,17 @@ def capture(
         if norm is not None:
             stack.enter_context(norm.register_forward_hook(makes("final", max(blocks))))
         yield residual
+
+
+def _stream(
+    layer: int, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[bool, torch.Tensor]:
+    """Whether a module is given the stream by name, and the stream. Raises `TapError`."""
+    if "hidden_states" in kwargs:
+        return True, kwargs["hidden_states"]
+    if args and isinstance(args[0], torch.Tensor):
+        return False, args[0]
+    raise TapError(
+        f"Layer {layer} takes the residual stream neither first nor as hidden_states=, so it can't "
+        f"be read in {type(module).__name__}."
+    )

@@ -89,7 +89,7 @@ def _provisional(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
 
 def _configs(model: Any) -> dict[int, Any]:
     """Every config object that chooses an attention implementation, by id."""
-    found, queue = {}, [model.config]
+    by_id, queue = {}, [model.config]
     queue += [
         m.config
         for m in model.modules()
@@ -97,15 +97,15 @@ def _configs(model: Any) -> dict[int, Any]:
     ]
     while queue:
         config = queue.pop()
-        if id(config) in found or not hasattr(config, "_attn_implementation"):
+        if id(config) in by_id or not hasattr(config, "_attn_implementation"):
             continue
-        found[id(config)] = config
+        by_id[id(config)] = config
         queue += [
             s
             for k in getattr(config, "sub_configs", {})
             if (s := getattr(config, k, None)) is not None
         ]
-    return found
+    return by_id
 
 
 @contextmanager
@@ -140,15 +140,15 @@ def discover(
     """(path, module, call) of every attention call that `run` makes, in order; attention is
     computed plainly."""
     paths = {id(m): path for path, m in model.named_modules()}
-    found: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
+    calls: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
 
     def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
-        found.setdefault(id(module), (paths[id(module)], module, call))
+        calls.setdefault(id(module), (paths[id(module)], module, call))
         return attend(call, Tap())
 
     with installed(model, {id(m): (None, note) for m in model.modules()}):
         run()
-    return list(found.values())
+    return list(calls.values())
 
 
 def expected_layers(model: Any) -> list[int]:
@@ -182,7 +182,7 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             f"No layer of {type(model).__name__} made an attention call through transformers' "
             "AttentionInterface, so it can't be tapped and the model is refused."
         )
-    found: list[tuple[Site, torch.nn.Module]] = []
+    pairs: list[tuple[Site, torch.nn.Module]] = []
     # attentions so far of each tower that is counted in order of calls
     unnumbered: dict[str, int] = {}
     two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
@@ -196,22 +196,22 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             tower = tower or ("vision" if layout.named(path, "vision") else "encoder")
             layer = unnumbered.get(tower, 0)
             unnumbered[tower] = layer + 1
-        seen = call.site  # sizes as the call had them
-        found.append(
+        sizes = call.site  # sizes as the call had them
+        pairs.append(
             (
-                Site(tower, int(layer), kind, path, seen.n_heads, seen.n_kv_heads, seen.d_head),
+                Site(tower, int(layer), kind, path, sizes.n_heads, sizes.n_kv_heads, sizes.d_head),
                 module,
             )
         )
-    if found and all(site.tower for site, _ in found):  # an encoder alone is the only tower
-        found = [
+    if pairs and all(site.tower for site, _ in pairs):  # an encoder alone is the only tower
+        pairs = [
             (Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m)
-            for s, m in found
+            for s, m in pairs
         ]
-        return found
-    fired = {site.layer for site, _ in found if not site.tower and site.kind == "self"}
-    if any(site.tower == "vision" for site, _ in found):
-        found = [(replace(site, tower=site.tower or "text"), module) for site, module in found]
+        return pairs
+    fired = {site.layer for site, _ in pairs if not site.tower and site.kind == "self"}
+    if any(site.tower == "vision" for site, _ in pairs):
+        pairs = [(replace(site, tower=site.tower or "text"), module) for site, module in pairs]
     missing = [layer for layer in expected_layers(model) if layer not in fired]
     if missing:
         raise TapError(
@@ -220,7 +220,7 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model "
             "is refused."
         )
-    return found
+    return pairs
 
 
 def refuse_bridged(model: Any) -> None:

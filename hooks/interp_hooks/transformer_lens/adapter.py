@@ -213,9 +213,9 @@ class TLAdapter(Adapter):
                 new = None if write is None else write(place, layer, tensor)
                 if new is not None and place == "mid" and branch_only(layer):
                     skipped[layer] = new - tensor
-                seen = tensor if new is None else new
-                residual.append("final" if place == "final" else (place, layer), seen.detach())
-                return seen if moved else new
+                stream = tensor if new is None else new
+                residual.append("final" if place == "final" else (place, layer), stream.detach())
+                return stream if moved else new
 
             return hook
 
@@ -240,16 +240,16 @@ class TLAdapter(Adapter):
         attention = self.module.blocks[site.layer].attn
         names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
         try:
-            found = {name: getattr(attention, name) for name in names}
+            weights = {name: getattr(attention, name) for name in names}
         except AttributeError as error:
             raise TapError(
                 f"This TransformerLens model offers no weights of layer {site.layer}: {error}."
             ) from error
         for name in ("W_K", "W_V", "b_K", "b_V"):
-            tensor = found[name]
+            tensor = weights[name]
             if tensor is not None and tensor.shape[0] != site.n_heads:
-                found[name] = tensor.repeat_interleave(site.n_heads // tensor.shape[0], 0)
-        return HeadWeights(**found)
+                weights[name] = tensor.repeat_interleave(site.n_heads // tensor.shape[0], 0)
+        return HeadWeights(**weights)
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         return {s.layer: self.module.blocks[s.layer] for s in self.sites}

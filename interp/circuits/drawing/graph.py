@@ -61,28 +61,28 @@ def figure(circuit: CircuitTable, heads: int = 12, edges: int = 40) -> go.Figure
         raise InputError(
             f"A graph shows one head or more and no fewer than 0 edges, not {heads} and {edges}."
         )
-    chosen = circuit.heads(heads)
-    chosen = [h for h in chosen if circuit.value(h, circuit.column) > 0]
-    shown = strongest(circuit, chosen, edges)
-    nodes, lines = placed(circuit, chosen, shown)
+    members = circuit.heads(heads)
+    members = [h for h in members if circuit.value(h, circuit.column) > 0]
+    shown = strongest(circuit, members, edges)
+    nodes, lines = placed(circuit, members, shown)
     signed = bool((circuit.edges["score"] < 0).any()) if len(circuit.edges) else False
-    drawn = go.Figure()
+    plot = go.Figure()
     for trace in (
         *_links(circuit, nodes),
         *_edges(shown, nodes, signed),
         *_nodes(nodes),
         *_legend(circuit, shown),
     ):
-        drawn.add_trace(trace)
+        plot.add_trace(trace)
     ticks = {layer: sum(at) / len(at) for layer, at in lines.items()}
     rows = max((n.y for n in nodes.values()), default=0.0) + 1
     height = rows * min(TALLEST, max(PITCH, HEIGHT / rows)) + TOP + BOTTOM
-    drawn.update_layout(
+    plot.update_layout(
         template="none",
         title={
             "text": f"{circuit.task} in {circuit.model}",
             "subtitle": {
-                "text": said(circuit, chosen, shown),
+                "text": said(circuit, members, shown),
                 "font": {"size": 13, "color": LIGHT.muted},
             },
             "x": 0.01,
@@ -133,19 +133,19 @@ def figure(circuit: CircuitTable, heads: int = 12, edges: int = 40) -> go.Figure
         },
         meta={"dark": dark()},
     )
-    return drawn
+    return plot
 
 
 def dark() -> dict[str, str]:
     """Light colour → dark colour, for a figure that says so in its layout's `meta`."""
-    found = {
+    colours = {
         getattr(LIGHT, name): getattr(DARK, name)
         for name in ("ink", "muted", "gap", "ring", "hover")
     }
-    found |= {a: b for (_, a), (_, b) in zip(LIGHT.scale, DARK.scale, strict=True)}
+    colours |= {a: b for (_, a), (_, b) in zip(LIGHT.scale, DARK.scale, strict=True)}
     for tint in (FOR, AGAINST, PLAIN):
-        found |= {tint.line: tint.dark_line, tint.fill: tint.dark_fill}
-    return found
+        colours |= {tint.line: tint.dark_line, tint.fill: tint.dark_fill}
+    return colours
 
 
 def said(circuit: CircuitTable, chosen: Sequence[Head], shown: pd.DataFrame) -> str:

@@ -77,10 +77,14 @@ def strongest(circuit: CircuitTable, chosen: Sequence[Head], edges: int) -> pd.D
             or _MLP.fullmatch(name) is not None
         )
 
-    known = {name: drawn(name) for name in {*table["sender"].unique(), *table["receiver"].unique()}}
-    kept = table[table["sender"].map(known) & table["receiver"].map(known) & (table["score"] != 0)]
-    order = kept["score"].abs().sort_values(ascending=False, kind="stable").index
-    return kept.loc[order[:edges]].reset_index(drop=True)
+    inside = {
+        name: drawn(name) for name in {*table["sender"].unique(), *table["receiver"].unique()}
+    }
+    rows = table[
+        table["sender"].map(inside) & table["receiver"].map(inside) & (table["score"] != 0)
+    ]
+    order = rows["score"].abs().sort_values(ascending=False, kind="stable").index
+    return rows.loc[order[:edges]].reset_index(drop=True)
 
 
 def name_of(head: Head) -> str:
@@ -94,10 +98,10 @@ def _plain(end: str) -> str:
 
 def readers_of(circuit: CircuitTable, name: str, chosen: Sequence[Head]) -> list[Head]:
     """The chosen query heads that read the keys and values of "L2KV1"; none for other names."""
-    found = _GROUP.fullmatch(name)
-    if found is None:
+    match = _GROUP.fullmatch(name)
+    if match is None:
         return []
-    layer, group = int(found[1]), int(found[2])
+    layer, group = int(match[1]), int(match[2])
     rows = circuit.frame[(circuit.frame["layer"] == layer) & (circuit.frame["kv_head"] == group)]
     members = set(rows["head"])
     return [h for h in chosen if h.layer == layer and h.head in members]
@@ -109,7 +113,7 @@ def placed(
     """(name → node, layer → the lines its heads are on). Layers of which nothing is shown take no
     room."""
     touched = {*shown["sender"], *shown["receiver"]}
-    mlps = {int(found[1]): name for name in touched if (found := _MLP.fullmatch(name))}
+    mlps = {int(match[1]): name for name in touched if (match := _MLP.fullmatch(name))}
     groups = {name: readers_of(circuit, name, chosen) for name in touched if _GROUP.fullmatch(name)}
     by_layer: dict[int, list[Head]] = {
         layer: [] for layer in sorted({*(h.layer for h in chosen), *mlps})
@@ -139,10 +143,10 @@ def placed(
                 nodes[name_of(head)] = _head(circuit, head, x, y, most)
             lines[layer].append(y)
             y += 1
-        wanted = [
+        centres = [
             sum(nodes[name_of(h)].x for h in groups[name]) / len(groups[name]) for name in mine
         ]
-        for name, x in zip(mine, spread(wanted, 0.14), strict=True):
+        for name, x in zip(mine, spread(centres, 0.14), strict=True):
             hover = (
                 f"<b>{name}</b><br>key-value head, read by {', '.join(map(name_of, groups[name]))}"
             )

@@ -25,12 +25,12 @@ def sections(
 ) -> list[Section]:
     """The circuit, how it agrees with a known one and how faithful it is, as far as these are
     given, in the order of the page."""
-    found = [_circuit(circuit)]
+    parts = [_circuit(circuit)]
     if truth is not None:
-        found.append(_known(circuit, truth))
+        parts.append(_known(circuit, truth))
     if faithfulness is not None:
-        found.append(_faithful(faithfulness))
-    return found
+        parts.append(_faithful(faithfulness))
+    return parts
 
 
 def agreement_facts(agreement: Agreement) -> dict[str, str]:
@@ -49,9 +49,9 @@ def _circuit(circuit: CircuitTable) -> Section:
     search, about = circuit.search, circuit.about(circuit.column)
     passes = [f"{number(search.forwards, 1)} forward"]
     passes += [f"{number(search.backwards, 1)} backward"] if search.backwards else []
-    drawn = figure(circuit)
-    said = str(drawn.layout.title.subtitle.text)
-    content = plotable(drawn)
+    plot = figure(circuit)
+    said = str(plot.layout.title.subtitle.text)
+    content = plotable(plot)
     strongest = ", ".join(map(str, circuit.heads(5)))
     values = {
         "facts": {
@@ -135,10 +135,10 @@ def _known(circuit: CircuitTable, truth: Truth) -> Section:
 
 
 def _faithful(found: Faithfulness) -> Section:
-    drawn = found.plot()
-    drawn.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
-    drawn.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
-    content = plotable(drawn)
+    plot = found.plot()
+    plot.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
+    plot.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
+    content = plotable(plot)
     values = {
         "facts": {
             "CPR": f"{found.cpr:.3f}",

@@ -178,35 +178,35 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
         1.0
     """
     check_seed(seed)
-    known, values, positives = aligned(scores, truth, column)
-    if not known.complete:
+    target, values, positives = aligned(scores, truth, column)
+    if not target.complete:
         raise InputError(
-            f"The circuit {known.name} lists only its {len(known.heads)} strongest heads, so ROC "
+            f"The circuit {target.name} lists only its {len(target.heads)} strongest heads, so ROC "
             "and recall are not "
             "defined; use precision_at for small k, or ranks."
         )
     _two_sided(positives)
     fpr, tpr, _ = roc(values, positives)
-    n, found = len(values), int(positives.sum())
-    hits, seen = (
-        np.rint(tpr * found),
-        np.rint(fpr * (n - found)),
+    n, n_positive = len(values), int(positives.sum())
+    hits, false_hits = (
+        np.rint(tpr * n_positive),
+        np.rint(fpr * (n - n_positive)),
     )  # counts at each threshold: areas come out exact
-    pairs = found * (n - found)
-    at = [k for k in sorted({*AT, found}) if k <= n]
+    pairs = n_positive * (n - n_positive)
+    at = [k for k in sorted({*AT, n_positive}) if k <= n]
     expected = {k: _hits(values, positives, k) for k in at}
     return Agreement(
-        auc=float(np.sum(np.diff(seen) * (hits[1:] + hits[:-1]) / 2) / pairs),
-        auc_pessimistic=float(np.sum((n - found - seen[1:]) * np.diff(hits)) / pairs),
-        average_precision=float(np.sum(np.diff(tpr) * hits[1:] / (hits[1:] + seen[1:]))),
+        auc=float(np.sum(np.diff(false_hits) * (hits[1:] + hits[:-1]) / 2) / pairs),
+        auc_pessimistic=float(np.sum((n - n_positive - false_hits[1:]) * np.diff(hits)) / pairs),
+        average_precision=float(np.sum(np.diff(tpr) * hits[1:] / (hits[1:] + false_hits[1:]))),
         precision={k: expected[k] / k for k in at},
-        recall={k: expected[k] / found for k in at},
-        n_positive=found,
+        recall={k: expected[k] / n_positive for k in at},
+        n_positive=n_positive,
         n_heads=n,
-        truth=known.name,
-        chance=found / n,
+        truth=target.name,
+        chance=n_positive / n,
         p=_p_value(values, positives, seed),
-        notes=known.notes,
+        notes=target.notes,
     )
 
 
@@ -231,9 +231,9 @@ def compare(circuits: Sequence[CircuitTable], truth: Any, seed: int = 0) -> pd.D
     """
     rows = []
     for circuit in circuits:
-        found, search = evaluate(circuit, truth, seed), circuit.search
+        agreement, search = evaluate(circuit, truth, seed), circuit.search
         scores = {
-            k: getattr(found, k) for k in ("auc", "auc_pessimistic", "average_precision", "p")
+            k: getattr(agreement, k) for k in ("auc", "auc_pessimistic", "average_precision", "p")
         }
         took = {k: getattr(search, k) for k in ("forwards", "backwards", "seconds")}
         rows.append({"method": search.method, **scores, **took})
@@ -257,11 +257,11 @@ def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) 
         >>> interp.circuits.precision_at(np.array([[0.9, 0.1], [0.2, 0.8]]), ["L0H0", "L1H0"], k=2)
         0.5
     """
-    known, values, positives = aligned(scores, truth, column)
-    most = len(values) if known.complete else len(known.heads)
+    target, values, positives = aligned(scores, truth, column)
+    most = len(values) if target.complete else len(target.heads)
     if not 1 <= k <= most:
         raise InputError(
-            f"Precision at k of {known.name} is defined for k from 1 to {most}, not {k}."
+            f"Precision at k of {target.name} is defined for k from 1 to {most}, not {k}."
         )
     return _hits(values, positives, k) / k
 
@@ -281,12 +281,12 @@ def ranks(scores: Any, truth: Any, *, column: str | None = None) -> dict[Head, f
     """
     from scipy.stats import rankdata
 
-    known, values, positives = aligned(scores, truth, column)
+    target, values, positives = aligned(scores, truth, column)
     place = rankdata(-values)
     by_head = dict(
-        zip(sorted(known.heads), place[positives].tolist(), strict=True)
+        zip(sorted(target.heads), place[positives].tolist(), strict=True)
     )  # both by layer and head
-    return {h: by_head[h] for h in known.heads}
+    return {h: by_head[h] for h in target.heads}
 
 
 def roc(scores: Any, positives: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -410,9 +410,9 @@ def _p_value(values: np.ndarray, positives: np.ndarray, seed: int) -> float:
 
 def _two_sided(positives: np.ndarray) -> None:
     """Raise `InputError` unless there are positives and negatives."""
-    found = int(positives.sum())
-    if found in (0, len(positives)):
-        which = "No head is" if found == 0 else "All heads are"
+    count = int(positives.sum())
+    if count in (0, len(positives)):
+        which = "No head is" if count == 0 else "All heads are"
         raise InputError(
             f"{which} in the circuit, so a ranking can't be scored; give one with heads in and out."
         )

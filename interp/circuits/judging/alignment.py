@@ -32,25 +32,25 @@ def aligned(
     layers, width = max(h.layer for h in by_head) + 1, max(h.head for h in by_head) + 1
     named = _named(truth, getattr(scores, "model", None))
     if isinstance(named, Truth):
-        known = named
-        if (layers, width) != (known.n_layers, known.n_heads):
+        target = named
+        if (layers, width) != (target.n_layers, target.n_heads):
             raise InputError(
-                f"The scores are of {layers} layers × {width} heads and the circuit {known.name} "
-                f"of {known.n_layers} × "
-                f"{known.n_heads}; compare the same model."
+                f"The scores are of {layers} layers × {width} heads and the circuit {target.name} "
+                f"of {target.n_layers} × "
+                f"{target.n_heads}; compare the same model."
             )
-        wanted = [Head(layer, head) for layer in range(layers) for head in range(width)]
-        _complain([h for h in wanted if h not in by_head], "have no score")
+        heads = [Head(layer, head) for layer in range(layers) for head in range(width)]
+        _complain([h for h in heads if h not in by_head], "have no score")
     else:
         _complain([h for h in named if h not in by_head], "are in the circuit and have no score")
-        known = Truth("the heads given", dict.fromkeys(named, "circuit"), layers, width, "given")
-        wanted = sorted(by_head)
-    _complain([h for h in wanted if np.isnan(by_head[h])], "have NaN for a score")
-    inside = known.matrix()
+        target = Truth("the heads given", dict.fromkeys(named, "circuit"), layers, width, "given")
+        heads = sorted(by_head)
+    _complain([h for h in heads if np.isnan(by_head[h])], "have NaN for a score")
+    inside = target.matrix()
     return (
-        known,
-        np.array([by_head[h] for h in wanted]),
-        np.array([inside[h.layer, h.head] for h in wanted]),
+        target,
+        np.array([by_head[h] for h in heads]),
+        np.array([inside[h.layer, h.head] for h in heads]),
     )
 
 
@@ -96,16 +96,16 @@ def scores_by_head(scores: Any, column: str | None) -> dict[Head, float]:
             f"The scores are of the towers {' and '.join(t or '(none)' for t in towers)}; give "
             "one's."
         )
-    found: dict[Head, float] = {}
+    by_head: dict[Head, float] = {}
     for head, value in pairs:
         plain = Head(head.layer, head.head)
-        if plain in found:
+        if plain in by_head:
             raise InputError(f"Head {plain} has two scores; give one.")
         try:
-            found[plain] = float(value)
+            by_head[plain] = float(value)
         except (TypeError, ValueError) as error:
             raise InputError(f"The score of {plain} is {value!r}, not a number.") from error
-    return found
+    return by_head
 
 
 def _cells(scores: Any) -> list[tuple[Head, Any]]:
@@ -134,9 +134,9 @@ def _rows(frame: pd.DataFrame, column: str | None) -> list[tuple[Head, Any]]:
     if column is None:
         rest = [str(c) for c in frame.columns if c not in KEYS]
         if len(rest) != 1:
-            found = ", ".join(rest) or "there is none"
+            names = ", ".join(rest) or "there is none"
             raise InputError(
-                f"The scores need one column beside layer and head ({found}); say which with "
+                f"The scores need one column beside layer and head ({names}); say which with "
                 "column=."
             )
         column = rest[0]

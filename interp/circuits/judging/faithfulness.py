@@ -235,12 +235,12 @@ def faithfulness(
             frozenset(order[k:]) for order in (ranking, *random) for k in counts
         ]  # replaced: all but the first k
         removed = [frozenset(ranking[:k]) for k in counts]
-        found = _margins(runs, [*plan, *removed], mode)
+        margins = _margins(runs, [*plan, *removed], mode)
         corrupted = runs.margins(corrupted=True)
-    rows = np.stack([found[key] for key in plan]).reshape(
+    rows = np.stack([margins[key] for key in plan]).reshape(
         1 + orders, len(counts), -1
     )  # (orders, sizes, n)
-    out = np.stack([found[key] for key in removed])
+    out = np.stack([margins[key] for key in removed])
     empty, full = rows[0, 0], rows[0, -1]
     gap = bootstrap((full - empty).tolist(), seed)
     if gap.low <= 0 <= gap.high:
@@ -325,15 +325,15 @@ def _ranking(runs: PairedRuns, circuit: Any, column: str | None) -> list[Head]:
 
 def _counts(sizes: Sequence[int | float] | None, n: int) -> list[int]:
     """Numbers of heads kept, ascending, from 0 to all. Raises `InputError`."""
-    found = {0, n}
+    counts = {0, n}
     for size in SHARES if sizes is None else sizes:
         count = round(size * n) if isinstance(size, float) else int(size)
         if not 0 <= count <= n or (isinstance(size, float) and not 0 <= size <= 1):
             raise InputError(
                 f"A size is a number of heads, 0 to {n}, or a share (0.0 to 1.0), not {size!r}."
             )
-        found.add(count)
-    return sorted(found)
+        counts.add(count)
+    return sorted(counts)
 
 
 # --- prompts that the circuit has not seen
@@ -353,32 +353,32 @@ def _apart(
                 "Say on which task: faithfulness(model, scores, task=…) or prompts of one's own."
             )
         task = search.task
-    known = None if search is None else _seen(model, task, record)
+    search_ids = None if search is None else _seen(model, task, record)
     if isinstance(task, Prompts):
         shared = record.get("inputs_hash") == inputs_hash(task.tensors())
-        if shared or any(i.ids in (known or ()) for i in task.instances):
+        if shared or any(i.ids in (search_ids or ()) for i in task.instances):
             raise InputError(
                 "The circuit was found on some of these prompts; a circuit is judged on others, so "
                 "give other prompts."
             )
         return task, []
     notes = []
-    if search is not None and known is None:
+    if search is not None and search_ids is None:
         notes.append(
             "The prompts that the circuit was found on could not be made again (another task or "
             "other settings), so "
             "that none of them is among these is not checked."
         )
     chosen, _ = sample(model, task, n, seed)
-    found: dict[tuple[int, ...], Any] = {}
+    by_ids: dict[tuple[int, ...], Any] = {}
     for spare in (1, 2, 4):
         for instance in from_task(model, chosen, spare * n, seed + APART).instances:
-            if instance.ids not in (known or ()):
-                found.setdefault(instance.ids, instance)
-        if len(found) >= n:
-            return checked(Prompts(chosen, tuple(found.values())[:n])), notes
+            if instance.ids not in (search_ids or ()):
+                by_ids.setdefault(instance.ids, instance)
+        if len(by_ids) >= n:
+            return checked(Prompts(chosen, tuple(by_ids.values())[:n])), notes
     raise InputError(
-        f"The task {chosen.name} has only {len(found)} prompts beside those that the circuit was "
+        f"The task {chosen.name} has only {len(by_ids)} prompts beside those that the circuit was "
         f"found on, and {n} "
         "were asked for; use fewer."
     )

@@ -124,7 +124,7 @@ def reuse(
     check_seed(seed)
     hooked = load(model)
     started, passes = time.perf_counter(), 0.0
-    made: list[tuple[Stage, ...]] = []
+    by_run: list[tuple[Stage, ...]] = []
     benches: list[PairedRuns] = []
     with hooked.clean():
         for task in (task_a, task_b):
@@ -132,13 +132,13 @@ def reuse(
             able(hooked, prompts, seed, force)
             benches.append(PairedRuns(hooked, prompts, seed, progress))
         for runs in benches:
-            made.append(
+            by_run.append(
                 tuple(stages(runs, share, at_least, depth, activations, least, freeze_mlps))
             )
             passes += runs.forwards
     a, b = (runs.prompts.name for runs in benches)
     names = (a, b) if a != b else (f"{a}_1", f"{b}_2")
-    one, two = ({h for stage in found for h in stage.heads} for found in made)
+    one, two = ({h for stage in chain for h in stage.heads} for chain in by_run)
     sizes = {layer: site.n_heads for layer, site in benches[0].sites.items()}
     expected, p = chance(one, two, sizes)
     settings = dict(
@@ -159,12 +159,12 @@ def reuse(
     )
     return Reuse(
         names,
-        _frame(benches[0], names, made),
-        _by_stage(names, made, sizes),
+        _frame(benches[0], names, by_run),
+        _by_stage(names, by_run, sizes),
         len(one & two) / max(1, len(two)),
         expected,
         p,
-        (made[0], made[1]),
+        (by_run[0], by_run[1]),
         record,
     )
 
@@ -189,12 +189,12 @@ def _frame(runs: PairedRuns, names: Sequence[str], made: Sequence[Sequence[Stage
     frame = pd.DataFrame(
         dict(layer=[h.layer for h in runs.heads], head=[h.head for h in runs.heads])
     )
-    for name, found in zip(names, made, strict=True):
+    for name, chain in zip(names, made, strict=True):
         first = {
-            h: number for number, stage in reversed(list(enumerate(found, 1))) for h in stage.heads
+            h: number for number, stage in reversed(list(enumerate(chain, 1))) for h in stage.heads
         }
         frame[name] = [first.get(h, 0) for h in runs.heads]
-        for number, stage in enumerate(found, 1):
+        for number, stage in enumerate(chain, 1):
             frame[f"{name}_effect_{number}"] = stage.found.effect
     frame["shared"] = (frame[names[0]] > 0) & (frame[names[1]] > 0)
     return frame
@@ -244,15 +244,15 @@ def wrong_tokens(instance: Instance) -> list[int]:
     """Where the wrong answers stand in the prompt, the last time each does. Raises `InputError`
     where none does."""
     prompt = instance.prompt
-    found = sorted(
+    positions = sorted(
         {max(i for i, t in enumerate(prompt) if t == w) for w in instance.wrong[0] if w in prompt}
     )
-    if not found:
+    if not positions:
         raise InputError(
             "No wrong answer stands in the prompt; say with keys= which tokens the heads are to "
             "look at."
         )
-    return found
+    return positions
 
 
 @torch.no_grad()
@@ -310,12 +310,12 @@ def repair(
             f"Answers of {prompts.name} have several tokens; a repair is of the prompt's last row."
         )
     runs = PairedRuns(hooked, prompts, seed)
-    chosen = tuple(dict.fromkeys(check_main(runs, h) for h in parse_heads(heads)))
-    if not chosen:
+    targets = tuple(dict.fromkeys(check_main(runs, h) for h in parse_heads(heads)))
+    if not targets:
         raise InputError("A repair needs at least one head.")
     where = [list((keys or wrong_tokens)(i)) for i in prompts.instances]
-    others = _random_sets(runs, chosen, controls, seed)
-    plan: list[Sequence[Head]] = [(), chosen, *others]
+    others = _random_sets(runs, targets, controls, seed)
+    plan: list[Sequence[Head]] = [(), targets, *others]
 
     def told(number: int) -> None:
         if progress is not None:
@@ -327,11 +327,11 @@ def repair(
         told(number)
     frame = pd.DataFrame(results[0], columns=["baseline", "baseline_margin"])
     frame["edited"], frame["edited_margin"] = zip(*results[1], strict=True)
-    accuracies = np.array([np.mean([c for c, _ in found]) for found in results[2:]])
+    accuracies = np.array([np.mean([c for c, _ in scores]) for scores in results[2:]])
     settings = dict(
         task=prompts.name,
         n=len(prompts),
-        heads=[str(h) for h in chosen],
+        heads=[str(h) for h in targets],
         controls=len(others),
         weights=None if weights is None else list(weights),
         edits=edits_as_json(edits),
@@ -344,7 +344,7 @@ def repair(
         if len(accuracies)
         else None
     )
-    return Repair(chosen, evaluation, accuracies, p)
+    return Repair(targets, evaluation, accuracies, p)
 
 
 def _judged(
@@ -356,10 +356,10 @@ def _judged(
     edits: Sequence[Edit],
 ) -> list[tuple[float, float]]:
     """(correct, margin) of each prompt with these heads' last rows overwritten."""
-    found: list[tuple[float, float]] = []
+    scores: list[tuple[float, float]] = []
     with model.clean(), model.edit(*edits):
         for batch in batches(prompts.instances, pad_id(model.tokenizer)):
-            mine = where[len(found) : len(found) + len(batch.instances)]
+            mine = where[len(scores) : len(scores) + len(batch.instances)]
             rows = (
                 [OverwriteRow(tuple(heads), mine, None if weights is None else list(weights))]
                 if heads
@@ -367,10 +367,10 @@ def _judged(
             )
             with model.edit(*rows):
                 logits = answer_logits(model, batch)
-            found += [
+            scores += [
                 prompts.task.score(x, i) for x, i in zip(logits, batch.instances, strict=True)
             ]
-    return found
+    return scores
 
 
 def _random_sets(runs: PairedRuns, heads: Sequence[Head], n: int, seed: int) -> list[list[Head]]:

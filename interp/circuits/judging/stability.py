@@ -52,23 +52,23 @@ def resampled(
     from interp.loading import load
 
     check_seed(seed)
-    chosen = as_method(method, None, settings)
+    searcher = as_method(method, None, settings)
     hooked = load(model)
     prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed)
     rng = np.random.default_rng([seed, resamples])
     sets = []
     with hooked.clean():
         for done in range(resamples):
-            drawn = rng.integers(0, len(prompts), len(prompts))
+            rows = rng.integers(0, len(prompts), len(prompts))
             runs = PairedRuns(
-                hooked, Prompts(prompts.task, tuple(prompts.instances[i] for i in drawn)), seed
+                hooked, Prompts(prompts.task, tuple(prompts.instances[i] for i in rows)), seed
             )
             if not 1 <= k < len(runs.heads):
                 raise InputError(
                     f"{hooked.name} has {len(runs.heads)} heads; stability of the top {k} says "
                     "nothing."
                 )
-            score = chosen.find(runs).score
+            score = searcher.find(runs).score
             strongest = np.argsort(-score, kind="stable")[:k]
             sets.append([runs.heads[i] for i in strongest])
             if progress is not None:

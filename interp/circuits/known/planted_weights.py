@@ -34,15 +34,15 @@ def basis_of(size: int, rng: np.random.Generator) -> np.ndarray:
 def random_codes(n: int, size: int, rng: np.random.Generator, steps: int = 0) -> np.ndarray:
     """(n, size) mean-zero codes of norm √size; `steps` of gradient descent on Σ (c_i·c_j)⁴ push
     them apart."""
-    made = rng.standard_normal((n, size))
+    codes = rng.standard_normal((n, size))
     for step in range(steps + 1):
-        made -= made.mean(1, keepdims=True)
-        made /= np.linalg.norm(made, axis=1, keepdims=True)
+        codes -= codes.mean(1, keepdims=True)
+        codes /= np.linalg.norm(codes, axis=1, keepdims=True)
         if step < steps:
-            overlap = made @ made.T
+            overlap = codes @ codes.T
             np.fill_diagonal(overlap, 0)
-            made -= overlap**3 @ made
-    return made * math.sqrt(size)
+            codes -= overlap**3 @ codes
+    return codes * math.sqrt(size)
 
 
 @dataclass(frozen=True)
@@ -130,24 +130,24 @@ class Weights:
     ) -> None:
         """Add logit · (q · k), where q = q_map of the query's block and k = k_map of the key's,
         (block, d) both."""
-        at, taken = (head.layer, head.head), self._take(head, "qk", k_map.shape[1])
+        at, dims = (head.layer, head.head), self._take(head, "qk", k_map.shape[1])
         gain = math.sqrt(abs(logit) * math.sqrt(D_HEAD))  # shared by queries and keys
-        self.qkv[at][0, self.block[query], taken] = gain * (k_map if q_map is None else q_map)
-        self.qkv[at][1, self.block[key], taken] = math.copysign(gain, logit) * k_map
+        self.qkv[at][0, self.block[query], dims] = gain * (k_map if q_map is None else q_map)
+        self.qkv[at][1, self.block[key], dims] = math.copysign(gain, logit) * k_map
 
     def sink(self, head: Head, logit: float) -> None:
         """Add `logit` to position 0, for every query."""
-        at, taken = (head.layer, head.head), self._take(head, "qk", 1)
+        at, dims = (head.layer, head.head), self._take(head, "qk", 1)
         gain = math.sqrt(logit * math.sqrt(D_HEAD))
-        self.bias[at][taken] = gain
-        self.qkv[at][1, self.block["position"], taken] = gain * share_of(self.places.codes[0])
+        self.bias[at][dims] = gain
+        self.qkv[at][1, self.block["position"], dims] = gain * share_of(self.places.codes[0])
 
     def copy(self, head: Head, reads: str, writes: str, basis: np.ndarray, gain: float) -> None:
         """z: the coordinates of the block `reads` in `basis`; `gain` times what they stand for goes
         to `writes`."""
-        at, taken = (head.layer, head.head), self._take(head, "v", basis.shape[1])
-        self.qkv[at][2, self.block[reads], taken] = basis
-        self.out[at][taken, self.block[writes]] = gain * basis.T
+        at, dims = (head.layer, head.head), self._take(head, "v", basis.shape[1])
+        self.qkv[at][2, self.block[reads], dims] = basis
+        self.out[at][dims, self.block[writes]] = gain * basis.T
 
     def decoys(self, free: Sequence[Head], reads: str, rng: np.random.Generator) -> str:
         """Make a previous-token head and a sink of two of the `free` heads, writing into junk; a

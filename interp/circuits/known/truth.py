@@ -97,10 +97,10 @@ class Truth:
             >>> sorted(interp.circuits.published("ioi", "gpt2").classes())[:2]
             ['S-inhibition', 'backup name mover']
         """
-        found: dict[str, list[Head]] = {}
+        by_class: dict[str, list[Head]] = {}
         for head, kind in self.heads.items():
-            found.setdefault(kind, []).append(head)
-        return found
+            by_class.setdefault(kind, []).append(head)
+        return by_class
 
     def matrix(self) -> np.ndarray:
         """(n_layers, n_heads) bool: which heads are in the circuit.
@@ -109,10 +109,10 @@ class Truth:
             >>> int(interp.circuits.published("ioi", "gpt2").matrix().sum())
             26
         """
-        found = np.zeros((self.n_layers, self.n_heads), dtype=bool)
+        inside = np.zeros((self.n_layers, self.n_heads), dtype=bool)
         for head in self.heads:
-            found[head.layer, head.head] = True
-        return found
+            inside[head.layer, head.head] = True
+        return inside
 
     def check_model(self, model: HookedModel) -> None:
         """Refuses a model of another size.
@@ -215,10 +215,10 @@ def _flag(value: Any) -> bool:
 
 def _listed(**classes: str) -> dict[Head, str]:
     """ "name_mover"="9.9,10.0" → {L9H9: "name mover", …}; S-inhibition has its hyphen back."""
-    found = {
+    by_head = {
         h: kind.replace("_", " ") for kind, heads in classes.items() for h in parse_heads(heads)
     }
-    return {h: kind.replace("S inhibition", "S-inhibition") for h, kind in found.items()}
+    return {h: kind.replace("S inhibition", "S-inhibition") for h, kind in by_head.items()}
 
 
 def _ioi() -> Truth:
@@ -387,10 +387,10 @@ def published_for(task: str, name: str) -> Truth:
     Raises `InputError` where none is known.
     """
     full = [name, SHORTCUTS.get(name, ("",))[0], ALIASES.get(name.lower(), "")]
-    wanted = [part for n in full if n for part in (n, n.lower(), n.rpartition("/")[2].lower())]
-    wanted += [alias for alias, target in ALIASES.items() if target in full]
+    names = [part for n in full if n for part in (n, n.lower(), n.rpartition("/")[2].lower())]
+    names += [alias for alias, target in ALIASES.items() if target in full]
     there = published_names()
-    for model in wanted:
+    for model in names:
         if (task, model) in there:
             return published(task, model)
     models = [m for t, m in there if t == task]

@@ -72,10 +72,10 @@ class ACDC(Method):
     def find(self, runs: PairedRuns) -> Found:
         stream = Stream(runs)
         graph = stream.graph
-        kept = _Pruning(runs, stream, self).kept()  # (thresholds, senders, receivers)
+        edges = _Pruning(runs, stream, self).kept()  # (thresholds, senders, receivers)
         tau = np.array(self.thresholds)
-        scores = (kept * tau[:, None, None]).max(0)
-        left = ", ".join(f"{int(k.sum())} at {t:g}" for t, k in zip(tau, kept, strict=True))
+        scores = (edges * tau[:, None, None]).max(0)
+        left = ", ".join(f"{int(k.sum())} at {t:g}" for t, k in zip(tau, edges, strict=True))
         note = f"ACDC: of {int(graph.allowed.sum())} edges survive {left}."
         return Found(
             scores[graph.heads].max(1), edges=graph.table(scores, scores > 0), notes=[note]
@@ -147,11 +147,11 @@ class _Pruning:
         """(models,) mean over all prompts, from logits (models, batch, last slots, vocabulary) of
         each batch."""
         totals = torch.zeros(len(logits[0]), dtype=torch.float64, device=logits[0].device)
-        for number, (part, found) in enumerate(zip(self.parts, logits, strict=True)):
+        for number, (part, variants) in enumerate(zip(self.parts, logits, strict=True)):
             if self.method.metric == "margin":
-                here = [-part.pairs.margins(one).double().sum() for one in found]
+                here = [-part.pairs.margins(one).double().sum() for one in variants]
             else:
-                here = [_divergence(self.wanted[number], part.pairs, one) for one in found]
+                here = [_divergence(self.wanted[number], part.pairs, one) for one in variants]
             totals += torch.stack(here)
         return totals.cpu().numpy() / len(self.runs.prompts)
 
@@ -159,8 +159,8 @@ class _Pruning:
 def _backwards(runs: PairedRuns, graph: Graph) -> list[tuple[int, list[int]]]:
     """(layer from which to run, receivers), from the output to the first layer; the MLP before the
     heads."""
-    found = [(runs.layers[-1], [len(graph.receivers) - 1])]
-    return found + [
+    order = [(runs.layers[-1], [len(graph.receivers) - 1])]
+    return order + [
         (n, list(range(c.stop - 1, c.start - 1, -1))) for n, c in reversed(graph.columns.items())
     ]
 

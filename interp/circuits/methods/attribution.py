@@ -47,19 +47,19 @@ def first_order(runs: PairedRuns, mode: str, what: str) -> np.ndarray:
     each prompt."""
     batches = runs.batches(gradients=True)
     runs.expect(len(batches))
-    found = []
+    scores = []
     for pairs in batches:
-        given = runs.stand_ins(pairs, mode)
+        stand_ins = runs.stand_ins(pairs, mode)
         _, activations, gradients = runs.gradients(pairs, keep=("z",))
         layers = []
         for layer in runs.layers:
             z, slope, stand = (
                 activations["z", layer],
                 gradients["z", layer],
-                given[layer],
+                stand_ins[layer],
             )  # (batch, tokens, heads, d)
             change = z - (stand if isinstance(stand, float) else stand.to(z))
             layers.append((change.double() * slope.double()).sum((1, 3)))  # (batch, heads)
-        found.append(torch.cat(layers, 1).T.cpu().numpy())
+        scores.append(torch.cat(layers, 1).T.cpu().numpy())
         runs.step(what)
-    return np.concatenate(found, axis=1)
+    return np.concatenate(scores, axis=1)

@@ -74,19 +74,19 @@ class Method(SettingsRecord, ABC):
     def make(cls, preset: str | None = None, **settings: Any) -> Method:
         """The method with a preset's settings and these on top. Raises `InputError` for names that
         it doesn't have."""
-        chosen: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if preset is not None:
             if preset not in cls.presets:
                 there = ", ".join(cls.presets) or "none"
                 raise InputError(f"The method {cls.name} has no preset {preset!r}; it has {there}.")
-            chosen.update(cls.presets[preset])
+            values.update(cls.presets[preset])
         for name in settings:
             if name not in cls.settings():
-                taken = ", ".join(cls.settings()) or "none"
+                names = ", ".join(cls.settings()) or "none"
                 raise InputError(
-                    f"{name} is not a setting of the method {cls.name}; it takes {taken}."
+                    f"{name} is not a setting of the method {cls.name}; it takes {names}."
                 )
-        return cls(**{**chosen, **settings})
+        return cls(**{**values, **settings})
 
     def __post_init__(self) -> None:
         self.check()

@@ -33,11 +33,11 @@ def effect_score(codes: np.ndarray, attributed: np.ndarray) -> np.ndarray:
     opposite roles in different situations do not.
     """
     n, heads = codes.shape
-    found = np.zeros(heads)
+    scores = np.zeros(heads)
     for h in range(heads):
         _, which = np.unique(codes[:, h], return_inverse=True)
-        found[h] = np.abs(np.bincount(which, attributed[:, h])).sum() / n
-    return found
+        scores[h] = np.abs(np.bincount(which, attributed[:, h])).sum() / n
+    return scores
 
 
 def pair_counts(positive: np.ndarray, negative: np.ndarray) -> Iterator[np.ndarray]:
@@ -57,8 +57,8 @@ def pair_counts(positive: np.ndarray, negative: np.ndarray) -> Iterator[np.ndarr
     later = np.arange(heads)
     for i in range(heads):
         mine = hot[:, starts[i] : starts[i + 1]]
-        seen = mine[:n].T @ hot[:n] > 0  # (codes of i, codes of all)
-        only = seen & ~(mine[n:].T @ hot[n:] > 0)
+        overlap = mine[:n].T @ hot[:n] > 0  # (codes of i, codes of all)
+        only = overlap & ~(mine[n:].T @ hot[n:] > 0)
         counts = np.add.reduceat(only.sum(0), starts[:-1]).astype(np.float64)
         yield np.where(later > i, counts, 0.0)
 
@@ -82,9 +82,9 @@ def edge_score(counts: np.ndarray) -> np.ndarray:
 
 def _compact(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each head's codes numbered 0, 1, …, and how many it has."""
-    found = np.empty_like(codes)
+    numbers = np.empty_like(codes)
     sizes = np.empty(codes.shape[1], dtype=np.int64)
     for h in range(codes.shape[1]):
-        values, found[:, h] = np.unique(codes[:, h], return_inverse=True)
+        values, numbers[:, h] = np.unique(codes[:, h], return_inverse=True)
         sizes[h] = len(values)
-    return found, sizes
+    return numbers, sizes

@@ -143,24 +143,24 @@ class DiscreteSAE(Method):
         best: tuple[float, Any] = (np.inf, None)
         for trial in range(self.trials):
             rng = np.random.default_rng([runs.seed, trial])
-            made, _ = autoencoders.train(
+            autoencoder, _ = autoencoders.train(
                 self._samples(outputs, rng), self.features, seed=runs.seed * 1000 + trial,
                 metadata=self._metadata(runs), **{name: getattr(self, name) for name in SHORT},
             )  # fmt: skip
-            positive, negative = self._codes(runs, outputs, [made])
+            positive, negative = self._codes(runs, outputs, [autoencoder])
             pairs = edge_matrix(positive, negative)
             edges += pairs / self.trials
             scores.append(self._score(positive, negative, pairs, outputs.attributed))
-            drawn = rng.integers(0, outputs.n, outputs.n)
+            rows = rng.integers(0, outputs.n, outputs.n)
             again = self._score(
-                positive[drawn],
+                positive[rows],
                 negative,
                 pairs,
-                None if outputs.attributed is None else outputs.attributed[drawn],
+                None if outputs.attributed is None else outputs.attributed[rows],
             )
             intervals.append(again if self.score == "effect" else scores[-1])
-            error = self._error(outputs, made)
-            best = min(best, (error, made), key=lambda pair: pair[0])
+            error = self._error(outputs, autoencoder)
+            best = min(best, (error, autoencoder), key=lambda pair: pair[0])
             runs.step(f"autoencoder {trial + 1} of {self.trials}")
         # a mean's magnitude is larger in resamples; the interval is centred on what was measured
         centred = np.array(intervals) - np.mean(intervals, axis=0) + np.mean(scores, axis=0)
@@ -209,18 +209,18 @@ class DiscreteSAE(Method):
 
         sides = []
         for layers in (outputs.clean, outputs.corrupted):
-            found = []
+            parts = []
             for layer, z, out in zip(runs.layers, layers, outputs.W_O, strict=True):
                 tried = (codes_of(one, z, out, self.vector, layer) for one in given)
                 code = next((c for c in tried if c is not None), None)
-                found.append(torch.full(z.shape[:2], -1) if code is None else code)
-            sides.append(torch.cat(found, 1).numpy())
+                parts.append(torch.full(z.shape[:2], -1) if code is None else code)
+            sides.append(torch.cat(parts, 1).numpy())
         return sides[0], sides[1]
 
     def _samples(self, outputs: Outputs, rng: np.random.Generator) -> torch.Tensor:
         """(examples · heads, width): the outputs of all heads in randomly chosen examples."""
-        chosen = rng.choice(2 * outputs.n, min(self.examples, 2 * outputs.n), replace=False)
-        return torch.cat([self._vectors(outputs, int(i)) for i in chosen])
+        indices = rng.choice(2 * outputs.n, min(self.examples, 2 * outputs.n), replace=False)
+        return torch.cat([self._vectors(outputs, int(i)) for i in indices])
 
     def _vectors(self, outputs: Outputs, example: int) -> torch.Tensor:
         """(heads, width) of one example; positive ones come first."""
@@ -235,8 +235,8 @@ class DiscreteSAE(Method):
     @torch.no_grad()
     def _error(self, outputs: Outputs, made: Any, examples: int = 32) -> float:
         """Mean squared error on some examples."""
-        chosen = np.linspace(0, 2 * outputs.n - 1, min(examples, 2 * outputs.n)).astype(int)
-        x = torch.cat([self._vectors(outputs, int(i)) for i in chosen])
+        indices = np.linspace(0, 2 * outputs.n - 1, min(examples, 2 * outputs.n)).astype(int)
+        x = torch.cat([self._vectors(outputs, int(i)) for i in indices])
         return float((made.decode(made.encode(x)) - x).pow(2).mean())
 
     def _metadata(self, runs: PairedRuns) -> dict[str, Any]:

@@ -43,13 +43,13 @@ class Receiver(NamedTuple):
     @staticmethod
     def parse(written: str) -> Receiver:
         """Read "L9H9.q" or "9.9.q". Raises `InputError` or `HeadError`."""
-        found = _INPUT.fullmatch(written.strip())
-        if found is None:
+        match = _INPUT.fullmatch(written.strip())
+        if match is None:
             raise InputError(
                 'A receiver is "output" or a head with its input, like L9H9.q or 9.6.k, not '
                 f"{written!r}."
             )
-        return Receiver(Head.parse(found[1]), found[2])
+        return Receiver(Head.parse(match[1]), match[2])
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class PathPatching(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = self.receivers.split(",") if isinstance(self.receivers, str) else self.receivers
-        names = tuple(str(r).strip() for r in given)
+        receivers = self.receivers.split(",") if isinstance(self.receivers, str) else self.receivers
+        names = tuple(str(r).strip() for r in receivers)
         if not names or (OUTPUT in names and len(names) > 1):
             raise InputError(
                 'The receivers of path_patching are "output" alone, or inputs of heads, like '
@@ -141,12 +141,12 @@ class PathPatching(Method):
             paths = Paths(runs, pairs, self.positions, self.freeze_mlps)
             gaps.append((paths.clean - paths.corrupted).numpy())
             at_once = max(1, TOKENS // pairs.clean.numel())
-            found = [np.zeros((0, len(pairs.rows)))]
+            chunks = [np.zeros((0, len(pairs.rows)))]
             for start in range(0, len(senders), at_once):
                 some = senders[start : start + at_once]
-                found.append((paths.clean - paths.send([[s] for s in some], self.inputs)).numpy())
+                chunks.append((paths.clean - paths.send([[s] for s in some], self.inputs)).numpy())
                 runs.step(self.title, len(some))
-            losses.append(np.concatenate(found))
+            losses.append(np.concatenate(chunks))
         gap = float(np.concatenate(gaps).mean())
         if abs(gap) < 1e-9:
             raise InputError(
@@ -162,8 +162,8 @@ class PathPatching(Method):
     def tried(self, runs: PairedRuns) -> list[Head]:
         """The senders that lie before some receiver."""
         last = max((r.head.layer for r in self.inputs), default=None)
-        chosen = runs.heads if self.senders is None else [check_main(runs, s) for s in self.senders]
-        return [h for h in chosen if last is None or h.layer < last]
+        heads = runs.heads if self.senders is None else [check_main(runs, s) for s in self.senders]
+        return [h for h in heads if last is None or h.layer < last]
 
     def _found(
         self, runs: PairedRuns, senders: Sequence[Head], effects: np.ndarray, gap: float
@@ -202,9 +202,9 @@ def check_main(runs: PairedRuns, head: Head) -> Head:
     """The head as the runs names it. Raises `HeadError`, or `InputError` for one outside the main
     tower."""
     runs.model.check(head)
-    for known in runs.sites.values():
-        if head.layer == known.layer and head.tower in ("", known.tower):
-            return Head(head.layer, head.head, known.tower)
+    for site in runs.sites.values():
+        if head.layer == site.layer and head.tower in ("", site.tower):
+            return Head(head.layer, head.head, site.tower)
     raise InputError(
         f"{head} is not in the main tower of {runs.model.name}, which circuits are looked for in."
     )
@@ -276,12 +276,12 @@ class Paths:
 
     def _post(self, layer: int, n: int, now: dict[str, torch.Tensor]) -> torch.Tensor:
         """The stream after a layer whose MLP adds what it added in the clean run."""
-        kept = self._kept
-        if ("mid", layer) in kept:
-            return now["mid"] + (kept["post", layer] - kept["mid", layer]).repeat(n, 1, 1)
-        z, W_O = now["z"] - kept["z", layer].repeat(n, 1, 1, 1), self._outputs[layer]
+        clean = self._kept
+        if ("mid", layer) in clean:
+            return now["mid"] + (clean["post", layer] - clean["mid", layer]).repeat(n, 1, 1)
+        z, W_O = now["z"] - clean["z", layer].repeat(n, 1, 1, 1), self._outputs[layer]
         attention = torch.einsum("bqhd,hdm->bqm", z, W_O)
-        return now["pre"] + attention + (kept["post", layer] - kept["pre", layer]).repeat(n, 1, 1)
+        return now["pre"] + attention + (clean["post", layer] - clean["pre", layer]).repeat(n, 1, 1)
 
     def _received(self, receivers: Sequence[Receiver], activations: Activations) -> Hook:
         """The receivers' inputs are those on `activations`."""
@@ -318,10 +318,12 @@ def _attention_outputs(
 ) -> dict[int, torch.Tensor]:
     """W_O (heads, d_head, d_model) of layers whose attention and MLP read the same stream, checked:
     without z these layers must add Σ z W_O less. Raises `TapError` where they do not."""
-    found = {layer: runs.model.head_weights(layer, runs.sites[layer].tower).W_O for layer in layers}
+    by_layer = {
+        layer: runs.model.head_weights(layer, runs.sites[layer].tower).W_O for layer in layers
+    }
 
     def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        if layer not in found:
+        if layer not in by_layer:
             return None
         return (
             torch.zeros_like(tensor)
@@ -332,13 +334,13 @@ def _attention_outputs(
         )
 
     _, activations = runs.run(pairs, write=write, keep=("post",))
-    for layer, W_O in found.items():
-        wanted = torch.einsum("bqhd,hdm->bqm", kept["z", layer], W_O.to(kept["z", layer]))
+    for layer, W_O in by_layer.items():
+        target = torch.einsum("bqhd,hdm->bqm", kept["z", layer], W_O.to(kept["z", layer]))
         less = kept["post", layer] - activations["post", layer]
-        if not torch.allclose(less, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+        if not torch.allclose(less, target, rtol=1e-3, atol=1e-3 * float(target.abs().max())):
             raise TapError(
                 f"Layer {layer} of {runs.model.name} does more to its attention than add it to "
                 "the stream, so its MLP "
                 "can't be frozen here; use freeze_mlps=False."
             )
-    return found
+    return by_layer

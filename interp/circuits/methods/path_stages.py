@@ -72,7 +72,7 @@ def stages(
             f"{', '.join(activations) or 'none'}."
         )
     most = max(at_least, round(share * len(runs.heads)))
-    made: list[Stage] = []
+    chain: list[Stage] = []
     receivers: tuple[str, ...] = (OUTPUT,)
     for number in range(depth):
         wire = "q" if number == 0 else activations[min(number, len(activations)) - 1]
@@ -80,16 +80,18 @@ def stages(
         senders = method.tried(runs)
         if not senders:
             break
-        found = method.find(runs)
-        assert found.effect is not None
-        order = np.argsort(-found.score, kind="stable")
+        result = method.find(runs)
+        assert result.effect is not None
+        order = np.argsort(-result.score, kind="stable")
         tried = set(senders)
         heads = [
-            runs.heads[i] for i in order[:most] if found.score[i] > least and runs.heads[i] in tried
+            runs.heads[i]
+            for i in order[:most]
+            if result.score[i] > least and runs.heads[i] in tried
         ]
-        made.append(Stage(method.receivers, tuple(heads), tuple(senders), found))
+        chain.append(Stage(method.receivers, tuple(heads), tuple(senders), result))
         if not heads:
             break
         following = activations[min(number + 1, len(activations)) - 1]
         receivers = tuple(str(Receiver(h, w)) for h in heads for w in following)
-    return made
+    return chain

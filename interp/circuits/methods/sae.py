@@ -75,19 +75,19 @@ def train(
         rank = min(int((held < variance).sum()) + 1, len(sizes))
         basis = rows[:rank].T  # (d_in, rank)
         inner = (inner - centre) @ basis
-    made = _new(inner.shape[1], features, sparsity, seed, metadata)
-    optimiser = torch.optim.Adam(made.parameters(), lr=rate)
+    autoencoder = _new(inner.shape[1], features, sparsity, seed, metadata)
+    optimiser = torch.optim.Adam(autoencoder.parameters(), lr=rate)
     loss = torch.tensor(float("nan"))
     for step in range(steps):
-        made.normalise()
-        given = TrainStepInput(inner, {"l1": sparsity}, None, step, False)
-        loss = made.training_forward_pass(given).loss
+        autoencoder.normalise()
+        inputs = TrainStepInput(inner, {"l1": sparsity}, None, step, False)
+        loss = autoencoder.training_forward_pass(inputs).loss
         optimiser.zero_grad()
         loss.backward()
-        made.project_gradients()
+        autoencoder.project_gradients()
         optimiser.step()
-    made.normalise()
-    return _unfolded(made, centre, basis, scale, features, sparsity, seed, metadata), float(
+    autoencoder.normalise()
+    return _unfolded(autoencoder, centre, basis, scale, features, sparsity, seed, metadata), float(
         loss.detach()
     )
 
@@ -123,13 +123,13 @@ def _unfolded(
 ) -> MeanLossSAE:
     """The same function of the samples as they came: x = scale · (centre + basis · inner)."""
     d_in = len(centre)
-    made = _new(d_in, features, sparsity, seed, metadata)
+    autoencoder = _new(d_in, features, sparsity, seed, metadata)
     up = torch.eye(d_in) if basis is None else basis
-    made.W_enc.copy_(up @ inner.W_enc / scale)
-    made.W_dec.copy_(scale * inner.W_dec @ up.T)
-    made.b_enc.copy_(inner.b_enc)
-    made.b_dec.copy_(scale * (centre + up @ inner.b_dec))
-    return made.eval()
+    autoencoder.W_enc.copy_(up @ inner.W_enc / scale)
+    autoencoder.W_dec.copy_(scale * inner.W_dec @ up.T)
+    autoencoder.b_enc.copy_(inner.b_enc)
+    autoencoder.b_dec.copy_(scale * (centre + up @ inner.b_dec))
+    return autoencoder.eval()
 
 
 class Saved:
@@ -146,7 +146,7 @@ class Saved:
 def loaded(given: Any) -> list[Any]:
     """SAELens autoencoders from folders, objects, or a list of them. Raises `ModelError` or
     `InputError`."""
-    found = []
+    autoencoders = []
     for one in given if isinstance(given, (list, tuple)) else [given]:
         if isinstance(one, (str, Path)):
             try:
@@ -157,10 +157,10 @@ def loaded(given: Any) -> list[Any]:
             raise InputError(
                 f"{type(one).__name__} is not a SAELens autoencoder, nor a folder of one."
             )
-        found.append(one.eval())
-    if not found:
+        autoencoders.append(one.eval())
+    if not autoencoders:
         raise InputError("No autoencoder was given.")
-    return found
+    return autoencoders
 
 
 @torch.no_grad()

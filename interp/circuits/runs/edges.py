@@ -55,18 +55,18 @@ class Graph:
         before: list[int] = []  # of each receiver: how many senders it can read
         rows, mlp, columns = {}, {}, {}
         for layer, site in runs.sites.items():
-            start, seen = len(receivers), len(senders)
+            start, first = len(receivers), len(senders)
             kv = "KV" if site.n_kv_heads < site.n_heads else "H"
             receivers += [(f"L{layer}H{h}", "q") for h in range(site.n_heads)]
             receivers += [
                 (f"L{layer}{kv}{g}", kind) for kind in "kv" for g in range(site.n_kv_heads)
             ]
-            rows[layer] = slice(seen, seen + site.n_heads)
+            rows[layer] = slice(first, first + site.n_heads)
             senders += [f"L{layer}H{h}" for h in range(site.n_heads)]
-            before += [seen] * (len(receivers) - start)
+            before += [first] * (len(receivers) - start)
             if mlps[layer]:
                 receivers.append((f"MLP {layer}", ""))
-                before.append(seen if parallel else len(senders))
+                before.append(first if parallel else len(senders))
                 mlp[layer] = len(senders)
                 senders.append(f"MLP {layer}")
             columns[layer] = slice(start, len(receivers))
@@ -84,7 +84,7 @@ class Graph:
         """The edges, or those `among` (senders, receivers), with their `scores` of that shape,
         strongest first."""
         u, v = np.nonzero(self.allowed if among is None else among)
-        found = pd.DataFrame(
+        table = pd.DataFrame(
             dict(
                 sender=[self.senders[i] for i in u],
                 receiver=[self.receivers[i][0] for i in v],
@@ -92,7 +92,7 @@ class Graph:
                 score=scores[u, v].astype(np.float32),
             )
         )
-        return found.iloc[np.argsort(-np.abs(scores[u, v]), kind="stable")].reset_index(drop=True)
+        return table.iloc[np.argsort(-np.abs(scores[u, v]), kind="stable")].reset_index(drop=True)
 
 
 class Stream:
@@ -130,13 +130,13 @@ class Stream:
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows of the graph, (rows, batch, tokens, d_model): what these senders write, clean minus
         corrupted), a layer at a time; layers of which none is `among` those wanted are left out."""
-        wanted = range(len(self.graph.senders))[among]
-        if 0 in wanted:
+        senders = range(len(self.graph.senders))[among]
+        if 0 in senders:
             yield slice(0, 1), (clean["pre", self.first] - corrupted["pre", self.first])[None]
         for layer in self.runs.layers:
             if (
-                self.graph.rows[layer].start not in wanted
-                and self.graph.mlp.get(layer) not in wanted
+                self.graph.rows[layer].start not in senders
+                and self.graph.mlp.get(layer) not in senders
             ):
                 continue
             z = clean["z", layer] - corrupted["z", layer]
@@ -158,12 +158,12 @@ class Stream:
         receivers) at a live run, a layer at a time from the output down to the last that reads
         senders `among` those wanted."""
         keys = list(activations)
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             margins.sum(), list(activations.values()), retain_graph=True, allow_unused=True
         )
         slope = {
             key: torch.zeros_like(activations[key]) if g is None else g
-            for key, g in zip(keys, found, strict=True)
+            for key, g in zip(keys, grads, strict=True)
         }
         yield (
             slice(len(self.graph.receivers) - 1, len(self.graph.receivers)),
@@ -238,9 +238,9 @@ class Stream:
         for layer in self.runs.layers:
             post = activations["post", layer]
             probe = torch.randn(post.shape, generator=draw).to(post) * pairs.mask[..., None]
-            (found,) = torch.autograd.grad(post, activations["z", layer], probe, retain_graph=True)
-            wanted = torch.einsum("bqm,hdm->bqhd", probe, self.weights[layer].W_O.to(probe))
-            if not _near(found, wanted, wanted):
+            (grad,) = torch.autograd.grad(post, activations["z", layer], probe, retain_graph=True)
+            target = torch.einsum("bqm,hdm->bqhd", probe, self.weights[layer].W_O.to(probe))
+            if not _near(grad, target, target):
                 self._refuse(
                     f"layer {layer} has neither a plain sequential block nor a parallel one"
                 )
@@ -271,8 +271,8 @@ def products(
         with torch.no_grad():
             for rows, change in stream.changes(clean, corrupted, among):
                 if allowed[rows, columns].any():
-                    found = change.flatten(1) @ flat.T
-                    scores[rows, columns] += found.double().cpu().numpy() * allowed[rows, columns]
+                    product = change.flatten(1) @ flat.T
+                    scores[rows, columns] += product.double().cpu().numpy() * allowed[rows, columns]
 
 
 def detached(activations: Activations) -> Activations:

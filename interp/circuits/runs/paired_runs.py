@@ -108,12 +108,12 @@ class PairedRuns:
         gradient 0.
         """
         margins, activations = self.live(pairs, keep)
-        found = torch.autograd.grad(
+        grads = torch.autograd.grad(
             margins, list(activations.values()), torch.ones_like(margins), allow_unused=True
         )
         gradients = {
             key: torch.zeros_like(wire) if g is None else g
-            for (key, wire), g in zip(activations.items(), found, strict=True)
+            for (key, wire), g in zip(activations.items(), grads, strict=True)
         }
         return (
             margins.detach(),
@@ -201,21 +201,21 @@ class PairedRuns:
         """(n,) margins on the clean prompts with each of these sets of heads replaced, in order;
         what `pieces` has is not run again."""
         batches = self.batches()
-        kept = [self.stand_ins(pairs, mode) for pairs in batches]
+        stand_ins = [self.stand_ins(pairs, mode) for pairs in batches]
         for heads in sets:
             key = hashlib.sha256(f"{mode} {sorted(heads)}".encode()).hexdigest()[:32]
             if self.pieces.has(key):
                 self._rows_forward += len(self.prompts)
             else:
-                found = [
+                margins = [
                     _numbers(self.without(pairs, heads, s))
-                    for pairs, s in zip(batches, kept, strict=True)
+                    for pairs, s in zip(batches, stand_ins, strict=True)
                 ]
                 self.pieces.save(
                     key,
                     [
                         Record("margin", i, "", mode, 0, 0, float(m))
-                        for i, m in enumerate(np.concatenate(found))
+                        for i, m in enumerate(np.concatenate(margins))
                     ],
                 )
             yield self.pieces.records([key]).value.to_numpy(np.float64)
@@ -224,16 +224,18 @@ class PairedRuns:
 
 def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]) -> Hook:
     """A rewrite of z that puts `stand_ins` in the place of these heads."""
-    chosen: dict[int, list[int]] = {}
+    by_layer: dict[int, list[int]] = {}
     for head in heads:
-        chosen.setdefault(head.layer, []).append(head.head)
+        by_layer.setdefault(head.layer, []).append(head.head)
 
     def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        if place != "z" or layer not in chosen:
+        if place != "z" or layer not in by_layer:
             return None
-        new, given = tensor.clone(), stand_ins[layer]
-        which = chosen[layer]
-        new[:, :, which] = given if isinstance(given, float) else given.to(tensor)[..., which, :]
+        new, stand_in = tensor.clone(), stand_ins[layer]
+        which = by_layer[layer]
+        new[:, :, which] = (
+            stand_in if isinstance(stand_in, float) else stand_in.to(tensor)[..., which, :]
+        )
         return new
 
     return write
@@ -245,9 +247,9 @@ def _leaf(write: Hook | None) -> Hook:
 
     def both(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         leaf = place == "pre" and not tensor.requires_grad
-        given = tensor.detach().requires_grad_() if leaf else tensor
-        new = None if write is None else write(place, layer, given)
-        return given if leaf and new is None else new
+        wire = tensor.detach().requires_grad_() if leaf else tensor
+        new = None if write is None else write(place, layer, wire)
+        return wire if leaf and new is None else new
 
     return both
 

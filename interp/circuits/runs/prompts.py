@@ -96,7 +96,7 @@ class Prompts:
 
     def batches(self, model: HookedModel, tokens: int) -> list[Pairs]:
         """In order, each of at most `tokens` tokens (or one row)."""
-        found, start = [], 0
+        batches, start = [], 0
         while start < len(self.instances):
             stop, width = start, 0
             while stop < len(self.instances):
@@ -104,9 +104,9 @@ class Prompts:
                 if stop > start and width * (stop + 1 - start) > tokens:
                     break
                 stop += 1
-            found.append(self._pairs(model, start, stop))
+            batches.append(self._pairs(model, start, stop))
             start = stop
-        return found
+        return batches
 
     def _pairs(self, model: HookedModel, start: int, stop: int) -> Pairs:
         part = self.instances[start:stop]
@@ -185,10 +185,10 @@ def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts
         1
     """
     text = Text(model.tokenizer)
-    found = [_written(text, row, f"Prompt {n}") for n, row in enumerate(rows, 1)]
-    if not found:
+    instances = [_written(text, row, f"Prompt {n}") for n, row in enumerate(rows, 1)]
+    if not instances:
         raise InputError("There are no prompts; give at least one pair, clean and corrupted.")
-    return checked(Prompts(Written(), tuple(found)))
+    return checked(Prompts(Written(), tuple(instances)))
 
 
 def from_file(model: HookedModel, path: str | Path) -> Prompts:

@@ -40,8 +40,8 @@ class Receivers:
     def project(self, place: str, layer: int, head: int, stream: torch.Tensor) -> torch.Tensor:
         """(…, d_head): one head's queries, keys or values where it reads `stream` (…, d_model)."""
         norm, (W, b) = self.norm[layer], self.weights[place, layer]
-        found = (stream if norm is None else norm(stream)) @ W[head].to(stream)
-        return found if b is None else found + b[head].to(stream)
+        projection = (stream if norm is None else norm(stream)) @ W[head].to(stream)
+        return projection if b is None else projection + b[head].to(stream)
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -53,13 +53,13 @@ class Receivers:
             _, activations = self.runs.run(pairs, keep=("pre",))
         for (place, layer), tensor in own.items():
             heads = range(tensor.shape[2])
-            found = torch.stack(
+            projections = torch.stack(
                 [self.project(place, layer, h, activations["pre", layer]) for h in heads], 2
             )
             size = float(tensor.abs().max())
-            if not float((found - tensor).abs().max()) <= 10 * CLOSE.get(tensor.dtype, 2e-2) * max(
-                size, 1e-30
-            ):
+            if not float((projections - tensor).abs().max()) <= 10 * CLOSE.get(
+                tensor.dtype, 2e-2
+            ) * max(size, 1e-30):
                 raise TapError(
                     f"Layer {layer} of {self.runs.model.name} does not make its {place} from the "
                     "stream by a norm and "
@@ -99,12 +99,12 @@ class Subgraph:
             self.changes = self._changes(corrupted)
 
     def _changes(self, corrupted: Activations) -> torch.Tensor:
-        found = [corrupted["pre", self.stream.first] - self.clean["pre", self.stream.first]]
+        changes = [corrupted["pre", self.stream.first] - self.clean["pre", self.stream.first]]
         for layer, W in self.stream.weights.items():
-            found += W.result(self.z[layer] - self.clean["z", layer]).unbind(2)
+            changes += W.result(self.z[layer] - self.clean["z", layer]).unbind(2)
             if layer in self.mlps:
-                found.append(self.mlps[layer] - self.stream.mlp(layer, self.clean))
-        return torch.stack(found)
+                changes.append(self.mlps[layer] - self.stream.mlp(layer, self.clean))
+        return torch.stack(changes)
 
     @torch.no_grad()
     def logits(self, removed: torch.Tensor, start: int) -> torch.Tensor:
@@ -138,15 +138,15 @@ class _Run:
         removed = self.removed[:, :, receiver]  # (models, senders)
         if not removed.any():
             return None
-        known = self.sub.changes[: self.first]
-        found = torch.einsum("ms,sbtd->mbtd", removed[:, : self.first], known)
-        seen = self.first
+        changes = self.sub.changes[: self.first]
+        total = torch.einsum("ms,sbtd->mbtd", removed[:, : self.first], changes)
+        start = self.first
         for change in self.changes:
-            part = removed[:, seen : seen + change.shape[1]]
+            part = removed[:, start : start + change.shape[1]]
             if part.any():
-                found = found + torch.einsum("ms,msbtd->mbtd", part, change)
-            seen += change.shape[1]
-        return found.flatten(0, 1)
+                total = total + torch.einsum("ms,msbtd->mbtd", part, change)
+            start += change.shape[1]
+        return total.flatten(0, 1)
 
     def project(self, place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         """Queries, keys, values (models · batch, tokens, heads, d_head) from each head's own
