@@ -86,6 +86,11 @@ class LayerStats:
         rows = self.queries if keep is None else self.queries & keep.to(self.queries.device)
         weight = rows[:, None].float()
         total = weight.sum(-1)
+        if name not in self.rows:
+            raise TapError(
+                f"{name!r} is no row statistic that was asked for; there are "
+                f"{', '.join(self.rows) or 'none'}. Pair masses are averaged where they are used."
+            )
         summed = (self.rows[name] * weight).sum(-1)
         return torch.where(total > 0, summed / total.clamp_min(1), torch.nan)
 

@@ -198,3 +198,26 @@ def test_as_one_file_and_one_line(kind: Kind, tmp_path: Path) -> None:
     lines.insert(at, kind.line)
     listed.write_text("\n".join(lines), encoding="utf-8")
     check(kind, [tmp_path])
+
+
+def test_the_edit_that_binds_works_on_two_models() -> None:
+    """The guide's second edit: each head's output has its mean norm afterwards."""
+    import torch
+
+    import interp
+
+    block = next(
+        b for b in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.S) if "def bind" in b
+    )
+    space: dict[str, object] = {"__name__": __name__}
+    exec(block, space)  # the guide's own code
+    edit = space["ToMeanNorm"](heads="L1H2")  # type: ignore[operator]
+    model = interp.load("llama")
+    ids = torch.arange(12)[None]
+    with torch.no_grad(), model.edit(edit), model.capture_z() as z:
+        model(input_ids=ids)
+    norms = z[1][0, :, 2].norm(dim=-1)
+    torch.testing.assert_close(norms, norms[:1].expand(12))
+    with torch.no_grad(), model.capture_z() as plain:
+        model(input_ids=ids)
+    assert float(plain[1][0, :, 2].norm(dim=-1).std()) > 1e-3
