@@ -152,6 +152,7 @@ def test_the_usual_method_keeps_its_autoencoder() -> None:
     assert (folder / "sae").is_dir() and str(folder / "sae") in result.stdout
 
 
+@pytest.mark.slow
 def test_presets_and_settings_on_top() -> None:
     run("--method", "head_ablation", "--preset", "zero", "--n", 4, "--out", "a")
     assert Circuit.load("a").provenance["settings"]["head_ablation.mode"] == "zero"

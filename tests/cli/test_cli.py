@@ -542,6 +542,7 @@ def test_progress_without_a_terminal_is_a_few_lines(capsys: pytest.CaptureFixtur
     assert len(lines) == 11 and lines[-1] == "Scanning: 100% text"
 
 
+@pytest.mark.slow
 def test_interrupted_process_says_how_to_resume(tmp_path: Path) -> None:
     """The same through a real process: exit code and no traceback."""
     code = (

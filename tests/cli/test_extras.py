@@ -51,6 +51,7 @@ def test_the_command_line_says_it_without_a_traceback(monkeypatch: pytest.Monkey
     assert SENTENCE in " ".join(done.output.split()) and "Traceback" not in done.output
 
 
+@pytest.mark.slow
 def test_the_base_install_scans_finds_a_circuit_and_reports(tmp_path: Path) -> None:
     script = f"""
 import sys

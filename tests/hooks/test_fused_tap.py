@@ -46,6 +46,7 @@ def inputs(length: int, side: str) -> dict[str, torch.Tensor]:
     return dict(input_ids=ids, attention_mask=mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["", "left"])
 @pytest.mark.parametrize("name", NAMES)
 def test_observed_and_edited_alike(both: Any, name: str, side: str) -> None:
@@ -68,6 +69,7 @@ def test_observed_and_edited_alike(both: Any, name: str, side: str) -> None:
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_generates_alike(both: Any, name: str) -> None:
     """Prefill, then decode steps by the split kernel: the same tokens, the same strongest keys."""

@@ -16,9 +16,8 @@ from interp_hooks import HookedModel, hook
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.layout import DEFAULT, TABLE, middle_norm, position_table
 
-LAYOUT = interp.Layout(
-    output_projection="wout", query="wq", key="wk", value="wv", final_norm="last", middle_norm="mid"
-)
+LAYOUT = interp.Layout(output_projection="wout", query="wq", key="wk", value="wv")
+NORMS = interp.Layout(final_norm="last", middle_norm="mid")
 
 
 class Attention(nn.Module):
@@ -118,8 +117,22 @@ def test_names_of_the_user_come_first() -> None:
 
 def test_norms_and_positions_by_their_names() -> None:
     block = nn.ModuleDict({"mid": nn.LayerNorm(4), "post_attention_layernorm": nn.LayerNorm(4)})
-    assert middle_norm(block, LAYOUT) is block["mid"]
+    assert middle_norm(block, NORMS) is block["mid"]
     assert middle_norm(block, DEFAULT) is block["post_attention_layernorm"]
     places = nn.ModuleDict({"where": nn.Embedding(5, 2)})
     assert position_table(places, DEFAULT) is None
     assert position_table(places, interp.Layout(positions="where")) == "where"
+
+
+def test_a_name_that_no_module_has_is_refused() -> None:
+    with pytest.raises(TapError, match=r"final_norm='nrm', and no module .* did you mean norm"):
+        interp.load(renamed(), layout=interp.Layout(final_norm="nrm"))
+    with pytest.raises(TapError, match="vision='eyes'"):
+        interp.load(renamed(), layout=interp.Layout(vision="eyes"))
+
+
+def test_a_projection_of_the_wrong_size_is_refused_by_name() -> None:
+    """Head weights alone: the tap itself stands."""
+    model = interp.load(renamed(), layout=interp.Layout(output_projection="wq"))
+    with pytest.raises(TapError, match="Head weights of layer 0 are refused"):
+        model.head_weights(0)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_the_check_itself_sees_lazy_imports() -> None:
     assert not strangers("import os\nfrom torch import nn", ALLOWED["interp_hooks"])
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted name → file of every module of the three packages."""
     found = {}
@@ -130,6 +132,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@cache
 def arrows() -> dict[str, set[str]]:
     """module → modules of ours that it imports, at any depth, for typing alone too."""
     known = modules()
@@ -289,6 +292,7 @@ def test_few_modules_beside_the_rooms() -> None:
     assert len(beside) <= 5, beside
 
 
+@pytest.mark.slow
 def test_each_file_can_be_imported_first() -> None:
     """A fresh interpreter can import every module, each on its own first."""
     names = [n for n in modules() if not n.endswith("__main__")]

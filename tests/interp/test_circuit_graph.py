@@ -328,6 +328,7 @@ def near(pixels: np.ndarray, color: str) -> int:
     return int((np.abs(pixels - wanted).max(-1) <= 3).sum())
 
 
+@pytest.mark.slow
 def test_a_browser_draws_it_in_light_and_in_dark(page: Path, tmp_path: Path) -> None:
     light = picture(page, tmp_path)
     dark = picture(page, tmp_path, "--blink-settings=preferredColorScheme=0")

@@ -69,6 +69,7 @@ def observed(made: Planted, ids: tuple[int, ...]) -> dict[int, torch.Tensor]:
     return {layer: seen[layer].argmax[0] for layer in range(made.model.n_layers)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), [*product(NAMES, (0, 5)), ("ioi", 11)])
 def test_the_model_does_its_task(name: str, seed: int) -> None:
     made = planted.get(name, seed)
@@ -140,6 +141,7 @@ def test_without_a_stage_the_task_is_lost(made: Planted) -> None:
         assert ablated(made, heads)[:, 0].mean() <= 0.15, kind
 
 
+@pytest.mark.slow
 def test_every_head_of_the_circuit_matters(made: Planted) -> None:
     margin = judged(made)[:, 1].mean()
     for head in made.truth.heads:

@@ -37,6 +37,7 @@ def of_role(known: planted.Planted, role: str) -> set[Head]:
 # -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stages_are_the_planted_circuit_s_layers(known: planted.Planted) -> None:
     """Name movers write the answer; S-inhibition heads set their queries; duplicate-token heads
     give these values."""
@@ -49,6 +50,7 @@ def test_stages_are_the_planted_circuit_s_layers(known: planted.Planted) -> None
     assert len(stages(runs, share=0.0, at_least=1, depth=1)[0].heads) == 1
 
 
+@pytest.mark.slow
 def test_a_task_shares_all_heads_with_itself(known: planted.Planted) -> None:
     swapped = IndirectObject("swap")
     found = reuse(known.model, known.task, swapped, 4, at_least=3, activations=("q",))
@@ -83,6 +85,7 @@ def test_chance_is_that_of_random_draws() -> None:
     assert chance(everything, two, sizes) == pytest.approx((1.0, 1.0))
 
 
+@pytest.mark.slow
 def test_pocket_llama_on_both_tasks(pocket: HookedModel) -> None:
     found = reuse(pocket, n=12)
     assert isinstance(found, Reuse) and found.tasks == ("ioi", "colored_objects")

@@ -361,6 +361,7 @@ def test_edits_that_need_steps() -> None:
     assert by_steps([interp.edits.registry.get("paint")("initial")])  # type: ignore[call-arg]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "says"),
     [

@@ -44,6 +44,7 @@ def test_ability(model: HookedModel, task: str) -> None:
     assert low <= evaluate(model, task, n=150, seed=SEED).baseline.mean <= high
 
 
+@pytest.mark.slow
 def test_answers_needles_at_its_trained_length(model: HookedModel) -> None:
     assert model.max_context is not None and model.max_context >= 1024
     found = evaluate(model, NeedleInAHaystack(lengths=(1024,)), n=40, seed=SEED).baseline
@@ -64,6 +65,7 @@ def test_sink_heads_at_64_tokens(model: HookedModel) -> None:
     assert np.ma.max(short["sink"]) > 0.3
 
 
+@pytest.mark.slow
 def test_needles_need_the_retrieval_heads_and_not_random_ones(
     model: HookedModel, atlas: interp.Atlas
 ) -> None:

@@ -31,6 +31,7 @@ def rates(model: HookedModel, task, n: int, method=plain) -> dict[str, float]:  
     return {name: float(value[0]) for name, value in found.items()}
 
 
+@pytest.mark.slow
 def test_it_sees_usual_scenes_and_invents_in_broken_ones(model: HookedModel) -> None:
     usual, broken = (rates(model, Chair(world=world), 60) for world in ("usual", "broken"))
     assert usual["object F1"] > 0.88 and usual["CHAIR_I"] < 0.15

@@ -147,6 +147,7 @@ def test_an_unwritable_place_is_one_sentence(atlas: Atlas, tmp_path: Path) -> No
         atlas.report(tmp_path / "file" / "report.html")
 
 
+@pytest.mark.slow
 def test_a_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
     browser = next((found for found in map(shutil.which, names) if found), None)

@@ -389,6 +389,7 @@ def forwards(worded: Worded) -> Iterator[Forwards]:
 WHAT = ["sink", "induction", "dormancy", "value_drain", "importance"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
 def test_interrupted_scan_resumes(
     worded: Worded, forwards: Forwards, tmp_path: Path, stop_after: int

@@ -14,7 +14,10 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "kernels" / "benchmarks" / "compiled.py"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+pytestmark = [  # every kernel is compiled
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux"),
+]
 
 
 @pytest.fixture(scope="module")

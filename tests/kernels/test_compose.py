@@ -179,6 +179,7 @@ def definition(
     return a, out, lse.numpy()
 
 
+@pytest.mark.slow
 @examples(150)
 @given(st.data())
 def test_reference_is_the_definition(data: Any) -> None:
@@ -192,6 +193,7 @@ def test_reference_is_the_definition(data: Any) -> None:
     np.testing.assert_allclose(got.lse.numpy(), lse, atol=1e-12)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(st.data())
 def test_streaming_equals_reference(data: Any) -> None:
@@ -211,6 +213,7 @@ def test_streaming_equals_reference(data: Any) -> None:
     assert_same(got, want, a, 1e-9, kwargs.get("request"))
 
 
+@pytest.mark.slow
 @examples(40)
 @given(st.data())
 def test_kernels_equal_reference(data: Any) -> None:
@@ -262,6 +265,7 @@ def test_gradients_equal_reference(data: Any) -> None:
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queries", [1, 33])
 def test_gradients_of_two_rules_through_the_kernels(queries: int) -> None:
     gen = torch.Generator().manual_seed(3)

@@ -115,6 +115,7 @@ def fused_case(
     return tensors, kwargs
 
 
+@pytest.mark.slow
 @examples(25)
 @given(st.data())
 def test_equals_reference(data: Any) -> None:
@@ -122,6 +123,7 @@ def test_equals_reference(data: Any) -> None:
     compare(tensors, kwargs, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("d", [16, 64, 80, 96, 128, 256])
 def test_half_inputs_and_head_dims(dtype: torch.dtype, d: int) -> None:
@@ -192,6 +194,7 @@ def make_steer(draw: Any, shape: tuple[int, int, int, int]) -> Steer:
     return Steer(**made)
 
 
+@pytest.mark.slow
 @examples(40)
 @given(st.data())
 def test_edits_equal_the_definition(data: Any) -> None:
@@ -252,6 +255,7 @@ def test_receivers_that_hold_nothing() -> None:
         torch.testing.assert_close(out.cpu(), v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [Config(16, 16, 1, 1), Config(64, 16, 1, 1), Config(16, 64, 1, 1)]
 )
@@ -285,6 +289,7 @@ def test_keys_of_a_group() -> None:
     assert zeros.keep[1, 0].tolist() == [False, False, True, False, False, True, False]
 
 
+@pytest.mark.slow
 def test_keys_and_values_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Views of (batch, tokens, heads · d) as models make them, and a cache with room, go in as they
     are."""
@@ -537,6 +542,7 @@ def test_bad_arguments_are_named(change: dict[str, Any], word: str) -> None:
             attention(**given, backend=name)
 
 
+@pytest.mark.slow
 def test_no_gpu_is_an_error_of_its_own() -> None:
     """In a process without the interpreter."""
     code = (

@@ -282,6 +282,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.slow
 @given(st.data())
 @examples(60)
 def test_decode_is_the_edited_matrix(data: Any) -> None:
@@ -513,6 +514,7 @@ def test_what_it_does_not_serve() -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_op_and_its_fake_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     from interp_kernels.fused import decode as module
 

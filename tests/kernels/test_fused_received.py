@@ -239,6 +239,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @given(
     case=cases(),
     size=st.sampled_from([(32, 32, 1), (32, 16, 1), (16, 32, 4), (64, 16, 50), (16, 64, 1)]),
@@ -499,6 +500,7 @@ def test_no_graph_is_recorded() -> None:
     ].requires_grad
 
 
+@pytest.mark.slow
 def test_operator_is_registered_properly() -> None:
     q, k = tensors(1, 2, 1, 40, 40, 16)
     lse = torch.zeros(1, 2, 64, device=DEVICE)

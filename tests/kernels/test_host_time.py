@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_every_case_is_timed_and_compared(tmp_path: Path) -> None:
     out = tmp_path / "host_time.json"
     command = [sys.executable, str(BENCHMARKS / "host_time.py"), "--quick", "--rounds", "2"]

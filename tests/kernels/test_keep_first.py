@@ -58,6 +58,7 @@ def make(draw: Any, largest: int) -> tuple[tuple[torch.Tensor, ...], dict[str, A
     return tensors, kwargs
 
 
+@pytest.mark.slow
 @examples(300)
 @given(st.data())
 def test_is_the_definition(data: Any) -> None:

@@ -303,6 +303,7 @@ def test_reference_is_the_definition(data: Any) -> None:
         )
 
 
+@pytest.mark.slow
 @examples(400)
 @given(st.data())
 def test_streaming_equals_reference_float64(data: Any) -> None:
@@ -401,6 +402,7 @@ def test_gradients_across_chunks(window: int | None) -> None:
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [6, 12])  # few rows are a decode step to the kernels
 @pytest.mark.parametrize("backend", ["reference", "streaming", "triton"])
 @pytest.mark.parametrize("how", ["keys", "dense", "bias", "early", "window"])

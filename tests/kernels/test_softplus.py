@@ -67,6 +67,7 @@ def test_is_the_definition(data: Any) -> None:
     np.testing.assert_allclose(got.numpy(), want if chosen is None else want[:, chosen], atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [None, 3.0, 15.0])
 def test_gradcheck(power: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softplus, "_MAX_ROWS", 3)

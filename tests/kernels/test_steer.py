@@ -221,6 +221,7 @@ def reference_of(q: Any, k: Any, v: Any, kwargs: dict[str, Any]) -> tuple[Result
     return want, weights(q.double(), k.double(), **kwargs)
 
 
+@pytest.mark.slow
 @examples(250)
 @given(st.data())
 def test_reference_is_the_definition(data: Any) -> None:
@@ -233,6 +234,7 @@ def test_reference_is_the_definition(data: Any) -> None:
     np.testing.assert_allclose(got.lse.numpy(), lse, atol=1e-12)
 
 
+@pytest.mark.slow
 @examples(400)
 @given(st.data())
 def test_streaming_equals_reference_float64(data: Any) -> None:
@@ -256,6 +258,7 @@ def test_streaming_equals_reference_float32(data: Any) -> None:
     assert_same(got, *reference_of(q, k, v, kwargs), 2e-5, kwargs.get("request"))
 
 
+@pytest.mark.slow
 @examples(250)
 @given(st.data())
 def test_vendor_spans_equal_reference(data: Any) -> None:
@@ -277,6 +280,7 @@ def test_vendor_spans_equal_reference(data: Any) -> None:
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9, kwargs.get("request"))
 
 
+@pytest.mark.slow
 @examples(250)
 @given(st.data())
 def test_vendor_scattered_equals_reference(data: Any) -> None:
@@ -419,6 +423,7 @@ def test_gradients_equal_reference(data: Any) -> None:
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["move", "drop", "renormalise", "spans", "sigmoid"])
 def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_ROWS", 2)
