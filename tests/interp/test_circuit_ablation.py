@@ -33,6 +33,8 @@ from interp.results.head_table import KEYS
 from interp.tasks import get
 from interp_hooks import Head
 
+pytestmark = pytest.mark.slow  # every head of planted models is ablated
+
 CHEAP = ("head_ablation", "attribution", "eap", "hisp", "path_patching")
 
 
@@ -157,7 +159,6 @@ def test_an_interrupted_ablation_resumes_and_gives_the_same(
 # ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", planted.names())
 def test_brute_force_finds_exactly_the_planted_circuit(name: str) -> None:
     made = planted.get(name)
@@ -256,7 +257,6 @@ def pd_rows(circuit: Circuit) -> dict[Head, float]:
     return dict(zip(circuit_heads(circuit.frame), circuit.frame[circuit.column], strict=True))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", planted.names())
 @pytest.mark.parametrize("method", ["attribution", "eap", "eap_ig", "hisp", "head_ablation"])
 def test_methods_find_the_planted_circuits(name: str, method: str) -> None:

@@ -24,6 +24,8 @@ from interp.circuits.runs.prompts import from_task
 from interp.errors import InputError, ModelError
 from interp_hooks import Head
 
+pytestmark = pytest.mark.slow  # autoencoders are trained
+
 QUICK = dict(trials=3, steps=100)
 
 
@@ -183,7 +185,6 @@ def test_pooled_outputs_add_up_to_the_layer_s_output(worded: Any, name: str) -> 
             )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", planted.names())
 def test_planted_circuits_are_found(name: str) -> None:
     made = planted.get(name)
@@ -194,7 +195,6 @@ def test_planted_circuits_are_found(name: str) -> None:
     assert (high > low).any()
 
 
-@pytest.mark.slow
 def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
     """Stages that differ between both kinds of prompts, which is what counting codes can see."""
     made = planted.get("ioi")
@@ -206,7 +206,6 @@ def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
     assert circuit.frame.discrete_sae.max() > 1
 
 
-@pytest.mark.slow
 def test_pocket_llama_meets_the_bar(pocket: Any) -> None:
     """Mean ROC AUC over three tasks and both planted circuits ≥ .85 (see
     examples/circuit_table.json for all of it)."""
@@ -252,7 +251,6 @@ print(json.dumps(dict(
 """
 
 
-@pytest.mark.slow
 def test_the_autoencoder_loads_where_interp_was_never_imported(pocket: Any, tmp_path: Path) -> None:
     circuit = find(pocket, "ioi", "discrete_sae", n=16, **QUICK)
     circuit.save(tmp_path / "out")
