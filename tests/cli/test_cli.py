@@ -198,6 +198,7 @@ def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Pat
     assert "niah" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 81, 82, 100, 120])
 def test_tables_fit_with_a_line_a_score(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))

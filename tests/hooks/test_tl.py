@@ -87,6 +87,7 @@ def test_same_shape(trio: Trio, name: str, library: str) -> None:
         assert getattr(one, what) == getattr(other, what), what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [s for s in SCORES if s not in TIES])
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", MODELS)

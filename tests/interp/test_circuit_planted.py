@@ -127,6 +127,7 @@ def test_the_truth_names_a_few_of_many_heads(made: Planted) -> None:
         assert sender.layer < receiver.layer and {sender, receiver} <= set(truth.heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["zero", "mean", "resample"])
 def test_the_other_heads_do_nothing(made: Planted, mode: str) -> None:
     """The circuit alone does the task, as well as with the rest."""
@@ -136,6 +137,7 @@ def test_the_other_heads_do_nothing(made: Planted, mode: str) -> None:
     assert found[:, 0].mean() >= 0.98
 
 
+@pytest.mark.slow
 def test_without_a_stage_the_task_is_lost(made: Planted) -> None:
     for kind, heads in made.truth.classes().items():
         assert ablated(made, heads)[:, 0].mean() <= 0.15, kind

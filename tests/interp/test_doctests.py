@@ -56,6 +56,7 @@ def names() -> Iterator[dict[str, Any]]:
         yield dict(interp=interp, torch=torch, np=np, model=model, atlas=atlas, circuit=circuit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", _with_examples())
 def test_examples_run(
     name: str, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

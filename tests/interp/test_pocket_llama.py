@@ -38,6 +38,7 @@ def atlas(model: HookedModel) -> interp.Atlas:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", BARS)
 def test_ability(model: HookedModel, task: str) -> None:
     low, high = BARS[task]

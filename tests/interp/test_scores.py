@@ -483,6 +483,7 @@ def long_models(tokenizer: Any) -> Callable[[str], HookedModel]:
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_default_scan_makes_no_square_tensor(long_models: Any, name: str) -> None:
     model, length = long_models(name), 1024

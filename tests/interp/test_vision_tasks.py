@@ -284,6 +284,7 @@ def test_chat_templates_are_used(model: HookedModel, monkeypatch: pytest.MonkeyP
     )
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path: Path) -> None:
     processor = script.build_processor()
     folder = tmp_path / "model"

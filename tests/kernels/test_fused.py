@@ -333,6 +333,7 @@ def rule_with_gradients() -> tuple[Steer, list[torch.Tensor]]:
     ), leaves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sinks", [False, True])
 def test_gradients_of_parameters(sinks: bool) -> None:
     torch.manual_seed(3)

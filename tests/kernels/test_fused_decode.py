@@ -417,6 +417,7 @@ def test_many_rows_take_several_programs() -> None:
     check(got, expected(q, k, v, mask, 0.5, None, None, edit), mask, 4, TOLERANCE[torch.float32])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [16, 64])
 def test_pages_are_the_contiguous_cache(size: int) -> None:
     """Also when the table's unused entries point nowhere and unused slots hold NaN."""

@@ -308,6 +308,7 @@ def test_empty() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
 @pytest.mark.parametrize("programs", [1, 4, 1000])
 def test_shared_out_over_programs(programs: int, reduce: Any) -> None:
