@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    # the longest first, so that no worker is left alone with them at the end
+    items.sort(key=lambda i: i.path.suffix != ".ipynb" and i.path.name != "test_readme.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
