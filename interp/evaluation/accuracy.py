@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 Progress = Callable[[int, int, str], None]
-#: tokens run together
-#: what the names of lm-evaluation-harness's tasks begin with here
-PREFIX = "lm_eval:"
 
 
 def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:

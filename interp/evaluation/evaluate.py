@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "continuation_loss", "evaluate"]
 
 Progress = Callable[[int, int, str], None]
-#: tokens run together
 #: what the names of lm-evaluation-harness's tasks begin with here
 PREFIX = "lm_eval:"
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 #: metrics in the order in which one is taken when none is named
 METRICS = ("acc", "exact_match", "em", "acc_norm", "f1", "mcc")
-#: tokens run together
 BATCH = 8  # prompts generated together
 
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 METRIC = "loss, nats a token"
-#: tokens run together
 #: tokens of a continuation run together
 CHUNK = 512
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from .. import steer
 
 LOG2E = math.log2(math.e)
-LN2 = math.log(2.0)
 HIDDEN = tl.constexpr(-1e30)
 FLOOR = tl.constexpr(-1e29)
 NOTHING = tl.constexpr(steer.NOTHING)
