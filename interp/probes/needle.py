@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from interp.inputs.tokenizer import Text, pad_id
 from interp.probes.probe import Callback, Probe, ProbeBatch
 from interp.probes.settings import Settings
 from interp.tasks.niah import NeedleInAHaystack
+from interp.tasks.posing import pose
 from interp.tasks.task import Instance
 from interp_hooks.logits import logits_of
 from interp_hooks.question import Question
@@ -21,11 +23,29 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 
-def needles(tokenizer: Any, settings: Settings) -> Sequence[Instance]:
-    """Needle problems at a quarter, a half and the whole of the context."""
-    return (
-        NeedleInAHaystack().at(settings.context).sample(tokenizer, settings.samples, settings.seed)
+def needle_task(settings: Settings) -> NeedleInAHaystack:
+    """The task at a quarter, a half and the whole of the context, in the format that is fixed (bare
+    where none is yet)."""
+    task = NeedleInAHaystack(
+        haystack=settings.haystack,
+        needle=settings.needle,
+        question=settings.question,
+        format="bare" if settings.format == "auto" else settings.format,
     )
+    return task.at(settings.context)
+
+
+def needles(tokenizer: Any, settings: Settings) -> Sequence[Instance]:
+    """Needle problems of these settings."""
+    return needle_task(settings).sample(tokenizer, settings.samples, settings.seed)
+
+
+def settled(model: HookedModel, settings: Settings) -> tuple[Settings, str | None]:
+    """The settings with the needles' format fixed, and how it was found where it was looked for."""
+    if settings.format != "auto":
+        return settings, None
+    posed = pose(model, needle_task(settings))
+    return replace(settings, format=posed.task.format), posed.note
 
 
 class QuestionProbe(Probe):
