@@ -14,6 +14,8 @@ from interp.cli.common import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     listing,
@@ -50,7 +52,11 @@ def ablate(
         Path | None, typer.Option(help="With --top: take them from this saved scan.", metavar="DIR")
     ] = None,
     mode: Annotated[Mode, typer.Option(help="What replaces a head's output.")] = Mode.zero,
-    task: Annotated[str, typer.Option(help=f"Task to evaluate: {listing(tasks)}.")] = "niah",
+    task: Annotated[
+        str, typer.Option(help=f"Task to evaluate: {listing(tasks)}, or a file of one's own.")
+    ] = "niah",
+    format: FormatOption = None,
+    force: ForceOption = False,
     n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -89,6 +95,8 @@ def ablate(
             seed=seed,
             avoid=rivals,
             progress=report,
+            format=format,
+            force=force,
         )
     console = out()
     console.print(

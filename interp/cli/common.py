@@ -40,6 +40,17 @@ BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or 
 SeedOption = Annotated[
     int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="How problems are put: bare, lead, few-shot, chat, or paper (niah).",
+        show_default="what the model understands best",
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Go on where the model can't do the task.")
+]
 EditOption = Annotated[
     Path | None,
     typer.Option(
