@@ -17,7 +17,8 @@ from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError
 from interp.inputs.text import check_seed
 from interp.results.circuit_table import Search
-from interp.results.head_table import About, rows_of
+from interp.results.frame import rows_of
+from interp.results.head_table import About
 from interp.support.checkpoints import Checkpoints
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap

@@ -182,15 +182,16 @@ def _measured(atlas: Atlas, score: str, count: int) -> tuple[list[Head], list[He
     """(top heads, heads of the same kind, which must not serve as controls)."""
     from interp.errors import InputError
 
-    ranking = atlas.ranking(score, len(atlas.frame))
     threshold = atlas.about(score).threshold
-    heads = [head for head, _, _ in ranking[:count]]
+    heads = [head for head, _, _ in atlas.head_ranking(score, count)]
     if not heads:
         raise InputError(
             f"No head has a {score} score here, so there is none to ablate; name them with --heads."
         )
     return heads, [
-        head for head, value, _ in ranking if threshold is not None and value >= threshold
+        head
+        for head, value, _ in atlas.head_ranking(score)
+        if threshold is not None and value >= threshold
     ]
 
 

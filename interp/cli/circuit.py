@@ -279,7 +279,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
     ]
     table = common.table(*columns, right=("#", score, effect))
     places = found.frame.set_index(["tower", "layer", "head"])
-    for rank, (head, value, _) in enumerate(found.ranking(column, top), 1):
+    for rank, (head, value, _) in enumerate(found.head_ranking(column, top), 1):
         row = places.loc[(head.tower, head.layer, head.head)]
         interval = (
             f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"

@@ -6,7 +6,7 @@ Only typer and rich are imported here; `interp --help` must answer at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ from interp.edits import catalogue as edits
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
-    from interp_hooks.heads import Head
+    from interp.results.places import Place
 
 Progress = Callable[[int, int, str], None]
 
@@ -128,36 +128,46 @@ def load_edits(path: Path) -> list[Any]:
     return list(edits.load(path))
 
 
-def top_cells(ranking: list[tuple[Head, float, float | None]], width: int) -> str:
-    """As many "L3H2 0.98" as fit into `width` characters, at least one."""
+def top_cells(
+    ranking: Sequence[tuple[Place, float, float | None]], width: int, lines: int = 1
+) -> str:
+    """As many "L3H2 0.98" as fit into `lines` of `width` characters, at least one."""
     from interp.report.heatmap import number
 
-    line = ""
-    for head, value, _ in ranking:
-        cell = f"{head} {number(value)}"
-        if line and len(line) + 2 + len(cell) > width:
-            break
-        line += ("  " if line else "") + cell
-    return line
+    done = [""]
+    for place, value, _ in ranking:
+        cell = f"{place} {number(value)}"
+        if done[-1] and len(done[-1]) + 2 + len(cell) > width:
+            if len(done) == lines:
+                break
+            done.append("")
+        done[-1] += ("  " if done[-1] else "") + cell
+    return "\n".join(done)
+
+
+#: a terminal narrower than this has a count and what it was measured on in two lines
+_ONE_LINE = 110
 
 
 def top_table(atlas: Atlas, width: int) -> Table:
-    """The top heads of every score, a row a score, in at most `width` characters."""
-    from interp.report.heatmap import number
+    """The top heads (key/value heads, layers) of every score, a row a score, in at most `width`
+    characters, and how many reach the threshold on how many tokens and samples."""
+    from interp.report.summary import counted
 
     rows = []
     for score in atlas.scores:
-        above, threshold = atlas.above(score), atlas.about(score).threshold
-        count = "" if above is None or threshold is None else f"{above} ≥ {number(threshold)}"
+        count = counted(atlas, score)
+        count = count if width >= _ONE_LINE else count.replace(" at ", "\nat ")
         rows.append((score, atlas.ranking(score, 10), count))
     name = max([len("score"), *(len(r[0]) for r in rows)])
-    counts = max([len("at threshold"), *(len(r[2]) for r in rows)])
+    counts = max([len("at threshold"), *(len(line) for r in rows for line in r[2].split("\n"))])
     # This box puts three characters between columns and one at each edge.
     left = max(12, width - name - counts - 8)
-    grid = table("score", "top heads", "at threshold", right=("at threshold",))
+    grid = table("score", "strongest", "at threshold", right=("at threshold",))
     for score, ranking, count in rows:
-        heads = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
-        grid.add_row(Text(score, style="bold"), heads, Text(count, style="dim"))
+        cells = top_cells(ranking, left, 1 + count.count("\n"))
+        strongest = Text(cells) if ranking else Text("not measured", style="dim")
+        grid.add_row(Text(score, style="bold"), strongest, Text(count, style="dim"))
     grid.columns[0].no_wrap = True
     return grid
 

@@ -32,7 +32,8 @@ def scan_heads(
     scores: Annotated[
         str,
         typer.Option(
-            help=f"default, all, or names, like sink,retrieval. There are {listing(scores)}."
+            help="default, all, or names, like sink,retrieval; -name takes one out, like "
+            f"all,-importance. There are {listing(scores)}."
         ),
     ] = "default",
     context: Annotated[

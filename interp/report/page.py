@@ -42,7 +42,8 @@ def render(atlas: HeadTable, heading: tuple[str, str], first: Sequence[Section] 
         hint=summary.hint(atlas),
         overlays=overlays,
         scores=scores,
-        provenance=list(_flat(atlas.provenance)),
+        # how much each score was measured on stands in its section
+        provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
         data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
         style=asset("report.css"),
         script=asset("report.js"),

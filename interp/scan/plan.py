@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -149,10 +149,10 @@ class Plan:
         return tensors
 
 
-def fitting(model: HookedModel, scores: Sequence[Score], named: bool) -> list[Score]:
+def fitting(model: HookedModel, scores: Sequence[Score], named: Container[str]) -> list[Score]:
     """The scores that the model can have. Raises `InputError` for one that was `named` and needs
     images."""
     for score in scores:
-        if named and score.needs_images:
+        if score.name in named and score.needs_images:
             needs_images(model, f"The score {score.name}")
     return [s for s in scores if not s.needs_images or takes_images(model)]

@@ -16,8 +16,9 @@ from interp.inputs.text import read_text
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
+from interp.scan.notes import measured, notes, outcome_name
 from interp.scan.plan import Plan, fitting
-from interp.scores.catalogue import select
+from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
 from interp.support.checkpoints import Checkpoints, Record
 from interp.support.progress import bar
@@ -85,7 +86,8 @@ class Scan(Plan):
         frames = pieces.records([j.key for j in jobs])
         frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
-        atlas = Atlas(frame, record, self._notes(frames))
+        record["measured"] = {s.name: measured(self, s, frames).to_json() for s in self.scores}
+        atlas = Atlas(frame, record, notes(self, frames))
         atlas.overlays = self._overlays(atlas)
         if out is not None:
             atlas.save(out)
@@ -98,7 +100,7 @@ class Scan(Plan):
         if not candidates:
             return []
         best = max(candidates, key=lambda score: score.drawn)
-        heads = atlas.top(best.name, 7, self.model.main_tower)
+        heads = [h for h, _, _ in atlas.head_ranking(best.name, 7, self.model.main_tower)]
         by_probe = (
             probes.get(p).overlays(self.model, self.settings, heads) for p in self._by_probe
         )
@@ -179,12 +181,12 @@ class Scan(Plan):
                 records.extend(_records(passed, stats.site, values, first))
         outcome = probe.outcome(batch)
         if outcome is not None:
-            records.append(Record(_outcome(name), first, "", "self", -1, -1, outcome))
+            records.append(Record(outcome_name(name), first, "", "self", -1, -1, outcome))
         return records
 
     def _frame(self, records: Any) -> Any:
         """One row a head; means over samples (NaN left out) and standard errors."""
-        from interp.results.head_table import rows_of
+        from interp.results.frame import rows_of
 
         index = ["tower", "kind", "layer", "head"]
         frame = rows_of(s for s in self.model.sites if s.kind == "self")
@@ -195,26 +197,6 @@ class Scan(Plan):
             summary[f"{score.name}_stderr"] = values.sem()
             frame = frame.merge(summary.reset_index(), on=index, how="left")
         return frame
-
-    def _notes(self, records: Any) -> list[str]:
-        notes = list(self.notes)
-        for name, batches in self._batches.items():
-            outcomes = records[records.score == _outcome(name)]["value"].tolist()
-            notes += probes.get(name).remarks(self.model.tokenizer, batches, outcomes)
-        for score in (s for scores in self._by_probe.values() for s in scores):
-            if score.undefined and not records[records.score == score.name]["value"].notna().any():
-                notes.append(f"{score.name}: not measured, for {score.undefined}.")
-        if self._settings()["extrapolate"]:
-            notes.append(
-                f"context {self.settings.context} is beyond the model's {self.model.max_context} "
-                "positions."
-            )
-        return notes
-
-
-def _outcome(probe: str) -> str:
-    """The name under which a probe's outcomes stand among the records of scores."""
-    return f"_{probe}"
 
 
 def job_steps(plan: Plan, job: Job) -> int:
@@ -253,7 +235,7 @@ def plan_scan(
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
-        scores: "default", "all", or names.
+        scores: "default", "all", or names; "-name" takes one out, as in "all,-importance".
         context: tokens of the text rows and the longest needle prompt; by default 1024, or the
             model's limit if that is lower.
         samples: rows or problems a probe.
@@ -286,7 +268,7 @@ def plan_scan(
     if images is not None:
         files_in(images)
     hooked = load(model)
-    selection = fitting(hooked, selection, named=scores not in ("default", "all"))
+    selection = fitting(hooked, selection, named=asked_by_name(scores))
     if images is not None or prompt is not None:
         needs_images(hooked, "images=" if images is not None else "prompt=")
     if hooked.tokenizer is None:

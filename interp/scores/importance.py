@@ -36,6 +36,7 @@ class Importance(ModelScore):
     unit = "nats"
     low = None
     high = None
+    length = LENGTH
     probe = "own"
     passes = "1 a head and sample"
 

@@ -34,6 +34,8 @@ class ResidualPeak(ModelScore):
     )
     low = None
     high = None
+    grain = "layer"
+    length = LENGTH
     probe = "own"
     passes = "1 a sample"
 
