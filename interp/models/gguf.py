@@ -152,7 +152,7 @@ def read(path: Path, dtype: Any) -> Loaded:
             sentence names those that it can.
         MissingExtraError: a package that transformers needs for it is not installed.
     """
-    file = path.expanduser().resolve()
+    file = path.expanduser().absolute()  # not resolved: the hub's cache links to hashes
     about = header(file)
     if re.search(r"-\d{5}-of-\d{5}$", file.stem):
         raise ModelError(
@@ -170,7 +170,7 @@ def read(path: Path, dtype: Any) -> Loaded:
             f"read from a GGUF file; it reads {', '.join(known)}."
         )
     module = _module(file, dtype, about)
-    tokenizer, notes = _tokenizer(file, about, module.config)
+    tokenizer, notes = _tokenizer(file, about, module)
     kind = str(next(module.parameters()).dtype).removeprefix("torch.")
     how = f"dequantised to {kind}" if about.is_quantised else f"read as {kind}"
     if about.unread:
@@ -195,11 +195,14 @@ def _module(file: Path, dtype: Any, about: Header) -> Any:
         pass
     try:
         with _quiet():
+            config = transformers.AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+            if config.model_type == "gpt2":  # it reads the context into a name that GPT-2 lost
+                config.n_positions = getattr(config, "n_ctx", config.n_positions)
             module, info = causal.from_pretrained(
-                str(file.parent), dtype=dtype, output_loading_info=True, **options
+                str(file.parent), config=config, dtype=dtype, output_loading_info=True, **options
             )
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"{file.name} can't be read by transformers: {said(error)}") from error
+        raise ModelError(f"{file.name} can't be read by transformers: {said(error)}.") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
             f"{file.name} lacks {len(missing)} tensors that a {about.architecture} has, "
@@ -212,7 +215,7 @@ def _module(file: Path, dtype: Any, about: Header) -> Any:
     return module.eval()
 
 
-def _tokenizer(file: Path, about: Header, config: Any) -> tuple[Any, tuple[str, ...]]:
+def _tokenizer(file: Path, about: Header, module: Any) -> tuple[Any, tuple[str, ...]]:
     """The file's tokenizer, mended where transformers reads it otherwise than llama.cpp, and
     remarks on it."""
     import transformers
@@ -229,9 +232,10 @@ def _tokenizer(file: Path, about: Header, config: Any) -> tuple[Any, tuple[str, 
             f"The tokenizer of {file.name} can't be read ({said(error)}); pass one to "
             "interp.load(tokenizer=…).",
         )
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(module.config, "max_position_embeddings", None)
     if isinstance(limit, int):
         tokenizer.model_max_length = limit
+    _share_special_tokens(tokenizer, module)
     if about.split in SINGLE_DIGITS:
         from tokenizers import pre_tokenizers as pre
 
@@ -248,6 +252,17 @@ def _tokenizer(file: Path, about: Header, config: Any) -> tuple[Any, tuple[str, 
             "known here; GPT-2's is taken, and some texts get other tokens.",
         )
     return tokenizer, ()
+
+
+def _share_special_tokens(tokenizer: Any, module: Any) -> None:
+    """The model ends a text where its tokenizer does: a GGUF file names those tokens with the
+    tokenizer alone, and the config keeps its class's."""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(tokenizer, name, None)
+        for settings in (module.config, getattr(module, "generation_config", None)):
+            # Gemma 4's config has all three tokens that end a turn
+            if settings is not None and not isinstance(getattr(settings, name, None), list):
+                setattr(settings, name, token)
 
 
 def _knows_split(split: str | None) -> bool:
@@ -277,6 +292,6 @@ def _quiet() -> Iterator[None]:
 
 
 def said(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of what an error says, without its full stop."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(". ") if lines else type(error).__name__

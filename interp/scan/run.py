@@ -16,6 +16,7 @@ from interp.inputs.text import read_text
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
+from interp.results import starting_tokens
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
@@ -85,7 +86,8 @@ class Scan(Plan):
         frames = pieces.records([j.key for j in jobs])
         frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
-        atlas = Atlas(frame, record, self._notes(frames))
+        own = getattr(self.model.module, "tokenizer", None) is self.model.tokenizer
+        atlas = Atlas(frame, record, [*starting_tokens.remark(record, own), *self._notes(frames)])
         atlas.overlays = self._overlays(atlas)
         if out is not None:
             atlas.save(out)
