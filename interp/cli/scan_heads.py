@@ -71,7 +71,9 @@ def scan_heads(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a long scan.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Don't ask before a long scan or a download.")
+    ] = False,
 ) -> None:
     """Score every attention head: sinks, retrieval, induction, …
 
@@ -96,7 +98,7 @@ def scan_heads(
         files_in(images)
     import interp
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(model, device, dtype, backend, yes)
     plan = interp.plan_scan(
         loaded,
         scores=scores,

@@ -16,6 +16,7 @@ from interp.inputs.text import read_text
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
+from interp.results import starting_tokens
 from interp.scan.notes import measured, notes, outcome_name
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
@@ -87,7 +88,8 @@ class Scan(Plan):
         frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
         record["measured"] = {s.name: measured(self, s, frames).to_json() for s in self.scores}
-        atlas = Atlas(frame, record, notes(self, frames))
+        own = getattr(self.model.module, "tokenizer", None) is self.model.tokenizer
+        atlas = Atlas(frame, record, [*starting_tokens.remark(record, own), *notes(self, frames)])
         atlas.overlays = self._overlays(atlas)
         if out is not None:
             atlas.save(out)
