@@ -47,14 +47,14 @@ class Settings:
     force: bool = False
 
     def rows(self, tokenizer: Any, context: int | None = None) -> list[list[int]]:
-        """Rows of running text, of the scan's context or at most `context` tokens.
+        """Rows of running text, of the scan's context or all of at most `context` tokens.
 
         Raises `InputError` where there is neither a tokenizer nor `inputs`.
         """
-        context = context or self.context
         if self.inputs is not None:
-            return [list(row[:context]) for row in self.inputs]
-        return rows_of_text(tokenizer, self.text, context, self.samples, self.seed)
+            length = None if context is None else min(context, *map(len, self.inputs))
+            return [list(row[:length]) for row in self.inputs]
+        return rows_of_text(tokenizer, self.text, context or self.context, self.samples, self.seed)
 
     @property
     def pictures(self) -> Pictures:
