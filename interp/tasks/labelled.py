@@ -26,6 +26,8 @@ class Labelled(Task):
     texts in an order drawn by the seed, none twice; the corrupted prompt ends in another text, cut
     or repeated to the same number of tokens, whose label is different.
 
+    `info`: `label`, `row` of the file, `text` (start, end) token span of the text that is judged.
+
     Args:
         path: JSON Lines, each {"text": …, "label": …}.
         shots: labelled examples before the text.
@@ -115,7 +117,7 @@ class Labelled(Task):
             (right,),
             (wrong,),
             (*before, *swapped, *after),
-            dict(label=row["label"], row=index),
+            dict(label=row["label"], row=index, text=(len(before), len(before) + len(said))),
         )
 
     def _around(self, text: Text, shown: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
