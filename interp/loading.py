@@ -84,21 +84,28 @@ def load(
         _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
     )
     note, origin = found.note, found.origin
+    if revision is not None and "sha256" in origin:
+        raise InputError(
+            f"{found.name} is here from {origin.get('source')}, which has no revisions; give the "
+            "hub's id for one."
+        )
     if found.gguf:
         file = _gguf_file(found, revision)
         loaded = gguf.read(file, torch_dtype)
-        module, own_tokenizer = loaded.module, loaded.tokenizer
+        module = loaded.module
+        tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         origin = {**origin, "weights": loaded.weights}
         note = " ".join([f"{found.name}: weights of a GGUF file, {loaded.weights}.", *loaded.notes])
     else:
         module = _pretrained(found.target, found.name, torch_dtype, revision, trust_remote_code)
         if processor is None and getattr(module.config, "vision_config", None) is not None:
             processor = _processor(found.target, found.name, revision, trust_remote_code)
-        own_tokenizer = (
-            processor.tokenizer
-            if processor
-            else tokenizer or _tokenizer(found.target, revision, trust_remote_code)
-        )
+        if tokenizer is None:
+            tokenizer = (
+                processor.tokenizer
+                if processor
+                else _tokenizer(found.target, revision, trust_remote_code)
+            )
     module = module.to(device)
     if note is not None:
         millions = sum(p.numel() for p in module.parameters()) / 1e6
@@ -106,7 +113,7 @@ def load(
     hooked = hook(
         module,
         name=found.name,
-        tokenizer=tokenizer if tokenizer is not None else own_tokenizer,
+        tokenizer=tokenizer,
         backend=backend,
         note=note,
         processor=processor,

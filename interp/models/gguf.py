@@ -29,6 +29,12 @@ AS_GPT2 = {
     *("default", "gpt-2", "gpt2", "phi-2", "olmo", "mpt", "dolly", "jais", "gigachat"),
     *("jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "mellum", "modern-bert"),
 }
+#: those that take a piece of text whole where it is a token, whatever the merges make of it, and
+#: put a BOS before a text unless the file says otherwise: llama.cpp's rule, not transformers'
+WHOLE_AND_BOS = {
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    *("jina-v5-nano", "tekken"),
+}
 #: kinds of tokenizer that have no such pre-tokenizer: sentencepiece and its like
 WITHOUT_SPLIT = {"llama", "t5", "gemma4"}
 #: llama.cpp's names of architectures whose name in transformers is another
@@ -51,6 +57,7 @@ class Header:
         is_quantised: whether any weights are stored in blocks.
         tokenizer: kind of tokenizer, "gpt2" (byte-level), "llama" (sentencepiece); None without.
         split: name of its pre-tokenizer, None where there is none.
+        says_bos: whether it says if a BOS comes before a text.
         unread: what changes the model's numbers and transformers does not read.
     """
 
@@ -59,6 +66,7 @@ class Header:
     is_quantised: bool
     tokenizer: str | None
     split: str | None
+    says_bos: bool
     unread: tuple[str, ...]
 
 
@@ -109,6 +117,7 @@ def header(path: Path) -> Header:
         bool(set(stored) - {"F32", "F16", "BF16", "F64"}),
         tokenizer,
         split,
+        "tokenizer.ggml.add_bos_token" in fields,
         tuple(_unread(architecture, set(fields), names, text)),
     )
 
@@ -120,7 +129,9 @@ def _unread(architecture: str, keys: set[str], tensors: set[str], text: Any) -> 
     kind = f"{architecture}.rope.scaling.type"
     if architecture not in ("gpt-oss", "gpt_oss") and text(kind) not in (None, "none"):
         yield f"{kind} = {text(kind)}"
-    # Each architecture's config brings one value, and models of another size have another.
+    # A config class brings one value, and models of another size have another.
+    if (architecture, text(f"{architecture}.block_count")) in (("gemma2", "46"), ("gemma3", "62")):
+        yield "the scale of a 27B model's queries"
     if architecture in ("gemma2", "gemma3") and f"{architecture}.rope.scaling.factor" in keys:
         yield f"{architecture}.rope.scaling.factor = {text(f'{architecture}.rope.scaling.factor')}"
 
@@ -246,12 +257,29 @@ def _tokenizer(file: Path, about: Header, module: Any) -> tuple[Any, tuple[str, 
                 pre.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
+    elif about.split in WHOLE_AND_BOS:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+        if not about.says_bos and tokenizer.bos_token_id is not None:
+            _add_bos(tokenizer)
     elif about.tokenizer not in WITHOUT_SPLIT and not _knows_split(about.split):
         return tokenizer, (
             f"The tokenizer of {file.name} cuts text by the rule {about.split!r}, which is not "
             "known here; GPT-2's is taken, and some texts get other tokens.",
         )
     return tokenizer, ()
+
+
+def _add_bos(tokenizer: Any) -> None:
+    """From now on a text begins with BOS, in copies that are saved too."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    tokenizer.add_bos_token = True
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos}:1 $B:1",
+        special_tokens=[(bos, tokenizer.bos_token_id)],
+    )
 
 
 def _share_special_tokens(tokenizer: Any, module: Any) -> None:

