@@ -18,6 +18,7 @@ __all__ = [
     "ActivationError",
     "ContextError",
     "EditError",
+    "FloorError",
     "HeadError",
     "InputError",
     "InterpError",
@@ -42,6 +43,10 @@ class ModelError(InterpError):
 
 class InputError(InterpError, ValueError):
     """An input that cannot be used: empty text, wrong option, unusable tokenizer."""
+
+
+class FloorError(InputError):
+    """A model that can't do the task that a result was to be drawn from."""
 
 
 class MissingExtraError(InterpError, ImportError):

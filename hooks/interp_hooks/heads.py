@@ -42,7 +42,11 @@ class Head:
             match = _SPELLINGS.fullmatch(written.strip())
             if match:
                 return Head(int(match["layer"]), int(match["head"]), match["tower"] or "")
-        elif len(written) == 2 and all(isinstance(n, int) and n >= 0 for n in written):
+        elif (
+            isinstance(written, Sequence)
+            and len(written) == 2
+            and all(isinstance(n, int) and n >= 0 for n in written)
+        ):
             return Head(int(written[0]), int(written[1]))
         raise HeadError(
             f"{written!r} is not a head; write L5H1, 5.1, 5-1, a5.h1 or (5, 1), layer first, from "

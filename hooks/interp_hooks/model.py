@@ -42,6 +42,7 @@ class HookedModel:
         device: where its parameters are.
         backend: which kernels run.
         note: a sentence that belongs beside the model's name, or None.
+        origin: where the weights come from, as results record it; {} where nothing is known.
 
     Example:
         >>> model.n_layers, model.n_heads, model.d_head
@@ -63,6 +64,7 @@ class HookedModel:
     ):
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
         self.processor = processor
+        self.origin: dict[str, Any] = {}
         self._tap = Tap(backend=backend)
         self._depth = 0  # blocks that use the tap now
 

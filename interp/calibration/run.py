@@ -18,6 +18,7 @@ from interp.inputs.text import check_seed
 from interp.support.checkpoints import Checkpoints
 from interp.support.files import check_writable
 from interp.support.provenance import provenance
+from interp.tasks.floor import check_floor
 from interp.tasks.task import Task
 
 
@@ -30,6 +31,8 @@ def calibrate(
     heldout: int | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    format: str | None = None,
+    force: bool = False,
     **settings: Any,
 ) -> Calibration:
     """Calibrates an edit: settings are chosen on training instances, measured on held-out ones.
@@ -46,6 +49,8 @@ def calibrate(
         out: write the edits to this JSON file, trials and record beside it; an interrupted run
             resumes from there.
         progress: told (done, total, what).
+        format: of the prompts; the one that the model understands best if not given.
+        force: go on where the untouched model can't do the task.
         settings: the method's.
 
     Returns:
@@ -53,6 +58,7 @@ def calibrate(
 
     Raises:
         UnknownNameError: no such method or task.
+        FloorError: the untouched model can't do the task.
         InputError: settings that the method does not take, too few instances, a calibration set
             with one class.
         ContextError, EditError, HeadError, OutputError.
@@ -71,7 +77,7 @@ def calibrate(
         tasks.get(task)  # an unknown name is found before the model is loaded
     check_out(out)
     hooked = load(model)
-    parts = split(hooked, task, n, heldout, seed, method.needs_labels)
+    parts = split(hooked, task, n, heldout, seed, method.needs_labels, format)
     method.check(hooked, parts.train)
     used = dict(
         method=method.name,
@@ -92,6 +98,7 @@ def calibrate(
     started = time.time()
     with hooked.clean():  # what is active outside must not be measured
         before = bench("train-untouched", [], "untouched")
+        floor = check_floor(hooked, parts.task, parts.train, before.correct.tolist(), force)
         result = method.find(bench)
         train = Comparison.of(before, bench("train-chosen", result.edits, "chosen"), seed)
         plain = bench("heldout-untouched", [], "held out, untouched", heldout=True)
@@ -107,7 +114,7 @@ def calibrate(
         train,
         held,
         result.trace,
-        result.notes,
+        [*(n for n in (parts.note, floor) if n), *result.notes],
         record,
     )
     if out is not None:

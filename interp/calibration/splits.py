@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from interp.errors import InputError
-from interp.evaluation.accuracy import answer_logits, batches, sample
+from interp.evaluation.accuracy import sample
 from interp.inputs.tokenizer import pad_id
 from interp.support.checkpoints import Checkpoints, Record
+from interp.tasks.answers import answer_logits, batches
 from interp.tasks.task import Instance, Task
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ COLUMNS = ("correct", "margin", "entropy")
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out instances of a task; no prompt is in both."""
+    """Training and held-out instances of a task; no prompt is in both. `note`: on the choice of a
+    format."""
 
     task: Task
     train: list[Instance]
     heldout: list[Instance]
+    note: str | None = None
 
 
 def split(
@@ -44,6 +47,7 @@ def split(
     heldout: int | None,
     seed: int,
     labels: bool = True,
+    format: str | None = None,
 ) -> Split:
     """`n` training and `heldout` other instances. Raises `InputError` when there are too few, or
     (with `labels`) when all have the same answer."""
@@ -52,7 +56,8 @@ def split(
         raise InputError(
             f"A calibration needs {LEAST} training and {LEAST} held-out instances; use n ≥ {LEAST}."
         )
-    chosen, train = sample(model, task, n, seed)
+    posed, train = sample(model, task, n, seed, format=format)
+    chosen = posed.task
     if labels and len({i.accept for i in train}) < 2:
         raise InputError(
             f"All {n} calibration instances of {chosen.name} have the same answer, so no setting "
@@ -66,7 +71,7 @@ def split(
             if instance.prompt not in prompts:
                 others.setdefault(instance.prompt, instance)
         if len(others) >= heldout:
-            return Split(chosen, train, list(others.values())[:heldout])
+            return Split(chosen, train, list(others.values())[:heldout], posed.note)
     raise InputError(
         f"The task {chosen.name} has only {len(others)} instances beside the {n} to calibrate on, "
         f"and {heldout} "

@@ -17,7 +17,8 @@ from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError
 from interp.inputs.text import check_seed
 from interp.results.circuit_table import Search
-from interp.results.head_table import About, rows_of
+from interp.results.frame import rows_of
+from interp.results.head_table import About
 from interp.support.checkpoints import Checkpoints
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap
@@ -37,6 +38,7 @@ def find(
     seed: int = 0,
     *,
     preset: str | None = None,
+    format: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     resume: str | Path | None = None,
@@ -51,7 +53,8 @@ def find(
         n: pairs of prompts, clean and corrupted; of `Prompts`, all are used.
         seed: of the prompts and of what the method draws.
         preset: settings under a name, such as "paper"; `settings` come on top.
-        force: go on where the model prefers the wrong answers.
+        format: of the prompts; the one that the model understands best if not given.
+        force: go on where the model can't do the task.
         progress: told (done, total, what).
         resume: a folder in which finished ablations are kept until the end, so that an interrupted
             search resumes (`head_ablation`; the other methods take seconds, but for ACDC).
@@ -63,7 +66,8 @@ def find(
 
     Raises:
         UnknownNameError: no such task or method.
-        InputError: the model can't do the task, pairs of unequal length, no negative examples,
+        FloorError: the model can't do the task.
+        InputError: pairs of unequal length, no negative examples,
             answers of several tokens.
         ContextError: a prompt past the model's positions.
         TapError: the method needs what this architecture does not offer.
@@ -78,9 +82,10 @@ def find(
     check_seed(seed)
     searcher = as_method(method, preset, settings)
     hooked = load(model)
-    prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed)
+    prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed, format)
     settings_record = dict(
         task=prompts.name,
+        format=prompts.task.format,
         method=searcher.name,
         n=len(prompts),
         context=max(len(i.ids) for i in prompts.instances),
@@ -91,7 +96,7 @@ def find(
     record = provenance(hooked, seed, settings_record, prompts.tensors())
     with hooked.clean():  # what is active outside must not be measured
         started = time.perf_counter()
-        accuracy, clean = able(hooked, prompts, seed, force)
+        accuracy, clean, floor = able(hooked, prompts, seed, force)
         pieces = Checkpoints(
             None if resume is None else Path(resume), {k: record[k] for k in MARKS}
         )
@@ -116,7 +121,8 @@ def find(
         record["seconds"],
         metric_of(prompts),
     )
-    notes = [*_notes(prompts, accuracy, clean, corrupted), *result.notes]
+    said = [note for note in (prompts.note, floor) if note]
+    notes = [*said, *_notes(prompts, accuracy, clean, corrupted), *result.notes]
     circuit = circuit_of(runs, searcher, result, search, record, notes)
     pieces.clear()
     return circuit

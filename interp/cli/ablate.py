@@ -14,6 +14,8 @@ from interp.cli.common import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     listing,
@@ -50,7 +52,11 @@ def ablate(
         Path | None, typer.Option(help="With --top: take them from this saved scan.", metavar="DIR")
     ] = None,
     mode: Annotated[Mode, typer.Option(help="What replaces a head's output.")] = Mode.zero,
-    task: Annotated[str, typer.Option(help=f"Task to evaluate: {listing(tasks)}.")] = "niah",
+    task: Annotated[
+        str, typer.Option(help=f"Task to evaluate: {listing(tasks)}, or a file of one's own.")
+    ] = "niah",
+    format: FormatOption = None,
+    force: ForceOption = False,
     n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -89,6 +95,8 @@ def ablate(
             seed=seed,
             avoid=rivals,
             progress=report,
+            format=format,
+            force=force,
         )
     console = out()
     console.print(
@@ -114,6 +122,8 @@ def ablate(
             Text("random, like ") + _join(result.control_heads),
         )
     console.print(table)
+    for remark in result.notes:
+        console.print(Text(remark, style="yellow"), soft_wrap=True)
 
 
 def named(written: str) -> list[Head]:
@@ -172,15 +182,16 @@ def _measured(atlas: Atlas, score: str, count: int) -> tuple[list[Head], list[He
     """(top heads, heads of the same kind, which must not serve as controls)."""
     from interp.errors import InputError
 
-    ranking = atlas.ranking(score, len(atlas.frame))
     threshold = atlas.about(score).threshold
-    heads = [head for head, _, _ in ranking[:count]]
+    heads = [head for head, _, _ in atlas.head_ranking(score, count)]
     if not heads:
         raise InputError(
             f"No head has a {score} score here, so there is none to ablate; name them with --heads."
         )
     return heads, [
-        head for head, value, _ in ranking if threshold is not None and value >= threshold
+        head
+        for head, value, _ in atlas.head_ranking(score)
+        if threshold is not None and value >= threshold
     ]
 
 

@@ -17,6 +17,8 @@ from interp.cli.common import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     explained,
@@ -53,12 +55,15 @@ def calibrate(
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"Task to calibrate on ({listing(tasks)}); the method's usual one if not given."
+            help=f"Task to calibrate on ({listing(tasks)}, or a file of one's own); the method's "
+            "usual one if not given."
         ),
     ] = None,
     n: Annotated[
         int, typer.Option("--n", min=8, help="Training instances; as many others are held out.")
     ] = 64,
+    format: FormatOption = None,
+    force: ForceOption = False,
     unsupervised: Annotated[
         bool,
         typer.Option(
@@ -121,7 +126,15 @@ def calibrate(
     loaded = common.load(model, device, dtype, backend)
     with progress(f"Calibrating {method}") as report:
         result = calibration.calibrate(
-            loaded, searcher, task, n, seed, out=out_file, progress=report
+            loaded,
+            searcher,
+            task,
+            n,
+            seed,
+            out=out_file,
+            progress=report,
+            format=format,
+            force=force,
         )
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:

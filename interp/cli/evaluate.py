@@ -14,6 +14,8 @@ from interp.cli.common import (
     DeviceOption,
     DtypeOption,
     EditOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     listing,
@@ -29,7 +31,7 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"Task to evaluate: {listing(tasks)}, or lm_eval:NAME.",
+            help=f"Task to evaluate: {listing(tasks)}, a file of one's own, or lm_eval:NAME.",
             show_default="niah; none for the loss",
         ),
     ] = None,
@@ -59,6 +61,8 @@ def evaluate(
         Path | None,
         typer.Option(help="A folder of lm-evaluation-harness tasks (YAML).", metavar="DIR"),
     ] = None,
+    format: FormatOption = None,
+    force: ForceOption = False,
     target: Annotated[
         Path | None,
         typer.Option(
@@ -94,6 +98,8 @@ def evaluate(
         extrapolate=extrapolate,
         text=text,
         include_path=include_path,
+        format=format,
+        force=force,
     )
     with progress(f"Evaluating {task or metric or 'niah'}") as report:
         result = interp.evaluate(

@@ -13,6 +13,8 @@ from interp.cli.common import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     listing,
@@ -32,7 +34,8 @@ def scan_heads(
     scores: Annotated[
         str,
         typer.Option(
-            help=f"default, all, or names, like sink,retrieval. There are {listing(scores)}."
+            help="default, all, or names, like sink,retrieval; -name takes one out, like "
+            f"all,-importance. There are {listing(scores)}."
         ),
     ] = "default",
     context: Annotated[
@@ -53,7 +56,8 @@ def scan_heads(
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file to measure on, instead of generated text.")
+        Path | None,
+        typer.Option(help="UTF-8 text file to measure on, instead of the English shipped."),
     ] = None,
     images: Annotated[
         Path | None,
@@ -63,6 +67,20 @@ def scan_heads(
         str | None,
         typer.Option(help="What to ask about each picture.", show_default="describe the picture :"),
     ] = None,
+    format: FormatOption = None,
+    haystack: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text file to hide needles in, instead of the English shipped."),
+    ] = None,
+    needle: Annotated[
+        str | None,
+        typer.Option(help='A fact of your own to hide: "The … is …", or "lead | answer".'),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="What asks for that fact.", show_default="made of the needle"),
+    ] = None,
+    force: ForceOption = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
     ] = False,
@@ -70,7 +88,9 @@ def scan_heads(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a long scan.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Don't ask before a long scan or a download.")
+    ] = False,
 ) -> None:
     """Score every attention head: sinks, retrieval, induction, …
 
@@ -95,7 +115,7 @@ def scan_heads(
         files_in(images)
     import interp
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(model, device, dtype, backend, yes)
     plan = interp.plan_scan(
         loaded,
         scores=scores,
@@ -106,6 +126,11 @@ def scan_heads(
         extrapolate=extrapolate,
         images=images,
         prompt=prompt,
+        format=format,
+        haystack=haystack,
+        needle=needle,
+        question=question,
+        force=force,
     )
     show_plan(plan, loaded.name)
     if plan.seconds > ASK_FROM_SECONDS and not yes:

@@ -66,6 +66,8 @@ def evaluation(folder: Path, score: str | None) -> None:
 def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
     """One score: how to read it, and its strongest heads."""
     from interp.report.heatmap import number
+    from interp.results.places import noun
+    from interp_hooks.heads import Head
 
     about, ranked = atlas.about(score), atlas.ranking(score, top, tower)
     console = out()
@@ -78,19 +80,23 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
     if not ranked:
         console.print(f"{about.title}: not measured in any head.")
         return
+    measured = str(atlas.measured(score))
     sampled = any(error is not None for _, _, error in ranked)
     value = f"{score} ({about.unit})" if about.unit else score
-    columns = ["#", "head", "kv head", value, *(["±"] if sampled else [])]
+    grain = about.grain
+    columns = ["#", noun(grain), *(["kv head"] if grain == "head" else []), value]
+    columns += ["±"] if sampled else []
     table = common.table(*columns, right=("#", "kv head", value, "±"))
     places = atlas.frame.set_index(["tower", "layer", "head"])["kv_head"]
     places = places[~places.index.duplicated()]
-    for n, (head, mean, error) in enumerate(ranked, 1):
+    for n, (place, mean, error) in enumerate(ranked, 1):
         counts = about.threshold is not None and mean >= about.threshold
         row: list[str | Text] = [
             str(n),
-            Text(str(head), style="bold" if counts else ""),
-            str(places[head.tower, head.layer, head.head]),
+            Text(str(place), style="bold" if counts else ""),
         ]
+        if isinstance(place, Head):
+            row.append(str(places[place.tower, place.layer, place.head]))
         row += [
             number(mean, 3),
             *([number(error, 3) if error is not None else ""] if sampled else []),
@@ -99,6 +105,7 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
     console.print(table)
     if about.threshold is not None:
         note(
-            f"{atlas.above(score)} heads are at or above {number(about.threshold)}, from which a "
-            "head counts."
+            f"{atlas.above(score)} {noun(grain, several=True)} are at or above "
+            f"{number(about.threshold)}, from which a {noun(grain)} counts"
+            + (f", at {measured}." if measured else ".")
         )

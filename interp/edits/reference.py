@@ -31,7 +31,8 @@ def reference_z(
 
     Raises `UnknownNameError` if `reference` is neither a task nor a file.
     """
-    if Path(reference).suffix and Path(reference).is_file():
+    own = reference.endswith(tasks.FILES)
+    if Path(reference).suffix and not own and Path(reference).is_file():
         batches: list[Any] = list(text_rows(model, Path(reference), 256, SAMPLES, seed))
     else:
         instances = tasks.get(reference).sample(model.tokenizer, SAMPLES, seed)

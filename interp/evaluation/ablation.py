@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 from interp import tasks
 from interp.edits.ablate import Ablate
 from interp.errors import InputError
-from interp.evaluation.accuracy import judge, sample
+from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
 from interp.support.statistics import Interval, bootstrap
+from interp.tasks.answers import judge
+from interp.tasks.floor import check_floor
 from interp.tasks.task import Task
 from interp_hooks.heads import Head, parse_heads
 
@@ -44,6 +46,7 @@ class Ablation:
     control: Interval | None
     control_difference: Interval | None
     frame: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
 
 
 def ablate(
@@ -55,6 +58,9 @@ def ablate(
     seed: int = 0,
     avoid: Sequence[Head] = (),
     progress: Callable[[int, int, str], None] | None = None,
+    *,
+    format: str | None = None,
+    force: bool = False,
 ) -> Ablation:
     """Ablates heads on a task, beside a random control of as many heads.
 
@@ -70,12 +76,15 @@ def ablate(
         seed: of the problems and of the control.
         avoid: heads that are no control either.
         progress: told (done, total, what).
+        format: of the prompts; the one that the model understands best if not given.
+        force: go on where the untouched model can't do the task.
 
     Returns:
         An `Ablation`: untouched, ablated and control, with paired differences.
 
     Raises:
         HeadError: a head the model does not have.
+        FloorError: the untouched model can't do the task.
         UnknownNameError, InputError, EditError.
 
     Example:
@@ -94,8 +103,9 @@ def ablate(
     targets = [hooked.check(h) for h in dict.fromkeys(parse_heads(heads))]
     if not targets:
         raise InputError("No head was named; write them layer first, like 3.1,4.2.")
-    problem, instances = sample(hooked, task, n, seed)
-    reference = problem.name if mode in ("mean", "resample") else None
+    posed, instances = sample(hooked, task, n, seed, format=format)
+    problem = posed.task
+    reference = problem.source if mode in ("mean", "resample") else None
     rng = np.random.default_rng(seed)
     draws = [controls(hooked, targets, avoid, rng) for _ in range(DRAWS)]
     draws = [d for d in draws if d]
@@ -111,7 +121,9 @@ def ablate(
             )
         ]
 
-    frame = pd.DataFrame(dict(baseline=run([], 0, "untouched"), ablated=run(targets, n, "ablated")))
+    untouched = run([], 0, "untouched")
+    floor = check_floor(hooked, problem, instances, untouched, force)
+    frame = pd.DataFrame(dict(baseline=untouched, ablated=run(targets, n, "ablated")))
     for i, draw in enumerate(draws):
         frame[f"control_{i}"] = run(draw, n * (2 + i), f"control {i + 1} of {len(draws)}")
     control = difference = None
@@ -129,6 +141,7 @@ def ablate(
         control,
         difference,
         frame,
+        [note for note in (posed.note, floor) if note],
     )
 
 

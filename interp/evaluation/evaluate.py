@@ -41,6 +41,8 @@ def evaluate(
     text: str | Path | None = None,
     limit: int | None = None,
     include_path: str | Path | None = None,
+    format: str | None = None,
+    force: bool = False,
 ) -> Evaluation:
     """Measures a task's metric on seeded problems, untouched and edited, with paired intervals.
 
@@ -65,11 +67,15 @@ def evaluate(
         text: a text file for the loss.
         limit: another name of `n`, the harness's.
         include_path: a folder of the harness's tasks (YAML).
+        format: of the prompts ("bare", "lead", "few-shot", "chat", for niah "paper"); if not given,
+            the one that the model understands best of a named task, and a task object's own.
+        force: go on where the untouched model can't do the task.
 
     Returns:
         An `Evaluation`; `edited` and `difference` are None without edits.
 
     Raises:
+        FloorError: the untouched model can't do the task.
         UnknownNameError, InputError, ContextError, EditError, HeadError.
 
     Example:
@@ -122,7 +128,9 @@ def evaluate(
         return continuation_loss(
             hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what
         )
-    return accuracy(hooked, task or "niah", edits, n, seed, progress, context, extrapolate)
+    return accuracy(
+        hooked, task or "niah", edits, n, seed, progress, context, extrapolate, format, force
+    )
 
 
 def _given(edits: Any) -> list[Edit]:

@@ -1,7 +1,8 @@
-"""Rows of tokens from text: files and generated prose."""
+"""Rows of tokens from text: files, the English shipped here, code, and generated prose."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InputError
-from interp.inputs import language
+from interp.inputs import english, language, source_code
 from interp.inputs.tokenizer import Text
 from interp.support.files import reason
 
@@ -56,29 +57,64 @@ def rows_of_text(
 ) -> list[list[int]]:
     """`samples` rows of exactly `context` tokens, BOS first where the tokenizer has one.
 
-    From `text` (random starts, wrapping around), else from the generated prose.
+    From `text` (random starts, wrapping around), else natural English, passages in an order drawn
+    by (seed, row), or generated prose for a tokenizer that does not know English.
+
+    Raises `InputError` for a text of fewer than two tokens, and where English runs out.
     """
     reader = Text(tokenizer)
     bos = reader.bos
     need = context - len(bos)
-    source = None if text is None else reader.encode(text)
+    source = None if text is None else reader.plain(text)
     if source is not None and len(source) < 2:
         raise InputError("The text has fewer than two tokens; give a longer one.")
     rows = []
     for i in range(samples):
         rng = np.random.default_rng([seed, i])
-        if source is None:
-            ids: list[int] = []
+        if source is not None:
+            start = int(rng.integers(len(source)))
+            repeats = -(-(start + need) // len(source))
+            ids = (source * (repeats + 1))[start : start + need]
+        elif reader.natural:
+            ids = _joined(reader, english.shuffled(rng), need)
+        else:
+            ids = []
             while len(ids) < need:
                 ids += reader.encode(
                     " " + " ".join(language.prose(rng, max(4, (need - len(ids)) // 8)))
                 )
-        else:
-            start = int(rng.integers(len(source)))
-            repeats = -(-(start + need) // len(source))
-            ids = (source * (repeats + 1))[start : start + need]
         rows.append(bos + ids[:need])
     return rows
+
+
+def code_rows(tokenizer: Any, context: int, samples: int, seed: int) -> list[list[int]]:
+    """`samples` rows of `context` tokens of code: the standard library's own, or generated lines
+    for a tokenizer that does not know English."""
+    reader = Text(tokenizer)
+    bos = reader.bos
+    rows = []
+    for i in range(samples):
+        rng = np.random.default_rng([seed, i, 1])
+        if reader.natural:
+            rows.append(bos + _joined(reader, source_code.sources(rng), context - len(bos)))
+        else:
+            lines = language.code(rng, context)
+            rows.append(bos + rows_of_text(tokenizer, lines, context, 1, seed)[0][len(bos) :])
+    return rows
+
+
+def _joined(reader: Text, texts: Iterable[str], need: int) -> list[int]:
+    """The first `need` tokens of the texts, a blank line between them. Raises `InputError` where
+    they are too few."""
+    ids: list[int] = []
+    for text in texts:
+        ids += reader.encode("\n\n" + text) if ids else reader.plain(text)
+        if len(ids) >= need:
+            return ids[:need]
+    raise InputError(
+        f"The English that comes with the toolkit is {len(ids):,} tokens for this tokenizer and "
+        f"{need:,} are needed; give a longer text with --text FILE (text=)."
+    )
 
 
 def text_rows(model: Model, path: Path, context: int, samples: int, seed: int) -> list[Row]:

@@ -1,9 +1,10 @@
-"""A tokenizer with what prompts need of it: plain encoding, BOS, pools of single-token words, a
-token to pad with, and those that end a text."""
+"""A tokenizer with what prompts need of it: encoding in context, BOS, its chat template, pools of
+single-token words, a token to pad with, and those that end a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,20 @@ if TYPE_CHECKING:
     from interp_hooks.protocol import Model
 
 
+#: everyday English, to see whether a tokenizer knows the language
+EVERYDAY = (
+    "We went out early because my friend wanted to see the big park before other people came, and "
+    "she said that there would be time to eat when we got back home."
+)
+#: more tokens a word than this are a tokenizer's that spells everyday words out
+SPELLED = 3.0
+#: what stands for the user's words while a chat template is rendered
+MARK = "\u241fuser\u241f"
+
+
 class Text:
-    """A tokenizer with what the tasks need: plain encoding, BOS, and single-token word pools."""
+    """A tokenizer with what the tasks need: encoding in context, BOS, its chat template, and
+    single-token word pools."""
 
     def __init__(self, tokenizer: Any):
         if tokenizer is None:
@@ -26,9 +39,67 @@ class Text:
         self.tokenizer = tokenizer
         self._pools: dict[tuple[str, ...], list[str]] = {}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids without special tokens."""
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a whole text without special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+    @cached_property
+    def _prepends(self) -> bool:
+        """Whether the tokenizer puts a space before every text (SentencePiece's habit: Llama 2,
+        Mistral, Gemma 1), so that a piece encoded by itself isn't what stands in a text."""
+        first = self.tokenizer.convert_ids_to_tokens(self.plain("a")[:1])
+        return bool(first) and str(first[0]).startswith("\u2581")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens, as the text stands after other text.
+
+        A tokenizer that puts a space before every text would turn " Paris" into two tokens; in
+        context it is one.
+        """
+        if not text or not self._prepends:
+            return self.plain(text)
+        if text[0] == " ":
+            return self.plain(text[1:])
+        before, whole = self.plain("\n"), self.plain("\n" + text)
+        return whole[len(before) :] if whole[: len(before)] == before else self.plain(text)
+
+    @cached_property
+    def natural(self) -> bool:
+        """Whether it knows natural English: everyday words come back as they were and are not
+        spelled out (`SPELLED` tokens a word); the bundled models' don't."""
+        ids = self.plain(EVERYDAY)
+        same = self.tokenizer.decode(ids).strip() == EVERYDAY
+        return bool(same) and len(ids) <= SPELLED * len(EVERYDAY.split())
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def around_user(self, system: str | None = None) -> tuple[str, str]:
+        """What the chat template puts before a user's words, and between them and the answer.
+
+        Raises `InputError` for a tokenizer without a template, or one that has no place for a
+        system prompt.
+        """
+        if not self.has_chat:
+            raise InputError(
+                "This tokenizer has no chat template; use another format, or a model tuned for "
+                "chat."
+            )
+        messages = [dict(role="user", content=MARK)]
+        if system is not None:
+            messages.insert(0, dict(role="system", content=system))
+        try:
+            whole = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as reason:  # templates raise what they like
+            raise InputError(
+                f"The chat template of this tokenizer can't be filled in: {reason}"
+            ) from reason
+        before, _, after = str(whole).partition(MARK)
+        return before, after
 
     def prompt(self, text: str) -> list[int]:
         """Token ids as the tokenizer makes a prompt: with BOS where its own default has one."""
@@ -38,7 +109,7 @@ class Text:
     def bos(self) -> list[int]:
         """The special tokens that the tokenizer puts before a text (often one BOS, sometimes
         none)."""
-        with_special, plain = self.prompt("a"), self.encode("a")
+        with_special, plain = self.prompt("a"), self.plain("a")
         return (
             with_special[: max(0, with_special.index(plain[0]))]
             if plain and plain[0] in with_special

@@ -84,7 +84,8 @@ def agreement(
     check(steps, baseline)
     hooked = load(model)
     vocabulary = hooked.vocabulary()
-    chosen, instances = sample(hooked, task, n, seed)
+    posed, instances = sample(hooked, task, n, seed)
+    chosen = posed.task
     sites = main_sites(hooked)
     by_head: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
     by_layer: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}

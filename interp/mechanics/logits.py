@@ -141,7 +141,8 @@ def direct_logits(model: Any, task: str | Task = "ioi", n: int = 32, seed: int =
     check_seed(seed)
     hooked = load(model)
     vocabulary, norms = hooked.vocabulary(), hooked.norms()
-    chosen, instances = sample(hooked, task, n, seed)
+    posed, instances = sample(hooked, task, n, seed)
+    chosen = posed.task
     parts: dict[tuple[str, int], list[torch.Tensor]] = {}
     right: dict[tuple[str, int], list[torch.Tensor]] = {}
     totals: list[torch.Tensor] = []

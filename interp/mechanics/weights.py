@@ -73,6 +73,6 @@ def main_sites(model: HookedModel) -> list[Site]:
 
 def head_rows(model: HookedModel) -> pd.DataFrame:
     """A row a head of the main tower with the columns an atlas begins with."""
-    from interp.results.head_table import rows_of
+    from interp.results.frame import rows_of
 
     return rows_of(main_sites(model))

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
-from interp.inputs import language
-from interp.inputs.text import rows_of_text
-from interp.inputs.tokenizer import Text
+from interp.inputs.text import code_rows, rows_of_text
 from interp.probes.probe import Probe, ProbeBatch
 from interp.probes.settings import Settings
 from interp.tasks.catalogue import get as task
@@ -22,10 +19,7 @@ class TextProbe(Probe):
     name, what = "text", "running text"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        rows = rows_of_text(
-            tokenizer, settings.text, settings.context, settings.samples, settings.seed
-        )
-        return [ProbeBatch(torch.tensor([r])) for r in rows]
+        return [ProbeBatch(torch.tensor([r])) for r in settings.rows(tokenizer)]
 
     def remarks(
         self, tokenizer: Any, batches: Sequence[ProbeBatch], outcomes: Sequence[float]
@@ -65,12 +59,5 @@ class DomainsProbe(Probe):
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
         length = min(self.length, settings.context)
         prose = rows_of_text(tokenizer, None, length, settings.samples, settings.seed)
-        batches = []
-        reader = Text(tokenizer)
-        for i, row in enumerate(prose):
-            rng = np.random.default_rng([settings.seed, i, 1])
-            code = language.code(rng, length)
-            other = rows_of_text(tokenizer, code, length, 1, settings.seed)[0]
-            other[: len(reader.bos)] = reader.bos
-            batches.append(ProbeBatch(torch.tensor([row, other])))
-        return batches
+        code = code_rows(tokenizer, length, settings.samples, settings.seed)
+        return [ProbeBatch(torch.tensor([*pair])) for pair in zip(prose, code, strict=True)]

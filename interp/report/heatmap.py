@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from interp.results.places import Place, index_of, noun
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,6 +20,8 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, s
 _CELLS_WITH_VALUES = 160
 #: above this many heads a layer, a cell is too narrow for a rank
 _HEADS_WITH_RANKS = 48
+#: a map of few columns is still this many pixels wide, so that its title fits
+_NARROWEST = 256
 
 
 @dataclass(frozen=True)
@@ -89,16 +93,19 @@ def heatmap(
     unit: str = "",
     tower: str = "",
     outlined: Sequence[tuple[int, int]] = (),
+    grain: str = "head",
 ) -> go.Figure:
     """A layer × head heat map with layer 0 at the top, as `atlas[score]` prints.
 
     Args:
-        values: (layers, heads), masked where not measured; those cells stay grey.
+        values: (layers, heads), masked where not measured; those cells stay grey. Of a grain other
+            than heads (layers, key/value heads), or (layers, 1).
         stderr: standard errors of `values`, shown on hover.
         low, high: the colour range; None takes the data's.
         unit: printed over the colour bar.
         tower: prefix of head names on hover.
         outlined: (layer, head) of the heads to point out, strongest first.
+        grain: "head", "kv_head" or "layer": what a cell is.
     """
     import plotly.graph_objects as go
 
@@ -114,9 +121,10 @@ def heatmap(
             text[layer][head] = str(rank)
     errors: np.ma.MaskedArray | None = None if stderr is None else np.ma.masked_invalid(stderr)
     has_error = errors is not None and bool(np.ma.count(errors))
-    hover = f"<b>{prefix}L%{{y}}H%{{x}}</b><br>%{{z:.4g}}"
+    within = {"head": "H%{x}", "kv_head": "KV%{x}", "layer": ""}[grain]
+    hover = f"<b>{prefix}L%{{y}}{within}</b><br>%{{z:.4g}}"
     cell = _cell_height(n_layers)
-    width = n_heads * 64 + 150
+    width = max(n_heads * 64, _NARROWEST) + 150
     figure = go.Figure(
         go.Heatmap(
             z=data.filled(np.nan),
@@ -159,7 +167,7 @@ def heatmap(
         width=width if width < 900 else None,
         height=n_layers * cell + 128,
         hoverlabel={"bgcolor": LIGHT.hover, "font": {"family": FONT, "color": LIGHT.ink}},
-        xaxis={**_axis("Head", n_heads), "range": [-0.5, n_heads - 0.5]},
+        xaxis={**_columns(grain, n_heads), "range": [-0.5, n_heads - 0.5]},
         yaxis={**_axis("Layer", n_layers), "range": [n_layers - 0.5, -0.5]},
         shapes=[
             {
@@ -179,8 +187,11 @@ def heatmap(
 def of_score(
     table: HeadTable, score: str, tower: str = "", kind: str | None = None, top: int = 10
 ) -> go.Figure:
-    """Heat map of a table's score: a column a head, a row a layer, layer 0 at the top, the `top`
-    heads outlined."""
+    """Heat map of a table's score: a column a head, a row a layer, layer 0 at the top.
+
+    Outlined are the `top` heads that reach the score's threshold; without one, the `top` strongest.
+    A score of key/value heads has a column each, a score of layers has one column.
+    """
     about = table.about(score)
     where, which = table.panel(score, tower, kind)
     several = len(table.panels(score)) > 1 or len(table.towers) > 1
@@ -190,27 +201,49 @@ def of_score(
         "cross-attention" if which == "cross" else "",
         table.model,
     ]
-    subtitle = [] if about.threshold is None else [f"a head counts from {number(about.threshold)}"]
-    values = table.cells(score, where, which)
-    ranking = table.ranking(score, top, where, which)
-    # a head at a hundredth of the strongest is not worth pointing at
-    least = 0.01 * max((abs(value) for _, value, _ in ranking), default=0.0)
-    outlined = [(h.layer, h.head) for h, value, _ in ranking if abs(value) > least]
-    if outlined:
-        subtitle.append(f"outlined: the top {len(outlined)}")
+    one = noun(about.grain)
+    subtitle = [] if about.threshold is None else [f"a {one} counts from {number(about.threshold)}"]
+    values = table.cells(score, where, which, about.grain)
+    marked = to_outline(table, score, top, where, which)
+    subtitle += [marked.text] if marked.places else []
     if np.ma.getmaskarray(values).any():
         subtitle.append("grey: not measured")
     return heatmap(
         values,
-        table.stderr(score, where, which),
+        table.cells(f"{score}_stderr", where, which, about.grain)
+        if f"{score}_stderr" in table.frame
+        else None,
         title=" · ".join(n for n in names if n),
         subtitle="; ".join(subtitle),
         low=about.low,
         high=about.high,
         unit=about.unit,
         tower=where,
-        outlined=outlined,
+        outlined=[(place.layer, index_of(place)) for place in marked.places],
+        grain=about.grain,
     )
+
+
+class Outlined(NamedTuple):
+    """The places that a map points out, strongest first, and what they are in a phrase."""
+
+    places: list[Place]
+    text: str
+
+
+def to_outline(table: HeadTable, score: str, top: int, tower: str, kind: str) -> Outlined:
+    """The strongest `top` that reach the score's threshold; without a threshold the strongest
+    `top`, but those at a hundredth of the strongest, which are not worth pointing at."""
+    about, ranking = table.about(score), table.ranking(score, None, tower, kind)
+    if about.threshold is None:
+        least = 0.01 * max((abs(value) for _, value, _ in ranking[:top]), default=0.0)
+        strongest = [place for place, value, _ in ranking[:top] if abs(value) > least]
+        return Outlined(strongest, f"outlined: the strongest {len(strongest)}, by no threshold")
+    above = [place for place, value, _ in ranking if value >= about.threshold]
+    many = noun(about.grain, several=True)
+    if len(above) <= top:
+        return Outlined(above, f"outlined: the {len(above)} {many} from there on")
+    return Outlined(above[:top], f"outlined: the strongest {top} of the {len(above)} {many}")
 
 
 def _range(data: np.ma.MaskedArray, low: float | None, high: float | None) -> tuple[float, float]:
@@ -241,6 +274,13 @@ def _axis(title: str, n: int) -> dict[str, object]:
         "ticks": "",
         "fixedrange": n <= 32,
     }
+
+
+def _columns(grain: str, n: int) -> dict[str, object]:
+    """The axis of a layer's places; a whole layer is one column without a number."""
+    if grain == "layer":
+        return {**_axis("", 1), "showticklabels": False}
+    return _axis("Key/value head" if grain == "kv_head" else "Head", n)
 
 
 def _cell_height(n_layers: int) -> int:

@@ -42,7 +42,8 @@ def render(atlas: HeadTable, heading: tuple[str, str], first: Sequence[Section] 
         hint=summary.hint(atlas),
         overlays=overlays,
         scores=scores,
-        provenance=list(_flat(atlas.provenance)),
+        # how much each score was measured on stands in its section
+        provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
         data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
         style=asset("report.css"),
         script=asset("report.js"),
@@ -66,6 +67,7 @@ def _facts(atlas: HeadTable) -> dict[str, str]:
         "Context": _tokens(settings.get("context")),
         "Samples": settings.get("samples"),
         "Seed": atlas.provenance.get("seed", settings.get("seed")),
+        "Before each text": " ".join(atlas.provenance.get("before_text") or ()),
         "Measured": _day(atlas.provenance.get("created")),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.report.heatmap import number, of_score
+from interp.report.heatmap import number, of_score, to_outline
 from interp.report.section import plotable
+from interp.results.places import noun
 
 if TYPE_CHECKING:
     from interp.results.head_table import About, HeadTable
@@ -39,14 +40,17 @@ class HeatMap:
 class Panel:
     """Heads of one tower and kind of attention: (head, value, standard error) strongest first.
 
-    Without `heatmap` nothing was measured. `wide`: the table stands under the figure. `heading`
-    is empty where the section has but this panel.
+    `noun`, `nouns`: what they are, by the score's grain. Without `heatmap` nothing was measured.
+    `wide`: the table stands under the figure. `heading` is empty where the section has but this
+    panel.
     """
 
     heading: str
     ranking: list[tuple[str, float, float | None]]
     heatmap: HeatMap | None = None
     wide: bool = False
+    noun: str = "head"
+    nouns: str = "heads"
 
     @property
     def has_error(self) -> bool:
@@ -64,6 +68,7 @@ class ScoreSection:
     notes: list[str]
     panels: list[Panel]
     threshold: str
+    measured: str
     figures: Mapping[str, Any]
 
 
@@ -84,6 +89,7 @@ def of(atlas: HeadTable, score: str) -> ScoreSection:
         [note for note in atlas.notes if note.startswith(f"{score}:")],
         panels,
         _threshold(atlas, score),
+        str(atlas.measured(score)),
         figures,
     )
 
@@ -103,35 +109,42 @@ def _panel(
     figures: dict[str, Any],
 ) -> Panel:
     """Heads of one tower and kind. The figure is added to `figures`."""
+    grain = atlas.about(score).grain
+    one, many = noun(grain), noun(grain, several=True)
     names = (f"{tower} tower" if tower else "", "cross-attention" if kind == "cross" else "")
     where = ", ".join(filter(None, names)) if several else ""
     heading = where[:1].upper() + where[1:]
     ranking = [(str(h), v, e) for h, v, e in atlas.ranking(score, TOP, tower, kind)]
     if not ranking:
-        return Panel(heading, ranking)
+        return Panel(heading, ranking, noun=one, nouns=many)
     figure = of_score(atlas, score, tower, kind, TOP)
     width = figure.layout.width
     figures[element] = plotable(figure)
-    values = atlas.matrix(score, tower, kind)
+    values = atlas.cells(score, tower, kind, grain)
     n_layers, n_heads = values.shape
+    size = f"{n_layers} layers" + ("" if grain == "layer" else f" and {n_heads} {many}")
+    marked = to_outline(atlas, score, TOP, tower, kind)
+    outlined = marked.text if marked.places else ""
     best = ", ".join(f"{head} {number(value)}" for head, value, _ in ranking[:3])
     masked = int(np.ma.getmaskarray(values).sum())
     heatmap = HeatMap(
         element,
         int(figure.layout.height),
         int(width) if width is not None and width < _FULL_WIDTH else None,
-        f"Heat map of {atlas.about(score).title} over {n_layers} layers and {n_heads} heads; "
-        f"highest: {best}.",
-        "Layer 0 at the top. Outlined: the strongest heads."
-        + (f" Grey: not measured ({masked} heads)." if masked else ""),
+        f"Heat map of {atlas.about(score).title} over {size}; highest: {best}.",
+        "Layer 0 at the top."
+        + (f" {outlined[:1].upper()}{outlined[1:]}." if outlined else "")
+        + (f" Grey: not measured ({masked} {many})." if masked else ""),
     )
-    return Panel(heading, ranking, heatmap, wide=width is None or width > _BESIDE)
+    return Panel(heading, ranking, heatmap, width is None or width > _BESIDE, one, many)
 
 
 def _threshold(atlas: HeadTable, score: str) -> str:
     threshold, above = atlas.about(score).threshold, atlas.above(score)
     if threshold is None:
         return ""
-    measured = int(np.isfinite(atlas.frame[score]).sum())
-    count = "" if above is None else f"; {above} of {measured} heads reach it"
-    return f"a head counts from {number(threshold)}{count}"
+    grain, measured = atlas.about(score).grain, str(atlas.measured(score))
+    of = f"{len(atlas.ranking(score))} {noun(grain, several=True)}"
+    count = "" if above is None else f"; {above} of {of} reach it"
+    count += f" at {measured}" if count and measured else ""
+    return f"a {noun(grain)} counts from {number(threshold)}{count}"

@@ -34,7 +34,7 @@ def rows(atlas: HeadTable) -> list[Row]:
             anchor(score),
             atlas.about(score).title,
             [(str(head), value) for head, value, _ in atlas.ranking(score, TOP)],
-            _count(atlas, score),
+            counted(atlas, score),
         )
         for score in atlas.scores
     ]
@@ -45,7 +45,13 @@ def hint(atlas: HeadTable) -> str:
     towers = [t for t in atlas.towers if t]
     of = f" of the {towers[-1]} tower" if len(atlas.towers) > 1 else ""
     written = f"{towers[-1]}.L5H1" if len(atlas.towers) > 1 else "L5H1"
-    return f"{written} is head 1 of layer 5{of}; both count from 0. Higher is stronger."
+    grains = {atlas.about(score).grain for score in atlas.scores}
+    others = [
+        *(["L5KV1 its key/value head 1"] if "kv_head" in grains else []),
+        *(["L5 the layer"] if "layer" in grains else []),
+    ]
+    more = f" ({', '.join(others)})" if others else ""
+    return f"{written} is head 1 of layer 5{of}{more}; all count from 0. Higher is stronger."
 
 
 def summary(atlas: HeadTable) -> str:
@@ -53,6 +59,11 @@ def summary(atlas: HeadTable) -> str:
     return rendered("summary.html.j2", atlas=atlas, rows=rows(atlas))
 
 
-def _count(atlas: HeadTable, score: str) -> str:
-    above = atlas.above(score)
-    return "" if above is None else f"{above} ≥ {number(atlas.about(score).threshold or 0.0)}"
+def counted(atlas: HeadTable, score: str) -> str:
+    """How many heads reach a score's threshold and on what it was measured, "85 ≥ 0.30 at 1,024
+    tokens, 16 samples"; empty without a threshold."""
+    above, measured = atlas.above(score), str(atlas.measured(score))
+    if above is None:
+        return ""
+    count = f"{above} ≥ {number(atlas.about(score).threshold or 0.0)}"
+    return f"{count} at {measured}" if measured else count

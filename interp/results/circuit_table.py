@@ -16,6 +16,7 @@ import pandas as pd
 
 from interp.errors import OutputError
 from interp.results.head_table import About, HeadTable
+from interp.results.places import Place
 from interp.support.files import write_atomic
 from interp.support.statistics import Interval
 from interp_hooks.heads import Head
@@ -111,11 +112,11 @@ class CircuitTable(HeadTable):
             >>> circuit.heads(2) == circuit.top("head_ablation", 2)
             True
         """
-        ranking = self.ranking(self.column, k)
+        ranking = self.head_ranking(self.column, k)
         return [head for head, value, _ in ranking if k is not None or value > 0]
 
     def value(
-        self, head: Head | str | Sequence[int], score: str = "", kind: str | None = None
+        self, head: Place | str | Sequence[int], score: str = "", kind: str | None = None
     ) -> float:
         """The score of one head, as `HeadTable.value`; without a score, the method's own.
 

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import InputError
+from interp.results import starting_tokens
+from interp.results.places import column as column_of
 from interp.support.statistics import spearman
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
     """How far two atlases agree, a row a shared score.
 
     Columns: `score`; `spearman`, the rank correlation over heads (Pearson's r of ranks, ties
-    averaged), None where it is not defined; `heads` measured in both; `top10_overlap`, the share of
+    averaged), None where it is not defined; `heads` measured in both (key/value heads or layers, of
+    a score that belongs to them); `top10_overlap`, the share of
     the ten strongest heads (fewer where there are fewer) that both name; `remark`, why a number is
-    missing.
+    missing. Where the two were measured on different inputs, one behind a tokenizer that adds a BOS
+    and one behind one that does not, say, ``frame.attrs["inputs"]`` is the sentence that says it.
 
     Raises:
         InputError: the atlases are of models of different shapes, or share no score.
@@ -41,10 +45,9 @@ def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
             f"The two atlases share no score: one has {', '.join(one.scores) or 'none'}, the other "
             f"{', '.join(other.scores) or 'none'}."
         )
-    theirs = theirs.loc[mine.index]
     rows: list[dict[str, object]] = []
     for score in shared:
-        a, b = mine[score].to_numpy(), theirs[score].to_numpy()
+        a, b = _shared(mine, theirs, one.about(score).grain, score)
         both = np.isfinite(a) & np.isfinite(b)
         rank = spearman(a[both], b[both])
         k = min(10, int(both.sum()))
@@ -61,7 +64,19 @@ def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for column in ("spearman", "top10_overlap"):
         table[column] = pd.Series([row[column] for row in rows], dtype=object)
+    if different := starting_tokens.difference(one.provenance, other.provenance):
+        table.attrs["inputs"] = different
     return table
+
+
+def _shared(
+    mine: pd.DataFrame, theirs: pd.DataFrame, grain: str, score: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both columns of a score, a value a place."""
+    within = [c for c in (column_of(grain),) if c is not None]
+    pair = mine[["kv_head", score]].join(theirs[[score]], rsuffix="_other").reset_index()
+    rows = pair.drop_duplicates(["tower", "kind", "layer", *within])
+    return rows[score].to_numpy(), rows[f"{score}_other"].to_numpy()
 
 
 def _remark(a: np.ndarray, b: np.ndarray) -> str:

@@ -7,47 +7,28 @@ reported on where neither the model nor the package that defines a score is at h
 from __future__ import annotations
 
 import difflib
-import hashlib
-import io
-import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from interp.errors import HeadError, InputError, OutputError, UnknownNameError
+from interp.errors import HeadError, InputError, UnknownNameError
+from interp.results import head_table_files
+from interp.results.about import About as About
+from interp.results.frame import KEYS, checked, is_companion
+from interp.results.measured import Measured
 from interp.results.overlay import Overlay
-from interp.support.files import check_writable, reason, write_atomic
+from interp.results.places import KVHead, Place, column, parse, place, places
 from interp.support.jsonable import jsonable
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from interp_hooks.call import Site
-
-FORMAT = 1
-KEYS = ("tower", "kind", "layer", "head", "kv_head")
-_PLACE = ["tower", "kind", "layer", "head"]
-
-
-@dataclass(frozen=True)
-class About:
-    """How a score is read: what `interp.scores.Score` says of it, as jsonable data."""
-
-    title: str
-    reading: str = ""
-    formula: str = ""
-    citation: str = ""
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    threshold: float | None = None
 
 
 class HeadTable:
@@ -58,8 +39,8 @@ class HeadTable:
             score, and `<score>_stderr` (and `_low`, `_high`, a 95 % interval) where it was sampled.
             NaN: not measured.
         provenance: where it comes from (`model`, `revision`, `weights_hash`, `versions`, `seed`,
-            `inputs_hash`, `settings`, `created`, `hardware`, `seconds`); anything that JSON can
-            hold.
+            `inputs_hash`, `settings`, `created`, `hardware`, `seconds`, `measured`: score → the
+            `tokens` of its inputs and its `samples`); anything that JSON can hold.
         notes: sentences that belong beside the numbers, "retrieval: task not solved (accuracy
             0.10)".
         about: how to read each score; an `Atlas` looks up those left out in
@@ -82,7 +63,7 @@ class HeadTable:
         about: Mapping[str, About] | None = None,
         overlays: Sequence[Overlay] = (),
     ):
-        self.frame = _checked(frame)
+        self.frame = checked(frame)
         self.provenance: dict[str, Any] = dict(provenance)
         self.notes: list[str] = list(notes)
         self._about: dict[str, About] = dict(about or {})
@@ -97,7 +78,7 @@ class HeadTable:
     def scores(self) -> list[str]:
         """Names of the scores, in the order they were measured."""
         columns = list(self.frame.columns)
-        return [c for c in columns if c not in KEYS and not _is_companion(c, columns)]
+        return [c for c in columns if c not in KEYS and not is_companion(c, columns)]
 
     @property
     def towers(self) -> list[str]:
@@ -141,6 +122,8 @@ class HeadTable:
     def matrix(self, score: str, tower: str = "", kind: str | None = None) -> np.ma.MaskedArray:
         """(layers, heads) of a score in one tower, masked where not measured.
 
+        A layer's or key/value head's value stands once a head of it.
+
         Args:
             score: its name; `atlas[score]` is the same.
             tower: "" for the only tower in which the score was measured.
@@ -172,8 +155,11 @@ class HeadTable:
 
     def top(
         self, score: str, k: int = 10, tower: str | None = None, kind: str | None = None
-    ) -> list[Head]:
-        """The k heads with the highest score, strongest first; ties by layer, then head.
+    ) -> list[Place]:
+        """The k strongest places of a score, strongest first; ties by layer, then head.
+
+        A score's `about(score).grain` says what they are: heads, `KVHead`s or `Layer`s. `heads_at`
+        gives the query heads of one.
 
         Args:
             score: its name.
@@ -189,16 +175,19 @@ class HeadTable:
             >>> len(atlas.top("previous_token", 3))
             3
         """
-        return [head for head, _, _ in self.ranking(score, k, tower, kind)]
+        return [found for found, _, _ in self.ranking(score, k, tower, kind)]
 
     def ranking(
         self, score: str, k: int | None = None, tower: str | None = None, kind: str | None = None
-    ) -> list[tuple[Head, float, float | None]]:
+    ) -> list[tuple[Place, float, float | None]]:
         """(head, value, standard error) by score, strongest first; no error where not sampled.
+
+        A score of key/value heads or of layers has `KVHead`s or `Layer`s in place of heads, each
+        once.
 
         Args:
             score: its name.
-            k: how many; None for all heads.
+            k: how many; None for all.
             tower, kind: as in `top`.
 
         Example:
@@ -206,10 +195,10 @@ class HeadTable:
             >>> head in atlas.top("previous_token", 1), bool(value == atlas["previous_token"].max())
             (True, True)
         """
-        self._check(score)
         if k is not None and k < 0:
             raise InputError(f"The number of top heads can't be negative, and {k} was asked for.")
-        rows = self.frame[np.isfinite(self.frame[score])]
+        grain = self.about(score).grain
+        rows = places(self.frame, score, grain)
         if tower is not None:
             rows = rows[rows["tower"] == self.panel(score, tower, kind)[0]]
         # A head's name does not say its kind, so a list of heads is of one kind.
@@ -222,24 +211,59 @@ class HeadTable:
             [score, "tower", "layer", "head"], ascending=[False, True, True, True], kind="stable"
         )
         rows = rows if k is None else rows.head(k)
-        errors = (
-            rows[f"{score}_stderr"]
-            if f"{score}_stderr" in rows
-            else pd.Series(np.nan, index=rows.index)
-        )
+        companion = f"{score}_stderr"
+        errors = rows[companion] if companion in rows else [math.nan] * len(rows)
+        index = rows[column(grain) or "head"]
         return [
             (
-                Head(int(layer), int(head), str(where)),
+                place(grain, int(layer), int(within), str(where)),
                 float(value),
                 float(error) if math.isfinite(error) else None,
             )
-            for where, layer, head, value, error in zip(
-                rows["tower"], rows["layer"], rows["head"], rows[score], errors, strict=True
+            for where, layer, within, value, error in zip(
+                rows["tower"], rows["layer"], index, rows[score], errors, strict=True
             )
         ]
 
-    def value(self, head: Head | str | Sequence[int], score: str, kind: str | None = None) -> float:
-        """The score of one head; NaN where not measured.
+    def head_ranking(
+        self, score: str, k: int | None = None, tower: str | None = None, kind: str | None = None
+    ) -> list[tuple[Head, float, float | None]]:
+        """As `ranking`, with the query heads of each place: what edits and ablations take.
+
+        Args:
+            score: its name.
+            k: how many places; None for all.
+            tower, kind: as in `top`.
+
+        Example:
+            >>> atlas.head_ranking("previous_token") == atlas.ranking("previous_token")
+            True
+        """
+        return [
+            (head, value, error)
+            for found, value, error in self.ranking(score, k, tower, kind)
+            for head in ([found] if isinstance(found, Head) else self.heads_at(found))
+        ]
+
+    def heads_at(self, written: Place | str) -> list[Head]:
+        """The query heads of a place: a head's own, a key/value head's group, all of a layer.
+
+        Raises:
+            HeadError: a place that is not there.
+
+        Example:
+            >>> atlas.heads_at("L0KV1")
+            [L0H2, L0H3]
+        """
+        target = parse(written)
+        rows = self._rows(target, target.tower)
+        heads = dict.fromkeys(zip(rows["layer"], rows["head"], strict=True))
+        return [Head(int(layer), int(head), target.tower) for layer, head in heads]
+
+    def value(
+        self, head: Place | str | Sequence[int], score: str, kind: str | None = None
+    ) -> float:
+        """The score of one head, key/value head or layer; NaN where not measured.
 
         Args:
             head: in any spelling.
@@ -254,30 +278,53 @@ class HeadTable:
             True
         """
         self._check(score)
-        target = Head.parse(head)
-        tower, kind = self.panel(score, target.tower, kind)
-        place = (
-            self.frame[["tower", "kind", "layer", "head"]]
-            .eq([tower, kind, target.layer, target.head])
-            .all(axis=1)
-        )
-        if not place.any():
+        target = parse(head)
+        rows = self._rows(target, *self.panel(score, target.tower, kind))
+        if not isinstance(target, Head) and self.about(score).grain == "head" and len(rows) > 1:
+            raise InputError(f"{score} is a score of heads; {target} has {len(rows)} of them.")
+        return float(rows[score].iloc[0])
+
+    def _rows(self, target: Place, tower: str, kind: str | None = None) -> pd.DataFrame:
+        """The rows of a place's heads. Raises `HeadError` where there is none."""
+        rows = self.frame[(self.frame["tower"] == tower) & (self.frame["layer"] == target.layer)]
+        if kind is not None:
+            rows = rows[rows["kind"] == kind]
+        if isinstance(target, Head):
+            rows = rows[rows["head"] == target.head]
+        elif isinstance(target, KVHead):
+            rows = rows[rows["kv_head"] == target.kv_head]
+        if rows.empty:
+            what = "head " if isinstance(target, Head) else ""
             raise HeadError(
-                f"There is no head {target} in this atlas of {self.model} ({self.shape_text()})."
+                f"There is no {what}{target} in this atlas of {self.model} ({self.shape_text()})."
             )
-        return float(self.frame.loc[place, score].iloc[0])
+        return rows
 
     def above(self, score: str) -> int | None:
-        """How many heads reach the score's threshold; None without one, or if nothing was measured.
+        """How many heads (key/value heads, layers: by the score's grain) reach its threshold; None
+        without one, or if nothing was measured.
 
         Example:
             >>> atlas.above("previous_token")
             2
         """
-        threshold = self.about(score).threshold
-        values = self.frame[score].to_numpy()
-        values = values[np.isfinite(values)]
-        return None if threshold is None or not values.size else int((values >= threshold).sum())
+        about = self.about(score)
+        values = places(self.frame, score, about.grain)[score].to_numpy()
+        return (
+            None
+            if about.threshold is None or not values.size
+            else int((values >= about.threshold).sum())
+        )
+
+    def measured(self, score: str) -> Measured:
+        """On how many tokens and samples a score was measured.
+
+        Example:
+            >>> str(atlas.measured("previous_token"))
+            '101 tokens, 2 samples'
+        """
+        self._check(score)
+        return Measured.of(self.provenance, score)
 
     def shape_text(self) -> str:
         """The size as "12 layers × 12 heads", for each tower where there are several.
@@ -309,23 +356,13 @@ class HeadTable:
             >>> interp.Atlas.load(atlas.save("scan")).frame.equals(atlas.frame)
             True
         """
-        target = Path(folder)
-        check_writable(target)
-        table = io.BytesIO()
-        self.frame.to_parquet(table, index=False)
-        head = {
-            "format": FORMAT,
-            "frame_sha256": hashlib.sha256(table.getvalue()).hexdigest(),
+        said = {
             "provenance": jsonable(self.provenance),
             "notes": self.notes,
             "scores": {s: jsonable(asdict(self.about(s))) for s in self.scores},
             "overlays": [o.to_json() for o in self.overlays],
         }
-        write_atomic(target / "atlas.parquet", table.getvalue())
-        write_atomic(
-            target / "atlas.json", (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
-        )
-        return target
+        return head_table_files.save(Path(folder), self.frame, said)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -338,46 +375,7 @@ class HeadTable:
             >>> interp.Atlas.load(atlas.save("scan")).scores
             ['previous_token']
         """
-        source = Path(folder)
-        raw = _read(source / "atlas.json", source)
-        try:
-            head = json.loads(raw)
-        except ValueError as error:
-            raise OutputError(
-                f"{source / 'atlas.json'} is damaged ({error}); run the scan again."
-            ) from error
-        version = head.get("format") if isinstance(head, dict) else None
-        if version != FORMAT:
-            raise OutputError(
-                f"{source} holds an atlas of format {version!r} and this version reads format "
-                f"{FORMAT}; run the scan "
-                "again, or read it with the version of interp that wrote it."
-            )
-        table = _read(source / "atlas.parquet", source)
-        if hashlib.sha256(table).hexdigest() != head.get("frame_sha256"):
-            raise OutputError(
-                f"{source / 'atlas.parquet'} is not the one that atlas.json describes (damaged, or "
-                "a save was "
-                "interrupted); run the scan again."
-            )
-        try:
-            names = {f.name for f in fields(About)}
-            about = {
-                s: About(**{k: v for k, v in a.items() if k in names})
-                for s, a in head["scores"].items()
-            }
-            overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]
-            return cls(
-                pd.read_parquet(io.BytesIO(table)),
-                head["provenance"],
-                head["notes"],
-                about,
-                overlays,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-            raise OutputError(
-                f"The atlas in {source} is damaged ({error}); run the scan again."
-            ) from error
+        return cls(*head_table_files.load(Path(folder)))
 
     def _check(self, score: str) -> None:
         if score in self.scores:
@@ -419,68 +417,12 @@ class HeadTable:
             )
         return tower, kind
 
-    def cells(self, column: str, tower: str, kind: str) -> np.ma.MaskedArray:
-        """(layers, heads) of a column in one tower and kind, masked where not measured."""
+    def cells(self, name: str, tower: str, kind: str, grain: str = "head") -> np.ma.MaskedArray:
+        """(layers, heads) of a column in one tower and kind, masked where not measured; of another
+        grain (layers, key/value heads), or (layers, 1)."""
         rows = self.frame[(self.frame["tower"] == tower) & (self.frame["kind"] == kind)]
-        values = np.full((int(rows["layer"].max()) + 1, int(rows["head"].max()) + 1), np.nan)
-        values[rows["layer"].to_numpy(), rows["head"].to_numpy()] = rows[column].to_numpy()
+        within = column(grain)
+        index = rows[within].to_numpy() if within else np.zeros(len(rows), dtype=int)
+        values = np.full((int(rows["layer"].max()) + 1, int(index.max()) + 1), np.nan)
+        values[rows["layer"].to_numpy(), index] = rows[name].to_numpy()
         return np.ma.masked_invalid(values)
-
-
-def _read(path: Path, folder: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise OutputError(
-            f"There is no atlas in {folder} ({path.name} is missing); `interp scan-heads --out "
-            f"{folder}` makes one."
-        ) from error
-    except OSError as error:
-        raise OutputError(f"Can't read {path} ({reason(error)}).") from error
-
-
-def rows_of(sites: Iterable[Site]) -> pd.DataFrame:
-    """A row a head of these attentions, with the columns that a frame begins with."""
-    rows = [(s.tower, s.kind, s.layer, h, s.kv_head(h)) for s in sites for h in range(s.n_heads)]
-    return pd.DataFrame(rows, columns=list(KEYS))
-
-
-def _is_companion(column: str, columns: Sequence[str]) -> bool:
-    """Whether a column says how sure another one is."""
-    score, _, part = column.rpartition("_")
-    return part in ("stderr", "low", "high") and score in columns
-
-
-def _checked(frame: pd.DataFrame) -> pd.DataFrame:
-    """A copy in the fixed column order and types, or `InputError`."""
-    missing = [k for k in KEYS if k not in frame.columns]
-    if missing:
-        raise InputError(f"The frame of an atlas lacks the columns {', '.join(missing)}.")
-    if frame.empty:
-        raise InputError("The frame of an atlas has no rows: no head was scanned.")
-    scores = [c for c in frame.columns if c not in KEYS]
-    out = frame[[*KEYS, *scores]].reset_index(drop=True).copy()
-    try:
-        out = out.astype(
-            {
-                "layer": "int64",
-                "head": "int64",
-                "kv_head": "int64",
-                **dict.fromkeys(scores, "float64"),
-            }
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"The frame of an atlas must hold whole layers and heads, and numbers: {error}."
-        ) from error
-    out = out.astype({"tower": "str", "kind": "str"})
-    if (out[["layer", "head"]] < 0).any(axis=None):
-        raise InputError("Layers and heads of an atlas count from 0; the frame has negative ones.")
-    twice = out.duplicated(_PLACE)
-    if twice.any():
-        row = out[twice].iloc[0]
-        raise InputError(
-            f"Head {Head(row['layer'], row['head'], row['tower'])} is twice in the frame of the "
-            "atlas."
-        )
-    return out

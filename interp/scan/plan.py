@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Container, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import torch
 from interp.errors import ContextError, InputError, TapError
 from interp.inputs.context import check_context
 from interp.inputs.forward import forward
-from interp.inputs.text import rows_of_text
 from interp.probes import catalogue as probes
+from interp.probes.needle import settled
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.scores.score import ModelScore, Score
@@ -46,6 +46,9 @@ class Plan:
             extrapolate,
         )
         self.notes: list[str] = []
+        if any(probes.get(s.probe).posed for s in scores if not isinstance(s, ModelScore)):
+            self._settle()
+            settings = self.settings
         self._by_probe: dict[str, list[Score]] = {}
         for score in scores:
             if not isinstance(score, ModelScore):
@@ -76,6 +79,14 @@ class Plan:
         self.rows = self._describe()
         self.seconds, self.gigabytes = self._estimate()
 
+    def _settle(self) -> None:
+        """Fix the format of needle prompts; what is in the way is told when they are made."""
+        try:
+            self.settings, note = settled(self.model, self.settings)
+        except (InputError, ContextError):
+            return
+        self.notes += [note] if note else []
+
     def _describe(self) -> list[tuple[str, str, str]]:
         rows = []
         for name, scores in self._by_probe.items():
@@ -101,7 +112,8 @@ class Plan:
         lengths = sorted({64, min(256, self.settings.context)})
         times = []
         for length in lengths:
-            row = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0))
+            rows = replace(self.settings, text=None, samples=1).rows(self.model.tokenizer, length)
+            row = torch.tensor(rows[:1])
             with self.model.watch(Question(frozenset({"entropy"})), lambda stats: None):
                 forward(self.model, row, keep=1)
                 times.append(
@@ -126,12 +138,16 @@ class Plan:
         values = {
             k: v
             for k, v in asdict(self.settings).items()
-            if k not in ("seed", "text") and v is not None
+            if k not in ("seed", "text", "inputs")
+            and v is not None
+            and v is not False
+            and v != "auto"
         }
         return dict(
             values,
             scores=[s.name for s in self.scores],
             text=self.settings.text is not None,
+            **({} if self.settings.inputs is None else dict(inputs="own")),
             extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
             backend=self.model.backend,
         )
@@ -149,11 +165,11 @@ class Plan:
         return tensors
 
 
-def fitting(model: HookedModel, scores: Sequence[Score], named: bool) -> list[Score]:
+def fitting(model: HookedModel, scores: Sequence[Score], named: Container[str]) -> list[Score]:
     """The scores that the model can have. Raises `InputError` for one that was `named` and needs
     images."""
     for score in scores:
-        if named and score.needs_images:
+        if score.name in named and score.needs_images:
             needs_images(model, f"The score {score.name}")
 
     def has(score: Score) -> bool:

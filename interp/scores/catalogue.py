@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interp.errors import InputError
 from interp.support.registry import Registry
 
 if TYPE_CHECKING:
     from interp.scores.score import Score
+
+#: what stands for several scores in a selection
+GROUPS = ("default", "all")
 
 registry: Registry[Score] = Registry(
     "score",
@@ -76,19 +80,51 @@ def names() -> list[str]:
 def select(which: str | list[str]) -> list[Score]:
     """The scores of "default", "all", a comma-separated string or a list of names.
 
+    Entries are read from left to right: "default" and "all" stand for their scores, a name (or
+    "+name") adds one, and "-name" takes one out: "all,-importance", "default,+qr,-sink".
+
     Args:
         which: what is wanted.
 
     Raises:
         UnknownNameError: a name that is none.
+        InputError: nothing stands before what is to be taken out.
 
     Example:
         >>> [score.name for score in interp.scores.select("sink, induction")]
         ['sink', 'induction']
+        >>> "sink" in [score.name for score in interp.scores.select("default,-sink")]
+        False
     """
-    if which == "all":
-        return [get(n) for n in names()]
-    if which == "default":
-        return [s for s in map(get, names()) if s.default]
-    entries = [w.strip() for w in which.split(",")] if isinstance(which, str) else list(which)
-    return [get(n) for n in dict.fromkeys(w for w in entries if w)]
+    chosen: dict[str, Score] = {}
+    for n, entry in enumerate(_entries(which)):
+        if entry.startswith("-"):
+            if n == 0:
+                raise InputError(
+                    f"{entry} takes a score out of nothing; write default,{entry} or all,{entry}."
+                )
+            chosen.pop(get(entry[1:].strip()).name, None)
+        elif entry in GROUPS:
+            every = map(get, names())
+            chosen.update((s.name, s) for s in every if entry == "all" or s.default)
+        else:
+            score = get(entry.removeprefix("+").strip())
+            chosen[score.name] = score
+    return list(chosen.values())
+
+
+def asked_by_name(which: str | list[str]) -> set[str]:
+    """The scores of a selection that are named in it, and not only by "default" or "all".
+
+    Example:
+        >>> from interp.scores.catalogue import asked_by_name
+        >>> asked_by_name("default,+qr,-sink")
+        {'qr'}
+    """
+    entries = _entries(which)
+    return {e.removeprefix("+").strip() for e in entries if e not in GROUPS and e[0] != "-"}
+
+
+def _entries(which: str | list[str]) -> list[str]:
+    entries = which.split(",") if isinstance(which, str) else list(which)
+    return [e.strip() for e in entries if e.strip()]

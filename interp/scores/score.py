@@ -56,6 +56,13 @@ class Score(ABC):
     high: ClassVar[float | None] = 1.0
     #: value from which a head counts as one of this kind, where the literature gives one
     threshold: ClassVar[float | None] = None
+    #: what one value belongs to: "head", "kv_head" or "layer". `measure` gives one a head all the
+    #: same, equal within a key/value head's group or a layer.
+    grain: ClassVar[str] = "head"
+    #: how many tokens of an input it reads at most; None for all
+    length: ClassVar[int | None] = None
+    #: fewer samples than this are too few to say much, and a note says so
+    least_samples: ClassVar[int] = 1
     #: which inputs it is measured on: a name in `interp.probes`
     probe: ClassVar[str]
     #: measured by `scores="default"`

@@ -29,6 +29,8 @@ class SinkRate(Score):
     formula = "mean over samples of 1[α₁ > 0.3] at T = 64"
     citation = "Gu et al. 2025 (ICLR), arXiv 2410.10781, section 3"
     threshold = 0.5
+    length = LENGTH
+    least_samples = 8
     probe = "text"
     default = True
 

@@ -22,6 +22,7 @@ class ValueDrain(Score):
     formula = "1 − ‖v₁‖ / mean_{k>1} ‖v_k‖"
     citation = "Guo et al. 2024, arXiv 2410.13835"
     low = None
+    grain = "kv_head"
     probe = "text"
 
     def ask(self, batch: ProbeBatch) -> Question:

@@ -28,17 +28,31 @@ registry: Registry[Task] = Registry(
 )
 
 
+#: endings of files that hold a task of one's own
+FILES = (".json", ".jsonl")
+
+
 def get(name: str) -> Task:
-    """The task called `name`, with its default settings.
+    """The task called `name`, with its default settings; or that of a file of one's own.
+
+    A file (JSON Lines or a JSON list) holds {"text", "label"} rows, a classification, or {"input",
+    "output"} rows, a relation learned in context.
 
     Raises:
         UnknownNameError: there is none.
+        InputError: a file that holds no task.
 
     Example:
         >>> interp.tasks.get("ioi").judge
         'top1'
     """
-    return registry.get(name)
+    if not name.endswith(FILES):
+        return registry.get(name)
+    from interp.tasks.labelled import Labelled
+    from interp.tasks.relations import Relation
+    from interp.tasks.rows import task_file
+
+    return Labelled(name) if task_file(name) == ("text", "label") else Relation(name)
 
 
 def names() -> list[str]:

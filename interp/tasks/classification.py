@@ -46,6 +46,7 @@ class Classification(Task):
         "(arXiv 2505.11739)"
     )
     judge = "choice"
+    formats = ("bare", "few-shot", "chat")
     chance = 0.5
 
     def compose(self, text: Text, rng: np.random.Generator) -> Problem:
@@ -60,6 +61,7 @@ class Classification(Task):
             answer=f" {LABELS[label]}",
             wrong=(f" {LABELS[1 - label]}",),
             info=dict(label=LABELS[label]),
+            ask="Say whether the last review is positive or negative, in one word.",
         )
 
     def document(self, text: Text, rng: np.random.Generator) -> str:

@@ -33,6 +33,7 @@ class ColoredObjects(Task):
     name = "colored_objects"
     summary = "colour of one of three listed objects"
     citation = "Merullo et al. 2024, ICLR (circuit component reuse); BIG-bench"
+    formats = ("bare", "lead", "few-shot", "chat")
 
     def compose(self, text: Text, rng: np.random.Generator) -> Problem:
         things, colors = text.pool(lexicon.OBJECTS, 3), text.pool(lexicon.COLORS, 3)
@@ -50,4 +51,7 @@ class ColoredObjects(Task):
             answer=f" {c[k]}",
             wrong=tuple(f" {c[i]}" for i in range(3) if i != k),
             info=dict(objects=t, colors=c, asked=t[k]),
+            lead=f" The color of the {t[k]} is",
+            corrupted_lead=f" The color of the {t[other]} is",
+            ask="Answer the question about the things on the table.",
         )

@@ -36,6 +36,7 @@ class Docstring(Task):
         "Heimersheim and Janiak 2023, 'A circuit for Python docstrings in a 4-layer "
         "attention-only transformer'"
     )
+    formats = ("bare", "few-shot", "chat")
 
     def compose(self, text: Text, rng: np.random.Generator) -> Problem:
         pool = text.pool(lexicon.ARGUMENTS, 16)

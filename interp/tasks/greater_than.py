@@ -25,6 +25,7 @@ class GreaterThan(Task):
     summary = "end year after the start year"
     citation = "Hanna et al. 2023, arXiv 2305.00586"
     judge = "mass"
+    formats = ("bare", "few-shot")
 
     def compose(self, text: Text, rng: np.random.Generator) -> Problem:
         noun = choose(rng, text.pool(lexicon.EVENTS), 1)[0]
@@ -43,7 +44,8 @@ class GreaterThan(Task):
         for _ in range(200):
             problem = self.compose(text, rng)
             century, start = problem.info["century"], problem.info["start"]
-            ids, corrupted = text.prompt(problem.clean), text.prompt(problem.corrupted)
+            wording = self.worded(text, problem, rng)
+            ids, corrupted = wording.clean, wording.corrupted
             prefix = text.encode(f" {century}")
             follow: dict[int, set[bool]] = {}
             for year in range(100):

@@ -33,6 +33,7 @@ class IndirectObject(Task):
     name = "ioi"
     summary = "indirect object: which of two names receives the gift"
     citation = "Wang et al. 2022, arXiv 2211.00593"
+    formats = ("bare", "few-shot", "chat")
 
     def compose(self, text: Text, rng: np.random.Generator) -> Problem:
         io, subject, third = choose(rng, names(text), 3)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-Judge = Literal["top1", "choice", "mass", "exact"]
+Judge = Literal["top1", "choice", "mass", "exact", "recall"]
 
 
 def logit_margin(logits: torch.Tensor, right: Sequence[int], wrong: Sequence[int]) -> torch.Tensor:

@@ -8,7 +8,7 @@ step-by-step decoding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,7 @@ from interp.errors import InputError
 from interp.inputs import lexicon
 from interp.inputs.batches import left_padded
 from interp.inputs.tokenizer import Text
+from interp.tasks.formats import SHOTS, Problem, Wording, check_format, worded
 from interp.tasks.metric import Judge, margin
 
 if TYPE_CHECKING:
@@ -98,21 +99,14 @@ def collate(instances: Sequence[Instance], pad_id: int, which: str = "ids") -> B
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A composed problem in text form: what `Task.compose` gives for the single-answer tasks."""
-
-    clean: str
-    corrupted: str
-    answer: str
-    wrong: tuple[str, ...]
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Task:
     """A generator of seeded problems: the base class.
 
     Subclasses set `name`, `summary`, `citation`, `judge` and write `compose`, or `instance` where
-    the problem is no text.
+    the problem is no text; those that compose can be posed in several `formats`.
+
+    Args:
+        format: how problems are put: "bare", "lead", "few-shot", "chat", what the task has of them.
 
     Example:
         >>> task = interp.tasks.get("ioi")
@@ -128,10 +122,34 @@ class Task:
     #: expected accuracy of guessing, for plots; None where it is about zero
     chance: ClassVar[float] = 0.0
 
+    #: the formats that its problems can be put in (`interp.tasks.formats`)
+    formats: ClassVar[tuple[str, ...]] = ("bare",)
+
+    format: str = field(default="bare", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_format(self.name, self.format, self.formats)
+
+    @property
+    def source(self) -> str:
+        """What `interp.tasks.get` makes it of again: its name, or its file."""
+        return self.name
+
+    def brief(self) -> Task:
+        """This task with its problems as short as they get, to try a format on."""
+        return self
+
     def instance(self, text: Text, rng: np.random.Generator) -> Instance:
         """One problem for this tokenizer; by default what `compose` says, judged where the prompt
         ends."""
-        return self._from_problem(text, self.compose(text, rng))
+        problem = self.compose(text, rng)
+        return self._from_problem(text, problem, self.worded(text, problem, rng))
+
+    def worded(self, text: Text, problem: Problem, rng: np.random.Generator) -> Wording:
+        """The problem in this task's format; solved ones are drawn after it, so that it is the same
+        problem in every format."""
+        shots = [self.compose(text, rng) for _ in range(SHOTS * (self.format == "few-shot"))]
+        return worded(text, self.format, problem, shots)
 
     def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
         """Seeded problems; longer samples extend shorter ones.
@@ -159,17 +177,22 @@ class Task:
         """The problem as text (tasks made of tokens rather than words have none)."""
         raise InputError(f"The task {self.name} has no text form.")
 
-    def _from_problem(self, text: Text, problem: Problem) -> Instance:
-        ids, corrupted = text.prompt(problem.clean), text.prompt(problem.corrupted)
+    def _from_problem(self, text: Text, problem: Problem, wording: Wording) -> Instance:
+        ids, corrupted = wording.clean, wording.corrupted
         if len(ids) != len(corrupted):
             raise InputError(
                 f"The task {self.name} got prompts of different lengths from this tokenizer "
                 f"({len(ids)} and {len(corrupted)} tokens); choose another task."
             )
-        accept = (tuple(text.encode(problem.answer)[:1]),)
-        wrong = (tuple(text.encode(w)[0] for w in problem.wrong),)
+        accept = first_tokens(text, [wording.answer])
+        wrong = first_tokens(text, wording.wrong)
+        if set(accept) & set(wrong):
+            raise InputError(
+                f"The task {self.name} has right and wrong answers that begin with the same token "
+                "for this tokenizer, so they can't be told apart; choose another task."
+            )
         return Instance(
-            tuple(ids), (len(ids) - 1,), accept, wrong, tuple(corrupted), dict(problem.info)
+            tuple(ids), (len(ids) - 1,), (accept,), (wrong,), tuple(corrupted), dict(problem.info)
         )
 
     def score(self, logits: torch.Tensor, instance: Instance) -> tuple[float, float]:
@@ -177,9 +200,10 @@ class Task:
 
         correct: "top1": share of positions whose arg-max is accepted; "exact": 1 if all are;
         "choice": arg-max among accepted and wrong tokens only; "mass": 1 if the accepted tokens'
-        probability exceeds the wrong ones'. margin: for "mass" the difference of the two
-        probabilities, in [−1, 1]; else the mean over positions of the best accepted logit minus the
-        mean wrong logit (log-probability where there is no wrong token), in nats.
+        probability exceeds the wrong ones'; "recall": judged by `heard` instead. margin: for "mass"
+        the difference of the two probabilities, in [−1, 1]; else the mean over positions of the
+        best accepted logit minus the mean wrong logit (log-probability where there is no wrong
+        token), in nats.
 
         Args:
             logits: (judged positions, vocabulary).
@@ -207,6 +231,10 @@ class Task:
         correct = float(all(hits)) if self.judge == "exact" else float(np.mean(hits))
         return correct, float(np.mean([float(m) for m in margins]))
 
+    def heard(self, tokenizer: Any, instance: Instance, said: Sequence[int]) -> tuple[float, float]:
+        """(correct, margin) of what a model said freely, for tasks judged by "recall"."""
+        raise InputError(f"The task {self.name} is not judged by what a model says freely.")
+
     def margin(self, logits: torch.Tensor, instance: Instance) -> torch.Tensor:
         """The margin of `score` alone, a tensor of one number through which gradients flow."""
         margins = self._margins(logits.float(), instance)
@@ -216,6 +244,11 @@ class Task:
         """One number a judged position."""
         rows = zip(logits, instance.accept, instance.wrong, strict=True)
         return [margin(row, accept, wrong, self.judge) for row, accept, wrong in rows]
+
+
+def first_tokens(text: Text, answers: Iterable[Sequence[str]]) -> tuple[int, ...]:
+    """The first token of every spelling of every answer, each once."""
+    return tuple(dict.fromkeys(text.encode(one)[0] for answer in answers for one in answer))
 
 
 def choose(rng: np.random.Generator, words: Sequence[str], k: int) -> list[str]:

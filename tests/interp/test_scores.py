@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import interp
 from interp import scores
+from interp.errors import InputError, UnknownNameError
 from interp.probes.catalogue import registry
 from interp.probes.needle import NeedleProbe
 from interp.probes.probe import ProbeBatch
@@ -505,3 +506,24 @@ def test_the_watch_sees_eager_attention(long_models: Any) -> None:
     plan = plan_scan(model, ["sink"], 1024, 1)
     with pytest.raises(MemoryError), NoSquare(1024 * 1024):
         plan.run(None)
+
+
+def test_a_selection_adds_and_takes_out() -> None:
+    """ "default" and "all" stand for their scores, in the registry's order; "-x" takes x out."""
+    every = scores.names()
+    default = [n for n in every if scores.get(n).default]
+
+    def chosen(which: str | list[str]) -> list[str]:
+        return [s.name for s in scores.select(which)]
+
+    assert chosen("all") == every and chosen("default") == default
+    assert chosen("all,-importance") == [n for n in every if n != "importance"]
+    assert chosen(["all", "-importance", "-sink"]) == [
+        n for n in every if n not in ("importance", "sink")
+    ]
+    assert chosen("default, +qr, -sink") == [n for n in default if n != "sink"] + ["qr"]
+    assert chosen("sink,-sink,sink") == ["sink"] and chosen("default,-qr") == default
+    with pytest.raises(UnknownNameError, match=r"importence.*did you mean importance"):
+        scores.select("all,-importence")
+    with pytest.raises(InputError, match=r"default,-sink or all,-sink"):
+        scores.select("-sink")

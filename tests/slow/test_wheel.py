@@ -48,3 +48,8 @@ def test_the_benchmark_results_are_packaged() -> None:
     assert {"cpu.json", "h200_kernels.json", "h200_model.json"} <= {
         file.name for file in folder.iterdir()
     }
+
+
+def test_the_english_passages_are_packaged() -> None:
+    folder = Path(interp.__file__).parent / "inputs" / "english"
+    assert len(list(folder.glob("*.txt"))) >= 46

@@ -369,7 +369,7 @@ def _apart(
             "other settings), so "
             "that none of them is among these is not checked."
         )
-    chosen, _ = sample(model, task, n, seed)
+    chosen = sample(model, task, n, seed)[0].task
     by_ids: dict[tuple[int, ...], Any] = {}
     for spare in (1, 2, 4):
         for instance in from_task(model, chosen, spare * n, seed + APART).instances:

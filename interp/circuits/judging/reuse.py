@@ -20,11 +20,11 @@ from interp.circuits.runs.paired_runs import PairedRuns, Progress
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.edits.overwrite_row import OverwriteRow
 from interp.errors import InputError
-from interp.evaluation.accuracy import answer_logits, batches
 from interp.inputs.text import check_seed
 from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
 from interp.support.provenance import provenance
+from interp.tasks.answers import answer_logits, batches
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from interp.circuits.runs.prompts import Prompts
-from interp.errors import InputError
-from interp.evaluation.accuracy import judge
+from interp.errors import FloorError
 from interp.support.statistics import Interval, bootstrap
+from interp.tasks.answers import judge
+from interp.tasks.floor import described
 from interp_hooks.model import HookedModel
 
 #: below this accuracy the user is told that the circuit is one of a task half done
@@ -18,9 +19,10 @@ MARKS = ("model", "weights_hash", "inputs_hash", "settings", "seed")
 
 def able(
     model: HookedModel, prompts: Prompts, seed: int, force: bool = False
-) -> tuple[Interval, Interval]:
-    """(accuracy, margin) on the clean prompts. Raises `InputError`, unless forced, where the model
-    does no better than chance: its answers are then not made by any circuit for the task."""
+) -> tuple[Interval, Interval, str | None]:
+    """(accuracy, margin, a remark where it was forced) on the clean prompts. Raises `FloorError`,
+    unless forced, where the model does no better than chance: its answers are then not made by any
+    circuit for the task."""
     with torch.no_grad():
         judged = judge(model, prompts.task, prompts.instances)
     accuracy = bootstrap([c for c, _ in judged], seed)
@@ -31,15 +33,15 @@ def able(
         fails = margin.mean <= 0 or unsure or (chance > 0 and accuracy.mean <= chance)
     else:
         fails = accuracy.mean <= chance
-    if fails and not force:
-        raise InputError(
-            f"{model.name} can't do {prompts.name} (accuracy {accuracy.mean:.2f}, mean margin "
-            f"{margin.mean:.2f}: no "
-            "better than chance), so a circuit for it would mean nothing; choose another task or "
-            "model, or use force "
-            "(--force)."
+    if not fails:
+        return accuracy, margin, None
+    found = described(model, prompts.task, prompts.instances, [c for c, _ in judged])
+    if not force:
+        raise FloorError(
+            f"{found} The mean margin is {margin.mean:.2f}, so a circuit would mean nothing; try "
+            "another format, task or model, or go on with --force (force=True)."
         )
-    return accuracy, margin
+    return accuracy, margin, f"{found} Searched all the same (force)."
 
 
 def rivals(prompts: Prompts) -> bool:

@@ -82,6 +82,8 @@ class Prompts:
 
     task: Task
     instances: tuple[Instance, ...]
+    #: on the choice of a format
+    note: str | None = None
 
     @property
     def name(self) -> str:
@@ -138,7 +140,9 @@ class Written(Task):
         raise InputError("Written prompts are not drawn; make them with interp.circuits.prompts.")
 
 
-def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Prompts:
+def from_task(
+    model: HookedModel, task: str | Task, n: int, seed: int = 0, format: str | None = None
+) -> Prompts:
     """Seeded problems of a task with their corrupted twins, as `Prompts`.
 
     Args:
@@ -146,6 +150,7 @@ def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Pr
         task: a name, or a task with settings of its own.
         n: pairs.
         seed: of the problems.
+        format: of the prompts; the one that the model understands best if not given.
 
     Raises:
         InputError: the task has no negative examples.
@@ -162,8 +167,8 @@ def from_task(model: HookedModel, task: str | Task, n: int, seed: int = 0) -> Pr
             f"Circuits are looked for in text, and {named.name} is about pictures; use a task of "
             "words."
         )
-    chosen, instances = sample(model, task, n, seed)
-    return checked(Prompts(chosen, tuple(instances)))
+    posed, instances = sample(model, task, n, seed, format=format)
+    return checked(Prompts(posed.task, tuple(instances), posed.note))
 
 
 def from_texts(model: HookedModel, rows: Iterable[Mapping[str, Any]]) -> Prompts:

@@ -1,0 +1,110 @@
+"""What a model answers to a task's problems, and whether it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from interp.inputs.batches import fits
+from interp.inputs.forward import forward
+from interp.inputs.greedy import greedy
+from interp.inputs.tokenizer import pad_id, stop_tokens
+from interp.tasks.task import Batch, Instance, Task, collate
+from interp_hooks.logits import logits_of
+
+if TYPE_CHECKING:
+    from interp_hooks.edit import Edit
+    from interp_hooks.model import HookedModel
+
+
+def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:
+    """Left-padded batches of similar lengths within the token budget, in order of the instances."""
+    group: list[Instance] = []
+    for instance in instances:
+        width = max(len(i.ids) for i in [*group, instance])
+        if group and (not fits(width, len(group) + 1) or len(instance.ids) > 2 * len(group[0].ids)):
+            yield collate(group, pad)
+            group = []
+        group.append(instance)
+    if group:
+        yield collate(group, pad)
+
+
+@torch.no_grad()
+def answer_logits(model: HookedModel, batch: Batch, stepwise: bool = False) -> list[torch.Tensor]:
+    """(judged positions, vocabulary) float32 of each instance.
+
+    `stepwise`: prefill each prompt and feed the answer token by token through the cache, so that
+    edits with a prefill or decode scope act as they do in generation.
+    """
+    if stepwise and model.has_cache:
+        return [_by_steps(model, instance) for instance in batch.instances]
+    width = batch.input_ids.shape[1]
+    first = min(
+        p + o for i, o in zip(batch.instances, batch.offset, strict=True) for p in i.positions
+    )
+    out = forward(model, batch.input_ids, batch.attention_mask, keep=width - first)
+    logits = logits_of(out)
+    start = width - logits.shape[1]  # models without logits_to_keep return all rows
+    return [
+        logits[b, [p + offset - start for p in i.positions]].float().cpu()
+        for b, (i, offset) in enumerate(zip(batch.instances, batch.offset, strict=True))
+    ]
+
+
+def _by_steps(model: HookedModel, instance: Instance) -> torch.Tensor:
+    prompt = torch.tensor([instance.prompt])
+    out = forward(model, prompt, use_cache=True, keep=1)
+    rows = [out.logits[0, -1]]
+    for token in instance.ids[len(instance.prompt) :]:
+        out = forward(
+            model, torch.tensor([[token]]), use_cache=True, past_key_values=out.past_key_values
+        )
+        rows.append(out.logits[0, -1])
+    judged = [p - instance.positions[0] for p in instance.positions]
+    return torch.stack(rows)[judged].float().cpu()
+
+
+def judge(
+    model: HookedModel,
+    task: Task,
+    instances: Sequence[Instance],
+    edits: Sequence[Edit] = (),
+    stepwise: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[float, float]]:
+    """(correct, margin) of each instance under edits. A task judged by "recall" is answered freely,
+    the others by their logits at the judged positions."""
+    scores: list[tuple[float, float]] = []
+    with model.edit(*edits):
+        if task.judge == "recall":
+            for instance in instances:
+                scores.append(task.heard(model.tokenizer, instance, freely(model, instance)))
+                if progress:
+                    progress(len(scores))
+            return scores
+        for batch in batches(instances, pad_id(model.tokenizer)):
+            for instance, logits in zip(
+                batch.instances, answer_logits(model, batch, stepwise), strict=True
+            ):
+                scores.append(task.score(logits, instance))
+            if progress:
+                progress(len(scores))
+    return scores
+
+
+def freely(model: HookedModel, instance: Instance) -> list[int]:
+    """What the model says by itself: greedily, at most `info["steps"]` tokens, to the end of the
+    text or of the line."""
+    ends = stop_tokens(model) | set(instance.info["ends"])
+    return greedy(model, torch.tensor([instance.prompt]), instance.info["steps"], ends)
+
+
+def said(model: HookedModel, instance: Instance, least: int = 8) -> str:
+    """What the model says greedily after a prompt: as many tokens as the answer has, `least` at
+    least, special tokens spelled out."""
+    steps = max(least, len(instance.accept))
+    tokens = greedy(model, torch.tensor([instance.prompt]), steps, stop_tokens(model))
+    return str(model.tokenizer.decode(tokens))
