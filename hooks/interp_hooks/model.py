@@ -309,9 +309,10 @@ class HookedModel:
 
         Args:
             names: any of entropy, max, argmax, distance, capped_distance, group_mass, received,
-                pair_mass, topk, value_norm, gate. Row statistics come as (batch, heads, queries)
-                float32; entropy in nats; `received` as (batch, heads, keys), mean over the queries
-                that see the key; `gate`, where heads are gated before W_O, over its dimensions.
+                pair_mass, topk, value_norm, key_mass, gate. Row statistics come as (batch, heads,
+                queries) float32; entropy in nats; `received` as (batch, heads, keys), mean over the
+                queries that see the key; `key_mass` is Σ_k A, below 1 where a learned sink takes a
+                share; `gate`, where heads are gated before W_O, is the mean over its dimensions.
             labels: (batch, keys) int groups for group_mass, negative for none, at most 16 groups.
             reduce: "none", "mean" (over queries: (batch, heads)) or "histogram" (counts, (batch,
                 heads, bins)).

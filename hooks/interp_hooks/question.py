@@ -13,7 +13,7 @@ from interp_hooks.errors import TapError
 from interp_kernels import Received, Request
 
 ROW = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
-NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm", "gate")
+NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm", "gate", "key_mass")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Question:
     All indices are absolute slots of the padded sequence.
 
     Args:
-        names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)) and "gate" (mean of the
-            output gate over a head's dimensions, where `Site.output_gate`).
+        names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)), "key_mass" (Σ_k A, 1 less
+            the share of a learned sink) and "gate" (mean of the output gate over a head's
+            dimensions, where `Site.output_gate`).
         pairs: name → (batch, queries or 1, m) slots, −1 for none.
         received: name → `Received` with queries (batch or 1, slots).
         labels: (batch or 1, slots), negative = no group.
@@ -112,8 +113,15 @@ class Question:
             for name, r in self.received.items()
         }
         labels = None if self.labels is None else _rows(_slice(self.labels, 1, k0, nk, -1), call)
-        names = self.names & set(ROW)
-        return Request(names, labels, self.n_groups, pairs, received, self.cap, self.topk)
+        names, groups = self.names & set(ROW), self.n_groups
+        if "key_mass" in self.names:  # the keys of no group are one more, and all groups are summed
+            names, groups = names | {"group_mass"}, groups + 1
+            labels = (
+                torch.zeros(call.batch, nk, dtype=torch.int64, device=call.value.device)
+                if labels is None
+                else torch.where(labels < 0, groups - 1, labels)
+            )
+        return Request(names, labels, groups, pairs, received, self.cap, self.topk)
 
 
 @dataclass(frozen=True)

@@ -171,4 +171,9 @@ def fitting(model: HookedModel, scores: Sequence[Score], named: Container[str]) 
     for score in scores:
         if score.name in named and score.needs_images:
             needs_images(model, f"The score {score.name}")
-    return [s for s in scores if not s.needs_images or takes_images(model)]
+
+    def has(score: Score) -> bool:
+        there = named or not score.needs_site
+        return there or any(getattr(site, score.needs_site) for site in model.sites)
+
+    return [s for s in scores if has(s) and (not s.needs_images or takes_images(model))]

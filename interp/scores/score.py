@@ -69,6 +69,9 @@ class Score(ABC):
     default: ClassVar[bool] = False
     #: only models that take images have it; for others "default" and "all" leave it out
     needs_images: ClassVar[bool] = False
+    #: what of a site only some architectures have ("output_gate", "learned_sinks"); "default" and
+    #: "all" leave the score out where no site has it
+    needs_site: ClassVar[str] = ""
     #: "" for heads of the main tower, or "vision"
     tower: ClassVar[str] = ""
     #: why it is not defined in a model that gives it nowhere, as a clause; "" where that can't be

@@ -410,7 +410,7 @@ def test_edits_that_need_logits_say_so_on_transformer_lens() -> None:
             edit.steer(call, lambda request: pytest.fail("asked"))
     for edit in (E.HeadGate(), E.SoftplusReweight(), E.Gate(0.5)):
         with pytest.raises(EditError, match="TransformerLens"):
-            edit.apply(call, z)
+            (edit.apply if isinstance(edit, E.HeadGate) else edit.attend)(call, z)
 
 
 # --- VHR's and VAR's choices

@@ -30,8 +30,10 @@ Worded = Callable[[str], tuple[HookedModel, Any]]
 CONTEXT, SAMPLES, SEED = 96, 3, 4
 SETTINGS = Settings(CONTEXT, SAMPLES, SEED)
 MODELS = ["llama", "gpt2"]
-#: what text-only models have; scores of pictures are tested in test_vision_scores.py
-OF_TEXT = [n for n in scores.names() if not scores.get(n).needs_images]
+#: what text-only models have; others are tested in test_vision_scores.py and test_site_scores.py
+OF_TEXT = [
+    n for n in scores.names() if not (scores.get(n).needs_images or scores.get(n).needs_site)
+]
 #: filled by tests of their own below
 APART = {"retrieval", "retrieval_activation"}
 #: without samples; tested in test_mechanics_weights.py
