@@ -10,6 +10,7 @@ from interp_hooks.errors import (
     ContextError,
     EditError,
     HeadError,
+    InputError,
     InterpError,
     TapError,
 )
@@ -39,10 +40,6 @@ class UnknownNameError(InterpError, KeyError):
 
 class ModelError(InterpError):
     """A model that cannot be found, read or loaded."""
-
-
-class InputError(InterpError, ValueError):
-    """An input that cannot be used: empty text, wrong option, unusable tokenizer."""
 
 
 class FloorError(InputError):

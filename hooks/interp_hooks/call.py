@@ -62,6 +62,9 @@ class AttentionCall:
             vision-language model; None elsewhere.
         hidden: (batch, queries, d_model), the residual stream that enters the layer, in the main
             tower of HuggingFace models, where an active edit asks for it (`Edit.needs_hidden`).
+        tokens: (batch, slots) int64, the ids of the prompt so far, −1 in padding, in the main
+            tower, where an active edit asks for them (`Edit.needs_tokens`) and they are known;
+            None elsewhere.
 
     Example:
         >>> from interp_hooks import Question
@@ -83,6 +86,7 @@ class AttentionCall:
     pattern: torch.Tensor | None = None
     images: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -31,6 +31,11 @@ class CallEdit(ABC):
         """Whether calls must carry `hidden`, the residual stream that enters their layer."""
         return False
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether calls must carry `tokens`, the ids of the prompt."""
+        return False
+
     def at(self, site: Site) -> bool:
         """Whether this site is concerned at all."""
         return True
@@ -137,6 +142,10 @@ class BoundEdit(CallEdit, Generic[E]):
     @property
     def needs_hidden(self) -> bool:
         return self.edit.needs_hidden
+
+    @property
+    def needs_tokens(self) -> bool:
+        return self.edit.needs_tokens
 
     def at(self, site: Site) -> bool:
         return self.edit.at(site)

@@ -15,6 +15,10 @@ class EditError(InterpError, ValueError):
     """An edit that cannot apply to this model, or whose parameters are out of range."""
 
 
+class InputError(InterpError, ValueError):
+    """An input that cannot be used: empty text, wrong option, unusable tokenizer."""
+
+
 class HeadError(InterpError, IndexError):
     """A head that does not exist in this model."""
 

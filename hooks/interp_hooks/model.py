@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from interp_hooks import chatting
 from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import Site
@@ -225,6 +226,44 @@ class HookedModel:
             3
         """
         return self._adapter.generate(**inputs)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        system: str | None = None,
+        max_new_tokens: int = 64,
+    ) -> str:
+        """The model's answer to a chat, by its tokenizer's template, greedily.
+
+        Observers and edits of the blocks around it act, as in `generate`; an edit finds words of
+        the filled-in template by their text, as in
+        ``model.edit(interp.edits.ScaleTokens(interp.edits.Span("in one word"), 4.0))``.
+
+        Args:
+            messages: what the user says, or messages ``{"role": …, "content": …}`` in order.
+            system: a system prompt before them; None for the template's own, if it has one.
+            max_new_tokens: of the answer, at most.
+
+        Returns:
+            The answer without special tokens and outer blanks; "", with a warning that says why,
+            where the model ends at once.
+
+        Raises:
+            InputError: no tokenizer, a tokenizer without a chat template or whose template does
+                not take these messages, or no message to answer.
+
+        Example:
+            >>> model.tokenizer.chat_template = (
+            ...     "{% for m in messages %}{{ m.role }} : {{ m.content }} . {% endfor %}answer :"
+            ... )
+            >>> isinstance(model.chat("the cat saw the dog", max_new_tokens=4), str)
+            True
+            >>> model.tokenizer.chat_template = None
+            >>> model.chat("the cat saw the dog")
+            Traceback (most recent call last):
+            interp_hooks.errors.InputError: This tokenizer has no chat template; ...
+        """
+        return chatting.chat(self, messages, system, max_new_tokens)
 
     @contextmanager
     def _block(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,13 +12,24 @@ from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOpti
 
 
 def generate(
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue, or a chat's message to answer.")],
     model: ModelOption = "llama",
     image: Annotated[
         list[Path] | None,
         typer.Option(
             help="A picture for a vision-language model; again for several.", metavar="FILE"
         ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Put the prompt into the tokenizer's chat template, or continue it as it is.",
+            show_default="a chat where the model is tuned for its template",
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt before the message; makes it a chat.")
     ] = None,
     edit: EditOption = None,
     max_new_tokens: Annotated[
@@ -28,12 +39,15 @@ def generate(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Continue a text greedily, about pictures or none, with or without edits. Only the
-    continuation goes to stdout."""
+    """Continue a text or answer a chat greedily, about pictures or none, with or without edits.
+    Only what the model writes goes to stdout."""
     from interp.errors import InputError
+    from interp_hooks.chatting import new_tokens, why_empty
 
     if not prompt.strip():
         raise InputError("The prompt is empty; give some text to continue: --prompt TEXT.")
+    if chat is False and system is not None:
+        raise InputError("A system prompt is a chat's; leave out --system, or --no-chat.")
     edits = common.load_edits(edit) if edit is not None else []
     loaded = common.load(model, device, dtype, backend)
     if loaded.tokenizer is None:
@@ -43,16 +57,62 @@ def generate(
     if image:
         from interp.vision.prompts import with_images
 
+        if chat is not None or system is not None:
+            raise InputError(
+                "A prompt with pictures goes through its processor's own template; leave out "
+                "--chat, --no-chat and --system."
+            )
         inputs = with_images(loaded, prompt, image)
     else:
-        inputs = loaded.tokenizer(prompt, return_tensors="pt")
-    length = inputs["input_ids"].shape[1]
+        chat = _is_chat(loaded, chat, system)
+        inputs = _inputs(loaded, prompt, chat, system)
     if edits:
         with loaded.edit(*edits):
             ids = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     else:
         ids = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    # An encoder-decoder model returns only what it wrote, any other the prompt too.
-    prompt_ids = inputs["input_ids"][0].to(ids.device)
-    echoes = ids.shape[1] >= length and bool((ids[0, :length] == prompt_ids).all())
-    typer.echo(loaded.tokenizer.decode(ids[0, length if echoes else 0 :], skip_special_tokens=True))
+    said = new_tokens(inputs["input_ids"], ids)
+    nothing = why_empty(loaded, said)
+    if nothing is not None:
+        common.note(f"{nothing}; {_advice(loaded, bool(image), chat)}.")
+        return
+    typer.echo(loaded.tokenizer.decode(said, skip_special_tokens=True))
+
+
+def _is_chat(loaded: Any, chat: bool | None, system: str | None) -> bool:
+    """Whether the prompt is a chat's; said where nobody asked for it."""
+    from interp_hooks.chatting import tuned_for_chat
+
+    if chat is not None or system is not None:
+        return chat is not False
+    if not tuned_for_chat(loaded):
+        return False
+    common.note(
+        f"{loaded.name} is tuned for chat: the prompt goes into its chat template (--no-chat "
+        "continues it as it is)."
+    )
+    return True
+
+
+def _inputs(loaded: Any, prompt: str, chat: bool, system: str | None) -> Any:
+    """The prompt's tokens. Raises `InputError` where there is no template to put it into."""
+    from interp.errors import InputError
+    from interp_hooks.chatting import chat_inputs, has_template
+
+    if not chat:
+        return loaded.tokenizer(prompt, return_tensors="pt")
+    if not has_template(loaded.tokenizer):
+        raise InputError(
+            f"The tokenizer of {loaded.name} has no chat template; leave out --chat and --system, "
+            "or choose a model tuned for chat."
+        )
+    return chat_inputs(loaded, prompt, system)
+
+
+def _advice(loaded: Any, image: bool, chat: bool | None) -> str:
+    """What to try where a model wrote nothing."""
+    from interp_hooks.chatting import has_template
+
+    if not image and not chat and has_template(loaded.tokenizer):
+        return "try --chat, which puts the prompt into the tokenizer's chat template"
+    return "try another prompt"

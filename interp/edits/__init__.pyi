@@ -11,6 +11,7 @@ from .fit_vhr import vhr_for as vhr_for
 from .gate import Gate as Gate
 from .head_edit import HeadEdit as HeadEdit
 from .head_gate import HeadGate as HeadGate
+from .keys import Span as Span
 from .move_mass import MoveMass as MoveMass
 from .overwrite_row import OverwriteRow as OverwriteRow
 from .paint import PAINT as PAINT

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from interp.edits.keys import Span, query_rows
+from interp.edits.keys import Span, bound, names_text, query_rows
 from interp.edits.tensors import stored
 from interp.errors import EditError
 from interp_hooks.edit import BoundEdit, CallEdit, Edit
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from interp_hooks.call import AttentionCall, Site
     from interp_hooks.protocol import Model
 
@@ -29,7 +31,8 @@ class HeadEdit(Edit):
     where they have a field `queries`, it is the token range (start, stop; None for no end) of the
     rows edited, counted from each sample's first real token.
 
-    The JSON form is ``{"edit": name, …fields…}``; heads are written L5H1, spans of keys 2:5.
+    The JSON form is ``{"edit": name, …fields…}``; heads are written L5H1, spans of keys 2:5, texts
+    of the prompt "text:the instruction".
 
     Raises:
         EditError: a scope that is none, or a query range that is none.
@@ -85,7 +88,22 @@ class HeadEdit(Edit):
 
     def bind(self, model: Model) -> CallEdit:
         self.check_model(model)
-        return BoundEdit(self)
+        return BoundEdit(self.reading(model))
+
+    def reading(self, model: Model) -> Self:
+        """The edit with the texts among its keys found in the prompts of `model`, for one block;
+        itself where it names none.
+
+        Raises `EditError` for a model without a tokenizer.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+        texts = {k: bound(v, model) for k, v in values.items() if names_text(v)}
+        return dataclasses.replace(self, **texts) if texts else self  # type: ignore[type-var]
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether its keys name a text of the prompt."""
+        return any(names_text(getattr(self, f.name, None)) for f in dataclasses.fields(self))  # type: ignore[arg-type]
 
     def at(self, site: Site) -> bool:
         """Whether the edit concerns this site at all."""

@@ -3,35 +3,87 @@ rows.
 
 A set is "initial" (each sample's first real token), "image" (the image tokens of the prompt at
 hand, in a vision-language model), a span (start, stop) or a list of token positions, counted from
-each sample's first real token, or a (batch, slots) bool tensor over the padded sequence. In JSON a
-span is "2:5".
+each sample's first real token, a text, Span("the instruction"), that is looked for in each prompt,
+or a (batch, slots) bool tensor over the padded sequence. In JSON a span is "2:5", a text
+"text:the instruction".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits.prompt_text import PromptText
 from interp.errors import EditError
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
+    from interp_hooks.protocol import Model
 
-KeySet = Any  # "initial" | "image" | (start, stop) | [position, …] | tensor
+KeySet = Any  # "initial" | "image" | (start, stop) | Span | [position, …] | tensor
+
+#: what a text begins with in JSON
+MARK = "text:"
 
 
-class Span(NamedTuple):
-    """Token positions start … stop − 1; a type of its own, as in JSON [2, 5] are the positions 2
-    and 5."""
+@dataclass(frozen=True, repr=False)
+class Span:
+    """Tokens that an edit names: ``Span(start, stop)``, or ``Span("a text")`` of the prompt.
 
-    start: int
-    stop: int
+    A text is looked for in each prompt as it is read (a chat's template filled in), in what the
+    tokenizer decodes its tokens to; of several places the last counts. It need not begin or end
+    with a token: every token that overlaps it belongs to it. What is generated is not searched,
+    except in models without a cache, which read everything again at each step.
+
+    Args:
+        start, stop: token positions start … stop − 1, counted from each sample's first real token;
+            or a text alone.
+
+    Raises:
+        EditError: no text, or positions below 0 or in the wrong order; in use, a prompt without
+            the text, or one that was read outside the edit's block.
+
+    Example:
+        >>> ids = model.tokenizer("the cat saw the dog", return_tensors="pt")["input_ids"]
+        >>> def edited(keys):
+        ...     with model.edit(interp.edits.ScaleTokens(keys, gain=4.0)):
+        ...         return model.logits(ids)
+        >>> Span = interp.edits.Span
+        >>> bool((edited(Span("saw the")) == edited(Span(3, 5))).all())
+        True
+    """
+
+    start: int | str
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.start, str):
+            if not self.start or self.stop is not None:
+                raise EditError(
+                    'A span is a text of the prompt, Span("a text"), or two positions, Span(2, 5), '
+                    f"not {self!r}."
+                )
+            return
+        if not all(isinstance(p, int) and p >= 0 for p in (self.start, self.stop)):
+            raise EditError(f"A span of keys is two positions, from 0, or a text, not {self!r}.")
+        if self.start > self.stop:  # type: ignore[operator]
+            raise EditError(f"A span of keys ends before it starts: {(self.start, self.stop)}.")
+
+    @property
+    def text(self) -> str | None:
+        """The text; None for positions."""
+        return self.start if isinstance(self.start, str) else None
 
     def __str__(self) -> str:
-        return f"{self.start}:{self.stop}"
+        return f"{self.start}:{self.stop}" if self.text is None else f"{MARK}{self.text}"
+
+    def __repr__(self) -> str:
+        given = (self.start,) if self.stop is None else (self.start, self.stop)
+        return f"Span({', '.join(map(repr, given))})"
 
 
 def check(keys: KeySet) -> KeySet:
@@ -41,9 +93,13 @@ def check(keys: KeySet) -> KeySet:
         if keys.ndim != 2:
             raise EditError(f"A tensor of keys is (batch, slots), not {tuple(keys.shape)}.")
         return keys.bool()
+    if isinstance(keys, (Span, PromptText)):
+        return keys
     if isinstance(keys, str):
         if keys in ("initial", "image"):
             return keys
+        if keys.startswith(MARK):
+            return Span(keys.removeprefix(MARK))
         if written := re.fullmatch(r"(\d+):(\d+)", keys):
             keys = int(written[1]), int(written[2])
     if (
@@ -52,15 +108,59 @@ def check(keys: KeySet) -> KeySet:
         or not all(isinstance(k, int) and k >= 0 for k in keys)
     ):
         raise EditError(
-            'Keys are "initial", "image", a span (start, stop), in JSON "start:stop", a list of '
-            "positions, or a "
-            f"tensor, not {keys!r}."
+            'Keys are "initial", "image", a span (start, stop), in JSON "start:stop", a text of '
+            'the prompt, Span("…"), in JSON "text:…", a list of positions, or a tensor, '
+            f"not {keys!r}."
         )
-    if isinstance(keys, tuple) and len(keys) == 2:
-        if keys[0] > keys[1]:
-            raise EditError(f"A span of keys ends before it starts: {keys}.")
-        return Span(*keys)
-    return list(keys)
+    return Span(*keys) if isinstance(keys, tuple) and len(keys) == 2 else list(keys)
+
+
+def names_text(keys: Any) -> bool:
+    """Whether a set, or one of {layer: set}, is a text of the prompt."""
+    if isinstance(keys, Mapping):
+        return any(map(names_text, keys.values()))
+    return isinstance(keys, PromptText) or (isinstance(keys, Span) and keys.text is not None)
+
+
+def bound(keys: Any, model: Model) -> Any:
+    """A text, or texts of {layer: set}, as what finds them in the prompts of `model`; anything else
+    as it is. Raises `EditError` for a model without a tokenizer."""
+    if isinstance(keys, Mapping):
+        return {key: bound(one, model) for key, one in keys.items()}
+    if not (isinstance(keys, Span) and keys.text is not None):
+        return keys
+    if model.tokenizer is None:
+        raise EditError(
+            f"{model.name} has no tokenizer, so the text {keys.text!r} can't be found in its "
+            "prompts; name its positions, Span(start, stop)."
+        )
+    return PromptText(keys.text, model.tokenizer)
+
+
+def at_hand(call: AttentionCall, keys: KeySet) -> KeySet:
+    """A set without texts: a text as its `Span` of positions where that is the same in all samples
+    (so that it goes the way of positions), else as (batch, slots) bool.
+
+    Raises `EditError` where the prompt has no such text.
+    """
+    if not names_text(keys):
+        return keys
+    if not isinstance(keys, PromptText):
+        raise EditError(
+            f"The text {keys.text!r} needs a tokenizer; the edit's own bind must return one of "
+            "self.reading(model)."
+        )
+    slots = keys.slots(call)
+    starts = [0] * len(slots) if call.mask.starts is None else call.mask.starts.tolist()
+    if len(starts) == len(slots):
+        places = {(a - s, b - s) for (a, b), s in zip(slots, starts, strict=True)}
+        if len(places) == 1 and min(place := places.pop()) >= 0:
+            return Span(*place)
+    width = max(b for _, b in slots)
+    marks = torch.zeros(len(slots), width, dtype=torch.bool)
+    for row, (a, b) in zip(marks, slots, strict=True):
+        row[a:b] = True
+    return marks.to(call.value.device)
 
 
 def spans_of(keys: KeySet) -> list[tuple[int, int]]:
@@ -68,6 +168,7 @@ def spans_of(keys: KeySet) -> list[tuple[int, int]]:
     if keys == "initial":
         return [(0, 1)]
     if isinstance(keys, Span):
+        assert isinstance(keys.start, int) and keys.stop is not None
         return [(keys.start, keys.stop)]
     spans: list[tuple[int, int]] = []
     for position in sorted(set(keys)):
@@ -79,13 +180,14 @@ def spans_of(keys: KeySet) -> list[tuple[int, int]]:
 
 
 def known(keys: KeySet) -> bool:
-    """Whether a set's positions are known without an input: not a tensor, and not the image."""
-    return not isinstance(keys, torch.Tensor) and keys != "image"
+    """Whether a set's positions are known without an input: no tensor, text, or image."""
+    return not isinstance(keys, torch.Tensor) and keys != "image" and not names_text(keys)
 
 
 def slots_of(call: AttentionCall, keys: KeySet) -> torch.Tensor | None:
     """(batch, slots) bool of a set that is given by slots: a tensor, or the image's tokens at hand;
-    None for others. Raises `EditError` where there is no image."""
+    None for others. Raises `EditError` where there is no image, or no such text."""
+    keys = at_hand(call, keys)
     if isinstance(keys, torch.Tensor):
         return keys
     if keys != "image":
@@ -103,7 +205,8 @@ def overlap(one: KeySet, other: KeySet) -> bool:
         width = min(one.shape[1], other.shape[1])
         return bool((one[:, :width] & other[:, :width].to(one.device)).any())
     if not (known(one) and known(other)):
-        return isinstance(one, str) and isinstance(other, str) and one == other
+        alike = type(one) is type(other) and not isinstance(one, torch.Tensor)
+        return alike and bool(one == other)
     return any(a < d and c < b for a, b in spans_of(one) for c, d in spans_of(other))
 
 
@@ -126,6 +229,7 @@ def query_rows(call: AttentionCall, queries: tuple[int, int | None] | None) -> t
 def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
     """(batch or 1, keys) bool: the columns of a set."""
     slots = torch.arange(call.n_keys, device=call.value.device) + call.mask.k_start
+    keys = at_hand(call, keys)
     marks = slots_of(call, keys)
     if marks is not None:
         part = per_sample(call, marks)[:, call.mask.k_start : call.mask.k_start + call.n_keys]
@@ -157,6 +261,7 @@ def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:
     kernels can serve them.
     """
     mask, n = call.mask, call.n_keys
+    sets = [at_hand(call, keys) for keys in sets]
     if mask.starts is None and all(map(known, sets)):
         cut = [
             (min(max(a - mask.k_start, 0), n), min(max(b - mask.k_start, 0), n), group)

@@ -11,6 +11,7 @@ import torch
 from interp.edits.head_edit import HeadEdit
 from interp.edits.keys import (
     KeySet,
+    at_hand,
     check,
     groups,
     known,
@@ -180,7 +181,8 @@ class VAR(HeadEdit):
 
     def bind(self, model: Model) -> CallEdit:
         self.check_model(model)
-        return BoundVAR(self, self._memory(model) if self.searches else None, model.n_layers - 1)
+        edit = self.reading(model)
+        return BoundVAR(edit, self._memory(model) if self.searches else None, model.n_layers - 1)
 
     def _memory(self, model: Model) -> SinkMemory:
         """Where a search notes sinks. Raises `EditError` for a dimension or a τ that the model
@@ -217,7 +219,8 @@ class VAR(HeadEdit):
         """The steer with these text and visual sinks, token positions or (batch, slots) bool."""
         if (text is None and visual is None) or (self.preset == "code" and visual is None):
             return None
-        text, visual = [] if text is None else text, [] if visual is None else visual
+        text = [] if text is None else at_hand(call, text)
+        visual = [] if visual is None else at_hand(call, visual)
         rows = self._rows(call)
         if self.preset == "code":
             if not isinstance(visual, torch.Tensor) and not visual:

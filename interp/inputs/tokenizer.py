@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from interp.errors import InputError
-
-if TYPE_CHECKING:
-    from interp_hooks.protocol import Model
-
+from interp_hooks.chatting import MARK, has_template, render
+from interp_hooks.chatting import stop_tokens as stop_tokens
 
 #: everyday English, to see whether a tokenizer knows the language
 EVERYDAY = (
@@ -22,8 +20,6 @@ EVERYDAY = (
 )
 #: more tokens a word than this are a tokenizer's that spells everyday words out
 SPELLED = 3.0
-#: what stands for the user's words while a chat template is rendered
-MARK = "\u241fuser\u241f"
 
 
 class Text:
@@ -74,7 +70,7 @@ class Text:
     @property
     def has_chat(self) -> bool:
         """Whether the tokenizer has a chat template."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        return has_template(self.tokenizer)
 
     def around_user(self, system: str | None = None) -> tuple[str, str]:
         """What the chat template puts before a user's words, and between them and the answer.
@@ -82,23 +78,10 @@ class Text:
         Raises `InputError` for a tokenizer without a template, or one that has no place for a
         system prompt.
         """
-        if not self.has_chat:
-            raise InputError(
-                "This tokenizer has no chat template; use another format, or a model tuned for "
-                "chat."
-            )
         messages = [dict(role="user", content=MARK)]
         if system is not None:
             messages.insert(0, dict(role="system", content=system))
-        try:
-            whole = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as reason:  # templates raise what they like
-            raise InputError(
-                f"The chat template of this tokenizer can't be filled in: {reason}"
-            ) from reason
-        before, _, after = str(whole).partition(MARK)
+        before, _, after = render(self.tokenizer, messages).partition(MARK)
         return before, after
 
     def prompt(self, text: str) -> list[int]:
@@ -153,11 +136,3 @@ def pad_id(tokenizer: Any) -> int:
         if getattr(tokenizer, name, None) is not None:
             return int(getattr(tokenizer, name))
     return 0
-
-
-def stop_tokens(model: Model) -> set[int]:
-    """The tokens that end a text, as the model's own generation settings have them."""
-    tokens = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-    if tokens is None:
-        tokens = getattr(model.tokenizer, "eos_token_id", None)
-    return set() if tokens is None else {tokens} if isinstance(tokens, int) else set(tokens)

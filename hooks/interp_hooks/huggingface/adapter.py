@@ -17,7 +17,7 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.huggingface.images import ImageWatch, image_token
+from interp_hooks.huggingface.images import ImageWatch, ids_and_before, image_token
 from interp_hooks.huggingface.layout import (
     DEFAULT,
     Layout,
@@ -31,6 +31,7 @@ from interp_hooks.huggingface.residual import StreamWatch, capture
 from interp_hooks.huggingface.tap import installed, sites
 from interp_hooks.huggingface.weights import head_output, head_weights
 from interp_hooks.norms import Norms, find
+from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
 
 
@@ -40,6 +41,7 @@ class HFAdapter(Adapter):
     def __init__(self, module: Any, sample: dict[str, torch.Tensor], layout: Layout = DEFAULT):
         self.module, self._sample, self._layout = module, sample, layout
         self.images = ImageWatch(module.config)
+        self.tokens = PromptTokens()  # of the blocks that are open
         self.accepts = frozenset(inspect.signature(module.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
@@ -81,9 +83,20 @@ class HFAdapter(Adapter):
     def _tapped(
         self, tap: Tap, note: Callable[[AttentionCall], None] | None = None
     ) -> Iterator[None]:
-        """Every attention call goes to the tap, and to `note` before; in the text tower it knows
-        which tokens are an image's, and, where an edit of the tap needs it, the stream that entered
-        its layer."""
+        """Every attention call goes to the tap, or to `note` and its attention is computed plainly
+        (edits that are for another input can be explained so); in the text tower it knows which tokens are an image's, and, where an edit of the tap needs it, the stream that entered
+        its layer and the prompt's tokens."""
+        outer, self.tokens = self.tokens, PromptTokens()
+        # with an encoder beside the decoder, input_ids are not what the main tower reads
+        two_stacks = bool(getattr(self.module.config, "is_encoder_decoder", False))
+
+        def reading(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            if two_stacks or not any(edit.needs_tokens for edit in tap.edits):
+                self.tokens.forget()
+            else:
+                ids, before = ids_and_before(args, kwargs)
+                self.tokens.read(ids, before, kwargs.get("attention_mask"))
+
         streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
         blocks = {
             s.path: self.module.get_submodule(path)
@@ -96,19 +109,24 @@ class HFAdapter(Adapter):
         def told(call: AttentionCall) -> torch.Tensor:
             if call.site.tower == "text":
                 call = replace(call, images=self.images.mask)
+            if call.site.is_main and self.tokens.prompt is not None:
+                call = replace(call, tokens=self.tokens.prompt)
             hidden = streams.take(blocks.get(call.site.path))
             if hidden is not None:
                 call = replace(call, hidden=hidden)
             if note is not None:
                 note(call)
+            does = tap if note is None else Tap()
             if call.site in self._between:
-                return late.keep(begin(call, tap, late=True))
-            return attend(call, tap)
+                return late.keep(begin(call, does, late=True))
+            return attend(call, does)
 
         live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
         with ExitStack() as stack:
+            stack.callback(setattr, self, "tokens", outer)
             for watched, watch in (
                 (self.module, self.images),
+                (self.module, reading),
                 *((block, streams) for block in set(blocks.values())),
             ):
                 stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
@@ -118,11 +136,11 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        mask = self.images.mask
+        mask, tokens = self.images.mask, self.tokens.copy()
         try:
             yield
         finally:
-            self.images.mask = mask
+            self.images.mask, self.tokens = mask, tokens
 
     @contextmanager
     def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:

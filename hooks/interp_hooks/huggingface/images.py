@@ -92,6 +92,15 @@ def image_spans(config: Any, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
     return by_row
 
 
+def ids_and_before(args: tuple, kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, int]:
+    """(batch, tokens) ids that a model's forward is given, None for embeddings, and how many slots
+    its cache holds already."""
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+    before = int(length()) if length is not None else 0
+    return ids if isinstance(ids, torch.Tensor) else None, before
+
+
 class ImageWatch:
     """The image tokens of the prompt that a model reads: a forward pre-hook. `mask` (batch, slots)
     bool is None until a prompt was seen, and for prompts given as embeddings."""
@@ -101,10 +110,8 @@ class ImageWatch:
         self.mask: torch.Tensor | None = None
 
     def __call__(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
-        before = int(length()) if length is not None else 0
-        if not isinstance(ids, torch.Tensor):
+        ids, before = ids_and_before(args, kwargs)
+        if ids is None:
             self.mask = self.mask if before else None
             return
         here = image_mask(self.config, ids)

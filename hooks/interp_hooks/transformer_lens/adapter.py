@@ -7,8 +7,9 @@ themselves, so statistics are taken from it; for long contexts use the plain Hug
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from interp_hooks.activations import Hook, Residual
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.edit import CallEdit
 from interp_hooks.engine import (
     Steered,
     Tap,
@@ -30,6 +32,7 @@ from interp_hooks.engine import (
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
+from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
 from interp_kernels import Mask
 
@@ -68,6 +71,7 @@ class TLAdapter(Adapter):
                 "point."
             )
         self._mask: torch.Tensor | None = None
+        self.tokens = PromptTokens()  # of the block that is open
         self.accepts = frozenset()  # no caches and no position ids through this door
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -100,6 +104,12 @@ class TLAdapter(Adapter):
     def installed(self, tap: Tap) -> Iterator[None]:
         pending: dict[int, tuple[AttentionCall, AttentionCall, list[Steered]]] = {}
         values: dict[int, torch.Tensor] = {}
+        # ids that were embedded and not yet attended to: how many a cache holds is seen by then
+        embedded: list[torch.Tensor] = []
+        self.tokens = PromptTokens()
+
+        def on_ids(module: Any, args: tuple) -> None:
+            embedded[:] = [args[0]] if args and isinstance(args[0], torch.Tensor) else []
 
         def on_value(layer: int) -> Callable[..., None]:
             def hook(v: torch.Tensor, hook: Any) -> None:
@@ -111,6 +121,10 @@ class TLAdapter(Adapter):
             def hook(pattern: torch.Tensor, hook: Any) -> torch.Tensor | None:
                 call = self._call(site, pattern, values[site.layer])
                 edits = tap.edits
+                if site == self.sites[0]:
+                    self._read(call, embedded, edits)
+                if self.tokens.prompt is not None:
+                    call = replace(call, tokens=self.tokens.prompt)
                 edited = rewritten(call, edits)
                 steers = steers_of(
                     edited,
@@ -145,8 +159,32 @@ class TLAdapter(Adapter):
                 (f"{site.path}.hook_pattern", on_pattern(site)),
                 (f"{site.path}.hook_z", on_z(site)),
             ]
-        with self.module.hooks(fwd_hooks=hooks):
+        with ExitStack() as stack:
+            embed = getattr(self.module, "embed", None)
+            if embed is not None:
+                stack.callback(embed.register_forward_pre_hook(on_ids).remove)
+            stack.enter_context(self.module.hooks(fwd_hooks=hooks))
             yield
+
+    def _read(
+        self, call: AttentionCall, embedded: list[torch.Tensor], edits: Sequence[CallEdit]
+    ) -> None:
+        """Note the tokens of a forward at its first attention call, where an edit asks for them."""
+        ids = embedded.pop() if embedded else None
+        if not any(edit.needs_tokens for edit in edits):
+            self.tokens.forget()
+        elif ids is None or ids.shape != (call.batch, call.n_queries):
+            self.tokens.read(None, call.mask.q_start)
+        else:
+            self.tokens.read(ids, call.mask.q_start, call.mask.keys)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        tokens = self.tokens.copy()
+        try:
+            yield
+        finally:
+            self.tokens = tokens
 
     def _call(self, site: Site, pattern: torch.Tensor, value: torch.Tensor) -> AttentionCall:
         cfg, (_, _, nq, nk) = self.module.cfg, pattern.shape
