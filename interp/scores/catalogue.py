@@ -22,6 +22,8 @@ registry: Registry[Score] = Registry(
         "later_sink": "interp.scores.later_sink:LaterSink",
         "retrieval": "interp.scores.retrieval:Retrieval",
         "retrieval_activation": "interp.scores.retrieval_activation:RetrievalActivation",
+        "retrieval_forced": "interp.scores.retrieval_forced:RetrievalForced",
+        "locos": "interp.scores.locos:LOCOS",
         "qr": "interp.scores.qr:QR",
         "previous_token": "interp.scores.previous_token:PreviousToken",
         "duplicate_token": "interp.scores.duplicate_token:DuplicateToken",
