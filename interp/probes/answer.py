@@ -16,6 +16,7 @@ from interp_hooks.logits import logits_of
 from interp_hooks.question import Question
 
 if TYPE_CHECKING:
+    from interp.inputs.pace import Pace
     from interp.tasks.task import Instance
     from interp_hooks.call import Site
     from interp_hooks.model import HookedModel
@@ -51,6 +52,9 @@ class AnswerProbe(NeedleProbe):
         start = len(instance.ids) - len(logits)  # models that keep all rows start at 0
         said = [int(logits[p - start].argmax()) for p in instance.positions]
         batch.info["solved"] = all(t in ok for t, ok in zip(said, instance.accept, strict=True))
+
+    def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
+        return Probe.seconds(self, batch, pace)
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         return Probe.passes(self, batches)

@@ -38,6 +38,7 @@ registry: Registry[Score] = Registry(
         "residual_peak": "interp.scores.residual_peak:ResidualPeak",
         "dormancy": "interp.scores.dormancy:Dormancy",
         "importance": "interp.scores.importance:Importance",
+        "importance_gradient": "interp.scores.importance_gradient:ImportanceGradient",
         "ov_copying": "interp.scores.ov_copying:OVCopying",
         "qk_matching": "interp.scores.qk_matching:QKMatching",
         "vhd": "interp.scores.vhd:VHD",

@@ -3,6 +3,7 @@ O(L) memory."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def eager_rows(plain: Any, ids: torch.Tensor) -> list[torch.Tensor]:
 
 def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
     """(samples, layers, heads) of a score by the definitions above."""
-    probe = scores.get(name).probe if name not in ("residual_peak", "importance") else "text"
+    probe = scores.get(name).probe
+    probe = "text" if probe == "own" else probe
     found = []
     for batch in registry.get(probe).batches(tokenizer, SETTINGS):
         if name in TEXT:
@@ -237,11 +239,32 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
                     with tiny.rewriting_z(plain, layer, lambda z, gain=gain: z * gain):
                         table[layer, head] = loss(plain, batch.input_ids) - base
             found.append(list(table))
+        elif name == "importance_gradient":
+            found.append([slope.abs() for slope in finite_differences(plain, batch.input_ids)])
         else:
             raise AssertionError(
                 f"The score {name} has no definition in this test; write it from docs/methods.md."
             )
     return np.array([[v.double().numpy() for v in sample] for sample in found])
+
+
+def finite_differences(plain: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """∂loss/∂ξ_h by central differences of a factor ξ on each head's z, in float64 (Llama's norm
+    rounds to float32, so the step is no smaller)."""
+    exact, step = copy.deepcopy(plain).double(), 1e-2
+    found = []
+    for layer in range(2):
+        row = []
+        for head in range(4):
+            losses = []
+            for sign in (1, -1):
+                gain = torch.ones(4, 1, dtype=torch.float64)
+                gain[head] += sign * step
+                with tiny.rewriting_z(exact, layer, lambda z, gain=gain: z * gain):
+                    losses.append(loss(exact, ids))
+            row.append((losses[0] - losses[1]) / (2 * step))
+        found.append(torch.stack(row))
+    return found
 
 
 @torch.no_grad()
@@ -612,3 +635,38 @@ def test_a_selection_adds_and_takes_out() -> None:
         scores.select("all,-importence")
     with pytest.raises(InputError, match=r"default,-sink or all,-sink"):
         scores.select("-sink")
+
+
+def test_the_plan_counts_every_piece_and_the_bar_is_full_at_the_end_only(worded: Worded) -> None:
+    model = worded("llama")[0]
+    every = [n for n in OF_TEXT if n not in ("importance",)]
+    plan = plan_scan(model, every, 96, 2, SEED)
+    pieces = {f"{p}-{i:04d}" for p, batches in plan._batches.items() for i in range(len(batches))}
+    own = {f"own-{s.name}" for s in plan._own}
+    assert set(plan._seconds) == pieces | own and all(s > 0 for s in plan._seconds.values())
+    assert plan.seconds > sum(plan._seconds.values())
+    told: list[tuple[float, str]] = []
+    plan.run(None, lambda done, total, what: told.append((done / total, what)))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and shares[0] == 0
+    assert told[-1] == (1.0, "done") and all(share < 1 for share in shares[:-1])
+    assert "saving" in {what for _, what in told}
+
+
+def test_a_decode_step_counts(worded: Worded, tokenizer: Any) -> None:
+    """A needle problem costs its prefill and its steps; one with more steps costs more."""
+    model = worded("llama")[0]
+
+    class Told:
+        model = worded("llama")[0]
+
+        def plain(self, rows: int, length: int) -> float:
+            return float(rows * length)
+
+        def step(self) -> float:
+            return 1000.0
+
+    (batch, *_) = registry.get("needle").make(model, SETTINGS)
+    steps = len(batch.info["instance"].accept)
+    found = registry.get("needle").seconds(batch, Told())  # type: ignore[arg-type]
+    assert found == batch.input_ids.shape[1] + 1000 * steps
