@@ -22,7 +22,7 @@ from interp.cli.common import (
     out,
 )
 from interp.scores import catalogue as scores
-from interp.support.progress import progress
+from interp.support.progress import before, progress
 
 #: a plan that takes longer than this is asked about
 ASK_FROM_SECONDS = 600
@@ -114,6 +114,7 @@ def scan_heads(
 
         files_in(images)
     import interp
+    from interp.scan.plan import PAGE
 
     loaded = common.load(model, device, dtype, backend, yes)
     plan = interp.plan_scan(
@@ -137,8 +138,11 @@ def scan_heads(
         agree(plan.seconds)
     folder = target or FOLDER / folder_name(loaded.name)
     with progress("Scanning") as report:
-        atlas = plan.run(folder, report)  # saves the atlas too
-    page = atlas.report(folder / "report.html")
+        # saves the atlas too; the bar is full when the report is written
+        atlas = plan.run(folder, before(report, PAGE / max(plan.seconds, PAGE + 1)))
+        report(99, 100, "report")
+        page = atlas.report(folder / "report.html")
+        report(100, 100, "done")
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
     console.print(common.top_table(atlas, console.width))

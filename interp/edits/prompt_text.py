@@ -37,7 +37,7 @@ def locate(tokenizer: Any, ids: Sequence[int], text: str) -> tuple[int, int] | N
         """How many characters of the whole the first i tokens spell, and whether they end between
         characters."""
         part = _decode(tokenizer, ids[:i])
-        same = len(os.path.commonprefix([part, whole]))
+        same = len(os.path.commonprefix([part, whole]))  # noqa: RUF071 - of characters indeed
         return same, same == len(part)
 
     def reach(i: int) -> int:

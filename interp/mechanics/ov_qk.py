@@ -12,12 +12,14 @@ learned), query/key norms, biases, and what other heads and MLPs add.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InputError
 from interp.mechanics.weights import Folded, folded, head_rows, main_sites, through_vocabulary
+from interp.support.progress import timed
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 #: tokens of the vocabulary that `copy_rank` is measured on
 SAMPLE = 200
+#: tokens of the vocabulary that are timed
+PART = 4096
 
 
 def ov_eigenvalues(model: Any, head: str | Head | Sequence[int], full: bool = True) -> np.ndarray:
@@ -86,15 +90,27 @@ def copying_of(model: HookedModel) -> dict[int, tuple[torch.Tensor, torch.Tensor
     """layer → ((heads,) Σλ/Σ|λ| of the full OV circuit, the same of the full QK circuit). Raises
     `TapError`."""
     norms = model.norms()
-    unembed_embed, embed_embed = through_vocabulary(model.vocabulary(), norms)
-    by_layer = {}
-    for site in main_sites(model):
-        layer = folded(model, site, norms)
-        by_layer[site.layer] = (
-            positive_share(_ov(layer, unembed_embed)),
-            positive_share(_qk(layer, embed_embed)),
-        )
-    return by_layer
+    through = through_vocabulary(model.vocabulary(), norms)
+    return {s.layer: _shares(folded(model, s, norms), *through) for s in main_sites(model)}
+
+
+def seconds_of_copying(model: HookedModel) -> float:
+    """How long `copying_of` takes: a part of the vocabulary and one layer are timed. Raises
+    `TapError`."""
+    vocabulary, norms, site = model.vocabulary(), model.norms(), main_sites(model)[0]
+    size, width = vocabulary.W_E.shape
+    part = min(PART, size)
+    some = replace(vocabulary, W_E=vocabulary.W_E[:part], W_U=vocabulary.W_U[:, :part])
+    through = torch.eye(width, dtype=torch.float64, device=vocabulary.W_E.device)
+    each = timed(lambda: _shares(folded(model, site, norms), through, through))
+    return timed(lambda: through_vocabulary(some, norms)) * size / part + each * model.n_layers
+
+
+def _shares(
+    layer: Folded, unembed_embed: torch.Tensor, embed_embed: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(heads,) Σλ/Σ|λ| of a layer's OV and QK circuits."""
+    return positive_share(_ov(layer, unembed_embed)), positive_share(_qk(layer, embed_embed))
 
 
 @torch.no_grad()

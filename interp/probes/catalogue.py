@@ -18,6 +18,7 @@ registry: Registry[Probe] = Registry(
         "domains": "interp.probes.text:DomainsProbe",
         "question": "interp.probes.needle:QuestionProbe",
         "needle": "interp.probes.needle:NeedleProbe",
+        "answer": "interp.probes.answer:AnswerProbe",
         "image": "interp.probes.image:ImageProbe",
     },
     make=lambda cls: cls(),  # type: ignore[operator]
@@ -42,6 +43,6 @@ def names() -> list[str]:
 
     Example:
         >>> interp.probes.names()
-        ['text', 'repeat', 'domains', 'question', 'needle', 'image']
+        ['text', 'repeat', 'domains', 'question', 'needle', 'answer', 'image']
     """
     return registry.names()

@@ -22,6 +22,7 @@ from interp_hooks.logits import logits_of
 from interp_hooks.question import Question
 
 if TYPE_CHECKING:
+    from interp.inputs.pace import Pace
     from interp_hooks.model import HookedModel
 
 
@@ -141,6 +142,13 @@ class NeedleProbe(_NeedleProbe):
             batch.info["solved"] = all(
                 t in ok for t, ok in zip(generated, instance.accept, strict=True)
             )
+
+    def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
+        instance, length = batch.info["instance"], batch.input_ids.shape[1]
+        steps = instance.info.get("steps", len(instance.accept))
+        if not pace.model.has_cache:
+            return pace.watched(steps, length)
+        return pace.plain(1, length) + steps * pace.step()
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         instance = batches[0].info["instance"]

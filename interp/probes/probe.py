@@ -15,6 +15,7 @@ from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
+    from interp.inputs.pace import Pace
     from interp_hooks.heads import Head
     from interp_hooks.model import HookedModel
 
@@ -84,6 +85,11 @@ class Probe(ABC):
         """One forward; each layer's statistics go to `callback`."""
         with model.watch(question, callback):
             forward(model, batch.input_ids, batch.attention_mask, keep=1)
+
+    def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
+        """How long a run of the batch takes, for the plan."""
+        length = batch.input_ids.shape[1]
+        return pace.watched(1, length) * batch.tokens / length
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         """How many forwards of how many tokens, for the plan."""

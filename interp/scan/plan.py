@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import ContextError, InputError, TapError
 from interp.inputs.context import check_context
-from interp.inputs.forward import forward
+from interp.inputs.pace import LONG, Pace
+from interp.inputs.text import rows_of_text
 from interp.probes import catalogue as probes
 from interp.probes.needle import settled
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.scores.score import ModelScore, Score
-from interp.support.progress import timed
 from interp.vision.prompts import needs_images, takes_images
-from interp_hooks.question import Question
+from interp_hooks.question import ROW
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
+
+#: seconds that saving takes for a score, and the report as a whole
+SAVING, PAGE = 0.05, 2.0
 
 
 class Plan:
@@ -98,35 +100,45 @@ class Plan:
             rows.append(("own passes", score.name, passes))
         return rows
 
-    def _tokens(self) -> list[tuple[int, int]]:
-        """(tokens, row length) of every batch, and of the scores that run the model themselves."""
-        sizes = [
-            (b.tokens, b.input_ids.shape[1]) for batches in self._batches.values() for b in batches
+    def _longest(self) -> int:
+        """The longest row that is run."""
+        lengths = [b.input_ids.shape[1] for batches in self._batches.values() for b in batches]
+        own = [min(s.length or 256, self.settings.context) for s in self._own]
+        return max([*lengths, *own])
+
+    def _pace(self) -> Pace:
+        """Timed runs on a text, or on a batch's own tokens where there is no tokenizer."""
+        length = min(LONG, self.settings.context)
+        batches = [b for batches in self._batches.values() for b in batches]
+        if self.model.tokenizer is None and batches:
+            ids = batches[0].input_ids[0]
+            ids = ids.repeat(-(-length // len(ids)))[:length]
+        else:
+            ids = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0)[0])
+        asked = [
+            score.ask(self._batches[probe][0]).names
+            for probe, scores in self._by_probe.items()
+            for score in scores
         ]
-        return sizes + [(self._cost[s.name], min(256, self.settings.context)) for s in self._own]
+        return Pace(self.model, ids, frozenset().union(*asked) & set(ROW) - {"group_mass"})
 
     @torch.no_grad()
     def _estimate(self) -> tuple[float, float]:
-        """Seconds from short timed forwards of two lengths (time = a·L + b·L²), the faster of two,
-        as other work on the machine only slows them; gigabytes from shapes."""
-        lengths = sorted({64, min(256, self.settings.context)})
-        times = []
-        for length in lengths:
-            rows = replace(self.settings, text=None, samples=1).rows(self.model.tokenizer, length)
-            row = torch.tensor(rows[:1])
-            with self.model.watch(Question(frozenset({"entropy"})), lambda stats: None):
-                forward(self.model, row, keep=1)
-                times.append(
-                    min(timed(partial(forward, self.model, row, keep=1)) for _ in range(2))
-                )
-        per_token = [t / n for t, n in zip(times, lengths, strict=True)]
-        slope = max(0.0, (per_token[-1] - per_token[0]) / max(1, lengths[-1] - lengths[0]))
-        base = max(per_token[-1] - slope * lengths[-1], 0.3 * per_token[-1])
-        seconds = sum(tokens * (base + slope * length) for tokens, length in self._tokens())
+        """Seconds of everything that `run` does, from short timed runs; gigabytes from shapes."""
+        pace, settings = self._pace(), self.settings
+        self._seconds = {
+            f"{name}-{i:04d}": probes.get(name).seconds(batch, pace)
+            for name, batches in self._batches.items()
+            for i, batch in enumerate(batches)
+        } | {f"own-{s.name}": s.seconds(self.model, settings, pace) for s in self._own}
+        self._finish = {"overlays": 0.0, "saving": SAVING * (1 + len(self.scores))}
+        if any(s.drawn for s in self.scores) and takes_images(self.model):
+            self._finish["overlays"] = pace.watched(1, self._longest())
+        seconds = sum(self._seconds.values()) + sum(self._finish.values()) + PAGE
         module = self.model.module
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         element = next(module.parameters()).element_size()
-        longest = max(length for _, length in self._tokens())
+        longest = self._longest()
         heads, d_head, layers = self.model.n_heads, self.model.d_head, self.model.n_layers
         working = (
             longest * heads * d_head * 16 * 4

@@ -22,7 +22,7 @@ from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
 from interp.support.checkpoints import Checkpoints, Record
-from interp.support.progress import bar
+from interp.support.progress import Clock, bar
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
 from interp.vision.prompts import needs_images
@@ -46,7 +46,7 @@ class Job:
 
     key: str
     label: str
-    tokens: int
+    seconds: float
     run: Callable[[], Iterator[list[Record]]]
 
 
@@ -68,22 +68,19 @@ class Scan(Plan):
             {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")},
         )
         jobs = list(self._jobs())
-        total, done = sum(j.tokens for j in jobs), 0
+        clock = Clock(progress, [*(j.seconds for j in jobs), *self._finish.values()])
         with torch.no_grad():
             for job in jobs:
-                if progress:
-                    progress(done, total, job.label)
+                clock.start(job.label)
                 if not pieces.has(job.key):
                     records: list[Record] = []
+                    steps = job_steps(self, job) if job.key.startswith("own") else 1
                     for i, some in enumerate(job.run()):
                         records += some
-                        if progress and job.key.startswith("own"):
-                            steps = job_steps(self, job)
-                            progress(done + job.tokens * (i + 1) // steps, total, job.label)
+                        clock.within((i + 1) / steps)
                     pieces.save(job.key, records)
-                done += job.tokens
-        if progress:
-            progress(total, total, "done")
+                clock.finish()
+        clock.start("overlays" if self._finish["overlays"] else "summary")
         frames = pieces.records([j.key for j in jobs])
         failed = floors(self, frames)
         frames = kept(self, frames, failed)
@@ -95,9 +92,12 @@ class Scan(Plan):
             frame, record, [*starting_tokens.remark(record, own), *notes(self, frames, failed)]
         )
         atlas.overlays = self._overlays(atlas)
+        clock.finish()
+        clock.start("saving")
         if out is not None:
             atlas.save(out)
             pieces.clear()
+        clock.finish()
         return atlas
 
     def _overlays(self, atlas: Atlas) -> list[Overlay]:
@@ -119,12 +119,13 @@ class Scan(Plan):
                 yield Job(
                     f"{name}-{i:04d}",
                     probes.get(name).what,
-                    batch.tokens,
+                    self._seconds[f"{name}-{i:04d}"],
                     partial(self._one, name, batch, first),
                 )
         for score in self._own:
             job = partial(self._compute, score)
-            yield Job(f"own-{score.name}", score.title.lower(), self._cost[score.name], job)
+            key = f"own-{score.name}"
+            yield Job(key, score.title.lower(), self._seconds[key], job)
 
     def _one(self, name: str, batch: ProbeBatch, first: int) -> Iterator[list[Record]]:
         yield self._probe(name, self._by_probe[name], batch, first)

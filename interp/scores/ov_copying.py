@@ -9,6 +9,7 @@ from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
+    from interp.inputs.pace import Pace
     from interp.probes.settings import Settings
     from interp_hooks.model import HookedModel
 
@@ -38,6 +39,11 @@ class OVCopying(ModelScore):
             model.head_weights(layer, model.main_tower)  # what is not known is told before the scan
         model.vocabulary()
         return 0
+
+    def seconds(self, model: HookedModel, settings: Settings, pace: Pace) -> float:
+        from interp.mechanics.ov_qk import seconds_of_copying
+
+        return seconds_of_copying(model)
 
     def steps(self, model: HookedModel, settings: Settings) -> int:
         return model.n_layers

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,23 +12,34 @@ from interp.scores.score import DecodeScore
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 
+if TYPE_CHECKING:
+    from interp.tasks.task import Instance
+
 
 def copied(steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
-    """(heads, needle tokens) bool: needle tokens that each head copied in this decode.
+    """(heads, needle tokens) bool: needle tokens that each head copied in this decode."""
+    strongest = [stats.argmax[0, :, -1].cpu() for stats in steps]
+    return tokens_copied(batch.info["instance"], strongest, batch.info["generated"])
 
-    At a step that generates w, a head copies w iff w is in the needle and the head's strongest key
-    j lies in the needle with x_j = w (Wu et al., definition of g_h).
+
+def tokens_copied(
+    instance: Instance, strongest: Iterable[torch.Tensor], tokens: Sequence[int]
+) -> torch.Tensor:
+    """(heads, needle tokens) bool: which of the needle's distinct tokens each head copied.
+
+    At a step that says w, a head copies w iff w is in the needle and the head's strongest key j
+    lies in the needle with x_j = w (Wu et al., definition of g_h). `strongest`: (heads,) absolute
+    slots a step; `tokens`: what is said at each.
     """
-    instance = batch.info["instance"]
     start, stop = instance.info["needle"]
     needle = sorted(set(instance.ids[start:stop]))
-    got = torch.zeros(steps[0].argmax.shape[1], len(needle), dtype=torch.bool)
-    for stats, token in zip(steps, batch.info["generated"], strict=True):
+    steps = list(strongest)
+    got = torch.zeros(len(steps[0]), len(needle), dtype=torch.bool)
+    for slots, token in zip(steps, tokens, strict=True):
         if token not in needle:
             continue
-        strongest = stats.argmax[0, :, -1].cpu()  # (heads,) absolute slots
         same = torch.tensor(
-            [start <= j < stop and instance.ids[j] == token for j in strongest.tolist()]
+            [start <= j < stop and instance.ids[j] == token for j in slots.tolist()]
         )
         got[same, needle.index(token)] = True
     return got

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     import torch
 
+    from interp.inputs.pace import Pace
     from interp.probes.probe import ProbeBatch
     from interp.probes.settings import Settings
     from interp_hooks.heads import Head
@@ -134,6 +135,12 @@ class ModelScore(Score):
     @abstractmethod
     def steps(self, model: HookedModel, settings: Settings) -> int:
         """Number of results that `compute` yields."""
+
+    def seconds(self, model: HookedModel, settings: Settings, pace: Pace) -> float:
+        """How long `compute` takes, for the plan: by default that of as many tokens as it costs in
+        plain forwards."""
+        length = min(self.length or 256, settings.context)
+        return pace.plain(1, length) * self.cost(model, settings) / length
 
     @abstractmethod
     def compute(

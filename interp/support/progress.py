@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,49 @@ class _Lines:
             self._console.print(
                 Text(f"{self._title}: {done / max(total, 1):4.0%} {what}".rstrip()), soft_wrap=True
             )
+
+
+def before(report: Progress, share: float) -> Progress:
+    """`report` for the work that stands before the last `share` of the whole."""
+
+    def told(done: int, total: int, what: str) -> None:
+        report(done, max(total + 1, round(total / (1 - share))), what)
+
+    return told
+
+
+class Clock:
+    """Progress over pieces of known expected seconds, told in milliseconds: all is done when the
+    last piece is, and not before.
+
+    Args:
+        report: who is told; None for nobody.
+        seconds: what each piece is expected to take, in order.
+    """
+
+    def __init__(self, report: Progress | None, seconds: Sequence[float]):
+        # a piece counts, however short, so that the bar is not full before it
+        self._pieces = [max(1, round(1000 * s)) for s in seconds]
+        self._report, self._total = report, sum(self._pieces)
+        self._piece, self._label = 0, ""
+
+    def start(self, label: str) -> None:
+        """The next piece begins."""
+        self._label = label
+        self.within(0.0)
+
+    def within(self, share: float) -> None:
+        """So much of the piece is done."""
+        if self._report is not None:
+            part = min(int(self._pieces[self._piece] * share), self._pieces[self._piece] - 1)
+            done = sum(self._pieces[: self._piece]) + max(part, 0)
+            self._report(done, self._total, self._label)
+
+    def finish(self) -> None:
+        """The piece is done."""
+        self._piece += 1
+        if self._report is not None and self._piece == len(self._pieces):
+            self._report(self._total, self._total, "done")
 
 
 def _clip(text: str, width: int = 36) -> str:

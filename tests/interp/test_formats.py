@@ -38,8 +38,10 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = [w for k, v in vars(lexicon).items() if k.isupper() and isinstance(v, list) for w in v]
-CORPUS = [f"the {w} and {w} of {w} is {w}" for w in WORDS for _ in range(8)] + list(
-    english.passages()
+CORPUS = (
+    [" positive negative place tool"] * 40
+    + [f"the {w} and {w} of {w} is {w}" for w in WORDS for _ in range(8)]
+    + list(english.passages())
 )
 
 
@@ -316,8 +318,6 @@ def test_a_classification_of_ones_own(natural: Any, tmp_path: Path) -> None:
 
 def test_other_labels_are_named(natural: Any, tmp_path: Path) -> None:
     records = [
-        dict(text=f"a {w}", label="tool" if i % 2 else "place") for i, w in enumerate("abcd")
-    ]
         dict(text=f"a {w}", label="tool" if i % 2 else "place") for i, w in enumerate("abcd")
     ]
     task = tasks.get(rows(tmp_path / "kinds.json", records, lines=False))

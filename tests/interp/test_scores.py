@@ -3,6 +3,7 @@ O(L) memory."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,51 @@ def qr(a: torch.Tensor, needle: tuple[int, int], question: tuple[int, int]) -> t
     return (per_token * (per_token >= floor)).sum(-1)
 
 
+def forced(a: torch.Tensor, instance: Instance) -> torch.Tensor:
+    """Distinct needle tokens w for which the row before w in the answer looks most at a w in the
+    needle."""
+    start, stop = instance.info["needle"]
+    needle = set(instance.ids[start:stop])
+    answer = [accepted[0] for accepted in instance.accept]
+    shares = []
+    for head in a:
+        copied = set()
+        for row, token in zip(instance.positions, answer, strict=True):
+            j = int(head[row].argmax())
+            if start <= j < stop and instance.ids[j] == token:
+                copied.add(token)
+        shares.append(len(copied) / len(needle))
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def locos(plain: Any, batch: ProbeBatch) -> list[torch.Tensor]:
+    """φ key by key, in float64, from eager attention, values and the weights themselves."""
+    instance = batch.info["instance"]
+    start, stop = instance.info["needle"]
+    values: dict[int, torch.Tensor] = {}
+    with tiny.reading_values(plain, 0, values), tiny.reading_values(plain, 1, values):
+        rows = eager_rows(plain, batch.input_ids[0])
+    unembedding = plain.get_output_embeddings().weight.detach().double()  # (vocabulary, d_model)
+    found = []
+    for layer, a in enumerate(rows):
+        module = tiny.layers(plain)[layer]
+        out = module.o_proj.weight.T if hasattr(module, "o_proj") else module.c_proj.weight
+        w_o = out.detach().double().reshape(4, -1, out.shape[1])  # (heads, d_head, d_model)
+        sums = torch.zeros(4, dtype=torch.float64)
+        for row, (token,) in zip(instance.positions, instance.accept, strict=True):
+            for h in range(4):
+                phi = [
+                    a[h, row, j] * (unembedding[token] @ (values[layer][0, h, j] @ w_o[h]))
+                    for j in range(row + 1)
+                ]
+                inside = sum(phi[start:stop])
+                outside = sum(phi[:start]) + sum(phi[stop:])
+                n = stop - start
+                sums[h] += inside - n / (row + 1 - n) * outside
+        found.append(sums / len(instance.positions))
+    return found
+
+
 # --- what eager attention gives
 # -------------------------------------------------------------------------------------
 
@@ -139,7 +185,8 @@ def eager_rows(plain: Any, ids: torch.Tensor) -> list[torch.Tensor]:
 
 def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
     """(samples, layers, heads) of a score by the definitions above."""
-    probe = scores.get(name).probe if name not in ("residual_peak", "importance") else "text"
+    probe = scores.get(name).probe
+    probe = "text" if probe == "own" else probe
     found = []
     for batch in registry.get(probe).batches(tokenizer, SETTINGS):
         if name in TEXT:
@@ -173,6 +220,12 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
                 plain(input_ids=batch.input_ids)
             norms = [values[layer][0].norm(dim=-1) for layer in range(2)]
             found.append([1 - n[:, 0] / n[:, 1:].mean(-1) for n in norms])
+        elif name == "retrieval_forced":
+            instance = batch.info["instance"]
+            rows = eager_rows(plain, batch.input_ids[0])
+            found.append([forced(a, instance) for a in rows])
+        elif name == "locos":
+            found.append(locos(plain, batch))
         elif name == "residual_peak":
             with torch.no_grad():
                 hidden = plain(input_ids=batch.input_ids, output_hidden_states=True).hidden_states
@@ -188,11 +241,32 @@ def own_definition(name: str, tokenizer: Any, plain: Any) -> np.ndarray:
                     with tiny.rewriting_z(plain, layer, lambda z, gain=gain: z * gain):
                         table[layer, head] = loss(plain, batch.input_ids) - base
             found.append(list(table))
+        elif name == "importance_gradient":
+            found.append([slope.abs() for slope in finite_differences(plain, batch.input_ids)])
         else:
             raise AssertionError(
                 f"The score {name} has no definition in this test; write it from docs/methods.md."
             )
     return np.array([[v.double().numpy() for v in sample] for sample in found])
+
+
+def finite_differences(plain: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """∂loss/∂ξ_h by central differences of a factor ξ on each head's z, in float64 (Llama's norm
+    rounds to float32, so the step is no smaller)."""
+    exact, step = copy.deepcopy(plain).double(), 1e-2
+    found = []
+    for layer in range(2):
+        row = []
+        for head in range(4):
+            losses = []
+            for sign in (1, -1):
+                gain = torch.ones(4, 1, dtype=torch.float64)
+                gain[head] += sign * step
+                with tiny.rewriting_z(exact, layer, lambda z, gain=gain: z * gain):
+                    losses.append(loss(exact, ids))
+            row.append((losses[0] - losses[1]) / (2 * step))
+        found.append(torch.stack(row))
+    return found
 
 
 @torch.no_grad()
@@ -230,7 +304,7 @@ def test_score_is_its_definition(
     frame = atlas.frame.sort_values(["layer", "head"])
     error = wanted.std(0, ddof=1).ravel() / np.sqrt(SAMPLES)
     np.testing.assert_allclose(frame[f"{score}_stderr"], error, atol=3e-5, rtol=1e-3)
-    if score not in ("sink_rate", "residual_peak"):
+    if score not in ("sink_rate", "residual_peak", "retrieval_forced"):
         assert (
             len(np.unique(wanted.mean(0).round(9))) > 3
         )  # not a constant that anything would equal
@@ -357,6 +431,42 @@ def test_retrieval_is_its_definition(rigged: Any, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(np.asarray(atlas["retrieval"], float), wanted)
     np.testing.assert_allclose(np.asarray(atlas["retrieval_activation"], float), wanted > 0)
     assert any("1 of 1" in note for note in atlas.notes)
+
+
+def test_forced_retrieval_is_retrieval_where_the_answer_is_the_model_s_own(
+    rigged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its greedy answer given, the same rows look at the same keys; with another answer greedy
+    decoding strays, and only the forced score is left."""
+    model, plain, batch = rigged
+    monkeypatch.setattr(NeedleProbe, "batches", lambda self, tokenizer, settings: [batch])
+    names = ["retrieval", "retrieval_forced", "locos"]
+    atlas = interp.scan_heads(model, names, 64, 1, progress=False)
+    assert np.asarray(atlas["retrieval"], float).max() > 0
+    np.testing.assert_allclose(
+        np.asarray(atlas["retrieval_forced"], float), np.asarray(atlas["retrieval"], float)
+    )
+    assert any("1 of 1 of them" in note for note in atlas.notes)
+    instance = batch.info["instance"]
+    needle = instance.ids[slice(*instance.info["needle"])]
+    answer = [t for t in needle if t != instance.accept[0][0]][:3]
+    strayed = Instance(
+        (*instance.prompt, *answer[:-1]),
+        tuple(range(len(instance.prompt) - 1, len(instance.prompt) + 2)),
+        tuple((t,) for t in answer),
+        ((),) * 3,
+        (*instance.prompt, *answer[:-1]),
+        dict(instance.info),
+    )
+    other = ProbeBatch(torch.tensor([instance.prompt]), None, dict(instance=strayed))
+    monkeypatch.setattr(NeedleProbe, "batches", lambda self, tokenizer, settings: [other])
+    atlas = interp.scan_heads(model, names, 64, 1, progress=False)
+    assert np.isnan(np.asarray(atlas["retrieval"], float)).all()
+    rows = eager_rows(plain, torch.tensor(strayed.ids))
+    wanted = np.array([forced(a, strayed).numpy() for a in rows])
+    np.testing.assert_allclose(np.asarray(atlas["retrieval_forced"], float), wanted)
+    assert np.isfinite(np.asarray(atlas["locos"], float)).all()
+    assert any("0 of 1 of them" in note for note in atlas.notes)
 
 
 # --- interrupted and resumed
@@ -527,3 +637,38 @@ def test_a_selection_adds_and_takes_out() -> None:
         scores.select("all,-importence")
     with pytest.raises(InputError, match=r"default,-sink or all,-sink"):
         scores.select("-sink")
+
+
+def test_the_plan_counts_every_piece_and_the_bar_is_full_at_the_end_only(worded: Worded) -> None:
+    model = worded("llama")[0]
+    every = [n for n in OF_TEXT if n not in ("importance",)]
+    plan = plan_scan(model, every, 96, 2, SEED)
+    pieces = {f"{p}-{i:04d}" for p, batches in plan._batches.items() for i in range(len(batches))}
+    own = {f"own-{s.name}" for s in plan._own}
+    assert set(plan._seconds) == pieces | own and all(s > 0 for s in plan._seconds.values())
+    assert plan.seconds > sum(plan._seconds.values())
+    told: list[tuple[float, str]] = []
+    plan.run(None, lambda done, total, what: told.append((done / total, what)))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and shares[0] == 0
+    assert told[-1] == (1.0, "done") and all(share < 1 for share in shares[:-1])
+    assert "saving" in {what for _, what in told}
+
+
+def test_a_decode_step_counts(worded: Worded, tokenizer: Any) -> None:
+    """A needle problem costs its prefill and its steps; one with more steps costs more."""
+    model = worded("llama")[0]
+
+    class Told:
+        model = worded("llama")[0]
+
+        def plain(self, rows: int, length: int) -> float:
+            return float(rows * length)
+
+        def step(self) -> float:
+            return 1000.0
+
+    (batch, *_) = registry.get("needle").make(model, SETTINGS)
+    steps = len(batch.info["instance"].accept)
+    found = registry.get("needle").seconds(batch, Told())  # type: ignore[arg-type]
+    assert found == batch.input_ids.shape[1] + 1000 * steps
