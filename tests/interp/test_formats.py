@@ -38,11 +38,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 WORDS = [w for k, v in vars(lexicon).items() if k.isupper() and isinstance(v, list) for w in v]
-CORPUS = (
-    [" positive negative place tool"] * 40
-    + [f"the {w} and {w} of {w} is {w}" for w in WORDS for _ in range(8)]
-    + list(english.passages())
-)
+CORPUS = [
+    *[" positive negative place tool"] * 40,
+    *(f"the {w} and {w} of {w} is {w}" for w in WORDS for _ in range(8)),
+    *english.passages(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def prepending() -> Any:
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     special = ["<unk>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(vocab_size=8000, special_tokens=special, show_progress=False)
-    core.train_from_iterator([*CORPUS, *(f"year {y}" for y in range(1200, 2000))], trainer)
+    code = [f"(self, {w}, {w}):\n :param {w}: {w}" for w in WORDS for _ in range(8)]
+    core.train_from_iterator([*CORPUS, *code], trainer)
     core.pre_tokenizer = None
     core.decoder = decoders.Metaspace()
     return PreTrainedTokenizerFast(
