@@ -57,7 +57,7 @@ class Header:
         is_quantised: whether any weights are stored in blocks.
         tokenizer: kind of tokenizer, "gpt2" (byte-level), "llama" (sentencepiece); None without.
         split: name of its pre-tokenizer, None where there is none.
-        says_bos: whether it says if a BOS comes before a text.
+        adds_bos: whether a BOS comes before a text: as it says, else as llama.cpp does.
         unread: what changes the model's numbers and transformers does not read.
     """
 
@@ -66,7 +66,7 @@ class Header:
     is_quantised: bool
     tokenizer: str | None
     split: str | None
-    says_bos: bool
+    adds_bos: bool
     unread: tuple[str, ...]
 
 
@@ -117,9 +117,15 @@ def header(path: Path) -> Header:
         bool(set(stored) - {"F32", "F16", "BF16", "F64"}),
         tokenizer,
         split,
-        "tokenizer.ggml.add_bos_token" in fields,
+        _adds_bos(tokenizer, split, text("tokenizer.ggml.add_bos_token")),
         tuple(_unread(architecture, set(fields), names, text)),
     )
+
+
+def _adds_bos(tokenizer: str | None, split: str | None, said: str | None) -> bool:
+    if tokenizer == "gemma4":  # its template writes the BOS, and the flag is set all the same
+        return False
+    return said == "True" if said is not None else tokenizer == "llama" or split in WHOLE_AND_BOS
 
 
 def _unread(architecture: str, keys: set[str], tensors: set[str], text: Any) -> Iterator[str]:
@@ -247,6 +253,9 @@ def _tokenizer(file: Path, about: Header, module: Any) -> tuple[Any, tuple[str, 
     if isinstance(limit, int):
         tokenizer.model_max_length = limit
     _share_special_tokens(tokenizer, module)
+    bos = tokenizer.bos_token_id
+    if about.adds_bos and bos is not None and tokenizer.encode("a")[:1] != [bos]:
+        _add_bos(tokenizer)
     if about.split in SINGLE_DIGITS:
         from tokenizers import pre_tokenizers as pre
 
@@ -259,8 +268,6 @@ def _tokenizer(file: Path, about: Header, module: Any) -> tuple[Any, tuple[str, 
         )
     elif about.split in WHOLE_AND_BOS:
         tokenizer.backend_tokenizer.model.ignore_merges = True
-        if not about.says_bos and tokenizer.bos_token_id is not None:
-            _add_bos(tokenizer)
     elif about.tokenizer not in WITHOUT_SPLIT and not _knows_split(about.split):
         return tokenizer, (
             f"The tokenizer of {file.name} cuts text by the rule {about.split!r}, which is not "

@@ -185,7 +185,7 @@ def fitting(model: HookedModel, scores: Sequence[Score], named: Container[str]) 
             needs_images(model, f"The score {score.name}")
 
     def has(score: Score) -> bool:
-        there = not score.needs_site or score.name in named
+        there = score.name in named or not score.needs_site
         return there or any(getattr(site, score.needs_site) for site in model.sites)
 
     return [s for s in scores if has(s) and (not s.needs_images or takes_images(model))]
