@@ -100,9 +100,10 @@ def cures(cells: dict[str, Any]) -> Iterator[str]:
             "" if found["loss"] is None else f", loss {interval(found['loss']['difference'], '+')}"
         )
         yield ""
+        before = f"from {found['baseline']['mean']:.2f}"
         yield (
             f"Calibrated by {method} on 48 texts of {column}: {found['train']['mean']:+.2f} on "
-            f"those, held out {interval(found['heldout'], '+')} from {found['baseline']['mean']:.2f}; "
+            f"those, held out {interval(found['heldout'], '+')} {before}; "
             f"elsewhere: needles {interval(found['needles']['difference'], '+')}{cost}."
         )
 
