@@ -96,15 +96,17 @@ def cures(cells: dict[str, Any]) -> Iterator[str]:
         if not name.startswith("b/calibrated/"):
             continue
         _, _, method, column = name.split("/")
-        cost = (
-            "" if found["loss"] is None else f", loss {interval(found['loss']['difference'], '+')}"
-        )
+        costs = [
+            f"{what} {interval(found[what]['difference'], '+')}"
+            for what in ("needles", "loss")
+            if what in found
+        ]
         yield ""
         before = f"from {found['baseline']['mean']:.2f}"
         yield (
             f"Calibrated by {method} on 48 texts of {column}: {found['train']['mean']:+.2f} on "
             f"those, held out {interval(found['heldout'], '+')} {before}; "
-            f"elsewhere: needles {interval(found['needles']['difference'], '+')}{cost}."
+            f"elsewhere: {', '.join(costs) or 'nothing chosen, nothing changed'}."
         )
 
 

@@ -19,6 +19,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -224,12 +225,14 @@ def changed(plain: Sequence[float], found: Sequence[float]) -> dict[str, Any]:
     )
 
 
-def curing(model: Any, book: Book, data: Path, n: int) -> None:
+def curing(model: Any, book: Book, data: Path, n: int, only: str = "") -> None:
     """Every edit on every column, paired; and what two calibrations give and cost."""
     table = edits_of(book)
     rows = rows_of_text(model.tokenizer, None, 512, 12, 1)
     columns = columns_of(data, n)
     for column, (task, count, seed) in columns.items():
+        if not column.startswith(only):
+            continue
         problems = task.sample(model.tokenizer, count, seed)
         plain = book.cell(
             f"b/{column}/untouched", lambda t=task, p=problems: [c for c, _ in judge(model, t, p)]
@@ -240,6 +243,8 @@ def curing(model: Any, book: Book, data: Path, n: int) -> None:
                 f"b/{column}/{name}",
                 lambda t=task, p=problems, e=edit, u=plain: changed(u, answers(model, t, p, e)),
             )
+    if only:
+        return
     for name, edit in table.items():
         if not name.startswith("PASTA"):  # it needs a span, and running text has none
             book.cell(f"b/loss/{name}", lambda e=edit(None): loss_cell(model, rows, e))
@@ -251,7 +256,7 @@ def curing(model: Any, book: Book, data: Path, n: int) -> None:
             task = columns[column][0]
             book.cell(
                 f"b/calibrated/{method}/{column}",
-                lambda m=method, s=settings, t=task: calibrated(model, m, t, s, rows),
+                lambda m=method, s=settings, t=task: calibrated(model, m, t, s),
             )
 
 
@@ -263,23 +268,16 @@ def loss_cell(model: Any, rows: list[list[int]], *edits: Edit) -> dict[str, Any]
     return {k: {a: round(b, 4) for a, b in vars(v).items()} for k, v in levels.items()}
 
 
-def calibrated(
-    model: Any, method: str, task: Task, settings: dict[str, Any], rows: list[list[int]]
-) -> dict[str, Any]:
-    """Settings chosen on 48 training texts, measured on 352 others, on needles, and on loss."""
+def calibrated(model: Any, method: str, task: Task, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings chosen on 48 training texts, measured on 352 others, and elsewhere."""
     found = interp.calibrate(model, method, task, n=48, heldout=352, seed=3, **settings)
-    needles = NeedleInAHaystack(lengths=(1024,), format=FORMAT)
-    problems = needles.sample(model.tokenizer, 24, 1)
-    before = [c for c, _ in judge(model, needles, problems)]
-    after = [c for c, _ in judge(model, needles, problems, found.edits, by_steps(found.edits))]
     held = found.heldout.accuracy
     return dict(
         edits=[edit.to_json() for edit in found.edits],
         train=vars(found.train.accuracy.difference),
         baseline=vars(held.baseline),
         heldout=vars(held.difference),
-        needles=changed(before, after),
-        loss=loss_cell(model, rows, *found.edits) if found.edits else None,
+        **{name: asdict(change) for name, change in found.elsewhere.items()},
     )
 
 
@@ -425,6 +423,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/real_table.json"))
     parser.add_argument("--data", type=Path, help="folder of sst2_dev.jsonl and cr.jsonl")
     parser.add_argument("--parts", default="abcd")
+    parser.add_argument("--columns", default="", help="of (b): only names that begin so")
     parser.add_argument("--n", type=int, default=400, help="texts a classification")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, help="put the tables between this page's markers")
@@ -443,7 +442,7 @@ def main() -> None:
         if "a" in given.parts:
             ablations(model, book)
         if "b" in given.parts:
-            curing(model, book, given.data, given.n)
+            curing(model, book, given.data, given.n, given.columns)
         if "c" in given.parts:
             lengths(model, book)
     if "d" in given.parts:

@@ -12,6 +12,7 @@ from interp import tasks
 from interp.calibration.calibration import Calibration, Comparison, beside
 from interp.calibration.calibration_method import Method
 from interp.calibration.catalogue import make
+from interp.calibration.elsewhere import elsewhere
 from interp.calibration.splits import Bench, Progress, split
 from interp.errors import OutputError
 from interp.inputs.text import check_seed
@@ -105,6 +106,8 @@ def calibrate(
         held = Comparison.of(
             plain, bench("heldout-chosen", result.edits, "held out, chosen", heldout=True), seed
         )
+        bench.step("what it costs elsewhere")
+        costs, unmeasured = elsewhere(hooked, parts.task, result.edits, seed)
     record["seconds"] = round(time.time() - started, 2)
     calibration = Calibration(
         method.name,
@@ -114,8 +117,9 @@ def calibrate(
         train,
         held,
         result.trace,
-        [*(n for n in (parts.note, floor) if n), *result.notes],
+        [*(n for n in (parts.note, floor) if n), *result.notes, *unmeasured],
         record,
+        costs,
     )
     if out is not None:
         calibration.save(out)

@@ -182,6 +182,9 @@ def show(name: str, result: Calibration, margins: bool = True) -> None:
             change = getattr(comparison, what)
             means = (f"{change.baseline.mean:.3f}", f"{change.edited.mean:.3f}")
             table.add_row(f"{split}, {what}", *means, common.interval(change.difference))
+    for what, change in result.elsewhere.items():
+        means = (f"{change.baseline.mean:.3f}", f"{change.edited.mean:.3f}")
+        table.add_row(f"elsewhere, {what}", *means, common.interval(change.difference))
     console.print(table)
 
 
