@@ -212,7 +212,8 @@ def test_headhunter_finds_the_planted_circuit(tokenizer: Any) -> None:
     """The heads without which induction fails are the two planted ones; a second round brings
     nothing."""
     model = hook(planted(len(tokenizer)), name="planted", tokenizer=tokenizer)
-    task, instances = sample(model, "induction", 2, 0)
+    posed, instances = sample(model, "induction", 2, 0)
+    task = posed.task
 
     def harm(hooked: HookedModel, edits: Any) -> float:
         return -float(np.mean([correct for correct, _ in judge(hooked, task, instances, edits)]))
@@ -344,7 +345,7 @@ def test_gates_learn_and_resume(small: HookedModel, tmp_path: Path) -> None:
     """Without a penalty gates have nothing to gain by closing; with it they close, and the loss
     falls."""
     method = GateTraining(steps=5, sink=2, recent=8, penalty=0.5)
-    whole = interp.calibrate(small, method, NEEDLE, n=8, out=tmp_path / "whole.json")
+    whole = interp.calibrate(small, method, NEEDLE, n=8, force=True, out=tmp_path / "whole.json")
     assert isinstance(whole.edits[0], Gate) and whole.trace is not None and len(whole.trace) == 5
     assert (
         whole.trace.loss.iloc[-1] < whole.trace.loss.iloc[0]
@@ -356,9 +357,9 @@ def test_gates_learn_and_resume(small: HookedModel, tmp_path: Path) -> None:
     assert loaded == whole.edits[0] and (tmp_path / "whole.trace.parquet").is_file()
     out = tmp_path / "parts.json"
     with pytest.raises(KeyboardInterrupt):
-        interp.calibrate(small, method, NEEDLE, n=8, out=out, progress=Interrupted(4))
+        interp.calibrate(small, method, NEEDLE, n=8, force=True, out=out, progress=Interrupted(4))
     assert 0 < len(list((tmp_path / "parts.resume" / "partial").glob("step-*"))) < 5
-    parts = interp.calibrate(small, method, NEEDLE, n=8, out=out)
+    parts = interp.calibrate(small, method, NEEDLE, n=8, force=True, out=out)
     assert (
         parts.trials.equals(whole.trials)
         and parts.trace is not None

@@ -233,8 +233,8 @@ def test_the_floor_is_the_binomial_test(n: int, chance: float, data: st.DataObje
     hits = data.draw(st.integers(0, n))
     p = Fraction(max(chance, 0.01))
     tail = sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(hits, n + 1))
-    if abs(float(tail) - 0.05) > 1e-9:
-        assert at_floor(hits, n, chance) == (tail > Fraction(1, 20))
+    if abs(float(tail) - 0.2) > 1e-9:
+        assert at_floor(hits, n, chance) == (tail > Fraction(1, 5))
 
 
 @pytest.fixture(scope="module")

@@ -459,7 +459,7 @@ def test_evaluate_counts_and_pairs(worded: Any) -> None:
 
     model: HookedModel = worded("llama")[0]
     result = evaluate(
-        model, "classification", [ScaleHeads({"0.0": 3.0, "1.1": -2.0})], n=20, seed=1
+        model, "classification", [ScaleHeads({"0.0": 3.0, "1.1": -2.0})], n=20, seed=1, force=True
     )
     assert result.baseline.n == 20 and len(result.frame) == 20
     assert result.baseline.mean == pytest.approx(result.frame.baseline.mean())
@@ -467,7 +467,8 @@ def test_evaluate_counts_and_pairs(worded: Any) -> None:
         (result.frame.edited - result.frame.baseline).mean()
     )
     assert not np.allclose(result.frame.edited_margin, result.frame.baseline_margin)
-    again = evaluate(model, "classification", [ScaleHeads({"0.0": 3.0, "1.1": -2.0})], n=20, seed=1)
+    edits = [ScaleHeads({"0.0": 3.0, "1.1": -2.0})]
+    again = evaluate(model, "classification", edits, n=20, seed=1, force=True)
     assert again.frame.equals(result.frame) and again.difference == result.difference
     same = evaluate(model, "classification", [ScaleHeads({"0.0": 1.0})], n=20, seed=1)
     assert (same.difference.mean, same.difference.low, same.difference.high) == (0, 0, 0)
