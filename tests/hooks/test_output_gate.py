@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny import build as build_tiny
 from tiny import stir
 
 import interp
 from interp.edits import Ablate, Gate, ScaleHeads
 from interp.errors import TapError
-from interp_hooks import Edit
+from interp_hooks import Edit, hook
 from interp_kernels import Steer
 
 BASE = dict(
@@ -371,15 +372,32 @@ def test_what_the_tap_does_not_see_through_is_refused(name: str) -> None:
         interp.load(build(REFUSED[name], name))
 
 
-def test_a_failed_forward_leaves_nothing_waiting(loaded: Any) -> None:
-    _, model = loaded("qwen3_next")
-    with pytest.raises(TapError, match="no output gate"), interp.load(_llama()).observe("gate"):
-        pass
-    with model.capture_z() as z:
-        answer(model, input_ids=ids())
-    assert len(z) == 1
+def test_models_without_a_gate_have_none_to_observe() -> None:
+    with pytest.raises(TapError, match="no output gate"):
+        with hook(build_tiny("llama")).observe("gate"):
+            pass
 
 
-def _llama() -> Any:
-    told = {k: v for k, v in BASE.items() if k != "head_dim"}
-    return hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**told)).eval()
+@torch.no_grad()
+def test_direct_contributions_of_heads_are_made_of_gated_outputs(loaded: Any) -> None:
+    """z_h W_O,h through the final norm, frozen, and all parts together the logits' own."""
+    module, model = loaded("laguna")
+    directions = model.vocabulary().W_U[:, [4, 90]].T
+    found = interp.mechanics.direct(model, ids(), None, directions)
+    torch.testing.assert_close(found.sum(), found.total, atol=1e-4, rtol=1e-4)
+    final: list[torch.Tensor] = []
+    handle = module.model.norm.register_forward_pre_hook(lambda m, args: final.append(args[0]))
+    with reading(projection(module, model.sites[1])) as read:
+        answer(module, input_ids=ids())
+    handle.remove()
+    norm, x = module.model.norm, final[0][:, -1].double()
+    scale = (
+        norm.weight.double() / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    )
+    weight = projection(module, model.sites[1]).weight.double()
+    for head in range(4):
+        part = slice(8 * head, 8 * head + 8)
+        written = read[0][:, -1, part].double() @ weight[:, part].T * scale
+        torch.testing.assert_close(
+            found.heads[1][:, head], (written * directions.double()).sum(-1), atol=1e-5, rtol=1e-4
+        )
