@@ -1,4 +1,4 @@
-"""Tiny models to chat with: a template for the pocket tokenizer, and a model that says one thing."""
+"""Tiny models to chat with: a template for the pocket tokenizer, a model that says one thing."""
 
 from __future__ import annotations
 

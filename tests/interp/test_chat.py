@@ -108,6 +108,8 @@ def test_chats_that_are_none(model: HookedModel, name: str) -> None:
     messages, system, says = BAD[name]
     with pytest.raises(InputError, match=says):
         model.chat(messages, system)
+    with pytest.raises(InputError, match="from 1"):
+        model.chat("a", max_new_tokens=0)
 
 
 def test_templates_that_do_not_take_it(model: HookedModel, talker: Any, tapped: Any) -> None:
