@@ -165,6 +165,8 @@ def chat(
 
     `HookedModel.chat` says what it takes and raises.
     """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens counts tokens, from 1, not {max_new_tokens}.")
     inputs = chat_inputs(model, messages, system)
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     said = new_tokens(inputs["input_ids"], ids)

@@ -250,7 +250,7 @@ class HookedModel:
 
         Raises:
             InputError: no tokenizer, a tokenizer without a chat template or whose template does
-                not take these messages, or no message to answer.
+                not take these messages, no message to answer, or no token to write.
 
         Example:
             >>> model.tokenizer.chat_template = (

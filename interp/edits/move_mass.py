@@ -32,8 +32,9 @@ class MoveMass(HeadEdit):
 
     Args:
         donors, receivers: disjoint sets of keys: "initial", a span (start, stop) or a list of
-            positions counted from each sample's first real token, or a (batch, slots) bool tensor
-            (a key in both then receives).
+            positions counted from each sample's first real token, a text of the prompt,
+            Span("the instruction"), or a (batch, slots) bool tensor (where two such sets share a
+            key, it receives).
         share: p, 0 … 1.
         heads: None for all.
         scope: "all", "prefill" or "decode".

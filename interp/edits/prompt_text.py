@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,8 +36,10 @@ def locate(tokenizer: Any, ids: Sequence[int], text: str) -> tuple[int, int] | N
         """How many characters of the whole the first i tokens spell, and whether they end between
         characters."""
         part = _decode(tokenizer, ids[:i])
-        same = len(os.path.commonprefix([part, whole]))  # noqa: RUF071 - of characters indeed
-        return same, same == len(part)
+        if whole.startswith(part):
+            return len(part), True
+        pairs = zip(part, whole, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(whole)), False
 
     def reach(i: int) -> int:
         return prefix(i)[0]

@@ -29,7 +29,8 @@ class ScaleTokens(HeadEdit):
 
     Args:
         keys: the set S: "initial", a span (start, stop) or a list of positions counted from each
-            sample's first real token, or a (batch, slots) bool tensor.
+            sample's first real token, a text of the prompt, Span("the instruction"), or a (batch,
+            slots) bool tensor.
         gain: ≥ 0; 0 hides the tokens (z = 0 where nothing else is visible).
         heads: None for all.
         scope: "all", "prefill" or "decode".

@@ -250,9 +250,10 @@ class VAR(HeadEdit):
 
     def _rows(self, call: AttentionCall) -> torch.Tensor:
         """(batch or 1, queries) bool: the rows after the image."""
-        marks = slots_of(call, self.image)
+        keys = at_hand(call, self.image)
+        marks = slots_of(call, keys)
         if marks is None:
-            return query_positions(call) >= max((b for _, b in spans_of(self.image)), default=0)
+            return query_positions(call) >= max((b for _, b in spans_of(keys)), default=0)
         image = per_sample(call, marks)  # (batch or 1, slots)
         slots = torch.arange(1, image.shape[1] + 1, device=image.device)
         stop = torch.where(image, slots, 0).amax(-1, keepdim=True)

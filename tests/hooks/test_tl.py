@@ -18,7 +18,7 @@ from prompts import hooked_transformer
 
 import interp
 from interp import scores
-from interp.edits import Ablate, ScaleHeads
+from interp.edits import Ablate, ScaleHeads, ScaleTokens, Span
 from interp_hooks import HookedModel, hook
 from interp_hooks.errors import ActivationError, HeadError, TapError
 from interp_hooks.logits import logits_of
@@ -300,6 +300,21 @@ def test_hooks_are_gone_afterwards(trio: Trio, library: str) -> None:
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_explain_says_that_patterns_are_materialised(trio: Trio, library: str) -> None:
     assert "materialises" in trio("llama")[library].explain(Ablate("0.0"))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_text_of_the_prompt_through_generation(trio: Trio, library: str) -> None:
+    """Its tokens are seen by either library's own generation, as positions by hand."""
+    model = trio("llama")[library]
+    ids = model.tokenizer("the cat saw the dog .", return_tensors="pt")["input_ids"]
+    told = []
+    for keys in (Span("cat saw the"), Span(2, 5)):
+        with model.edit(ScaleTokens(keys, gain=9.0)), model.observe("entropy") as seen:
+            out = model.generate(
+                input_ids=ids, max_new_tokens=4, do_sample=False, stop_at_eos=False
+            )
+        told.append((out, seen[1].entropy))
+    assert torch.equal(told[0][0], told[1][0]) and torch.equal(told[0][1], told[1][1])
 
 
 def test_a_bridged_huggingface_model_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -84,8 +84,9 @@ class HFAdapter(Adapter):
         self, tap: Tap, note: Callable[[AttentionCall], None] | None = None
     ) -> Iterator[None]:
         """Every attention call goes to the tap, or to `note` and its attention is computed plainly
-        (edits that are for another input can be explained so); in the text tower it knows which tokens are an image's, and, where an edit of the tap needs it, the stream that entered
-        its layer and the prompt's tokens."""
+        (edits that are for another input can be explained so). In the main tower it knows which
+        tokens are an image's, and, where an edit of the tap needs it, the stream that entered its
+        layer and the prompt's tokens."""
         outer, self.tokens = self.tokens, PromptTokens()
         # with an encoder beside the decoder, input_ids are not what the main tower reads
         two_stacks = bool(getattr(self.module.config, "is_encoder_decoder", False))
