@@ -178,7 +178,8 @@ def speed(n: int) -> dict[str, Any]:
     """Seconds on a model of GPT-2 small's shape (12 × 12 heads, width 768), random weights."""
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(interp.models.FOLDER / "pocket_llama")
+    folder = interp.models.get("llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
     module = transformers.GPT2LMHeadModel(transformers.GPT2Config())
     model = hook(module, name="random GPT-2 small", tokenizer=tokenizer)

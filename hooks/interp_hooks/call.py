@@ -18,6 +18,8 @@ class Site:
         tower, layer, kind: the place.
         path: the module's name.
         n_heads, n_kv_heads, d_head: its size.
+        output_gate: whether each head's output is multiplied by a gate before W_O reads it.
+        learned_sinks: whether the softmax has a logit of its own per head, which no key holds.
 
     Example:
         >>> site = model.sites[2]
@@ -32,6 +34,8 @@ class Site:
     n_heads: int
     n_kv_heads: int
     d_head: int
+    output_gate: bool = False
+    learned_sinks: bool = False
 
     @property
     def is_main(self) -> bool:

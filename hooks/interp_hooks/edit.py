@@ -16,7 +16,8 @@ Scope = Literal["all", "prefill", "decode"]
 
 
 class CallEdit(ABC):
-    """What changes at attention calls, in the order it happens: `before`, `steer`, `apply`.
+    """What changes at attention calls, in the order it happens: `before`, `steer`, `attend`,
+    `apply`.
 
     The interface of edits and of bound edits; subclasses override what they change.
 
@@ -56,8 +57,17 @@ class CallEdit(ABC):
         """The query rows (start, stop) that `steer` is for; None for all."""
         return None
 
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        """What another attention gives in place of softmax·v, (batch, queries, heads, d_head).
+
+        For edits that attend anew. Where an architecture gates (or norms) heads before W_O, this is
+        still before it; must not write into the z it is given.
+        """
+        return z
+
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        """The new z (batch, queries, heads, d_head); must not write into the z it is given."""
+        """The new z (batch, queries, heads, d_head), as W_O reads it, after an output gate; must
+        not write into the z it is given."""
         return z
 
     def route(self, site: Site) -> str:
@@ -142,6 +152,9 @@ class BoundEdit(CallEdit, Generic[E]):
 
     def rows(self, call: AttentionCall) -> tuple[int, int] | None:
         return self.edit.rows(call)
+
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        return self.edit.attend(call, z)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         return self.edit.apply(call, z)

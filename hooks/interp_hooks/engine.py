@@ -89,10 +89,43 @@ def steers_of(
     return steers
 
 
+@dataclass(frozen=True)
+class Attended:
+    """One call whose attention is computed and whose z is not yet what W_O reads.
+
+    Attributes:
+        call, edited: as it came, and after the edits' `before`.
+        z: (batch, queries, heads, d_head), softmax·v.
+        answers: what the observers' questions gave.
+        edits: those that touch the call.
+        steers: those whose gains z has not had.
+    """
+
+    call: AttentionCall
+    edited: AttentionCall
+    z: torch.Tensor
+    answers: list[tuple[Observer, Result]]
+    edits: list[CallEdit]
+    steers: list[Steered]
+
+
 def attend(call: AttentionCall, tap: Tap) -> torch.Tensor:
     """z (batch, queries, heads, d_head) of one call, telling the observers on the way.
 
     Raises `ActivationError` when z is not finite.
+    """
+    attended = begin(call, tap)
+    z = attended.z
+    for edit in attended.edits:
+        z = edit.apply(attended.edited, edit.attend(attended.edited, z))
+    return deliver(attended, z)
+
+
+def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
+    """The attention of one call under the edits' changes of inputs and weights.
+
+    `late` where something stands between this output and W_O (an output gate, a norm): then other
+    attentions are computed here, and factors on the heads' outputs wait for `at_projection`.
     """
     observers, edits, backend = tap.observers, tap.edits, tap.backend
     edited = rewritten(call, edits)
@@ -107,18 +140,55 @@ def attend(call: AttentionCall, tap: Tap) -> torch.Tensor:
         before, after = before + after, []
     elif before:
         answers += _ask(call, before, backend)[1]
-    result, more = _ask(edited, after if changed else before, backend, steers)
-    answers += more
+    inside = [replace(s, steer=replace(s.steer, gain=None)) for s in steers] if late else steers
+    result, more = _ask(edited, after if changed else before, backend, inside)
     z = result.out.transpose(1, 2)  # (batch, queries, heads, d)
-    for edit in edits:
-        if edit.touches(call):
-            z = edit.apply(edited, z)
-    check_finite(call, z)
-    for observer, answer in answers:
-        observer.callback(
-            LayerStats(call, answer, observer.question, z if observer.question.z else None)
-        )
+    touching = [edit for edit in edits if edit.touches(call)]
+    if late:
+        for edit in touching:
+            z = edit.attend(edited, z)
+    return Attended(call, edited, z, answers + more, touching, steers if late else [])
+
+
+def at_projection(attended: Attended, z: torch.Tensor) -> torch.Tensor:
+    """What W_O is to read in place of z (batch, queries, heads, d_head), which an output gate or
+    norm made of `attended.z`; the observers are told.
+
+    Raises `ActivationError` when it is not finite.
+    """
+    gate = gate_values(attended.z, z) if attended.call.site.output_gate else None
+    z = gains(z, attended.steers)
+    for edit in attended.edits:
+        z = edit.apply(attended.edited, z)
+    return deliver(attended, z, gate)
+
+
+def deliver(
+    attended: Attended, z: torch.Tensor, gate: Callable[[], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """z itself, once it is known to be finite and the observers are told."""
+    check_finite(attended.call, z)
+    for observer, answer in attended.answers:
+        question = observer.question
+        stats = LayerStats(attended.call, answer, question, z if question.z else None)
+        if gate is not None and "gate" in question.names:
+            stats.rows["gate"] = gate()
+        observer.callback(stats)
     return z
+
+
+def gate_values(before: torch.Tensor, after: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Gives the mean over a head's dimensions of the gate g, after = g · before, as (batch, heads,
+    queries); NaN where the head's output is zero, which hides its gate."""
+
+    def mean() -> torch.Tensor:
+        x, y = before.detach().float(), after.detach().float()
+        # a quotient of subnormal numbers has no digits left
+        shown = x.abs() > 16 * torch.finfo(before.dtype).tiny
+        ratio = torch.where(shown, y / torch.where(shown, x, 1), 0)
+        return (ratio.sum(-1) / shown.sum(-1)).transpose(1, 2)
+
+    return mean
 
 
 def explain_call(call: AttentionCall, tap: Tap) -> str:

@@ -42,6 +42,7 @@ class HookedModel:
         device: where its parameters are.
         backend: which kernels run.
         note: a sentence that belongs beside the model's name, or None.
+        origin: where the weights come from, as results record it; {} where nothing is known.
 
     Example:
         >>> model.n_layers, model.n_heads, model.d_head
@@ -63,6 +64,7 @@ class HookedModel:
     ):
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
         self.processor = processor
+        self.origin: dict[str, Any] = {}
         self._tap = Tap(backend=backend)
         self._depth = 0  # blocks that use the tap now
 
@@ -307,9 +309,9 @@ class HookedModel:
 
         Args:
             names: any of entropy, max, argmax, distance, capped_distance, group_mass, received,
-                pair_mass, topk, value_norm. Row statistics come as (batch, heads, queries) float32;
-                entropy in nats; `received` as (batch, heads, keys), mean over the queries that see
-                the key.
+                pair_mass, topk, value_norm, gate. Row statistics come as (batch, heads, queries)
+                float32; entropy in nats; `received` as (batch, heads, keys), mean over the queries
+                that see the key; `gate`, where heads are gated before W_O, over its dimensions.
             labels: (batch, keys) int groups for group_mass, negative for none, at most 16 groups.
             reduce: "none", "mean" (over queries: (batch, heads)) or "histogram" (counts, (batch,
                 heads, bins)).
@@ -341,6 +343,8 @@ class HookedModel:
             raise TapError(
                 "reduce is 'none', 'mean' or 'histogram', and stage is 'before' or 'after'."
             )
+        if "gate" in names and not any(site.output_gate for site in self.sites):
+            raise TapError(f"{self.name} has no output gate on its heads, so there is none to see.")
         if "group_mass" in names and labels is None:
             raise TapError(
                 "group_mass needs labels=, a (batch, keys) integer tensor of key groups."

@@ -13,7 +13,7 @@ from interp_hooks.errors import TapError
 from interp_kernels import Received, Request
 
 ROW = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
-NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm")
+NAMES = (*ROW, "received", "pair_mass", "topk", "value_norm", "gate")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Question:
     All indices are absolute slots of the padded sequence.
 
     Args:
-        names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)).
+        names: of `ROW` plus "value_norm" (‖v‖₂, (batch, kv_heads, keys)) and "gate" (mean of the
+            output gate over a head's dimensions, where `Site.output_gate`).
         pairs: name → (batch, queries or 1, m) slots, −1 for none.
         received: name → `Received` with queries (batch or 1, slots).
         labels: (batch or 1, slots), negative = no group.

@@ -122,6 +122,8 @@ def ablate(
             Text("random, like ") + _join(result.control_heads),
         )
     console.print(table)
+    for remark in result.notes:
+        console.print(Text(remark, style="yellow"), soft_wrap=True)
 
 
 def named(written: str) -> list[Head]:

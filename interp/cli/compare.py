@@ -48,6 +48,8 @@ def compare(
         "Rank corr.: Spearman's over heads, 1 is the same order. Overlap: strongest heads that "
         "both name."
     )
+    if "inputs" in compared.attrs:
+        console.print(Text(compared.attrs["inputs"], style="yellow"), soft_wrap=True)
     only = sorted(set(a.scores) ^ set(b.scores))
     if only:
         note(f"In one of them only: {', '.join(only)}.")

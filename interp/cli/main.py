@@ -108,7 +108,6 @@ def _root(
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {
-    "models": models.models,
     "list": catalogue.show_names,
     "scan-heads": scan_heads.scan_heads,
     "show": show.show,
@@ -122,6 +121,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(explained(_command, _name in RESUMING))
+
+_models = typer.Typer(rich_markup_mode="rich")
+_models.callback(invoke_without_command=True)(explained(models.models))
+_models.command("get")(explained(models.get))
+_models.command("remove")(explained(models.remove))
+app.add_typer(_models, name="models")
 
 
 def main() -> None:

@@ -1,15 +1,22 @@
-"""`interp models`."""
+"""`interp models`, and its `get` and `remove`."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.text import Text
 
+from interp.cli import common
 from interp.cli.common import note, out, table
 
 
-def models() -> None:
-    """List the bundled models and the aliases for models on the Hugging Face hub."""
-    from interp.models import catalog
+def models(context: typer.Context) -> None:
+    """List the bundled models, the aliases for models on the Hugging Face hub, and what is in the
+    cache; get and remove are its commands."""
+    if context.invoked_subcommand:
+        return
+    from interp.models import cached, catalog
 
     entries = list(catalog())
     # A bundled model's target is a folder of ours; its remark says more. The aliases share theirs:
@@ -22,4 +29,34 @@ def models() -> None:
     out().print(grid)
     for remark in dict.fromkeys(e.note for e in entries if e.kind != "bundled" and e.note):
         note(f"Aliases are {remark}.")
-    note("Any other Hugging Face id or folder works too.")
+    note("Any other Hugging Face id works too, a folder, or a GGUF file.")
+    if kept := cached():
+        grid = table("in the cache", "size", "from", "folder", right=("size",))
+        for model in kept:
+            origin = ", ".join(
+                str(model.origin[k]) for k in ("source", "weights") if k in model.origin
+            )
+            name = Text(model.name, style="bold")
+            grid.add_row(name, f"{model.megabytes} MB", Text(origin), Text(str(model.path)))
+        out().print(grid)
+
+
+def get(
+    name: Annotated[str, typer.Argument(help="A name that `interp models` lists, or a hub id.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a download.")] = False,
+) -> None:
+    """Fetch a model once, so that it loads offline from then on."""
+    from interp.models import get
+
+    if not common.fetch(name, yes):
+        path = get(name)
+        out().print(Text.assemble(("Model   ", "dim"), str(path)), soft_wrap=True)
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="A model in the cache, as `interp models` lists it.")],
+) -> None:
+    """Remove a fetched model from the cache."""
+    from interp.models import remove
+
+    out().print(f"{name} is removed; {remove(name)} MB are free again.")

@@ -13,6 +13,8 @@ from interp.cli.common import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
+    FormatOption,
     ModelOption,
     SeedOption,
     listing,
@@ -54,7 +56,8 @@ def scan_heads(
         ),
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file to measure on, instead of generated text.")
+        Path | None,
+        typer.Option(help="UTF-8 text file to measure on, instead of the English shipped."),
     ] = None,
     images: Annotated[
         Path | None,
@@ -64,6 +67,20 @@ def scan_heads(
         str | None,
         typer.Option(help="What to ask about each picture.", show_default="describe the picture :"),
     ] = None,
+    format: FormatOption = None,
+    haystack: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text file to hide needles in, instead of the English shipped."),
+    ] = None,
+    needle: Annotated[
+        str | None,
+        typer.Option(help='A fact of your own to hide: "The … is …", or "lead | answer".'),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(help="What asks for that fact.", show_default="made of the needle"),
+    ] = None,
+    force: ForceOption = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
     ] = False,
@@ -71,7 +88,9 @@ def scan_heads(
     dtype: DtypeOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a long scan.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Don't ask before a long scan or a download.")
+    ] = False,
 ) -> None:
     """Score every attention head: sinks, retrieval, induction, …
 
@@ -97,7 +116,7 @@ def scan_heads(
     import interp
     from interp.scan.plan import PAGE
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(model, device, dtype, backend, yes)
     plan = interp.plan_scan(
         loaded,
         scores=scores,
@@ -108,6 +127,11 @@ def scan_heads(
         extrapolate=extrapolate,
         images=images,
         prompt=prompt,
+        format=format,
+        haystack=haystack,
+        needle=needle,
+        question=question,
+        force=force,
     )
     show_plan(plan, loaded.name)
     if plan.seconds > ASK_FROM_SECONDS and not yes:

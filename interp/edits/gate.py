@@ -135,11 +135,11 @@ class Gate(HeadEdit):
             alpha = vector([self.alpha] * site.n_kv_heads, device)
         return alpha.repeat_interleave(site.n_heads // site.n_kv_heads)
 
-    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         return self.blended(call, z, "auto")
 
     def blended(self, call: AttentionCall, z: torch.Tensor, backend: str) -> torch.Tensor:
-        """z (batch, queries, heads, d) of `apply`, with streaming attention by `backend`."""
+        """z (batch, queries, heads, d) of `attend`, with streaming attention by `backend`."""
         if call.query is None or call.key is None:
             raise EditError(
                 "gate needs queries and keys, and TransformerLens shows the weights; "
@@ -176,5 +176,5 @@ class BoundGate(BoundEdit[Gate]):
         super().__init__(edit)
         self.backend = backend
 
-    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         return self.edit.blended(call, z, self.backend)

@@ -107,7 +107,7 @@ class OverwriteRow(HeadEdit):
         pattern[samples[:, None], heads, row[:, None]] = line[:, None]
         return replace(call, pattern=pattern)
 
-    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         row, columns, weights = self._where(call)
         samples = torch.arange(call.batch, device=z.device)
         values = call.value.transpose(1, 2)[samples[:, None], columns]  # (batch, m, kv_heads, d)

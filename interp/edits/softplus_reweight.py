@@ -56,7 +56,7 @@ class SoftplusReweight(HeadEdit):
         if self.power is not None and not 1 <= self.power < float("inf"):
             raise EditError(f"The power of softplus_reweight is 1 or more, not {self.power}.")
 
-    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if call.query is None or call.key is None:
             raise EditError(
                 "softplus_reweight needs queries and keys, and TransformerLens shows "

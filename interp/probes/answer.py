@@ -56,6 +56,13 @@ class AnswerProbe(NeedleProbe):
     def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
         return Probe.seconds(self, batch, pace)
 
+    def floor(
+        self, model: HookedModel, batches: Sequence[ProbeBatch], outcomes: Sequence[float]
+    ) -> str | None:
+        """None: with its answer given, a problem says something of the heads of a model that does
+        not solve it too."""
+        return None
+
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         return Probe.passes(self, batches)
 

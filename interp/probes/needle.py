@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.inputs.batches import left_padded
 from interp.inputs.forward import forward
-from interp.inputs.tokenizer import Text, pad_id
+from interp.inputs.greedy import greedy
+from interp.inputs.tokenizer import Text, pad_id, stop_tokens
 from interp.probes.probe import Callback, Probe, ProbeBatch
 from interp.probes.settings import Settings
+from interp.tasks.floor import at_floor, described
 from interp.tasks.niah import NeedleInAHaystack
+from interp.tasks.posing import pose
 from interp.tasks.task import Instance
 from interp_hooks.logits import logits_of
 from interp_hooks.question import Question
@@ -22,14 +26,49 @@ if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
 
-def needles(tokenizer: Any, settings: Settings) -> Sequence[Instance]:
-    """Needle problems at a quarter, a half and the whole of the context."""
-    return (
-        NeedleInAHaystack().at(settings.context).sample(tokenizer, settings.samples, settings.seed)
+def needle_task(settings: Settings) -> NeedleInAHaystack:
+    """The task at a quarter, a half and the whole of the context, in the format that is fixed (bare
+    where none is yet)."""
+    task = NeedleInAHaystack(
+        haystack=settings.haystack,
+        needle=settings.needle,
+        question=settings.question,
+        format="bare" if settings.format == "auto" else settings.format,
     )
+    return task.at(settings.context)
 
 
-class QuestionProbe(Probe):
+def needles(tokenizer: Any, settings: Settings) -> Sequence[Instance]:
+    """Needle problems of these settings."""
+    return needle_task(settings).sample(tokenizer, settings.samples, settings.seed)
+
+
+def settled(model: HookedModel, settings: Settings) -> tuple[Settings, str | None]:
+    """The settings with the needles' format fixed, and how it was found where it was looked for."""
+    if settings.format != "auto":
+        return settings, None
+    posed = pose(model, needle_task(settings))
+    return replace(settings, format=posed.task.format), posed.note
+
+
+class _NeedleProbe(Probe):
+    """What both probes share: problems in a format, and scores only of a model that solves them."""
+
+    posed = True
+
+    def make(self, model: HookedModel, settings: Settings) -> list[ProbeBatch]:
+        return self.batches(model.tokenizer, settled(model, settings)[0])
+
+    def floor(
+        self, model: HookedModel, batches: Sequence[ProbeBatch], outcomes: Sequence[float]
+    ) -> str | None:
+        task = batches[0].info["task"]
+        if not outcomes or not at_floor(sum(outcomes), len(outcomes), task.chance):
+            return None
+        return described(model, task, [b.info["instance"] for b in batches], outcomes)
+
+
+class QuestionProbe(_NeedleProbe):
     """A needle prompt (row 0) and the same with the question replaced by "N/A" (row 1),
     left-padded.
 
@@ -52,11 +91,25 @@ class QuestionProbe(Probe):
                 ((n0 + pad, n1 + pad), (start + pad, stop + pad))
                 for pad, (start, stop) in zip(pads, questions, strict=True)
             ]
-            batches.append(ProbeBatch(ids, mask, dict(spans=spans)))
+            info = dict(spans=spans, instance=i, task=needle_task(settings))
+            batches.append(ProbeBatch(ids, mask, info))
         return batches
 
+    def run(
+        self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback
+    ) -> None:
+        with model.watch(question, callback):
+            out = forward(model, batch.input_ids, batch.attention_mask, keep=1)
+        token = int(logits_of(out)[0, -1].argmax())
+        batch.info["begun"] = token in batch.info["instance"].accept[0]
 
-class NeedleProbe(Probe):
+    def outcome(self, batch: ProbeBatch) -> float | None:
+        """1 where the right answer is begun; None in the format paper, which allows any words."""
+        free = batch.info["task"].judge == "recall"
+        return None if free else float(batch.info["begun"])
+
+
+class NeedleProbe(_NeedleProbe):
     """Greedy decoding after a needle prompt: the prompt but its last token is prefilled, then each
     step is watched.
 
@@ -68,32 +121,27 @@ class NeedleProbe(Probe):
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
         return [
-            ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i))
+            ProbeBatch(torch.tensor([i.prompt]), None, dict(instance=i, task=needle_task(settings)))
             for i in needles(tokenizer, settings)
         ]
 
     def run(
         self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback
     ) -> None:
-        instance = batch.info["instance"]
-        generated: list[int] = []
-        ids = batch.input_ids
-        steps = len(instance.accept)
-        cache: dict[str, Any] = {}
-        if model.has_cache:
-            out = forward(model, ids[:, :-1], keep=1, use_cache=True)
-            cache, ids = dict(past_key_values=out.past_key_values, use_cache=True), ids[:, -1:]
-        for _ in range(steps):
-            with model.watch(question, callback):
-                out = forward(model, ids, keep=1, **cache)
-            logits = logits_of(out)
-            token = logits[:, -1].argmax(-1, keepdim=True).cpu()
-            generated.append(int(token))
-            ids = token if cache else torch.cat([ids, token], 1)
-        batch.info["generated"] = generated
-        batch.info["solved"] = all(
-            t in ok for t, ok in zip(generated, instance.accept, strict=True)
+        instance, task = batch.info["instance"], batch.info["task"]
+        free = task.judge == "recall"
+        steps = instance.info["steps"] if free else len(instance.accept)
+        stop = stop_tokens(model) | set(instance.info["ends"]) if free else ()
+        generated = greedy(
+            model, batch.input_ids, steps, stop, lambda: model.watch(question, callback)
         )
+        batch.info["generated"] = generated
+        if free:
+            batch.info["solved"] = task.heard(model.tokenizer, instance, generated)[0] > 0
+        else:
+            batch.info["solved"] = all(
+                t in ok for t, ok in zip(generated, instance.accept, strict=True)
+            )
 
     def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
         instance, length = batch.info["instance"], batch.input_ids.shape[1]
@@ -103,7 +151,8 @@ class NeedleProbe(Probe):
         return pace.plain(1, length) + steps * pace.step()
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
-        steps = len(batches[0].info["instance"].accept)
+        instance = batches[0].info["instance"]
+        steps = instance.info.get("steps", len(instance.accept))
         return f"{super().passes(batches)} + {steps} steps"
 
     def outcome(self, batch: ProbeBatch) -> float | None:
@@ -115,11 +164,6 @@ class NeedleProbe(Probe):
     ) -> list[str]:
         if not outcomes:
             return []
-        if not any(outcomes):
-            return [
-                "retrieval: task not solved (needle accuracy 0.00), so retrieval heads can't be "
-                "told."
-            ]
         return [
             f"retrieval: measured on the {int(sum(outcomes))} of {len(outcomes)} needle problems "
             "solved."

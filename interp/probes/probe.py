@@ -68,6 +68,8 @@ class Probe(ABC):
     what: str
     #: a model that can't be given such inputs, or none so long, is scanned without them
     optional: bool = False
+    #: its problems are put in a format (`Settings.format`)
+    posed: bool = False
 
     @abstractmethod
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
@@ -103,6 +105,13 @@ class Probe(ABC):
     ) -> list[str]:
         """What a reader of the scores must know of these inputs, and of what came out."""
         return []
+
+    def floor(
+        self, model: HookedModel, batches: Sequence[ProbeBatch], outcomes: Sequence[float]
+    ) -> str | None:
+        """Why the model can't do what these inputs ask of it, so that scores on them mean nothing;
+        None where it can."""
+        return None
 
     def overlays(self, model: HookedModel, settings: Settings, heads: Sequence[Head]) -> list[Any]:
         """Pictures of where these heads look (`interp.vision.overlay.Overlay`), for the report."""

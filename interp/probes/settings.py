@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from interp.inputs.text import rows_of_text
 from interp.vision.pictures import Pictures
 
 
@@ -15,9 +17,16 @@ class Settings:
         context: tokens of the text rows and the longest needle prompt.
         samples: rows or problems a probe.
         seed: of the rows and problems.
-        text: what text rows are cut from; None for the generated prose.
+        text: what text rows are cut from; None for the English shipped here, or generated prose
+            for a tokenizer that does not know English.
         images: a folder of pictures; None for rendered scenes.
         prompt: what is asked about each picture; None for the usual one.
+        format: of needle prompts, as in `interp.tasks`; "auto": what the model understands best.
+        haystack: a text file that needles are hidden in; None for the English shipped here.
+        needle: a fact of one's own to hide, "The … is …".
+        question: what asks for it; made of the needle if None.
+        inputs: token ids of one's own as text rows; None for rows of text.
+        force: keep scores of needles where the model can't do the task.
 
     Example:
         >>> interp.probes.Settings(context=64).samples
@@ -30,6 +39,22 @@ class Settings:
     text: str | None = None
     images: str | None = None
     prompt: str | None = None
+    format: str = "auto"
+    haystack: str | None = None
+    needle: str | None = None
+    question: str | None = None
+    inputs: tuple[tuple[int, ...], ...] | None = None
+    force: bool = False
+
+    def rows(self, tokenizer: Any, context: int | None = None) -> list[list[int]]:
+        """Rows of running text, of the scan's context or all of at most `context` tokens.
+
+        Raises `InputError` where there is neither a tokenizer nor `inputs`.
+        """
+        if self.inputs is not None:
+            length = None if context is None else min(context, *map(len, self.inputs))
+            return [list(row[:length]) for row in self.inputs]
+        return rows_of_text(tokenizer, self.text, context or self.context, self.samples, self.seed)
 
     @property
     def pictures(self) -> Pictures:

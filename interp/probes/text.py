@@ -19,10 +19,7 @@ class TextProbe(Probe):
     name, what = "text", "running text"
 
     def batches(self, tokenizer: Any, settings: Settings) -> list[ProbeBatch]:
-        rows = rows_of_text(
-            tokenizer, settings.text, settings.context, settings.samples, settings.seed
-        )
-        return [ProbeBatch(torch.tensor([r])) for r in rows]
+        return [ProbeBatch(torch.tensor([r])) for r in settings.rows(tokenizer)]
 
     def remarks(
         self, tokenizer: Any, batches: Sequence[ProbeBatch], outcomes: Sequence[float]

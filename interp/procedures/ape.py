@@ -256,7 +256,7 @@ class _Merge(Edit):
     def touches(self, call: AttentionCall) -> bool:
         return call.site.kind == "self" and call.mask.q_start >= self.stop
 
-    def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if (
             call.query is None
             or call.key is None

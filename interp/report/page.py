@@ -67,6 +67,7 @@ def _facts(atlas: HeadTable) -> dict[str, str]:
         "Context": _tokens(settings.get("context")),
         "Samples": settings.get("samples"),
         "Seed": atlas.provenance.get("seed", settings.get("seed")),
+        "Before each text": " ".join(atlas.provenance.get("before_text") or ()),
         "Measured": _day(atlas.provenance.get("created")),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}

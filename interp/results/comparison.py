@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from interp.errors import InputError
+from interp.results import starting_tokens
 from interp.results.places import column as column_of
 from interp.support.statistics import spearman
 
@@ -25,7 +26,8 @@ def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
     averaged), None where it is not defined; `heads` measured in both (key/value heads or layers, of
     a score that belongs to them); `top10_overlap`, the share of
     the ten strongest heads (fewer where there are fewer) that both name; `remark`, why a number is
-    missing.
+    missing. Where the two were measured on different inputs, one behind a tokenizer that adds a BOS
+    and one behind one that does not, say, ``frame.attrs["inputs"]`` is the sentence that says it.
 
     Raises:
         InputError: the atlases are of models of different shapes, or share no score.
@@ -62,6 +64,8 @@ def compare(one: HeadTable, other: HeadTable) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for column in ("spearman", "top10_overlap"):
         table[column] = pd.Series([row[column] for row in rows], dtype=object)
+    if different := starting_tokens.difference(one.provenance, other.provenance):
+        table.attrs["inputs"] = different
     return table
 
 

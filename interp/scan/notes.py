@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from interp.probes import catalogue as probes
@@ -17,12 +18,37 @@ def outcome_name(probe: str) -> str:
     return f"_{probe}"
 
 
-def notes(plan: Plan, records: Any) -> list[str]:
+def floors(plan: Plan, records: Any) -> dict[str, str]:
+    """probe → why the model can't do what it asks, for those where that is so."""
+    found = {}
+    for name, batches in plan._batches.items():
+        outcomes = records[records.score == outcome_name(name)]["value"].tolist()
+        failed = probes.get(name).floor(plan.model, batches, outcomes)
+        if failed is not None:
+            found[name] = failed
+    return found
+
+
+def kept(plan: Plan, records: Any, floors: Mapping[str, str]) -> Any:
+    """The records without the scores of probes that the model can't do, unless that is forced."""
+    if plan.settings.force or not floors:
+        return records
+    failed = [s.name for name in floors for s in plan._by_probe[name]]
+    return records[~records.score.isin(failed)]
+
+
+def notes(plan: Plan, records: Any, floors: Mapping[str, str]) -> list[str]:
     """Sentences that belong beside the numbers."""
     found = list(plan.notes)
     for name, batches in plan._batches.items():
         outcomes = records[records.score == outcome_name(name)]["value"].tolist()
-        found += probes.get(name).remarks(plan.model.tokenizer, batches, outcomes)
+        failed = floors.get(name)
+        if failed is None:
+            found += probes.get(name).remarks(plan.model.tokenizer, batches, outcomes)
+        else:
+            names = ", ".join(s.name for s in plan._by_probe[name])
+            how = "measured all the same (force)" if plan.settings.force else "not measured"
+            found.append(f"{names}: {how}. {failed}")
     for score in (s for scores in plan._by_probe.values() for s in scores):
         if score.undefined and not records[records.score == score.name]["value"].notna().any():
             found.append(f"{score.name}: not measured, for {score.undefined}.")

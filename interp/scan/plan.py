@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +11,8 @@ import torch
 from interp.errors import ContextError, InputError, TapError
 from interp.inputs.context import check_context
 from interp.inputs.pace import LONG, Pace
-from interp.inputs.text import rows_of_text
 from interp.probes import catalogue as probes
+from interp.probes.needle import settled
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.scores.score import ModelScore, Score
@@ -47,6 +47,9 @@ class Plan:
             extrapolate,
         )
         self.notes: list[str] = []
+        if any(probes.get(s.probe).posed for s in scores if not isinstance(s, ModelScore)):
+            self._settle()
+            settings = self.settings
         self._by_probe: dict[str, list[Score]] = {}
         for score in scores:
             if not isinstance(score, ModelScore):
@@ -77,6 +80,14 @@ class Plan:
         self.rows = self._describe()
         self.seconds, self.gigabytes = self._estimate()
 
+    def _settle(self) -> None:
+        """Fix the format of needle prompts; what is in the way is told when they are made."""
+        try:
+            self.settings, note = settled(self.model, self.settings)
+        except (InputError, ContextError):
+            return
+        self.notes += [note] if note else []
+
     def _describe(self) -> list[tuple[str, str, str]]:
         rows = []
         for name, scores in self._by_probe.items():
@@ -95,14 +106,10 @@ class Plan:
         return max([*lengths, *own])
 
     def _pace(self) -> Pace:
-        """Timed runs on a text, or on a batch's own tokens where there is no tokenizer."""
+        """Timed runs on a text, or on a user's own tokens."""
         length = min(LONG, self.settings.context)
-        batches = [b for batches in self._batches.values() for b in batches]
-        if self.model.tokenizer is None and batches:
-            ids = batches[0].input_ids[0]
-            ids = ids.repeat(-(-length // len(ids)))[:length]
-        else:
-            ids = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0)[0])
+        rows = replace(self.settings, text=None, samples=1).rows(self.model.tokenizer, length)
+        ids = torch.tensor(rows[0])
         asked = [
             score.ask(self._batches[probe][0]).names
             for probe, scores in self._by_probe.items()
@@ -138,12 +145,16 @@ class Plan:
         values = {
             k: v
             for k, v in asdict(self.settings).items()
-            if k not in ("seed", "text") and v is not None
+            if k not in ("seed", "text", "inputs")
+            and v is not None
+            and v is not False
+            and v != "auto"
         }
         return dict(
             values,
             scores=[s.name for s in self.scores],
             text=self.settings.text is not None,
+            **({} if self.settings.inputs is None else dict(inputs="own")),
             extrapolate=self.extrapolate and self.settings.context > (self.model.max_context or 0),
             backend=self.model.backend,
         )

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import ActivationError, InputError
-from interp.inputs.text import read_text
+from interp.inputs.text import read_file, read_text
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
-from interp.scan.notes import measured, notes, outcome_name
+from interp.results import starting_tokens
+from interp.scan.notes import floors, kept, measured, notes, outcome_name
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
@@ -81,10 +82,15 @@ class Scan(Plan):
                 clock.finish()
         clock.start("overlays" if self._finish["overlays"] else "summary")
         frames = pieces.records([j.key for j in jobs])
+        failed = floors(self, frames)
+        frames = kept(self, frames, failed)
         frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
         record["measured"] = {s.name: measured(self, s, frames).to_json() for s in self.scores}
-        atlas = Atlas(frame, record, notes(self, frames))
+        own = getattr(self.model.module, "tokenizer", None) is self.model.tokenizer
+        atlas = Atlas(
+            frame, record, [*starting_tokens.remark(record, own), *notes(self, frames, failed)]
+        )
         atlas.overlays = self._overlays(atlas)
         clock.finish()
         clock.start("saving")
@@ -231,6 +237,13 @@ def plan_scan(
     extrapolate: bool = False,
     images: str | Path | None = None,
     prompt: str | None = None,
+    *,
+    format: str | None = None,
+    haystack: str | Path | None = None,
+    needle: str | None = None,
+    question: str | None = None,
+    inputs: Any = None,
+    force: bool = False,
 ) -> Scan:
     """The plan of a scan, before it runs: `plan.rows`, `plan.seconds`, `plan.run()`.
 
@@ -246,6 +259,14 @@ def plan_scan(
         images: a folder of pictures for the image scores, instead of rendered scenes; the first
             `samples` by name.
         prompt: what is asked about each picture; by default "describe the picture :".
+        format: of needle prompts, as in `interp.evaluate`; by default what the model understands
+            best.
+        haystack: a text file to hide needles in, instead of the English shipped here.
+        needle: a fact of your own to hide, "The … is …"; or with a bar where its answer begins.
+        question: what asks for it; made of the needle if not given.
+        inputs: token ids of your own instead of text, (rows, tokens) or a list of rows; a model
+            without a tokenizer is scanned on these alone.
+        force: keep scores measured on a task that the model can't do.
 
     Returns:
         A `Scan`: what it reads, how long it takes, and how to run it.
@@ -266,22 +287,56 @@ def plan_scan(
             "No score was named; use default, all, or names from `interp.scores.names()`."
         )
     content = read_text(text) if text is not None else None
+    if haystack is not None:
+        read_file(haystack, "haystack")
     if images is not None:
         files_in(images)
+    if inputs is not None and text is not None:
+        raise InputError("Rows are cut from a text or are token ids of your own, not both.")
     hooked = load(model)
     selection = fitting(hooked, selection, named=asked_by_name(scores))
     if images is not None or prompt is not None:
         needs_images(hooked, "images=" if images is not None else "prompt=")
-    if hooked.tokenizer is None:
+    own = own_rows(inputs)
+    if hooked.tokenizer is None and own is None:
         raise InputError(
-            f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...)."
+            f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...), or "
+            "token ids as inputs=."
         )
     if context is None:
-        context = min(DEFAULT_CONTEXT, hooked.max_context or DEFAULT_CONTEXT)
-    folder = None if images is None else str(images)
-    return Scan(
-        hooked, selection, Settings(context, samples, seed, content, folder, prompt), extrapolate
+        limit = hooked.max_context or DEFAULT_CONTEXT
+        context = min(DEFAULT_CONTEXT, limit) if own is None else max(32, *map(len, own))
+    settings = Settings(
+        context,
+        len(own) if own is not None else samples,
+        seed,
+        content,
+        None if images is None else str(images),
+        prompt,
+        format or "auto",
+        None if haystack is None else str(haystack),
+        needle,
+        question,
+        own,
+        force,
     )
+    return Scan(hooked, selection, settings, extrapolate)
+
+
+def own_rows(inputs: Any) -> tuple[tuple[int, ...], ...] | None:
+    """Token ids of one's own as rows; None for None. Raises `InputError` for what is none."""
+    if inputs is None:
+        return None
+    rows = inputs.tolist() if isinstance(inputs, torch.Tensor) else list(inputs)
+    if rows and isinstance(rows[0], int):
+        rows = [rows]
+    own = tuple(tuple(int(i) for i in row) for row in rows)
+    if not own or any(len(row) < 2 for row in own):
+        raise InputError(
+            "Token ids of your own are (rows, tokens), or a list of rows, of at least two tokens "
+            "each."
+        )
+    return own
 
 
 def scan_heads(
@@ -296,11 +351,13 @@ def scan_heads(
     prompt: str | None = None,
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
+    **needles: Any,
 ) -> Atlas:
     """Scores every head of a model on seeded probes.
 
     Args:
         model, scores, context, samples, seed, text, extrapolate, images, prompt: as in `plan_scan`.
+        needles: format, haystack, needle, question, inputs and force, as there.
         out: folder to save to (and resume from).
         progress: True shows a bar with time left, False nothing, or a function (done, total,
             label).
@@ -315,7 +372,9 @@ def scan_heads(
         >>> interp.scan_heads(model, ["previous_token"], context=64, samples=2, progress=False)
         Atlas(pocket-llama: 4 layers × 8 heads; previous_token)
     """
-    plan = plan_scan(model, scores, context, samples, seed, text, extrapolate, images, prompt)
+    plan = plan_scan(
+        model, scores, context, samples, seed, text, extrapolate, images, prompt, **needles
+    )
     folder = Path(out) if out is not None else None
     if callable(progress):
         return plan.run(folder, progress)

@@ -9,7 +9,6 @@ import torch
 
 from interp.edits.scale_heads import ScaleHeads
 from interp.inputs.forward import forward
-from interp.inputs.text import rows_of_text
 from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
 from interp_hooks.logits import logits_of
@@ -57,9 +56,7 @@ class Importance(ModelScore):
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
         length = min(LENGTH, settings.context)
-        rows = torch.tensor(
-            rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed)
-        )
+        rows = torch.tensor(settings.rows(model.tokenizer, length))
         plain = _losses(model, rows)
         for head in heads(model):
             with model.edit(ScaleHeads({head: 0.0})):

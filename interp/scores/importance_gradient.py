@@ -9,7 +9,6 @@ import torch
 
 from interp.edits.scale_heads import ScaleHeads
 from interp.inputs.forward import forward
-from interp.inputs.text import rows_of_text
 from interp.scores.importance import LENGTH, heads
 from interp.scores.score import ModelScore
 from interp_hooks.heads import Head
@@ -58,7 +57,7 @@ class ImportanceGradient(ModelScore):
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
         length = min(LENGTH, settings.context)
-        rows = rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed)
+        rows = settings.rows(model.tokenizer, length)
         by_head: dict[Head, list[float]] = {h: [] for h in heads(model)}
         for n, row in enumerate(rows, 1):
             for head, slope in slopes(model, torch.tensor([row])).items():

@@ -48,10 +48,8 @@ class ResidualPeak(ModelScore):
     def compute(
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
-        from interp.inputs.text import rows_of_text
-
         length = min(LENGTH, settings.context)
-        rows = rows_of_text(model.tokenizer, settings.text, length, settings.samples, settings.seed)
+        rows = settings.rows(model.tokenizer, length)
         by_layer: dict[int, list[float]] = {}
         for row in rows:
             with model.capture_resid() as residual:

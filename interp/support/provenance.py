@@ -71,6 +71,8 @@ def provenance(
         library=type(model.module).__module__.split(".")[0],
         architecture=type(model.module).__name__,
         revision=getattr(config, "_commit_hash", None),
+        origin=dict(getattr(model, "origin", {})),
+        before_text=before_text(model.tokenizer),
         weights_hash=weights_hash(model.module),
         dtype=str(next(model.module.parameters()).dtype).removeprefix("torch."),
         device=device_name(model.device),
@@ -80,6 +82,23 @@ def provenance(
         versions=versions(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def before_text(tokenizer: Any) -> list[str] | None:
+    """The special tokens that a tokenizer puts before every text, often one BOS, as "<s> (1)"; []
+    for none, None without a tokenizer.
+
+    They are a part of the inputs: the same weights behind a tokenizer that adds a BOS are measured
+    on other rows, and have other sinks.
+    """
+    if tokenizer is None:
+        return None
+    plain = list(tokenizer.encode("a", add_special_tokens=False))
+    whole = list(tokenizer.encode("a"))
+    if not plain or plain[0] not in whole:
+        return []
+    ids = whole[: whole.index(plain[0])]
+    return [f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ids]
 
 
 def device_name(device: torch.device) -> str:

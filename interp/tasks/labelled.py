@@ -20,11 +20,13 @@ from interp.tasks.task import Instance, Task, first_tokens
 class Labelled(Task):
     """Which label a text has, by the model's preference among the labels' first tokens.
 
-    The prompt names the labels ("Label each text as negative or positive."), shows `shots` other
-    texts of the file with theirs, and ends in "Label:". The format "lead" begins the answer, "The
-    label of the text is". Problems take the file's texts in an order drawn by the seed, none twice;
-    the corrupted prompt ends in another text, cut or repeated to the same number of tokens, whose
-    label is different.
+    The prompt shows `shots` other texts of the file with their labels and ends in "Text: …" and
+    "Label:", after a line that names the labels; sentiments go without that line, as "Review: …"
+    and "Sentiment:". The format "lead" begins the answer, "The label is". Problems take the file's
+    texts in an order drawn by the seed, none twice; the corrupted prompt ends in another text, cut
+    or repeated to the same number of tokens, whose label is different.
+
+    `info`: `label`, `row` of the file, `text` (start, end) token span of the text that is judged.
 
     Args:
         path: JSON Lines, each {"text": …, "label": …}.
@@ -70,6 +72,10 @@ class Labelled(Task):
         return tuple(sorted({row["label"] for row in self._rows}))
 
     @property
+    def _sentiment(self) -> bool:
+        return set(self.labels) <= {"negative", "neutral", "positive"}
+
+    @property
     def majority(self) -> float:
         """Accuracy of always answering the most frequent label."""
         labels = [row["label"] for row in self._rows]
@@ -111,16 +117,20 @@ class Labelled(Task):
             (right,),
             (wrong,),
             (*before, *swapped, *after),
-            dict(label=row["label"], row=index),
+            dict(label=row["label"], row=index, text=(len(before), len(before) + len(said))),
         )
 
     def _around(self, text: Text, shown: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
         """Token ids before the text that is judged, and from it to the answer."""
-        solved = "".join(f"Text: {r['text']}\nLabel: {r['label']}\n\n" for r in shown)
-        asked = f"Label each text as {', '.join(self.labels[:-1])} or {self.labels[-1]}."
+        thing, asked = ("Review", "Sentiment") if self._sentiment else ("Text", "Label")
+        solved = "".join(f"{thing}: {r['text']}\n{asked}: {r['label']}\n\n" for r in shown)
+        listed = f"{', '.join(self.labels[:-1])} or {self.labels[-1]}"
         if self.format == "chat":
             before, after = text.around_user()
-            head = f"{before}{asked} Answer with the label of the last text alone.\n\n{solved}Text:"
-            return text.plain(head), text.encode(after)
-        lead = " The label of the text is" if self.format == "lead" else ""
-        return text.prompt(f"{asked}\n\n{solved}Text:"), text.encode(f"\nLabel:{lead}")
+            head = (
+                f"Is the {asked.lower()} of the last {thing.lower()} {listed}? Say it in one word."
+            )
+            return text.plain(f"{before}{head}\n\n{solved}{thing}:"), text.encode(after)
+        head = "" if self._sentiment else f"Label each text as {listed}.\n\n"
+        lead = f" The {asked.lower()} is" if self.format == "lead" else ""
+        return text.prompt(f"{head}{solved}{thing}:"), text.encode(f"\n{asked}:{lead}")

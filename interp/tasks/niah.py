@@ -25,6 +25,9 @@ EXAMPLES = 3
 FREE = 50
 #: the paper counts an answer as right from this ROUGE-1 recall of the needle on
 ENOUGH = 0.5
+#: words of an answer in the format paper: with fewer, the question alone holds half of the needle,
+#: and any echo of it would pass
+LONG = 8
 #: tokens of the problems that formats are tried on
 BRIEF = 256
 
@@ -37,8 +40,9 @@ class NeedleInAHaystack(Task):
     The format "lead" ends in "Answer: The secret code of Paris is", "few-shot" begins with solved
     examples, "chat" asks in the tokenizer's template and begins the answer. They are judged
     "exact": every answer token. "paper" is Wu et al.'s: the book and the question as they put them,
-    the whole sentence as the needle, at most 50 greedy tokens, right where their ROUGE-1 recall of
-    the needle exceeds one half ("recall").
+    the whole sentence as the needle (with an answer of at least 8 words, so that an echo of the
+    question does not pass), at most 50 greedy tokens, right where their ROUGE-1 recall of the
+    needle exceeds one half ("recall").
 
     Args:
         lengths: prompt-plus-answer lengths in tokens; instance i takes the i-th, in turn.
@@ -117,8 +121,14 @@ class NeedleInAHaystack(Task):
     def _drawn(self, text: Text, rng: np.random.Generator) -> tuple[Needle, str]:
         """The needle, and another answer of as many tokens."""
         if self.needle is None:
-            return Needle.drawn(text, rng, self.words)
+            free = self.format == "paper"
+            return Needle.drawn(text, rng, max(self.words, LONG) if free else self.words)
         needle = Needle.of(self.needle, self.question)
+        if self.format == "paper" and recall(needle.question, needle.sentence) > ENOUGH:
+            raise InputError(
+                "More than half of this needle's words are in its question, so that any echo of it "
+                "would count as found; give a needle with a longer answer."
+            )
         nouns = text.pool(lexicon.NOUNS, 2)
         return needle, " ".join(
             nouns[int(rng.integers(len(nouns)))] for _ in text.encode(f" {needle.answer}")

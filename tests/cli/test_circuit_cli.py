@@ -267,7 +267,7 @@ def test_the_command_for_gpt2_runs_as_it_is_written(
     import transformers
 
     from interp.loading import load
-    from interp.models import ALIASES
+    from interp.models.names import ALIASES
 
     folder = tmp_path / "gpt2"
     torch.manual_seed(0)

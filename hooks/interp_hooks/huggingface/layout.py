@@ -73,7 +73,10 @@ class Layout:
     def find(self, module: torch.nn.Module, what: str) -> torch.nn.Module | None:
         """The submodule of `module` under the first name of a field that it has; None without."""
         for name in self.names(what):
-            if isinstance(part := getattr(module, name, None), torch.nn.Module):
+            part: Any = module
+            for step in name.split("."):
+                part = getattr(part, step, None)
+            if isinstance(part, torch.nn.Module):
                 return part
         return None
 
@@ -84,7 +87,15 @@ class Layout:
 
 #: what architectures of transformers say
 TABLE: dict[str, Names] = {
-    "output_projection": ("o_proj", "out_proj", "c_proj", "dense", "wo", "proj"),
+    "output_projection": (
+        "o_proj",
+        "out_proj",
+        "c_proj",
+        "dense",
+        "wo",
+        "proj",
+        "output_projection.o_proj",
+    ),
     "query": ("q_proj",),
     "key": ("k_proj",),
     "value": ("v_proj",),

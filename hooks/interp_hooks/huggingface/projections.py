@@ -25,7 +25,10 @@ def outputs(
     separate = [layout.find(module, what) for what in ("query", "key", "value")]
     if all(projection is not None for projection in separate):
         return [
-            (projection, {place: torch.arange(_width(projection)).reshape(n, -1)})
+            (
+                projection,
+                {place: _own(torch.arange(_width(projection)).reshape(n, -1), place, site)},
+            )
             for projection, (place, n) in zip(separate, heads.items(), strict=True)
             if projection is not None
         ]
@@ -43,6 +46,13 @@ def outputs(
         f"The query, key and value projections of {type(module).__name__} are not known to this "
         "toolkit; name them with layout=."
     )
+
+
+def _own(numbers: torch.Tensor, place: str, site: Site) -> torch.Tensor:
+    """The outputs that are queries: each head's first half where the projection makes the output
+    gate as well (Qwen3-Next)."""
+    gated = place == "q" and site.output_gate and numbers.shape[1] == 2 * site.d_head
+    return numbers[:, : site.d_head] if gated else numbers
 
 
 def _width(projection: Any) -> int:

@@ -15,6 +15,7 @@ from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.layout import Layout, text_config
 from interp_hooks.huggingface.masks import describe, read
+from interp_hooks.huggingface.output_gate import Between, Probe
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
 #: looks for those.
@@ -62,7 +63,8 @@ def _tap(
         kwargs.get("softcap"),
         kwargs.get("s_aux"),
     )
-    return handler(call) if site is not None else handler(module, call), None
+    z = handler(call) if site is not None else handler(module, call)
+    return z.contiguous(), None  # some architectures view it instead of reshaping it (AFMoE)
 
 
 def _with_bias(mask, bias: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -135,20 +137,23 @@ def installed(
 
 
 def discover(
-    model: Any, run: Callable[[], Any]
-) -> list[tuple[str, torch.nn.Module, AttentionCall]]:
-    """(path, module, call) of every attention call that `run` makes, in order; attention is
-    computed plainly."""
+    model: Any, run: Callable[[], Any], layout: Layout
+) -> list[tuple[str, torch.nn.Module, AttentionCall, Between | None]]:
+    """(path, module, call, what stands between its heads and W_O) of every attention call that
+    `run` makes, in order; attention is computed plainly."""
     paths = {id(m): path for path, m in model.named_modules()}
     calls: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
+    probe = Probe(layout)
 
     def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
         calls.setdefault(id(module), (paths[id(module)], module, call))
-        return attend(call, Tap())
+        return probe.attended(module, attend(call, Tap()))
 
-    with installed(model, {id(m): (None, note) for m in model.modules()}):
+    with installed(model, {id(m): (None, note) for m in model.modules()}), probe:
         run()
-    return list(calls.values())
+        if probe.again():  # a second forward tells gates from norms
+            run()
+    return [(*call, probe.between(call[1])) for call in calls.values()]
 
 
 def expected_layers(model: Any) -> list[int]:
@@ -164,9 +169,11 @@ def expected_layers(model: Any) -> list[int]:
     return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
 
 
-def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site, torch.nn.Module]]:
-    """The sites of a model, found by running it once. Raises `TapError` naming the layer that did
-    not fire."""
+def sites(
+    model: Any, run: Callable[[], Any], layout: Layout
+) -> list[tuple[Site, torch.nn.Module, Between | None]]:
+    """(site, module, what stands between its heads and W_O) of a model's attentions, found by
+    running it. Raises `TapError` naming the layer that did not fire."""
     refuse_bridged(model)
     if not model._can_set_attn_implementation():
         raise TapError(
@@ -176,7 +183,13 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             "TransformerLens. (transformers reads the class's file to tell: a class of your own "
             "must stand in one, and get its attention by ALL_ATTENTION_FUNCTIONS.get_interface.)"
         )
-    calls = discover(model, run)
+    try:
+        calls = discover(model, run, layout)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise TapError(
+            f"{type(model).__name__} does not run with the tap in place, so it is refused "
+            f"({type(error).__name__}: {error})."
+        ) from error
     if not calls:
         raise TapError(
             f"No layer of {type(model).__name__} made an attention call through transformers' "
@@ -186,7 +199,7 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
     # attentions so far of each tower that is counted in order of calls
     unnumbered: dict[str, int] = {}
     two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
-    for path, module, call in calls:
+    for path, module, call, _ in calls:
         layer = getattr(module, "layer_idx", None)
         kind = "cross" if layout.named(path, "cross") else "self"
         inside = not set(path.split(".")).isdisjoint(layout.names("encoder"))
@@ -208,7 +221,7 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             (Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m)
             for s, m in pairs
         ]
-        return pairs
+        return _described(pairs, calls)
     fired = {site.layer for site, _ in pairs if not site.tower and site.kind == "self"}
     if any(site.tower == "vision" for site, _ in pairs):
         pairs = [(replace(site, tower=site.tower or "text"), module) for site, module in pairs]
@@ -220,7 +233,26 @@ def sites(model: Any, run: Callable[[], Any], layout: Layout) -> list[tuple[Site
             f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model "
             "is refused."
         )
-    return pairs
+    return _described(pairs, calls)
+
+
+def _described(
+    pairs: list[tuple[Site, torch.nn.Module]],
+    calls: list[tuple[str, torch.nn.Module, AttentionCall, Between | None]],
+) -> list[tuple[Site, torch.nn.Module, Between | None]]:
+    """The sites with what their calls showed beside sizes: an output gate, sink logits."""
+    return [
+        (
+            replace(
+                site,
+                output_gate=between is not None and between.gate,
+                learned_sinks=call.sinks is not None,
+            ),
+            module,
+            between,
+        )
+        for (site, module), (_, _, call, between) in zip(pairs, calls, strict=True)
+    ]
 
 
 def refuse_bridged(model: Any) -> None:

@@ -130,7 +130,7 @@ class TLAdapter(Adapter):
                 z = gains(z, steers)
                 for edit in edits:
                     if edit.touches(call):
-                        z = edit.apply(edited, z)
+                        z = edit.apply(edited, edit.attend(edited, z))
                 check_finite(call, z)
                 answer_from_pattern(call, [o for o in observers if o.stage == "before"], z)
                 answer_from_pattern(edited, [o for o in observers if o.stage == "after"], z)

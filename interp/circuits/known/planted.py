@@ -266,7 +266,7 @@ def get(name: str, seed: int = 0) -> Planted:
         raise UnknownNameError(f"There is no planted circuit called {name!r}; {hint}")
     import transformers as hf
 
-    from interp.models import FOLDER
+    from interp.models.names import FOLDER
     from interp_hooks.hooking import hook
 
     tokenizer = hf.AutoTokenizer.from_pretrained(FOLDER / "pocket_llama")

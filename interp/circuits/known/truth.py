@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
-from interp.models import ALIASES, SHORTCUTS
+from interp.models.names import ALIASES, SHORTCUTS
 from interp.support.files import reason, write_atomic
 from interp_hooks.heads import Head, check_head, parse_heads
 

@@ -1,0 +1,385 @@
+"""z is what W_O reads, in every architecture of transformers that does something to it first.
+
+The definition is a hook on the output projection of an untouched model; the tap is never asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from tiny import stir
+
+import interp
+from interp.edits import Ablate, Gate, ScaleHeads
+from interp.errors import TapError
+from interp_hooks import Edit
+from interp_kernels import Steer
+
+BASE = dict(
+    vocab_size=101,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=128,
+    initializer_range=0.2,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+EXPERTS = dict(num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
+SHARED = dict(EXPERTS, shared_expert_intermediate_size=16)
+LINEAR = dict(
+    layer_types=["linear_attention", "full_attention"],
+    linear_num_key_heads=2,
+    linear_num_value_heads=2,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+)
+LATENT = dict(
+    num_key_value_heads=4,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    v_head_dim=8,
+    n_group=1,
+    topk_group=1,
+)
+INDEXED = dict(LATENT, index_n_heads=2, index_head_dim=16, index_topk=64)
+ROUTED = dict(n_routed_experts=2, num_experts_per_tok=1, n_shared_experts=1)
+
+#: module of transformers → (config, model or None for the causal one, what the config is told)
+GATED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "afmoe": ("AfmoeConfig", None, dict(EXPERTS, num_shared_experts=1, num_dense_layers=1)),
+    "bailing_hybrid": (
+        "BailingHybridConfig",
+        None,
+        dict(
+            LATENT,
+            layer_types=LINEAR["layer_types"],
+            mlp_layer_types=["dense", "dense"],
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            moe_intermediate_size=16,
+        ),
+    ),
+    "beam": ("BeamConfig", None, EXPERTS),
+    "laguna": ("LagunaConfig", None, SHARED),
+    "laguna-per-element": ("LagunaConfig", None, dict(SHARED, gating="per-element")),
+    "lfm3": (
+        "Lfm3Config",
+        None,
+        dict(layer_types=["conv", "full_attention"], use_attention_gate=True),
+    ),
+    "muse_glimmer": ("MuseGlimmerTextConfig", "MuseGlimmerTextModel", {}),
+    "muse_spark": (
+        "MuseSparkTextConfig",
+        "MuseSparkTextModel",
+        dict(num_local_experts=2, num_experts_per_tok=1, moe_intermediate_size=16),
+    ),
+    "neomme": ("NeoMMEConfig", "NeoMMEForMaskedLM", dict(head_dim=16)),
+    "qwen3_5": ("Qwen3_5TextConfig", None, LINEAR),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", None, dict(LINEAR, **SHARED)),
+    "qwen3_next": ("Qwen3NextConfig", None, dict(LINEAR, **SHARED)),
+    "step3p7": (
+        "Step3p7TextConfig",
+        "Step3p7TextModel",
+        dict(
+            layer_types=["full_attention", "sliding_attention"],
+            sliding_window=6,
+            mlp_layer_types=["dense", "dense"],
+        ),
+    ),
+    # a norm over all heads, no gate
+    "bitnet": ("BitNetConfig", None, {}),
+}
+#: their heads' outputs are normed, or cleared of the value, before the gate: it can't be told apart
+NORMED = ("bitnet", "muse_spark", "neomme")
+#: attention that the tap does not see through (chosen keys, layers run again and again, biases of
+#: relative positions): refused on load
+REFUSED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "axk2": ("AXK2Config", None, dict(INDEXED, **ROUTED)),
+    "dots3_note": ("Dots3NoteTextConfig", "Dots3NoteTextModel", dict(INDEXED, **ROUTED)),
+    "hrm_text": ("HrmTextConfig", None, {}),
+    "hy_v4": ("HYV4Config", None, dict(INDEXED, **ROUTED)),
+    "inkling2": ("Inkling2TextConfig", None, ROUTED),
+}
+
+
+def build(spec: tuple[str, str | None, dict[str, Any]], name: str) -> Any:
+    config_name, model_name, told = spec
+    kind = getattr(hf, config_name)
+    known = set(getattr(kind, "__dataclass_fields__", {}))
+    values = {k: v for k, v in {**BASE, **told}.items() if k in known}
+    torch.manual_seed(0)
+    if model_name is None:
+        model = hf.AutoModelForCausalLM.from_config(kind(**values))
+    else:
+        folder = name.split("-")[0]
+        module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+        model = getattr(module, model_name)(kind(**values))
+    stir(model)
+    for weight in model.parameters():  # NeoMME starts its output projections at zero
+        if weight.ndim == 2 and not bool(weight.any()):
+            torch.nn.init.normal_(weight, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Callable[[str], tuple[Any, Any]]:
+    cache: dict[str, tuple[Any, Any]] = {}
+
+    def get(name: str) -> tuple[Any, Any]:
+        if name not in cache:
+            module = build(GATED[name], name)
+            cache[name] = module, interp.load(module)
+        return cache[name]
+
+    return get
+
+
+def projection(model: Any, site: Any) -> torch.nn.Module:
+    """The output projection under the attention module of a site."""
+    return next(
+        m for path, m in model.get_submodule(site.path).named_modules() if path.endswith("o_proj")
+    )
+
+
+@contextmanager
+def reading(
+    module: torch.nn.Module, write: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Iterator[list[torch.Tensor]]:
+    """What a projection reads, replaced by `write`'s answer."""
+    seen: list[torch.Tensor] = []
+
+    def hook(_: Any, args: tuple) -> tuple | None:
+        seen.append(args[0].detach().clone())
+        return None if write is None else (write(args[0]), *args[1:])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def ids(seed: int = 0, length: int = 12) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 100, (2, length), generator=generator)
+
+
+def answer(model: Any, **inputs: Any) -> torch.Tensor:
+    out = model(**inputs, use_cache=False) if "use_cache" not in inputs else model(**inputs)
+    return out.logits if "logits" in out else out.last_hidden_state
+
+
+NAMES = list(GATED)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_z_is_what_the_output_projection_reads(loaded: Any, name: str) -> None:
+    module, model = loaded(name)
+    sites = [site for site in model.sites if site.is_main]
+    assert [s.output_gate for s in sites] == [name not in NORMED] * len(sites)
+    with model.capture_z() as z, model.observe("entropy"):
+        tapped = answer(model, input_ids=ids())
+    for site in sites:
+        with reading(projection(module, site)) as read:
+            plain = answer(module, input_ids=ids())
+        torch.testing.assert_close(z[site.layer].flatten(2), read[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("factor", [0.0, 0.3])
+def test_edits_of_z_are_made_at_the_output_projection(
+    loaded: Any, name: str, factor: float
+) -> None:
+    module, model = loaded(name)
+    site = [s for s in model.sites if s.is_main][-1]
+    edit = Ablate([(site.layer, 1)]) if factor == 0 else ScaleHeads({(site.layer, 1): factor})
+
+    def write(read: torch.Tensor) -> torch.Tensor:
+        by_head = read.reshape(*read.shape[:-1], site.n_heads, -1).clone()
+        by_head[..., 1, :] *= factor
+        return by_head.reshape(read.shape)
+
+    with reading(projection(module, site), write):
+        wanted = answer(module, input_ids=ids())
+    with model.edit(edit), model.capture_z() as z:
+        given = answer(model, input_ids=ids())
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+    assert float((given - answer(module, input_ids=ids())).abs().max()) > 1e-4
+    with reading(projection(module, site)) as read:
+        answer(module, input_ids=ids())
+    torch.testing.assert_close(z[site.layer].flatten(2), write(read[0]), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_heads_through_their_weights_are_the_layers_output(loaded: Any, name: str) -> None:
+    module, model = loaded(name)
+    site = [s for s in model.sites if s.is_main][-1]
+    try:
+        weights = model.head_weights(site.layer)
+    except TapError as refusal:  # latent attention has no W_Q, W_K, W_V by head
+        assert "projections" in str(refusal) and name == "bailing_hybrid"
+        return
+    outputs: list[torch.Tensor] = []
+    handle = projection(module, site).register_forward_hook(lambda m, a, out: outputs.append(out))
+    with model.capture_z() as z:
+        answer(model, input_ids=ids())
+    handle.remove()
+    total = weights.result(z[site.layer]).sum(2)
+    total = total + (0 if weights.b_O is None else weights.b_O)
+    torch.testing.assert_close(total, outputs[0], rtol=1e-4, atol=1e-5)
+    assert weights.W_Q.shape == (site.n_heads, 32, site.d_head)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5"])
+def test_queries_come_without_their_gate(loaded: Any, name: str) -> None:
+    """Qwen3-Next's q_proj makes, head by head, a query and a gate."""
+    module, model = loaded(name)
+    attention = module.get_submodule(model.sites[0].path)
+    seen: dict[str, torch.Tensor] = {}
+    raw: list[torch.Tensor] = []
+    handle = attention.q_proj.register_forward_hook(lambda m, a, out: raw.append(out))
+    with model.projections(lambda place, layer, t: seen.__setitem__(place, t)):
+        answer(model, input_ids=ids())
+    handle.remove()
+    own = raw[0].unflatten(-1, (4, 16)).chunk(2, -1)[0]
+    assert torch.equal(seen["q"], own)
+
+
+def gate_of(name: str, attention: Any, x: torch.Tensor) -> torch.Tensor:
+    """(batch, tokens, heads) mean of the gate, written down from the architecture."""
+    if name.startswith("qwen3"):
+        gate = attention.q_proj(x).unflatten(-1, (4, 16)).chunk(2, -1)[1]
+        return gate.sigmoid().mean(-1)
+    linear = attention.g_proj if hasattr(attention, "g_proj") else attention.gate_proj
+    logits = linear(x).unflatten(-1, (4, -1))
+    if name == "beam":
+        logits = logits + attention.gate_bias[:, None]
+    squash = torch.nn.functional.softplus if name.startswith("laguna") else torch.sigmoid
+    return squash(logits).mean(-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in NORMED])
+def test_the_gate_is_the_architectures(loaded: Any, name: str) -> None:
+    module, model = loaded(name)
+    site = [s for s in model.sites if s.is_main][-1]
+    attention = module.get_submodule(site.path)
+    given: list[torch.Tensor] = []
+    handle = attention.register_forward_pre_hook(
+        lambda m, args, kw: given.append(kw.get("hidden_states", args[0] if args else None)),
+        with_kwargs=True,
+    )
+    answer(module, input_ids=ids())
+    handle.remove()
+    wanted = gate_of(name, attention, given[0]).transpose(1, 2)
+    with model.observe("gate") as seen:
+        answer(model, input_ids=ids())
+    torch.testing.assert_close(seen[site.layer].gate, wanted, rtol=1e-4, atol=1e-6)
+    with model.edit(Ablate([(site.layer, 0)])), model.observe("gate", stage="after") as seen:
+        answer(model, input_ids=ids())  # a gate depends on the layer's input alone
+    torch.testing.assert_close(seen[site.layer].gate, wanted, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_gain_of_the_kernels_waits_for_the_projection(loaded: Any) -> None:
+    """BitNet norms all heads together, so a factor before the norm is not one after it."""
+
+    class Gain(Edit):
+        def touches(self, call: Any) -> bool:
+            return True
+
+        def steer(self, call: Any, measure: Any) -> Steer:
+            return Steer(gain=torch.tensor([1.0, 1.0, 0.3, 1.0])[None, :, None])
+
+    _, model = loaded("bitnet")
+    with model.edit(Gain()):
+        given = answer(model, input_ids=ids())
+    with model.edit(ScaleHeads({(0, 2): 0.3, (1, 2): 0.3})):
+        wanted = answer(model, input_ids=ids())
+    torch.testing.assert_close(given, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_next", "laguna"])
+def test_another_attention_is_gated_as_well(loaded: Any, name: str) -> None:
+    """An edit that attends anew (streaming, α = 0) gives what comes before the gate: with a window
+    of everything it changes nothing."""
+    module, model = loaded(name)
+    with model.edit(Gate(0.5, sink=4, recent=64)):
+        given = answer(model, input_ids=ids())
+    torch.testing.assert_close(given, answer(module, input_ids=ids()), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3_next", "laguna"])
+def test_decode_steps_are_those_of_one_forward(loaded: Any, name: str) -> None:
+    _, model = loaded(name)
+    row = ids()[:1]
+    layer = model.sites[-1].layer
+    with model.capture_z() as whole, model.observe("gate") as seen:
+        answer(model, input_ids=row)
+    with model.capture_z() as steps, model.observe("gate") as stepped:
+        out = model(input_ids=row[:, :9], use_cache=True)
+        for i in range(9, 12):
+            out = model(
+                input_ids=row[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True
+            )
+    torch.testing.assert_close(steps[layer], whole[layer], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stepped[layer].gate, seen[layer].gate, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "muse_spark"])
+def test_gradients_of_z_are_those_at_the_projection(loaded: Any, name: str) -> None:
+    module, model = loaded(name)
+    site = [s for s in model.sites if s.is_main][-1]
+    leaf: list[torch.Tensor] = []
+
+    def write(read: torch.Tensor) -> torch.Tensor:
+        leaf.append(read.detach().requires_grad_())
+        return leaf[0]
+
+    with reading(projection(module, site), write):
+        answer(module, input_ids=ids())[0, -1].sum().backward()
+    with model.activations("z") as kept:
+        total = answer(model, input_ids=ids())[0, -1].sum()
+    (gradient,) = torch.autograd.grad(total, [kept["z", site.layer]])
+    assert leaf[0].grad is not None
+    torch.testing.assert_close(gradient.flatten(2), leaf[0].grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_the_tap_does_not_see_through_is_refused(name: str) -> None:
+    with pytest.raises(TapError):
+        interp.load(build(REFUSED[name], name))
+
+
+def test_a_failed_forward_leaves_nothing_waiting(loaded: Any) -> None:
+    _, model = loaded("qwen3_next")
+    with pytest.raises(TapError, match="no output gate"), interp.load(_llama()).observe("gate"):
+        pass
+    with model.capture_z() as z:
+        answer(model, input_ids=ids())
+    assert len(z) == 1
+
+
+def _llama() -> Any:
+    told = {k: v for k, v in BASE.items() if k != "head_dim"}
+    return hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**told)).eval()
