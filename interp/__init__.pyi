@@ -21,6 +21,7 @@ from .heads import Head as Head
 from .heads import Layout as Layout
 from .loading import load as load
 from .results.evaluation import Evaluation as Evaluation
+from .scan.massive import massive_activations as massive_activations
 from .scan.rhythm import rhythm as rhythm
 from .scan.run import plan_scan as plan_scan
 from .scan.run import scan_heads as scan_heads

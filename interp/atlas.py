@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import UnknownNameError
-from interp.report import heatmap
+from interp.report import heatmap, massive_section
+from interp.results import massive
 from interp.results.comparison import compare
 from interp.results.head_table import About, HeadTable
+from interp.results.massive import MassiveActivations
 from interp.scores import catalogue as scores
 from interp.support.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from typing_extensions import Self
 
     from interp.report.section import Section
+
+#: from so many times the median on an activation is massive by Sun et al.; below, secondary
+FULL = 1000.0
+#: how long a report takes, about
+REPORT_SECONDS = 2.0
 
 
 class Atlas(HeadTable):
@@ -33,6 +41,9 @@ class Atlas(HeadTable):
         >>> atlas.top("previous_token", 2)
         [L0H0, L0H2]
     """
+
+    #: the massive activations of the texts, where a scan listed them
+    massive: MassiveActivations | None = None
 
     def look_up(self, score: str) -> About:
         """From the registry; a score that is not registered here keeps its name and nothing
@@ -106,8 +117,37 @@ class Atlas(HeadTable):
         return self._write(path, self.sections())
 
     def sections(self) -> list[Section]:
-        """What a report tells before the scores; nothing for a plain atlas."""
-        return []
+        """What a report tells before the scores: of a plain atlas its massive activations, where
+        they were listed."""
+        return [] if self.massive is None else [massive_section.of(self.massive, FULL)]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes what `HeadTable.save` does, and the massive activations where they were listed.
+
+        Example:
+            >>> interp.Atlas.load(atlas.save("scan")).massive is None
+            True
+        """
+        target = super().save(folder)
+        if self.massive is not None:
+            self.massive.save(target)
+        else:  # those of an earlier scan into this folder are not this one's
+            for name in (massive.HEAD, massive.ROWS):
+                (target / name).unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """What `save` wrote, read back.
+
+        Example:
+            >>> interp.Atlas.load(atlas.save("scan")).scores
+            ['previous_token']
+        """
+        atlas = super().load(folder)
+        if (Path(folder) / massive.HEAD).is_file():
+            atlas.massive = MassiveActivations.load(folder)
+        return atlas
 
     def heading(self) -> tuple[str, str]:
         """What a report is of, and its title."""

@@ -212,6 +212,23 @@ def top_table(atlas: Atlas, width: int) -> Table:
     return grid
 
 
+def massive_line(atlas: Atlas) -> Text | None:
+    """The largest massive activations of a scan in a line; None where none were looked for."""
+    from interp.report.heatmap import number
+
+    if atlas.massive is None:
+        return None
+    summary = atlas.massive.summary()
+    by_place = summary.drop_duplicates(["dimension", "token"]).head(3)
+    parts = [
+        f"dimension {r.dimension} at token {r.token!r} (position {r.position}, layers {r.layers}: "
+        f"{number(r.value)}, {r.ratio:,.0f} × the median)"
+        for r in by_place.itertuples()
+    ]
+    found = "; ".join(parts) if parts else f"none with {atlas.massive.rule}"
+    return Text.assemble(("Massive activations   ", "dim"), found)
+
+
 def about_line(atlas: Atlas) -> Text:
     """One line of what was scanned: model, layers × heads, context, samples, seed."""
     settings = atlas.provenance.get("settings")

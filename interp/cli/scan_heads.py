@@ -114,7 +114,7 @@ def scan_heads(
 
         files_in(images)
     import interp
-    from interp.scan.plan import PAGE
+    from interp.atlas import REPORT_SECONDS
 
     loaded = common.load(model, device, dtype, backend, yes)
     plan = interp.plan_scan(
@@ -139,13 +139,18 @@ def scan_heads(
     folder = target or FOLDER / folder_name(loaded.name)
     with progress("Scanning") as report:
         # saves the atlas too; the bar is full when the report is written
-        atlas = plan.run(folder, before(report, PAGE / max(plan.seconds, PAGE + 1)))
+        atlas = plan.run(
+            folder, before(report, REPORT_SECONDS / max(plan.seconds, REPORT_SECONDS + 1))
+        )
         report(99, 100, "report")
         page = atlas.report(folder / "report.html")
         report(100, 100, "done")
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
     console.print(common.top_table(atlas, console.width))
+    massive = common.massive_line(atlas)
+    if massive is not None:
+        console.print(massive, soft_wrap=True)
     for remark in atlas.notes:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)

@@ -41,6 +41,9 @@ def show(
     if score is None:
         console.print(common.about_line(atlas), soft_wrap=True)
         console.print(common.top_table(atlas, console.width))
+        massive = common.massive_line(atlas)
+        if massive is not None:
+            console.print(massive, soft_wrap=True)
         for remark in atlas.notes:
             console.print(Text(remark, style="yellow"), soft_wrap=True)
         return

@@ -53,14 +53,15 @@ class AnswerProbe(NeedleProbe):
         said = [int(logits[p - start].argmax()) for p in instance.positions]
         batch.info["solved"] = all(t in ok for t, ok in zip(said, instance.accept, strict=True))
 
+    def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
+        return Probe.seconds(self, batch, pace)
+
     def floor(
         self, model: HookedModel, batches: Sequence[ProbeBatch], outcomes: Sequence[float]
     ) -> str | None:
-        """None: the answer is given, so nothing hangs on what the model says by itself."""
+        """None: with its answer given, a problem says something of the heads of a model that does
+        not solve it too."""
         return None
-
-    def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
-        return Probe.seconds(self, batch, pace)
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         return Probe.passes(self, batches)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.atlas import REPORT_SECONDS
 from interp.errors import ContextError, InputError, TapError
 from interp.inputs.context import check_context
 from interp.inputs.pace import LONG, Pace
-from interp.inputs.text import rows_of_text
 from interp.probes import catalogue as probes
 from interp.probes.needle import settled
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
+from interp.scan.massive import CONTEXT
 from interp.scores.score import ModelScore, Score
 from interp.vision.prompts import needs_images, takes_images
 from interp_hooks.question import ROW
@@ -23,8 +24,8 @@ from interp_hooks.question import ROW
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
-#: seconds that saving takes for a score, and the report as a whole
-SAVING, PAGE = 0.05, 2.0
+#: seconds that saving takes for a score
+SAVING = 0.05
 
 
 class Plan:
@@ -100,6 +101,10 @@ class Plan:
             rows.append(("own passes", score.name, passes))
         return rows
 
+    @property
+    def _lists_massive(self) -> bool:
+        return any(s.lists_massive for s in self._own)
+
     def _longest(self) -> int:
         """The longest row that is run."""
         lengths = [b.input_ids.shape[1] for batches in self._batches.values() for b in batches]
@@ -107,14 +112,10 @@ class Plan:
         return max([*lengths, *own])
 
     def _pace(self) -> Pace:
-        """Timed runs on a text, or on a batch's own tokens where there is no tokenizer."""
+        """Timed runs on a text, or on a user's own tokens."""
         length = min(LONG, self.settings.context)
-        batches = [b for batches in self._batches.values() for b in batches]
-        if self.model.tokenizer is None and batches:
-            ids = batches[0].input_ids[0]
-            ids = ids.repeat(-(-length // len(ids)))[:length]
-        else:
-            ids = torch.tensor(rows_of_text(self.model.tokenizer, None, length, 1, 0)[0])
+        rows = replace(self.settings, text=None, samples=1).rows(self.model.tokenizer, length)
+        ids = torch.tensor(rows[0])
         asked = [
             score.ask(self._batches[probe][0]).names
             for probe, scores in self._by_probe.items()
@@ -131,10 +132,13 @@ class Plan:
             for name, batches in self._batches.items()
             for i, batch in enumerate(batches)
         } | {f"own-{s.name}": s.seconds(self.model, settings, pace) for s in self._own}
-        self._finish = {"overlays": 0.0, "saving": SAVING * (1 + len(self.scores))}
+        self._finish = {"overlays": 0.0, "massive": 0.0, "saving": SAVING * (1 + len(self.scores))}
+        if self._lists_massive:
+            length = min(CONTEXT, settings.context)
+            self._finish["massive"] = pace.plain(settings.samples, length)
         if any(s.drawn for s in self.scores) and takes_images(self.model):
             self._finish["overlays"] = pace.watched(1, self._longest())
-        seconds = sum(self._seconds.values()) + sum(self._finish.values()) + PAGE
+        seconds = sum(self._seconds.values()) + sum(self._finish.values()) + REPORT_SECONDS
         module = self.model.module
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         element = next(module.parameters()).element_size()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import ActivationError, InputError
+from interp.inputs.rows import own_rows
 from interp.inputs.text import read_file, read_text
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.results import starting_tokens
+from interp.scan.massive import CONTEXT, SECONDARY, massive_of
 from interp.scan.notes import floors, kept, measured, notes, outcome_name
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
@@ -93,12 +95,20 @@ class Scan(Plan):
         )
         atlas.overlays = self._overlays(atlas)
         clock.finish()
+        clock.start("massive activations" if self._lists_massive else "saving")
+        if self._lists_massive:
+            atlas.massive = massive_of(self.model, self._brief(), ratio=SECONDARY)
+        clock.finish()
         clock.start("saving")
         if out is not None:
             atlas.save(out)
             pieces.clear()
         clock.finish()
         return atlas
+
+    def _brief(self) -> Settings:
+        """These settings with texts of `CONTEXT` tokens at most."""
+        return replace(self.settings, context=min(CONTEXT, self.settings.context))
 
     def _overlays(self, atlas: Atlas) -> list[Overlay]:
         """Where the heads look that rank highest by the score that is best drawn."""
@@ -321,22 +331,6 @@ def plan_scan(
         force,
     )
     return Scan(hooked, selection, settings, extrapolate)
-
-
-def own_rows(inputs: Any) -> tuple[tuple[int, ...], ...] | None:
-    """Token ids of one's own as rows; None for None. Raises `InputError` for what is none."""
-    if inputs is None:
-        return None
-    rows = inputs.tolist() if isinstance(inputs, torch.Tensor) else list(inputs)
-    if rows and isinstance(rows[0], int):
-        rows = [rows]
-    own = tuple(tuple(int(i) for i in row) for row in rows)
-    if not own or any(len(row) < 2 for row in own):
-        raise InputError(
-            "Token ids of your own are (rows, tokens), or a list of rows, of at least two tokens "
-            "each."
-        )
-    return own
 
 
 def scan_heads(

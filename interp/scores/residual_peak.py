@@ -36,6 +36,7 @@ class ResidualPeak(ModelScore):
     high = None
     grain = "layer"
     length = LENGTH
+    lists_massive = True
     probe = "own"
     passes = "1 a sample"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
@@ -11,9 +11,6 @@ from interp.probes.probe import ProbeBatch
 from interp.scores.score import DecodeScore
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
-
-if TYPE_CHECKING:
-    from interp.tasks.task import Instance
 
 
 def copied(steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
@@ -23,7 +20,7 @@ def copied(steps: Sequence[LayerStats], batch: ProbeBatch) -> torch.Tensor:
 
 
 def tokens_copied(
-    instance: Instance, strongest: Iterable[torch.Tensor], tokens: Sequence[int]
+    instance: Any, strongest: Iterable[torch.Tensor], tokens: Sequence[int]
 ) -> torch.Tensor:
     """(heads, needle tokens) bool: which of the needle's distinct tokens each head copied.
 

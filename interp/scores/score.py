@@ -78,6 +78,9 @@ class Score(ABC):
     #: why it is not defined in a model that gives it nowhere, as a clause; "" where that can't be
     undefined: ClassVar[str] = ""
 
+    #: whether the massive activations of the same texts are listed beside it
+    lists_massive: ClassVar[bool] = False
+
     #: how well its strongest heads are drawn over a picture; 0: not at all
     drawn: ClassVar[int] = 0
 

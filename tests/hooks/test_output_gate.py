@@ -373,9 +373,11 @@ def test_what_the_tap_does_not_see_through_is_refused(name: str) -> None:
 
 
 def test_models_without_a_gate_have_none_to_observe() -> None:
-    with pytest.raises(TapError, match="no output gate"):
-        with hook(build_tiny("llama")).observe("gate"):
-            pass
+    with (
+        pytest.raises(TapError, match="no output gate"),
+        hook(build_tiny("llama")).observe("gate"),
+    ):
+        pass
 
 
 @torch.no_grad()

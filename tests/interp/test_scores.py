@@ -24,6 +24,7 @@ from interp.probes.needle import NeedleProbe
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.scan.run import plan_scan
+from interp.tasks.niah import NeedleInAHaystack
 from interp.tasks.task import Instance
 from interp_hooks import HookedModel, hook
 
@@ -31,6 +32,7 @@ Worded = Callable[[str], tuple[HookedModel, Any]]
 CONTEXT, SAMPLES, SEED = 96, 3, 4
 SETTINGS = Settings(CONTEXT, SAMPLES, SEED)
 MODELS = ["llama", "gpt2"]
+NIAH = NeedleInAHaystack()
 #: what text-only models have; others are tested in test_vision_scores.py and test_site_scores.py
 OF_TEXT = [
     n for n in scores.names() if not (scores.get(n).needs_images or scores.get(n).needs_site)
@@ -402,7 +404,7 @@ def rigged(tokenizer: Any) -> tuple[HookedModel, Any, ProbeBatch]:
     return (
         hook(module, tokenizer=tokenizer),
         plain,
-        ProbeBatch(torch.tensor([prompt]), None, dict(instance=instance)),
+        ProbeBatch(torch.tensor([prompt]), None, dict(instance=instance, task=NIAH)),
     )
 
 
@@ -458,7 +460,7 @@ def test_forced_retrieval_is_retrieval_where_the_answer_is_the_model_s_own(
         (*instance.prompt, *answer[:-1]),
         dict(instance.info),
     )
-    other = ProbeBatch(torch.tensor([instance.prompt]), None, dict(instance=strayed))
+    other = ProbeBatch(torch.tensor([instance.prompt]), None, dict(instance=strayed, task=NIAH))
     monkeypatch.setattr(NeedleProbe, "batches", lambda self, tokenizer, settings: [other])
     atlas = interp.scan_heads(model, names, 64, 1, progress=False)
     assert np.isnan(np.asarray(atlas["retrieval"], float)).all()
