@@ -366,7 +366,11 @@ def test_gates_learn_and_resume(small: HookedModel, tmp_path: Path) -> None:
         and parts.trace.equals(whole.trace)
     )
     kept = interp.calibrate(
-        small, GateTraining(steps=1, sink=2, recent=8, penalty=0.0, sparsity=None), NEEDLE, n=8
+        small,
+        GateTraining(steps=1, sink=2, recent=8, penalty=0.0, sparsity=None),
+        NEEDLE,
+        n=8,
+        force=True,
     )
     assert (kept.trials.alpha == 1).all() and (kept.trials.gate == kept.trials.alpha).all()
 

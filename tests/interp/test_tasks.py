@@ -470,7 +470,7 @@ def test_evaluate_counts_and_pairs(worded: Any) -> None:
     edits = [ScaleHeads({"0.0": 3.0, "1.1": -2.0})]
     again = evaluate(model, "classification", edits, n=20, seed=1, force=True)
     assert again.frame.equals(result.frame) and again.difference == result.difference
-    same = evaluate(model, "classification", [ScaleHeads({"0.0": 1.0})], n=20, seed=1)
+    same = evaluate(model, "classification", [ScaleHeads({"0.0": 1.0})], n=20, seed=1, force=True)
     assert (same.difference.mean, same.difference.low, same.difference.high) == (0, 0, 0)
 
 
