@@ -14,8 +14,8 @@ from interp.circuits import planted
 from interp.circuits.known.planted import Planted, RepeatedPair
 from interp.edits import Ablate
 from interp.errors import InputError, UnknownNameError
-from interp.tasks.answers import judge
 from interp.inputs.tokenizer import Text
+from interp.tasks.answers import judge
 from interp.tasks.task import Instance
 from interp_hooks import Head
 

@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerFast
 from interp import tasks
 from interp.errors import InputError
 from interp.evaluation.ablation import controls
-from interp.tasks.answers import answer_logits, batches
 from interp.evaluation.evaluate import evaluate
 from interp.inputs import lexicon
 from interp.inputs.batches import BUDGET
 from interp.inputs.text import rows_of_text
 from interp.inputs.tokenizer import Text
 from interp.support.statistics import bootstrap
+from interp.tasks.answers import answer_logits, batches
 from interp.tasks.images import ImageTask
 from interp.tasks.niah import NeedleInAHaystack
 from interp.tasks.task import Instance, collate
