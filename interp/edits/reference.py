@@ -11,6 +11,7 @@ import torch
 from interp import tasks
 from interp.inputs.forward import forward
 from interp.inputs.text import text_rows
+from interp.tasks.catalogue import FILES
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 
@@ -31,7 +32,7 @@ def reference_z(
 
     Raises `UnknownNameError` if `reference` is neither a task nor a file.
     """
-    own = reference.endswith(tasks.FILES)
+    own = reference.endswith(FILES)
     if Path(reference).suffix and not own and Path(reference).is_file():
         batches: list[Any] = list(text_rows(model, Path(reference), 256, SAMPLES, seed))
     else:

@@ -1,4 +1,3 @@
-from .catalogue import FILES as FILES
 from .catalogue import get as get
 from .catalogue import names as names
 from .catalogue import registry as registry

@@ -32,6 +32,10 @@ class Posed:
         task: the task, its format fixed.
         solved: format → problems solved, of those tried.
         trials: how many were tried in each.
+
+    Example:
+        >>> interp.tasks.pose(model, interp.tasks.get("ioi")).note
+        'ioi: format bare, 8 of 8'
     """
 
     task: Task

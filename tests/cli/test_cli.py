@@ -188,6 +188,11 @@ def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Pat
         "extrapolate": False,
         "images": None,
         "prompt": None,
+        "format": None,
+        "haystack": None,
+        "needle": None,
+        "question": None,
+        "force": False,
     }
     folder = Path("interp-scans") / "org--pocket-toy"
     assert stand_ins.plan.ran == [folder]
@@ -383,6 +388,7 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Head], dict[st
         return SimpleNamespace(
             heads=heads, control_heads=[Head(0, 0)], baseline=interval(0.9), ablated=interval(0.2),
             control=interval(0.88), difference=interval(-0.7), control_difference=interval(-0.02),
+            notes=["ioi: format bare, 8 of 8"],
         )  # fmt: skip
 
     monkeypatch.setitem(vars(interp), "ablate", ablate)
@@ -394,7 +400,10 @@ def test_ablate_heads(ablations: list[Any]) -> None:
         "ablate", "--heads", "3.1,L2H0,3.1", "--mode", "mean", "--task", "ioi", "--n", "8"
     ).output
     assert ablations == [
-        ([Head(3, 1), Head(2, 0)], {"mode": "mean", "task": "ioi", "n": 8, "seed": 0, "avoid": []})
+        (
+            [Head(3, 1), Head(2, 0)],
+            dict(mode="mean", task="ioi", n=8, seed=0, avoid=[], format=None, force=False),
+        )
     ]
     assert "0.900 [0.800, 1.000]" in text and "-0.700" in text and "control" in text
 

@@ -231,7 +231,7 @@ def test_batches_keep_the_order_and_the_limit(pocket: HookedModel, words: list[s
 
 def test_a_model_that_cannot_do_the_task_is_refused(worded: Callable[..., Any]) -> None:
     model, _ = worded("llama")
-    with pytest.raises(InputError, match=r"can't do ioi .*no better than chance.*--force"):
+    with pytest.raises(InputError, match=r"can't do ioi .*accuracy 0.00.*--force"):
         circuits.find(model, refused(model), "attribution")
     found = circuits.find(model, refused(model), "attribution", force=True)
     assert found.search.clean.mean <= 0 and any("read with care" in note for note in found.notes)

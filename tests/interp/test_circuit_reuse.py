@@ -201,7 +201,7 @@ def test_what_is_refused(pocket: HookedModel) -> None:
     several = Instance((1, 5, 6, 7), (2, 3), ((7,), (8,)), ((9,), (9,)), (1, 4, 6, 7))
     with pytest.raises(InputError, match="several tokens"):
         repair(pocket, Prompts(task, (several,)), "2.0")
-    with pytest.raises(InputError, match="no better"):
+    with pytest.raises(InputError, match="can't do ioi"):
         reuse(
             pocket,
             "ioi",

@@ -269,18 +269,18 @@ def _written(text: Text, row: Any, what: str) -> Instance:
             "length, so reword one of them."
         )
     for answer in (problem.answer, *problem.wrong):
-        if len(text.encode(answer)) != 1:
+        if len(_ids(text, answer)) != 1:
             raise InputError(
                 f"The answer {answer!r} of {what[0].lower()}{what[1:]} is "
-                f"{len(text.encode(answer))} tokens and must "
+                f"{len(_ids(text, answer))} tokens and must "
                 "be one (often with a leading space); choose another word."
             )
-    accept = (tuple(text.encode(problem.answer)),)
+    accept = (tuple(_ids(text, problem.answer)),)
     return Instance(
         tuple(ids),
         (len(ids) - 1,),
         accept,
-        (tuple(text.encode(w)[0] for w in problem.wrong),),
+        (tuple(_ids(text, w)[0] for w in problem.wrong),),
         tuple(corrupted),
     )
 
@@ -301,3 +301,10 @@ def checked(prompts: Prompts) -> Prompts:
             "circuit can be told from it; choose another task, or write prompts of your own."
         )
     return prompts
+
+
+def _ids(text: Text, answer: str) -> list[int]:
+    """An answer's tokens as they stand in a text; or as they stand alone, where a word was written
+    as a tokenizer that puts a space before every text decodes it."""
+    ids = text.encode(answer)
+    return ids if len(ids) == 1 else text.plain(answer)
