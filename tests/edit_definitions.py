@@ -76,8 +76,8 @@ class Attention:
         token = self.k_token[:, None, None]
         if keys == "initial":
             return token == 0
-        if isinstance(keys, tuple):
-            return (token >= keys[0]) & (token < keys[1])
+        if isinstance(keys, E.Span):
+            return (token >= keys.start) & (token < keys.stop)
         return torch.isin(token, torch.tensor(keys, dtype=torch.long))
 
     def rows(self, edit: Any) -> Tensor:
@@ -224,7 +224,7 @@ def var(x: Attention, a: Tensor, edit: E.VAR) -> Tensor:
         stop = torch.stack([(row.nonzero()[-1, 0] + 1) for row in edit.image])[:, None]
         rows = x.q_slot >= stop
     else:
-        rows = x.q_token >= edit.image[1]
+        rows = x.q_token >= edit.image.stop
     gate = looks & rows.expand(len(a), -1)[:, None, :, None]
     return chosen(
         x, edit, a, lambda h: moved(a[:, h], (text | visual)[:, 0], rest[:, 0], share), gate

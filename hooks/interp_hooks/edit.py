@@ -16,8 +16,7 @@ Scope = Literal["all", "prefill", "decode"]
 
 
 class CallEdit(ABC):
-    """What changes at attention calls, in the order it happens: `before`, `steer`, `attend`,
-    `apply`.
+    """What changes at attention calls, in this order: `before`, `steer`, `attend`, `apply`.
 
     The interface of edits and of bound edits; subclasses override what they change.
 
