@@ -168,46 +168,38 @@ def load_edits(path: Path) -> list[Any]:
     return list(edits.load(path))
 
 
-def top_cells(
-    ranking: Sequence[tuple[Place, float, float | None]], width: int, lines: int = 1
-) -> str:
-    """As many "L3H2 0.98" as fit into `lines` of `width` characters, at least one."""
+def top_cells(ranking: Sequence[tuple[Place, float, float | None]], width: int) -> str:
+    """As many "L3H2 0.98" as fit into `width` characters, at least one."""
     from interp.report.heatmap import number
 
-    done = [""]
+    line = ""
     for place, value, _ in ranking:
         cell = f"{place} {number(value)}"
-        if done[-1] and len(done[-1]) + 2 + len(cell) > width:
-            if len(done) == lines:
-                break
-            done.append("")
-        done[-1] += ("  " if done[-1] else "") + cell
-    return "\n".join(done)
-
-
-#: a terminal narrower than this has a count and what it was measured on in two lines
-_ONE_LINE = 110
+        if line and len(line) + 2 + len(cell) > width:
+            break
+        line += ("  " if line else "") + cell
+    return line
 
 
 def top_table(atlas: Atlas, width: int) -> Table:
     """The top heads (key/value heads, layers) of every score, a row a score, in at most `width`
     characters, and how many reach the threshold on how many tokens and samples."""
-    from interp.report.summary import counted
+    from interp.report.heatmap import number
 
     rows = []
     for score in atlas.scores:
-        count = counted(atlas, score)
-        count = count if width >= _ONE_LINE else count.replace(" at ", "\nat ")
-        rows.append((score, atlas.ranking(score, 10), count))
-    name = max([len("score"), *(len(r[0]) for r in rows)])
-    counts = max([len("at threshold"), *(len(line) for r in rows for line in r[2].split("\n"))])
+        above, about = atlas.above(score), atlas.about(score)
+        count = "" if above is None else f"{above} ≥ {number(about.threshold or 0.0)}"
+        rows.append((score, atlas.ranking(score, 10), count, atlas.measured(score).short))
+    heads = ("score", "strongest", "at threshold", "tokens × samples")
+    widest = [max(len(heads[i]), *(len(r[i]) for r in rows)) for i in (0, 2, 3)]
     # This box puts three characters between columns and one at each edge.
-    left = max(12, width - name - counts - 8)
-    grid = table("score", "strongest", "at threshold", right=("at threshold",))
-    for score, ranking, count in rows:
-        cells = top_cells(ranking, left, 1 + count.count("\n"))
-        strongest = Text(cells) if ranking else Text("not measured", style="dim")
-        grid.add_row(Text(score, style="bold"), strongest, Text(count, style="dim"))
+    left = max(12, width - sum(widest) - 11)
+    grid = table(*heads, right=heads[2:])
+    for score, ranking, count, measured in rows:
+        strongest = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
+        dim = (Text(cell, style="dim") for cell in (count, measured))
+        grid.add_row(Text(score, style="bold"), strongest, *dim)
     grid.columns[0].no_wrap = True
     return grid
 

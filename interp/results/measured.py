@@ -32,6 +32,13 @@ class Measured:
             parts.append(f"{self.samples} sample{'' if self.samples == 1 else 's'}")
         return ", ".join(parts)
 
+    @property
+    def short(self) -> str:
+        """ "1,024 × 16", tokens × samples; what is not recorded is left out."""
+        low, high = self.tokens or (None, None)
+        tokens = "" if low is None else f"{low:,}" if low == high else f"{low:,}–{high:,}"
+        return " × ".join(p for p in (tokens, str(self.samples or "")) if p)
+
     def to_json(self) -> dict[str, Any]:
         """The entry of a score in a provenance's "measured"."""
         return {

@@ -504,6 +504,8 @@ def test_evaluate(
         "extrapolate": True,
         "text": None,
         "include_path": Path("x"),
+        "format": None,
+        "force": False,
     }
     stand_ins.seen.clear()
     (tmp_path / "taken").write_text("")
