@@ -85,14 +85,16 @@ def judge(
                 if progress:
                     progress(len(scores))
             return scores
-        for batch in batches(instances, pad_id(model.tokenizer)):
+        # rows of one length need no padding, so the shortest run together, and so on
+        order = sorted(range(len(instances)), key=lambda i: len(instances[i].ids))
+        for batch in batches([instances[i] for i in order], pad_id(model.tokenizer)):
             for instance, logits in zip(
                 batch.instances, answer_logits(model, batch, stepwise), strict=True
             ):
                 scores.append(task.score(logits, instance))
             if progress:
                 progress(len(scores))
-    return scores
+    return [score for _, score in sorted(zip(order, scores, strict=True))]
 
 
 def freely(model: HookedModel, instance: Instance) -> list[int]:

@@ -19,9 +19,9 @@ RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python|json)\n(.*?)```", README, re.DOTALL)
 
 
-def run(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
 
 
@@ -40,7 +40,19 @@ def test_install_commands_are_the_ones_ci_runs() -> None:
     tests = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "pytest" in block)
     assert tests in (ROOT / ".ci/run").read_text(encoding="utf-8")
     scan = next(block.strip() for kind, block in BLOCKS if kind == "bash" and "scan-heads" in block)
-    assert scan.endswith(".venv/bin/interp scan-heads --model llama")
+    assert scan.endswith(".venv/bin/interp scan-heads --model smollm2-135m --yes")
+
+
+@pytest.mark.usefixtures("smollm2_folder")
+def test_the_first_command_gives_what_is_printed(tmp_path: Path) -> None:
+    """The same rows, with the same strongest heads."""
+    arguments = ["-m", "interp.cli.main", "scan-heads", "--model", "smollm2-135m", "--yes"]
+    done = run(arguments, tmp_path, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    printed = next(b for b in re.findall(r"```text\n(.*?)```", README, re.DOTALL))
+    for name, first in re.findall(r"^ (\w+) +(L\d+H\d+) ", printed, re.MULTILINE):
+        assert re.search(rf"^ {name} +{first} ", done.stdout, re.MULTILINE), name
+    assert "niah: format lead" in done.stdout
 
 
 @pytest.mark.parametrize("block", [b for kind, b in BLOCKS if kind == "python"])
@@ -92,6 +104,16 @@ def test_edit_table_is_the_committed_result() -> None:
     assert between == edit_table.render(result)
     names = {row["edit"]["edit"] for row in result["edits"].values()}
     assert {"zero_tuning", "act", "scale_tokens", "move_mass", "scale_heads", "ablate"} <= names
+
+
+def test_real_table_is_the_committed_result() -> None:
+    import real_page
+
+    result = json.loads((ROOT / "examples/real_table.json").read_text(encoding="utf-8"))
+    between = RESULTS.split(real_page.BEGIN)[1].split(real_page.END)[0].strip()
+    assert between == "\n".join(real_page.markdown(result)).strip()
+    table = list(real_page.taken_out(result["cells"]))
+    assert "\n".join(line for line in table if line.startswith("|")) in README
 
 
 def test_vision_table_is_the_committed_result() -> None:
