@@ -39,6 +39,7 @@ from interp.inputs.text import rows_of_text
 from interp.probes.probe import ProbeBatch
 from interp.support.statistics import bootstrap, mcnemar
 from interp.tasks.answers import judge
+from interp.tasks.floor import at_floor
 from interp.tasks.induction import Induction
 from interp.tasks.labelled import Labelled
 from interp.tasks.niah import NeedleInAHaystack
@@ -238,6 +239,8 @@ def curing(model: Any, book: Book, data: Path, n: int, only: str = "") -> None:
             f"b/{column}/untouched", lambda t=task, p=problems: [c for c, _ in judge(model, t, p)]
         )
         book.cell(f"b/{column}/level", lambda p=plain: interval(p))
+        if at_floor(sum(plain), len(plain), task.chance):
+            continue  # an edit of a model that can't do it shows nothing
         for name, edit in table.items():
             book.cell(
                 f"b/{column}/{name}",
