@@ -89,6 +89,10 @@ def evaluate(
     n = n if limit is None else limit
     harness = isinstance(task, str) and task.startswith(PREFIX)
     _check_options(task, metric, text, include_path, harness)
+    if format is not None and (harness or metric == "loss"):
+        raise InputError(
+            "A format is of the toolkit's own tasks, when answers are judged; leave it out."
+        )
     edits = _given(edits)
     content = read_text(text) if text is not None else None
     if isinstance(task, str) and harness:
@@ -115,8 +119,11 @@ def evaluate(
     if isinstance(chosen, ImageTask):
         from interp.evaluation.pictures import evaluate_images
 
-        if metric not in (None, "accuracy") or context is not None:
-            raise InputError(f"The task {chosen.name} has its own metrics and no length to choose.")
+        if metric not in (None, "accuracy") or context is not None or format is not None:
+            raise InputError(
+                f"The task {chosen.name} has its own metrics and neither a length nor a format to "
+                "choose."
+            )
         return evaluate_images(hooked, chosen, edits, n, seed, progress)
     if metric == "loss":
         if n < 1:
