@@ -104,7 +104,7 @@ def cures(cells: dict[str, Any]) -> Iterator[str]:
         yield ""
         before = f"from {found['baseline']['mean']:.2f}"
         yield (
-            f"Calibrated by {method} on 48 texts of {column}: {found['train']['mean']:+.2f} on "
+            f"Calibrated by {method} on 32 texts of {column}: {found['train']['mean']:+.2f} on "
             f"those, held out {interval(found['heldout'], '+')} {before}; "
             f"elsewhere: {', '.join(costs) or 'nothing chosen, nothing changed'}."
         )
