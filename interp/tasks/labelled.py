@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interp.errors import InputError
 from interp.inputs.tokenizer import Text
+from interp.tasks.file_task import FileTask
 from interp.tasks.formats import SHOTS, spellings
-from interp.tasks.rows import read_rows
-from interp.tasks.task import Instance, Task, first_tokens
+from interp.tasks.task import Instance, first_tokens
 
 
 @dataclass(frozen=True)
-class Labelled(Task):
+class Labelled(FileTask):
     """Which label a text has, by the model's preference among the labels' first tokens.
 
     The prompt shows `shots` other texts of the file with their labels and ends in "Text: …" and
@@ -41,35 +40,28 @@ class Labelled(Task):
         ('bad', 'good')
     """
 
-    path: str
     shots: int = 0
 
     name = "labelled"
     summary = "classification of one's own texts"
     citation = "prompts as in ACT (arXiv 2406.15765) and ZeroTuning (arXiv 2505.11739)"
     judge = "choice"
+    columns = ("text", "label")
+    rows_are = "texts"
     formats = ("bare", "lead", "few-shot", "chat")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", Path(self.path).stem)
         object.__setattr__(self, "chance", self.majority)
         super().__post_init__()
 
-    @property
-    def source(self) -> str:
-        return self.path
-
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        rows = read_rows(self.path, ("text", "label"))
+    def check(self, rows: list[dict[str, Any]]) -> None:
         if len({row["label"] for row in rows}) < 2:
             raise InputError(f"All texts of {self.path} have the same label; give at least two.")
-        return rows
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The labels, sorted."""
-        return tuple(sorted({row["label"] for row in self._rows}))
+        return tuple(sorted({row["label"] for row in self.rows}))
 
     @property
     def _sentiment(self) -> bool:
@@ -78,24 +70,14 @@ class Labelled(Task):
     @property
     def majority(self) -> float:
         """Accuracy of always answering the most frequent label."""
-        labels = [row["label"] for row in self._rows]
+        labels = [row["label"] for row in self.rows]
         return max(labels.count(label) for label in self.labels) / len(labels)
 
-    def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
-        if n > len(self._rows):
-            raise InputError(f"{self.path} has {len(self._rows)} texts and {n} were asked for.")
-        text = Text(tokenizer)
-        order = np.random.default_rng(seed).permutation(len(self._rows))
-        return [self._one(text, int(i), np.random.default_rng([seed, int(i)])) for i in order[:n]]
-
-    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        return self._one(text, int(rng.integers(len(self._rows))), rng)
-
-    def _one(self, text: Text, index: int, rng: np.random.Generator) -> Instance:
-        row = self._rows[index]
+    def problem(self, text: Text, index: int, rng: np.random.Generator) -> Instance:
+        row = self.rows[index]
         shots = self.shots + SHOTS * (self.format == "few-shot")
-        shown = [self._rows[i] for i in rng.permutation(len(self._rows)) if i != index][:shots]
-        others = [r for r in self._rows if r["label"] != row["label"]]
+        shown = [self.rows[i] for i in rng.permutation(len(self.rows)) if i != index][:shots]
+        others = [r for r in self.rows if r["label"] != row["label"]]
         other = others[int(rng.integers(len(others)))]
         before, after = self._around(text, shown)
         said, swapped = (text.encode(f" {r['text']}") for r in (row, other))

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interp.errors import InputError
 from interp.inputs.tokenizer import Text
-from interp.tasks.rows import read_rows
-from interp.tasks.task import Instance, Task
+from interp.tasks.file_task import FileTask
+from interp.tasks.task import Instance
 
 
 @dataclass(frozen=True)
-class Relation(Task):
+class Relation(FileTask):
     """The output of one pair after `shots` others, "Q: input" and "A: output" (Todd et al.).
 
     Judged "exact": every token of the output. The corrupted prompt has the shots' outputs dealt
@@ -36,47 +34,27 @@ class Relation(Task):
         10
     """
 
-    path: str
     shots: int = 10
 
     name = "relation"
     summary = "a relation of one's own, learned in context"
     citation = "Todd et al. 2024 (ICLR), arXiv 2310.15213"
     judge = "exact"
+    columns = ("input", "output")
+    rows_are = "pairs"
     formats = ("bare", "chat")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", Path(self.path).stem)
-        super().__post_init__()
-
-    @property
-    def source(self) -> str:
-        return self.path
-
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        rows = read_rows(self.path, ("input", "output"))
+    def check(self, rows: list[dict[str, Any]]) -> None:
         if len(rows) <= self.shots:
             raise InputError(
                 f"{self.path} has {len(rows)} pairs, and {self.shots} are shown before the one "
                 "that is asked; give more, or fewer shots."
             )
-        return rows
 
-    def sample(self, tokenizer: Any, n: int, seed: int = 0) -> list[Instance]:
-        if n > len(self._rows):
-            raise InputError(f"{self.path} has {len(self._rows)} pairs and {n} were asked for.")
-        text = Text(tokenizer)
-        order = np.random.default_rng(seed).permutation(len(self._rows))
-        return [self._one(text, int(i), np.random.default_rng([seed, int(i)])) for i in order[:n]]
-
-    def instance(self, text: Text, rng: np.random.Generator) -> Instance:
-        return self._one(text, int(rng.integers(len(self._rows))), rng)
-
-    def _one(self, text: Text, index: int, rng: np.random.Generator) -> Instance:
-        asked = self._rows[index]
+    def problem(self, text: Text, index: int, rng: np.random.Generator) -> Instance:
+        asked = self.rows[index]
         same = asked["input"]
-        pool = [r for r in self._rows if r["input"] != same]
+        pool = [r for r in self.rows if r["input"] != same]
         shown = [pool[i] for i in rng.permutation(len(pool))[: self.shots]]
         inputs = [text.encode(f" {r['input']}\nA:") for r in shown]
         outputs = [text.encode(f" {r['output']}\n\nQ:") for r in shown]
