@@ -55,6 +55,8 @@ def main() -> None:
 def run(notebook: Any) -> None:
     """Executes all cells; an error in one is raised, and nothing is written."""
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
+    # of the progress bars of others, where Jupyter's widgets are not installed
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     where = {"metadata": {"path": str(HERE)}}
     NotebookClient(notebook, timeout=None, record_timing=False, resources=where).execute()
 
