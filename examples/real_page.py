@@ -62,6 +62,9 @@ def taken_out(cells: dict[str, Any]) -> Iterator[str]:
             continue
         heads = ", ".join(top["heads"])
         body.append([f"8 {kind} heads", heads, *(interval(top[m]) for m in METRICS)])
+        if kind == "sink" and (idle := cells.get("a/idle/top")):
+            others = ", ".join(idle["heads"])
+            body.append(["8 sinks that do not copy", others, *(interval(idle[m]) for m in METRICS)])
         draws = [c for n, c in cells.items() if n.startswith(f"a/{kind}/draw")]
         means = {m: [d[m]["mean"] for d in draws] for m in METRICS}
         spread = [f"{sum(v) / len(v):.2f} ({min(v):.2f} … {max(v):.2f})" for v in means.values()]

@@ -145,6 +145,13 @@ def ablations(model: Any, book: Book) -> None:
                 f"a/{kind}/draw {draw}",
                 lambda heads=heads: dict(heads=list(map(str, heads)), **measured(heads)),
             )
+    # the strongest sinks copy, where there is something to copy; so those that never do, too
+    idle = [
+        Head.parse(h)
+        for h in sorted(scores["sink"], key=lambda h: -scores["sink"][h])
+        if all(scores[kind][h] < SCREEN[kind] for kind in ("retrieval", "induction"))
+    ][:TOP]
+    book.cell("a/idle/top", lambda: dict(heads=list(map(str, idle)), **measured(idle)))
 
 
 def scores_of(model: Any) -> dict[str, dict[str, float]]:
