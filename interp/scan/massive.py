@@ -37,10 +37,9 @@ def massive_activations(
     least: float = LEAST,
     ratio: float = RATIO,
 ) -> MassiveActivations:
-    """Every entry of the residual stream with |x| > `least` and |x| > `ratio` · median |x|, the
-    median over the tokens and dimensions of its layer.
+    """Lists every entry of the residual stream that is large, and large beside its layer's median.
 
-    Few dimensions at few tokens (the first, often a delimiter or an article) hold them from some
+    That is |x| > `least` and |x| > `ratio` · median |x|, over the layer's tokens and dimensions. Few dimensions at few tokens (the first, often a delimiter or an article) hold them from some
     layer on, whatever the text; heads that rest on these tokens are sinks.
 
     Args:

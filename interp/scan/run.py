@@ -79,7 +79,8 @@ class Scan(Plan):
                     steps = job_steps(self, job) if job.key.startswith("own") else 1
                     for i, some in enumerate(job.run()):
                         records += some
-                        clock.within((i + 1) / steps)
+                        if i + 1 < steps:  # a piece is done when it is saved, below
+                            clock.within((i + 1) / steps)
                     pieces.save(job.key, records)
                 clock.finish()
         clock.start("overlays" if self._finish["overlays"] else "summary")

@@ -106,7 +106,8 @@ def test_same_counts_up_to_ties(atlases: Any, name: str, library: str) -> None:
         <= 0.125
     )
     assert other.frame["retrieval"].isna().all() == one.frame["retrieval"].isna().all()
-    assert other.notes == one.notes
+    told = [[n for n in a.notes if "not measured" not in n] for a in (one, other)]
+    assert told[0] == told[1]  # the others name the model, and what it said
 
 
 def inputs(padded: str | bool) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ def test_a_calibration_comes_back_as_it_was_saved(small: HookedModel, tmp_path: 
         (GateTraining(steps=1, sink=2, recent=8), "gates.json"),
         ("zerotuning", "zero"),
     ):
-        made = interp.calibrate(small, method, NEEDLE, n=8, out=tmp_path / out)
+        made = interp.calibrate(small, method, NEEDLE, n=8, force=True, out=tmp_path / out)
         found = interp.Calibration.load(tmp_path / out)
         assert (found.trace is None) == (made.trace is None) and found.trials.equals(made.trials)
         assert made.trace is None or made.trace.equals(found.trace)
@@ -51,7 +51,9 @@ def test_a_calibration_comes_back_as_it_was_saved(small: HookedModel, tmp_path: 
 
 def test_tables_of_an_earlier_result_go(small: HookedModel, tmp_path: Path) -> None:
     out = tmp_path / "x.json"
-    interp.calibrate(small, GateTraining(steps=1, sink=2, recent=8), NEEDLE, n=8, out=out)
+    interp.calibrate(
+        small, GateTraining(steps=1, sink=2, recent=8), NEEDLE, n=8, force=True, out=out
+    )
     assert names(tmp_path) == [
         "x.calibration.json",
         "x.json",
@@ -125,7 +127,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 def test_an_interrupted_calibration_goes_on_where_it_was(
     small: HookedModel, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = dict(n=8, grid=(0.5, 2.0), seed=3)
+    settings: dict[str, Any] = dict(n=8, grid=(0.5, 2.0), seed=3, force=True)
     whole = interp.calibrate(small, "zerotuning", SHORT, **settings)
     out = tmp_path / "edit.json"
     with pytest.raises(KeyboardInterrupt):
@@ -158,9 +160,11 @@ def test_pieces_of_another_calibration_are_not_used(small: HookedModel, tmp_path
         interp.calibrate(
             small, "zerotuning", SHORT, n=8, out=out, progress=Interrupted(7), grid=(2.0,)
         )
-    other = interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, out=out, grid=(2.0,))
+    other = interp.calibrate(
+        small, "zerotuning", SHORT, n=8, seed=3, force=True, out=out, grid=(2.0,)
+    )
     assert other.trials.equals(
-        interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, grid=(2.0,)).trials
+        interp.calibrate(small, "zerotuning", SHORT, n=8, seed=3, force=True, grid=(2.0,)).trials
     )
 
 
