@@ -39,7 +39,8 @@ def massive_activations(
 ) -> MassiveActivations:
     """Lists every entry of the residual stream that is large, and large beside its layer's median.
 
-    That is |x| > `least` and |x| > `ratio` · median |x|, over the layer's tokens and dimensions. Few dimensions at few tokens (the first, often a delimiter or an article) hold them from some
+    That is |x| > `least` and |x| > `ratio` · median |x|, over the layer's tokens and dimensions.
+    Few dimensions at few tokens (the first, often a delimiter or an article) hold them from some
     layer on, whatever the text; heads that rest on these tokens are sinks.
 
     Args:
