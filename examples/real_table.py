@@ -253,7 +253,7 @@ def curing(model: Any, book: Book, data: Path, n: int, only: str = "") -> None:
                 f"b/{column}/{name}",
                 lambda t=task, p=problems, e=edit, u=plain: changed(u, answers(model, t, p, e)),
             )
-    if only:
+    if only not in ("", "loss"):
         return
     for name, edit in table.items():
         if not name.startswith("PASTA"):  # it needs a span, and running text has none
@@ -433,7 +433,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/real_table.json"))
     parser.add_argument("--data", type=Path, help="folder of sst2_dev.jsonl and cr.jsonl")
     parser.add_argument("--parts", default="abcd")
-    parser.add_argument("--columns", default="", help="of (b): only names that begin so")
+    parser.add_argument("--columns", default="", help="of (b): only names that begin so; or loss, with the calibrations")
     parser.add_argument("--n", type=int, default=400, help="texts a classification")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, help="put the tables between this page's markers")
