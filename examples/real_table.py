@@ -433,7 +433,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/real_table.json"))
     parser.add_argument("--data", type=Path, help="folder of sst2_dev.jsonl and cr.jsonl")
     parser.add_argument("--parts", default="abcd")
-    parser.add_argument("--columns", default="", help="of (b): only names that begin so; or loss, with the calibrations")
+    parser.add_argument(
+        "--columns",
+        default="",
+        help="of (b): only names that begin so; or loss, with the calibrations",
+    )
     parser.add_argument("--n", type=int, default=400, help="texts a classification")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, help="put the tables between this page's markers")
