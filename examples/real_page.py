@@ -33,7 +33,7 @@ def markdown(content: dict[str, Any]) -> Iterator[str]:
     took = sum(about.get("seconds", {}).values()) / 60
     yield (
         f"{about['model']}, {about['dtype']}, {about['hardware']}, {about['date']}, "
-        f"{took:.0f} minutes; brackets are 95 % intervals."
+        f"{took:.0f} minutes of cells, several at a time; brackets are 95 % intervals."
     )
     for part, table in (("a", taken_out), ("b", cures), ("c", by_length), ("d", libraries)):
         if any(name.startswith(f"{part}/") for name in cells):
@@ -75,8 +75,12 @@ def taken_out(cells: dict[str, Any]) -> Iterator[str]:
 
 def cures(cells: dict[str, Any]) -> Iterator[str]:
     """A row an edit, a column a task: the paired change."""
-    columns = list(
-        dict.fromkeys(n.split("/")[1] for n in cells if n.startswith("b/") and "/level" in n)
+    columns = sorted(
+        (n.split("/")[1] for n in cells if n.startswith("b/") and n.endswith("/level")),
+        key=lambda c: (
+            c.startswith("needles"),
+            int("".join(filter(str.isdigit, c.split(", ", 1)[1]))),
+        ),
     )
     names = list(
         dict.fromkeys(
