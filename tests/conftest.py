@@ -11,6 +11,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# two workers run side by side (pytest-xdist); neither they, nor what they start, nor the notebooks'
+# kernels may fight for the cores
+alone = "PYTEST_XDIST_WORKER" not in os.environ
+if not alone:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -18,8 +23,6 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 
-# two workers run side by side (pytest-xdist), and they must not fight for the cores
-alone = "PYTEST_XDIST_WORKER" not in os.environ
 torch.set_num_threads(int(os.environ.get("INTERP_TEST_THREADS", "2" if alone else "1")))
 
 
