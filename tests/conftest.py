@@ -13,9 +13,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # two workers run side by side (pytest-xdist); neither they, nor what they start, nor the notebooks'
 # kernels may fight for the cores
-alone = "PYTEST_XDIST_WORKER" not in os.environ
-if not alone:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count() or 1)
+)
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 
+alone = "PYTEST_XDIST_WORKER" not in os.environ
 torch.set_num_threads(int(os.environ.get("INTERP_TEST_THREADS", "2" if alone else "1")))
 
 
