@@ -168,6 +168,10 @@ def load_edits(path: Path) -> list[Any]:
     return list(edits.load(path))
 
 
+#: characters that five "L17H12 0.98" take, with the spaces between
+ROOM_FOR_FIVE = 63
+
+
 def top_cells(ranking: Sequence[tuple[Place, float, float | None]], width: int) -> str:
     """As many "L3H2 0.98" as fit into `width` characters, at least one."""
     from interp.report.heatmap import number
@@ -183,7 +187,8 @@ def top_cells(ranking: Sequence[tuple[Place, float, float | None]], width: int) 
 
 def top_table(atlas: Atlas, width: int) -> Table:
     """The top heads (key/value heads, layers) of every score, a row a score, in at most `width`
-    characters, and how many reach the threshold on how many tokens and samples."""
+    characters, and how many reach the threshold; on how many tokens and samples, where that
+    leaves room for five heads (the report says it in any case)."""
     from interp.report.heatmap import number
 
     rows = []
@@ -194,12 +199,14 @@ def top_table(atlas: Atlas, width: int) -> Table:
     heads = ("score", "strongest", "at threshold", "tokens × samples")
     widest = [max(len(heads[i]), *(len(r[i]) for r in rows)) for i in (0, 2, 3)]
     # This box puts three characters between columns and one at each edge.
-    left = max(12, width - sum(widest) - 11)
+    left = width - sum(widest) - 11
+    if not (wide := left >= ROOM_FOR_FIVE):
+        heads, left = heads[:3], max(12, left + widest[2] + 3)
     grid = table(*heads, right=heads[2:])
     for score, ranking, count, measured in rows:
         strongest = Text(top_cells(ranking, left)) if ranking else Text("not measured", style="dim")
-        dim = (Text(cell, style="dim") for cell in (count, measured))
-        grid.add_row(Text(score, style="bold"), strongest, *dim)
+        dim = [Text(cell, style="dim") for cell in (count, measured)]
+        grid.add_row(Text(score, style="bold"), strongest, *(dim if wide else dim[:1]))
     grid.columns[0].no_wrap = True
     return grid
 
