@@ -8,8 +8,10 @@ import torch
 
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.adapter import HFAdapter
+from interp_hooks.huggingface.discovery import attempt, one_line
 from interp_hooks.huggingface.images import image_token, sample_inputs
 from interp_hooks.huggingface.layout import DEFAULT, Layout
+from interp_hooks.huggingface.samples import sample_for
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
@@ -75,34 +77,67 @@ def hook(
         )
     wrapped: Any = module.eval()
     if is_transformer_lens(module):
-        adapter: Any = TLAdapter(wrapped)
+        adapter = TLAdapter(wrapped)
         sample = sample or sample_input(
             wrapped.cfg.d_vocab, next(wrapped.parameters()).device, padded=False
         )
         tokenizer = tokenizer if tokenizer is not None else getattr(wrapped, "tokenizer", None)
         name = name or getattr(wrapped.cfg, "model_name", None) or type(module).__name__
-    elif hasattr(module, "config") and hasattr(module, "set_attn_implementation"):
-        vocabulary = getattr(wrapped.config.get_text_config(), "vocab_size", None) or 100
-        if sample is None and image_token(wrapped.config) is not None:
-            if processor is None:
-                raise TapError(
-                    f"{type(module).__name__} takes images: give its processor (processor=), or a "
-                    "short input with an "
-                    "image (sample=), so that its vision tower is found."
-                )
-            sample = {
-                k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()
-            }
-        sample = sample or sample_input(vocabulary, wrapped.device)
-        adapter = HFAdapter(wrapped, sample, layout or DEFAULT)
-        name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
-    else:
+        model = HookedModel(adapter, str(name), tokenizer, backend, note)
+        verify(model, sample)
+        return model
+    if not (hasattr(module, "config") and hasattr(module, "set_attn_implementation")):
         raise TapError(
             f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
             "model."
         )
+    name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     if tokenizer is None and processor is not None:
-        tokenizer = processor.tokenizer
-    model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)
-    verify(model, sample)
-    return model
+        tokenizer = getattr(processor, "tokenizer", None)
+    sample = _sample(wrapped, sample, processor)
+    _runs(wrapped, sample)
+
+    def tapped(own: bool) -> HookedModel:
+        adapter = HFAdapter(wrapped, sample, layout or DEFAULT, own)
+        model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)
+        attempt(wrapped, lambda: verify(model, sample))
+        return model
+
+    try:
+        return tapped(own=False)
+    except TapError as reason:
+        by_interface = reason
+    # it may compute attention itself, or do with masks what the interface does not allow for
+    try:
+        return tapped(own=True)
+    except TapError as reason:
+        raise TapError(f"{by_interface} {reason}") from by_interface
+
+
+def _sample(
+    module: Any, sample: dict[str, torch.Tensor] | None, processor: Any
+) -> dict[str, torch.Tensor]:
+    """The input of the check on load. Raises `TapError` where none can be made."""
+    if sample is not None:
+        return dict(sample)
+    if processor is not None and image_token(module.config) is not None:
+        return {k: v.to(module.device) for k, v in sample_inputs(module.config, processor).items()}
+    try:
+        return sample_for(module)
+    except Exception as error:  # configs hold anything
+        raise TapError(
+            f"No short input can be made for {type(module).__name__} ({one_line(error)}); give one "
+            "(sample=)."
+        ) from error
+
+
+@torch.no_grad()
+def _runs(module: Any, sample: dict[str, torch.Tensor]) -> None:
+    """Raise `TapError` where the untouched model itself does not run on the sample."""
+    try:
+        module(**sample)
+    except Exception as error:  # an architecture's code may raise anything
+        raise TapError(
+            f"{type(module).__name__} does not run on the short input that was made for it "
+            f"({one_line(error)}); give one of your own (sample=), or its processor (processor=)."
+        ) from error
