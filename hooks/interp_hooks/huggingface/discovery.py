@@ -92,15 +92,13 @@ def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
     kind = "cross" if layout.named(f.path, "cross") else "self"
     inside = not set(f.path.split(".")).isdisjoint(layout.names("encoder"))
     layer, tower = getattr(f.module, "layer_idx", None), ""
-    if shared or not isinstance(layer, int):
+    if shared or not isinstance(layer, int) or layer < 0:
         layer = None
     if two_stacks and inside:
         layer, tower = None, "encoder"
     elif layer is None and not two_stacks:
         # vision towers and encoders number nothing, or start from 0 as the decoder does
         tower = "vision" if layout.named(f.path, "vision") else "encoder"
-    if shared and (number := re.search(r"\.(\d+)\.", f.path)):
-        layer, tower = int(number[1]), tower if two_stacks else ""
     size = f.call.site
     layer = UNNUMBERED if layer is None else layer
     return Site(tower, layer, kind, f.path, size.n_heads, size.n_kv_heads, size.d_head)
@@ -131,6 +129,7 @@ def _separate(placed: list[Site], layout: Layout) -> list[Site]:
             for s in placed
         ]
     counted: dict[tuple[str, str], int] = {}
+    placed = _by_path(placed)
     clashing = {key[:2] for key in _clashes(placed)}
     separate = []
     for site in placed:
@@ -140,6 +139,24 @@ def _separate(placed: list[Site], layout: Layout) -> list[Site]:
             counted[key] = site.layer + 1
         separate.append(site)
     return separate
+
+
+def _by_path(placed: list[Site]) -> list[Site]:
+    """The same, with what has no number numbered as its blocks stand in their list, where each
+    block of a tower has one."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for site in placed:
+        if site.layer == UNNUMBERED:
+            number = re.search(r"\.(\d+)(?:\.|$)", site.path)
+            numbers.setdefault((site.tower, site.kind), []).append(int(number[1]) if number else -1)
+    told = {key for key, n in numbers.items() if len(set(n)) == len(n) and min(n) >= 0}
+    rest = {key: iter(n) for key, n in numbers.items()}
+    return [
+        replace(site, layer=next(rest[site.tower, site.kind]))
+        if site.layer == UNNUMBERED and (site.tower, site.kind) in told
+        else site
+        for site in placed
+    ]
 
 
 def _clashes(placed: Sequence[Site]) -> set[tuple[str, str, int]]:

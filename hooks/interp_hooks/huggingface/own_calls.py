@@ -13,7 +13,7 @@ import torch
 
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.errors import TapError
-from interp_hooks.huggingface.traced import Attention
+from interp_hooks.huggingface.traced import HIDDEN, Attention
 from interp_kernels import Mask
 
 #: what attention modules call their number of heads
@@ -27,8 +27,6 @@ HEADS = (
     "heads",
     "num_head",
 )
-#: a bias of this and below hides a key whose weight is zero: architectures write −1e4 to −∞
-HIDDEN = -9e3
 
 
 @dataclass
@@ -99,9 +97,10 @@ def fold_of(lead: Sequence[int], module: torch.nn.Module, batch: int, heads: int
         swapped = lead[1] not in sizes and lead[0] in sizes and lead[1] == batch
         return Fold(tuple(lead), lead[0 if swapped else 1], 0 if swapped else 1)
     elif len(lead) > 2:
-        places = [i for i, n in enumerate(lead) if n in sizes]
-        if len(places) == 1 or (places and len({lead[i] for i in places}) == len(places)):
-            return Fold(tuple(lead), lead[places[-1]], places[-1])
+        first = int(lead[0] == batch)  # the batch comes first, if it is among them
+        places = [i for i, n in enumerate(lead) if n in sizes and i >= first]
+        if places:
+            return Fold(tuple(lead), lead[places[0]], places[0])
     raise TapError(
         f"{type(module).__name__} computes attention in a tensor with leading dimensions "
         f"{tuple(lead)}, in which its heads can't be told, so the model can't be tapped."
@@ -126,7 +125,8 @@ def call_of(
         k, v = k[:, ::every], v[:, ::every]
     weights = None if attention.weights is None else fold.fold(attention.weights)
     bias = None if attention.bias is None else fold.fold(attention.bias)
-    mask = mask_of(site, q, k, bias, weights, real)
+    blind = None if attention.blind is None else fold.fold(attention.blind)
+    mask = mask_of(site, q, k, bias, weights, blind, real)
     return AttentionCall(site, q, k, v, mask, attention.scale), fold
 
 
@@ -149,6 +149,7 @@ def mask_of(
     k: torch.Tensor,
     bias: torch.Tensor | None,
     weights: torch.Tensor | None,
+    blind: torch.Tensor | None,
     real: RealTokens,
 ) -> Mask:
     """Who sees whom, from the bias (batch, heads, queries, keys): keys it hides, and what it adds
@@ -163,6 +164,7 @@ def mask_of(
             hidden = hidden & ((weights == 0) | hidden.all(-1, keepdim=True))
         seen = ~hidden
         dense = _compact(bias, seen, q)
+        seen = seen if blind is None else seen & ~blind
         seen = seen.any(1, keepdim=True)
     q_start = _start(site, seen, n_queries, n_keys)
     rows, starts = _real_rows(site, seen, real, q_start)

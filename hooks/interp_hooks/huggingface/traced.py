@@ -21,6 +21,10 @@ from torch.overrides import TorchFunctionMode
 from interp_hooks.errors import TapError
 
 
+#: a bias of this and below hides a key whose weight is zero: architectures write −1e4 to −∞
+HIDDEN = -9e3
+
+
 @dataclass(frozen=True)
 class Scores:
     """scale · q kᵀ, and perhaps a bias: q (…, queries, d), k (…, keys, d)."""
@@ -46,8 +50,10 @@ class Attention:
     """One attention as a module computes it.
 
     q (…, queries, d), k (…, keys, d), v (…, keys, d_v); `bias` (…, queries, keys) is the logits
-    minus scale · q kᵀ; `weights` the module's own softmax, None where it used torch's fused
-    attention; `places` where its operations were called.
+    minus scale · q kᵀ, up to a constant a row; `blind` (…, queries, 1) are rows all of whose keys
+    are hidden, padding: their bias spreads the weight as the module has it; `weights` is the
+    module's own softmax, None where it used torch's fused attention; `places` where its operations
+    were called.
     """
 
     q: torch.Tensor
@@ -55,6 +61,7 @@ class Attention:
     v: torch.Tensor
     scale: float
     bias: torch.Tensor | None
+    blind: torch.Tensor | None
     weights: torch.Tensor | None
     places: tuple[Any, ...]
 
@@ -167,11 +174,14 @@ class Trace(TorchFunctionMode):
         q, k, scale = w.scores.q, w.scores.k, w.scores.scale
         lead = w.logits.shape[:-2]
         product = scale * (q.double() @ k.double().transpose(-1, -2))
-        bias = w.logits.double() - product.reshape(w.logits.shape)
+        logits = w.logits.double()
+        most = logits.amax(-1, keepdim=True)
+        blind = (most <= HIDDEN) & most.isfinite()
+        bias = torch.where(blind, logits - most, logits) - product.reshape(w.logits.shape)
         q, k = (x if x.shape[:-2] == lead else _lead(x, lead) for x in (q, k))
         v = v if v.ndim == w.logits.ndim else _lead(v, lead)
         places = (w.scores.place, w.place, self._place())
-        z = self._replace(Attention(q, k, v, scale, bias, w.weights, places))
+        z = self._replace(Attention(q, k, v, scale, bias, blind, w.weights, places))
         if z is None:
             return plain()
         return order.arrange(z)
@@ -202,7 +212,7 @@ class Trace(TorchFunctionMode):
         if bias is not None:
             bias = bias.expand(shape)
         places = (self._place(),) * 3
-        z = self._replace(Attention(q, k, v, scale, bias, None, places))
+        z = self._replace(Attention(q, k, v, scale, bias, None, None, places))
         return func(*args, **kwargs) if z is None else z
 
 
@@ -229,10 +239,12 @@ def _after(
             return None
     if name in SAME:
         return what
-    if not isinstance(what, Scores):
-        return None
+    if isinstance(what, Weights):
+        return _emptied(what, out) if name == "masked_fill" else None
     if factor is not None:
         return replace(what, scale=what.scale * factor)
+    if name in SCALED and _switches(args, source):
+        return what
     subtracted = name in ("sub", "isub") and args and args[0] is not source
     if name in BIASED and not subtracted and "alpha" not in kwargs:
         return what
@@ -255,6 +267,19 @@ def _factor(name: str, args: tuple, source: torch.Tensor | None) -> float | None
     if isinstance(b, bool) or not isinstance(b, (int, float)) or not b:
         return None
     return float(b) if name in SCALED else 1 / float(b)
+
+
+def _switches(args: tuple, source: torch.Tensor) -> bool:
+    """Whether a product is with zeros and ones, a mask."""
+    others = [a for a in args if isinstance(a, torch.Tensor) and a is not source]
+    return len(others) == 1 and bool(((others[0] == 0) | (others[0] == 1)).all())
+
+
+def _emptied(w: Weights, out: torch.Tensor) -> Weights | None:
+    """The weights after zeros were written into rows that see nothing; None if others changed."""
+    rows = (out != 0).any(-1, keepdim=True)
+    same = bool(((out - w.weights.reshape(out.shape)).abs() * rows <= 1e-6).all())
+    return replace(w, weights=out) if same else None
 
 
 def _lead(x: torch.Tensor, lead: torch.Size) -> torch.Tensor:
@@ -294,10 +319,12 @@ def _operands(
     if name == "einsum":
         return _summed(args, weighs)
     if name == "baddbmm":
-        left, right = args[1], args[2]
-        return _Operands(left, right, float(kwargs.get("alpha", 1)))
+        given = {**dict(zip(("input", "batch1", "batch2"), args, strict=False)), **kwargs}
+        return _Operands(given["batch1"], given["batch2"], float(kwargs.get("alpha", 1)))
+    left = args[0] if args else kwargs.get("input")
     right = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
-    return _Operands(args[0], right) if isinstance(right, torch.Tensor) else None
+    both = isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)
+    return _Operands(left, right) if both else None
 
 
 def _summed(args: tuple, weighs: Callable[[torch.Tensor], bool]) -> _Operands | None:
