@@ -201,7 +201,7 @@ class HFAdapter(Adapter):
 
         def hook(module: Any, args: Any, output: Any) -> None:
             site = self._turns[id(module)][turns.turn(module)]
-            by_site[site] = output[0] if isinstance(output, tuple) else output
+            by_site[site] = output[0] if isinstance(output, (tuple, list)) else output
 
         with turns, ExitStack() as stack:
             for attention in {id(m): m for m in self._modules.values()}.values():

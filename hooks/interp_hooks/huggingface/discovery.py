@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,9 +49,15 @@ def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[
         )
     calls: dict[tuple[int, int], Found] = {}
     probe, stack = Probe(layout), ModuleStack(model)
+    queries: dict[tuple[int, int], torch.Tensor] = {}  # of the last call in this forward
 
     def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
         key = id(module), stack.turn(module)
+        before = queries.get(key)
+        if before is not None and call.query is not None and before.shape == call.query.shape:
+            _refuse_twice(module, bool((before == call.query).all()))
+        if call.query is not None:
+            queries[key] = call.query
         calls.setdefault(key, Found(stack.path(module), module, call, key[1]))
         return probe.attended(module, attend(call, Tap()))
 
@@ -59,6 +65,7 @@ def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[
         run()
         if probe.again():  # a second forward tells gates from norms
             stack.restart()
+            queries.clear()
             run()
     if not calls:
         raise TapError(
@@ -66,6 +73,16 @@ def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[
             "AttentionInterface."
         )
     return [replace(f, between=probe.between(f.module)) for f in calls.values()]
+
+
+def _refuse_twice(module: torch.nn.Module, same: bool) -> None:
+    """Raise `TapError` where one forward of a module attends twice with the same queries. (Windows
+    of a picture are several calls with queries of their own.)"""
+    if same:
+        raise TapError(
+            f"{type(module).__name__} attends twice with the same queries, on parts of its values "
+            "(differential attention), so a head has no one output and the model can't be tapped."
+        )
 
 
 def sites(model: Any, calls: Sequence[Found], layout: Layout) -> list[tuple[Site, Found]]:
@@ -96,7 +113,7 @@ def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
         layer = None
     if two_stacks and inside:
         layer, tower = None, "encoder"
-    elif layer is None and not two_stacks:
+    elif layer is None and not two_stacks and not (shared and not layout.named(f.path, "vision")):
         # vision towers and encoders number nothing, or start from 0 as the decoder does
         tower = "vision" if layout.named(f.path, "vision") else "encoder"
     size = f.call.site
@@ -117,10 +134,11 @@ def _named_towers(placed: list[Site], layout: Layout) -> list[Site]:
 
 
 def _separate(placed: list[Site], layout: Layout) -> list[Site]:
-    """The same without two sites of one name: stacks that number alike become towers of their own,
-    what has no number or shares it is counted in order of calls."""
-    main = next((s for s in placed if s.tower in ("", "text")), placed[0])
+    """The same without two sites of one name: stacks that number alike become towers of their own;
+    a tower of which some layer has no number, or shares it, is numbered as its blocks stand in
+    their list, or else in order of calls."""
     if _clashes(placed):
+        main = next((s for s in placed if s.tower in ("", "text")), placed[0])
         stack = _stack(main.path)
         placed = [
             replace(s, tower=_tower(s.path, layout))
@@ -128,35 +146,24 @@ def _separate(placed: list[Site], layout: Layout) -> list[Site]:
             else s
             for s in placed
         ]
-    counted: dict[tuple[str, str], int] = {}
-    placed = _by_path(placed)
     clashing = {key[:2] for key in _clashes(placed)}
-    separate = []
-    for site in placed:
-        key = site.tower, site.kind
-        if site.layer == UNNUMBERED or key in clashing:
-            site = replace(site, layer=counted.get(key, 0))
-            counted[key] = site.layer + 1
-        separate.append(site)
-    return separate
-
-
-def _by_path(placed: list[Site]) -> list[Site]:
-    """The same, with what has no number numbered as its blocks stand in their list, where each
-    block of a tower has one."""
-    numbers: dict[tuple[str, str], list[int]] = {}
-    for site in placed:
-        if site.layer == UNNUMBERED:
-            number = re.search(r"\.(\d+)(?:\.|$)", site.path)
-            numbers.setdefault((site.tower, site.kind), []).append(int(number[1]) if number else -1)
-    told = {key for key, n in numbers.items() if len(set(n)) == len(n) and min(n) >= 0}
-    rest = {key: iter(n) for key, n in numbers.items()}
+    numbers: dict[tuple[str, str], Iterator[int]] = {}
+    for key in {(s.tower, s.kind) for s in placed}:
+        own = [s for s in placed if (s.tower, s.kind) == key]
+        if key in clashing or any(s.layer == UNNUMBERED for s in own):
+            by_path = [_number(s.path) for s in own]
+            told = len(set(by_path)) == len(own) and min(by_path) >= 0
+            numbers[key] = iter(by_path if told else range(len(own)))
     return [
-        replace(site, layer=next(rest[site.tower, site.kind]))
-        if site.layer == UNNUMBERED and (site.tower, site.kind) in told
-        else site
-        for site in placed
+        replace(s, layer=next(numbers[s.tower, s.kind])) if (s.tower, s.kind) in numbers else s
+        for s in placed
     ]
+
+
+def _number(path: str) -> int:
+    """The first number in a path, −1 without."""
+    number = re.search(r"\.(\d+)(?:\.|$)", path)
+    return int(number[1]) if number else -1
 
 
 def _clashes(placed: Sequence[Site]) -> set[tuple[str, str, int]]:

@@ -21,7 +21,7 @@ from interp_hooks.errors import TapError
 from interp_hooks.huggingface.called import ModuleStack
 from interp_hooks.huggingface.layout import Layout
 from interp_hooks.huggingface.output_gate import Probe
-from interp_hooks.huggingface.own_calls import RealTokens, call_of
+from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
 from interp_hooks.huggingface.discovery import Found
 from interp_hooks.huggingface.tap import configs_of
 from interp_hooks.huggingface.traced import Attention, Trace
@@ -118,8 +118,10 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
     found: dict[tuple[int, int], Found] = {}
     probe, stack, real = Probe(layout), ModuleStack(model), RealTokens(model)
 
-    def swap(attention: Attention) -> torch.Tensor:
+    def swap(attention: Attention) -> torch.Tensor | None:
         module = _owner(attention)
+        if attention.q.shape[-2] == 1 and not head_counts(module):
+            return None  # a token chooses among its own states, it does not see other tokens
         call, fold = call_of(attention, module, None, batch, real)
         _prove(module, call, fold.fold(attention.weights) if attention.weights is not None else None)
         key = id(module), stack.turn(module)
@@ -176,7 +178,11 @@ def _prove(module: torch.nn.Module, call: AttentionCall, weights: torch.Tensor |
     elif dense is not None:
         logits = logits + dense
     seen = torch.isfinite(logits).any(-1, keepdim=True)  # padding may see nothing
-    error = (logits.softmax(-1) - weights.double()).masked_fill(~seen, 0).abs().max()
+    if call.sinks is not None:
+        sinks = call.sinks.double().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        logits = torch.cat([logits, sinks], -1)
+    own = logits.softmax(-1)[..., : weights.shape[-1]]
+    error = (own - weights.double()).masked_fill(~seen, 0).abs().max()
     if not float(error) <= TOLERANCE.get(weights.dtype, 2e-2):
         raise TapError(
             f"The attention weights recovered from {type(module).__name__} differ from its own by "

@@ -82,11 +82,16 @@ class Fold:
         return z.reshape(*rest, *z.shape[1:]).movedim(-3, self.at)
 
 
+def head_counts(module: torch.nn.Module) -> list[int]:
+    """What an attention module, or its config, says of its number of heads."""
+    said = [getattr(module, name, None) for name in HEADS]
+    said += [getattr(getattr(module, "config", None), name, None) for name in HEADS]
+    return [n for n in said if isinstance(n, int) and n > 0]
+
+
 def fold_of(lead: Sequence[int], module: torch.nn.Module, batch: int, heads: int | None) -> Fold:
     """How an attention's leading dimensions hold batch and heads. Raises `TapError`."""
-    named = [getattr(module, name, None) for name in HEADS]
-    named += [getattr(getattr(module, "config", None), name, None) for name in HEADS]
-    sizes = [heads] if heads else [n for n in named if isinstance(n, int) and n > 0]
+    sizes = [heads] if heads else head_counts(module)
     if len(lead) == 1:
         for n in sizes:
             if lead[0] % n == 0 and (heads or lead[0] // n % batch == 0):
@@ -127,7 +132,8 @@ def call_of(
     bias = None if attention.bias is None else fold.fold(attention.bias)
     blind = None if attention.blind is None else fold.fold(attention.blind)
     mask = mask_of(site, q, k, bias, weights, blind, real)
-    return AttentionCall(site, q, k, v, mask, attention.scale), fold
+    sinks = q.new_zeros(site.n_heads) if attention.sinks else None
+    return AttentionCall(site, q, k, v, mask, attention.scale, sinks=sinks), fold
 
 
 def _kv_heads(module: torch.nn.Module, k: torch.Tensor, v: torch.Tensor) -> int:

@@ -27,12 +27,14 @@ HIDDEN = -9e3
 
 @dataclass(frozen=True)
 class Scores:
-    """scale · q kᵀ, and perhaps a bias: q (…, queries, d), k (…, keys, d)."""
+    """scale · q kᵀ, and perhaps a bias: q (…, queries, d), k (…, keys, d); `sinks` (…, queries, 1)
+    are logits without a value that stand in a last column of their own."""
 
     q: torch.Tensor
     k: torch.Tensor
     scale: float
     place: Any = None  # where the product was made
+    sinks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Attention:
     """One attention as a module computes it.
 
     q (…, queries, d), k (…, keys, d), v (…, keys, d_v); `bias` (…, queries, keys) is the logits
-    minus scale · q kᵀ, up to a constant a row; `blind` (…, queries, 1) are rows all of whose keys
+    minus scale · q kᵀ, up to a constant a row (with `sinks`, which takes the sink to 0); `blind` (…, queries, 1) are rows all of whose keys
     are hidden, padding: their bias spreads the weight as the module has it; `weights` is the
-    module's own softmax, None where it used torch's fused attention; `places` where its operations
-    were called.
+    module's own softmax, None where it used torch's fused attention; `sinks`: whether a logit of 0 without a
+    value is in it too; `places` where its operations were called.
     """
 
     q: torch.Tensor
@@ -63,6 +65,7 @@ class Attention:
     bias: torch.Tensor | None
     blind: torch.Tensor | None
     weights: torch.Tensor | None
+    sinks: bool
     places: tuple[Any, ...]
 
 
@@ -123,11 +126,12 @@ class Trace(TorchFunctionMode):
 
     def _follow(self, name: str, args: tuple, kwargs: dict[str, Any], out: torch.Tensor) -> None:
         """What is known of an operation's output."""
-        given = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        parts = args[0] if name in ("cat", "concat") and args else args
+        given = [a for a in (*parts, *kwargs.values()) if isinstance(a, torch.Tensor)]
         known = next(((a, w) for a in given if (w := self._get(a)) is not None), None)
         source, what = known if known is not None else (None, None)
         self._known.pop(id(out), None)  # an operation in place
-        new = _after(name, args, kwargs, source, what, out)
+        new = _after(name, tuple(parts), kwargs, source, what, out)
         if new is not None:
             self._set(out, new)
         elif isinstance(what, Scores) and source is not None and out.shape == source.shape:
@@ -170,21 +174,23 @@ class Trace(TorchFunctionMode):
 
     def _finish(self, w: Weights, order: _Operands, plain: Callable[[], Any]) -> Any:
         """The product of the weights and v: z, ours or its own."""
-        _, v = order.canonical()  # (…, keys, d_v)
+        left, v = order.canonical()  # (…, queries, keys), (…, keys, d_v)
         q, k, scale = w.scores.q, w.scores.k, w.scores.scale
         lead = w.logits.shape[:-2]
         product = scale * (q.double() @ k.double().transpose(-1, -2))
-        logits = w.logits.double()
+        logits, sinks = w.logits.double(), w.scores.sinks
+        if sinks is not None:  # no constant of a row matters: the sink is 0 in every one
+            logits = logits[..., :-1] - logits[..., -1:]
         most = logits.amax(-1, keepdim=True)
-        blind = (most <= HIDDEN) & most.isfinite()
-        bias = torch.where(blind, logits - most, logits) - product.reshape(w.logits.shape)
+        blind = (most <= HIDDEN) & most.isfinite() & (sinks is None)
+        bias = torch.where(blind, logits - most, logits) - product.reshape(logits.shape)
         q, k = (x if x.shape[:-2] == lead else _lead(x, lead) for x in (q, k))
         v = v if v.ndim == w.logits.ndim else _lead(v, lead)
         places = (w.scores.place, w.place, self._place())
-        z = self._replace(Attention(q, k, v, scale, bias, blind, w.weights, places))
+        z = self._replace(Attention(q, k, v, scale, bias, blind, w.weights, sinks is not None, places))
         if z is None:
             return plain()
-        return order.arrange(z)
+        return order.arrange(z.reshape(*left.shape[:-1], z.shape[-1]))
 
     def _fused(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """torch's own attention, which names its parts."""
@@ -212,7 +218,7 @@ class Trace(TorchFunctionMode):
         if bias is not None:
             bias = bias.expand(shape)
         places = (self._place(),) * 3
-        z = self._replace(Attention(q, k, v, scale, bias, None, None, places))
+        z = self._replace(Attention(q, k, v, scale, bias, None, None, False, places))
         return func(*args, **kwargs) if z is None else z
 
 
@@ -231,6 +237,10 @@ def _after(
         if factor is not None:
             return factor * (what if isinstance(what, float) else 1.0)
         return what if name in MOVED else None
+    if name in ("cat", "concat"):
+        return _with_sinks(args, source, what, out)
+    if name == "getitem":
+        return _without_sinks(source, what, out)
     whole = out.shape[-2:] == source.shape[-2:] and out.numel() == source.numel()
     if not whole:
         # a bias with a larger batch (or one for each head) widens the scores
@@ -241,7 +251,7 @@ def _after(
         return what
     if isinstance(what, Weights):
         return _emptied(what, out) if name == "masked_fill" else None
-    if factor is not None:
+    if factor is not None and what.sinks is None:
         return replace(what, scale=what.scale * factor)
     if name in SCALED and _switches(args, source):
         return what
@@ -267,6 +277,29 @@ def _factor(name: str, args: tuple, source: torch.Tensor | None) -> float | None
     if isinstance(b, bool) or not isinstance(b, (int, float)) or not b:
         return None
     return float(b) if name in SCALED else 1 / float(b)
+
+
+def _with_sinks(
+    parts: tuple, source: torch.Tensor, what: Scores | Weights, out: torch.Tensor
+) -> Scores | None:
+    """Scores with a last column of logits that belong to no key."""
+    if len(parts) != 2 or parts[0] is not source or not isinstance(what, Scores):
+        return None
+    more = parts[1]
+    added = more.shape[:-1] == source.shape[:-1] and more.shape[-1] == 1
+    fits = added and out.shape[-1] == source.shape[-1] + 1 and what.sinks is None
+    return replace(what, sinks=more) if fits else None
+
+
+def _without_sinks(
+    source: torch.Tensor, what: Scores | Weights, out: torch.Tensor
+) -> Weights | None:
+    """The weights without their last column, the sinks'."""
+    if not isinstance(what, Weights) or what.scores.sinks is None:
+        return None
+    own = source[..., :-1]
+    same = own.shape == out.shape and own.data_ptr() == out.data_ptr()
+    return replace(what, weights=out) if same else None
 
 
 def _switches(args: tuple, source: torch.Tensor) -> bool:
