@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from interp_hooks.huggingface.adapter import HFAdapter
 from interp_hooks.huggingface.discovery import attempt, one_line
 from interp_hooks.huggingface.images import image_token, sample_inputs
 from interp_hooks.huggingface.layout import DEFAULT, Layout
-from interp_hooks.huggingface.samples import sample_for
+from interp_hooks.huggingface.picture_samples import picture_samples
+from interp_hooks.huggingface.samples import samples_for
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
@@ -95,7 +97,6 @@ def hook(
     if tokenizer is None and processor is not None:
         tokenizer = getattr(processor, "tokenizer", None)
     sample = _sample(wrapped, sample, processor)
-    _runs(wrapped, sample)
 
     def tapped(own: bool) -> HookedModel:
         adapter = HFAdapter(wrapped, sample, layout or DEFAULT, own)
@@ -114,30 +115,37 @@ def hook(
         raise TapError(f"{by_interface} {reason}") from by_interface
 
 
+@torch.no_grad()
 def _sample(
     module: Any, sample: dict[str, torch.Tensor] | None, processor: Any
 ) -> dict[str, torch.Tensor]:
-    """The input of the check on load. Raises `TapError` where none can be made."""
+    """The input of the check on load, on which the untouched model runs. Raises `TapError` where
+    none can be made."""
+    name, sees = type(module).__name__, image_token(module.config) is not None
     if sample is not None:
-        return dict(sample)
-    if processor is not None and image_token(module.config) is not None:
-        return {k: v.to(module.device) for k, v in sample_inputs(module.config, processor).items()}
+        given: Iterable[dict[str, torch.Tensor]] = [dict(sample)]
+        advice = "the input that was given (sample=)"
+    elif sees and processor is not None:
+        inputs = sample_inputs(module.config, processor)
+        given = [{k: v.to(module.device) for k, v in inputs.items()}]
+        advice = "the prompt with a picture that its processor makes; give an input (sample=)"
+    elif sees:
+        given = picture_samples(module)
+        advice = (
+            "a prompt with a picture made from its config: give its processor (processor=), or a "
+            "short input with an image (sample=), so that its vision tower is found"
+        )
+    else:
+        given = samples_for(module)
+        advice = "a short input made from its config; give one of your own (sample=)"
+    why = ""
     try:
-        return sample_for(module)
+        for one in given:
+            try:
+                module(**one)
+                return one
+            except Exception as error:  # an architecture's code may raise anything
+                why = why or f" ({one_line(error)})"
     except Exception as error:  # configs hold anything
-        raise TapError(
-            f"No short input can be made for {type(module).__name__} ({one_line(error)}); give one "
-            "(sample=)."
-        ) from error
-
-
-@torch.no_grad()
-def _runs(module: Any, sample: dict[str, torch.Tensor]) -> None:
-    """Raise `TapError` where the untouched model itself does not run on the sample."""
-    try:
-        module(**sample)
-    except Exception as error:  # an architecture's code may raise anything
-        raise TapError(
-            f"{type(module).__name__} does not run on the short input that was made for it "
-            f"({one_line(error)}); give one of your own (sample=), or its processor (processor=)."
-        ) from error
+        why = f" ({one_line(error)})"
+    raise TapError(f"{name} does not run on {advice}{why}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,21 +14,34 @@ from interp_hooks.huggingface.layout import text_config
 ROWS, TOKENS = 2, 7
 
 
-def sample_for(model: Any) -> dict[str, torch.Tensor]:
-    """Inputs for the load-time check: two rows of each input that the model's main one and its
-    forward's signature call for; of a text, the second row is left-padded by two."""
+def samples_for(model: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Inputs for the load-time check, the likeliest first: two rows of each input that the model's
+    main one and its forward's signature call for; of a text, the second row is left-padded by
+    two. Models of two towers want several inputs at once."""
     names = list(inspect.signature(model.forward).parameters)
     main = getattr(model, "main_input_name", "input_ids")
     main = main if main in names else next((n for n in MAKERS if n in names), "input_ids")
+    first = _with_partners(model, main, names)
+    yield first
+    for other in MAKERS:
+        if other in names and other not in first:
+            yield {**_with_partners(model, other, names), **first}
+    several = dict(first)
+    for other in MAKERS:
+        if other in names and other not in several:
+            several.update(_with_partners(model, other, names))
+    yield several
+
+
+def _with_partners(model: Any, main: str, names: list[str]) -> dict[str, torch.Tensor]:
+    """One input with its mask, and with what a decoder is given."""
     sample = {main: MAKERS.get(main, _ids)(model)}
-    if main == "input_ids":
-        mask = torch.ones(ROWS, TOKENS, dtype=torch.long)
-        if "attention_mask" in names:
-            mask[1, :2] = 0
-            sample["attention_mask"] = mask
+    if main == "input_ids" and "attention_mask" in names:
+        sample["attention_mask"] = torch.ones(ROWS, TOKENS, dtype=torch.long)
+        sample["attention_mask"][1, :2] = 0
     for name in WITH.get(main, ()):
-        if name in names and (made := MAKERS[name](model)) is not None:
-            sample[name] = made
+        if name in names:
+            sample[name] = MAKERS[name](model)
     if "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False):
         sample["decoder_input_ids"] = _decoder_ids(model)
     return {name: _placed(value, model) for name, value in sample.items()}
