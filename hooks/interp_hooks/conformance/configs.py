@@ -77,8 +77,8 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(
         _names(
             "max_position_embeddings n_positions n_ctx max_seq_len model_max_length "
-            "context_length max_target_positions max_sequence_length original_max_position_embeddings "
-            "max_encoder_position_embeddings max_decoder_position_embeddings "
+            "context_length max_target_positions max_sequence_length "
+            "original_max_position_embeddings max_encoder_position_embeddings max_decoder_position_embeddings "
             "max_2d_position_embeddings"
         ),
         POSITIONS,
@@ -172,11 +172,10 @@ def tiny(config_class: Any, own: Mapping[str, Any] | None = None) -> Any:
             continue
         if name in SMALL and _number(default):
             values[name] = min(SMALL[name], max(int(default), 1)) if default else default
-        elif name in TOKENS and isinstance(default, int) and default >= VOCABULARY:
+        elif name in TOKENS and _outside(default):
             values[name] = 3 + TOKENS.index(name)
-        elif name.endswith(("_token_id", "_token_index")) and _number(default):
-            if default >= VOCABULARY:
-                values[name] = VOCABULARY - 1 - sum(map(ord, name)) % 32
+        elif name.endswith(("_token_id", "_token_index")) and _outside(default):
+            values[name] = VOCABULARY - 1 - sum(map(ord, name)) % 32  # an id of its own for each
     if defaults.get("layer_types") or any(n in values for n in PERIODS):
         values.update({n: 4 for n in LAYERS if n in values})
     kv = next((n for n in KV if n in values), None)
@@ -199,6 +198,11 @@ PERIODS = ("attn_layer_period", "sliding_window_pattern", "_sliding_window_patte
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 KV = ("num_key_value_heads", "num_kv_heads")
 HEADS_OF = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
+def _outside(value: Any) -> bool:
+    """Whether an id lies outside the tiny vocabulary."""
+    return _number(value) and value >= VOCABULARY
 
 
 def _number(value: Any) -> bool:
