@@ -137,6 +137,10 @@ class LateOutputs:
         self._waiting.clear()
         self._stack.close()
 
+    def forget(self) -> None:
+        """What a forward left behind that did not come to W_O."""
+        self._waiting.clear()
+
     def keep(self, attended: Attended) -> torch.Tensor:
         """The attention's own output, while the rest waits for W_O."""
         site = attended.call.site
