@@ -51,6 +51,9 @@ class Forwards:
         # with an encoder beside the decoder, input_ids are not what the main tower reads
         self._two_stacks = bool(getattr(self.module.config, "is_encoder_decoder", False))
 
+    def __deepcopy__(self, memo: Any) -> Forwards:
+        return self  # a model that is copied inside a block has these hooks, which ignore it
+
     @contextmanager
     def watching(self, recomputing: Recomputing) -> Iterator[None]:
         """Follow the model's forwards; its checkpointed layers run again in what `recomputing`
@@ -64,6 +67,8 @@ class Forwards:
         checkpoints = Checkpoints(self.module, remember)
 
         def begins(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            if module is not self.module:
+                return
             # what a forward that failed left behind is forgotten
             for one in (self.late, self._rows, self._streams):
                 one.forget()
@@ -90,6 +95,8 @@ class Forwards:
             yield
 
     def _reads(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        if module is not self.module:
+            return
         if self._two_stacks or not any(edit.needs_tokens for edit in self.tap.edits):
             self.tokens.forget()
         else:

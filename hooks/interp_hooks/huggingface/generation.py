@@ -8,10 +8,11 @@ inputs, so it is taken from `generate`'s own helpers, wrapped on the model while
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import wraps
+from functools import update_wrapper, wraps
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Generation:
                 for name, wrap in _HELPERS.items():
                     own = getattr(part, name, None)
                     if own is not None:
-                        _put(stack, part, name, getattr(self, wrap)(own))
+                        _put(stack, part, name, _Wrapped(part, name, getattr(self, wrap)(own)))
             yield
 
     @contextmanager
@@ -195,6 +196,21 @@ class Generation:
 
     def _compiled(self, own: Any) -> Callable[..., Any]:
         return lambda *args, **kwargs: False  # a compiled step does not call the tap
+
+
+class _Wrapped:
+    """A helper of `part` that is wrapped; a copy of the model has its own, unwrapped."""
+
+    def __init__(self, part: torch.nn.Module, name: str, function: Callable[..., Any]) -> None:
+        self._part, self._name, self._function = part, name, function
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        own = inspect.getattr_static(type(self._part), self._name)
+        return own.__get__(memo.get(id(self._part), self._part), type(self._part))
 
 
 def _put(stack: ExitStack, part: torch.nn.Module, name: str, value: Any) -> None:

@@ -127,6 +127,9 @@ class LateOutputs:
         self._waiting: dict[Site, Attended] = {}
         self._stack = ExitStack()
 
+    def __deepcopy__(self, memo: Any) -> LateOutputs:
+        return self  # of the model that is tapped, whatever is copied
+
     def __enter__(self) -> LateOutputs:
         for site, between in self._between.items():
             hook = between.projection.register_forward_pre_hook(partial(self._reads, site))

@@ -71,6 +71,9 @@ class _Remembering:
     def __init__(self, own: Callable[..., Any], again: Again) -> None:
         self._own, self._again = own, again
 
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._own  # a copy of the model is not tapped
+
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._own(_Layer(run, self._again), *args, **kwargs)
 

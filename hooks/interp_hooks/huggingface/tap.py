@@ -23,6 +23,15 @@ from interp_hooks.huggingface.output_gate import Between, Probe
 NAME = "interp_tap"
 
 
+class _Name(str):
+    """`NAME` in a config, which copies of the config don't have: they say what it said before."""
+
+    before: Any
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.before
+
+
 @dataclass(frozen=True)
 class _Live:
     """A tapped attention module: its site (None while sites are looked for), who answers its calls,
@@ -218,7 +227,8 @@ def installed(
             before = config._attn_implementation_internal
             routed = _ROUTED.setdefault(key, _Routed(config, before, 0, thread))
             routed.blocks += 1
-            config._attn_implementation_internal = NAME
+            name = config._attn_implementation_internal = _Name(NAME)
+            name.before = routed.before
         _ROOTS.append(model)
         _LIVE.update({key: _Live(*one, thread) for key, one in live.items()})
     try:
