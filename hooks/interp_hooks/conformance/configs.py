@@ -78,7 +78,8 @@ SMALL: dict[str, int] = {
         _names(
             "max_position_embeddings n_positions n_ctx max_seq_len model_max_length "
             "context_length max_target_positions max_sequence_length "
-            "original_max_position_embeddings max_encoder_position_embeddings max_decoder_position_embeddings "
+            "original_max_position_embeddings max_encoder_position_embeddings "
+            "max_decoder_position_embeddings "
             "max_2d_position_embeddings"
         ),
         POSITIONS,
