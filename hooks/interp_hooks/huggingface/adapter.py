@@ -17,6 +17,7 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
+from interp_hooks.huggingface.call_map import FirstInput, call_maps
 from interp_hooks.huggingface.images import ImageWatch, ids_and_before, image_token
 from interp_hooks.huggingface.layout import (
     DEFAULT,
@@ -29,7 +30,8 @@ from interp_hooks.huggingface.output_gate import Between, LateOutputs
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.residual import StreamWatch, capture
 from interp_hooks.huggingface.tap import installed, sites
-from interp_hooks.huggingface.weights import head_output, head_weights
+from interp_hooks.huggingface.proof import Parts, Watched, WrongLayout, watching
+from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
@@ -50,7 +52,10 @@ class HFAdapter(Adapter):
         self._modules = {(s.tower, s.kind, s.layer): m for s, m, _ in found}
         # where something stands between softmax·v and W_O, z is what W_O reads
         self._between: dict[Site, Between] = {s: b for s, _, b in found if b is not None}
-        self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
+        # what makes q, k, v and reads z at each site, or why that is not known: by the check on load
+        self.parts: dict[Site, Parts] = {}
+        self._watched: dict[Site, Watched] = {}  # attentions under watch now
+        self._checked: dict[Site, Watched] = {}  # those of the check on load
         check_names(module, layout)
         limit = getattr(text_config(module), "max_position_embeddings", None)
         self.max_context = int(limit) if limit else None
@@ -108,6 +113,8 @@ class HFAdapter(Adapter):
         late = LateOutputs(self._between)
 
         def told(call: AttentionCall) -> torch.Tensor:
+            if call.site in self._watched and call.query is not None:
+                self._watched[call.site].record.calls.append(call)
             if call.site.tower == "text":
                 call = replace(call, images=self.images.mask)
             if call.site.is_main and self.tokens.prompt is not None:
@@ -150,8 +157,7 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def projections(self, hook: Hook) -> Iterator[None]:
-        attentions = [(s, self.attention_module(s)) for s in self._main_sites()]
-        with projecting(attentions, hook, self._layout):
+        with projecting([(s, self.parts.get(s, {})) for s in self._main_sites()], hook):
             yield
 
     @property
@@ -169,36 +175,34 @@ class HFAdapter(Adapter):
             return hook
 
         with ExitStack() as stack:
+            stack.enter_context(self._watching(self.sites))
             for site in self.sites:
                 hooked = self.attention_module(site).register_forward_hook(note(site))
                 stack.callback(hooked.remove)
             yield by_site
+            self._checked = dict(self._watched)
+            self.parts = {site: dict(one.parts) for site, one in self._watched.items()}
+
+    @contextmanager
+    def _watching(
+        self, sites: Sequence[Site], keep: bool = False
+    ) -> Iterator[dict[Site, Watched]]:
+        """Attentions under watch in the forwards of a block."""
+        outer = self._watched
+        modules = [(site, self.attention_module(site), self._around(site)) for site in sites]
+        try:
+            with watching(modules, self._layout, keep) as self._watched:
+                yield self._watched
+        finally:
+            self._watched = outer
+
+    def _around(self, site: Site) -> torch.nn.Module:
+        """The module that an attention stands in."""
+        return self.module.get_submodule(site.path.rpartition(".")[0])
 
     def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
-        try:
-            weight, bias = head_output(self.attention_module(site), site, self._layout)
-        except TapError as reason:
-            self.unsure_output[site] = str(reason)
-            return
-        if z.shape[-1] != weight.shape[1]:
-            self.unsure_output[site] = (
-                f"W_O takes {weight.shape[1]} numbers a head, z has {z.shape[-1]}."
-            )
-            return
-        expected = torch.einsum("bqhd,hdm->bqm", z.double(), weight.double())
-        if out.numel() != expected.numel():
-            self.unsure_output[site] = (
-                f"its output projection gives {expected.shape[-1]} numbers a token, the layer "
-                f"{out.shape[-1]}."
-            )
-            return
-        expected = expected + bias.double() if bias is not None else expected
-        actual = out.double().reshape(expected.shape)
-        error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))
-        if error > most:
-            self.unsure_output[site] = (
-                f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
-            )
+        parts = self.parts[site]
+        parts["z"] = self._checked.pop(site).output(z, out, most)
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         """The transformer block of each layer of the main tower."""
@@ -219,11 +223,28 @@ class HFAdapter(Adapter):
         return self._modules[(site.tower, site.kind, site.layer)]
 
     def head_weights(self, site: Site) -> HeadWeights:
-        if site in self.unsure_output:
-            raise TapError(
-                f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}"
-            )
-        return head_weights(self.attention_module(site), site, self._layout)
+        parts: dict[str, Any] = dict(self.parts[site])
+        unknown = [part for part in parts.values() if isinstance(part, str)]
+        if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
+            whole = self._call_maps(site)
+            parts |= {p: whole[p] for p in "qkv" if isinstance(parts[p], str) and p in whole}
+        return head_weights(site, parts)
+
+    @torch.no_grad()
+    def _call_maps(self, site: Site) -> dict[str, Any]:
+        """place → (matrix, bias) of the whole way from what an attention reads to its call, where
+        that is a linear map, as the model's own numbers say."""
+        ids = self._sample.get("input_ids")
+        if ids is None or set(self._sample) - {"input_ids", "attention_mask"} or not site.is_main:
+            return {}
+        extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
+        with self.aside(), self._tapped(Tap()):
+            with self._watching([site], keep=True) as watched:
+                self.module(**self._sample, **extra)
+                record = watched[site].record
+                with FirstInput(self.attention_module(site)) as first:
+                    self.module(input_ids=ids[:1, :1], **extra)
+                return call_maps(record, first, watched[site])
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__

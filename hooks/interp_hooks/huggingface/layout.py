@@ -95,6 +95,7 @@ TABLE: dict[str, Names] = {
         "wo",
         "proj",
         "output_projection.o_proj",
+        "output.dense",  # beside the attention, in BERT
     ),
     "query": ("q_proj",),
     "key": ("k_proj",),
