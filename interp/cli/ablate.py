@@ -159,11 +159,8 @@ def scanned(model: Any, score: str, count: int, seed: int) -> tuple[list[Head], 
 
 def check(heads: list[Head], model: Any) -> None:
     """Raise `HeadError` for a head that the model lacks, before anything expensive runs."""
-    from interp_hooks.heads import check_head
-
     for head in heads:
-        if not head.tower:  # the sizes of other towers are the model's to check
-            check_head(head, model.n_layers, model.n_heads, model.name)
+        model.check(head)
 
 
 def parse_top(written: str) -> tuple[str, int]:

@@ -28,13 +28,14 @@ from interp_hooks.huggingface.layout import (
 )
 from interp_hooks.huggingface.output_gate import Between, LateOutputs
 from interp_hooks.huggingface.projections import projecting
+from interp_hooks.huggingface.proof import Parts, Watched, WrongLayout, watching
 from interp_hooks.huggingface.residual import StreamWatch, capture
 from interp_hooks.huggingface.tap import installed, sites
-from interp_hooks.huggingface.proof import Parts, Watched, WrongLayout, watching
 from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
+from interp_hooks.wrapping import inner, refuse_noise, refuse_virtual_tokens
 
 
 class HFAdapter(Adapter):
@@ -44,7 +45,9 @@ class HFAdapter(Adapter):
         self.module, self._sample, self._layout = module, sample, layout
         self.images = ImageWatch(module.config)
         self.tokens = PromptTokens()  # of the blocks that are open
-        self.accepts = frozenset(inspect.signature(module.forward).parameters)
+        refuse_virtual_tokens(module)
+        self._inner = inner(module)  # under PEFT, the model whose forward is run
+        self.accepts = frozenset(inspect.signature(self._inner.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad():
             found = sites(module, lambda: module(**sample, **extra), layout)
@@ -52,7 +55,7 @@ class HFAdapter(Adapter):
         self._modules = {(s.tower, s.kind, s.layer): m for s, m, _ in found}
         # where something stands between softmax·v and W_O, z is what W_O reads
         self._between: dict[Site, Between] = {s: b for s, _, b in found if b is not None}
-        # what makes q, k, v and reads z at each site, or why that is not known: by the check on load
+        # what makes q, k, v and reads z at each site, or why that is not known (check on load)
         self.parts: dict[Site, Parts] = {}
         self._watched: dict[Site, Watched] = {}  # attentions under watch now
         self._checked: dict[Site, Watched] = {}  # those of the check on load
@@ -63,24 +66,26 @@ class HFAdapter(Adapter):
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if args:
             inputs["input_ids"] = args[0]
-        inputs = {
-            k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v
-            for k, v in inputs.items()
-        }
+        refuse_virtual_tokens(self.module)
+        inputs = self._placed(inputs)
         mask = inputs.get("attention_mask")
         if mask is None:
             inputs.pop("attention_mask", None)
         return self.module(**inputs)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
-        inputs = {
-            k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v
-            for k, v in inputs.items()
+        refuse_virtual_tokens(self.module)
+        return self.module.generate(**self._placed(inputs))
+
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Tensors where the model reads them."""
+        return {
+            k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()
         }
-        return self.module.generate(**inputs)
 
     @contextmanager
     def installed(self, tap: Tap) -> Iterator[None]:
+        refuse_noise(self.module)
         with self._tapped(tap):
             yield
 
@@ -133,8 +138,8 @@ class HFAdapter(Adapter):
         with ExitStack() as stack:
             stack.callback(setattr, self, "tokens", outer)
             for watched, watch in (
-                (self.module, self.images),
-                (self.module, reading),
+                (self._inner, self.images),
+                (self._inner, reading),
                 *((block, streams) for block in set(blocks.values())),
             ):
                 stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
@@ -184,9 +189,7 @@ class HFAdapter(Adapter):
             self.parts = {site: dict(one.parts) for site, one in self._watched.items()}
 
     @contextmanager
-    def _watching(
-        self, sites: Sequence[Site], keep: bool = False
-    ) -> Iterator[dict[Site, Watched]]:
+    def _watching(self, sites: Sequence[Site], keep: bool = False) -> Iterator[dict[Site, Watched]]:
         """Attentions under watch in the forwards of a block."""
         outer = self._watched
         modules = [(site, self.attention_module(site), self._around(site)) for site in sites]
@@ -205,8 +208,15 @@ class HFAdapter(Adapter):
         parts["z"] = self._checked.pop(site).output(z, out, most)
 
     def blocks(self) -> dict[int, torch.nn.Module]:
-        """The transformer block of each layer of the main tower."""
-        return {s.layer: self.module.get_submodule(_block_path(s)) for s in self._main_sites()}
+        """The block of each layer of the main tower, those without attention too where they stand
+        in one list and are numbered so."""
+        paths = {s.layer: _block_path(s) for s in self._main_sites()}
+        lists = {path.rpartition(".")[0] for path in paths.values()}
+        if len(lists) == 1 and all(path.endswith(f".{n}") for n, path in paths.items()):
+            found = self.module.get_submodule(lists.pop())
+            if isinstance(found, torch.nn.ModuleList):
+                return dict(enumerate(found))
+        return {layer: self.module.get_submodule(path) for layer, path in paths.items()}
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm before the unembedding, if there is one."""
@@ -238,13 +248,16 @@ class HFAdapter(Adapter):
         if ids is None or set(self._sample) - {"input_ids", "attention_mask"} or not site.is_main:
             return {}
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
-        with self.aside(), self._tapped(Tap()):
-            with self._watching([site], keep=True) as watched:
-                self.module(**self._sample, **extra)
-                record = watched[site].record
-                with FirstInput(self.attention_module(site)) as first:
-                    self.module(input_ids=ids[:1, :1], **extra)
-                return call_maps(record, first, watched[site])
+        with (
+            self.aside(),
+            self._tapped(Tap()),
+            self._watching([site], keep=True) as watched,
+        ):
+            self.module(**self._sample, **extra)
+            record = watched[site].record
+            with FirstInput(self.attention_module(site)) as first:
+                self.module(input_ids=ids[:1, :1], **extra)
+            return call_maps(record, first, watched[site])
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__
@@ -273,9 +286,8 @@ class HFAdapter(Adapter):
 
     def norms(self, ids: torch.Tensor) -> Norms:
         attentions = {s.layer: self.attention_module(s) for s in self._main_sites()}
-        return find(
-            self.blocks(), attentions, self.final_norm(), lambda: self.forward(input_ids=ids)
-        )
+        blocks = {layer: block for layer, block in self.blocks().items() if layer in attentions}
+        return find(blocks, attentions, self.final_norm(), lambda: self.forward(input_ids=ids))
 
     def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
         token = image_token(self.module.config)

@@ -1,6 +1,6 @@
 """The matrices between what an attention reads and its call's queries, keys and values, where no
-one module shows them: values scaled after their projection, latent attention without a norm, queries
-whose numbers are put in another order.
+one module shows them: values scaled after their projection, latent attention without a norm,
+queries whose numbers are put in another order.
 
 The attention is run on the unit vectors, each a text of one token at position 0, where rotary
 positions change nothing; what comes is held against a forward of real tokens.
@@ -64,7 +64,7 @@ def call_maps(record: Record, first: FirstInput, watched: Watched) -> Mapping[st
         first.run(rows)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = f"its attention can't be run by itself ({type(error).__name__})"
-        return {place: reason for place in WORDS}
+        return dict.fromkeys(WORDS, reason)
     made: dict[str, ByHead | str] = {}
     for place, words in WORDS.items():
         out, target = watched.record.heads(place), record.heads(place)

@@ -117,6 +117,7 @@ TABLE: dict[str, Names] = {
         "ln_f",
         "final_norm",
         "layernorm",
+        "embedding_norm",  # LFM2 calls its last norm so
     ),
     "positions": ("wpe", "embed_positions", "position_embeddings"),
     "cross": ("cross", "encoder_attn", "encdec"),

@@ -11,7 +11,7 @@ to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,9 +156,11 @@ class Watched:
                 continue
             for by_token in (True, False):
                 shaped = [_shaped(t.detach(), target, by_token) for t in (given, out)]
-                if shaped[0] is not None and shaped[1] is not None:
-                    if agree(shaped[1], target, True, scaled=True):
-                        yield shaped[0]
+                read, gave = shaped
+                if read is None or gave is None:
+                    continue
+                if agree(gave, target, True, scaled=True):
+                    yield read
 
     def _own(self, what: str) -> tuple[str, ...]:
         """The user's names of a field."""
@@ -169,11 +171,7 @@ class Watched:
         attention's output, if it stands inside; or why there is none. `most`: the largest
         difference, relative to the largest number, that is rounding."""
         named = [m for n in self._own("output_projection") if (m := _under(self.attention, n))]
-        readers = [
-            s
-            for s in self.record.steps
-            if (not named or s[0] in named) and _same(s[1], z)
-        ]
+        readers = [s for s in self.record.steps if (not named or s[0] in named) and _same(s[1], z)]
         if not readers:
             if named:
                 return WrongLayout("what the layout names as output projection does not read z")

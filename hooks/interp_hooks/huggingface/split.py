@@ -70,9 +70,7 @@ def _splits(width: int, heads: int, d: int, step: int, repeats: list[int]) -> It
                 yield Split(own, offset, stride, repeat)
 
 
-def agree(
-    made: torch.Tensor, target: torch.Tensor, turned: bool, scaled: bool = False
-) -> bool:
+def agree(made: torch.Tensor, target: torch.Tensor, turned: bool, scaled: bool = False) -> bool:
     """Whether `made` is `target`, both (tokens, heads, d); if `scaled`, up to a factor a token.
 
     Where they may be `turned` (rotary positions, which leave the token at position 0 and every
