@@ -51,14 +51,9 @@ def device_of(module: Any) -> torch.device:
             queue += getattr(hook, "hooks", ())
             device = getattr(hook, "execution_device", None)
             if device is not None:
-                return (
-                    torch.device("cuda", device)
-                    if isinstance(device, int)
-                    else torch.device(device)
-                )
-    return next(
-        (p.device for p in module.parameters() if p.device.type != "meta"), parameter.device
-    )
+                return torch.device(device)
+    here = (p.device for p in module.parameters() if p.device.type != "meta")
+    return next(here, parameter.device)
 
 
 def dtype_of(module: Any) -> torch.dtype:

@@ -17,6 +17,7 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
+from interp_hooks.huggingface import positions
 from interp_hooks.huggingface.call_map import FirstInput, call_maps
 from interp_hooks.huggingface.images import ImageWatch, ids_and_before, image_token
 from interp_hooks.huggingface.layout import (
@@ -26,6 +27,7 @@ from interp_hooks.huggingface.layout import (
     position_table,
     text_config,
 )
+from interp_hooks.huggingface.linear_map import linear_map, stored
 from interp_hooks.huggingface.output_gate import Between, LateOutputs
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.proof import Parts, Watched, WrongLayout, watching
@@ -60,8 +62,24 @@ class HFAdapter(Adapter):
         self._watched: dict[Site, Watched] = {}  # attentions under watch now
         self._checked: dict[Site, Watched] = {}  # those of the check on load
         check_names(module, layout)
+        self._counts_padding = False
+        self._settle_positions()
         limit = getattr(text_config(module), "max_position_embeddings", None)
         self.max_context = int(limit) if limit else None
+
+    def _settle_positions(self) -> None:
+        """Learn how the model counts positions that are not rotary."""
+        ids, takes = self._sample.get("input_ids"), "position_ids" in self.accepts
+        if ids is None or set(self._sample) - {"input_ids", "attention_mask"}:
+            return
+        unlearned = self.position_table is None
+        if unlearned and (not takes or positions.rotary(self.module, text_config(self.module))):
+            return
+        extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
+        habit = positions.habit(lambda **inputs: self.module(**inputs, **extra), ids[:1], takes)
+        self._counts_padding = habit == positions.COUNTS_PADDING
+        if habit == positions.OWN_NUMBERS:  # positions from 0 would be wrong ones
+            self.accepts -= {"position_ids"}
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if args:
@@ -71,6 +89,13 @@ class HFAdapter(Adapter):
         mask = inputs.get("attention_mask")
         if mask is None:
             inputs.pop("attention_mask", None)
+        elif self._counts_padding and inputs.get("position_ids") is None:
+            counted = positions.of_mask(inputs)
+            if counted is not None and "position_ids" in self.accepts:
+                inputs["position_ids"] = counted
+            elif counted is not None and self.position_table is not None:
+                with positions.reading(self.module.get_submodule(self.position_table), counted):
+                    return self.module(**inputs)
         return self.module(**inputs)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
@@ -119,7 +144,7 @@ class HFAdapter(Adapter):
 
         def told(call: AttentionCall) -> torch.Tensor:
             if call.site in self._watched and call.query is not None:
-                self._watched[call.site].record.calls.append(call)
+                self._watched[call.site].called(call)
             if call.site.tower == "text":
                 call = replace(call, images=self.images.mask)
             if call.site.is_main and self.tokens.prompt is not None:
@@ -237,7 +262,11 @@ class HFAdapter(Adapter):
         unknown = [part for part in parts.values() if isinstance(part, str)]
         if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
             whole = self._call_maps(site)
-            parts |= {p: whole[p] for p in "qkv" if isinstance(parts[p], str) and p in whole}
+            parts |= {
+                p: whole[p]
+                for p in "qkv"
+                if isinstance(parts[p], str) and not (p in whole and isinstance(whole[p], str))
+            }
         return head_weights(site, parts)
 
     @torch.no_grad()
@@ -275,14 +304,14 @@ class HFAdapter(Adapter):
                 f"{name} has no unembedding (or no token embedding), so its vocabulary is not "
                 "known here."
             )
-        bias = getattr(head, "bias", None)
         cap = getattr(text_config(self.module), "final_logit_softcapping", None)
-        return Embeddings(
-            table.weight.detach(),
-            head.weight.detach().T,
-            None if bias is None else bias.detach(),
-            cap,
-        )
+        embedded = table.weight.detach()
+        if stored(table) is None:  # offloaded or packed: what it gives for each token
+            tokens = torch.arange(table.weight.shape[0], device=self.device)
+            with torch.no_grad():
+                embedded = table(tokens)
+        plain = stored(head) or linear_map(head, embedded.new_empty(0, embedded.shape[1]))
+        return Embeddings(embedded, plain[0].T, plain[1], cap)
 
     def norms(self, ids: torch.Tensor) -> Norms:
         attentions = {s.layer: self.attention_module(s) for s in self._main_sites()}

@@ -70,7 +70,7 @@ class Record:
 class Watched:
     """One attention under watch.
 
-    `record` is of its last forward; `parts`, what made its heads there.
+    `record` is of its last forward that made a call; `parts`, what made its heads there.
     """
 
     def __init__(self, site: Site, attention: torch.nn.Module, around: Any, layout: Layout):
@@ -80,26 +80,32 @@ class Watched:
         beside = layout.find(around, "output_projection")  # beside the attention, in BERT
         apart = beside is not None and beside is not attention and id(beside) not in self._order
         self.beside = [beside] if apart and beside is not None else []
-        self.record = Record()
+        self.record = self._now = Record()
         self.parts: Parts = {}
+
+    def called(self, call: AttentionCall) -> None:
+        """Take note of an attention call of the forward at hand."""
+        self._now.calls.append(call)
 
     def hooks(self, last: dict[str, Split], keep: bool) -> Iterator[Any]:
         """Register what records a forward."""
 
         def begin(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            self.record = Record(_first(args, kwargs))
+            self._now = Record(_first(args, kwargs))
 
         def step(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             given = _first(args, kwargs)
             made = output[0] if isinstance(output, tuple) else output
             if given is not None and isinstance(made, torch.Tensor):
-                self.record.steps.append((module, given, made))
+                self._now.steps.append((module, given, made))
 
         def end(module: Any, args: Any, output: Any) -> None:
-            record = self.record
+            if not self._now.calls:  # of a module that stands for several layers, another's turn
+                return
+            record = self.record = self._now
             # of a wrapper and what it wraps, the wrapper comes first
             record.steps.sort(key=lambda s: self._order.get(id(s[0]), -1))
-            if not record.calls or self.site.kind != "self" or keep:
+            if self.site.kind != "self" or keep:
                 return
             self.parts = {place: self._made(place, last) for place in WORDS}
             width = record.calls[0].value.shape[-1]
