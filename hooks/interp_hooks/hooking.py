@@ -13,7 +13,7 @@ from interp_hooks.huggingface.layout import DEFAULT, Layout
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
-from interp_hooks.wrapping import device_of, evaluating, uncompiled
+from interp_hooks.wrapping import device_of, eagerly, evaluating, uncompiled
 
 
 def sample_input(
@@ -75,7 +75,7 @@ def hook(
             f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
             "model."
         )
-    with evaluating(module):  # left in training mode, if it is
+    with evaluating(module), eagerly():  # left in training mode, if it is
         return _checked(module, name, tokenizer, backend, note, sample, processor, layout)
 
 

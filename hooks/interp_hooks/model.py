@@ -25,6 +25,7 @@ from interp_hooks.recording import LayerStats, Recording
 from interp_hooks.resume import skipping
 from interp_hooks.vocabulary import TOKENS, Forward, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
+from interp_hooks.wrapping import eagerly
 from interp_kernels import Received
 
 
@@ -543,7 +544,7 @@ class HookedModel:
             ...     bool((model.logits(ids) == own).all())
             True
         """
-        with skipping(self._adapter.blocks(), layer, output):
+        with eagerly(), skipping(self._adapter.blocks(), layer, output):
             yield
 
     @contextmanager
@@ -560,7 +561,7 @@ class HookedModel:
             [0, 1, 2, 3]
         """
         by_layer: dict[int, Any] = {}
-        with ExitStack() as stack:
+        with eagerly(), ExitStack() as stack:
             for layer, block in self._adapter.blocks().items():
 
                 def note(module: Any, args: tuple, output: Any, layer: int = layer) -> None:

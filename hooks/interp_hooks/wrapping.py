@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,20 @@ from interp_hooks.errors import TapError
 def uncompiled(module: Any) -> Any:
     """The model inside `torch.compile(model)`: both hold the same modules."""
     return getattr(module, "_orig_mod", module)
+
+
+@contextmanager
+def eagerly(certain: bool = False) -> Iterator[None]:
+    """Compiled functions and modules run as they are written for the length of a block: compiled
+    code keeps no hook that came after it, and would leave the tap out without a word.
+
+    Nothing is done where nothing can have been compiled, unless that is `certain`.
+    """
+    if not certain and "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def inner(module: Any) -> Any:

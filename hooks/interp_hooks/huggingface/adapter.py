@@ -37,7 +37,7 @@ from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.wrapping import inner, refuse_noise, refuse_virtual_tokens
+from interp_hooks.wrapping import eagerly, inner, refuse_noise, refuse_virtual_tokens
 
 
 class HFAdapter(Adapter):
@@ -100,7 +100,9 @@ class HFAdapter(Adapter):
 
     def generate(self, **inputs: Any) -> torch.Tensor:
         refuse_virtual_tokens(self.module)
-        return self.module.generate(**self._placed(inputs))
+        static = inputs.get("cache_implementation") is not None  # it may compile its steps
+        with eagerly(certain=static):
+            return self.module.generate(**self._placed(inputs))
 
     def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Tensors where the model reads them."""
@@ -161,6 +163,7 @@ class HFAdapter(Adapter):
 
         live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
         with ExitStack() as stack:
+            stack.enter_context(eagerly())
             stack.callback(setattr, self, "tokens", outer)
             for watched, watch in (
                 (self._inner, self.images),
@@ -182,12 +185,16 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:
-        with capture(self.blocks(), self.final_norm(), write, keep, self._layout) as residual:
+        with (
+            eagerly(),
+            capture(self.blocks(), self.final_norm(), write, keep, self._layout) as residual,
+        ):
             yield residual
 
     @contextmanager
     def projections(self, hook: Hook) -> Iterator[None]:
-        with projecting([(s, self.parts.get(s, {})) for s in self._main_sites()], hook):
+        parts = [(s, self.parts.get(s, {})) for s in self._main_sites()]
+        with eagerly(), projecting(parts, hook):
             yield
 
     @property

@@ -2,7 +2,8 @@
 
 A plain Linear shows it. Of anything else (a LoRA or other adapter around one, quantised or
 offloaded weights, parametrisations) it is what the module gives for the unit vectors, once it is
-seen to be linear.
+seen to be linear. Quantised layers may round what they read, too (LLM.int8): they are linear up to
+that rounding.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from interp_hooks.huggingface.split import tolerance
 
 #: unit vectors that are run at once
 CHUNK = 4096
+#: largest difference, relative to the largest number, that a quantised layer's rounding makes
+ROUNDING = 5e-2
 
 
 def stored(module: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
@@ -67,7 +70,8 @@ def linear_map(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         for start in range(0, width, CHUNK)
     ]
     weight = torch.cat(columns).T.contiguous()
-    if not _same(torch.nn.functional.linear(trial, weight, bias), wanted):
+    close = ROUNDING if _packed(module) else None
+    if not _same(torch.nn.functional.linear(trial, weight, bias), wanted, close):
         raise TapError(f"what its {type(module).__name__} does is not linear")
     return weight, bias if bool(bias.any()) else None
 
@@ -78,8 +82,19 @@ def _run(module: Any, rows: torch.Tensor) -> torch.Tensor:
     return out.reshape(rows.shape[0], -1)
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _packed(module: Any) -> bool:
+    """Whether a layer inside holds its weights in fewer bits."""
+    weights = (getattr(part, "weight", None) for part in module.modules())
+    return any(
+        isinstance(w, torch.Tensor)
+        and (not w.is_floating_point() or type(w) not in (torch.Tensor, torch.nn.Parameter))
+        for w in weights
+    )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor, close: float | None = None) -> bool:
     if one.shape != other.shape:
         return False
     one, scale = one.to(other.device), other.double().abs().amax().clamp_min(1e-30)
-    return bool((one.double() - other.double()).abs().amax() <= tolerance(other.dtype) * scale)
+    allowed = close or tolerance(other.dtype)
+    return bool((one.double() - other.double()).abs().amax() <= allowed * scale)
