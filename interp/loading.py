@@ -95,7 +95,7 @@ def load(
     found = _resolve(str(source))
     place = placing.plan(device, dtype, device_map, quantization)
     note, origin = found.note, found.origin
-    if revision is not None and "sha256" in origin:
+    if revision is not None and not str(origin.get("source")).startswith("Hugging Face hub"):
         raise InputError(
             f"{found.name} is here from {origin.get('source')}, which has no revisions; give the "
             "hub's id for one."

@@ -19,6 +19,7 @@ from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.huggingface import positions
 from interp_hooks.huggingface.call_map import FirstInput, call_maps
+from interp_hooks.huggingface.context import max_context
 from interp_hooks.huggingface.images import ImageWatch, ids_and_before, image_token
 from interp_hooks.huggingface.layout import (
     DEFAULT,
@@ -64,8 +65,7 @@ class HFAdapter(Adapter):
         check_names(module, layout)
         self._counts_padding = False
         self._settle_positions()
-        limit = getattr(text_config(module), "max_position_embeddings", None)
-        self.max_context = int(limit) if limit else None
+        self.max_context = max_context(text_config(module))
 
     def _settle_positions(self) -> None:
         """Learn how the model counts positions that are not rotary."""
