@@ -14,6 +14,7 @@ from interp_hooks.logits import logits_of
 from interp_hooks.model import HookedModel
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.wrapping import dtype_of
 
 #: largest difference of logits, relative to their largest magnitude, that counts as equal
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -55,7 +56,7 @@ def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         tapped_out = model(**sample)
     tapped = logits_of(tapped_out).float()
     scale = float(plain[keep].abs().max().clamp_min(1e-6))
-    allowed = TOLERANCE.get(next(model.module.parameters()).dtype, 2e-2)
+    allowed = TOLERANCE.get(dtype_of(model.module), 2e-2)
     worst = float((plain - tapped)[keep].abs().max()) / scale
     if not worst <= allowed:
         raise TapError(
