@@ -77,12 +77,13 @@ def overlay(
     """
     import torch
 
-    from interp.vision.prompts import needs_images, read_image, spans, with_images
+    from interp.vision.prompts import needs_images, spans, with_images
+    from interp.vision.reading import read_image
     from interp.vision.sinks import find_sinks
     from interp_kernels import Received
 
     needs_images(model, "An overlay of attention")
-    shown = read_image(picture) if not hasattr(picture, "convert") else picture.convert("RGB")
+    shown = read_image(picture)
     targets = [model.check(h) for h in parse_heads(heads)]
     targets = [h if h.tower else Head(h.layer, h.head, model.main_tower) for h in targets]
     if any(h.tower != model.main_tower for h in targets):

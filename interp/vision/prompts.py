@@ -4,12 +4,12 @@ taken out again."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InputError
+from interp.vision.reading import read_image
 from interp_hooks.huggingface.images import (
     ImageSpan,
     image_mark,
@@ -19,8 +19,6 @@ from interp_hooks.huggingface.images import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from interp_hooks.model import HookedModel
 
 #: Inputs that have a number a token; those that remain after the image's tokens are taken out.
@@ -49,35 +47,6 @@ def needs_images(model: HookedModel, what: str) -> None:
         )
 
 
-def read_image(path: str | Path) -> Image:
-    """A picture from a file, in RGB.
-
-    Args:
-        path: the file.
-
-    Raises:
-        InputError: it is missing or no picture.
-
-    Example:
-        >>> from PIL import Image
-        >>> Image.new("L", (8, 4)).save("grey.png")
-        >>> picture = interp.vision.read_image("grey.png")
-        >>> picture.mode, picture.size
-        ('RGB', (8, 4))
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"There is no image {path}.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path} can't be read as an image ({type(error).__name__}); PNG and JPEG files can."
-        ) from error
-
-
 def with_images(
     model: HookedModel, texts: str | Sequence[str], images: Sequence[Any], *, place: bool = True
 ) -> dict[str, torch.Tensor]:
@@ -86,7 +55,7 @@ def with_images(
     Args:
         model: a vision-language model.
         texts: a prompt, or several.
-        images: pictures or paths; of one prompt its images; of several, for each its image or
+        images: pictures, in any form that `read_image` takes; of one prompt its images; of several, for each its image or
             images.
         place: give prompts without marks their images: in the processor's chat template as a user's
             turn, or without one in front of the text; else such prompts are refused.
@@ -134,9 +103,7 @@ def with_images(
                 "an image."
             )
         marked.append(text if count else _placed(model, text, len(group), mark))
-    pictures = [
-        [read_image(p) if isinstance(p, (str, Path)) else p for p in group] for group in groups
-    ]
+    pictures = [[read_image(p) for p in group] for group in groups]
     nested = len(texts) > 1 or len(pictures[0]) > 1
     tokenizer = getattr(model.processor, "tokenizer", None)
     side = getattr(tokenizer, "padding_side", None)
