@@ -55,8 +55,8 @@ def with_images(
     Args:
         model: a vision-language model.
         texts: a prompt, or several.
-        images: pictures, in any form that `read_image` takes; of one prompt its images; of several, for each its image or
-            images.
+        images: pictures, in any form that `read_image` takes; of one prompt its images; of several,
+            for each its image or images.
         place: give prompts without marks their images: in the processor's chat template as a user's
             turn, or without one in front of the text; else such prompts are refused.
 

@@ -162,7 +162,7 @@ def _as_bytes(values: np.ndarray) -> np.ndarray:
     kind = values.dtype.kind
     low, high = (float(values.min()), float(values.max())) if kind in "iuf" else (np.nan, np.nan)
     most = 1.0 if kind == "f" and high <= 1 else 255.0
-    if not (0 <= low and high <= most):  # NaN too
+    if not (low >= 0 and high <= most):  # NaN too
         raise InputError(
             f"A picture's numbers are from 0 to 255, or floats from 0 to 1; this array's are "
             f"{values.dtype} from {low:g} to {high:g}."
