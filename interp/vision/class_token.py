@@ -82,7 +82,9 @@ def cls_attention(
             f"{max(layers)}."
         )
     pictures = inputs.get("pixel_values")
-    where = [(row, span) for row, row_spans in enumerate(spans(model, ids)) for span in row_spans]
+    where = [
+        (row, span) for row, row_spans in enumerate(spans(model, inputs)) for span in row_spans
+    ]
     reader = _ClassToken(frozenset(numbers.values()), scale)
     sizes = {span.stop - span.start for _, span in where}
     if (

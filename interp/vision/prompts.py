@@ -10,19 +10,25 @@ import torch
 
 from interp.errors import InputError
 from interp.vision.reading import read_image
+from interp_hooks.errors import TapError
 from interp_hooks.huggingface.images import (
     ImageSpan,
     image_mark,
     image_mask,
     image_spans,
     image_token,
+    tokens_an_image,
+    tokens_by_image,
+    video_token,
 )
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
+#: What can be taken out of a prompt.
+WITHOUT = ("images", "videos", "all")
 #: Inputs that have a number a token; those that remain after the image's tokens are taken out.
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 def takes_images(model: HookedModel) -> bool:
@@ -138,30 +144,55 @@ def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
     return prompt.removeprefix(start) if start else prompt  # the processor puts it there itself
 
 
-def spans(model: HookedModel, input_ids: torch.Tensor) -> list[list[ImageSpan]]:
-    """The slots of each sample's images, in order.
+def spans(model: HookedModel, input_ids: torch.Tensor | Mapping[str, Any]) -> list[list[ImageSpan]]:
+    """The slots of each sample's images and videos, in order.
 
-    See `interp_hooks.huggingface.images.image_spans`.
+    See `interp_hooks.huggingface.images.image_spans`. Given all inputs, images of any size that
+    touch are told apart; given ids alone, only images of one size are.
 
     Args:
         model: a vision-language model.
-        input_ids: (batch, tokens).
+        input_ids: (batch, tokens), or the inputs that hold them.
 
     Returns:
         For each sample a list of `ImageSpan`s.
 
     Raises:
-        InputError: a text-only model.
+        InputError: a text-only model; inputs whose sizes don't fit their tokens, or don't tell
+            images that touch.
 
     Example:
         >>> model = interp.load("llava")
         >>> picture = np.zeros((56, 56, 3), "uint8")
         >>> inputs = interp.vision.with_images(model, ["a red circle ?"], [picture])
-        >>> [len(images) for images in interp.vision.spans(model, inputs["input_ids"])]
+        >>> [len(images) for images in interp.vision.spans(model, inputs)]
         [1]
     """
     needs_images(model, "Finding image tokens")
-    return image_spans(model.module.config, input_ids)
+    config = model.module.config
+    inputs = input_ids if isinstance(input_ids, Mapping) else {}
+    ids = inputs["input_ids"] if isinstance(input_ids, Mapping) else input_ids
+    try:
+        return image_spans(config, ids, inputs, _counts(model, inputs))
+    except TapError as error:
+        raise InputError(str(error)) from error
+
+
+def _counts(model: HookedModel, inputs: Mapping[str, Any]) -> list[int] | None:
+    """Tokens of each image by the processor's own count, from their sizes (LLaVA-NeXT and its
+    like); None where that is not known, or inputs say it themselves."""
+    config, sizes = model.module.config, inputs.get("image_sizes")
+    count = getattr(model.processor, "_get_num_multimodal_tokens", None)
+    told = tokens_by_image(config, inputs) is not None or tokens_an_image(config) is not None
+    if sizes is None or count is None or told:
+        return None
+    try:
+        counts = list(count(image_sizes=[tuple(s) for s in sizes.tolist()])["num_image_tokens"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return (
+        counts if sum(counts) == int((inputs["input_ids"] == image_token(config)).sum()) else None
+    )
 
 
 def own_positions(model: HookedModel) -> dict[str, Any]:
@@ -193,9 +224,10 @@ def checked(
     image = image_mask(model.module.config, ids)
     if image is None or not bool(image.any()):
         raise InputError(f"{what} needs a prompt with an image, and this one has none.")
-    if not any(name.startswith("pixel_values") for name in inputs):
+    if missing := _missing(model, inputs, ids):
         raise InputError(
-            f"{what} needs the image itself (pixel_values) beside the tokens that stand for it."
+            f"{what} needs the {missing[0]} itself ({missing[1]}) beside the tokens that stand for "
+            "it."
         )
     attention_mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask.long()
@@ -206,20 +238,82 @@ def checked(
     return ids.to(model.device), mask.to(model.device)
 
 
-def without_images(model: HookedModel, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The same prompts with their image tokens taken out (not blanked), left-padded anew.
+def _missing(
+    model: HookedModel, inputs: Mapping[str, Any], ids: torch.Tensor
+) -> tuple[str, str] | None:
+    """What stands in the ids and not among the inputs: ("image", "pixel_values"), ("video", …)."""
+    config = model.module.config
+    given = {name for name, value in inputs.items() if value is not None}
+    pixels = {name for name in given if name.startswith("pixel_values")}
+    video = video_token(config)
+    if video is not None and bool((ids == video).any()) and not any("video" in n for n in pixels):
+        return "video", "pixel_values_videos"
+    # frames of videos may have the token of images (GLM-4V, InternVL)
+    if not pixels and bool((ids == image_token(config)).any()):
+        return "image", "pixel_values"
+    return None
 
-    Words around them stay.
+
+def _masks(
+    model: HookedModel, inputs: Mapping[str, Any], which: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images, videos), each (batch, tokens) bool. Frames that have the token of images are told by
+    mm_token_type_ids; `InputError` where one kind is asked for and that is not there."""
+    config, ids = model.module.config, inputs["input_ids"]
+    mask = image_mask(config, ids)
+    if mask is None:
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+    video, kinds = video_token(config), inputs.get("mm_token_type_ids")
+    videos = torch.zeros_like(mask) if video is None else mask & (ids == video)
+    has_videos = any("video" in n for n, v in inputs.items() if v is not None)
+    if has_videos and not bool(videos.any()):
+        if kinds is not None:
+            videos = mask & (kinds.to(ids.device) == 2)
+        elif "pixel_values" not in inputs:
+            videos = mask
+        elif which != "all":
+            raise InputError(
+                f"Frames of videos and images have the same token in {model.name}, so one kind "
+                'can\'t be taken out alone; give mm_token_type_ids, or take out "all".'
+            )
+    return mask & ~videos, videos
+
+
+def to_take_out(model: HookedModel, inputs: Mapping[str, Any], without: str | None) -> str:
+    """Which pictures a comparison takes out: what it is told, or all of the one kind there is.
+    Raises `InputError` for prompts with images and videos and no word which, and unknown words."""
+    if without is None:
+        images, videos = _masks(model, inputs, "all")
+        if bool(images.any()) and bool(videos.any()):
+            raise InputError(
+                "This prompt holds images and videos, and a comparison with the prompt without "
+                'them can be with either: give without="images", "videos" or "all".'
+            )
+        return "all"
+    if without not in WITHOUT:
+        raise InputError(f"What is taken out is {', '.join(WITHOUT)}, not {without!r}.")
+    return without
+
+
+def without_images(
+    model: HookedModel, inputs: Mapping[str, Any], which: str = "all"
+) -> dict[str, torch.Tensor]:
+    """The same prompts with the tokens of images and videos taken out (not blanked), left-padded
+    anew.
+
+    Words (and sounds) around them stay.
 
     Args:
         model: a vision-language model.
         inputs: as `with_images` makes them.
+        which: "all" pictures, or "images" or "videos" alone.
 
     Returns:
-        input_ids and attention_mask (and what else is there for each token).
+        input_ids and attention_mask (and what else is there for each token, for sounds, and for the
+        pictures that stay).
 
     Raises:
-        InputError: there is no image in them.
+        InputError: there is none of these in them.
 
     Example:
         >>> model = interp.load("llava")
@@ -230,14 +324,19 @@ def without_images(model: HookedModel, inputs: Mapping[str, Any]) -> dict[str, t
         True
     """
     ids = inputs["input_ids"]
-    image = image_mask(model.module.config, ids)
-    if image is None or not bool(image.any()):
-        raise InputError("There is no image in this prompt, so none can be taken out.")
+    which = to_take_out(model, inputs, which)
+    images, videos = _masks(model, inputs, which)
+    out = dict(all=images | videos, images=images, videos=videos)[which]
+    if not bool(out.any()):
+        kind = "video" if which == "videos" else "image"
+        raise InputError(f"There is no {kind} in this prompt, so none can be taken out.")
     real = inputs.get("attention_mask")
-    text = ~image if real is None else ~image & real.bool()
+    text = ~out if real is None else ~out & real.bool()
     width = int(text.sum(1).max())
-    tensors: dict[str, torch.Tensor] = {}
-    for name in _PER_TOKEN:
+    tensors: dict[str, torch.Tensor] = {
+        n: v for n, v in inputs.items() if n not in PER_TOKEN and _stays(n, which)
+    }
+    for name in PER_TOKEN:
         value = inputs.get(name)
         if value is None:
             continue
@@ -251,3 +350,14 @@ def without_images(model: HookedModel, inputs: Mapping[str, Any]) -> dict[str, t
         for row in range(len(ids)):
             tensors["attention_mask"][row, : width - int(text[row].sum())] = 0
     return tensors
+
+
+def _stays(name: str, which: str) -> bool:
+    """Whether an input that is no number a token stays: those of sounds, and of the pictures that
+    are not taken out."""
+    if "audio" in name or name in ("input_features", "feature_attention_mask", "input_values"):
+        return True
+    if which == "all" or name in ("position_ids", "cache_position", "rope_deltas"):
+        return False
+    of_videos = "video" in name or name == "second_per_grid_ts"
+    return of_videos == (which == "images")

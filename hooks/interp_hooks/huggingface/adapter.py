@@ -108,7 +108,7 @@ class HFAdapter(Adapter):
         late = LateOutputs(self._between)
 
         def told(call: AttentionCall) -> torch.Tensor:
-            if call.site.tower == "text":
+            if call.site.is_main:
                 call = replace(call, images=self.images.mask)
             if call.site.is_main and self.tokens.prompt is not None:
                 call = replace(call, tokens=self.tokens.prompt)
