@@ -23,6 +23,14 @@ class _Silence(LiveEdit):
 
 
 @torch.no_grad()
+def _said(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, 0 for words that the model may not say (Chameleon sets those of image
+    tokens to the least number there is, beside which all others are equal)."""
+    if not logits.is_floating_point():
+        return logits.float()
+    return torch.where(logits <= torch.finfo(logits.dtype).min / 2, 0, logits).float()
+
+
 def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     """Raise `TapError` unless tapped logits equal the untouched ones and a changed z changes them.
 
@@ -30,7 +38,7 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     is refused for that layer by name. Raises `ActivationError` if the untouched model itself gives
     NaN.
     """
-    plain = logits_of(model(**sample)).float()
+    plain = _said(logits_of(model(**sample)))
     real = sample["attention_mask"].bool() if "attention_mask" in sample else None
     keep = (
         real
@@ -42,7 +50,7 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
             f"{model.name} gives NaN or infinity on a short input: its weights look corrupt."
         )
     with model.layer_outputs() as outputs, model.capture_z() as z:
-        tapped = logits_of(model(**sample)).float()
+        tapped = _said(logits_of(model(**sample)))
     scale = float(plain[keep].abs().max().clamp_min(1e-6))
     allowed = TOLERANCE.get(next(model.module.parameters()).dtype, 2e-2)
     worst = float((plain - tapped)[keep].abs().max()) / scale
@@ -57,7 +65,7 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         key = site.layer if site.is_main else (site.tower or site.kind, site.layer)
         model.compare_output(site, z[key], out, 10 * allowed)
     with model.edit(_Silence()):
-        silenced = logits_of(model(**sample)).float()
+        silenced = _said(logits_of(model(**sample)))
     if float((plain - silenced)[keep].abs().max()) <= allowed * scale * 0.01:
         raise TapError(
             f"Changing the heads' outputs leaves the logits of {model.name} as they are, so it is "

@@ -14,6 +14,7 @@ from interp.vision.prompts import (
     PER_TOKEN,
     checked,
     own_positions,
+    reads_text_alone,
     to_take_out,
     without_images,
 )
@@ -76,6 +77,7 @@ def select_heads(
     Args and errors as in `vhr_for`.
     """
     ids, mask = checked(model, inputs, "VHR")
+    reads_text_alone(model, "VHR")
     numbers = vhr_layers(model) if layers is None else tuple(dict.fromkeys(layers))
     for layer in numbers:
         model.check(Head(layer, 0))

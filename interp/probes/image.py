@@ -13,6 +13,7 @@ from interp.inputs.context import check_context
 from interp.inputs.forward import forward
 from interp.probes.probe import Callback, Probe, ProbeBatch
 from interp.probes.settings import Settings
+from interp.vision.prompts import needs_image_tokens
 from interp.vision.sinks import find_sinks
 from interp_hooks.huggingface.images import image_mask
 from interp_hooks.question import Question, SiteQuestion
@@ -43,6 +44,7 @@ class ImageProbe(Probe):
         raise TypeError("Pictures are read by a model's processor; use make.")
 
     def make(self, model: HookedModel, settings: Settings) -> list[ProbeBatch]:
+        needs_image_tokens(model, "A probe of pictures")
         return [image_batch(model, inputs) for inputs in settings.pictures.inputs(model, told=True)]
 
     def run(
@@ -112,7 +114,7 @@ def image_batch(model: HookedModel, given: dict[str, Any]) -> ProbeBatch:
     extra = dict(given)
     ids, real = extra.pop("input_ids"), extra.pop("attention_mask", None)
     check_context(model, ids.shape[1])
-    image = image_mask(model.module.config, ids)
+    image = image_mask(model.module.config, ids, extra)
     assert image is not None
     slots = torch.arange(1, ids.shape[1] + 1)
     after = slots > torch.where(image, slots, 0).amax(-1, keepdim=True)

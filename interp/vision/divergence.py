@@ -12,7 +12,13 @@ import torch
 from interp.errors import InputError
 from interp.inputs.forward import forward
 from interp.inputs.tokenizer import stop_tokens
-from interp.vision.prompts import checked, needs_images, to_take_out, without_images
+from interp.vision.prompts import (
+    checked,
+    needs_images,
+    reads_text_alone,
+    to_take_out,
+    without_images,
+)
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 
@@ -140,6 +146,7 @@ def _steps(
 ) -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
     """Greedy decoding with the image: (token (batch,), layer → VHD (batch, heads)) of each step."""
     checked(model, inputs, "VHD")
+    reads_text_alone(model, "VHD")
     bare = without_images(model, inputs, to_take_out(model, inputs, without))
     if not bool(bare["attention_mask"].any(1).all()):
         raise InputError(

@@ -3,6 +3,7 @@ taken out again."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from interp.errors import InputError
 from interp.vision.reading import read_image
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.images import (
+    MARKED,
     ImageSpan,
+    crosses,
     image_mark,
     image_mask,
     image_spans,
@@ -20,6 +23,9 @@ from interp_hooks.huggingface.images import (
     tokens_an_image,
     tokens_by_image,
     video_token,
+)
+from interp_hooks.huggingface.images import (
+    takes_images as config_takes_images,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ def takes_images(model: HookedModel) -> bool:
         >>> interp.vision.takes_images(model), interp.vision.takes_images(interp.load("llava"))
         (False, True)
     """
-    return hasattr(model.module, "config") and image_token(model.module.config) is not None
+    return hasattr(model.module, "config") and config_takes_images(model.module.config)
 
 
 def needs_images(model: HookedModel, what: str) -> None:
@@ -50,6 +56,29 @@ def needs_images(model: HookedModel, what: str) -> None:
         raise InputError(
             f"{what} needs a vision-language model, and {model.name} takes no images; try --model "
             "llava."
+        )
+
+
+def needs_image_tokens(model: HookedModel, what: str) -> None:
+    """Raise `InputError` for a model whose prompts hold no tokens of images, asked for `what`."""
+    needs_images(model, what)
+    if crosses(model.module.config):
+        raise InputError(
+            f"{what} needs the image's tokens in the prompt, and {model.name} reads images by "
+            "cross-attention beside it."
+        )
+
+
+def reads_text_alone(model: HookedModel, what: str) -> None:
+    """Raise `InputError` for a model whose forward must have an image (BLIP-2, Kosmos-2), asked for
+    what is compared with the prompt without."""
+    parameters = inspect.signature(model.module.forward).parameters
+    pixels = parameters.get("pixel_values")
+    marked = getattr(model.module.config, "model_type", "") in MARKED
+    if marked or (pixels is not None and pixels.default is inspect.Parameter.empty):
+        raise InputError(
+            f"{what} compares with the prompt without its image, and {model.name} reads no text "
+            "alone."
         )
 
 
@@ -90,18 +119,22 @@ def with_images(
     groups = [list(g) if isinstance(g, (list, tuple)) else [g] for g in images]
     if len(groups) != len(texts):
         raise InputError(f"There are {len(texts)} prompts and images for {len(groups)}.")
-    mark, token = (
-        image_mark(model.processor),
-        getattr(model.processor, "image_token", None) or "<image>",
-    )
+    mark = image_mark(model.processor)
+    token = getattr(model.processor, "image_token", None) or "<image>"
+    token = getattr(token, "content", token)
     marked = []
     for text, group in zip(texts, groups, strict=True):
         if not group:
             raise InputError(
                 f"The prompt {text!r} has no image; give one with --image, or images=."
             )
-        count = max(text.count(mark), text.count(token))
-        if not count and not place:
+        count = max(text.count(mark), text.count(token)) if mark else 0
+        if not mark and len(group) > 1:
+            raise InputError(
+                f"The processor of {model.name} places one image before the text; {len(group)} "
+                "were given."
+            )
+        if mark and not count and not place:
             raise InputError(f"The prompt {text!r} has no {mark}, where its image would stand.")
         if count and count != len(group):
             raise InputError(
@@ -127,7 +160,7 @@ def with_images(
     finally:
         if tokenizer is not None:
             tokenizer.padding_side = side
-    return dict(tensors)
+    return {name: value for name, value in tensors.items() if name != "labels"}
 
 
 def _placed(model: HookedModel, text: str, images: int, mark: str) -> str:
@@ -168,7 +201,7 @@ def spans(model: HookedModel, input_ids: torch.Tensor | Mapping[str, Any]) -> li
         >>> [len(images) for images in interp.vision.spans(model, inputs)]
         [1]
     """
-    needs_images(model, "Finding image tokens")
+    needs_image_tokens(model, "Finding image tokens")
     config = model.module.config
     inputs = input_ids if isinstance(input_ids, Mapping) else {}
     ids = inputs["input_ids"] if isinstance(input_ids, Mapping) else input_ids
@@ -215,13 +248,13 @@ def checked(
     """(input_ids, attention_mask) of prompts with images, on the model's device. Raises
     `InputError` for a text-only model, prompts without image, right padding; `what` says who needs
     them."""
-    needs_images(model, what)
+    needs_image_tokens(model, what)
     ids = inputs.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.ndim != 2:
         raise InputError(
             f"{what} needs input_ids (batch, tokens); interp.vision.with_images makes them."
         )
-    image = image_mask(model.module.config, ids)
+    image = image_mask(model.module.config, ids, inputs)
     if image is None or not bool(image.any()):
         raise InputError(f"{what} needs a prompt with an image, and this one has none.")
     if missing := _missing(model, inputs, ids):
@@ -260,7 +293,7 @@ def _masks(
     """(images, videos), each (batch, tokens) bool. Frames that have the token of images are told by
     mm_token_type_ids; `InputError` where one kind is asked for and that is not there."""
     config, ids = model.module.config, inputs["input_ids"]
-    mask = image_mask(config, ids)
+    mask = image_mask(config, ids, inputs)
     if mask is None:
         mask = torch.zeros_like(ids, dtype=torch.bool)
     video, kinds = video_token(config), inputs.get("mm_token_type_ids")

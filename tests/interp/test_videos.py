@@ -181,7 +181,7 @@ def test_sounds_are_no_pictures() -> None:
     class Config:
         model_type = "omni"
 
-        class thinker_config:  # noqa: N801
+        class thinker_config:
             image_token_id, video_token_id, audio_token_id = 10, 11, 12
             vision_config = object()
 

@@ -49,9 +49,34 @@ def video_token(config: Any) -> int | None:
     return _token(config, _VIDEO)
 
 
-def image_mask(config: Any, input_ids: torch.Tensor) -> torch.Tensor | None:
+#: model types whose inputs say which tokens are the image's, and what that input is called
+MARKED = {"kosmos-2": "image_embeds_position_mask", "kosmos-2.5": "image_embeds_position_mask"}
+
+
+def takes_images(config: Any) -> bool:
+    """Whether a model of this config reads images."""
+    return image_token(config) is not None or getattr(config, "model_type", "") in MARKED
+
+
+def crosses(config: Any) -> bool:
+    """Whether a model reads images by cross-attention (Mllama): no token of its prompt is one's."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return bool(getattr(text, "cross_attention_layers", None))
+
+
+def image_mask(
+    config: Any, input_ids: torch.Tensor, inputs: Mapping[str, Any] | None = None
+) -> torch.Tensor | None:
     """(batch, slots) bool: the tokens of images and videos; None for models that take no images.
-    Tokens of sounds are none of them."""
+    Tokens of sounds are none of them. `inputs`: those beside the ids, which in some models hold the
+    mask (Kosmos-2)."""
+    if crosses(config):
+        return torch.zeros_like(input_ids, dtype=torch.bool)
+    name = MARKED.get(getattr(config, "model_type", ""))
+    if name is not None:
+        mask = (inputs or {}).get(name)
+        fits = mask is not None and mask.shape == input_ids.shape
+        return mask.bool() if fits else torch.zeros_like(input_ids, dtype=torch.bool)
     tokens = [t for t in (image_token(config), video_token(config)) if t is not None]
     if not tokens:
         return None
@@ -79,7 +104,7 @@ def class_tokens(vision: Any) -> int:
 def tokens_an_image(config: Any) -> int | None:
     """How many tokens each image (or piece of one) has, where that is the same for all (LLaVA-1.5,
     PaliGemma, Gemma 3, and models that resample); else None."""
-    kind, vision = getattr(config, "model_type", ""), config.vision_config
+    kind, vision = getattr(config, "model_type", ""), getattr(config, "vision_config", None)
     if kind == "gemma3":
         return int(config.mm_tokens_per_image)
     if kind in ("llava", "vipllava"):  # "default" drops the first token, whatever it is
@@ -130,8 +155,11 @@ def image_spans(
 
     Raises `TapError` for a model that takes no images, and where sizes and tokens don't fit.
     """
-    if image_mask(config, input_ids) is None:
+    mask = image_mask(config, input_ids, inputs)
+    if mask is None:
         raise TapError(f"{type(config).__name__} describes a model that takes no images.")
+    if image_token(config) is None or crosses(config):
+        return [[ImageSpan(*run) for run in _runs(row)] for row in mask.cpu()]
     by_row: list[list[ImageSpan]] = [[] for _ in input_ids]
     for token, video in ((image_token(config), False), (video_token(config), True)):
         if token is None:
@@ -226,7 +254,7 @@ class ImageWatch:
         if ids is None:
             self.mask = self.mask if before else None
             return
-        here = image_mask(self.config, ids)
+        here = image_mask(self.config, ids, kwargs)
         if before and self.mask is not None and here is not None and len(here) == len(self.mask):
             self.mask = torch.cat([self.mask[:, :before], here], 1)
         else:
@@ -234,18 +262,26 @@ class ImageWatch:
 
 
 def image_mark(processor: Any) -> str:
-    """What stands for an image in a prompt, as `processor` reads it."""
+    """What stands for an image in a prompt, as `processor` reads it; "" where it places images
+    itself, before the text (BLIP-2, Kosmos-2)."""
+    itself = ("num_query_tokens", "num_patch_index_tokens")
+    if any(getattr(processor, name, None) is not None for name in itself):
+        return ""
     token = (
         getattr(processor, "boi_token", None)
         or getattr(processor, "image_token", None)
         or "<image>"
     )
+    token = getattr(token, "content", token)
     ends = [getattr(processor, name, None) for name in ("vision_start_token", "vision_end_token")]
     return f"{ends[0]}{token}{ends[1]}" if all(isinstance(end, str) for end in ends) else str(token)
 
 
 def sample_inputs(config: Any, processor: Any) -> Mapping[str, Any]:
     """A short prompt with one small image, as `processor` makes it, for the check on load."""
+    from PIL import Image
+
     side = 64
-    picture = np.linspace(0, 255, side * side * 3).reshape(side, side, 3).astype(np.uint8)
+    pixels = np.linspace(0, 255, side * side * 3).reshape(side, side, 3).astype(np.uint8)
+    picture = Image.fromarray(pixels)
     return processor(images=[picture], text=[f"{image_mark(processor)} a b"], return_tensors="pt")

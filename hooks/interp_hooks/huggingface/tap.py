@@ -164,8 +164,9 @@ def expected_layers(model: Any) -> list[int]:
     n = getattr(config, "num_hidden_layers", None)
     if n is None:
         return []
-    if kinds is None:
-        return list(range(n))
+    if kinds is None:  # in Mllama some layers have cross-attention alone
+        crossing = set(getattr(config, "cross_attention_layers", None) or ())
+        return [i for i in range(n) if i not in crossing]
     return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
 
 
