@@ -13,6 +13,7 @@ from interp_hooks.huggingface.layout import DEFAULT, Layout
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
+from interp_hooks.wrapping import device_of, eagerly, evaluating, uncompiled
 
 
 def sample_input(
@@ -68,12 +69,28 @@ def hook(
     """
     if isinstance(module, HookedModel):
         return module
+    module = uncompiled(module)
     if not isinstance(module, torch.nn.Module):
         raise TapError(
             f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
             "model."
         )
-    wrapped: Any = module.eval()
+    with evaluating(module), eagerly():  # left in training mode, if it is
+        return _checked(module, name, tokenizer, backend, note, sample, processor, layout)
+
+
+def _checked(
+    module: Any,
+    name: str | None,
+    tokenizer: Any,
+    backend: str,
+    note: str | None,
+    sample: dict[str, torch.Tensor] | None,
+    processor: Any,
+    layout: Layout | None,
+) -> HookedModel:
+    """`hook` of a model in evaluation mode."""
+    wrapped: Any = module
     if is_transformer_lens(module):
         adapter: Any = TLAdapter(wrapped)
         sample = sample or sample_input(
@@ -91,9 +108,10 @@ def hook(
                     "image (sample=), so that its vision tower is found."
                 )
             sample = {
-                k: v.to(wrapped.device) for k, v in sample_inputs(wrapped.config, processor).items()
+                k: v.to(device_of(wrapped))
+                for k, v in sample_inputs(wrapped.config, processor).items()
             }
-        sample = sample or sample_input(vocabulary, wrapped.device)
+        sample = sample or sample_input(vocabulary, device_of(wrapped))
         adapter = HFAdapter(wrapped, sample, layout or DEFAULT)
         name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     else:

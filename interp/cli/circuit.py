@@ -13,11 +13,14 @@ from interp.circuits.methods import catalogue as methods
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     explained,
     listing,
@@ -96,6 +99,9 @@ def circuit(
     force: ForceOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -111,7 +117,15 @@ def circuit(
     truth = known(compare, model, task or "ioi", rows is not None)
     from interp import circuits
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     if compare == PUBLISHED and truth is None:
         truth = published_for(task or "ioi", loaded.name)
     if truth is not None:

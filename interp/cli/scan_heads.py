@@ -11,11 +11,14 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     listing,
     note,
@@ -86,6 +89,9 @@ def scan_heads(
     ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
     yes: Annotated[
@@ -116,7 +122,16 @@ def scan_heads(
     import interp
     from interp.atlas import REPORT_SECONDS
 
-    loaded = common.load(model, device, dtype, backend, yes)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        yes,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     plan = interp.plan_scan(
         loaded,
         scores=scores,

@@ -53,7 +53,8 @@ def vhr_layers(model: HookedModel) -> tuple[int, ...]:
     kind = str(getattr(model.module.config, "model_type", ""))
     single, last = next((p for name, p in PRESETS.items() if name in kind), PRESETS["llava"])
     n = model.n_layers
-    return tuple(sorted({*(s for s in single if s < n), *range(max(1, n - last), n)}))
+    there = {s.layer for s in model.sites if s.is_main}
+    return tuple(sorted({*(s for s in single if s < n), *range(max(1, n - last), n)} & there))
 
 
 @torch.no_grad()
