@@ -14,7 +14,7 @@ import pandas as pd
 
 from interp.errors import InputError, OutputError
 from interp.results.about import About
-from interp.results.overlay import Overlay
+from interp.results.overlay import PictureOverlay
 from interp.support.files import check_writable, reason, write_atomic
 
 FORMAT = 1
@@ -39,7 +39,7 @@ def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
 
 def load(
     folder: Path,
-) -> tuple[pd.DataFrame, dict[str, Any], list[str], dict[str, About], list[Overlay]]:
+) -> tuple[pd.DataFrame, dict[str, Any], list[str], dict[str, About], list[PictureOverlay]]:
     """The arguments of the `HeadTable` that was saved, see `HeadTable.load`."""
     raw = _read(folder / "atlas.json", folder)
     try:
@@ -66,7 +66,7 @@ def load(
             s: About(**{k: v for k, v in a.items() if k in names})
             for s, a in head["scores"].items()
         }
-        overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]
+        overlays = [PictureOverlay.from_json(o) for o in head.get("overlays", [])]
         return (
             pd.read_parquet(io.BytesIO(numbers)),
             dict(head["provenance"]),

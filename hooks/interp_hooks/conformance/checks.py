@@ -65,6 +65,10 @@ class Comparison:
         self, model: HookedModel, inputs: dict[str, Any], padded: dict[str, Any] | None = None
     ):
         self.model, self.inputs, self.padded = model, inputs, padded
+        if padded is not None and model.position_table and "position_ids" in model.accepts:
+            # a handle counts learned positions from the mask; the model itself would not
+            counted = padded["attention_mask"].cumsum(-1) - 1
+            self.padded = dict(padded, position_ids=counted.clamp_min(0))
         self.outcomes: list[Outcome] = []
         dtype = next(model.module.parameters()).dtype
         #: of logits and outputs, relative to their largest
