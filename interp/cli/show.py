@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def show(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of a scan, or of an evaluation.", metavar="DIR")
+        Path,
+        typer.Argument(help="Folder of a scan or an evaluation, or a score file.", metavar="DIR"),
     ],
     score: Annotated[
         str | None, typer.Option(help="Rank the heads by this score; without it, all scores.")
@@ -36,7 +37,7 @@ def show(
         return
     from interp.atlas import Atlas
 
-    atlas = Atlas.load(folder)
+    atlas = Atlas.read(folder) if folder.is_file() else Atlas.load(folder)
     console = out()
     if score is None:
         console.print(common.about_line(atlas), soft_wrap=True)
