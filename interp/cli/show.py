@@ -100,7 +100,8 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
             Text(str(place), style="bold" if counts else ""),
         ]
         if isinstance(place, Head):
-            row.append(str(places[place.tower, place.layer, place.head]))
+            kv_head = places[place.tower, place.layer, place.head]
+            row.append(str(kv_head) if kv_head >= 0 else "–")  # a file without its model
         row += [
             number(mean, 3),
             *([number(error, 3) if error is not None else ""] if sampled else []),

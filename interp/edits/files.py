@@ -79,7 +79,7 @@ def from_json(
                 hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}."
                 raise EditError(f"The edit {name} has no setting {key!r}; {hint}")
         try:
-            edits.append(kind(**fetched(fields, folder)))
+            edits.append(kind.from_fields(fetched(fields, folder)))
         except InterpError:
             raise
         except (TypeError, ValueError, AttributeError) as error:

@@ -19,17 +19,22 @@ class Duo(FileFormat):
     name, what, score = "duo", "DuoAttention TSV", "full_attention"
 
     def claims(self, content: Any) -> bool:
-        return isinstance(content, Rows) and bool(content) and all(map(_is_number, content[0]))
+        return (
+            isinstance(content, Rows)
+            and bool(content.lines)
+            and all(map(_is_number, content.lines[0]))
+        )
 
     def read(self, content: Any) -> Entries:
-        widths = {len(row) for row in content}
-        if len(widths) > 1 or len(content) > LIMIT or max(widths) > LIMIT:
+        lines = content.lines
+        widths = {len(row) for row in lines}
+        if len(widths) > 1 or len(lines) > LIMIT or max(widths) > LIMIT:
             raise InputError(
                 f"A table of gates has a line a layer and a column a key/value head; this one has "
-                f"{len(content)} lines of {min(widths)} to {max(widths)} columns."
+                f"{len(lines)} lines of {min(widths)} to {max(widths)} columns."
             )
         values = {}
-        for layer, row in enumerate(content):
+        for layer, row in enumerate(lines):
             for head, text in enumerate(row):
                 where = f"Layer {layer}, key/value head {head}"
                 gate = number(_float(text, where), where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from interp.errors import InputError
@@ -40,5 +41,8 @@ class FileFormat:
             )
 
 
-class Rows(list[list[str]]):
+@dataclass(frozen=True)
+class Rows:
     """Text that is not JSON: lines of cells between tabs, commas or blanks."""
+
+    lines: list[list[str]]

@@ -83,12 +83,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _rows(text: str) -> Rows:
     """Lines of cells between tabs or commas, or blanks where there are neither."""
+    lines = [line.strip(" ") for line in text.splitlines() if line.strip()]
     return Rows(
-        [cell.strip() for cell in (re.split(r"[\t,]", line.strip()))]
-        if re.search(r"[\t,]", line.strip())
-        else line.split()
-        for line in text.splitlines()
-        if line.strip()
+        [
+            [cell.strip() for cell in re.split(r"[\t,]", line)]
+            if re.search(r"[\t,]", line)
+            else line.split()
+            for line in lines
+        ]
     )
 
 

@@ -119,12 +119,14 @@ def _name(model: Any) -> str | None:
 
 
 def _standard_errors(entries: Entries) -> dict[Cell, float]:
-    """The standard error over the samples of each head with two or more."""
-    return {
-        place: float(np.std(values, ddof=1) / math.sqrt(len(values)))
-        for place, values in entries.samples.items()
-        if len(values) > 1
-    }
+    """The standard error over the samples of each head with two or more; none beyond a float."""
+    with np.errstate(over="ignore"):
+        errors = {
+            place: float(np.std(values, ddof=1) / math.sqrt(len(values)))
+            for place, values in entries.samples.items()
+            if len(values) > 1
+        }
+    return {place: error for place, error in errors.items() if math.isfinite(error)}
 
 
 def _about(entries: Entries) -> dict[str, About]:
