@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interp_hooks import chatting
+from interp_hooks import chatting, token_ids
 from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
 from interp_hooks.call import Site
@@ -189,6 +189,7 @@ class HookedModel:
         )
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
+        token_ids.check(self, args, inputs)
         return self._adapter.forward(*args, **inputs)
 
     def logits(
@@ -225,6 +226,7 @@ class HookedModel:
             >>> out.shape[1] - inputs["input_ids"].shape[1]
             3
         """
+        token_ids.check(self, (), inputs)
         return self._adapter.generate(**inputs)
 
     def chat(
