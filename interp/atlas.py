@@ -298,7 +298,7 @@ class Atlas(HeadTable):
 
         target = Path(path)
         check_writable(target.parent)
-        write_atomic(target, render(self, self.heading(), first).encode())
+        write_atomic(target, render(self, self.heading(), first).encode(errors="backslashreplace"))
         return target
 
 

@@ -50,7 +50,7 @@ def check(model: Any, arguments: tuple[Any, ...], inputs: Mapping[str, Any]) -> 
         if ids.device.type == "meta" or not ids.numel():
             continue
         low, high = (int(n) for n in torch.aminmax(ids))
-        if 0 <= low and high < size:
+        if low >= 0 and high < size:
             continue
         wrong = sorted(set(ids[(ids < 0) | (ids >= size)].tolist()) - placeholders(model.module))
         if wrong:

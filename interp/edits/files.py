@@ -14,6 +14,7 @@ from interp.edits.head_edit import HeadEdit
 from interp.edits.tensors import fetched
 from interp.errors import EditError, InterpError, OutputError
 from interp.support.files import write_atomic
+from interp.support.json_text import parse
 
 
 def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[str, Any]]:
@@ -139,7 +140,7 @@ def load(path: str | Path) -> list[HeadEdit]:
         [SoftPAG(u=0.5, heads=None, scope='all')]
     """
     try:
-        data = json.loads(
+        data = parse(
             Path(path).read_text(encoding="utf-8-sig")
         )  # Windows editors put a mark in front
     except OSError as error:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from interp.errors import OutputError
 from interp.support.files import reason, write_atomic
+from interp.support.json_text import parse
 
 FILE = "samples.json"
 #: score → (layer, head or key/value head) → its number in each sample
@@ -39,7 +40,7 @@ def load(folder: Path, frame: pd.DataFrame) -> Samples:
     if not path.is_file():
         return {}
     try:
-        return _samples(json.loads(path.read_bytes()), frame)
+        return _samples(parse(path.read_bytes()), frame)
     except OSError as error:
         raise OutputError(f"Can't read {path} ({reason(error)}).") from error
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:

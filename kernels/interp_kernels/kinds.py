@@ -96,10 +96,10 @@ def _check_steer(steer: Steer, device: torch.device) -> None:
     for one in rule if isinstance(rule, list | tuple) else () if rule is None else (rule,):
         if not isinstance(one, Rule):
             raise TypeError(f"steer.rule is a Rule, or several, not {type(one).__name__}.")
-        _tensor(one.keep, "rule.keep", device, "float", needed=True)
+        _tensor(one.keep, "steer.rule.keep", device, "float", needed=True)
         for name in ("receive", "tests", "bounds"):
-            _tensor(getattr(one, name), f"rule.{name}", device, "float")
-        _tensor(one.rows, "rule.rows", device, "flags")
+            _tensor(getattr(one, name), f"steer.rule.{name}", device, "float")
+        _tensor(one.rows, "steer.rule.rows", device, "flags")
 
 
 def _tensor(value: Any, what: str, device: torch.device, of: str, needed: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --inputs 20000 --out FOLDER`: exit code 1 where an input gave a traceback."""
+"""`python -m tests.fuzz --inputs 20000 --out FOLDER`; exit code 1 where there was a traceback."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from .run import run_all
-from .targets import TARGETS
+from .run import run_all  # noqa: E402
+from .targets import TARGETS  # noqa: E402
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
 parser.add_argument("--inputs", type=int, default=20_000, help="in all, or of each target named")

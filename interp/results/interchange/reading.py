@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from interp.results.interchange import catalogue
 from interp.results.interchange.entries import Entries
 from interp.results.interchange.file_format import FileFormat, Rows
 from interp.support.files import reason
+from interp.support.json_text import parse
 
 #: what DuoAttention calls its table, and the settings beside it
 TABLE, SETTINGS = "full_attention_heads.tsv", "config.json"
@@ -59,7 +59,7 @@ def _content(path: Path) -> Any:
     except ValueError as error:  # a null character in the path
         raise OutputError(f"Can't read {str(path)!r} ({error}).") from error
     try:
-        content = json.loads(text, object_pairs_hook=_object)
+        content = parse(text, _object)
     except RecursionError:
         raise InputError(f"{path} is nested too deeply to be a file of scores.") from None
     except InputError as error:
@@ -114,7 +114,7 @@ def _settings(path: Path, format: FileFormat) -> dict[str, Any]:
     if format.name != "duo":
         return {}
     try:
-        said = json.loads((path.parent / SETTINGS).read_bytes())
+        said = parse((path.parent / SETTINGS).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(said, dict) or not all(

@@ -33,10 +33,10 @@ FIRST = {
     "list": ["scores"],
     "models": [],
 }
-PLACES = [
-    "scan", "scores.json", "gates.tsv", "edit.json", "prompts.jsonl", "task.jsonl", "folder", "gone",
-    "bytes.bin", "llama", "file.gguf", "/dev/null", "folder/none/deep", "scan/atlas.json",
-]  # fmt: skip
+PLACES = (
+    "scan scores.json gates.tsv edit.json prompts.jsonl task.jsonl folder gone bytes.bin llama "
+    "file.gguf /dev/null folder/none/deep scan/atlas.json"
+).split()
 WORDS = [
     "sink",
     "retrieval",

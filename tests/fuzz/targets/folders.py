@@ -12,11 +12,16 @@ from typing import Any
 import pandas as pd
 import tiny
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import interp
+from interp.calibration.calibration import Calibration
 from interp.circuits.circuit import Circuit
+from interp.circuits.judging.agreement import Agreement
+from interp.circuits.known.truth import Truth
+from interp.cli.main import app
 from interp.results.evaluation import Evaluation
-from interp_hooks import hook
+from interp_hooks import Head, hook
 
 from ..nasty import broken, json_texts
 from ..target import Target
@@ -35,16 +40,27 @@ class Folders(Target):
         scan = dict(context=32, samples=2, progress=False)
         atlas = interp.scan_heads(model, ["sink", "value_drain"], **scan)
         atlas.samples = {"sink": {(0, 0): (0.5, 0.25)}}
-        atlas.massive = interp.massive_activations(model, context=32, samples=1, above=5)
+        atlas.massive = interp.massive_activations(model, context=32, samples=1)
         atlas.save(self.folder / "atlas")
         circuit = interp.circuits.find(model, "ioi", "head_ablation", n=4, force=True)
         circuit.save(self.folder / "circuit")
-        evaluation = interp.evaluate(model, "ioi", n=4)
+        evaluation = interp.evaluate(model, "ioi", n=4, force=True)
         evaluation.save(self.folder / "evaluation")
+        judged = interp.circuits.evaluate(circuit["head_ablation"], ["L0H0", "L1H0"])
+        judged.save(self.folder / "agreement")
+        truth = Truth("mine", {Head(0, 1): "head"}, 2, 4, "here", "tiny")
+        (self.folder / "truth").mkdir()
+        truth.save(self.folder / "truth" / "truth.json")
+        found = interp.calibrate(model, "zerotuning", "copy", n=4, force=True)
+        (self.folder / "calibration").mkdir()
+        found.save(self.folder / "calibration" / "edit.json")
         self.loaders = {
             "atlas": interp.Atlas.load,
             "circuit": Circuit.load,
             "evaluation": Evaluation.load,
+            "agreement": Agreement.load,
+            "truth": lambda folder: Truth.load(folder / "truth.json"),
+            "calibration": lambda folder: Calibration.load(folder / "edit.json"),
         }
         self.files = {
             name: {f.name: f.read_bytes() for f in sorted((self.folder / name).iterdir())}
@@ -81,7 +97,17 @@ class Folders(Target):
             (folder / file).write_bytes(content)
             self._rehash(folder, file)
         loaded = self.loaders[name](folder)
-        _use(loaded)
+        repr(loaded)
+        if name in ("atlas", "circuit", "evaluation"):
+            shown = CliRunner().invoke(app, ["show", str(folder)])
+            if shown.exception is not None and not isinstance(shown.exception, SystemExit):
+                raise shown.exception
+            assert shown.exit_code in (0, 2), shown.output
+        if isinstance(loaded, interp.Atlas):
+            for score in loaded.scores:
+                loaded.ranking(score, 3)
+                loaded.measured(score)
+            loaded._repr_html_()
         return f"right: {name}"
 
     def _rehash(self, folder: Path, file: str) -> None:
@@ -96,17 +122,6 @@ class Folders(Target):
             if isinstance(said, dict) and key in said and file == numbers.name:
                 said[key] = hashlib.sha256(numbers.read_bytes()).hexdigest()
                 head.write_text(json.dumps(said))
-
-
-def _use(loaded: Any) -> None:
-    """What a user does first with it."""
-    if isinstance(loaded, interp.Atlas):
-        for score in loaded.scores:
-            loaded.about(score)
-            loaded.ranking(score, 3)
-            loaded.above(score)
-            loaded.measured(score)
-    repr(loaded)
 
 
 @st.composite
@@ -126,7 +141,7 @@ def _frames(draw: st.DrawFn, frame: pd.DataFrame) -> bytes:
         frame = frame.iloc[: draw(st.integers(0, len(frame)))]
     elif kind == "twice":
         frame = pd.concat([frame, frame])
-    elif kind == "value":
+    elif kind == "value" and len(frame):
         values = frame[column].astype(object)
         values.iloc[0] = draw(st.sampled_from([-1, 10**9, 1.5, float("nan"), float("inf")]))
         frame[column] = values

@@ -15,7 +15,7 @@ from interp_hooks import hook
 from ..nasty import broken, json_texts, texts
 from ..target import Target
 
-PAIR = {"clean": "The cat saw a dog", "corrupted": "The cat saw a cat", "answer": " the"}
+PAIR = {"clean": "The cat saw a dog", "corrupted": "The cat saw a wolf", "answer": " the"}
 
 
 class PromptFiles(Target):
@@ -38,6 +38,7 @@ class PromptFiles(Target):
             json_texts([[PAIR, PAIR], PAIR, [{**PAIR, "wrong": [" a"]}]]),
             broken(_lines([PAIR, PAIR])),
             made,
+            st.lists(st.sampled_from([PAIR, {**PAIR, "wrong": " a"}]), min_size=1).map(_lines),
         )
 
     def run(self, value: Any) -> str:
@@ -68,6 +69,8 @@ class TaskFiles(Target):
                 broken(_lines(labelled)),
                 broken(_lines(pairs)),
                 st.lists(odd, min_size=2, max_size=4).map(_lines),
+                st.lists(st.sampled_from(labelled), min_size=2, max_size=6).map(_lines),
+                st.permutations(pairs).map(_lines),
             ),
             st.sampled_from([None, "bare", "lead", "chat", "few-shot", "nonsense"]),
         )
