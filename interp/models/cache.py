@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 
 from interp.errors import ModelError, OutputError
 from interp.support.files import reason
+from interp.support.json_text import parse
 
 #: beside the weights: where they come from
 ORIGIN = "interp-origin.json"
@@ -64,7 +64,7 @@ def origin_of(path: Path) -> dict[str, Any]:
     """Where the weights in a folder come from, as it was written down when they were fetched; {}
     for other folders."""
     try:
-        origin = json.loads((path / ORIGIN).read_text(encoding="utf-8"))
+        origin = parse((path / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return origin if isinstance(origin, dict) else {}
