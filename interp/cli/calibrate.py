@@ -20,6 +20,7 @@ from interp.cli.common import (
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
     SeedOption,
     explained,
     listing,
@@ -64,6 +65,7 @@ def calibrate(
     ] = 64,
     format: FormatOption = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     unsupervised: Annotated[
         bool,
         typer.Option(
@@ -135,6 +137,7 @@ def calibrate(
             progress=report,
             format=format,
             force=force,
+            overwrite=overwrite,
         )
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:

@@ -18,6 +18,8 @@ from interp.results.overlay import Overlay
 from interp.support.files import check_writable, reason, write_atomic
 
 FORMAT = 1
+#: what the numbers mean, written last: a table is there when this is
+HEAD = "atlas.json"
 
 
 def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
