@@ -100,7 +100,7 @@ def calibrate(
         if out is not None:
             check_unclaimed(out, record, overwrite)
         folder = None if out is None else beside(out, "resume")
-        with owned(folder):
+        with owned(folder, passing=True):
             pieces = Checkpoints(folder, record)
             bench = Bench(hooked, parts, seed, pieces, progress)
             with pieces.resumable():

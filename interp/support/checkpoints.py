@@ -206,7 +206,8 @@ class Checkpoints:
         if self.folder is None or not self.folder.is_dir():
             return
         try:
-            for path in self.folder.iterdir():
+            # what says whose the pieces are goes last, or those left by a kill would be nobody's
+            for path in sorted(self.folder.iterdir(), key=lambda p: p.name == MARK):
                 if path.is_file() or path.is_symlink():
                     path.unlink(missing_ok=True)
             if not any(self.folder.iterdir()):

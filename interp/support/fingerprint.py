@@ -214,8 +214,9 @@ class _Digest:
             for name, value in sorted(vars(base).items()):
                 plain = inspect.unwrap(getattr(value, "__func__", value))
                 if isinstance(plain, types.FunctionType):
-                    if plain.__code__.co_filename == "<string>":  # written by dataclasses
-                        continue
+                    written = plain.__code__.co_filename == "<string>" and name[:2] == "__"
+                    if written and "__dataclass_fields__" in vars(base):
+                        continue  # by dataclasses, of the fields
                 elif not isinstance(value, property) and (name[:2] == "__" or not _is_data(value)):
                     continue
                 self.say("attribute", name)

@@ -27,7 +27,7 @@ _OWNED: ContextVar[frozenset[tuple[int, Path]]] = ContextVar("owned folders", de
 
 
 @contextmanager
-def owned(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+def owned(folder: str | os.PathLike[str] | None, passing: bool = False) -> Iterator[None]:
     """Owns a folder of results for the length of a block; it is made if need be.
 
     A file in it names process, start of the process, machine and date. It is made by linking a
@@ -36,6 +36,7 @@ def owned(folder: str | os.PathLike[str] | None) -> Iterator[None]:
 
     Args:
         folder: which; None for results that are not saved.
+        passing: the folder goes at the end, if nothing is in it, also where it was there before.
 
     Raises:
         OutputError: another run owns it, or it can't be written to.
@@ -65,7 +66,7 @@ def owned(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         with suppress(OSError):
             if os.getpid() == mine["pid"] and _read(place / LOCK) == mine:
                 (place / LOCK).unlink()
-        if made:
+        if made or passing:
             with suppress(OSError):  # there is something in it
                 place.rmdir()
 

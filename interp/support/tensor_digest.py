@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,17 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
         on_gpu = raw.device.type == "cuda"
         digest.update(_sums_cuda(raw) if on_gpu else _sums(raw.cpu().numpy()))
     return digest.digest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Digest (32 hex digits) of every byte of a file, in the same way.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    size = os.path.getsize(path)
+    raw = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    return hashlib.sha256(f"{size} ".encode() + _sums(raw)).hexdigest()[:32]
 
 
 def _scales(tensor: torch.Tensor) -> list[Any]:
