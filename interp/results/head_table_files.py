@@ -20,6 +20,8 @@ from interp.support.files import check_writable, reason, write_atomic
 from interp.support.json_text import parse
 
 FORMAT = 1
+#: what the numbers mean, written last: a table is there when this is
+HEAD = "atlas.json"
 
 
 def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
