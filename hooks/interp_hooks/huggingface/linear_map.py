@@ -77,9 +77,12 @@ def linear_map(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def _run(module: Any, rows: torch.Tensor) -> torch.Tensor:
-    out = module(rows[:, None])  # (rows, 1, in): some modules expect tokens of a batch
-    out = out[0] if isinstance(out, tuple) else out
-    return out.reshape(rows.shape[0], -1)
+    try:
+        out = module(rows[:, None])  # (rows, 1, in): some modules expect tokens of a batch
+        out = out[0] if isinstance(out, tuple) else out
+        return out.reshape(rows.shape[0], -1)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise TapError(f"its {type(module).__name__} can't be run by itself ({error})") from error
 
 
 def _packed(module: Any) -> bool:
