@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -43,6 +43,11 @@ class Adapter(ABC):
     def position_table(self) -> str | None:
         """The path of the embedding of learned positions; None in models without one."""
         return None
+
+    def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
+        """The modules by which other handles on the same model are known, and what each is called:
+        handles that agree share their blocks."""
+        return [(self.module, None)]
 
     @contextmanager
     def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:

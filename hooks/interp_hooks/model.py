@@ -12,9 +12,10 @@ import torch
 from interp_hooks import chatting
 from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
+from interp_hooks.blocks import Block, Tap, shared_tap
 from interp_hooks.call import Site
 from interp_hooks.edit import CallEdit, Edit, LiveEdit
-from interp_hooks.engine import Observer, Tap
+from interp_hooks.engine import Observer
 from interp_hooks.errors import EditError, HeadError, TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.heads import Head, check_layer_head, no_attention
@@ -67,17 +68,17 @@ class HookedModel:
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
         self.processor = processor
         self.origin: dict[str, Any] = {}
-        self._tap = Tap(backend=backend)
-        self._depth = 0  # blocks that use the tap now
+        self._backend = backend
+        self._tap = shared_tap(adapter.anchors())
 
     @property
     def backend(self) -> str:
         """Which kernels run: "auto", "reference", "streaming" or "triton"."""
-        return self._tap.backend
+        return self._backend
 
     @backend.setter
     def backend(self, name: str) -> None:
-        self._tap.backend = name
+        self._backend = name
 
     @property
     def module(self) -> Any:
@@ -189,6 +190,7 @@ class HookedModel:
         )
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
+        self._tap.check_thread()
         return self._adapter.forward(*args, **inputs)
 
     def logits(
@@ -225,6 +227,7 @@ class HookedModel:
             >>> out.shape[1] - inputs["input_ids"].shape[1]
             3
         """
+        self._tap.check_thread()
         return self._adapter.generate(**inputs)
 
     def chat(
@@ -269,22 +272,13 @@ class HookedModel:
     def _block(
         self, observers: Sequence[Observer] = (), edits: Sequence[Edit | LiveEdit] = ()
     ) -> Iterator[None]:
-        """Add observers and edits for the length of a block; the tap itself is installed by the
-        outermost one."""
+        """Add observers and edits for the length of a block, on top of those of every handle on the
+        same model; the tap itself is installed by the outermost one."""
+        self._tap.check_thread()
         bound = [(edit, edit.bind(self)) for edit in edits]
         active = [one for edit, one in bound if not edit.is_identity()]
-        tap = self._tap
-        outer_observers, outer_edits = tap.observers, tap.edits
-        with ExitStack() as stack:
-            if self._depth == 0 and (observers or active):
-                stack.enter_context(self._adapter.installed(tap))
-            self._depth += bool(observers or active)
-            tap.observers, tap.edits = [*outer_observers, *observers], [*outer_edits, *active]
-            try:
-                yield
-            finally:
-                tap.observers, tap.edits = outer_observers, outer_edits
-                self._depth -= bool(observers or active)
+        with self._open(Block(list(observers), active)):
+            yield
 
     @contextmanager
     def clean(self) -> Iterator[None]:
@@ -299,14 +293,12 @@ class HookedModel:
             ...     bool((model.logits(ids) == own).all())
             True
         """
-        tap = self._tap
-        outer = tap.observers, tap.edits
-        tap.observers, tap.edits = [], []
-        try:
-            with self._adapter.aside():
-                yield
-        finally:
-            tap.observers, tap.edits = outer
+        with self._open(Block(clean=True)), self._tap.aside():
+            yield
+
+    def _open(self, block: Block) -> AbstractContextManager[None]:
+        block.backend = lambda: self._backend
+        return self._tap.open(block, self._adapter.installed, self._adapter.aside)
 
     @contextmanager
     def watch(
@@ -613,6 +605,7 @@ class HookedModel:
         """
         bound = [(edit, edit.bind(self)) for edit in _edits(edits)]
         active = [one for edit, one in bound if not edit.is_identity()]
+        self._tap.check_thread()
         tap = Tap([], [*self._tap.edits, *active], self.backend)
         return self._adapter.explain(tap, tokens)
 

@@ -14,6 +14,7 @@ from interp.cli import (
     bench,
     calibrate,
     catalogue,
+    check,
     circuit,
     compare,
     evaluate,
@@ -117,6 +118,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate.calibrate,
     "circuit": circuit.circuit,
     "generate": generate.generate,
+    "check": check.check,
     "bench": bench.bench,
 }
 for _name, _command in _COMMANDS.items():

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
+import interp.edits as EDITS
 from interp.probes.settings import Settings
 from interp.scores.ov_copying import OVCopying
 from interp_hooks import HookedModel, Question, hook
@@ -165,6 +166,48 @@ def test_what_is_no_matrix_is_refused_by_name_and_the_others_stand() -> None:
     assert hooked.head_weights(0).W_V.shape == (4, 32, 8)
     with pytest.raises(TapError, match="W_V of layer 1"):
         OVCopying().cost(hooked, Settings())  # before the scan begins
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt_bigcode", "latent"])
+def test_head_weights_asked_for_inside_blocks_disturb_nobody(name: str) -> None:
+    """And are the same as outside: edits and hooks of the blocks don't reach them."""
+    if name == "latent":  # queries in another order: its map is found by runs of its own
+        config: Any = hf.DeepseekV3Config(
+            **WIDE, num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=8, qk_rope_head_dim=4,
+            qk_nope_head_dim=8, v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2,
+            n_group=1, topk_group=1, moe_intermediate_size=16, first_k_dense_replace=2,
+        )  # fmt: skip
+    else:
+        config = LAYOUTS[name][0]()
+    model = hook(made(config))
+    outside = model.head_weights(1).W_Q
+    if name == "latent":
+        check_latent(model)
+    seen: list[Any] = []
+    with (
+        model.watch(Question(), seen.append),
+        model.edit(EDITS.Ablate(["L0H1"])),
+    ):
+        assert torch.equal(model.head_weights(1).W_Q, outside)
+        assert not seen
+        model(input_ids=IDS)
+        assert len(seen) == 2
+    if name != "latent":
+        with model.projections(lambda place, layer, t: 0 * t):
+            assert torch.equal(model.head_weights(1).W_Q, outside)
+
+
+def check_latent(model: HookedModel) -> None:
+    """DeepSeek's queries are a matrix; its keys and values pass a norm."""
+    x, heads = numbers(model, 1)
+    w = model.head_weights(1)
+    torch.testing.assert_close(
+        through(x, w.W_Q, w.b_Q)[:, 0], heads["q"][:, 0].double(), rtol=1e-4, atol=1e-5
+    )
+    for name in ("W_K", "W_V"):
+        with pytest.raises(TapError, match=f"{name} of layer 1 is refused: .* no linear map"):
+            getattr(w, name)
 
 
 class Mixed(LlamaAttention):

@@ -136,7 +136,7 @@ def test_texts_of_the_prompt_are_found_under_peft_in_generate() -> None:
     "kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"]
 )
 def test_virtual_tokens_are_refused(kind: str) -> None:
-    config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with pytest.raises(TapError, match="virtual tokens"):
         hook(peft.get_peft_model(build("llama"), config))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from interp_hooks.activations import Hook, Residual
 from interp_hooks.adapter import Adapter
+from interp_hooks.blocks import undisturbed
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
@@ -20,7 +20,8 @@ from interp_hooks.head_weights import HeadWeights
 from interp_hooks.huggingface import positions
 from interp_hooks.huggingface.call_map import FirstInput, call_maps
 from interp_hooks.huggingface.context import max_context
-from interp_hooks.huggingface.images import ImageWatch, ids_and_before, image_token
+from interp_hooks.huggingface.forwards import Forwards
+from interp_hooks.huggingface.images import ImageWatch, image_token
 from interp_hooks.huggingface.layout import (
     DEFAULT,
     Layout,
@@ -29,16 +30,17 @@ from interp_hooks.huggingface.layout import (
     text_config,
 )
 from interp_hooks.huggingface.linear_map import linear_map, stored
-from interp_hooks.huggingface.output_gate import Between, LateOutputs
+from interp_hooks.huggingface.output_gate import Between
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
-from interp_hooks.huggingface.residual import StreamWatch, capture
-from interp_hooks.huggingface.tap import installed, sites
+from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
+from interp_hooks.huggingface.residual import capture
+from interp_hooks.huggingface.tap import check_attentions, installed, sites
 from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.wrapping import eagerly, inner, refuse_noise, refuse_virtual_tokens
+from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refuse_virtual_tokens
 
 
 class HFAdapter(Adapter):
@@ -47,12 +49,12 @@ class HFAdapter(Adapter):
     def __init__(self, module: Any, sample: dict[str, torch.Tensor], layout: Layout = DEFAULT):
         self.module, self._sample, self._layout = module, sample, layout
         self.images = ImageWatch(module.config)
-        self.tokens = PromptTokens()  # of the blocks that are open
+        self._forwards: Forwards | None = None  # of the blocks that are open
         refuse_virtual_tokens(module)
         self._inner = inner(module)  # under PEFT, the model whose forward is run
         self.accepts = frozenset(inspect.signature(self._inner.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed(module):
             found = sites(module, lambda: module(**sample, **extra), layout)
         self.sites = [site for site, _, _ in found]
         self._modules = {(s.tower, s.kind, s.layer): m for s, m, _ in found}
@@ -83,6 +85,9 @@ class HFAdapter(Adapter):
         self._takes_positions = takes
         if self._positions.first != 0:  # positions from 0 would be wrong ones
             self.accepts -= {"position_ids"}
+
+    def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
+        return [(module, name) for name, module in self._modules.items()]
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if args:
@@ -121,70 +126,65 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def _tapped(
-        self, tap: Tap, note: Callable[[AttentionCall], None] | None = None
+        self,
+        tap: Tap,
+        note: Callable[[AttentionCall], None] | None = None,
+        again: Recomputed | None = None,
     ) -> Iterator[None]:
         """Every attention call goes to the tap, or to `note` and its attention is computed plainly
         (edits that are for another input can be explained so). In the main tower it knows which
         tokens are an image's, and, where an edit of the tap needs it, the stream that entered its
-        layer and the prompt's tokens."""
-        outer, self.tokens = self.tokens, PromptTokens()
-        # with an encoder beside the decoder, input_ids are not what the main tower reads
-        two_stacks = bool(getattr(self.module.config, "is_encoder_decoder", False))
-
-        def reading(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            if two_stacks or not any(edit.needs_tokens for edit in tap.edits):
-                self.tokens.forget()
-            else:
-                ids, before = ids_and_before(args, kwargs)
-                self.tokens.read(ids, before, kwargs.get("attention_mask"))
-
-        streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
+        layer and the prompt's tokens. `again`: for a layer that is recomputed for its gradient."""
+        tokens = again.tokens if again else PromptTokens()
         blocks = {
             s.path: self.module.get_submodule(path)
             for s in self._main_sites()
             if (path := _block_path(s))
         }
-
-        late = LateOutputs(self._between)
+        forwards = Forwards(self._inner, tap, self.images, tokens, blocks, self._between)
 
         def told(call: AttentionCall) -> torch.Tensor:
             if call.site in self._watched and call.query is not None:
                 self._watched[call.site].called(call)
-            if call.site.tower == "text":
-                call = replace(call, images=self.images.mask)
-            if call.site.is_main and self.tokens.prompt is not None:
-                call = replace(call, tokens=self.tokens.prompt)
-            hidden = streams.take(blocks.get(call.site.path))
-            if hidden is not None:
-                call = replace(call, hidden=hidden)
+            call = forwards.described(call)
+            if again is None and recomputed_elsewhere(call, tap):
+                return attend(call, Tap())
             if note is not None:
                 note(call)
             does = tap if note is None else Tap()
             if call.site in self._between:
-                return late.keep(begin(call, does, late=True))
+                return forwards.late.keep(begin(call, does, late=True))
             return attend(call, does)
 
         live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
+        over = note is not None or again is not None
+        outer, self._forwards = self._forwards, forwards
         with ExitStack() as stack:
             stack.enter_context(eagerly())
-            stack.callback(setattr, self, "tokens", outer)
-            for watched, watch in (
-                (self._inner, self.images),
-                (self._inner, reading),
-                *((block, streams) for block in set(blocks.values())),
-            ):
-                stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
-            stack.enter_context(late)
-            stack.enter_context(installed(self.module, live))
+            stack.callback(setattr, self, "_forwards", outer)
+            if again is None:
+                stack.enter_context(forwards.watching(self._recomputing))
+            else:
+                stack.enter_context(forwards.again(again))
+            answered = self._inner.register_forward_hook(check_attentions, with_kwargs=True)
+            stack.callback(answered.remove)
+            stack.enter_context(installed(self.module, live, over))
             yield
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        mask, tokens = self.images.mask, self.tokens.copy()
+    def _recomputing(self, again: Recomputed) -> Iterator[None]:
+        """A checkpointed layer is run again: under the edits of its first run, heard by nobody."""
+        mask, self.images.mask = self.images.mask, again.images
         try:
-            yield
+            with self._tapped(Tap([], again.edits, again.backend), again=again):
+                yield
         finally:
-            self.images.mask, self.tokens = mask, tokens
+            self.images.mask = mask
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        with nullcontext() if self._forwards is None else self._forwards.aside():
+            yield
 
     @contextmanager
     def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:
@@ -271,13 +271,14 @@ class HFAdapter(Adapter):
         unseen = dict.fromkeys("qkvz", "it was not seen in the check on load")
         parts: dict[str, Any] = unseen | self.parts.get(site, {})
         unknown = [part for part in parts.values() if isinstance(part, str)]
-        if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
-            parts |= {
-                place: part
-                for place, part in self._call_maps(site).items()
-                if isinstance(parts[place], Unexplained)
-            }
-        return head_weights(site, parts)
+        with evaluating(self.module), eagerly():
+            if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
+                parts |= {
+                    place: part
+                    for place, part in self._call_maps(site).items()
+                    if isinstance(parts[place], Unexplained)
+                }
+            return head_weights(site, parts)
 
     @torch.no_grad()
     def _call_maps(self, site: Site) -> dict[str, Any]:
@@ -289,7 +290,7 @@ class HFAdapter(Adapter):
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with (
             self.aside(),
-            self._tapped(Tap()),
+            self._tapped(Tap(), lambda call: None),  # over blocks that are open
             self._watching([site], keep=True) as watched,
         ):
             self.module(**self._sample, **extra)
