@@ -41,7 +41,7 @@ from interp_hooks.huggingface.layout import (
 from interp_hooks.huggingface.linear_map import linear_map, stored
 from interp_hooks.huggingface.output_gate import Between
 from interp_hooks.huggingface.projections import projecting
-from interp_hooks.huggingface.proof import Parts, Watched, WrongLayout, watching
+from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
 from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
 from interp_hooks.huggingface.residual import capture
 from interp_hooks.huggingface.tap import check_attentions, installed
@@ -49,7 +49,7 @@ from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.wrapping import eagerly, inner, refuse_noise, refuse_virtual_tokens
+from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refuse_virtual_tokens
 
 
 class HFAdapter(Adapter):
@@ -85,7 +85,7 @@ class HFAdapter(Adapter):
         self._watched: dict[Site, Watched] = {}  # attentions under watch now
         self._checked: dict[Site, Watched] = {}  # those of the check on load
         check_names(module, layout)
-        self._counts_padding = False
+        self._positions, self._takes_positions = positions.Habit(), False
         self._settle_positions()
         self.max_context = max_context(text_config(module))
 
@@ -98,9 +98,12 @@ class HFAdapter(Adapter):
         if unlearned and (not takes or positions.rotary(self.module, text_config(self.module))):
             return
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
-        habit = positions.habit(lambda **inputs: self.module(**inputs, **extra), ids[:1], takes)
-        self._counts_padding = habit == positions.COUNTS_PADDING
-        if habit == positions.OWN_NUMBERS:  # positions from 0 would be wrong ones
+        after_padding = (getattr(text_config(self.module), "pad_token_id", None) or 0) + 1
+        self._positions = positions.habit(
+            lambda **inputs: self.module(**inputs, **extra), ids[:1], takes, (0, after_padding)
+        )
+        self._takes_positions = takes
+        if self._positions.first != 0:  # positions from 0 would be wrong ones
             self.accepts -= {"position_ids"}
 
     def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
@@ -114,10 +117,10 @@ class HFAdapter(Adapter):
         mask = inputs.get("attention_mask")
         if mask is None:
             inputs.pop("attention_mask", None)
-        elif self._counts_padding and inputs.get("position_ids") is None:
+        elif self._positions.counts_padding and inputs.get("position_ids") is None:
             counted = positions.of_mask(inputs)
-            if counted is not None and "position_ids" in self.accepts:
-                inputs["position_ids"] = counted
+            if counted is not None and self._takes_positions:
+                inputs["position_ids"] = counted + (self._positions.first or 0)
             elif counted is not None and self.position_table is not None:
                 with positions.reading(self.module.get_submodule(self.position_table), counted):
                     return self.module(**inputs)
@@ -317,16 +320,17 @@ class HFAdapter(Adapter):
         return self._modules[(site.tower, site.kind, site.layer)]
 
     def head_weights(self, site: Site) -> HeadWeights:
-        parts: dict[str, Any] = dict(self.parts[site])
+        unseen = dict.fromkeys("qkvz", "it was not seen in the check on load")
+        parts: dict[str, Any] = unseen | self.parts.get(site, {})
         unknown = [part for part in parts.values() if isinstance(part, str)]
-        if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
-            whole = self._call_maps(site)
-            parts |= {
-                p: whole[p]
-                for p in "qkv"
-                if isinstance(parts[p], str) and not (p in whole and isinstance(whole[p], str))
-            }
-        return head_weights(site, parts)
+        with evaluating(self.module), eagerly():
+            if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
+                parts |= {
+                    place: part
+                    for place, part in self._call_maps(site).items()
+                    if isinstance(parts[place], Unexplained)
+                }
+            return head_weights(site, parts)
 
     @torch.no_grad()
     def _call_maps(self, site: Site) -> dict[str, Any]:
@@ -338,7 +342,7 @@ class HFAdapter(Adapter):
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with (
             self.aside(),
-            self._tapped(Tap()),
+            self._tapped(Tap(), lambda call: None),  # over blocks that are open
             self._watching([site], keep=True) as watched,
         ):
             self.module(**self._sample, **extra)
