@@ -39,9 +39,7 @@ def gradients(
         seen = stack.enter_context(model.observe("entropy", "received"))
         for edit in edits:
             stack.enter_context(model.edit(edit))
-        out = model(
-            input_ids=tokens(), labels=tokens(), use_cache=False, output_attentions=weights
-        )
+        out = model(input_ids=tokens(), labels=tokens(), use_cache=False, output_attentions=weights)
         loss = out.loss
         if inside:
             with model.edit(ScaleHeads({"0.3": 0.5})):  # it was not there when the loss was made
