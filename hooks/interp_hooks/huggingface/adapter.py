@@ -167,6 +167,8 @@ class HFAdapter(Adapter):
             if call.site in self._watched and call.query is not None:
                 self._watched[call.site].called(call)
             call = forwards.described(call)
+            if again is not None and again.weights and call.weights is None:
+                call = replace(call, weights=lambda weights: None)
             if again is None and recomputed_elsewhere(call, tap):
                 return attend(call, Tap())
             if note is not None:
@@ -208,10 +210,10 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def _recomputing(self, again: Recomputed) -> Iterator[None]:
-        """A checkpointed layer is run again: under the edits of its first run, heard by nobody."""
+        """A checkpointed layer is run again: under the edits of its first run, which nobody hears."""
         mask, self.images.mask = self.images.mask, again.images
         try:
-            with self._tapped(Tap([], again.edits, again.backend), again=again):
+            with self._tapped(again.tap, again=again):
                 yield
         finally:
             self.images.mask = mask

@@ -17,6 +17,7 @@ from interp_hooks.huggingface.masks import QueryRows, real_tokens
 from interp_hooks.huggingface.output_gate import Between, LateOutputs
 from interp_hooks.huggingface.recompute import Checkpoints, Recomputed
 from interp_hooks.huggingface.residual import StreamWatch
+from interp_hooks.huggingface.tap import weights_wanted
 from interp_hooks.prompt_tokens import PromptTokens
 
 #: makes the surroundings of a layer that is run again
@@ -60,8 +61,8 @@ class Forwards:
         makes."""
 
         def remember() -> Callable[..., AbstractContextManager[None]]:
-            tap, images = self.tap, self.images.mask
-            then = Recomputed(tap.edits, tap.backend, self.tokens.copy(), images)
+            wanted = weights_wanted({})
+            then = Recomputed.of(self.tap, self.tokens, self.images.mask, wanted)
             return lambda run, args: recomputing(replace(then, run=run, args=args))
 
         checkpoints = Checkpoints(self.module, remember)
