@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ def check(path: Path) -> None:
     """Raise `ModelError` where a file of a fetched model is not as it was written: weights with a
     bit turned load without complaint, and give other numbers."""
     try:
-        digests = json.loads((path / DIGESTS).read_text(encoding="utf-8"))
+        digests = parse((path / DIGESTS).read_text(encoding="utf-8"))
     except FileNotFoundError:  # fetched by an earlier version, or no fetched model
         return
     except (OSError, ValueError):
