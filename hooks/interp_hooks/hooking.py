@@ -17,6 +17,7 @@ from interp_hooks.huggingface.samples import samples_for
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
+from interp_hooks.wrapping import device_of, eagerly, evaluating, uncompiled
 
 
 def sample_input(
@@ -72,12 +73,28 @@ def hook(
     """
     if isinstance(module, HookedModel):
         return module
+    module = uncompiled(module)
     if not isinstance(module, torch.nn.Module):
         raise TapError(
             f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
             "model."
         )
-    wrapped: Any = module.eval()
+    with evaluating(module), eagerly():  # left in training mode, if it is
+        return _checked(module, name, tokenizer, backend, note, sample, processor, layout)
+
+
+def _checked(
+    module: Any,
+    name: str | None,
+    tokenizer: Any,
+    backend: str,
+    note: str | None,
+    sample: dict[str, torch.Tensor] | None,
+    processor: Any,
+    layout: Layout | None,
+) -> HookedModel:
+    """`hook` of a model in evaluation mode."""
+    wrapped: Any = module
     if is_transformer_lens(module):
         adapter = TLAdapter(wrapped)
         sample = sample or sample_input(
@@ -127,7 +144,7 @@ def _sample(
         advice = "the input that was given (sample=)"
     elif sees and processor is not None:
         inputs = sample_inputs(module.config, processor)
-        given = [{k: v.to(module.device) for k, v in inputs.items()}]
+        given = [{k: v.to(device_of(module)) for k, v in inputs.items()}]
         advice = "the prompt with a picture that its processor makes; give an input (sample=)"
     elif sees:
         given = picture_samples(module)

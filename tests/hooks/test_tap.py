@@ -805,8 +805,8 @@ def test_training_mode_with_dropout_is_refused() -> None:
 
 
 def test_hooking_twice_gives_independent_views() -> None:
-    """Two wrappers of one module: each block sees its own observers only, and the outer tap comes
-    back."""
+    """Two wrappers of one module: the inner block ends by itself, the outer one goes on and sees
+    the forwards of both, as where blocks of one wrapper nest."""
     module = tiny.build("llama")
     one, two = hook(module), hook(module)
     with torch.no_grad(), one.observe("max") as first:
@@ -814,6 +814,6 @@ def test_hooking_twice_gives_independent_views() -> None:
         with two.observe("max") as second:
             two(input_ids=tokens())
         one(input_ids=tokens())
-    assert first[0].max.shape[-1] == 2 * LENGTH
+    assert first[0].max.shape[-1] == 3 * LENGTH
     assert second[0].max.shape[-1] == LENGTH
     assert module.config._attn_implementation == "sdpa"

@@ -61,7 +61,8 @@ def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[
         calls.setdefault(key, Found(stack.path(module), module, call, key[1]))
         return probe.attended(module, attend(call, Tap()), key[1])
 
-    with installed(model, {id(m): (None, note) for m in model.modules()}), probe, stack:
+    live = {id(m): (None, note) for m in model.modules()}
+    with installed(model, live, over=True), probe, stack:
         run()
         if probe.again():  # a second forward tells gates from norms
             stack.restart()
@@ -203,13 +204,15 @@ def _check_missing(model: Any, placed: Sequence[Site]) -> None:
     if not main:
         return
     expected = expected_layers(model)
+    # in Mllama some layers have cross-attention alone
+    crossing = set(getattr(text_config(model), "cross_attention_layers", None) or ())
     if expected is None:
         path = _stack(main[0].path)
         blocks = dict(model.named_modules()).get(path)
         fired = {s.path.removeprefix(path + ".").split(".")[0] for s in main}
         names = [] if blocks is None else [n for n, _ in blocks.named_children() if n.isdigit()]
         quiet = [n for n in names if n not in fired and _has_attention(blocks, n)]
-        missing = [int(n) for n in quiet]
+        missing = [int(n) for n in quiet if int(n) not in crossing]
     else:
         fired_layers = {s.layer for s in main}
         missing = [layer for layer in expected if layer not in fired_layers]

@@ -8,6 +8,7 @@ module makes them, so memory is O(queries × keys).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,11 +20,11 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.called import ModuleStack
+from interp_hooks.huggingface.discovery import Found
 from interp_hooks.huggingface.layout import Layout
 from interp_hooks.huggingface.output_gate import Probe
 from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
-from interp_hooks.huggingface.discovery import Found
-from interp_hooks.huggingface.tap import configs_of
+from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of
 from interp_hooks.huggingface.traced import Attention, Trace
 
 #: largest difference of the recovered weights from the module's own softmax
@@ -44,32 +45,56 @@ def eager(model: Any) -> Iterator[None]:
             config._attn_implementation_internal = before[key]
 
 
+# What is traced now: id of a module → its site, who answers, the thread of the block. Filled on
+# entry of a block, emptied on exit.
+_LIVE: dict[int, tuple[Site, Callable[[AttentionCall], torch.Tensor], int]] = {}
+
+
 @contextmanager
 def installed(
-    model: Any, live: Mapping[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]]
+    model: Any,
+    live: Mapping[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]],
+    over: bool = False,
 ) -> Iterator[None]:
     """Route what the modules of `live` (by id) compute as attention through its handlers until the
-    block ends; `live` may change meanwhile."""
+    block ends.
+
+    Args:
+        model: whose attention.
+        live: id of a module → its site, and who answers its calls.
+        over: whether modules that are tapped already may be taken over for the time being.
+
+    Raises:
+        TapError: another handle has a block open on some of the modules.
+    """
+    outer = {key: _LIVE[key] for key in live if key in _LIVE}
+    if outer and not over:
+        raise TapError(OTHER_HANDLE)
     real = RealTokens(model)
-    with eager(model), ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
-        for module in model.modules():
-            if id(module) in live:
-                stack.enter_context(_tracing(module, live, real))
-        yield
+    thread = threading.get_ident()
+    _LIVE.update({key: (*one, thread) for key, one in live.items()})
+    try:
+        with eager(model), ExitStack() as stack:
+            stack.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
+            for module in model.modules():
+                if id(module) in live and id(module) not in outer:
+                    stack.enter_context(_tracing(module, real))
+            yield
+    finally:
+        for key in live:
+            _LIVE.pop(key, None)
+        _LIVE.update(outer)
 
 
 @contextmanager
-def _tracing(
-    module: torch.nn.Module,
-    live: Mapping[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]],
-    real: RealTokens,
-) -> Iterator[None]:
+def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
     """The module's forward runs under a `Trace` while the block lasts."""
     own, named = module.forward, "forward" in vars(module)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        site, handler = live[id(module)]
+        site, handler, thread = _LIVE[id(module)]
+        if thread != threading.get_ident():
+            raise TapError(OTHER_THREAD)
         seen = 0
 
         def swap(attention: Attention) -> torch.Tensor:
