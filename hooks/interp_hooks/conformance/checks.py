@@ -65,10 +65,6 @@ class Comparison:
         self, model: HookedModel, inputs: dict[str, Any], padded: dict[str, Any] | None = None
     ):
         self.model, self.inputs, self.padded = model, inputs, padded
-        if padded is not None and model.position_table and "position_ids" in model.accepts:
-            # a handle counts learned positions from the mask; the model itself would not
-            counted = padded["attention_mask"].cumsum(-1) - 1
-            self.padded = dict(padded, position_ids=counted.clamp_min(0))
         self.outcomes: list[Outcome] = []
         dtype = next(model.module.parameters()).dtype
         #: of logits and outputs, relative to their largest
@@ -111,7 +107,8 @@ class Comparison:
         right = error <= allowed
         self.outcomes.append(Outcome(mode, check, "equal" if right else "wrong", f"{error:.1e}"))
 
-    # the untouched model
+    # the untouched model, run by its handle outside any block: under padding, that is what counts
+    # learned positions from the mask
 
     def eager(self, what: Callable[[], Any]) -> Eager:
         """What the untouched model does under eager attention; raises `Untouched`."""
@@ -135,7 +132,7 @@ class Comparison:
     def forward(self, mode: str, inputs: dict[str, Any]) -> None:
         """One forward: logits, every statistic of every site, z."""
         module = self.model.module
-        eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         names, received = set(ROWS), {"sum": Received(reduce="sum")}
         gated = any(s.output_gate for s in self.model.sites)
         names |= {"topk", "argmax"}
@@ -222,7 +219,7 @@ class Comparison:
             self.outcomes.append(Outcome(mode, "edits", "unavailable", "W_O is not known"))
             return
         module = self.model.module
-        eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         reads = eager.reads[site]
         if len(reads) != 1:
             self.outcomes.append(Outcome(mode, "edits", "unavailable", f"{len(reads)} W_O reads"))
@@ -270,7 +267,7 @@ class Comparison:
         """The edited model against the eager one whose W_O reads z."""
         module = self.model.module
         with _given(self._output(edit.site), z):
-            eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+            eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         with self.model.edit(edit):
             out = self.model(**inputs)
         want, got = logits_of(eager.out).float(), logits_of(out).float()
