@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -132,7 +133,7 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def _recomputing(self, again: Recomputed) -> Iterator[None]:
-        """A checkpointed layer is run again: under the edits of its first run, which nobody hears."""
+        """A checkpointed layer is run again, under the edits of its first run; nobody hears it."""
         mask, self.images.mask = self.images.mask, again.images
         try:
             with self._tapped(again.tap, again=again):
