@@ -15,6 +15,7 @@ from interp_hooks.engine import Tap
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
 from interp_hooks.vocabulary import Embeddings
+from interp_hooks.wrapping import device_of
 
 
 class Adapter(ABC):
@@ -25,6 +26,11 @@ class Adapter(ABC):
     max_context: int | None
     #: keyword arguments of the model's forward that `HookedModel` passes on
     accepts: frozenset[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+        return device_of(self.module)
 
     @property
     def has_cache(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interp_hooks import chatting
+from interp_hooks import chatting, token_ids
 from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
 from interp_hooks.blocks import Block, Tap, shared_tap
@@ -18,7 +18,7 @@ from interp_hooks.edit import CallEdit, Edit, LiveEdit
 from interp_hooks.engine import Observer
 from interp_hooks.errors import EditError, HeadError, TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.heads import Head, check_head
+from interp_hooks.heads import Head, check_layer_head, no_attention
 from interp_hooks.logits import logits_of
 from interp_hooks.norms import Norms
 from interp_hooks.question import NAMES, Question
@@ -26,6 +26,7 @@ from interp_hooks.recording import LayerStats, Recording
 from interp_hooks.resume import skipping
 from interp_hooks.vocabulary import TOKENS, Forward, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
+from interp_hooks.wrapping import eagerly
 from interp_kernels import Received
 
 
@@ -144,8 +145,9 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.module.parameters()).device
+        """Where the model's inputs belong: its parameters' device, or the one that offloaded
+        weights are brought to."""
+        return self._adapter.device
 
     @property
     def heads(self) -> list[Head]:
@@ -177,10 +179,8 @@ class HookedModel:
             towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {towers}.")
         tower = head.tower or self.main_tower
-        sizes = [
-            (s.layer + 1, s.n_heads) for s in self.sites if s.tower == tower and s.kind == "self"
-        ]
-        check_head(head, max(n for n, _ in sizes), max(n for _, n in sizes), self.name)
+        sizes = {s.layer: s.n_heads for s in self.sites if s.tower == tower and s.kind == "self"}
+        check_layer_head(head, sizes, self.name)
         return head
 
     def __repr__(self) -> str:
@@ -191,6 +191,7 @@ class HookedModel:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         self._tap.check_thread()
+        token_ids.check(self, args, inputs)
         return self._adapter.forward(*args, **inputs)
 
     def logits(
@@ -228,6 +229,7 @@ class HookedModel:
             3
         """
         self._tap.check_thread()
+        token_ids.check(self, (), inputs)
         return self._adapter.generate(**inputs)
 
     def chat(
@@ -536,7 +538,7 @@ class HookedModel:
             ...     bool((model.logits(ids) == own).all())
             True
         """
-        with skipping(self._adapter.blocks(), layer, output):
+        with eagerly(), skipping(self._adapter.blocks(), layer, output):
             yield
 
     @contextmanager
@@ -553,7 +555,7 @@ class HookedModel:
             [0, 1, 2, 3]
         """
         by_layer: dict[int, Any] = {}
-        with ExitStack() as stack:
+        with eagerly(), ExitStack() as stack:
             for layer, block in self._adapter.blocks().items():
 
                 def note(module: Any, args: tuple, output: Any, layer: int = layer) -> None:
@@ -631,9 +633,11 @@ class HookedModel:
         for site in self.sites:
             if site.layer == layer and site.tower == tower and site.kind == "self":
                 return self._adapter.head_weights(site)
-        raise HeadError(
-            f"{self.name} has no attention layer {layer}; it has layers 0 to {self.n_layers - 1}."
-        )
+        layers = [s.layer for s in self.sites if s.tower == tower and s.kind == "self"]
+        if not layers:
+            towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
+            raise HeadError(f"{self.name} has no tower {tower!r}; it has {towers}.")
+        raise HeadError(f"{self.name} has no such heads: {no_attention(layer, layers)}.")
 
     def vocabulary(self) -> Vocabulary:
         """W_E, W_U and b_U of the main tower with their scales, checked in a short forward.

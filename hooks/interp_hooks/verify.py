@@ -14,6 +14,7 @@ from interp_hooks.logits import logits_of
 from interp_hooks.model import HookedModel
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.wrapping import dtype_of
 
 #: largest difference of logits, relative to their largest magnitude, that counts as equal
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -24,6 +25,14 @@ class _Silence(LiveEdit):
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(z)
+
+
+def _said(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, 0 for words that the model may not say (Chameleon sets those of image
+    tokens to the least number there is, beside which all others are equal)."""
+    if not logits.is_floating_point():
+        return logits.float()
+    return torch.where(logits <= torch.finfo(logits.dtype).min / 2, 0, logits).float()
 
 
 @torch.no_grad()
@@ -40,7 +49,7 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
 
 def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     out = model(**sample)
-    plain = logits_of(out).float()
+    plain = _said(logits_of(out))
     real = sample["attention_mask"].bool() if "attention_mask" in sample else None
     keep = (
         real
@@ -53,9 +62,9 @@ def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         )
     with model.layer_outputs() as outputs, model.capture_z() as z:
         tapped_out = model(**sample)
-    tapped = logits_of(tapped_out).float()
+    tapped = _said(logits_of(tapped_out))
     scale = float(plain[keep].abs().max().clamp_min(1e-6))
-    allowed = TOLERANCE.get(next(model.module.parameters()).dtype, 2e-2)
+    allowed = TOLERANCE.get(dtype_of(model.module), 2e-2)
     worst = float((plain - tapped)[keep].abs().max()) / scale
     if not worst <= allowed:
         raise TapError(
@@ -68,7 +77,7 @@ def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         key = site.layer if site.is_main else (site.tower or site.kind, site.layer)
         model.compare_output(site, z[key], output, 10 * allowed)
     with model.edit(_Silence()):
-        silenced = logits_of(model(**sample)).float()
+        silenced = _said(logits_of(model(**sample)))
     if float((plain - silenced)[keep].abs().max()) <= allowed * scale * 0.01:
         raise TapError(
             f"Changing the heads' outputs leaves the logits of {model.name} as they are, so it is "

@@ -109,7 +109,7 @@ class Forwards:
         site, call = call.site, self._rows.placed(call)
         if site.is_main or site.kind == "cross":
             call = self._generation.call(call)
-        if site.tower == "text":
+        if site.is_main:
             call = replace(call, images=self.images.mask)
         if site.is_main and self.tokens.prompt is not None:
             call = replace(call, tokens=self.tokens.prompt)

@@ -18,7 +18,7 @@ import torch
 
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.errors import TapError
-from interp_hooks.wrapping import wrapped
+from interp_hooks.own_methods import wrapped
 
 #: helpers of `generate` that are wrapped, and the method here that does it
 _HELPERS = {

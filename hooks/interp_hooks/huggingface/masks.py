@@ -153,9 +153,10 @@ def describe(
         description = Mask(
             plain["causal"], plain["window"], q_start, k_start, keys, queries, starts=starts
         )
-        carrier = (
-            keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
-        )
+        carrier = keys
+        if carrier is None:  # a row a sample without memory of its own: some models view it so
+            row = torch.ones(1, kv_length, dtype=torch.bool, device=device)
+            carrier = row.expand(batch_size, -1)
         return DescribedMask.wrap(carrier, description, (q_length, kv_length))
     dense: Any = sdpa_mask(
         batch_size=batch_size,

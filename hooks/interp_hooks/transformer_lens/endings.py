@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from interp_hooks.call import AttentionCall
-from interp_hooks.wrapping import wrapped
+from interp_hooks.own_methods import wrapped
 
 NEVER = torch.iinfo(torch.int64).max
 
