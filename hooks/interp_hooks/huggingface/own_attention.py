@@ -148,7 +148,7 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
         if key in found and not again:
             raise TapError(_several(module))
         found.setdefault(key, Found(stack.path(module), module, call, key[1]))
-        return _given_back(probe.attended(module, attend(call, Tap())), fold, attention)
+        return _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
 
     again = False
     with eager(model), probe, stack, ExitStack() as hooks:
@@ -166,7 +166,7 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
             stack.restart()
             with Trace(swap, lambda: stack.running):
                 run()
-    return [replace(f, between=probe.between(f.module)) for f in found.values()]
+    return [replace(f, between=probe.between(f.module, f.turn)) for f in found.values()]
 
 
 def _owner(attention: Attention) -> torch.nn.Module:
