@@ -139,13 +139,11 @@ class SiteQuestion(Question):
 def _samples(tensor: torch.Tensor, call: AttentionCall, what: str) -> torch.Tensor:
     """(batch or 1, …): what is asked of each sample of the prompt, for the rows of the call; under
     beams and `num_return_sequences` a sample's own is repeated. Raises `TapError`."""
-    samples = len(tensor)
-    if samples in (1, call.batch):
-        return tensor
-    if samples * call.copies == call.batch:
-        return tensor.repeat_interleave(call.copies, 0)
+    rows = call.rows_of(tensor)
+    if rows is not None:
+        return rows
     raise TapError(
-        f"{what} is for {samples} samples, and layer {call.site.layer} attends in a batch of "
+        f"{what} is for {len(tensor)} samples, and layer {call.site.layer} attends in a batch of "
         f"{call.batch}; give a row for each sample, or one for all."
     )
 
