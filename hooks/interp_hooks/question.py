@@ -88,8 +88,14 @@ class Question:
         tower."""
         if call.site.tower == "vision":
             all_rows = {name: r for name, r in self.received.items() if r.queries is None}
+            names, labels = self.names & set(ROW) - {"group_mass"}, None
+            if "key_mass" in self.names:  # all keys are one group
+                names, shape = names | {"group_mass"}, (call.batch, call.n_keys)
+                labels = torch.zeros(shape, dtype=torch.int64, device=call.value.device)
             return Request(
-                self.names & set(ROW) - {"group_mass"},
+                names,
+                labels,
+                int(labels is not None),
                 received=all_rows,
                 cap=self.cap,
                 topk=self.topk,
