@@ -13,11 +13,15 @@ from interp.circuits.methods import catalogue as methods
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     explained,
     listing,
@@ -94,8 +98,12 @@ def circuit(
     ] = False,
     format: FormatOption = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -110,8 +118,20 @@ def circuit(
     rows = written(prompts, task, faithfulness)
     truth = known(compare, model, task or "ioi", rows is not None)
     from interp import circuits
+    from interp.circuits.finding import pose
+    from interp.results.head_table_files import HEAD
+    from interp.support.finished import check_replaceable, vacant
+    from interp.support.ownership import owned
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     if compare == PUBLISHED and truth is None:
         truth = published_for(task or "ioi", loaded.name)
     if truth is not None:
@@ -119,30 +139,37 @@ def circuit(
     problems: Any = task or "ioi"
     if rows is not None:
         problems = circuits.prompts.from_texts(loaded, rows)
-    with progress(f"Finding the circuit by {method}") as report:
-        folder = target or FOLDER / folder_name(
+    search = pose(loaded, problems, searcher, n, seed, format=format)
+    folder = target or vacant(
+        FOLDER
+        / folder_name(
             loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
-        )
-        result = circuits.find(
-            loaded,
-            problems,
-            searcher,
-            n,
-            seed,
-            format=format,
-            force=force,
-            progress=report,
-            resume=folder,
-        )
-    result.save(folder)
-    show(result, top, truth)
-    agreement = agree(result, truth, folder)
-    for remark in result.notes:
-        out().print(Text(remark, style="yellow"), soft_wrap=True)
-    page, curve = result.report(folder / "report.html", truth), None
-    if faithfulness:
-        curve = faithful(loaded, result, n, seed, folder)
-        result.report(page, truth, curve)
+        ),
+        HEAD,
+        search.record,
+    )
+    with owned(folder):
+        check_replaceable(folder / HEAD, search.record, overwrite)
+        with progress(f"Finding the circuit by {method}") as report:
+            result = circuits.find(
+                loaded,
+                search.prompts,
+                searcher,
+                n,
+                seed,
+                force=force,
+                progress=report,
+                resume=folder,
+            )
+        result.save(folder)
+        show(result, top, truth)
+        agreement = agree(result, truth, folder)
+        for remark in result.notes:
+            out().print(Text(remark, style="yellow"), soft_wrap=True)
+        page, curve = result.report(folder / "report.html", truth), None
+        if faithfulness:
+            curve = faithful(loaded, result, n, seed, folder)
+            result.report(page, truth, curve)
     say_files(folder, page, result, agreement, curve)
 
 

@@ -11,12 +11,16 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     EditOption,
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     listing,
     note,
@@ -63,6 +67,7 @@ def evaluate(
     ] = None,
     format: FormatOption = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     target: Annotated[
         Path | None,
         typer.Option(
@@ -71,6 +76,9 @@ def evaluate(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -90,8 +98,19 @@ def evaluate(
         check_writable(target)
     edits = common.load_edits(edit) if edit is not None else []
     import interp
+    from interp.results.evaluation import HEAD
+    from interp.support.finished import check_replaceable
+    from interp.support.ownership import owned
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     more: dict[str, Any] = dict(
         metric=metric,
         context=context,
@@ -101,14 +120,16 @@ def evaluate(
         format=format,
         force=force,
     )
-    with progress(f"Evaluating {task or metric or 'niah'}") as report:
-        result = interp.evaluate(
-            loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
-        )
-    show(loaded.name, result)
-    if target is not None:
-        result.save(target)
-        note(f"Saved in {target}.")
+    with owned(target):
+        with progress(f"Evaluating {task or metric or 'niah'}") as report:
+            result = interp.evaluate(
+                loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
+            )
+        show(loaded.name, result)
+        if target is not None:
+            check_replaceable(target / HEAD, result.provenance, overwrite)
+            result.save(target)
+            note(f"Saved in {target}.")
 
 
 def show(name: str, result: Any) -> None:

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOption, ModelOption
+from interp.cli.common import (
+    BackendOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EditOption,
+    ModelOption,
+    QuantizationOption,
+    RevisionOption,
+)
 
 
 def generate(
@@ -37,6 +46,9 @@ def generate(
     ] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
 ) -> None:
     """Continue a text or answer a chat greedily, about pictures or none, with or without edits.
@@ -49,7 +61,15 @@ def generate(
     if chat is False and system is not None:
         raise InputError("A system prompt is a chat's; leave out --system, or --no-chat.")
     edits = common.load_edits(edit) if edit is not None else []
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     if loaded.tokenizer is None:
         raise InputError(
             f"{loaded.name} has no tokenizer, so it can't read a prompt; choose another --model."

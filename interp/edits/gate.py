@@ -15,7 +15,7 @@ from interp.edits.streaming import check_sizes, open_ended, streamed
 from interp.edits.values import fixed, head_values, vector
 from interp.errors import EditError, HeadError
 from interp_hooks.edit import BoundEdit, CallEdit, Scope
-from interp_hooks.heads import Head
+from interp_hooks.heads import Head, no_attention
 from interp_kernels import attention
 
 if TYPE_CHECKING:
@@ -172,15 +172,40 @@ class Gate(HeadEdit):
                     f"The gates are {tuple(self.alpha.shape)}; {model.name} has {expected} KV "
                     "heads."
                 )
+            self._check_absent(self.alpha, model)
         if isinstance(self.alpha, Mapping):
             sizes = {(s.tower, s.layer): s.n_kv_heads for s in model.sites if s.kind == "self"}
             for head in self.alpha:
                 towers = (head.tower,) if head.tower else ("", "text")
                 if head.head >= max(sizes.get((tower, head.layer), 0) for tower in towers):
+                    here = {layer: n for (tower, layer), n in sizes.items() if tower in towers}
                     raise HeadError(
-                        f"{model.name} has no KV head {head}: it has {model.n_layers} layers of "
-                        f"{model.n_kv_heads}."
+                        f"{model.name} has no KV head {head}: "
+                        + (
+                            f"layer {head.layer} has {here[head.layer]} KV heads."
+                            if head.layer in here
+                            else f"{no_attention(head.layer, here)}."
+                        )
                     )
+
+    def _check_absent(self, alpha: torch.Tensor, model: Model) -> None:
+        """Raise `HeadError` for a gate other than 1 on a KV head that is not there."""
+        absent = torch.ones(alpha.shape, dtype=torch.bool)
+        for site in model.sites:
+            if site.is_main:
+                absent[site.layer, : site.n_kv_heads] = False
+        wrong = (absent & (alpha.detach().cpu() != 1)).nonzero().tolist()
+        if wrong:
+            layers = {s.layer: s.n_kv_heads for s in model.sites if s.is_main}
+            layer, head = wrong[0]
+            raise HeadError(
+                f"{model.name} has no KV head {Head(layer, head)}, whose gate is to be 1: "
+                + (
+                    f"layer {layer} has {layers[layer]} KV heads."
+                    if layer in layers
+                    else f"{no_attention(layer, layers)}."
+                )
+            )
 
     def at(self, site: Site) -> bool:
         if not isinstance(self.alpha, Mapping):

@@ -26,7 +26,7 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from interp.results.overlay import Overlay
+    from interp.results.overlay import PictureOverlay
 
 EDGES, HEAD = "edges.parquet", "circuit.json"
 #: what a judge of this circuit writes beside it
@@ -81,7 +81,7 @@ class CircuitTable(HeadTable):
         edges: pd.DataFrame | None = None,
         notes: Sequence[str] = (),
         about: Mapping[str, About] | None = None,
-        overlays: Sequence[Overlay] = (),
+        overlays: Sequence[PictureOverlay] = (),
         artefacts: Mapping[str, Any] | None = None,
         effects: np.ndarray | None = None,
     ):

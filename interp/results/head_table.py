@@ -22,7 +22,7 @@ from interp.results import head_table_files
 from interp.results.about import About as About
 from interp.results.frame import KEYS, checked, is_companion
 from interp.results.measured import Measured
-from interp.results.overlay import Overlay
+from interp.results.overlay import PictureOverlay
 from interp.results.places import KVHead, Layer, Place, column, parse, place, places
 from interp.support.jsonable import jsonable
 from interp_hooks.heads import Head
@@ -61,13 +61,13 @@ class HeadTable:
         provenance: Mapping[str, Any],
         notes: Sequence[str] = (),
         about: Mapping[str, About] | None = None,
-        overlays: Sequence[Overlay] = (),
+        overlays: Sequence[PictureOverlay] = (),
     ):
         self.frame = checked(frame)
         self.provenance: dict[str, Any] = dict(provenance)
         self.notes: list[str] = list(notes)
         self._about: dict[str, About] = dict(about or {})
-        self.overlays: list[Overlay] = list(overlays)
+        self.overlays: list[PictureOverlay] = list(overlays)
         #: score → (layer, head or key/value head) → its number in each sample, where a file held
         #: them
         self.samples: dict[str, dict[tuple[int, int], tuple[float, ...]]] = {}

@@ -14,12 +14,14 @@ import pandas as pd
 
 from interp.errors import InputError, OutputError
 from interp.results.about import About
-from interp.results.overlay import Overlay
+from interp.results.overlay import PictureOverlay
 from interp.support import typed
 from interp.support.files import check_writable, reason, write_atomic
 from interp.support.json_text import parse
 
 FORMAT = 1
+#: what the numbers mean, written last: a table is there when this is
+HEAD = "atlas.json"
 
 
 def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
@@ -42,7 +44,7 @@ def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
 
 def load(
     folder: Path,
-) -> tuple[pd.DataFrame, dict[str, Any], list[str], dict[str, About], list[Overlay]]:
+) -> tuple[pd.DataFrame, dict[str, Any], list[str], dict[str, About], list[PictureOverlay]]:
     """The arguments of the `HeadTable` that was saved, see `HeadTable.load`."""
     raw = _read(folder / "atlas.json", folder)
     try:
@@ -69,7 +71,7 @@ def load(
             s: typed.made(About, {k: v for k, v in a.items() if k in names})
             for s, a in head["scores"].items()
         }
-        overlays = [Overlay.from_json(o) for o in head.get("overlays", [])]
+        overlays = [PictureOverlay.from_json(o) for o in head.get("overlays", [])]
         return (
             pd.read_parquet(io.BytesIO(numbers)),
             typed.mapping(head["provenance"]),
