@@ -60,8 +60,17 @@ def test_tables_of_an_earlier_result_go(small: HookedModel, tmp_path: Path) -> N
         "x.trace.parquet",
         "x.trials.parquet",
     ]
-    interp.calibrate(small, "zerotuning", SHORT, n=8, grid=(2.0,), profile=False, out=out)
+    other: dict[str, Any] = dict(n=8, grid=(2.0,), profile=False, out=out)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    with pytest.raises(OutputError, match=r"of another run .*code.*--overwrite"):
+        interp.calibrate(small, "zerotuning", SHORT, progress=Interrupted(0), **other)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    interp.calibrate(small, "zerotuning", SHORT, overwrite=True, **other)
     assert names(tmp_path) == ["x.calibration.json", "x.json", "x.trials.parquet"]
+    interp.calibrate(small, "zerotuning", SHORT, **other)  # the same again is no other
+    (tmp_path / "mine.json").write_text("[]")
+    with pytest.raises(OutputError, match="no calibration made it"):
+        interp.calibrate(small, "zerotuning", SHORT, **{**other, "out": tmp_path / "mine.json"})
     assert Calibration.load(out).trace is None
 
 
