@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, ModelError
-from interp.models import cache, fetch, gguf
+from interp.models import cache, fetch, gguf, placing
 from interp.models.names import ALIASES, BUNDLED, FOLDER, SHORTCUTS, WHEELS
 
 if TYPE_CHECKING:
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 def load(
     source: Any,
     device: str = "auto",
-    dtype: str | None = None,
+    dtype: Any = None,
     backend: str = "auto",
     tokenizer: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     processor: Any = None,
     layout: Layout | None = None,
+    device_map: Any = None,
+    quantization: Any = None,
+    sample: dict[str, Any] | None = None,
+    torch_dtype: Any = None,
 ) -> HookedModel:
     """Loads a model and taps its attention: a name, a folder or a model object → `HookedModel`.
 
@@ -37,8 +41,8 @@ def load(
             dequantised), or a loaded `PreTrainedModel`, `HookedTransformer` or `TransformerBridge`.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …; loaded objects stay
             where they are.
-        dtype: "float32", "bfloat16", "float16"; by default float32 on CPU and the checkpoint's own
-            on CUDA.
+        dtype: "float32", "bfloat16", "float16" (or torch's own), "auto" for the checkpoint's; by
+            default float32 on CPU and the checkpoint's own on CUDA.
         backend: attention backend, "auto", "reference", "streaming" or "triton".
         tokenizer: needed only for loaded objects that carry none.
         revision: hub revision.
@@ -46,6 +50,12 @@ def load(
         processor: of a loaded vision-language model; from a name or folder it comes along.
         layout: names of modules, for a HuggingFace architecture that has its own
             (docs/extending.md).
+        device_map: spread over devices by accelerate, in place of `device`: "auto", "balanced",
+            "sequential", or module → device, "cpu" and "disk" among them.
+        quantization: "8bit" or "4bit" (bitsandbytes), "int8" or "int4" (torchao), "quanto-int8",
+            "quanto-int4", or a quantisation config of transformers.
+        sample: a short input of the model's, for the check on load; by default one is made.
+        torch_dtype: the old name of `dtype`.
 
     Returns:
         The model, its tap checked against the untouched forward.
@@ -53,13 +63,14 @@ def load(
     Raises:
         ModelError: unknown name, no network, corrupt or missing weights.
         TapError: a model whose attention can't be tapped, with layer and reason.
-        InputError: no such backend, or one that can't run here.
+        InputError: no such backend, or one that can't run here; options that a loaded object can't
+            take, or that exclude each other.
+        MissingExtraError: a package that `quantization` or `device_map` needs is not installed.
 
     Example:
         >>> interp.load("llama", device="cpu")
         HookedModel(pocket-llama: 4 layers × 8 heads, 4 kv heads)
     """
-    import torch
 
     from interp_hooks.hooking import hook
     from interp_kernels import BackendError, check_backend
@@ -68,36 +79,37 @@ def load(
         check_backend(backend)
     except BackendError as reason:
         raise InputError(str(reason)) from reason
+    dtype = placing.renamed_dtype(dtype, torch_dtype)
     if not isinstance(source, (str, Path)):
-        name = None
+        placing.refuse_for_objects(
+            dtype=dtype, device_map=device_map, quantization=quantization, revision=revision
+        )
         return hook(
             source,
-            name=name,
             tokenizer=tokenizer,
             backend=backend,
             processor=processor,
             layout=layout,
+            sample=sample,
         )
-    device = _device(device)
     found = _resolve(str(source))
-    torch_dtype = (
-        _dtype(dtype) if dtype else ("auto" if device.startswith("cuda") else torch.float32)
-    )
+    place = placing.plan(device, dtype, device_map, quantization)
     note, origin = found.note, found.origin
-    if revision is not None and "sha256" in origin:
+    if revision is not None and not str(origin.get("source")).startswith("Hugging Face hub"):
         raise InputError(
             f"{found.name} is here from {origin.get('source')}, which has no revisions; give the "
             "hub's id for one."
         )
     if found.gguf:
+        placing.refuse_for_gguf(found.name, device_map=device_map, quantization=quantization)
         file = _gguf_file(found, revision)
-        loaded = gguf.read(file, torch_dtype)
+        loaded = gguf.read(file, place.dtype)
         module = loaded.module
         tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         origin = {**origin, "weights": loaded.weights}
         note = " ".join([f"{found.name}: weights of a GGUF file, {loaded.weights}.", *loaded.notes])
     else:
-        module = _pretrained(found.target, found.name, torch_dtype, revision, trust_remote_code)
+        module = _pretrained(found.target, found.name, place, revision, trust_remote_code)
         if processor is None and getattr(module.config, "vision_config", None) is not None:
             processor = _processor(found.target, found.name, revision, trust_remote_code)
         if tokenizer is None:
@@ -106,7 +118,8 @@ def load(
                 if processor
                 else _tokenizer(found.target, revision, trust_remote_code)
             )
-    module = module.to(device)
+    if place.device is not None:
+        module = module.to(place.device)
     if note is not None:
         millions = sum(p.numel() for p in module.parameters()) / 1e6
         note = note.replace("{millions}", f"{millions:.1f}")
@@ -118,6 +131,7 @@ def load(
         note=note,
         processor=processor,
         layout=layout,
+        sample=sample,
     )
     hooked.origin = origin
     return hooked
@@ -246,30 +260,9 @@ def _bundled(name: str) -> str:
     return str(folder)
 
 
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"{device!r} is not a device; use auto, cpu or cuda.") from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("There is no CUDA device here; use --device cpu.")
-    return device
-
-
-def _dtype(name: str) -> Any:
-    import torch
-
-    dtype = getattr(torch, name, None)
-    if name not in ("float32", "float64", "bfloat16", "float16") or dtype is None:
-        raise ModelError(f"{name!r} is not a dtype for a model; use float32, bfloat16 or float16.")
-    return dtype
-
-
-def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust: bool) -> Any:
+def _pretrained(
+    target: str, name: str, place: placing.Place, revision: str | None, trust: bool
+) -> Any:
     import transformers
     from safetensors import SafetensorError
 
@@ -286,12 +279,19 @@ def _pretrained(target: str, name: str, dtype: Any, revision: str | None, trust:
         elif hasattr(config, "vision_config"):
             kind = transformers.AutoModelForImageTextToText
         module, info = kind.from_pretrained(
-            target, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            target,
+            dtype=place.dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **place.options,
+            **options,
         )
     except SafetensorError as error:
         raise ModelError(
             f"The weights of {name} are corrupt ({error}); download or save them again."
         ) from error
+    except ImportError as error:
+        raise placing.missing_package(error) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(_why(name, error)) from error
     missing = sorted(info["missing_keys"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from interp_hooks.engine import Tap
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
 from interp_hooks.vocabulary import Embeddings
+from interp_hooks.wrapping import device_of
 
 
 class Adapter(ABC):
@@ -27,6 +28,11 @@ class Adapter(ABC):
     accepts: frozenset[str]
 
     @property
+    def device(self) -> torch.device:
+        """Where the model's inputs belong."""
+        return device_of(self.module)
+
+    @property
     def has_cache(self) -> bool:
         """Whether forwards can return and take `past_key_values`."""
         return "past_key_values" in self.accepts and not self.accepts.isdisjoint(
@@ -37,6 +43,11 @@ class Adapter(ABC):
     def position_table(self) -> str | None:
         """The path of the embedding of learned positions; None in models without one."""
         return None
+
+    def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
+        """The modules by which other handles on the same model are known, and what each is called:
+        handles that agree share their blocks."""
+        return [(self.module, None)]
 
     @contextmanager
     def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,6 +66,9 @@ class AttentionCall:
         tokens: (batch, slots) int64, the ids of the prompt so far, −1 in padding, in the main
             tower, where an active edit asks for them (`Edit.needs_tokens`) and they are known;
             None elsewhere.
+        weights: takes the attention weights (batch, heads, queries, keys) after edits, where the
+            model's caller asks for them (`output_attentions=True`); None elsewhere.
+        copies: rows of the batch for each sample of the prompt (beams, `num_return_sequences`).
 
     Example:
         >>> from interp_hooks import Question
@@ -87,6 +91,8 @@ class AttentionCall:
     images: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
+    weights: Callable[[torch.Tensor], object] | None = None
+    copies: int = 1
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
+from interp_hooks.blocks import Observer, Tap
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import CallEdit
-from interp_hooks.errors import ActivationError, EditError
+from interp_hooks.errors import ActivationError, EditError, TapError
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 from interp_kernels import (
@@ -22,29 +23,7 @@ from interp_kernels import (
     pattern_statistics,
     steer_pattern,
 )
-
-
-@dataclass(frozen=True)
-class Observer:
-    """A question, when it is asked ("before" or "after" edits), and who gets each layer's
-    answer."""
-
-    question: Question
-    callback: Callable[[LayerStats], None]
-    stage: str = "before"
-
-
-@dataclass
-class Tap:
-    """What happens at a model's attention calls now: who listens, what is edited, which kernels
-    run.
-
-    Adapters are given this and nothing else of the model that owns it.
-    """
-
-    observers: list[Observer] = field(default_factory=list)
-    edits: list[CallEdit] = field(default_factory=list)
-    backend: str = "auto"
+from interp_kernels.reference import weights
 
 
 def rewritten(call: AttentionCall, edits: Sequence[CallEdit]) -> AttentionCall:
@@ -117,8 +96,20 @@ def attend(call: AttentionCall, tap: Tap) -> torch.Tensor:
     attended = begin(call, tap)
     z = attended.z
     for edit in attended.edits:
-        z = edit.apply(attended.edited, edit.attend(attended.edited, z))
+        z = edit.apply(attended.edited, _attend_anew(edit, attended.edited, z))
     return deliver(attended, z)
+
+
+def _attend_anew(edit: CallEdit, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+    """`edit.attend`; raises `TapError` where it leaves no weights to show to who asks for them."""
+    new = edit.attend(call, z)
+    if call.weights is not None and new is not z:
+        raise TapError(
+            "output_attentions=True can't be answered here: an edit of this block puts another "
+            f"attention in place of softmax's in layer {call.site.layer}; leave the block, or use "
+            "model.observe(...)."
+        )
+    return new
 
 
 def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
@@ -146,7 +137,9 @@ def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
     touching = [edit for edit in edits if edit.touches(call)]
     if late:
         for edit in touching:
-            z = edit.attend(edited, z)
+            z = _attend_anew(edit, edited, z)
+    if call.weights is not None:
+        call.weights(weights_of(edited, steers))
     return Attended(call, edited, z, answers + more, touching, steers if late else [])
 
 
@@ -249,6 +242,20 @@ def _attention(
         here = [_cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
         parts.append(_one(part, requests[-1], backend, here))
     return join(parts, requests)
+
+
+def weights_of(call: AttentionCall, steers: Sequence[Steered] = ()) -> torch.Tensor:
+    """The attention weights (batch, heads, queries, keys) under the steers, of the queries' type;
+    L × L, for who asks for them."""
+    query, key = call.query, call.key
+    assert query is not None and key is not None
+    edges = sorted({0, call.n_queries} | {edge for s in steers for edge in s.rows})
+    parts = []
+    for start, stop in itertools.pairwise(edges):
+        part = call.part(start, stop)
+        here = [_cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
+        parts.append(weights(query[:, :, start:stop], key, **part.settings, steer=here or None))
+    return torch.cat(parts, 2).to(query.dtype)
 
 
 def _cut(steered: Steered, start: int, stop: int) -> Steer:

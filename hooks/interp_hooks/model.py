@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from interp_hooks import chatting
+from interp_hooks import chatting, token_ids
 from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
+from interp_hooks.blocks import Block, Tap, shared_tap
 from interp_hooks.call import Site
 from interp_hooks.edit import CallEdit, Edit, LiveEdit
-from interp_hooks.engine import Observer, Tap
+from interp_hooks.engine import Observer
 from interp_hooks.errors import EditError, HeadError, TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.heads import Head, check_head
+from interp_hooks.heads import Head, check_layer_head, no_attention
 from interp_hooks.logits import logits_of
 from interp_hooks.norms import Norms
 from interp_hooks.question import NAMES, Question
@@ -25,6 +26,7 @@ from interp_hooks.recording import LayerStats, Recording
 from interp_hooks.resume import skipping
 from interp_hooks.vocabulary import TOKENS, Forward, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
+from interp_hooks.wrapping import eagerly
 from interp_kernels import Received
 
 
@@ -66,17 +68,17 @@ class HookedModel:
         self._adapter, self.name, self.tokenizer, self.note = adapter, name, tokenizer, note
         self.processor = processor
         self.origin: dict[str, Any] = {}
-        self._tap = Tap(backend=backend)
-        self._depth = 0  # blocks that use the tap now
+        self._backend = backend
+        self._tap = shared_tap(adapter.anchors())
 
     @property
     def backend(self) -> str:
         """Which kernels run: "auto", "reference", "streaming" or "triton"."""
-        return self._tap.backend
+        return self._backend
 
     @backend.setter
     def backend(self, name: str) -> None:
-        self._tap.backend = name
+        self._backend = name
 
     @property
     def module(self) -> Any:
@@ -143,8 +145,9 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's parameters are."""
-        return next(self.module.parameters()).device
+        """Where the model's inputs belong: its parameters' device, or the one that offloaded
+        weights are brought to."""
+        return self._adapter.device
 
     @property
     def heads(self) -> list[Head]:
@@ -176,10 +179,8 @@ class HookedModel:
             towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {towers}.")
         tower = head.tower or self.main_tower
-        sizes = [
-            (s.layer + 1, s.n_heads) for s in self.sites if s.tower == tower and s.kind == "self"
-        ]
-        check_head(head, max(n for n, _ in sizes), max(n for _, n in sizes), self.name)
+        sizes = {s.layer: s.n_heads for s in self.sites if s.tower == tower and s.kind == "self"}
+        check_layer_head(head, sizes, self.name)
         return head
 
     def __repr__(self) -> str:
@@ -189,6 +190,8 @@ class HookedModel:
         )
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
+        self._tap.check_thread()
+        token_ids.check(self, args, inputs)
         return self._adapter.forward(*args, **inputs)
 
     def logits(
@@ -225,6 +228,8 @@ class HookedModel:
             >>> out.shape[1] - inputs["input_ids"].shape[1]
             3
         """
+        self._tap.check_thread()
+        token_ids.check(self, (), inputs)
         return self._adapter.generate(**inputs)
 
     def chat(
@@ -269,22 +274,13 @@ class HookedModel:
     def _block(
         self, observers: Sequence[Observer] = (), edits: Sequence[Edit | LiveEdit] = ()
     ) -> Iterator[None]:
-        """Add observers and edits for the length of a block; the tap itself is installed by the
-        outermost one."""
+        """Add observers and edits for the length of a block, on top of those of every handle on the
+        same model; the tap itself is installed by the outermost one."""
+        self._tap.check_thread()
         bound = [(edit, edit.bind(self)) for edit in edits]
         active = [one for edit, one in bound if not edit.is_identity()]
-        tap = self._tap
-        outer_observers, outer_edits = tap.observers, tap.edits
-        with ExitStack() as stack:
-            if self._depth == 0 and (observers or active):
-                stack.enter_context(self._adapter.installed(tap))
-            self._depth += bool(observers or active)
-            tap.observers, tap.edits = [*outer_observers, *observers], [*outer_edits, *active]
-            try:
-                yield
-            finally:
-                tap.observers, tap.edits = outer_observers, outer_edits
-                self._depth -= bool(observers or active)
+        with self._open(Block(list(observers), active)):
+            yield
 
     @contextmanager
     def clean(self) -> Iterator[None]:
@@ -299,14 +295,12 @@ class HookedModel:
             ...     bool((model.logits(ids) == own).all())
             True
         """
-        tap = self._tap
-        outer = tap.observers, tap.edits
-        tap.observers, tap.edits = [], []
-        try:
-            with self._adapter.aside():
-                yield
-        finally:
-            tap.observers, tap.edits = outer
+        with self._open(Block(clean=True)), self._tap.aside():
+            yield
+
+    def _open(self, block: Block) -> AbstractContextManager[None]:
+        block.backend = lambda: self._backend
+        return self._tap.open(block, self._adapter.installed, self._adapter.aside)
 
     @contextmanager
     def watch(
@@ -544,7 +538,7 @@ class HookedModel:
             ...     bool((model.logits(ids) == own).all())
             True
         """
-        with skipping(self._adapter.blocks(), layer, output):
+        with eagerly(), skipping(self._adapter.blocks(), layer, output):
             yield
 
     @contextmanager
@@ -561,7 +555,7 @@ class HookedModel:
             [0, 1, 2, 3]
         """
         by_layer: dict[int, Any] = {}
-        with ExitStack() as stack:
+        with eagerly(), ExitStack() as stack:
             for layer, block in self._adapter.blocks().items():
 
                 def note(module: Any, args: tuple, output: Any, layer: int = layer) -> None:
@@ -613,6 +607,7 @@ class HookedModel:
         """
         bound = [(edit, edit.bind(self)) for edit in _edits(edits)]
         active = [one for edit, one in bound if not edit.is_identity()]
+        self._tap.check_thread()
         tap = Tap([], [*self._tap.edits, *active], self.backend)
         return self._adapter.explain(tap, tokens)
 
@@ -638,9 +633,11 @@ class HookedModel:
         for site in self.sites:
             if site.layer == layer and site.tower == tower and site.kind == "self":
                 return self._adapter.head_weights(site)
-        raise HeadError(
-            f"{self.name} has no attention layer {layer}; it has layers 0 to {self.n_layers - 1}."
-        )
+        layers = [s.layer for s in self.sites if s.tower == tower and s.kind == "self"]
+        if not layers:
+            towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
+            raise HeadError(f"{self.name} has no tower {tower!r}; it has {towers}.")
+        raise HeadError(f"{self.name} has no such heads: {no_attention(layer, layers)}.")
 
     def vocabulary(self) -> Vocabulary:
         """W_E, W_U and b_U of the main tower with their scales, checked in a short forward.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from interp_hooks.errors import TapError
+from interp_hooks.wrapping import device_of
 
 #: largest difference, relative to the largest magnitude, that counts as equal; some norms compute
 #: in float32 always
@@ -90,7 +91,8 @@ def read(module: torch.nn.Module, d_model: int) -> Norm:
     Raises `TapError` when it is no norm of this kind.
     """
     example = next(module.parameters(), torch.zeros(()))
-    v = torch.ones(d_model, dtype=example.dtype, device=example.device)
+    device = device_of(module) if example.is_meta else example.device  # meta: offloaded
+    v = torch.ones(d_model, dtype=example.dtype, device=device)
     v[1::2] = -1
     v = (v - v.mean()) * LARGE  # no entry is 0, also where d_model is odd
     try:

@@ -101,18 +101,16 @@ class Question:
         q0, nq, k0, nk = call.mask.q_start, call.n_queries, call.mask.k_start, call.n_keys
         pairs = {}
         for name, index in self.pairs.items():
+            index = _samples(index, call, f"pairs[{name!r}]")
             rows = index if index.shape[1] == 1 else _slice(index, 1, q0, nq, -1)
             column = rows - k0
             pairs[name] = torch.where((rows >= 0) & (column >= 0) & (column < nk), column, -1).to(
                 call.value.device
             )
-        received = {
-            name: r
-            if r.queries is None
-            else replace(r, queries=_rows(_slice(r.queries, 1, q0, nq, False), call))
-            for name, r in self.received.items()
-        }
-        labels = None if self.labels is None else _rows(_slice(self.labels, 1, k0, nk, -1), call)
+        received = {name: _set(r, call, name) for name, r in self.received.items()}
+        labels = self.labels
+        if labels is not None:
+            labels = _rows(_slice(_samples(labels, call, "labels"), 1, k0, nk, -1), call)
         names, groups = self.names & set(ROW), self.n_groups
         if "key_mass" in self.names:  # the keys of no group are one more, and all groups are summed
             names, groups = names | {"group_mass"}, groups + 1
@@ -136,6 +134,32 @@ class SiteQuestion(Question):
 
     def request(self, call: AttentionCall) -> Request:
         return self.choose(call.site).whole_request(call)
+
+
+def _samples(tensor: torch.Tensor, call: AttentionCall, what: str) -> torch.Tensor:
+    """(batch or 1, …): what is asked of each sample of the prompt, for the rows of the call; under
+    beams and `num_return_sequences` a sample's own is repeated. Raises `TapError`."""
+    samples = len(tensor)
+    if samples in (1, call.batch):
+        return tensor
+    if samples * call.copies == call.batch:
+        return tensor.repeat_interleave(call.copies, 0)
+    raise TapError(
+        f"{what} is for {samples} samples, and layer {call.site.layer} attends in a batch of "
+        f"{call.batch}; give a row for each sample, or one for all."
+    )
+
+
+def _set(asked: Received, call: AttentionCall, name: str) -> Received:
+    """A set of queries (and keys) in the coordinates of one call."""
+    what = f"received[{name!r}]"
+    if asked.queries is not None:
+        queries = _samples(asked.queries, call, what)
+        rows = _slice(queries, 1, call.mask.q_start, call.n_queries, False)
+        asked = replace(asked, queries=_rows(rows, call))
+    if asked.keys is not None:
+        asked = replace(asked, keys=_samples(asked.keys, call, what))
+    return asked
 
 
 def _rows(tensor: torch.Tensor, call: AttentionCall) -> torch.Tensor:

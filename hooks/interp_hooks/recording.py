@@ -108,6 +108,11 @@ def _real(mask: torch.Tensor | None, batch: int, length: int, device: torch.devi
     )
 
 
+def _widen(columns: torch.Tensor, width: int) -> torch.Tensor:
+    """The columns, with zeros up to `width`."""
+    return torch.nn.functional.pad(columns, (0, width - columns.shape[-1]))
+
+
 @dataclass(frozen=True)
 class Span:
     """One forward within a recording: queries start … stop (rows of the recording), first at slot
@@ -139,6 +144,11 @@ class LayerRecord:
 
     def add(self, stats: LayerStats) -> None:
         self._joined.clear()
+        if self._queries and len(self._queries[-1]) != len(stats.queries):
+            raise TapError(
+                f"A block records forwards of one batch size: this one has {len(stats.queries)} "
+                f"rows, those before had {len(self._queries[-1])}; open a block for each."
+            )
         self._queries.append(stats.queries)
         row_like = {**stats.rows, **{f"pair_mass:{k}": v for k, v in stats.pair_mass.items()}}
         for name, value in row_like.items():
@@ -181,9 +191,9 @@ class LayerRecord:
         total, count = (torch.nn.functional.pad(t, (k_start, 0)) for t in (total, count))
         if name in self._columns:
             old_total, old_count = self._columns[name]
-            more = total.shape[-1] - old_total.shape[-1]
-            total = total + torch.nn.functional.pad(old_total, (0, more))
-            count = count + torch.nn.functional.pad(old_count, (0, more))
+            width = max(total.shape[-1], old_total.shape[-1])
+            total = _widen(total, width) + _widen(old_total, width)
+            count = _widen(count, width) + _widen(old_count, width)
         self._columns[name] = (total, count)
 
     def received_by(self, name: str) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InputError
 from interp.support.settings import SettingsRecord
-from interp_hooks.heads import Head
+from interp_hooks.heads import Head, layer_list
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +73,7 @@ def heads_of(model: HookedModel, layers: Iterable[int] | None) -> list[Head]:
     if missing or not numbers:
         named = f"layer {missing[0]}" if missing else "no layers"
         raise InputError(
-            f"A calibration was asked for {named}; {model.name} has layers {min(there)} to "
-            f"{max(there)}."
+            f"A calibration was asked for {named}; {model.name} has attention in "
+            f"{layer_list(there)}."
         )
     return [h for h in heads if h.layer in numbers]

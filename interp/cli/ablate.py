@@ -12,11 +12,14 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     listing,
     note,
@@ -60,6 +63,9 @@ def ablate(
     n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -80,7 +86,15 @@ def ablate(
     tasks.get(task)  # what is wrong without the model is found before it is loaded
     import interp
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     if top is not None and atlas is None:
         targets, rivals = scanned(loaded, score, count, seed)
     check(targets, loaded)
@@ -159,11 +173,8 @@ def scanned(model: Any, score: str, count: int, seed: int) -> tuple[list[Head], 
 
 def check(heads: list[Head], model: Any) -> None:
     """Raise `HeadError` for a head that the model lacks, before anything expensive runs."""
-    from interp_hooks.heads import check_head
-
     for head in heads:
-        if not head.tower:  # the sizes of other towers are the model's to check
-            check_head(head, model.n_layers, model.n_heads, model.name)
+        model.check(head)
 
 
 def parse_top(written: str) -> tuple[str, int]:

@@ -15,12 +15,15 @@ from interp.calibration.catalogue import make
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
     OverwriteOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     explained,
     listing,
@@ -99,6 +102,9 @@ def calibrate(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -125,7 +131,15 @@ def calibrate(
     if task is not None:
         tasks.get(task)  # what is wrong without the model is found before it is loaded
     check_out(out_file)
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     with progress(f"Calibrating {method}") as report:
         result = calibration.calibrate(
             loaded,

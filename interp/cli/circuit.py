@@ -13,12 +13,15 @@ from interp.circuits.methods import catalogue as methods
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
     OverwriteOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     explained,
     listing,
@@ -98,6 +101,9 @@ def circuit(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -117,7 +123,15 @@ def circuit(
     from interp.support.finished import check_replaceable, vacant
     from interp.support.ownership import owned
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     if compare == PUBLISHED and truth is None:
         truth = published_for(task or "ioi", loaded.name)
     if truth is not None:

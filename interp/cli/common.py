@@ -37,8 +37,22 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16, float16; as the model was saved if not given."),
+    typer.Option(
+        "--dtype",
+        "--torch-dtype",
+        help="float32, bfloat16, float16, or auto: as the model was saved.",
+        show_default="float32 on CPU, auto on CUDA",
+    ),
 ]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(help="Spread over devices by accelerate: auto, balanced, sequential."),
+]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option(help="8bit or 4bit (bitsandbytes), int8 or int4 (torchao), quanto-int8/-int4."),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or triton.")]
 SeedOption = Annotated[
     int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")
@@ -115,14 +129,19 @@ def table(*columns: str, right: tuple[str, ...] = (), title: str | None = None) 
 
 
 def load(
-    model: str, device: str, dtype: str | None, backend: str = "auto", yes: bool = False
+    model: str,
+    device: str,
+    dtype: str | None,
+    backend: str = "auto",
+    yes: bool = False,
+    **more: str | None,
 ) -> Any:
     """Load a model and print what it has to say about itself; one that must be fetched first is
-    asked about."""
+    asked about. `more`: device_map, quantization, revision."""
     import interp
 
     fetch(model, yes)
-    loaded = interp.load(model, device=device, dtype=dtype, backend=backend)
+    loaded = interp.load(model, device=device, dtype=dtype, backend=backend, **more)
     note(getattr(loaded, "note", None))
     return loaded
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     EditOption,
@@ -18,6 +19,8 @@ from interp.cli.common import (
     FormatOption,
     ModelOption,
     OverwriteOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     listing,
     note,
@@ -73,6 +76,9 @@ def evaluate(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
 ) -> None:
@@ -96,7 +102,15 @@ def evaluate(
     from interp.support.finished import check_replaceable
     from interp.support.ownership import owned
 
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     more: dict[str, Any] = dict(
         metric=metric,
         context=context,

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli import common
-from interp.cli.common import BackendOption, DeviceOption, DtypeOption, EditOption, ModelOption
+from interp.cli.common import (
+    BackendOption,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    EditOption,
+    ModelOption,
+    QuantizationOption,
+    RevisionOption,
+)
 
 
 def generate(
@@ -37,6 +46,9 @@ def generate(
     ] = 64,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
 ) -> None:
     """Continue a text or answer a chat greedily, about pictures or none, with or without edits.
@@ -49,7 +61,15 @@ def generate(
     if chat is False and system is not None:
         raise InputError("A system prompt is a chat's; leave out --system, or --no-chat.")
     edits = common.load_edits(edit) if edit is not None else []
-    loaded = common.load(model, device, dtype, backend)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     if loaded.tokenizer is None:
         raise InputError(
             f"{loaded.name} has no tokenizer, so it can't read a prompt; choose another --model."
@@ -98,9 +118,10 @@ def _inputs(loaded: Any, prompt: str, chat: bool, system: str | None) -> Any:
     """The prompt's tokens. Raises `InputError` where there is no template to put it into."""
     from interp.errors import InputError
     from interp_hooks.chatting import chat_inputs, has_template
+    from interp_hooks.token_ids import check_text
 
     if not chat:
-        return loaded.tokenizer(prompt, return_tensors="pt")
+        return loaded.tokenizer(check_text(prompt), return_tensors="pt")
     if not has_template(loaded.tokenizer):
         raise InputError(
             f"The tokenizer of {loaded.name} has no chat template; leave out --chat and --system, "

@@ -14,6 +14,7 @@ from interp.cli import (
     bench,
     calibrate,
     catalogue,
+    check,
     circuit,
     compare,
     evaluate,
@@ -43,6 +44,7 @@ def explained(command: Callable[..., None], resumes: bool = False) -> Callable[.
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        show_every_character()
         try:
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
@@ -60,6 +62,14 @@ def explained(command: Callable[..., None], resumes: bool = False) -> Callable[.
             raise typer.Exit(2) from None
 
     return run
+
+
+def show_every_character() -> None:
+    """Lets stdout print what is no character of its encoding, as an escape: half a character of a
+    name that is not UTF-8, or a Greek letter on a terminal of Latin-1. stderr does so by itself."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 def explain(error: BaseException, resumes: bool = False) -> str | None:
@@ -114,6 +124,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "calibrate": calibrate.calibrate,
     "circuit": circuit.circuit,
     "generate": generate.generate,
+    "check": check.check,
     "bench": bench.bench,
 }
 for _name, _command in _COMMANDS.items():

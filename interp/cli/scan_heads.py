@@ -11,12 +11,15 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.common import (
     BackendOption,
+    DeviceMapOption,
     DeviceOption,
     DtypeOption,
     ForceOption,
     FormatOption,
     ModelOption,
     OverwriteOption,
+    QuantizationOption,
+    RevisionOption,
     SeedOption,
     listing,
     note,
@@ -88,6 +91,9 @@ def scan_heads(
     ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantization: QuantizationOption = None,
+    revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
     yes: Annotated[
@@ -120,7 +126,16 @@ def scan_heads(
     from interp.atlas import REPORT_SECONDS
     from interp.support.ownership import owned
 
-    loaded = common.load(model, device, dtype, backend, yes)
+    loaded = common.load(
+        model,
+        device,
+        dtype,
+        backend,
+        yes,
+        device_map=device_map,
+        quantization=quantization,
+        revision=revision,
+    )
     plan = interp.plan_scan(
         loaded,
         scores=scores,

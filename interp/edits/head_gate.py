@@ -11,7 +11,7 @@ import torch
 from interp.edits.head_edit import HeadEdit
 from interp.errors import EditError, HeadError
 from interp_hooks.edit import Scope
-from interp_hooks.heads import Head
+from interp_hooks.heads import Head, no_attention
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
@@ -78,10 +78,7 @@ class HeadGate(HeadEdit):
         layers = {s.layer for s in model.sites if s.kind == "self"}
         for layer in self.layers or ():
             if layer not in layers:
-                raise HeadError(
-                    f"{model.name} has no attention layer {layer}; it has 0 to "
-                    f"{model.n_layers - 1}."
-                )
+                raise HeadError(f"{model.name}: {no_attention(layer, layers)}.")
 
     def at(self, site: Site) -> bool:
         return super().at(site) and (self.layers is None or site.layer in self.layers)

@@ -4,3 +4,4 @@ from .cache import remove as remove
 from .catalogue import Entry as Entry
 from .catalogue import catalog as catalog
 from .fetch import get as get
+from .names import FOLDER as FOLDER

@@ -14,6 +14,7 @@ from typing import Any
 
 from interp.errors import ModelError, OutputError
 from interp.support.files import reason
+from interp.support.json_text import parse
 from interp.support.tensor_digest import file_digest
 
 #: beside the weights: where they come from
@@ -73,7 +74,7 @@ def check(path: Path) -> None:
     """Raise `ModelError` where a file of a fetched model is not as it was written: weights with a
     bit turned load without complaint, and give other numbers."""
     try:
-        digests = json.loads((path / DIGESTS).read_text(encoding="utf-8"))
+        digests = parse((path / DIGESTS).read_text(encoding="utf-8"))
     except FileNotFoundError:  # fetched by an earlier version, or no fetched model
         return
     except (OSError, ValueError):
@@ -97,7 +98,7 @@ def origin_of(path: Path) -> dict[str, Any]:
     """Where the weights in a folder come from, as it was written down when they were fetched; {}
     for other folders."""
     try:
-        origin = json.loads((path / ORIGIN).read_text(encoding="utf-8"))
+        origin = parse((path / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return origin if isinstance(origin, dict) else {}

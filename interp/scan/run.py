@@ -39,7 +39,7 @@ from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
-    from interp.results.overlay import Overlay
+    from interp.results.overlay import PictureOverlay
 
 Progress = Callable[[int, int, str], None]
 
@@ -210,7 +210,7 @@ class Scan(Plan):
         """These settings with texts of `CONTEXT` tokens at most."""
         return replace(self.settings, context=min(CONTEXT, self.settings.context))
 
-    def _overlays(self, atlas: Atlas) -> list[Overlay]:
+    def _overlays(self, atlas: Atlas) -> list[PictureOverlay]:
         """Where the heads look that rank highest by the score that is best drawn."""
         candidates = [s for s in self.scores if s.drawn and s.name in atlas.scores]
         if not candidates:

@@ -68,11 +68,19 @@ def named() -> HookedModel:
     return interp.load(renamed(), layout=LAYOUT)
 
 
-def test_without_the_layout_head_weights_are_refused_by_name() -> None:
+def test_without_the_layout_head_weights_are_found_by_their_numbers(named: HookedModel) -> None:
     model = hook(renamed())
-    with pytest.raises(TapError, match="output projection"):
-        model.head_weights(0)
-    with pytest.raises(TapError, match="not known"), model.projections(lambda *_: None):
+    mine, theirs = model.head_weights(1), named.head_weights(1)
+    for name in ("W_Q", "W_K", "W_V", "W_O"):
+        assert torch.equal(getattr(mine, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("wrong", [dict(query="wk"), dict(key="wv"), dict(value="wk")])
+def test_a_layout_that_the_numbers_contradict_is_refused(wrong: dict[str, str]) -> None:
+    model = hook(renamed(), layout=interp.Layout(**{**vars(LAYOUT), **wrong}))
+    with pytest.raises(TapError, match="Head weights of layer 1 are refused: what the layout"):
+        model.head_weights(1)
+    with pytest.raises(TapError, match="layout"), model.projections(lambda *_: None):
         pass
 
 

@@ -270,8 +270,14 @@ def test_everything_is_put_back(name: str) -> None:
 
 def test_failure_inside_a_layer_leaves_nothing(tapped: Tapped) -> None:
     model, plain = tapped("llama")
+
+    def fail(*_: Any) -> None:
+        raise IndexError("of the layer")
+
+    hooked = model.module.model.layers[1].mlp.register_forward_pre_hook(fail)
     with torch.no_grad(), pytest.raises(IndexError), model.observe("max"):
-        model(input_ids=torch.tensor([[5000]]))
+        model(input_ids=tokens())
+    hooked.remove()
     with torch.no_grad():
         assert model.module.config._attn_implementation == "sdpa"
         torch.testing.assert_close(
@@ -805,8 +811,8 @@ def test_training_mode_with_dropout_is_refused() -> None:
 
 
 def test_hooking_twice_gives_independent_views() -> None:
-    """Two wrappers of one module: each block sees its own observers only, and the outer tap comes
-    back."""
+    """Two wrappers of one module: the inner block ends by itself, the outer one goes on and sees
+    the forwards of both, as where blocks of one wrapper nest."""
     module = tiny.build("llama")
     one, two = hook(module), hook(module)
     with torch.no_grad(), one.observe("max") as first:
@@ -814,6 +820,6 @@ def test_hooking_twice_gives_independent_views() -> None:
         with two.observe("max") as second:
             two(input_ids=tokens())
         one(input_ids=tokens())
-    assert first[0].max.shape[-1] == 2 * LENGTH
+    assert first[0].max.shape[-1] == 3 * LENGTH
     assert second[0].max.shape[-1] == LENGTH
     assert module.config._attn_implementation == "sdpa"

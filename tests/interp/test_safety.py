@@ -25,7 +25,7 @@ FOLDERS = [
 UNPICKLING = {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "marshal"}
 CALLS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load"),
-    *("yaml.unsafe_load", "yaml.full_load", "torch.load", "torch.save", "pd.read_pickle"),
+    *("yaml.unsafe_load", "yaml.full_load", "torch.load", "pd.read_pickle"),
     *("pandas.read_pickle", "pd.eval", "shutil.unpack_archive", "tarfile.open"),
 }
 
@@ -39,12 +39,14 @@ def dangers(text: str) -> Iterator[str]:
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
+        keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if called == "torch.load" and keywords.get("weights_only") == "True":
+            continue  # tensors and plain containers, which no code comes with
         if called in CALLS or called.endswith((".extractall", ".read_pickle", ".to_pickle")):
             yield called
-        for keyword in node.keywords:
-            value = ast.unparse(keyword.value)
-            if keyword.arg in ("allow_pickle", "shell", "trust_remote_code") and value == "True":
-                yield f"{called}({keyword.arg}=True)"
+        for name in ("allow_pickle", "shell", "trust_remote_code"):
+            if keywords.get(name) == "True":
+                yield f"{called}({name}=True)"
 
 
 def test_no_source_runs_what_it_reads() -> None:

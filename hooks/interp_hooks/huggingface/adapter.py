@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,24 @@ import torch
 
 from interp_hooks.activations import Hook, Residual
 from interp_hooks.adapter import Adapter
+from interp_hooks.blocks import undisturbed
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.huggingface.images import ImageWatch, ids_and_before, image_token
+from interp_hooks.huggingface import own_attention, positions
+from interp_hooks.huggingface.call_map import FirstInput, call_maps
+from interp_hooks.huggingface.called import Turns
+from interp_hooks.huggingface.context import max_context
+from interp_hooks.huggingface.discovery import (
+    Found,
+    attempt,
+    interface_calls,
+    refuse_bridged,
+    sites,
+)
+from interp_hooks.huggingface.forwards import Forwards
+from interp_hooks.huggingface.images import ImageWatch, image_token
 from interp_hooks.huggingface.layout import (
     DEFAULT,
     Layout,
@@ -25,133 +38,203 @@ from interp_hooks.huggingface.layout import (
     position_table,
     text_config,
 )
-from interp_hooks.huggingface.output_gate import Between, LateOutputs
+from interp_hooks.huggingface.linear_map import linear_map, stored
+from interp_hooks.huggingface.output_gate import Between
 from interp_hooks.huggingface.projections import projecting
-from interp_hooks.huggingface.residual import StreamWatch, capture
-from interp_hooks.huggingface.tap import installed, sites
-from interp_hooks.huggingface.weights import head_output, head_weights
+from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
+from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
+from interp_hooks.huggingface.residual import capture
+from interp_hooks.huggingface.tap import check_attentions, installed
+from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
+from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refuse_virtual_tokens
 
 
 class HFAdapter(Adapter):
-    """A `transformers` model, tapped through `AttentionInterface`."""
+    """A `transformers` model, tapped through `AttentionInterface`, or (`own`) where its modules
+    compute attention themselves."""
 
-    def __init__(self, module: Any, sample: dict[str, torch.Tensor], layout: Layout = DEFAULT):
-        self.module, self._sample, self._layout = module, sample, layout
+    def __init__(
+        self,
+        module: Any,
+        sample: dict[str, torch.Tensor],
+        layout: Layout = DEFAULT,
+        own: bool = False,
+    ):
+        self.module, self._sample, self._layout, self._own = module, sample, layout, own
         self.images = ImageWatch(module.config)
-        self.tokens = PromptTokens()  # of the blocks that are open
-        self.accepts = frozenset(inspect.signature(module.forward).parameters)
+        self._forwards: Forwards | None = None  # of the blocks that are open
+        refuse_virtual_tokens(module)
+        self._inner = inner(module)  # under PEFT, the model whose forward is run
+        self.accepts = frozenset(inspect.signature(self._inner.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
-        with torch.no_grad():
-            found = sites(module, lambda: module(**sample, **extra), layout)
-        self.sites = [site for site, _, _ in found]
-        self._modules = {(s.tower, s.kind, s.layer): m for s, m, _ in found}
+        with torch.no_grad(), undisturbed(module):
+            found = _found(module, lambda: module(**sample, **extra), layout, own, sample)
+        self.sites = [site for site, _ in found]
+        self._modules = {(s.tower, s.kind, s.layer): f.module for s, f in found}
         # where something stands between softmax·v and W_O, z is what W_O reads
-        self._between: dict[Site, Between] = {s: b for s, _, b in found if b is not None}
-        self.unsure_output: dict[Site, str] = {}  # filled by the load-time check of W_O
+        self._between: dict[Site, Between] = {s: f.between for s, f in found if f.between}
+        # a module that stands for several layers has several sites, in order of its calls
+        self._turns: dict[int, list[Site]] = {}
+        for site, f in found:
+            self._turns.setdefault(id(f.module), []).append(site)
+        # what makes q, k, v and reads z at each site, or why that is not known (check on load)
+        self.parts: dict[Site, Parts] = {}
+        self._watched: dict[Site, Watched] = {}  # attentions under watch now
+        self._checked: dict[Site, Watched] = {}  # those of the check on load
         check_names(module, layout)
-        limit = getattr(text_config(module), "max_position_embeddings", None)
-        self.max_context = int(limit) if limit else None
+        self._positions, self._takes_positions = positions.Habit(), False
+        self._settle_positions()
+        self.max_context = max_context(text_config(module))
+
+    def _settle_positions(self) -> None:
+        """Learn how the model counts positions that are not rotary."""
+        ids, takes = self._sample.get("input_ids"), "position_ids" in self.accepts
+        if ids is None or set(self._sample) - {"input_ids", "attention_mask"}:
+            return
+        unlearned = self.position_table is None
+        if unlearned and (not takes or positions.rotary(self.module, text_config(self.module))):
+            return
+        extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
+        after_padding = (getattr(text_config(self.module), "pad_token_id", None) or 0) + 1
+        self._positions = positions.habit(
+            lambda **inputs: self.module(**inputs, **extra), ids[:1], takes, (0, after_padding)
+        )
+        self._takes_positions = takes
+        if self._positions.first != 0:  # positions from 0 would be wrong ones
+            self.accepts -= {"position_ids"}
+
+    def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
+        return [(module, name) for name, module in self._modules.items()]
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if args:
             inputs["input_ids"] = args[0]
-        inputs = {
-            k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v
-            for k, v in inputs.items()
-        }
+        refuse_virtual_tokens(self.module)
+        inputs = self._placed(inputs)
         mask = inputs.get("attention_mask")
         if mask is None:
             inputs.pop("attention_mask", None)
+        elif self._positions.counts_padding and inputs.get("position_ids") is None:
+            counted = positions.of_mask(inputs)
+            if counted is not None and self._takes_positions:
+                inputs["position_ids"] = counted + (self._positions.first or 0)
+            elif counted is not None and self.position_table is not None:
+                with positions.reading(self.module.get_submodule(self.position_table), counted):
+                    return self.module(**inputs)
         return self.module(**inputs)
 
     def generate(self, **inputs: Any) -> torch.Tensor:
-        inputs = {
-            k: v.to(self.module.device) if isinstance(v, torch.Tensor) else v
-            for k, v in inputs.items()
+        refuse_virtual_tokens(self.module)
+        static = inputs.get("cache_implementation") is not None  # it may compile its steps
+        with eagerly(certain=static):
+            return self.module.generate(**self._placed(inputs))
+
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Tensors where the model reads them."""
+        return {
+            k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()
         }
-        return self.module.generate(**inputs)
 
     @contextmanager
     def installed(self, tap: Tap) -> Iterator[None]:
+        refuse_noise(self.module)
         with self._tapped(tap):
             yield
 
     @contextmanager
     def _tapped(
-        self, tap: Tap, note: Callable[[AttentionCall], None] | None = None
+        self,
+        tap: Tap,
+        note: Callable[[AttentionCall], None] | None = None,
+        again: Recomputed | None = None,
     ) -> Iterator[None]:
         """Every attention call goes to the tap, or to `note` and its attention is computed plainly
         (edits that are for another input can be explained so). In the main tower it knows which
         tokens are an image's, and, where an edit of the tap needs it, the stream that entered its
-        layer and the prompt's tokens."""
-        outer, self.tokens = self.tokens, PromptTokens()
-        # with an encoder beside the decoder, input_ids are not what the main tower reads
-        two_stacks = bool(getattr(self.module.config, "is_encoder_decoder", False))
-
-        def reading(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            if two_stacks or not any(edit.needs_tokens for edit in tap.edits):
-                self.tokens.forget()
-            else:
-                ids, before = ids_and_before(args, kwargs)
-                self.tokens.read(ids, before, kwargs.get("attention_mask"))
-
-        streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
+        layer and the prompt's tokens. `again`: for a layer that is recomputed for its gradient."""
+        tokens = again.tokens if again else PromptTokens()
         blocks = {
             s.path: self.module.get_submodule(path)
             for s in self._main_sites()
-            if (path := _block_path(s))
+            if (path := self._block_path(s))
         }
-
-        late = LateOutputs(self._between)
+        forwards = Forwards(self._inner, tap, self.images, tokens, blocks, self._between)
 
         def told(call: AttentionCall) -> torch.Tensor:
-            if call.site.tower == "text":
-                call = replace(call, images=self.images.mask)
-            if call.site.is_main and self.tokens.prompt is not None:
-                call = replace(call, tokens=self.tokens.prompt)
-            hidden = streams.take(blocks.get(call.site.path))
-            if hidden is not None:
-                call = replace(call, hidden=hidden)
+            if call.site in self._watched and call.query is not None:
+                self._watched[call.site].called(call)
+            call = forwards.described(call)
+            if again is not None and again.weights and call.weights is None:
+                call = replace(call, weights=lambda weights: None)
+            if again is None and recomputed_elsewhere(call, tap):
+                return attend(call, Tap())
             if note is not None:
                 note(call)
             does = tap if note is None else Tap()
             if call.site in self._between:
-                return late.keep(begin(call, does, late=True))
+                return forwards.late.keep(begin(call, does, late=True))
             return attend(call, does)
 
-        live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
+        turns = self._counting()
+        live: dict[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]] = {}
+        for site in self.sites:
+            attention = self.attention_module(site)
+            places = self._turns[id(attention)]
+
+            def here(call: AttentionCall, m: Any = attention, s: Any = places) -> torch.Tensor:
+                return told(replace(call, site=s[turns.turn(m)]))
+
+            live[id(attention)] = (places[0], here if len(places) > 1 else told)
+        install = own_attention.installed if self._own else installed
+        over = note is not None or again is not None
+        outer, self._forwards = self._forwards, forwards
         with ExitStack() as stack:
-            stack.callback(setattr, self, "tokens", outer)
-            for watched, watch in (
-                (self.module, self.images),
-                (self.module, reading),
-                *((block, streams) for block in set(blocks.values())),
-            ):
-                stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
-            stack.enter_context(late)
-            stack.enter_context(installed(self.module, live))
+            stack.enter_context(eagerly())
+            stack.enter_context(turns)
+            stack.callback(setattr, self, "_forwards", outer)
+            if again is None:
+                stack.enter_context(forwards.watching(self._recomputing))
+            else:
+                stack.enter_context(forwards.again(again))
+            answered = self._inner.register_forward_hook(check_attentions, with_kwargs=True)
+            stack.callback(answered.remove)
+            stack.enter_context(install(self.module, live, over))
             yield
+
+    def _counting(self) -> Turns:
+        """Which of its layers a shared module stands for now."""
+        return Turns(self.module, {key: len(sites) for key, sites in self._turns.items()})
+
+    @contextmanager
+    def _recomputing(self, again: Recomputed) -> Iterator[None]:
+        """A checkpointed layer is run again: under the edits of its first run, which nobody hears."""
+        mask, self.images.mask = self.images.mask, again.images
+        try:
+            with self._tapped(again.tap, again=again):
+                yield
+        finally:
+            self.images.mask = mask
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        mask, tokens = self.images.mask, self.tokens.copy()
-        try:
+        with nullcontext() if self._forwards is None else self._forwards.aside():
             yield
-        finally:
-            self.images.mask, self.tokens = mask, tokens
 
     @contextmanager
     def residual(self, write: Hook | None, keep: bool = True) -> Iterator[Residual]:
-        with capture(self.blocks(), self.final_norm(), write, keep, self._layout) as residual:
+        with (
+            eagerly(),
+            capture(self.blocks(), self.final_norm(), write, keep, self._layout) as residual,
+        ):
             yield residual
 
     @contextmanager
     def projections(self, hook: Hook) -> Iterator[None]:
-        attentions = [(s, self.attention_module(s)) for s in self._main_sites()]
-        with projecting(attentions, hook, self._layout):
+        parts = [(s, self.parts.get(s, {})) for s in self._main_sites()]
+        with eagerly(), projecting(parts, hook):
             yield
 
     @property
@@ -162,54 +245,74 @@ class HFAdapter(Adapter):
     def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:
         by_site: dict[Site, torch.Tensor] = {}
 
-        def note(site: Site) -> Callable[..., None]:
-            def hook(module: Any, args: Any, output: Any) -> None:
-                by_site[site] = output[0] if isinstance(output, tuple) else output
+        turns = self._counting()
 
-            return hook
+        def hook(module: Any, args: Any, output: Any) -> None:
+            site = self._turns[id(module)][turns.turn(module)]
+            by_site[site] = output[0] if isinstance(output, (tuple, list)) else output
 
-        with ExitStack() as stack:
-            for site in self.sites:
-                hooked = self.attention_module(site).register_forward_hook(note(site))
-                stack.callback(hooked.remove)
+        with turns, ExitStack() as stack:
+            stack.enter_context(self._watching(self.sites))
+            for attention in {id(m): m for m in self._modules.values()}.values():
+                stack.callback(attention.register_forward_hook(hook).remove)
             yield by_site
+            self._checked = dict(self._watched)
+            self.parts = {site: dict(one.parts) for site, one in self._watched.items()}
+
+    @contextmanager
+    def _watching(self, sites: Sequence[Site], keep: bool = False) -> Iterator[dict[Site, Watched]]:
+        """Attentions under watch in the forwards of a block."""
+        outer = self._watched
+        modules = [(site, self.attention_module(site), self._around(site)) for site in sites]
+        try:
+            with watching(modules, self._layout, keep) as self._watched:
+                yield self._watched
+        finally:
+            self._watched = outer
+
+    def _around(self, site: Site) -> torch.nn.Module:
+        """The module that an attention stands in."""
+        return self.module.get_submodule(site.path.rpartition(".")[0])
 
     def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
-        try:
-            weight, bias = head_output(self.attention_module(site), site, self._layout)
-        except TapError as reason:
-            self.unsure_output[site] = str(reason)
-            return
-        if z.shape[-1] != weight.shape[1]:
-            self.unsure_output[site] = (
-                f"W_O takes {weight.shape[1]} numbers a head, z has {z.shape[-1]}."
-            )
-            return
-        expected = torch.einsum("bqhd,hdm->bqm", z.double(), weight.double())
-        if out.numel() != expected.numel():
-            self.unsure_output[site] = (
-                f"its output projection gives {expected.shape[-1]} numbers a token, the layer "
-                f"{out.shape[-1]}."
-            )
-            return
-        expected = expected + bias.double() if bias is not None else expected
-        actual = out.double().reshape(expected.shape)
-        error = float((expected - actual).abs().max() / actual.abs().max().clamp_min(1e-6))
-        if error > most:
-            self.unsure_output[site] = (
-                f"Σ_h z_h W_O,h differs from the layer's output by {error:.1e} of its size."
-            )
+        parts = self.parts[site]
+        parts["z"] = self._checked.pop(site).output(z, out, most)
 
     def blocks(self) -> dict[int, torch.nn.Module]:
-        """The transformer block of each layer of the main tower."""
-        return {s.layer: self.module.get_submodule(_block_path(s)) for s in self._main_sites()}
+        """The block of each layer of the main tower, those without attention too where they stand
+        in one list and are numbered so."""
+        sites = self._main_sites()
+        paths = {s.layer: self._block_path(s) for s in sites}
+        if len(set(paths.values())) < len(sites) or "" in paths.values():
+            raise TapError(
+                f"The layers of {type(self.module).__name__} are not one block each, so its "
+                "residual stream can't be told layer by layer."
+            )
+        lists = {path.rpartition(".")[0] for path in paths.values()}
+        if len(lists) == 1 and all(path.endswith(f".{n}") for n, path in paths.items()):
+            found = self.module.get_submodule(lists.pop())
+            if isinstance(found, torch.nn.ModuleList):
+                return dict(enumerate(found))
+        return {layer: self.module.get_submodule(path) for layer, path in paths.items()}
 
     def final_norm(self) -> torch.nn.Module | None:
         """The norm before the unembedding, if there is one."""
         trunk = self.module.get_submodule(
-            ".".join(_block_path(self._main_sites()[0]).split(".")[:-2])
+            ".".join(self._block_path(self._main_sites()[0]).split(".")[:-2])
         )
         return self._layout.find(trunk, "final_norm")
+
+    def _block_path(self, site: Site) -> str:
+        """The path up to the number that counts the blocks, the first that tells all layers apart:
+        "model.layers.3" of "model.layers.3.self_attn", "decoder.block.0" of
+        "decoder.block.0.layer.0.SelfAttention"; "" without a number."""
+        paths = [_prefixes(s.path) for s in self._main_sites()]
+        mine = _prefixes(site.path)
+        for n in range(len(mine)):
+            ends = [p[min(n, len(p) - 1)] if p else "" for p in paths]
+            if len(set(ends)) == len(ends):
+                return mine[n]
+        return mine[-1] if mine else ""
 
     def _main_sites(self) -> list[Site]:
         return [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
@@ -219,11 +322,36 @@ class HFAdapter(Adapter):
         return self._modules[(site.tower, site.kind, site.layer)]
 
     def head_weights(self, site: Site) -> HeadWeights:
-        if site in self.unsure_output:
-            raise TapError(
-                f"Head weights of layer {site.layer} are refused: {self.unsure_output[site]}"
-            )
-        return head_weights(self.attention_module(site), site, self._layout)
+        unseen = dict.fromkeys("qkvz", "it was not seen in the check on load")
+        parts: dict[str, Any] = unseen | self.parts.get(site, {})
+        unknown = [part for part in parts.values() if isinstance(part, str)]
+        with evaluating(self.module), eagerly():
+            if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
+                parts |= {
+                    place: part
+                    for place, part in self._call_maps(site).items()
+                    if isinstance(parts[place], Unexplained)
+                }
+            return head_weights(site, parts)
+
+    @torch.no_grad()
+    def _call_maps(self, site: Site) -> dict[str, Any]:
+        """place → (matrix, bias) of the whole way from what an attention reads to its call, where
+        that is a linear map, as the model's own numbers say."""
+        ids = self._sample.get("input_ids")
+        if ids is None or set(self._sample) - {"input_ids", "attention_mask"} or not site.is_main:
+            return {}
+        extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
+        with (
+            self.aside(),
+            self._tapped(Tap(), lambda call: None),  # over blocks that are open
+            self._watching([site], keep=True) as watched,
+        ):
+            self.module(**self._sample, **extra)
+            record = watched[site].record
+            with FirstInput(self.attention_module(site)) as first:
+                self.module(input_ids=ids[:1, :1], **extra)
+            return call_maps(record, first, watched[site])
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__
@@ -241,20 +369,19 @@ class HFAdapter(Adapter):
                 f"{name} has no unembedding (or no token embedding), so its vocabulary is not "
                 "known here."
             )
-        bias = getattr(head, "bias", None)
         cap = getattr(text_config(self.module), "final_logit_softcapping", None)
-        return Embeddings(
-            table.weight.detach(),
-            head.weight.detach().T,
-            None if bias is None else bias.detach(),
-            cap,
-        )
+        embedded = table.weight.detach()
+        if stored(table) is None:  # offloaded or packed: what it gives for each token
+            tokens = torch.arange(table.weight.shape[0], device=self.device)
+            with torch.no_grad():
+                embedded = table(tokens)
+        plain = stored(head) or linear_map(head, embedded.new_empty(0, embedded.shape[1]))
+        return Embeddings(embedded, plain[0].T, plain[1], cap)
 
     def norms(self, ids: torch.Tensor) -> Norms:
         attentions = {s.layer: self.attention_module(s) for s in self._main_sites()}
-        return find(
-            self.blocks(), attentions, self.final_norm(), lambda: self.forward(input_ids=ids)
-        )
+        blocks = {layer: block for layer, block in self.blocks().items() if layer in attentions}
+        return find(blocks, attentions, self.final_norm(), lambda: self.forward(input_ids=ids))
 
     def ordinary(self, ids: torch.Tensor) -> torch.Tensor:
         token = image_token(self.module.config)
@@ -289,13 +416,27 @@ class HFAdapter(Adapter):
         return "\n".join(_grouped(lines))
 
 
-def _block_path(site: Site) -> str:
-    """The path up to its first number, which counts the blocks: "model.layers.3" of
-    "model.layers.3.self_attn", "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"; ""
-    without a number."""
-    parts = site.path.split(".")
-    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
-    return ".".join(parts[: numbered + 1])
+def _found(
+    module: Any,
+    run: Callable[[], Any],
+    layout: Layout,
+    own: bool,
+    sample: Mapping[str, torch.Tensor],
+) -> list[tuple[Site, Found]]:
+    """The model's attentions, by running it. Raises `TapError`."""
+    refuse_bridged(module)
+    if own:
+        batch = next((len(t) for t in sample.values() if isinstance(t, torch.Tensor)), 1)
+        calls = attempt(module, lambda: own_attention.discover(module, run, layout, batch))
+    else:
+        calls = attempt(module, lambda: interface_calls(module, run, layout))
+    return sites(module, calls, layout)
+
+
+def _prefixes(path: str) -> list[str]:
+    """The beginnings of a path that end with a number, the shortest first."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()]
 
 
 def _grouped(lines: Sequence[tuple[str, int, str]]) -> Iterator[str]:

@@ -95,6 +95,7 @@ TABLE: dict[str, Names] = {
         "wo",
         "proj",
         "output_projection.o_proj",
+        "output.dense",  # beside the attention, in BERT
     ),
     "query": ("q_proj",),
     "key": ("k_proj",),
@@ -116,6 +117,7 @@ TABLE: dict[str, Names] = {
         "ln_f",
         "final_norm",
         "layernorm",
+        "embedding_norm",  # LFM2 calls its last norm so
     ),
     "positions": ("wpe", "embed_positions", "position_embeddings"),
     "cross": ("cross", "encoder_attn", "encdec"),

@@ -8,26 +8,62 @@ hand masks on as tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from interp_hooks.call import AttentionCall
 from interp_hooks.errors import TapError
 from interp_kernels import Mask
 
+#: what leaves a mask as it is: a copy is described by the same description
+_COPIES = ("contiguous", "clone", "detach", "to", "requires_grad_")
+
 
 class DescribedMask(torch.Tensor):
-    """The (batch, keys) padding mask, or the 4-D mask, carrying `description`. Derived tensors lose
-    it."""
+    """The (batch, keys) padding mask, or the 4-D mask, carrying `description`. Copies keep it,
+    other derived tensors lose it.
+
+    Attributes:
+        description: who sees whom.
+        sizes: queries and keys that it was made for.
+    """
 
     description: Mask | None = None
+    sizes: tuple[int, int] | None = None
 
     @staticmethod
-    def wrap(tensor: torch.Tensor, description: Mask) -> DescribedMask:
+    def wrap(tensor: torch.Tensor, description: Mask, sizes: tuple[int, int]) -> DescribedMask:
         out = tensor.as_subclass(DescribedMask)
-        out.description = description
+        out.description, out.sizes = description, sizes
         return out
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        source = args[0] if args else None
+        if (
+            isinstance(out, DescribedMask)
+            and isinstance(source, DescribedMask)
+            and source.description is not None
+            and out.description is None
+            and getattr(func, "__name__", "") in _COPIES
+        ):
+            out.description, out.sizes = _moved(source.description, out.device), source.sizes
+        return out
+
+
+def _moved(mask: Mask, device: torch.device) -> Mask:
+    """The mask with its tensors on `device`."""
+    tensors = ("keys", "queries", "dense", "starts")
+    return replace(
+        mask,
+        **{name: x.to(device) for name in tensors if (x := getattr(mask, name)) is not None},
+    )
 
 
 def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
@@ -84,7 +120,7 @@ def describe(
             real = torch.nn.functional.pad(real, (0, missing))
         if not bool(attention_mask.all()):
             starts = real.int().argmax(1)  # the slot of each sample's first real token
-            keys = real[:, k_start : k_start + kv_length]
+            keys = real[:, k_start : k_start + kv_length].contiguous()
             queries = real[:, q_start : q_start + q_length]
     # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
     plain = _conditions(mask_function)
@@ -96,10 +132,11 @@ def describe(
         description = Mask(
             plain["causal"], plain["window"], q_start, k_start, keys, queries, starts=starts
         )
-        carrier = (
-            keys if keys is not None else torch.ones(1, kv_length, dtype=torch.bool, device=device)
-        )
-        return DescribedMask.wrap(carrier, description)
+        carrier = keys
+        if carrier is None:  # a row a sample without memory of its own: some models view it so
+            row = torch.ones(1, kv_length, dtype=torch.bool, device=device)
+            carrier = row.expand(batch_size, -1)
+        return DescribedMask.wrap(carrier, description, (q_length, kv_length))
     dense: Any = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
@@ -114,7 +151,9 @@ def describe(
         device=device,
     )
     return DescribedMask.wrap(
-        dense, Mask(False, None, q_start, k_start, None, queries, dense, starts=starts)
+        dense,
+        Mask(False, None, q_start, k_start, None, queries, dense, starts=starts),
+        (q_length, kv_length),
     )
 
 
@@ -129,7 +168,8 @@ def read(
     """
     description = getattr(mask, "description", None)
     if description is not None:
-        return description
+        sizes = getattr(mask, "sizes", None)
+        return _fitting(description, sizes or (n_queries, n_keys), module, n_queries, n_keys)
     if mask is None:
         causal = kwargs.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -144,3 +184,58 @@ def read(
         "way to attention, "
         "so the tap cannot tell who sees whom; this model can't be tapped."
     )
+
+
+def _fitting(
+    mask: Mask, sizes: tuple[int, int], module: torch.nn.Module, n_queries: int, n_keys: int
+) -> Mask:
+    """`mask`, checked against the queries and keys that came: the cache has the last word on where
+    the queries stand.
+
+    A model whose cache tells lengths wrongly (MiniMax: its first layer keeps none) makes the mask
+    of a decode step for the new key alone; attention then spreads it over all keys. Raises
+    `TapError` where what the model does with such a mask can't be told.
+    """
+    last = mask.q_start + n_queries - 1
+    if sizes == (n_queries, n_keys) and not (mask.causal and last > mask.k_start + n_keys - 1):
+        return mask
+    if sizes == (1, 1) and n_queries == 1 and mask.keys is None and mask.dense is None:
+        return replace(mask, window=None, q_start=n_keys - 1, k_start=0)
+    raise TapError(
+        f"{type(module).__name__} made a mask for {sizes[0]} queries and {sizes[1]} keys and "
+        f"attends with {n_queries} to {n_keys}, so who sees whom can't be told; run this text "
+        "without a cache (use_cache=False), or without padding."
+    )
+
+
+def real_tokens(mask: Any) -> torch.Tensor | None:
+    """(batch, slots) or (batch, tokens), 0 for padding, of a mask that a model's forward is given:
+    2-D, or one that was made for a static cache before; None where all are real."""
+    if isinstance(mask, Mapping):
+        mask = next((one for one in mask.values() if one is not None), None)
+    description = getattr(mask, "description", None)
+    return description.queries if description is not None else mask
+
+
+class QueryRows:
+    """Where the query rows of cross-attention stand: they are the decoder's, while the mask that
+    cross-attention is given knows the encoder only."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[int, int, int, torch.Tensor | None]] = {}
+
+    def forget(self) -> None:
+        """A new forward begins."""
+        self._rows.clear()
+
+    def placed(self, call: AttentionCall) -> AttentionCall:
+        """The call itself, or a cross-attention with the rows of the self-attention before it."""
+        mask, tower = call.mask, call.site.tower
+        if call.site.kind == "self":
+            self._rows[tower] = call.batch, call.n_queries, mask.q_start, mask.queries
+            return call
+        batch, n, start, queries = self._rows.get(tower, (0, 0, 0, None))
+        if (batch, n) != (call.batch, call.n_queries):
+            start, queries = 0, None
+        start = mask.q_start if mask.causal or mask.window is not None else start
+        return replace(call, mask=replace(mask, q_start=start, queries=queries))

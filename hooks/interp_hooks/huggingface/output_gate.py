@@ -127,6 +127,9 @@ class LateOutputs:
         self._waiting: dict[Site, Attended] = {}
         self._stack = ExitStack()
 
+    def __deepcopy__(self, memo: Any) -> LateOutputs:
+        return self  # of the model that is tapped, whatever is copied
+
     def __enter__(self) -> LateOutputs:
         for site, between in self._between.items():
             hook = between.projection.register_forward_pre_hook(partial(self._reads, site))
@@ -136,6 +139,10 @@ class LateOutputs:
     def __exit__(self, *error: Any) -> None:
         self._waiting.clear()
         self._stack.close()
+
+    def forget(self) -> None:
+        """What a forward left behind that did not come to W_O."""
+        self._waiting.clear()
 
     def keep(self, attended: Attended) -> torch.Tensor:
         """The attention's own output, while the rest waits for W_O."""

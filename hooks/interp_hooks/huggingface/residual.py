@@ -27,6 +27,10 @@ class StreamWatch:
                 kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             )
 
+    def forget(self) -> None:
+        """What a forward left behind that did not come to its attention calls."""
+        self._entered.clear()
+
     def take(self, block: torch.nn.Module | None) -> torch.Tensor | None:
         """(batch, queries, d_model) that entered `block`; None where nobody wanted it."""
         return self._entered.pop(id(block), None)

@@ -3,9 +3,10 @@ blocks."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,16 +14,48 @@ import torch
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
-from interp_hooks.huggingface.layout import Layout, text_config
 from interp_hooks.huggingface.masks import describe, read
-from interp_hooks.huggingface.output_gate import Between, Probe
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
 #: looks for those.
 NAME = "interp_tap"
 
-# Which attention modules are tapped now, and by whom. Filled on entry of a block, emptied on exit.
-_LIVE: dict[int, tuple[Site | None, Callable[..., torch.Tensor]]] = {}
+
+class _Name(str):
+    """`NAME` in a config, which copies of the config don't have: they say what it said before."""
+
+    before: Any
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.before
+
+
+@dataclass(frozen=True)
+class _Live:
+    """A tapped attention module: its site (None while sites are looked for), who answers its calls,
+    and the thread whose block it is."""
+
+    site: Site | None
+    handler: Callable[..., torch.Tensor]
+    thread: int
+
+
+@dataclass
+class _Routed:
+    """A config whose models are routed through the tap: what it said before, by how many blocks,
+    and of which thread (two models may share one config)."""
+
+    config: Any
+    before: Any
+    blocks: int
+    thread: int
+
+
+# What is tapped now. Filled on entry of a block, emptied on exit.
+_LIVE: dict[int, _Live] = {}
+_ROUTED: dict[int, _Routed] = {}
+_ROOTS: list[Any] = []
+_LOCK = threading.RLock()
 
 
 def _tap(
@@ -34,25 +67,28 @@ def _tap(
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention function: builds the call, lets the handler answer with z (batch, queries,
-    heads, d)."""
+    heads, d); with it the weights (batch, heads, queries, keys) where the caller asks for them."""
     live = _LIVE.get(id(module))
-    if live is None:
+    if live is None and any(part is module for root in _ROOTS for part in root.modules()):
         raise TapError(
             f"An attention module of type {type(module).__name__} is not part of the tapped model "
             "(was it replaced or "
             "copied after loading?); load the model again."
         )
+    if live is not None and live.thread != threading.get_ident():
+        raise TapError(OTHER_THREAD)
     if dropout:
         raise TapError(
             "The model is in training mode with attention dropout; call model.module.eval() first."
         )
-    site, handler = live
+    site = live.site if live is not None else None
     mask = read(attention_mask, module, query.shape[2], key.shape[2], kwargs)
     bias = kwargs.get("position_bias")
     if bias is not None:
         mask = replace(mask, dense=_with_bias(mask, bias, query, key))
+    weights: list[torch.Tensor] = []
     call = AttentionCall(
         site if site is not None else _provisional(module, query, key),
         query,
@@ -62,9 +98,60 @@ def _tap(
         query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         kwargs.get("softcap"),
         kwargs.get("s_aux"),
+        weights=weights.append if weights_wanted(kwargs) else None,
     )
-    z = handler(call) if site is not None else handler(module, call)
-    return z.contiguous(), None  # some architectures view it instead of reshaping it (AFMoE)
+    if live is None:  # another model, which only shares its config with a tapped one
+        z = attend(call, Tap())
+    elif site is None:
+        z = live.handler(module, call)
+    else:
+        z = live.handler(call)
+    # some architectures view it instead of reshaping it (AFMoE)
+    return z.contiguous(), weights[-1] if weights else None
+
+
+OTHER_THREAD = (
+    "This model ran in one thread while another has a block open on it: attention can be observed "
+    "or edited by one thread at a time, so open the block in the thread that runs the model, let "
+    "the threads take turns, or give each a copy (copy.deepcopy(model.module))."
+)
+
+
+OTHER_HANDLE = (
+    "Some of these layers are in the block of another handle, which numbers or names them "
+    "otherwise; use that handle, or leave its block first."
+)
+
+
+def _masked(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """The mask function: `describe`, in the thread of the block only."""
+    routed = _ROUTED.get(id(kwargs.get("config")))
+    if routed is not None and routed.thread != threading.get_ident():
+        raise TapError(OTHER_THREAD)
+    return describe(*args, **kwargs)
+
+
+def weights_wanted(kwargs: Mapping[str, Any]) -> bool:
+    """Whether the attention call is to hand over its weights (`output_attentions=True`)."""
+    if kwargs.get("output_attentions"):
+        return True
+    try:  # transformers collects them by hooks, and tells these by a context variable
+        from transformers.utils.output_capturing import _active_collector
+    except ImportError:
+        return False
+    wanted = _active_collector.get()
+    return wanted is not None and any(name.endswith("attentions") for name in wanted)
+
+
+def check_attentions(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    """Raise `TapError` where output_attentions=True was asked for and the model gives none."""
+    if kwargs.get("output_attentions") and isinstance(output, Mapping):
+        given = [v for k, v in output.items() if k.endswith("attentions") and v is not None]
+        if not any(isinstance(a, torch.Tensor) for v in given for a in v):
+            raise TapError(
+                f"{type(module).__name__} hands over no attentions inside a block; leave the block "
+                "for output_attentions=True, or use model.observe(...)."
+            )
 
 
 def _with_bias(mask, bias: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -89,7 +176,7 @@ def _provisional(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
     )
 
 
-def _configs(model: Any) -> dict[int, Any]:
+def configs_of(model: Any) -> dict[int, Any]:
     """Every config object that chooses an attention implementation, by id."""
     by_id, queue = {}, [model.config]
     queue += [
@@ -112,156 +199,50 @@ def _configs(model: Any) -> dict[int, Any]:
 
 @contextmanager
 def installed(
-    model: Any, live: Mapping[int, tuple[Site | None, Callable[..., torch.Tensor]]]
+    model: Any,
+    live: Mapping[int, tuple[Site | None, Callable[..., torch.Tensor]]],
+    over: bool = False,
 ) -> Iterator[None]:
     """Route the model's attention through `_tap` until the block ends, then put everything back as
-    it was."""
+    it was.
+
+    Args:
+        model: whose attention.
+        live: id of an attention module → its site, and who answers its calls.
+        over: whether modules that are tapped already may be taken over for the time being.
+
+    Raises:
+        TapError: another handle has a block open on some of the modules.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, _tap)
-    AttentionMaskInterface.register(NAME, describe)
-    configs = _configs(model)
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    outer = {key: _LIVE[key] for key in live if key in _LIVE}
+    AttentionMaskInterface.register(NAME, _masked)
+    thread = threading.get_ident()
+    with _LOCK:
+        outer = {key: _LIVE[key] for key in live if key in _LIVE}
+        if outer and not over:
+            raise TapError(OTHER_HANDLE)
+        configs = configs_of(model)
+        for key, config in configs.items():
+            before = config._attn_implementation_internal
+            routed = _ROUTED.setdefault(key, _Routed(config, before, 0, thread))
+            routed.blocks += 1
+            name = config._attn_implementation_internal = _Name(NAME)
+            name.before = routed.before
+        _ROOTS.append(model)
+        _LIVE.update({key: _Live(*one, thread) for key, one in live.items()})
     try:
-        for config in configs.values():
-            config._attn_implementation_internal = NAME
-        _LIVE.update(live)
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-        for key in live:
-            _LIVE.pop(key, None)
-        _LIVE.update(outer)
-
-
-def discover(
-    model: Any, run: Callable[[], Any], layout: Layout
-) -> list[tuple[str, torch.nn.Module, AttentionCall, Between | None]]:
-    """(path, module, call, what stands between its heads and W_O) of every attention call that
-    `run` makes, in order; attention is computed plainly."""
-    paths = {id(m): path for path, m in model.named_modules()}
-    calls: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
-    probe = Probe(layout)
-
-    def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
-        calls.setdefault(id(module), (paths[id(module)], module, call))
-        return probe.attended(module, attend(call, Tap()))
-
-    with installed(model, {id(m): (None, note) for m in model.modules()}), probe:
-        run()
-        if probe.again():  # a second forward tells gates from norms
-            run()
-    return [(*call, probe.between(call[1])) for call in calls.values()]
-
-
-def expected_layers(model: Any) -> list[int]:
-    """The decoder layers that should have attention: all but those the config calls linear,
-    recurrent or conv."""
-    config = text_config(model)
-    kinds = getattr(config, "layer_types", None)
-    n = getattr(config, "num_hidden_layers", None)
-    if n is None:
-        return []
-    if kinds is None:
-        return list(range(n))
-    return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
-
-
-def sites(
-    model: Any, run: Callable[[], Any], layout: Layout
-) -> list[tuple[Site, torch.nn.Module, Between | None]]:
-    """(site, module, what stands between its heads and W_O) of a model's attentions, found by
-    running it. Raises `TapError` naming the layer that did not fire."""
-    refuse_bridged(model)
-    if not model._can_set_attn_implementation():
-        raise TapError(
-            f"{type(model).__name__} does not use transformers' AttentionInterface, so layer 0 "
-            "(and every other) "
-            "can't be tapped; use another architecture, or the same weights through "
-            "TransformerLens. (transformers reads the class's file to tell: a class of your own "
-            "must stand in one, and get its attention by ALL_ATTENTION_FUNCTIONS.get_interface.)"
-        )
-    try:
-        calls = discover(model, run, layout)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise TapError(
-            f"{type(model).__name__} does not run with the tap in place, so it is refused "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    if not calls:
-        raise TapError(
-            f"No layer of {type(model).__name__} made an attention call through transformers' "
-            "AttentionInterface, so it can't be tapped and the model is refused."
-        )
-    pairs: list[tuple[Site, torch.nn.Module]] = []
-    # attentions so far of each tower that is counted in order of calls
-    unnumbered: dict[str, int] = {}
-    two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
-    for path, module, call, _ in calls:
-        layer = getattr(module, "layer_idx", None)
-        kind = "cross" if layout.named(path, "cross") else "self"
-        inside = not set(path.split(".")).isdisjoint(layout.names("encoder"))
-        tower = "encoder" if two_stacks and inside else ""
-        # vision towers and encoders number nothing, or start from 0 as the decoder does
-        if layer is None or tower:
-            tower = tower or ("vision" if layout.named(path, "vision") else "encoder")
-            layer = unnumbered.get(tower, 0)
-            unnumbered[tower] = layer + 1
-        sizes = call.site  # sizes as the call had them
-        pairs.append(
-            (
-                Site(tower, int(layer), kind, path, sizes.n_heads, sizes.n_kv_heads, sizes.d_head),
-                module,
-            )
-        )
-    if pairs and all(site.tower for site, _ in pairs):  # an encoder alone is the only tower
-        pairs = [
-            (Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m)
-            for s, m in pairs
-        ]
-        return _described(pairs, calls)
-    fired = {site.layer for site, _ in pairs if not site.tower and site.kind == "self"}
-    if any(site.tower == "vision" for site, _ in pairs):
-        pairs = [(replace(site, tower=site.tower or "text"), module) for site, module in pairs]
-    missing = [layer for layer in expected_layers(model) if layer not in fired]
-    if missing:
-        raise TapError(
-            f"Layer {missing[0]} of {type(model).__name__} made no attention call through "
-            "transformers' "
-            f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model "
-            "is refused."
-        )
-    return _described(pairs, calls)
-
-
-def _described(
-    pairs: list[tuple[Site, torch.nn.Module]],
-    calls: list[tuple[str, torch.nn.Module, AttentionCall, Between | None]],
-) -> list[tuple[Site, torch.nn.Module, Between | None]]:
-    """The sites with what their calls showed beside sizes: an output gate, sink logits."""
-    return [
-        (
-            replace(
-                site,
-                output_gate=between is not None and between.gate,
-                learned_sinks=call.sinks is not None,
-            ),
-            module,
-            between,
-        )
-        for (site, module), (_, _, call, between) in zip(pairs, calls, strict=True)
-    ]
-
-
-def refuse_bridged(model: Any) -> None:
-    """TransformerLens swaps attention modules inside the model it boots; a registered function
-    never fires there."""
-    for module in model.modules():
-        if type(module).__module__.startswith("transformer_lens."):
-            raise TapError(
-                "This HuggingFace model was booted into a TransformerBridge, which replaced its "
-                "attention modules; "
-                "pass the bridge itself to interp.load, or load the HuggingFace model afresh."
-            )
+        with _LOCK:
+            for key in configs:
+                routed = _ROUTED[key]
+                routed.blocks -= 1
+                if not routed.blocks:
+                    del _ROUTED[key]
+                    routed.config._attn_implementation_internal = routed.before
+            for key in live:
+                _LIVE.pop(key, None)
+            _LIVE.update(outer)
+            del _ROOTS[max(i for i, root in enumerate(_ROOTS) if root is model)]

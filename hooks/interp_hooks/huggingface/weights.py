@@ -1,7 +1,9 @@
-"""Per-head weights of a HuggingFace attention module, by its layout. GQA mapped to query heads."""
+"""Per-head weights of a HuggingFace attention, from its proved projections. GQA mapped to query
+heads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,47 +11,62 @@ import torch
 from interp_hooks.call import Site
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.huggingface.layout import Layout
-from interp_hooks.huggingface.projections import outputs
+from interp_hooks.huggingface.linear_map import linear_map
+from interp_hooks.huggingface.proof import Part, WrongLayout
+
+MATRICES = {"q": "W_Q", "k": "W_K", "v": "W_V", "z": "W_O"}
+#: (heads, d_model, d) and (heads, d), what stands for q, k or v
+ByHead = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def _matrix(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(out, in) weight and bias of a Linear or a GPT-2 Conv1D (which stores it transposed)."""
-    weight: Any = linear.weight
-    if type(linear).__name__ == "Conv1D":
-        weight = weight.T
-    return weight.detach(), None if linear.bias is None else linear.bias.detach()
+def head_weights(site: Site, parts: Mapping[str, Part | ByHead | str]) -> HeadWeights:
+    """`HeadWeights` of a site by what makes q, k, v and reads z.
+
+    What is no matrix is refused when it is asked for; raises `TapError` where nothing is one, or
+    the user's layout is contradicted.
+    """
+    for part in parts.values():
+        if isinstance(part, WrongLayout):
+            raise TapError(f"Head weights of {_where(site)} are refused: {part}.")
+    refused: dict[str, str] = {}
+    by_head: dict[str, ByHead] = {}
+    maps: dict[Any, ByHead] = {}  # a fused projection is read once
+    for place, matrix in MATRICES.items():
+        part = parts[place]
+        try:
+            if isinstance(part, str):
+                raise TapError(part)
+            by_head[place] = _by_head(site, place, part, maps)
+        except TapError as reason:
+            refused[matrix] = f"{matrix} of {_where(site)} is refused: {reason}."
+    if len(refused) == len(MATRICES):
+        reason = next(iter(refused.values())).partition(": ")[2]
+        raise TapError(f"Head weights of {_where(site)} are refused: {reason}")
+    (wq, bq), (wk, bk), (wv, bv), (wo, bo) = (
+        by_head.get(place, (None, None)) for place in MATRICES
+    )
+    normed = frozenset(p for p, part in parts.items() if isinstance(part, Part) and part.normed)
+    return HeadWeights(wq, wk, wv, wo, bq, bk, bv, bo, normed, refused)  # type: ignore[arg-type]
 
 
-def head_output(
-    module: torch.nn.Module, site: Site, layout: Layout
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """W_O (heads, d_v, d_model) and b_O. Raises `TapError` if there is no output projection of the
-    right shape."""
-    projection = layout.find(module, "output_projection")
-    if projection is None or not hasattr(projection, "weight"):
-        raise TapError(
-            f"{type(module).__name__} (layer {site.layer}) has no output projection this toolkit "
-            "knows; name it with layout=Layout(output_projection=…)."
+def _where(site: Site) -> str:
+    return f"{site.tower} layer {site.layer}" if site.tower else f"layer {site.layer}"
+
+
+def _by_head(site: Site, place: str, part: Any, maps: dict[Any, ByHead]) -> ByHead:
+    """One place's matrix and bias by query head. Raises `TapError` for what is not linear."""
+    if not isinstance(part, Part):
+        weight, bias = part
+        repeat = site.n_heads // len(weight)
+        return weight.repeat_interleave(repeat, 0), (
+            None if bias is None else bias.repeat_interleave(repeat, 0)
         )
-    weight, bias = _matrix(projection)
-    if weight.shape[1] % site.n_heads:
-        raise TapError(
-            f"The output projection of layer {site.layer} does not split into {site.n_heads} heads."
-        )
-    return weight.T.reshape(site.n_heads, -1, weight.shape[0]), bias
-
-
-def head_weights(module: torch.nn.Module, site: Site, layout: Layout) -> HeadWeights:
-    """`HeadWeights` of an attention module. Raises `TapError` for projections not known here."""
-    by_head: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
-    for projection, parts in outputs(module, site, layout):
-        weight, bias = _matrix(projection)
-        for place, numbers in parts.items():  # (heads or kv_heads, d_head) rows of the weight
-            repeat = site.n_heads // len(numbers)
-            rows = numbers.to(weight.device).repeat_interleave(repeat, 0)
-            heads = weight[rows].transpose(1, 2).contiguous()  # (heads, d_model, d_head)
-            by_head[place] = heads, None if bias is None else bias[rows]
-    (wq, bq), (wk, bk), (wv, bv) = (by_head[place] for place in "qkv")
-    wo, bo = head_output(module, site, layout)
-    return HeadWeights(wq, wk, wv, wo, bq, bk, bv, bo)
+    if part.projection not in maps:
+        maps[part.projection] = linear_map(part.projection, part.like)
+    weight, bias = maps[part.projection]
+    if place == "z":
+        return weight.T.reshape(site.n_heads, -1, weight.shape[0]), bias
+    rows = part.numbers.to(weight.device)
+    rows = rows.repeat_interleave(site.n_heads // len(rows), 0)
+    heads = weight[rows].transpose(1, 2).contiguous()  # (heads, d_model, d)
+    return heads, None if bias is None else bias[rows]
