@@ -163,6 +163,26 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
     assert out.is_file() and not (tmp_path / "edit.resume").exists()
 
 
+def test_a_calibration_killed_while_it_saves_goes_on(
+    small: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edits are there, their record is not: they are its own, and no others."""
+    how: dict[str, Any] = dict(n=8, grid=(2.0,), profile=False, out=tmp_path / "x.json")
+
+    def killed(self: Calibration, path: Path) -> None:
+        from interp import edits
+
+        edits.save(path, self.edits)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Calibration, "save", killed)
+        interp.calibrate(small, "zerotuning", SHORT, **how)
+    assert names(tmp_path) == ["x.json", "x.resume"]
+    interp.calibrate(small, "zerotuning", SHORT, **how)
+    assert names(tmp_path) == ["x.calibration.json", "x.json", "x.trials.parquet"]
+
+
 def test_pieces_of_another_calibration_are_not_used(small: HookedModel, tmp_path: Path) -> None:
     out = tmp_path / "edit.json"
     with pytest.raises(KeyboardInterrupt):
