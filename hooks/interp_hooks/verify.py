@@ -27,6 +27,14 @@ class _Silence(LiveEdit):
         return torch.zeros_like(z)
 
 
+def _said(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, 0 for words that the model may not say (Chameleon sets those of image
+    tokens to the least number there is, beside which all others are equal)."""
+    if not logits.is_floating_point():
+        return logits.float()
+    return torch.where(logits <= torch.finfo(logits.dtype).min / 2, 0, logits).float()
+
+
 @torch.no_grad()
 def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     """Raise `TapError` unless tapped logits equal the untouched ones and a changed z changes them.
@@ -41,7 +49,7 @@ def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
 
 def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     out = model(**sample)
-    plain = logits_of(out).float()
+    plain = _said(logits_of(out))
     real = sample["attention_mask"].bool() if "attention_mask" in sample else None
     keep = (
         real
@@ -54,7 +62,7 @@ def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         )
     with model.layer_outputs() as outputs, model.capture_z() as z:
         tapped_out = model(**sample)
-    tapped = logits_of(tapped_out).float()
+    tapped = _said(logits_of(tapped_out))
     scale = float(plain[keep].abs().max().clamp_min(1e-6))
     allowed = TOLERANCE.get(dtype_of(model.module), 2e-2)
     worst = float((plain - tapped)[keep].abs().max()) / scale
@@ -69,7 +77,7 @@ def _verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
         key = site.layer if site.is_main else (site.tower or site.kind, site.layer)
         model.compare_output(site, z[key], output, 10 * allowed)
     with model.edit(_Silence()):
-        silenced = logits_of(model(**sample)).float()
+        silenced = _said(logits_of(model(**sample)))
     if float((plain - silenced)[keep].abs().max()) <= allowed * scale * 0.01:
         raise TapError(
             f"Changing the heads' outputs leaves the logits of {model.name} as they are, so it is "

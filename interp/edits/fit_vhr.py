@@ -10,7 +10,14 @@ import torch
 from interp.edits.vhr import VHR, above_median
 from interp.errors import EditError, InputError
 from interp.inputs.forward import forward
-from interp.vision.prompts import checked, own_positions, without_images
+from interp.vision.prompts import (
+    PER_TOKEN,
+    checked,
+    own_positions,
+    reads_text_alone,
+    to_take_out,
+    without_images,
+)
 from interp_hooks.edit import LiveEdit
 from interp_hooks.heads import Head
 
@@ -57,6 +64,7 @@ def select_heads(
     layers: Sequence[int] | None = None,
     alpha: float = 2.0,
     guard: bool = True,
+    without: str | None = None,
 ) -> HeadSelection:
     """Which heads VHR reinforces for each sample of a prompt, in one forward of twice the batch:
     the prompts as they are, and with their image tokens taken out (not blanked).
@@ -70,6 +78,7 @@ def select_heads(
     Args and errors as in `vhr_for`.
     """
     ids, mask = checked(model, inputs, "VHR")
+    reads_text_alone(model, "VHR")
     numbers = vhr_layers(model) if layers is None else tuple(dict.fromkeys(layers))
     for layer in numbers:
         model.check(Head(layer, 0))
@@ -77,14 +86,16 @@ def select_heads(
         raise InputError(
             f"VHR has no layer to select heads in: {model.name} has {model.n_layers} layer(s)."
         )
-    bare = without_images(model, inputs)
+    bare = without_images(model, inputs, to_take_out(model, inputs, without))
     pad = ids.shape[1] - bare["input_ids"].shape[1]
     both: dict[str, Any] = {
         k: v for k, v in inputs.items() if k not in ("attention_mask", "position_ids")
     }
     for name, value in bare.items():
         full = mask if name == "attention_mask" else inputs[name]
-        both[name] = torch.cat([full, torch.nn.functional.pad(value, (pad, 0)).to(full)])
+        if name in PER_TOKEN:
+            value = torch.nn.functional.pad(value, (pad, 0))
+        both[name] = torch.cat([full, value.to(full)])
     if not bool(bare["attention_mask"].any(1).all()):
         raise InputError(
             "VHR compares with the prompt without its image, and this one holds nothing else."
@@ -116,6 +127,7 @@ def vhr_for(
     alpha: float = 2.0,
     guard: bool = True,
     scope: Any = "decode",
+    without: str | None = None,
 ) -> VHR:
     """The VHR edit of a prompt with an image, with the heads that the prompt selects.
 
@@ -128,6 +140,8 @@ def vhr_for(
         alpha: what they are multiplied by.
         guard: the outlier guard; off for the ablation.
         scope: as in `VHR`.
+        without: what is taken out, "images", "videos" or "all"; must be said where a prompt holds
+            both kinds.
 
     Returns:
         the edit, with the heads that `select_heads` finds.
@@ -146,7 +160,7 @@ def vhr_for(
     from interp.loading import load
 
     hooked = load(model)
-    masks = select_heads(hooked, inputs, layers, alpha, guard).selected
+    masks = select_heads(hooked, inputs, layers, alpha, guard, without).selected
     if len(masks) > 1:
         return VHR(alpha=alpha, scope=scope, selected=masks)
     return VHR(

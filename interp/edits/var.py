@@ -65,11 +65,12 @@ class VAR(HeadEdit):
             {layer: tokens} (other layers are then left alone); visual sinks are image tokens.
             `VAR.find_sinks` reads them from a stream.
         p, rho, image_mass: as above.
-        tau: None for the paper's 20 (31 % of √d_model in streams below 1024, where 20 is out of
+        tau: None for the paper's 20 (31 % of √d_model in streams below 484, where 20 is out of
             reach: `interp.vision.sinks.tau_of`).
         dims: the sink dimensions of the stream; "auto": those published for the model
             (`interp.vision.sinks`), else, in each sample and layer, where its first token's |x[d]|
-            / RMS(x) ≥ τ; None: no search.
+            / RMS(x) ≥ τ, either without those in which the median token reaches τ (a bias of the
+            stream); None: no search.
         preset: "paper", or "code", as released: p is what sinks *keep*, heads have m_V ≤ ρ (m_V +
             m_N), ρ is 0.5, a sample without visual sinks is left alone, and the last layer is
             edited too.
@@ -199,7 +200,7 @@ class VAR(HeadEdit):
                 f"No token of {model.name} reaches τ = {tau:g}: |x| / RMS(x) is at most √{width} = "
                 f"{width**0.5:.1f} in its residual stream; give var a smaller tau=."
             )
-        return SinkMemory(dims, tau)
+        return SinkMemory(dims, tau, named=self.dims != "auto")
 
     @staticmethod
     def find_sinks(hidden: torch.Tensor, dims: Sequence[int], tau: float = 20.0) -> torch.Tensor:
@@ -298,6 +299,11 @@ class BoundVAR(BoundEdit[VAR]):
         if not self.edit.in_scope(call) or not bool(sinks.any()):
             return None
         return self.edit.moving(call, sinks, sinks)
+
+    def route(self, site: Site) -> str:
+        """With how many tokens of the prompt read last are sinks there."""
+        route, count = self.edit.route(site), self.memory and self.memory.count(site.layer)
+        return route if not count else f"{route}; {count[0]} of {count[1]} tokens are sinks"
 
 
 def _by_layer(keys: Any) -> Any:

@@ -39,6 +39,7 @@ def forward(
     """
     inputs: dict[str, Any] = dict(input_ids=input_ids, **more)
     accepts = model.accepts
+    inputs.pop("labels", None)  # of a loss, which some processors add and nothing here reads
     if attention_mask is not None and not bool(attention_mask.all()):
         inputs["attention_mask"] = attention_mask
         if "position_ids" in accepts and "position_ids" not in more:

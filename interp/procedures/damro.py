@@ -90,7 +90,7 @@ class DAMRO(TwoBranches):
         )
         #: (batch, slots) bool: the patches that the second prediction sees
         self.outliers = patches.keys(best, *ids.shape).to(ids.device)
-        image = image_mask(hooked.module.config, ids)
+        image = image_mask(hooked.module.config, ids, more)
         assert image is not None
         if alpha:
             self.branch = Branch(hooked, ids, mask.bool() & (~image | self.outliers), more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from interp.errors import InputError
 from interp.procedures.branch import Branch, TwoBranches, prompt_of
 from interp.procedures.transforms import TRANSFORMS, transformed
-from interp.vision.prompts import read_image
+from interp.vision.reading import read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +96,7 @@ class RITUAL(TwoBranches):
         originals = (
             pictures(hooked, more["pixel_values"])
             if images is None
-            else [_read(image) for image in images]
+            else [read_image(image) for image in images]
         )
         #: (transformation, picture) of each image
         self.complements: list[tuple[str, Image]] = []
@@ -133,10 +132,6 @@ def pictures(model: HookedModel, pixel_values: Any) -> list[Image]:
     whole = (pixel_values.float().cpu() * std + mean).clamp(0, 1)
     pixels = (whole * 255).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in pixels]
-
-
-def _read(image: Any) -> Any:
-    return read_image(image) if isinstance(image, (str, Path)) else image.convert("RGB")
 
 
 def _processed(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.results.overlay import Overlay
+    from interp.results.overlay import PictureOverlay
 
 #: pixels of a figure's title, which the page's heading replaces
 _TITLE = 48
@@ -29,7 +29,7 @@ class OverlaySection:
     figures: Mapping[str, Any]
 
 
-def of(overlay: Overlay, element: str) -> OverlaySection:
+def of(overlay: PictureOverlay, element: str) -> OverlaySection:
     """The section of `overlay`, its figure in the element with this id."""
     figure = overlay.figure()
     height, width = int(figure.layout.height) - _TITLE, int(figure.layout.width)
@@ -39,9 +39,9 @@ def of(overlay: Overlay, element: str) -> OverlaySection:
         height,
         width,
         f"The picture, and the attention of the word {overlay.token} on it in the heads "
-        f"{', '.join(overlay.maps)}.",
+        f"{', '.join(overlay.heads)}.",
         overlay.prompt,
         overlay.token,
-        any(overlay.sinks.values()),
+        any(layer.sinks for h in overlay.heads for layer in overlay.layers(h)),
         {element: json.loads(figure.to_json())},
     )

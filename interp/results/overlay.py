@@ -4,43 +4,64 @@ from __future__ import annotations
 
 import base64
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from interp.errors import InputError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from PIL.Image import Image
 
+#: left, top, right, bottom in shares of the picture's width and height
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+#: how near to the picture's edges a grid must come to lie on all of it
+NEAR = 0.02
 
-@dataclass(frozen=True)
-class Overlay:
-    """One token's attention to one picture.
 
-    `picture`: PNG in base64. `prompt`, `token`: what was read, and the token that looks. `maps`:
-    head → weights on a grid (rows of patches from the top), A itself; `mass`: head → their sum, the
-    head's attention to the image. `sinks`: head → the patches (row, column) that are visual sinks
-    on entry of its layer.
-    """
+class Layer(NamedTuple):
+    """Weights on a grid that lies on a part of the picture, and its visual sinks (row, column)."""
+
+    box: Box
+    weights: np.ndarray
+    sinks: list[tuple[int, int]]
+
+    @property
+    def whole(self) -> bool:
+        left, top, right, bottom = self.box
+        return max(left, top) < NEAR and min(right, bottom) > 1 - NEAR
+
+
+class PictureOverlay(ABC):
+    """One token's attention to one picture: what its two kinds share."""
 
     picture: str
     prompt: str
     token: str
-    maps: dict[str, list[list[float]]]
     mass: dict[str, float]
-    sinks: dict[str, list[tuple[int, int]]]
+
+    @property
+    def heads(self) -> list[str]:
+        """The heads, as they are written."""
+        return list(self.mass)
+
+    @abstractmethod
+    def layers(self, head: str) -> list[Layer]:
+        """A head's weights, grid by grid."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self)  # type: ignore[call-overload]
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Overlay:
-        sinks = {
-            head: [(int(r), int(c)) for r, c in marked] for head, marked in data["sinks"].items()
-        }
-        return cls(**{**data, "sinks": sinks})
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> PictureOverlay:
+        if "tiles" in data:
+            return TiledOverlay.from_json(data)
+        return Overlay.from_json(data)
 
     def image(self) -> Image:
         """The picture."""
@@ -50,28 +71,38 @@ class Overlay:
 
     def figure(self, columns: int = 4) -> go.Figure:
         """The picture, then the same with each head's weights over it (bright: much), its share of
-        attention beside the head's name; crosses are visual sinks."""
+        attention beside the head's name; crosses are visual sinks. Where a small copy of the whole
+        picture stands beside its tiles, it has a panel of its own."""
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
-        heads = list(self.maps)
-        across = min(columns, len(heads) + 1)
-        down = -(-(len(heads) + 1) // across)
-        titles = ["the picture", *(f"{h} · {self.mass[h]:.0%} on the image" for h in heads)]
+        panels: list[tuple[str, str, list[Layer]]] = [("", "the picture", [])]
+        for head in self.heads:
+            layers = self.layers(head)
+            copies = [layer for layer in layers if layer.whole] if len(layers) > 1 else []
+            tiles = [layer for layer in layers if not (copies and layer.whole)]
+            if tiles:
+                panels.append((head, f"{head} · {self.mass[head]:.0%} on the image", tiles))
+            for copy in copies:
+                share = float(copy.weights.sum())
+                panels.append((head, f"{head} · {share:.0%} on the small copy", [copy]))
+        across = min(columns, len(panels))
+        down = -(-len(panels) // across)
         plot = make_subplots(
             down,
             across,
-            subplot_titles=titles,
+            subplot_titles=[title for _, title, _ in panels],
             horizontal_spacing=0.02,
             vertical_spacing=0.12 / down,
         )
         pixels = np.asarray(self.image())
         height, width = pixels.shape[:2]
-        for k in range(len(heads) + 1):
+        for k, (head, _, layers) in enumerate(panels):
             where = dict(row=k // across + 1, col=k % across + 1)
             plot.add_trace(go.Image(z=pixels, hoverinfo="skip"), **where)
-            if k:
-                self._draw(plot, heads[k - 1], height, width, where)
+            top = max((float(layer.weights.max()) for layer in layers), default=1.0) or 1.0
+            for layer in layers:
+                _draw(plot, head, layer, top, height, width, where)
             plot.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain", **where)
             plot.update_yaxes(visible=False, range=[height - 0.5, -0.5], scaleanchor=None, **where)
         plot.update_layout(
@@ -85,39 +116,121 @@ class Overlay:
         )
         return plot
 
-    def _draw(
-        self, figure: go.Figure, head: str, height: int, width: int, where: dict[str, int]
-    ) -> None:
-        import plotly.graph_objects as go
 
-        grid = np.array(self.maps[head])
-        rows, columns = grid.shape
-        x, y = (
-            (np.arange(n) + 0.5) * size / n - 0.5 for n, size in ((columns, width), (rows, height))
+@dataclass(frozen=True)
+class Overlay(PictureOverlay):
+    """One token's attention to one picture whose image tokens are one grid.
+
+    `picture`: PNG in base64. `prompt`, `token`: what was read, and the token that looks. `maps`:
+    head → weights on a grid (rows of patches from the top), A itself; `mass`: head → the head's
+    attention to the image, all its tokens. `sinks`: head → the patches (row, column) that are
+    visual sinks on entry of its layer. `box`: the part of the picture that the grid lies on, where
+    the model sees no more (left, top, right, bottom in shares of its sides).
+    """
+
+    picture: str
+    prompt: str
+    token: str
+    maps: dict[str, list[list[float]]]
+    mass: dict[str, float]
+    sinks: dict[str, list[tuple[int, int]]]
+    box: Box = WHOLE
+
+    def layers(self, head: str) -> list[Layer]:
+        return [Layer(self.box, np.array(self.maps[head]), self.sinks.get(head, []))]
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Overlay:
+        sinks = {
+            head: [(int(r), int(c)) for r, c in marked] for head, marked in data["sinks"].items()
+        }
+        left, top, right, bottom = map(float, data.get("box", WHOLE))
+        return Overlay(**{**data, "sinks": sinks, "box": (left, top, right, bottom)})
+
+
+@dataclass(frozen=True)
+class TiledOverlay(PictureOverlay):
+    """One token's attention to one picture that the model reads as several grids of tokens: tiles,
+    and perhaps a small copy of the whole.
+
+    `picture`, `prompt`, `token`, `mass`: as in `Overlay`. `boxes`: the part of the picture that
+    each grid lies on (left, top, right, bottom in shares of its sides; beyond 0 … 1 in padding).
+    `tiles`: head → weights on each grid, A itself. `sinks`: head → visual sinks (grid, row,
+    column).
+    """
+
+    picture: str
+    prompt: str
+    token: str
+    boxes: list[Box]
+    tiles: dict[str, list[list[list[float]]]]
+    mass: dict[str, float]
+    sinks: dict[str, list[tuple[int, int, int]]]
+
+    @property
+    def maps(self) -> dict[str, list[list[float]]]:
+        """There is none: no one grid holds the picture. Raises `InputError`."""
+        raise InputError(
+            f"This picture is read as {len(self.boxes)} grids of tokens, so no one map of it "
+            "exists; tiles holds a head's weights grid by grid, boxes where each lies."
         )
-        top = float(grid.max()) or 1.0
+
+    def layers(self, head: str) -> list[Layer]:
+        marked = self.sinks.get(head, [])
+        return [
+            Layer(box, np.array(weights), [(r, c) for k, r, c in marked if k == n])
+            for n, (box, weights) in enumerate(zip(self.boxes, self.tiles[head], strict=True))
+        ]
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TiledOverlay:
+        sinks = {
+            head: [(int(k), int(r), int(c)) for k, r, c in marked]
+            for head, marked in data["sinks"].items()
+        }
+        boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in data["boxes"]]
+        return TiledOverlay(**{**data, "sinks": sinks, "boxes": boxes})
+
+
+def _draw(
+    figure: go.Figure,
+    head: str,
+    layer: Layer,
+    top: float,
+    height: int,
+    width: int,
+    where: dict[str, int],
+) -> None:
+    import plotly.graph_objects as go
+
+    rows, columns = layer.weights.shape
+    left, above, right, below = layer.box
+    x = (left + (np.arange(columns) + 0.5) * (right - left) / columns) * width - 0.5
+    y = (above + (np.arange(rows) + 0.5) * (below - above) / rows) * height - 0.5
+    figure.add_trace(
+        go.Heatmap(
+            z=layer.weights,
+            x=x,
+            y=y,
+            dx=(right - left) * width / columns,
+            dy=(below - above) * height / rows,
+            zmin=0,
+            zmax=top,
+            showscale=False,
+            colorscale=[
+                [0, "rgba(8,12,24,0.62)"],
+                [0.5, "rgba(255,120,0,0.35)"],
+                [1, "rgba(255,235,59,0.75)"],
+            ],
+            hovertemplate=head + "<br>weight %{z:.4f}<extra></extra>",
+        ),
+        **where,
+    )
+    if layer.sinks:
+        at = np.array(layer.sinks)
+        marker = dict(symbol="x-thin", size=9, line=dict(width=2, color="#ff2d55"))
         figure.add_trace(
-            go.Heatmap(
-                z=grid,
-                x=x,
-                y=y,
-                zmin=0,
-                zmax=top,
-                showscale=False,
-                colorscale=[
-                    [0, "rgba(8,12,24,0.62)"],
-                    [0.5, "rgba(255,120,0,0.35)"],
-                    [1, "rgba(255,235,59,0.75)"],
-                ],
-                hovertemplate=head + "<br>weight %{z:.4f}<extra></extra>",
-            ),
+            go.Scatter(x=x[at[:, 1]], y=y[at[:, 0]], mode="markers", marker=marker,
+                       hovertemplate="visual sink<extra></extra>"),
             **where,
-        )
-        if self.sinks.get(head):
-            at = np.array(self.sinks[head])
-            marker = dict(symbol="x-thin", size=9, line=dict(width=2, color="#ff2d55"))
-            figure.add_trace(
-                go.Scatter(x=x[at[:, 1]], y=y[at[:, 0]], mode="markers", marker=marker,
-                           hovertemplate="visual sink<extra></extra>"),
-                **where,
-            )  # fmt: skip
+        )  # fmt: skip

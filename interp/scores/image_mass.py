@@ -54,8 +54,8 @@ def image_masses(
 #: why a model has no visual sinks
 NO_SINKS = (
     "the first token has no massive activation in the residual stream, |x[d]| ≥ τ·RMS(x), by which "
-    "sinks are told (τ "
-    "is 20, in streams narrower than 1024 0.31·√width)"
+    "sinks are told (τ is 20, in streams narrower than 484 0.31·√width; a dimension in which the "
+    "median token reaches τ tells none)"
 )
 
 

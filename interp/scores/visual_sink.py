@@ -13,8 +13,10 @@ class VisualSink(SinkScore):
     Sinks are the image's tokens with φ(x) = max_{d∈D} |x[d]| / RMS(x) ≥ τ, x the residual stream
     that enters the layer and D the dimensions published for the model, or else those of its first
     token's massive activations there (|x[d]| ≥ τ·RMS(x)); τ is 20, and 0.31·√d_model in streams
-    narrower than 1024. A layer without such dimensions has no value, and a model without a note
-    that says so; an image none of whose tokens is a sink has 0. Shape (batch, heads).
+    narrower than 484. A dimension in which the median token reaches τ is a bias of the stream and
+    tells no sinks. A layer without such dimensions has no value, and a model without a note that
+    says so; an image none of whose tokens is a sink has 0; a note says how many tokens are sinks.
+    Shape (batch, heads).
     """
 
     name = "visual_sink"

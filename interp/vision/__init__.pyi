@@ -3,9 +3,9 @@ from .divergence import TVHD as TVHD
 from .divergence import t_vhd as t_vhd
 from .divergence import vhd as vhd
 from .overlay import overlay as overlay
-from .prompts import read_image as read_image
 from .prompts import spans as spans
 from .prompts import takes_images as takes_images
 from .prompts import with_images as with_images
 from .prompts import without_images as without_images
+from .reading import read_image as read_image
 from .tower_patterns import cluster_heads as cluster_heads

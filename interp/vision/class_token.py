@@ -73,7 +73,7 @@ def cls_attention(
         >>> interp.vision.cls_attention(model, inputs, (-2,)).attention.keys()
         dict_keys([-2])
     """
-    ids, _ = checked(model, inputs, what)
+    checked(model, inputs, what)
     n = 1 + max((s.layer for s in model.sites if s.tower == "vision"), default=-1)
     numbers = {layer: layer % n for layer in layers if n and -n <= layer < n}
     if len(numbers) < len(set(layers)):
@@ -82,7 +82,9 @@ def cls_attention(
             f"{max(layers)}."
         )
     pictures = inputs.get("pixel_values")
-    where = [(row, span) for row, row_spans in enumerate(spans(model, ids)) for span in row_spans]
+    where = [
+        (row, span) for row, row_spans in enumerate(spans(model, inputs)) for span in row_spans
+    ]
     reader = _ClassToken(frozenset(numbers.values()), scale)
     sizes = {span.stop - span.start for _, span in where}
     if (

@@ -12,7 +12,13 @@ import torch
 from interp.errors import InputError
 from interp.inputs.forward import forward
 from interp.inputs.tokenizer import stop_tokens
-from interp.vision.prompts import needs_images, without_images
+from interp.vision.prompts import (
+    checked,
+    needs_images,
+    reads_text_alone,
+    to_take_out,
+    without_images,
+)
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 
@@ -43,7 +49,9 @@ class TVHD:
     k: int
 
 
-def vhd(model: HookedModel, inputs: Mapping[str, Any]) -> dict[int, torch.Tensor]:
+def vhd(
+    model: HookedModel, inputs: Mapping[str, Any], without: str | None = None
+) -> dict[int, torch.Tensor]:
     """Vision-aware head divergence of every head: how far its output moves without the image.
 
     VHD_{l,h} = ‖a(with image) − a(image tokens removed)‖₂, a the head's output before W_O at the
@@ -52,13 +60,16 @@ def vhd(model: HookedModel, inputs: Mapping[str, Any]) -> dict[int, torch.Tensor
 
     Args:
         model: a vision-language model.
-        inputs: prompts with images, left-padded, as `interp.vision.with_images` makes them.
+        inputs: prompts with images or videos, left-padded, as `interp.vision.with_images` makes
+            them.
+        without: what is taken out, "images", "videos" or "all"; must be said where a prompt holds
+            both kinds.
 
     Returns:
         layer → (batch, heads) float32, of the main tower.
 
     Raises:
-        InputError: a model that takes no images, or a prompt without.
+        InputError: a model that takes no images, or a prompt without; right padding.
 
     Example:
         >>> model = interp.load("llava")
@@ -67,11 +78,15 @@ def vhd(model: HookedModel, inputs: Mapping[str, Any]) -> dict[int, torch.Tensor
         >>> interp.vision.vhd(model, inputs)[2].shape
         torch.Size([1, 8])
     """
-    return next(_steps(model, inputs, 1))[1]
+    return next(_steps(model, inputs, 1, without))[1]
 
 
 def t_vhd(
-    model: HookedModel, inputs: Mapping[str, Any], max_new_tokens: int = 32, k: int | None = None
+    model: HookedModel,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int = 32,
+    k: int | None = None,
+    without: str | None = None,
 ) -> TVHD:
     """T-VHD of each generated token: near 0 where the model would write it without the image.
 
@@ -83,6 +98,7 @@ def t_vhd(
         inputs: as of `vhd`.
         max_new_tokens: the greedy answer's length; it ends earlier where all samples have ended.
         k: heads a layer. Not published; half of a layer's heads unless given.
+        without: as of `vhd`.
 
     Returns:
         A `TVHD`: the answer and the curve.
@@ -109,7 +125,7 @@ def t_vhd(
     tokens: list[torch.Tensor] = []
     curve: list[torch.Tensor] = []
     ends = torch.tensor(sorted(stop_tokens(model)), dtype=torch.long)
-    for token, by_layer in _steps(model, inputs, max_new_tokens):
+    for token, by_layer in _steps(model, inputs, max_new_tokens, without):
         total = torch.stack(
             [v.topk(min(k, v.shape[1]), -1).values.sum(-1) for v in by_layer.values()]
         ).sum(0)
@@ -126,12 +142,17 @@ def t_vhd(
 
 
 def _steps(
-    model: HookedModel, inputs: Mapping[str, Any], steps: int
+    model: HookedModel, inputs: Mapping[str, Any], steps: int, without: str | None
 ) -> Iterator[tuple[torch.Tensor, dict[int, torch.Tensor]]]:
     """Greedy decoding with the image: (token (batch,), layer → VHD (batch, heads)) of each step."""
-    needs_images(model, "VHD")
-    reader = _Reader(model, dict(inputs))
-    blind = _Reader(model, without_images(model, inputs))
+    checked(model, inputs, "VHD")
+    reads_text_alone(model, "VHD")
+    bare = without_images(model, inputs, to_take_out(model, inputs, without))
+    if not bool(bare["attention_mask"].any(1).all()):
+        raise InputError(
+            "VHD compares with the prompt without its image, and this one holds nothing else."
+        )
+    reader, blind = _Reader(model, dict(inputs)), _Reader(model, bare)
     for _ in range(steps):
         a, logits = reader.read()
         b = blind.read()[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
-from interp.results.overlay import Overlay
+from interp.results.overlay import WHOLE, Overlay, TiledOverlay
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
@@ -19,26 +19,8 @@ if TYPE_CHECKING:
 
 #: pictures are stored with at most this many pixels a side
 _STORED = 512
-
-
-def grid_of(model: HookedModel, inputs: Mapping[str, torch.Tensor], tokens: int) -> tuple[int, int]:
-    """Rows and columns of an image's `tokens` tokens. Raises `InputError` where they are no grid of
-    one picture."""
-    grids = inputs.get("image_grid_thw")
-    if grids is not None:  # Qwen-VL: of the picture's own shape, merged
-        vision = model.module.config.vision_config
-        merge = int(getattr(vision, "spatial_merge_size", 1))
-        for _, rows, columns in grids.tolist():
-            if rows * columns == tokens * merge**2:
-                return rows // merge, columns // merge
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise InputError(
-            f"The {tokens} tokens of this image of {model.name} are no square grid (tiles, or rows "
-            "of any length), so "
-            "their weights can't be laid over it."
-        )
-    return side, side
+#: a grid's edges are those of the picture where they are so near (a picture has 256 levels)
+EXACT = 0.005
 
 
 def overlay(
@@ -47,7 +29,7 @@ def overlay(
     prompt: str,
     heads: str | Iterable[str | Sequence[int] | Head],
     token: int = -1,
-) -> Overlay:
+) -> Overlay | TiledOverlay:
     """The attention of heads on a picture, from one token of the prompt, with the visual sinks.
 
     Heads are those of the text tower. Visual sinks are image tokens whose stream there has φ(x) =
@@ -62,10 +44,13 @@ def overlay(
         token: position in the prompt, counted from the end where negative.
 
     Returns:
-        An `Overlay`: weights by head and patch; it is drawn in reports and saved with an atlas.
+        An `Overlay`: weights by head and patch, each where its patch is in the picture; it is drawn
+        in reports and saved with an atlas. A `TiledOverlay` where the model reads the picture as
+        several grids (tiles, a small copy of the whole).
 
     Raises:
-        InputError: a text-only model, no such token, image tokens that are no grid.
+        InputError: a text-only model, no such token, image tokens that lie nowhere in the picture
+            (resampled) or not known where.
         HeadError: no such head.
 
     Example:
@@ -77,12 +62,15 @@ def overlay(
     """
     import torch
 
-    from interp.vision.prompts import needs_images, read_image, spans, with_images
+    from interp.vision.prompts import needs_image_tokens, with_images
+    from interp.vision.reading import read_image
     from interp.vision.sinks import find_sinks
+    from interp.vision.token_grids import token_grids
+    from interp_hooks.huggingface.images import image_mask
     from interp_kernels import Received
 
-    needs_images(model, "An overlay of attention")
-    shown = read_image(picture) if not hasattr(picture, "convert") else picture.convert("RGB")
+    needs_image_tokens(model, "An overlay of attention")
+    shown = read_image(picture)
     targets = [model.check(h) for h in parse_heads(heads)]
     targets = [h if h.tower else Head(h.layer, h.head, model.main_tower) for h in targets]
     if any(h.tower != model.main_tower for h in targets):
@@ -94,8 +82,10 @@ def overlay(
     first = inputs.get("attention_mask", torch.ones_like(ids)).int().argmax(1)  # first real token
     if not -ids.shape[1] <= token < ids.shape[1]:
         raise InputError(f"There is no token {token} in a prompt of {ids.shape[1]} tokens.")
-    (span, *_), = spans(model, ids)  # fmt: skip
-    size = grid_of(model, inputs, span.stop - span.start)
+    grids = token_grids(model, inputs, prompt, shown)
+    image = image_mask(model.module.config, ids, inputs)
+    assert image is not None
+    real = inputs.get("attention_mask")
     rows = torch.zeros_like(ids, dtype=torch.bool)
     rows[0, token] = True
     # What a key receives from one query alone is that query's weight on it.
@@ -107,18 +97,34 @@ def overlay(
         model.observe(received=question) as recording,
     ):
         model(**inputs)
-    maps, mass, sinks = {}, {}, {}
+    weights: dict[str, list[list[list[float]]]] = {}
+    mass: dict[str, float] = {}
+    sinks: dict[str, list[tuple[int, int, int]]] = {}
     for head in targets:
         record = recording[model.main_tower, head.layer]
-        weights = record.received_by("row")[0, head.head, span.start : span.stop].cpu()
-        maps[str(head)] = [[float(w) for w in line] for line in weights.view(size)]
-        mass[str(head)] = float(weights.sum())
-        marked = find_sinks(model, stream["pre", head.layer], first)[0][0, span.start : span.stop]
+        row = record.received_by("row")[0, head.head].cpu()
+        weights[str(head)] = [row[grid.slots].tolist() for grid in grids]
+        mass[str(head)] = float(row[image[0]].sum())  # of all its tokens, those at no place too
+        marked = find_sinks(model, stream["pre", head.layer], first, real, image)[0][0].cpu()
         sinks[str(head)] = [
-            (int(i) // size[1], int(i) % size[1]) for i in marked.nonzero().flatten()
+            (n, int(r), int(c))
+            for n, grid in enumerate(grids)
+            for r, c in marked[grid.slots].nonzero().tolist()
         ]
     word = model.tokenizer.decode(ids[0, token : token + 1 or None]).strip()
-    return Overlay(_png(shown), prompt, word, maps, mass, sinks)
+    if len(grids) > 1:
+        boxes = [grid.box for grid in grids]
+        return TiledOverlay(_png(shown), prompt, word, boxes, weights, mass, sinks)
+    near = all(abs(a - b) < EXACT for a, b in zip(grids[0].box, WHOLE, strict=True))
+    return Overlay(
+        _png(shown),
+        prompt,
+        word,
+        {head: one for head, (one,) in weights.items()},
+        mass,
+        {head: [(r, c) for _, r, c in marked] for head, marked in sinks.items()},
+        WHOLE if near else grids[0].box,
+    )
 
 
 def _png(picture: Image) -> str:

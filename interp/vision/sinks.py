@@ -61,11 +61,21 @@ def _language(model: Model) -> Any:
     return text_config(model.module) if hasattr(model.module, "config") else None
 
 
+#: The paper's τ, and how far beyond it |x| / RMS(x) must be able to go for it to be taken.
+TAU, MARGIN = 20.0, 1.1
+#: A median of fewer tokens (an image's, or a prompt's words) says nothing about a dimension.
+FEW = 8
+
+
 def tau_of(width: int | None) -> float:
-    """τ of sinks for a stream of this width: the paper's 20, which is 31 % of the largest |x| /
-    RMS(x) there can be at LLaVA's 4096, √4096 = 64. In streams below 1024, where 20 is (nearly) out
-    of reach, 31 % of their √d_model."""
-    return 20.0 if width is None or width >= 1024 else 20 * (width / 4096) ** 0.5
+    """τ of sinks for a stream of this width: the paper's 20 wherever a token can reach it.
+
+    |x| / RMS(x) is at most √d_model (one dimension holds all), 64 at LLaVA's 4096; from 484 on it
+    can be 10 % above 20. In narrower streams τ is the same share of what is possible as 20 is
+    there, 0.31·√d_model.
+    """
+    reachable = width is None or width**0.5 >= MARGIN * TAU
+    return TAU if reachable else TAU * (width / 4096) ** 0.5  # type: ignore[operator]
 
 
 def ratios(hidden: torch.Tensor) -> torch.Tensor:
@@ -78,6 +88,34 @@ def sink_dims(size: torch.Tensor, first: torch.Tensor, tau: float) -> torch.Tens
     """(batch, d_model) bool: the dimensions in which each sample's first real token is a sink, from
     `ratios` (batch, tokens, d_model) and the slots `first` (batch,): its massive activations."""
     return size[torch.arange(len(size), device=size.device), first.to(size.device)] >= tau
+
+
+def shared_dims(
+    size: torch.Tensor,
+    tau: float,
+    real: torch.Tensor | None = None,
+    image: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(batch, d_model) bool: the dimensions in which the median token reaches τ. They are a bias of
+    the stream (SmolLM2's dimension 507, 11–13 times the RMS of every token), and tell no token from
+    another.
+
+    `size` is `ratios` (batch, tokens, d_model); `real` and `image` (batch, tokens) bool: tokens
+    that are no padding (None: all), and the image's. With an image the median of its tokens alone
+    counts too, and that of the words alone, where there are 8 or more.
+    """
+    high = size >= tau
+    real = torch.ones_like(high[..., 0]) if real is None else real.to(high.device)
+    kinds = [(real, 1)]
+    if image is not None:
+        image = image.to(high.device)
+        kinds += [(real & image, FEW), (real & ~image, FEW)]
+    shared = torch.zeros_like(high[:, 0])
+    for kind, least in kinds:
+        n = kind.sum(1)[:, None]  # (batch, 1)
+        reached = (high & kind[..., None]).sum(1)  # (batch, d_model)
+        shared |= (2 * reached > n) & (n >= least)
+    return shared
 
 
 def named_dims(size: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
@@ -94,14 +132,20 @@ def are_sinks(size: torch.Tensor, dims: torch.Tensor, tau: float) -> torch.Tenso
 
 
 def find_sinks(
-    model: Model, stream: torch.Tensor, first: torch.Tensor
+    model: Model,
+    stream: torch.Tensor,
+    first: torch.Tensor,
+    real: torch.Tensor | None = None,
+    image: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sinks of a stream (batch, tokens, d_model) that enters a layer, (batch, tokens) bool, and
     whether each sample has a dimension to tell them by (batch,): those published for the model,
-    else the massive activations of its first real token, in slot `first` (batch,)."""
+    else the massive activations of its first real token, in slot `first` (batch,); either without
+    those that most tokens share (`shared_dims`, which says what `real` and `image` are)."""
     size, known = ratios(stream), published_dims(model)
     tau = tau_of(size.shape[-1])
     dims = sink_dims(size, first, tau) if known is None else named_dims(size, known)
+    dims = dims & ~shared_dims(size, tau, real, image)
     return are_sinks(size, dims, tau), dims.any(-1)
 
 
@@ -121,12 +165,18 @@ class SinkMemory:
     enters the layer.
 
     dims None: in each sample and layer, the dimensions that are ≥ τ at the sample's first real
-    token, its massive activations (where there are none, the layer has no sinks).
+    token, its massive activations (where there are none, the layer has no sinks). Dimensions in
+    which the median token reaches τ are left out, but for those that a user names (`named`).
     """
 
-    def __init__(self, dims: Sequence[int] | None, tau: float) -> None:
-        self.dims, self.tau = dims, tau
+    def __init__(self, dims: Sequence[int] | None, tau: float, named: bool = False) -> None:
+        self.dims, self.tau, self.named = dims, tau, named
         self._layers: dict[int, _Layer] = {}
+        self._counts: dict[int, tuple[int, int]] = {}
+
+    def count(self, layer: int) -> tuple[int, int] | None:
+        """(sinks, tokens) of the prompt read last in a layer, over its samples; None before."""
+        return self._counts.get(layer)
 
     def see(self, call: AttentionCall) -> torch.Tensor:
         """(batch, slots) bool: the sinks of the call's layer up to its last row; a prompt's first
@@ -153,16 +203,29 @@ class SinkMemory:
         if before is not None:
             fresh = torch.cat([before.sinks, fresh], 1)
             marks = torch.cat([before.marks, marks], 1)
+        if before is None:
+            real = call.mask.queries
+            self._counts[layer] = (
+                int(fresh.sum()),
+                fresh.numel() if real is None else int(real.sum()),
+            )
         self._layers[layer] = _Layer(fresh, marks, dims)
         return fresh
 
     def _dims(self, call: AttentionCall, size: torch.Tensor) -> torch.Tensor:
         """(batch, d_model) bool."""
         if self.dims is not None:
-            return named_dims(size, self.dims)
-        starts = call.mask.starts
-        first = torch.zeros(len(size), dtype=torch.long) if starts is None else starts
-        return sink_dims(size, first, self.tau)
+            dims = named_dims(size, self.dims)
+            if self.named:
+                return dims
+        else:
+            starts = call.mask.starts
+            first = torch.zeros(len(size), dtype=torch.long) if starts is None else starts
+            dims = sink_dims(size, first, self.tau)
+        image = call.images
+        if image is not None and image.shape != size.shape[:2]:
+            image = None
+        return dims & ~shared_dims(size, self.tau, call.mask.queries, image)
 
     def _before(self, call: AttentionCall) -> _Layer:
         """What was remembered of the tokens before the call's, a row for each of its samples."""

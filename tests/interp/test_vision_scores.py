@@ -149,6 +149,7 @@ def measured(model: HookedModel, name: str, batch: ProbeBatch) -> np.ndarray:
     score = scores.get(name)
     plan = Scan(model, [score], Settings(32, 1))
     frame = pd.DataFrame(plan._probe("image", [score], batch, 0))
+    frame = frame[~frame.score.str.startswith("_")]  # the probe's own outcome
     assert set(frame.tower) == {score.tower or "text"} and set(frame.score) == {name}
     frame = frame.sort_values(["sample", "layer", "head"])
     return frame.value.to_numpy().reshape(frame["sample"].nunique(), frame.layer.nunique(), -1)
