@@ -359,7 +359,7 @@ class HFAdapter(Adapter):
             record = watched[site].record
             with FirstInput(self.attention_module(site)) as first:
                 self.module(input_ids=ids[:1, :1], **extra)
-            return call_maps(record, first, watched[site])
+            return dict(call_maps(record, first, watched[site]))
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__
