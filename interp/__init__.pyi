@@ -12,6 +12,7 @@ from . import scores as scores
 from . import tasks as tasks
 from . import vision as vision
 from .atlas import Atlas as Atlas
+from .atlas import compare as compare
 from .calibration.calibration import Calibration as Calibration
 from .calibration.run import calibrate as calibrate
 from .errors import InterpError as InterpError

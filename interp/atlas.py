@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import UnknownNameError
-from interp.report import heatmap, massive_section
-from interp.results import massive
-from interp.results.comparison import compare
+from interp.report import comparison_section, heatmap, massive_section
+from interp.results import comparison, massive, samples
 from interp.results.head_table import About, HeadTable
+from interp.results.interchange import alignment, catalogue, reading, tables, writing
 from interp.results.massive import MassiveActivations
 from interp.scores import catalogue as scores
 from interp.support.files import check_writable, write_atomic
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from interp.report.section import Section
+    from interp_hooks.protocol import Model
 
 #: from so many times the median on an activation is massive by Sun et al.; below, secondary
 FULL = 1000.0
@@ -57,13 +59,20 @@ class Atlas(HeadTable):
         }
         return About(**{"title": score, **said})
 
-    def compare(self, other: HeadTable) -> pd.DataFrame:
-        """The agreement of two atlases, a row a shared score.
-
-        See `interp.results.comparison.compare`.
+    def compare(
+        self,
+        other: HeadTable | str | os.PathLike[str],
+        score: str | None = None,
+        *,
+        k: int = 10,
+        group: str | None = None,
+        seed: int = 0,
+    ) -> pd.DataFrame:
+        """The agreement of two atlases, a row a shared score; see `interp.compare`.
 
         Args:
-            other: an atlas of a model of the same shape.
+            other: an atlas of a model of the same shape, its folder, or a score file.
+            score, k, group, seed: as `interp.compare` takes them.
 
         Raises:
             InputError: models of different shapes, or no shared score.
@@ -72,7 +81,7 @@ class Atlas(HeadTable):
             >>> list(atlas.compare(atlas)["score"])
             ['previous_token']
         """
-        return compare(self, other)
+        return compare(self, other, score, k=k, group=group, seed=seed)
 
     def plot(
         self, score: str, tower: str = "", kind: str | None = None, top: int = 10
@@ -116,17 +125,141 @@ class Atlas(HeadTable):
         """
         return self._write(path, self.sections())
 
+    def report_against(
+        self,
+        path: str | os.PathLike[str],
+        other: HeadTable | str | os.PathLike[str],
+        score: str | None = None,
+        *,
+        k: int = 10,
+        group: str | None = None,
+        seed: int = 0,
+    ) -> Path:
+        """Writes what `report` does, with a section on how far another atlas agrees.
+
+        Args:
+            path: the file.
+            other: an atlas, its folder, or a score file.
+            score, k, group, seed: as `interp.compare` takes them.
+
+        Returns:
+            The report's path.
+
+        Raises:
+            OutputError: it can't be written; and as `interp.compare`.
+
+        Example:
+            >>> atlas.report_against("both.html", atlas).name
+            'both.html'
+        """
+        there = other if isinstance(other, HeadTable) else Atlas.read(other)
+        compared = compare(self, there, score, k=k, group=group, seed=seed)
+        return self._write(path, [comparison_section.of(compared, self, there), *self.sections()])
+
     def sections(self) -> list[Section]:
         """What a report tells before the scores: of a plain atlas its massive activations, where
         they were listed."""
         return [] if self.massive is None else [massive_section.of(self.massive, FULL)]
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes what `HeadTable.save` does, and the massive activations where they were listed.
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model | HeadTable | Sequence[int] | None = None,
+        *,
+        score: str | None = None,
+        format: str | None = None,
+        grain: str | None = None,
+        tower: str | None = None,
+    ) -> Self:
+        """The scores in a file of another project, or in the folder of a scan.
+
+        Retrieval_Head's and LOCOS' JSON, DuoAttention's table (whose gates are of key/value heads),
+        PASTA's lists of heads, and numbers a head in five other layouts are told apart by their
+        content (`docs/usage.md` has the table). Without the model, the heads are those that the
+        file names: then nothing says which of them share keys and values.
+
+        Args:
+            path: the file, a folder with DuoAttention's table, or what `save` wrote.
+            model: whose heads they are: a loaded model, an atlas of it, or (layers, heads) or
+                (layers, heads, key/value heads). A file of another size is refused.
+            score: what the score is called; None for what the format calls it.
+            format: its format (`interp.results.interchange.catalogue`); None for that of its
+                content.
+            grain: "head" or "kv_head", of a table of numbers that doesn't say it.
+            tower: of a model of several towers, the one that the file is of.
+
+        Raises:
+            OutputError: it can't be read.
+            InputError: it has no known format, a head twice, NaN, or is of another model.
 
         Example:
-            >>> interp.Atlas.load(atlas.save("scan")).massive is None
+            >>> path = atlas.write_json("scores.json", "previous_token")
+            >>> theirs = interp.Atlas.read(path, model, score="theirs")
+            >>> bool((theirs["theirs"] == atlas["previous_token"]).all())
             True
+        """
+        file = Path(path)
+        if file.is_dir() and not (file / reading.TABLE).is_file():
+            return cls.load(file)
+        if file.name == "atlas.json" and (file.parent / "atlas.parquet").is_file():
+            return cls.load(file.parent)
+        entries = reading.read(file, format)
+        if score is not None:
+            entries = replace(entries, score=str(score))
+        made = tables.table_of(entries, file.name, model, tower, grain)
+        atlas = cls(made.frame, made.provenance, made.notes, made.about)
+        atlas.samples = made.samples
+        return atlas
+
+    def write_json(
+        self,
+        path: str | os.PathLike[str],
+        score: str,
+        *,
+        format: str = "retrieval_head",
+        k: int | None = None,
+        group: str | None = None,
+        tower: str = "",
+    ) -> Path:
+        """Writes one score as a score file that other projects read, and `read` reads back.
+
+        Heads that were not measured are left out. Where the samples are not known, as of a scan,
+        each head has its one number.
+
+        Args:
+            path: the file.
+            score: its name.
+            format: "retrieval_head" (HeadKV's too), "locos", "duo" (tab-separated, for scores of
+                key/value heads), "pasta", "values", "ranked", "records" or "matrix".
+            k: only the k strongest heads; for a list of them.
+            group: "mean" or "max": key/value heads, each from its query heads.
+            tower: as in `matrix`.
+
+        Returns:
+            Its path.
+
+        Raises:
+            InputError: the format can't hold the score; nothing was measured.
+            UnknownNameError: there is no such score or format.
+            OutputError: it can't be written.
+
+        Example:
+            >>> path = atlas.write_json("heads.json", "previous_token", format="pasta", k=2)
+            >>> path.read_text().strip()
+            '{"0": [0, 2]}'
+        """
+        chosen = catalogue.get(format)
+        entries = tables.entries_of(self, score, tower, group=group)
+        return writing.write(Path(path), entries, chosen, k)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes what `HeadTable.save` does, and the massive activations and the numbers of each
+        sample where there are any.
+
+        Example:
+            >>> atlas.save("scan").name
+            'scan'
         """
         target = super().save(folder)
         if self.massive is not None:
@@ -134,6 +267,7 @@ class Atlas(HeadTable):
         else:  # those of an earlier scan into this folder are not this one's
             for name in (massive.HEAD, massive.ROWS):
                 (target / name).unlink(missing_ok=True)
+        samples.save(target, self.samples)
         return target
 
     @classmethod
@@ -147,6 +281,7 @@ class Atlas(HeadTable):
         atlas = super().load(folder)
         if (Path(folder) / massive.HEAD).is_file():
             atlas.massive = MassiveActivations.load(folder)
+        atlas.samples = samples.load(Path(folder), atlas.frame)
         return atlas
 
     def heading(self) -> tuple[str, str]:
@@ -163,5 +298,61 @@ class Atlas(HeadTable):
 
         target = Path(path)
         check_writable(target.parent)
-        write_atomic(target, render(self, self.heading(), first).encode())
+        write_atomic(target, render(self, self.heading(), first).encode(errors="backslashreplace"))
         return target
+
+
+def compare(
+    one: HeadTable | str | os.PathLike[str],
+    other: HeadTable | str | os.PathLike[str],
+    score: str | None = None,
+    *,
+    k: int = 10,
+    group: str | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far two sets of scores rank the heads alike, a row a shared score.
+
+    Spearman's ρ and Kendall's τ_b over heads, and the share of the k strongest that both name, each
+    with a 95 % bootstrap interval: over the samples where a file holds them, else over heads.
+    Beside them the control: the overlap of as many random heads and the chance of one as large, and
+    the chance of as large a ρ when heads are shuffled. Noise lowers rank correlations, so that of
+    few samples an interval may lie below the number. `interp.results.comparison.compare` has the
+    columns.
+
+    A file that names no score of the other side is held against each of its scores ("sink ~
+    listed"). A file without its model is laid on the heads of the other side.
+
+    Args:
+        one, other: atlases, folders of scans, or score files that `Atlas.read` takes.
+        score: only this score of the first; with a file, this one against the file's.
+        k: how many strongest heads. Where one side is a list of heads, as many as it names.
+        group: "mean" or "max": query heads become key/value heads before they are compared, as they
+            must against DuoAttention's gates.
+        seed: of the resamples.
+
+    Returns:
+        A frame, a row a score.
+
+    Raises:
+        InputError: models of different sizes, no shared score, or query heads against key/value
+            heads without `group`.
+        UnknownNameError: the first has no such score.
+        OutputError: a folder or file that can't be read.
+
+    Example:
+        >>> path = atlas.write_json("theirs.json", "previous_token")
+        >>> round(interp.compare(atlas, path, "previous_token").spearman[0], 6)
+        1.0
+    """
+    first, second = (
+        side if isinstance(side, HeadTable) else Atlas.read(side) for side in (one, other)
+    )
+    first, second = alignment.aligned(first, second)
+    pairs = alignment.pairs(first, second, score)
+    if group is not None:
+        first, second = (
+            alignment.grouped(table, names, group)
+            for table, names in zip((first, second), zip(*pairs, strict=True), strict=True)
+        )
+    return comparison.compare(first, second, pairs, k, seed)

@@ -35,7 +35,7 @@ class UnknownNameError(InterpError, KeyError):
     """A score, task, edit or model name that is not registered."""
 
     def __str__(self) -> str:  # KeyError would print the repr
-        return str(self.args[0])
+        return " ".join(str(self.args[0]).split("\n")) if self.args else ""
 
 
 class ModelError(InterpError):

@@ -197,6 +197,7 @@ def _fetched(name: str) -> _Source:
         return _on_hub(ALIASES[name])
     path = cache.folder(name)
     if cache.is_complete(path):
+        cache.check(path)
         origin = cache.origin_of(path)
         note = (
             f"{name} is from {origin.get('source')}, its weights {origin.get('weights')}; the hub "

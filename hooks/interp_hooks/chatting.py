@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp_hooks.errors import InputError
+from interp_hooks.token_ids import check_text
 
 if TYPE_CHECKING:
     from interp_hooks.protocol import Model
@@ -124,7 +125,7 @@ def chat_inputs(
     `InputError`."""
     if model.tokenizer is None:
         raise InputError(f"{model.name} has no tokenizer, so it can't read a chat.")
-    text = render(model.tokenizer, conversation(messages, system))
+    text = check_text(render(model.tokenizer, conversation(messages, system)))
     # the template writes the special tokens itself, a BOS too
     ids = torch.tensor([model.tokenizer.encode(text, add_special_tokens=False)])
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids))

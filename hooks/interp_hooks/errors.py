@@ -6,6 +6,10 @@ from __future__ import annotations
 class InterpError(Exception):
     """Base of every error this toolkit raises on purpose. Its message is one helpful sentence."""
 
+    def __str__(self) -> str:
+        """In one line, also where it quotes what another library says in several."""
+        return " ".join(super().__str__().split("\n")).strip()
+
 
 class TapError(InterpError):
     """A model, layer or head whose attention can't be read or edited, with the reason."""

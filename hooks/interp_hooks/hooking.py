@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.adapter import HFAdapter
+from interp_hooks.huggingface.discovery import attempt, one_line
 from interp_hooks.huggingface.images import image_token, sample_inputs
 from interp_hooks.huggingface.layout import DEFAULT, Layout
+from interp_hooks.huggingface.picture_samples import picture_samples
+from interp_hooks.huggingface.samples import samples_for
 from interp_hooks.model import HookedModel
 from interp_hooks.transformer_lens.adapter import TLAdapter, is_transformer_lens
 from interp_hooks.verify import verify
@@ -92,35 +96,73 @@ def _checked(
     """`hook` of a model in evaluation mode."""
     wrapped: Any = module
     if is_transformer_lens(module):
-        adapter: Any = TLAdapter(wrapped)
+        adapter = TLAdapter(wrapped)
         sample = sample or sample_input(
             wrapped.cfg.d_vocab, next(wrapped.parameters()).device, padded=False
         )
         tokenizer = tokenizer if tokenizer is not None else getattr(wrapped, "tokenizer", None)
         name = name or getattr(wrapped.cfg, "model_name", None) or type(module).__name__
-    elif hasattr(module, "config") and hasattr(module, "set_attn_implementation"):
-        vocabulary = getattr(wrapped.config.get_text_config(), "vocab_size", None) or 100
-        if sample is None and image_token(wrapped.config) is not None:
-            if processor is None:
-                raise TapError(
-                    f"{type(module).__name__} takes images: give its processor (processor=), or a "
-                    "short input with an "
-                    "image (sample=), so that its vision tower is found."
-                )
-            sample = {
-                k: v.to(device_of(wrapped))
-                for k, v in sample_inputs(wrapped.config, processor).items()
-            }
-        sample = sample or sample_input(vocabulary, device_of(wrapped))
-        adapter = HFAdapter(wrapped, sample, layout or DEFAULT)
-        name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
-    else:
+        model = HookedModel(adapter, str(name), tokenizer, backend, note)
+        verify(model, sample)
+        return model
+    if not (hasattr(module, "config") and hasattr(module, "set_attn_implementation")):
         raise TapError(
             f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
             "model."
         )
+    name = name or getattr(wrapped.config, "name_or_path", "") or type(module).__name__
     if tokenizer is None and processor is not None:
-        tokenizer = processor.tokenizer
-    model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)
-    verify(model, sample)
-    return model
+        tokenizer = getattr(processor, "tokenizer", None)
+    sample = _sample(wrapped, sample, processor)
+
+    def tapped(own: bool) -> HookedModel:
+        adapter = HFAdapter(wrapped, sample, layout or DEFAULT, own)
+        model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)
+        attempt(wrapped, lambda: verify(model, sample))
+        return model
+
+    try:
+        return tapped(own=False)
+    except TapError as reason:
+        by_interface = reason
+    # it may compute attention itself, or do with masks what the interface does not allow for
+    try:
+        return tapped(own=True)
+    except TapError as reason:
+        raise TapError(f"{by_interface} {reason}") from by_interface
+
+
+@torch.no_grad()
+def _sample(
+    module: Any, sample: dict[str, torch.Tensor] | None, processor: Any
+) -> dict[str, torch.Tensor]:
+    """The input of the check on load, on which the untouched model runs. Raises `TapError` where
+    none can be made."""
+    name, sees = type(module).__name__, image_token(module.config) is not None
+    if sample is not None:
+        given: Iterable[dict[str, torch.Tensor]] = [dict(sample)]
+        advice = "the input that was given (sample=)"
+    elif sees and processor is not None:
+        inputs = sample_inputs(module.config, processor)
+        given = [{k: v.to(device_of(module)) for k, v in inputs.items()}]
+        advice = "the prompt with a picture that its processor makes; give an input (sample=)"
+    elif sees:
+        given = picture_samples(module)
+        advice = (
+            "a prompt with a picture made from its config: give its processor (processor=), or a "
+            "short input with an image (sample=), so that its vision tower is found"
+        )
+    else:
+        given = samples_for(module)
+        advice = "a short input made from its config; give one of your own (sample=)"
+    why = ""
+    try:
+        for one in given:
+            try:
+                module(**one)
+                return one
+            except Exception as error:  # an architecture's code may raise anything
+                why = why or f" ({one_line(error)})"
+    except Exception as error:  # configs hold anything
+        why = f" ({one_line(error)})"
+    raise TapError(f"{name} does not run on {advice}{why}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from interp_hooks import chatting
+from interp_hooks import chatting, token_ids
 from interp_hooks.activations import Activations, Hook, ReplaceActivations, Residual, noting
 from interp_hooks.adapter import Adapter
 from interp_hooks.blocks import Block, Tap, shared_tap
@@ -191,6 +191,7 @@ class HookedModel:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         self._tap.check_thread()
+        token_ids.check(self, args, inputs)
         return self._adapter.forward(*args, **inputs)
 
     def logits(
@@ -228,6 +229,7 @@ class HookedModel:
             3
         """
         self._tap.check_thread()
+        token_ids.check(self, (), inputs)
         return self._adapter.generate(**inputs)
 
     def chat(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from interp.calibration.splits import Outcome
 from interp.errors import EditError, OutputError
 from interp.support.files import reason, write_atomic
+from interp.support.json_text import parse
 from interp.support.statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Calibration:
         path = Path(path)
         head = beside(path, "calibration.json")
         try:
-            record = json.loads(_read(head))
+            record = parse(_read(head))
         except ValueError as error:
             raise OutputError(f"{head} is damaged ({error}); run the calibration again.") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:

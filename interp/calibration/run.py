@@ -13,11 +13,13 @@ from interp.calibration.calibration import Calibration, Comparison, beside
 from interp.calibration.calibration_method import Method
 from interp.calibration.catalogue import make
 from interp.calibration.elsewhere import elsewhere
-from interp.calibration.splits import Bench, Progress, split
+from interp.calibration.splits import Bench, Progress, Split, split
 from interp.errors import OutputError
 from interp.inputs.text import check_seed
 from interp.support.checkpoints import Checkpoints
-from interp.support.files import check_writable
+from interp.support.files import check_writable, sweep
+from interp.support.finished import check_replaceable, is_unfinished
+from interp.support.ownership import owned
 from interp.support.provenance import provenance
 from interp.tasks.floor import check_floor
 from interp.tasks.task import Task
@@ -34,6 +36,7 @@ def calibrate(
     progress: Progress | None = None,
     format: str | None = None,
     force: bool = False,
+    overwrite: bool = False,
     **settings: Any,
 ) -> Calibration:
     """Calibrates an edit: settings are chosen on training instances, measured on held-out ones.
@@ -52,6 +55,7 @@ def calibrate(
         progress: told (done, total, what).
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the untouched model can't do the task.
+        overwrite: replace another calibration, or edits, that `out` holds.
         settings: the method's.
 
     Returns:
@@ -78,38 +82,57 @@ def calibrate(
         tasks.get(task)  # an unknown name is found before the model is loaded
     check_out(out)
     hooked = load(model)
-    parts = split(hooked, task, n, heldout, seed, method.needs_labels, format)
-    method.check(hooked, parts.train)
-    used = dict(
-        method=method.name,
-        task=repr(parts.task),
-        n=n,
-        heldout=len(parts.heldout),
-        backend=hooked.backend,
-        **{f"{method.name}.{k}": v for k, v in method.record().items()},
-    )
-    inputs = [torch.tensor(i.ids) for i in (*parts.train, *parts.heldout)]
-    record = provenance(hooked, seed, used, inputs)
-    folder = None if out is None else beside(out, "resume")
-    marks = ("model", "weights_hash", "inputs_hash", "settings", "seed")
-    pieces = Checkpoints(folder, {k: record[k] for k in marks})
-    bench = Bench(hooked, parts, seed, pieces, progress)
+    with hooked.clean():  # what is active outside must not be measured, and is no part of it
+        parts = split(hooked, task, n, heldout, seed, method.needs_labels, format)
+        method.check(hooked, parts.train)
+        used = dict(
+            method=method.name,
+            task=repr(parts.task),
+            n=n,
+            heldout=len(parts.heldout),
+            backend=hooked.backend,
+            **{f"{method.name}.{k}": v for k, v in method.record().items()},
+        )
+        inputs = [torch.tensor(i.ids) for i in (*parts.train, *parts.heldout)]
+        record = provenance(
+            hooked, seed, used, [*inputs, parts.train, parts.heldout], [method, parts.task]
+        )
+        if out is not None:
+            check_unclaimed(out, record, overwrite)
+        folder = None if out is None else beside(out, "resume")
+        with owned(folder, passing=True):
+            pieces = Checkpoints(folder, record)
+            bench = Bench(hooked, parts, seed, pieces, progress)
+            with pieces.resumable():
+                found = _found(method, bench, parts, record, force)
+            if out is not None:
+                sweep(out.parent, out.stem)
+                found.save(out)
+            pieces.clear()
+    return found
+
+
+def _found(
+    method: Method, bench: Bench, parts: Split, record: dict[str, Any], force: bool
+) -> Calibration:
+    """The search, and what its edits do on both splits."""
+    model, seed = bench.model, bench.seed
     bench.plan(trials=2)
     bench.expect(2 * len(parts.heldout))
     started = time.time()
-    with hooked.clean():  # what is active outside must not be measured
-        before = bench("train-untouched", [], "untouched")
-        floor = check_floor(hooked, parts.task, parts.train, before.correct.tolist(), force)
-        result = method.find(bench)
-        train = Comparison.of(before, bench("train-chosen", result.edits, "chosen"), seed)
-        plain = bench("heldout-untouched", [], "held out, untouched", heldout=True)
-        held = Comparison.of(
-            plain, bench("heldout-chosen", result.edits, "held out, chosen", heldout=True), seed
-        )
-        bench.step("what it costs elsewhere")
-        costs, unmeasured = elsewhere(hooked, parts.task, result.edits, seed)
+    before = bench("train-untouched", [], "untouched")
+    floor = check_floor(model, parts.task, parts.train, before.correct.tolist(), force)
+    result = method.find(bench)
+    train = Comparison.of(before, bench("train-chosen", result.edits, "chosen"), seed)
+    plain = bench("heldout-untouched", [], "held out, untouched", heldout=True)
+    held = Comparison.of(
+        plain, bench("heldout-chosen", result.edits, "held out, chosen", heldout=True), seed
+    )
+    bench.step("what it costs elsewhere")
+    costs, unmeasured = elsewhere(model, parts.task, result.edits, seed)
     record["seconds"] = round(time.time() - started, 2)
-    calibration = Calibration(
+    said = [n for n in (parts.note, floor) if n]
+    return Calibration(
         method.name,
         parts.task.name,
         result.edits,
@@ -117,16 +140,24 @@ def calibrate(
         train,
         held,
         result.trace,
-        [*(n for n in (parts.note, floor) if n), *result.notes, *unmeasured],
+        [*said, *result.notes, *unmeasured, *bench.pieces.notes],
         record,
         costs,
     )
-    if out is not None:
-        calibration.save(out)
-        pieces.clear()
-        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-    return calibration
+
+
+def check_unclaimed(out: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Raise `OutputError` where `out` holds other edits, or another calibration's, unless they may
+    be replaced."""
+    head = beside(out, "calibration.json")
+    check_replaceable(head, record, overwrite)
+    # a run that was killed while it saved left its edits without their record
+    mine = is_unfinished(beside(out, "resume"), record)
+    if out.exists() and not head.exists() and not overwrite and not mine:
+        raise OutputError(
+            f"{out} is there already and no calibration made it; choose another --out, or add "
+            "--overwrite (overwrite=True) to replace it."
+        )
 
 
 def check_out(out: Path | None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,20 +16,71 @@ from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.ability import able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns, Progress
 from interp.circuits.runs.prompts import Prompts, from_task
-from interp.errors import InputError, InterpError
+from interp.errors import InputError, InterpError, OutputError
 from interp.inputs.text import check_seed
 from interp.results.circuit_table import Search
 from interp.results.frame import rows_of
 from interp.results.head_table import About
 from interp.support.checkpoints import Checkpoints
+from interp.support.ownership import owned
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.task import Task
 
+if TYPE_CHECKING:
+    from interp_hooks.model import HookedModel
+
 #: below this accuracy the user is told that the circuit is one of a task half done
 POOR = 0.8
-#: what must be the same for a search to resume
-MARKS = ("model", "weights_hash", "inputs_hash", "settings", "seed")
+
+
+@dataclass(frozen=True)
+class Posed:
+    """A search before it runs: the model, the method, the prompts, and where its result will come
+    from (`record["fingerprint"]` tells it from any other)."""
+
+    model: HookedModel
+    method: Method
+    prompts: Prompts
+    record: dict[str, Any]
+
+
+def pose(
+    model: Any,
+    task: str | Task | Prompts,
+    method: str | Method,
+    n: int,
+    seed: int,
+    *,
+    preset: str | None = None,
+    format: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Posed:
+    """The search that `find` with the same arguments does."""
+    from interp.loading import load
+
+    check_seed(seed)
+    searcher = as_method(method, preset, dict(settings or {}))
+    hooked = load(model)
+    with hooked.clean():  # what is active outside must not be measured, and is no part of it
+        prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed, format)
+        record = provenance(
+            hooked,
+            seed,
+            dict(
+                task=prompts.name,
+                format=prompts.task.format,
+                method=searcher.name,
+                n=len(prompts),
+                context=max(len(i.ids) for i in prompts.instances),
+                samples=len(prompts),
+                backend=hooked.backend,
+                **{f"{searcher.name}.{k}": v for k, v in searcher.record().items()},
+            ),
+            [*prompts.tensors(), prompts.instances],
+            [searcher, prompts.task],
+        )
+    return Posed(hooked, searcher, prompts, record)
 
 
 def find(
@@ -77,39 +130,25 @@ def find(
         >>> circuit["eap"].shape, list(circuit.edges)
         ((4, 8), ['sender', 'receiver', 'kind', 'score'])
     """
-    from interp.loading import load
-
-    check_seed(seed)
-    searcher = as_method(method, preset, settings)
-    hooked = load(model)
-    prompts = task if isinstance(task, Prompts) else from_task(hooked, task, n, seed, format)
-    settings_record = dict(
-        task=prompts.name,
-        format=prompts.task.format,
-        method=searcher.name,
-        n=len(prompts),
-        context=max(len(i.ids) for i in prompts.instances),
-        samples=len(prompts),
-        backend=hooked.backend,
-        **{f"{searcher.name}.{k}": v for k, v in searcher.record().items()},
-    )
-    record = provenance(hooked, seed, settings_record, prompts.tensors())
-    with hooked.clean():  # what is active outside must not be measured
+    search = pose(model, task, method, n, seed, preset=preset, format=format, settings=settings)
+    hooked, searcher, prompts, record = search.model, search.method, search.prompts, search.record
+    with hooked.clean(), owned(resume):
         started = time.perf_counter()
         accuracy, clean, floor = able(hooked, prompts, seed, force)
-        pieces = Checkpoints(
-            None if resume is None else Path(resume), {k: record[k] for k in MARKS}
-        )
+        pieces = Checkpoints(None if resume is None else Path(resume), record)
         runs = PairedRuns(hooked, prompts, seed, progress, pieces)
         corrupted = bootstrap(runs.margins(corrupted=True).tolist(), seed)
         ready = runs.forwards
         try:
-            result = searcher.find(runs)
+            with pieces.resumable():
+                result = searcher.find(runs)
+        except OutputError:  # no room: what is there is worth keeping
+            raise
         except InterpError:  # there will be nothing to resume
             pieces.clear()
             raise
         record["seconds"] = round(time.perf_counter() - started, 3)
-    search = Search(
+    about = Search(
         prompts.name,
         searcher.name,
         len(prompts),
@@ -123,8 +162,10 @@ def find(
     )
     said = [note for note in (prompts.note, floor) if note]
     notes = [*said, *_notes(prompts, accuracy, clean, corrupted), *result.notes]
-    circuit = circuit_of(runs, searcher, result, search, record, notes)
-    pieces.clear()
+    notes += pieces.notes
+    circuit = circuit_of(runs, searcher, result, about, record, notes)
+    with owned(resume):
+        pieces.clear()
     return circuit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.common import note, out
 from interp.errors import InputError, OutputError
+from interp.support.json_text import parse
 
 NOT_MEASURED = "not measured"
 
@@ -60,7 +60,7 @@ def committed() -> Path | None:
 
 def _load(file: Path) -> tuple[Path, dict[str, Any]]:
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(f"The result {file} can't be read: {error}.") from error
     if not isinstance(result, dict) or not isinstance(result.get("rows"), list):

@@ -21,6 +21,7 @@ from interp.cli.common import (
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
     QuantizationOption,
     RevisionOption,
     SeedOption,
@@ -67,6 +68,7 @@ def calibrate(
     ] = 64,
     format: FormatOption = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     unsupervised: Annotated[
         bool,
         typer.Option(
@@ -149,6 +151,7 @@ def calibrate(
             progress=report,
             format=format,
             force=force,
+            overwrite=overwrite,
         )
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:

@@ -19,6 +19,7 @@ from interp.cli.common import (
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
     QuantizationOption,
     RevisionOption,
     SeedOption,
@@ -97,6 +98,7 @@ def circuit(
     ] = False,
     format: FormatOption = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     device_map: DeviceMapOption = None,
@@ -116,6 +118,10 @@ def circuit(
     rows = written(prompts, task, faithfulness)
     truth = known(compare, model, task or "ioi", rows is not None)
     from interp import circuits
+    from interp.circuits.finding import pose
+    from interp.results.head_table_files import HEAD
+    from interp.support.finished import check_replaceable, vacant
+    from interp.support.ownership import owned
 
     loaded = common.load(
         model,
@@ -133,30 +139,37 @@ def circuit(
     problems: Any = task or "ioi"
     if rows is not None:
         problems = circuits.prompts.from_texts(loaded, rows)
-    with progress(f"Finding the circuit by {method}") as report:
-        folder = target or FOLDER / folder_name(
+    search = pose(loaded, problems, searcher, n, seed, format=format)
+    folder = target or vacant(
+        FOLDER
+        / folder_name(
             loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
-        )
-        result = circuits.find(
-            loaded,
-            problems,
-            searcher,
-            n,
-            seed,
-            format=format,
-            force=force,
-            progress=report,
-            resume=folder,
-        )
-    result.save(folder)
-    show(result, top, truth)
-    agreement = agree(result, truth, folder)
-    for remark in result.notes:
-        out().print(Text(remark, style="yellow"), soft_wrap=True)
-    page, curve = result.report(folder / "report.html", truth), None
-    if faithfulness:
-        curve = faithful(loaded, result, n, seed, folder)
-        result.report(page, truth, curve)
+        ),
+        HEAD,
+        search.record,
+    )
+    with owned(folder):
+        check_replaceable(folder / HEAD, search.record, overwrite)
+        with progress(f"Finding the circuit by {method}") as report:
+            result = circuits.find(
+                loaded,
+                search.prompts,
+                searcher,
+                n,
+                seed,
+                force=force,
+                progress=report,
+                resume=folder,
+            )
+        result.save(folder)
+        show(result, top, truth)
+        agreement = agree(result, truth, folder)
+        for remark in result.notes:
+            out().print(Text(remark, style="yellow"), soft_wrap=True)
+        page, curve = result.report(folder / "report.html", truth), None
+        if faithfulness:
+            curve = faithful(loaded, result, n, seed, folder)
+            result.report(page, truth, curve)
     say_files(folder, page, result, agreement, curve)
 
 

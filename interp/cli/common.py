@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
+#: exit code of a result that lacks what memory was too small for
+INCOMPLETE = 3
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -64,6 +67,9 @@ FormatOption = Annotated[
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Go on where the model can't do the task.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace another result that lies in the place.")
 ]
 EditOption = Annotated[
     Path | None,

@@ -18,6 +18,7 @@ from interp.cli.common import (
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
     QuantizationOption,
     RevisionOption,
     SeedOption,
@@ -66,6 +67,7 @@ def evaluate(
     ] = None,
     format: FormatOption = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     target: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +98,9 @@ def evaluate(
         check_writable(target)
     edits = common.load_edits(edit) if edit is not None else []
     import interp
+    from interp.results.evaluation import HEAD
+    from interp.support.finished import check_replaceable
+    from interp.support.ownership import owned
 
     loaded = common.load(
         model,
@@ -115,14 +120,16 @@ def evaluate(
         format=format,
         force=force,
     )
-    with progress(f"Evaluating {task or metric or 'niah'}") as report:
-        result = interp.evaluate(
-            loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
-        )
-    show(loaded.name, result)
-    if target is not None:
-        result.save(target)
-        note(f"Saved in {target}.")
+    with owned(target):
+        with progress(f"Evaluating {task or metric or 'niah'}") as report:
+            result = interp.evaluate(
+                loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
+            )
+        show(loaded.name, result)
+        if target is not None:
+            check_replaceable(target / HEAD, result.provenance, overwrite)
+            result.save(target)
+            note(f"Saved in {target}.")
 
 
 def show(name: str, result: Any) -> None:

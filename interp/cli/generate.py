@@ -118,9 +118,10 @@ def _inputs(loaded: Any, prompt: str, chat: bool, system: str | None) -> Any:
     """The prompt's tokens. Raises `InputError` where there is no template to put it into."""
     from interp.errors import InputError
     from interp_hooks.chatting import chat_inputs, has_template
+    from interp_hooks.token_ids import check_text
 
     if not chat:
-        return loaded.tokenizer(prompt, return_tensors="pt")
+        return loaded.tokenizer(check_text(prompt), return_tensors="pt")
     if not has_template(loaded.tokenizer):
         raise InputError(
             f"The tokenizer of {loaded.name} has no chat template; leave out --chat and --system, "

@@ -24,6 +24,7 @@ from interp.cli import (
     show,
 )
 from interp.cli.common import fail
+from interp.support.memory import is_out_of_memory
 
 OUT_OF_MEMORY = (
     "Out of memory: use fewer or shorter inputs, --dtype bfloat16 or a device with more memory"
@@ -43,15 +44,15 @@ def explained(command: Callable[..., None], resumes: bool = False) -> Callable[.
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        show_every_character()
         try:
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            fail(
-                "Interrupted; run the same command again to resume." if resumes else "Interrupted.",
-                mark="",
-            )
+        except KeyboardInterrupt as interrupt:
+            usual = "Interrupted; run the same command again to resume."
+            kept = next((a for a in interrupt.args if isinstance(a, str)), None)
+            fail(kept or (usual if resumes else "Interrupted."), mark="")
             raise typer.Exit(130) from None
         except Exception as error:
             sentence = explain(error, resumes)
@@ -63,6 +64,14 @@ def explained(command: Callable[..., None], resumes: bool = False) -> Callable[.
     return run
 
 
+def show_every_character() -> None:
+    """Lets stdout print what is no character of its encoding, as an escape: half a character of a
+    name that is not UTF-8, or a Greek letter on a terminal of Latin-1. stderr does so by itself."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
 def explain(error: BaseException, resumes: bool = False) -> str | None:
     """The sentence for an error that a user can do something about; None for a bug, which keeps its
     traceback."""
@@ -70,10 +79,7 @@ def explain(error: BaseException, resumes: bool = False) -> str | None:
 
     if isinstance(error, InterpError):
         return str(error)
-    # By name, so that torch need not be imported to recognise its errors; on CPU it is a plain
-    # RuntimeError.
-    allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    if allocator or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}{KEPT if resumes else ''}."
     return None
 
@@ -132,8 +138,8 @@ app.add_typer(_models, name="models")
 
 
 def main() -> None:
-    """The `interp` command. Exit codes: 0 done, 1 declined, 2 an error that was explained, 130
-    interrupted."""
+    """The `interp` command. Exit codes: 0 done, 1 declined, 2 an error that was explained, 3 done
+    but for what memory was too small for, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         # "≥" must not end a long scan where the terminal's encoding lacks it.
         if hasattr(stream, "reconfigure"):

@@ -17,6 +17,7 @@ from interp.cli.common import (
     ForceOption,
     FormatOption,
     ModelOption,
+    OverwriteOption,
     QuantizationOption,
     RevisionOption,
     SeedOption,
@@ -84,6 +85,7 @@ def scan_heads(
         typer.Option(help="What asks for that fact.", show_default="made of the needle"),
     ] = None,
     force: ForceOption = False,
+    overwrite: OverwriteOption = False,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
     ] = False,
@@ -103,7 +105,8 @@ def scan_heads(
     Prints a plan, then the top heads of every score; saves an atlas, and a report that opens in a
     browser.
 
-    An interrupted scan resumes when the same command runs again.
+    An interrupted scan resumes when the same command runs again. Exit code 3: some scores are
+    missing because memory ran out; the same command measures these alone.
     """
     # What can go wrong without the model goes wrong before it is loaded.
     from interp import scores as registered
@@ -121,6 +124,7 @@ def scan_heads(
         files_in(images)
     import interp
     from interp.atlas import REPORT_SECONDS
+    from interp.support.ownership import owned
 
     loaded = common.load(
         model,
@@ -151,12 +155,16 @@ def scan_heads(
     show_plan(plan, loaded.name)
     if plan.seconds > ASK_FROM_SECONDS and not yes:
         agree(plan.seconds)
-    folder = target or FOLDER / folder_name(loaded.name)
-    with progress("Scanning") as report:
+    folder = target
+    if folder is None:
+        usual = FOLDER / folder_name(loaded.name)
+        folder = plan.folder(usual)
+        if folder != usual:
+            note(f"{usual} holds another scan, so this one goes into {folder}.")
+    with owned(folder), progress("Scanning") as report:
         # saves the atlas too; the bar is full when the report is written
-        atlas = plan.run(
-            folder, before(report, REPORT_SECONDS / max(plan.seconds, REPORT_SECONDS + 1))
-        )
+        share = REPORT_SECONDS / max(plan.seconds, REPORT_SECONDS + 1)
+        atlas = plan.run(folder, before(report, share), overwrite)
         report(99, 100, "report")
         page = atlas.report(folder / "report.html")
         report(100, 100, "done")
@@ -170,6 +178,8 @@ def scan_heads(
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
     console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
+    if atlas.provenance.get("missing"):
+        raise typer.Exit(common.INCOMPLETE)
 
 
 def show_plan(plan: Any, name: str) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def show(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of a scan, or of an evaluation.", metavar="DIR")
+        Path,
+        typer.Argument(help="Folder of a scan or an evaluation, or a score file.", metavar="DIR"),
     ],
     score: Annotated[
         str | None, typer.Option(help="Rank the heads by this score; without it, all scores.")
@@ -36,7 +37,7 @@ def show(
         return
     from interp.atlas import Atlas
 
-    atlas = Atlas.load(folder)
+    atlas = Atlas.read(folder) if folder.is_file() else Atlas.load(folder)
     console = out()
     if score is None:
         console.print(common.about_line(atlas), soft_wrap=True)
@@ -99,7 +100,8 @@ def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:
             Text(str(place), style="bold" if counts else ""),
         ]
         if isinstance(place, Head):
-            row.append(str(places[place.tower, place.layer, place.head]))
+            kv_head = places[place.tower, place.layer, place.head]
+            row.append(str(kv_head) if kv_head >= 0 else "–")  # a file without its model
         row += [
             number(mean, 3),
             *([number(error, 3) if error is not None else ""] if sampled else []),

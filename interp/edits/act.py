@@ -102,11 +102,8 @@ class ACT(HeadEdit):
             stats["received:act"],
             stats["received_count:act"],
         )  # (batch, heads, keys), (batch, 1, keys)
-        real = (
-            torch.ones_like(count[:, 0], dtype=torch.bool)
-            if call.mask.keys is None
-            else call.mask.keys
-        )
+        # a dense mask names no padding, but no real row sees any
+        real = count[:, 0] > 0 if call.mask.keys is None else call.mask.keys
         if self.threshold is None:
             limit = self.alpha / real.sum(-1)[:, None, None]  # α / N
         else:

@@ -14,6 +14,7 @@ from interp.edits.head_edit import HeadEdit
 from interp.edits.tensors import fetched
 from interp.errors import EditError, InterpError, OutputError
 from interp.support.files import write_atomic
+from interp.support.json_text import parse
 
 
 def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ def from_json(
                 hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}."
                 raise EditError(f"The edit {name} has no setting {key!r}; {hint}")
         try:
-            edits.append(kind(**fetched(fields, folder)))
+            edits.append(kind.from_fields(fetched(fields, folder)))
         except InterpError:
             raise
         except (TypeError, ValueError, AttributeError) as error:
@@ -139,7 +140,7 @@ def load(path: str | Path) -> list[HeadEdit]:
         [SoftPAG(u=0.5, heads=None, scope='all')]
     """
     try:
-        data = json.loads(
+        data = parse(
             Path(path).read_text(encoding="utf-8-sig")
         )  # Windows editors put a mark in front
     except OSError as error:

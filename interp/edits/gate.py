@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits import duo_gates
 from interp.edits.head_edit import HeadEdit
 from interp.edits.streaming import check_sizes, open_ended, streamed
 from interp.edits.values import fixed, head_values, vector
@@ -19,6 +21,9 @@ from interp_kernels import attention
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
     from interp_hooks.protocol import Model
+
+#: tokens that a streaming head sees where gates are learned
+SINK, RECENT = 128, 256
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,18 @@ class Gate(HeadEdit):
 
     Args:
         alpha: one α for all, KV head → α (``{"L3H0": 0.0}`` is KV head 0 of layer 3; others have
-            1), or a tensor (layers, kv_heads). α = 0 streams. Gradients flow through tensors.
-        sink: first tokens of each sample that z_streaming sees.
-        recent: last tokens that it sees, the query's own included.
+            1), a tensor (layers, kv_heads), or DuoAttention's file of one. α = 0 streams.
+            Gradients flow through tensors.
+        sink: first tokens of each sample that z_streaming sees; None for 128, or for what
+            `config.json` says beside a file.
+        recent: last tokens that it sees, the query's own included; None for 256, or as `sink`.
         scope: "all", "prefill" or "decode".
 
     Raises:
         EditError: α outside [0, 1], or not as the model's KV heads are; in use, a model that sees
             later tokens, or a TransformerLens model, which shows no queries.
         HeadError: a KV head that does not exist.
+        InputError, OutputError: a file that is not of gates, or can't be read.
 
     Example:
         >>> edit = interp.edits.Gate({"L3H0": 0.0}, sink=1, recent=1)
@@ -57,8 +65,8 @@ class Gate(HeadEdit):
     """
 
     alpha: Any = 1.0
-    sink: int = 128
-    recent: int = 256
+    sink: int = None  # type: ignore[assignment]  # a number once it is made
+    recent: int = None  # type: ignore[assignment]
     scope: Scope = "all"
     heads: tuple[Head, ...] | None = field(default=None, init=False, repr=False)
 
@@ -66,6 +74,14 @@ class Gate(HeadEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sizes = (SINK, RECENT)
+        if isinstance(self.alpha, str | os.PathLike):
+            gates = duo_gates.read(self.alpha)
+            object.__setattr__(self, "alpha", gates.alpha)
+            sizes = (SINK if gates.sink is None else gates.sink, gates.recent or RECENT)
+        for name, size in zip(("sink", "recent"), sizes, strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size)
         check_sizes(self.name, self.sink, self.recent)
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             if self.alpha.ndim != 2 or not self.alpha.is_floating_point():
@@ -77,6 +93,59 @@ class Gate(HeadEdit):
             object.__setattr__(self, "alpha", head_values(self.alpha, "α of gate"))
         if not all(bool(((a >= 0) & (a <= 1)).all()) for a in map(torch.as_tensor, self._given())):
             raise EditError("α of gate is between 0 (streaming) and 1 (full attention).")
+
+    @classmethod
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        sparsity: float | None = None,
+        threshold: float | None = None,
+        sink: int | None = None,
+        recent: int | None = None,
+        scope: Scope = "all",
+    ) -> Gate:
+        """DuoAttention's gates from its file, as they were learned or as they are used.
+
+        Used, a KV head has full attention or streams, and nothing between: those below the
+        quantile `sparsity` of all gates stream, or those below `threshold`. Where gates are equal,
+        the first heads stream (DuoAttention draws).
+
+        Args:
+            path: `full_attention_heads.tsv`, or the folder that holds it.
+            sparsity: share of KV heads that stream; DuoAttention has .5 for grouped queries, .25
+                without.
+            threshold: the smallest gate that has full attention.
+            sink, recent: as in `Gate`; DuoAttention learns with 128 and 256 and uses 64 and 256.
+            scope: "all", "prefill" or "decode".
+
+        Raises:
+            EditError: both a sparsity and a threshold, or one outside [0, 1].
+            InputError, OutputError: a file that is not of gates, or can't be read.
+
+        Example:
+            >>> from pathlib import Path
+            >>> _ = Path("full_attention_heads.tsv").write_text("0.9\\t0.2\\n0.4\\t0.7\\n")
+            >>> interp.edits.Gate.read("full_attention_heads.tsv", sparsity=0.5).alpha.tolist()
+            [[1.0, 0.0], [0.0, 1.0]]
+        """
+        gates = duo_gates.read(path)
+        alpha = duo_gates.two_valued(gates.alpha, sparsity, threshold)
+        return cls(
+            alpha,
+            gates.sink if sink is None else sink,  # type: ignore[arg-type]
+            gates.recent if recent is None else recent,  # type: ignore[arg-type]
+            scope,
+        )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Gate:
+        if isinstance(fields.get("alpha"), str):
+            raise EditError(
+                "An edit file holds the gates themselves; make it with Gate.read(FILE) and "
+                "interp.edits.save."
+            )
+        return cls(**fields)
 
     def _given(self) -> list[Any]:
         return list(self.alpha.values()) if isinstance(self.alpha, dict) else [self.alpha]

@@ -146,6 +146,11 @@ class HeadEdit(Edit):
         """The JSON form without the name; tensors of more than one number as they are."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
 
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """The edit of JSON fields. Raises what the edit does."""
+        return cls(**fields)
+
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
         """The JSON form; tensors go to safetensors files in `folder`, and without one they are an
         `EditError`."""

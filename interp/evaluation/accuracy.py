@@ -106,7 +106,13 @@ def accuracy(
         edits=edits_as_json(edits),
         backend=hooked.backend,
     )
-    record = provenance(hooked, seed, settings, [torch.tensor(i.ids) for i in instances])
+    record = provenance(
+        hooked,
+        seed,
+        settings,
+        [*(torch.tensor(i.ids) for i in instances), instances],
+        [chosen, *edits],
+    )
     metric = {"exact": "exact answers", "recall": "recalled"}.get(chosen.judge, "accuracy")
     notes = [n for n in (posed.note, floor, past(beyond) if beyond else None) if n]
     return summarise(chosen.name, metric, frame, seed, record, notes)

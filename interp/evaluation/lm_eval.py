@@ -112,7 +112,7 @@ def evaluate(
     documents = torch.frombuffer(
         bytearray("".join(s[2] for s in plain).encode()), dtype=torch.uint8
     )
-    record = provenance(model, seed, settings, [documents])
+    record = provenance(model, seed, settings, [documents], list(edits))
     record["versions"]["lm-eval"] = version_of("lm-eval")
     return summarise(f"lm_eval:{name}", metric, frame, seed, record, notes)
 

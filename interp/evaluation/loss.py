@@ -109,7 +109,7 @@ def continuation_loss(
         edits=edits_as_json(edits),
         backend=model.backend,
     )
-    record = provenance(model, seed, settings, [torch.tensor(r) for r in rows])
+    record = provenance(model, seed, settings, [torch.tensor(r) for r in rows], list(edits))
     return summarise(what, METRIC, frame, seed, record, [past(beyond)] if beyond else [])
 
 

@@ -196,7 +196,7 @@ def evaluate_images(
         first.difference,
         rows,
         test,
-        provenance(model, seed, settings, texts),
+        provenance(model, seed, settings, [*texts, problems], [task, *edits]),
         (),
         {k: v for k, v in comparisons.items() if k != headline},
     )

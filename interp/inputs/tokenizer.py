@@ -12,6 +12,7 @@ import numpy as np
 from interp.errors import InputError
 from interp_hooks.chatting import MARK, has_template, render
 from interp_hooks.chatting import stop_tokens as stop_tokens
+from interp_hooks.token_ids import check_text
 
 #: everyday English, to see whether a tokenizer knows the language
 EVERYDAY = (
@@ -37,7 +38,9 @@ class Text:
 
     def plain(self, text: str) -> list[int]:
         """Token ids of a whole text without special tokens."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        return list(
+            self.tokenizer.encode(check_text(text), add_special_tokens=False, verbose=False)
+        )
 
     @cached_property
     def _prepends(self) -> bool:
@@ -86,7 +89,7 @@ class Text:
 
     def prompt(self, text: str) -> list[int]:
         """Token ids as the tokenizer makes a prompt: with BOS where its own default has one."""
-        return list(self.tokenizer.encode(text, verbose=False))
+        return list(self.tokenizer.encode(check_text(text), verbose=False))
 
     @property
     def bos(self) -> list[int]:

@@ -21,6 +21,7 @@ from interp.errors import InputError
 from interp.mechanics.weights import Folded, folded, head_rows, main_sites, through_vocabulary
 from interp.support.progress import timed
 from interp_hooks.heads import Head
+from interp_hooks.token_ids import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -320,13 +321,13 @@ def _id(model: HookedModel, token: int | str, size: int) -> int:
             raise InputError(
                 f"{model.name} came without a tokenizer, so tokens are given by their ids."
             )
-        ids = model.tokenizer.encode(token, add_special_tokens=False)
+        ids = model.tokenizer.encode(check_text(token), add_special_tokens=False)
         if len(ids) != 1:
             raise InputError(
                 f"{token!r} is {len(ids)} tokens for this tokenizer; give text of one token, or "
                 "its id."
             )
-        return int(ids[0])
+        token = int(ids[0])  # a tokenizer may know more than the model embeds
     if not 0 <= int(token) < size:
         raise InputError(f"There is no token {token}: ids go from 0 to {size - 1}.")
     return int(token)

@@ -14,9 +14,13 @@ from typing import Any
 
 from interp.errors import ModelError, OutputError
 from interp.support.files import reason
+from interp.support.json_text import parse
+from interp.support.tensor_digest import file_digest
 
 #: beside the weights: where they come from
 ORIGIN = "interp-origin.json"
+#: beside them too: digests of the files, as they were written
+DIGESTS = "interp-files.json"
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,41 @@ def is_complete(path: Path) -> bool:
     return (path / "config.json").is_file() and (path / ORIGIN).is_file()
 
 
+def seal(path: Path) -> None:
+    """Write down what the files of a model's folder are, before it gets its name."""
+    digests = {p.name: file_digest(p) for p in sorted(path.iterdir()) if p.name != DIGESTS}
+    (path / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+
+
+def check(path: Path) -> None:
+    """Raise `ModelError` where a file of a fetched model is not as it was written: weights with a
+    bit turned load without complaint, and give other numbers."""
+    try:
+        digests = parse((path / DIGESTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # fetched by an earlier version, or no fetched model
+        return
+    except (OSError, ValueError):
+        digests = None
+    bad = [DIGESTS] if not isinstance(digests, dict) else []
+    for name, digest in (digests or {}).items() if not bad else ():
+        try:
+            # a name out of a file is a file of this folder, never a way out of it
+            fits = Path(name).name == name and file_digest(path / name) == digest
+        except OSError:
+            fits = False
+        bad += [] if fits else [name]
+    if bad:
+        raise ModelError(
+            f"{', '.join(bad)} of {path.name} in the cache {root()} is damaged or missing; run "
+            f"`interp models remove {path.name}` and fetch it again."
+        )
+
+
 def origin_of(path: Path) -> dict[str, Any]:
     """Where the weights in a folder come from, as it was written down when they were fetched; {}
     for other folders."""
     try:
-        origin = json.loads((path / ORIGIN).read_text(encoding="utf-8"))
+        origin = parse((path / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return origin if isinstance(origin, dict) else {}

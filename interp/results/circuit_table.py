@@ -17,7 +17,9 @@ import pandas as pd
 from interp.errors import OutputError
 from interp.results.head_table import About, HeadTable
 from interp.results.places import Place
+from interp.support import typed
 from interp.support.files import write_atomic
+from interp.support.json_text import parse
 from interp.support.statistics import Interval
 from interp_hooks.heads import Head
 
@@ -152,7 +154,9 @@ class CircuitTable(HeadTable):
                 **{k: vars(v) for k, v in vars(self.search).items() if isinstance(v, Interval)},
             },
         }
-        content = (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
+        content = (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode(
+            errors="backslashreplace"
+        )
         earlier = target / HEAD
         if earlier.is_file() and earlier.read_bytes() != content:
             for name in JUDGED:  # of another circuit
@@ -178,7 +182,7 @@ class CircuitTable(HeadTable):
             )
         atlas = HeadTable.load(folder)
         try:
-            head = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            head = parse((source / HEAD).read_text(encoding="utf-8"))
             table = (source / EDGES).read_bytes()
             if (
                 head["format"] != FORMAT
@@ -189,13 +193,14 @@ class CircuitTable(HeadTable):
                     "again."
                 )
             said: dict[str, Any] = {
-                k: Interval(**v) if isinstance(v, dict) else v for k, v in head["search"].items()
+                k: typed.made(Interval, v) if isinstance(v, dict) else v
+                for k, v in typed.mapping(head["search"]).items()
             }
             edges = pd.read_parquet(io.BytesIO(table))
             return cls(
                 atlas.frame,
                 atlas.provenance,
-                Search(**said),
+                typed.made(Search, said),
                 edges,
                 atlas.notes,
                 atlas._about,
@@ -207,7 +212,7 @@ class CircuitTable(HeadTable):
                 "`interp circuit --out "
                 f"{source}` makes one."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"The circuit in {source} is damaged ({error}); find it again."
             ) from error

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import OutputError
+from interp.support import typed
 from interp.support.files import check_writable, write_atomic
+from interp.support.json_text import parse
 from interp.support.statistics import Interval, McNemar, bootstrap, mcnemar
 
 if TYPE_CHECKING:
@@ -91,7 +93,10 @@ class Evaluation:
         }
         write_atomic(target / ROWS, table.getvalue())
         write_atomic(
-            target / HEAD, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+            target / HEAD,
+            (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(
+                errors="backslashreplace"
+            ),
         )
         return target
 
@@ -121,7 +126,7 @@ class Evaluation:
 
         source = Path(folder)
         try:
-            content = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            content = parse((source / HEAD).read_text(encoding="utf-8"))
             table = (source / ROWS).read_bytes()
         except OSError as error:
             raise OutputError(f"There is no evaluation in {source}: {error.strerror}.") from error
@@ -144,7 +149,8 @@ class Evaluation:
                 name: Comparison(*_intervals(value))  # type: ignore[arg-type]
                 for name, value in content.get("more", {}).items()
             }
-            test = None if content["mcnemar"] is None else McNemar(**content["mcnemar"])
+            test = None if content["mcnemar"] is None else typed.made(McNemar, content["mcnemar"])
+            typed.check_fields(cls, {k: content[k] for k in ("task", "metric", "provenance")})
             return cls(
                 content["task"],
                 content["metric"],
@@ -152,10 +158,10 @@ class Evaluation:
                 pd.read_parquet(io.BytesIO(table)),
                 test,
                 content["provenance"],
-                tuple(content["notes"]),
+                tuple(typed.texts(content["notes"])),
                 more,
             )
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
             raise OutputError(
                 f"The evaluation in {source} is damaged ({error}); run it again."
             ) from error
@@ -164,7 +170,9 @@ class Evaluation:
 def _intervals(content: dict[str, Any]) -> list[Interval | None]:
     """Baseline, edited and difference, as they were written."""
     names = ("baseline", "edited", "difference")
-    return [None if content[name] is None else Interval(**content[name]) for name in names]
+    return [
+        None if content[name] is None else typed.made(Interval, content[name]) for name in names
+    ]
 
 
 def summarise(

@@ -23,7 +23,7 @@ from interp.results.about import About as About
 from interp.results.frame import KEYS, checked, is_companion
 from interp.results.measured import Measured
 from interp.results.overlay import PictureOverlay
-from interp.results.places import KVHead, Place, column, parse, place, places
+from interp.results.places import KVHead, Layer, Place, column, parse, place, places
 from interp.support.jsonable import jsonable
 from interp_hooks.heads import Head
 
@@ -68,6 +68,9 @@ class HeadTable:
         self.notes: list[str] = list(notes)
         self._about: dict[str, About] = dict(about or {})
         self.overlays: list[PictureOverlay] = list(overlays)
+        #: score → (layer, head or key/value head) → its number in each sample, where a file held
+        #: them
+        self.samples: dict[str, dict[tuple[int, int], tuple[float, ...]]] = {}
 
     @property
     def model(self) -> str:
@@ -250,12 +253,14 @@ class HeadTable:
 
         Raises:
             HeadError: a place that is not there.
+            InputError: a table of key/value heads that was read without their model.
 
         Example:
             >>> atlas.heads_at("L0KV1")
             [L0H2, L0H3]
         """
         target = parse(written)
+        self._check_query_heads(target)
         rows = self._rows(target, target.tower)
         heads = dict.fromkeys(zip(rows["layer"], rows["head"], strict=True))
         return [Head(int(layer), int(head), target.tower) for layer, head in heads]
@@ -279,10 +284,26 @@ class HeadTable:
         """
         self._check(score)
         target = parse(head)
+        if isinstance(target, Head):
+            self._check_query_heads(target)
         rows = self._rows(target, *self.panel(score, target.tower, kind))
         if not isinstance(target, Head) and self.about(score).grain == "head" and len(rows) > 1:
             raise InputError(f"{score} is a score of heads; {target} has {len(rows)} of them.")
         return float(rows[score].iloc[0])
+
+    @property
+    def query_heads_known(self) -> bool:
+        """Whether its rows are query heads: not so in a file of key/value heads that was read
+        without their model, where each key/value head has one row."""
+        said = self.provenance.get("interchange")
+        return not (isinstance(said, Mapping) and said.get("query_heads") == "unknown")
+
+    def _check_query_heads(self, target: Place) -> None:
+        if not self.query_heads_known and not isinstance(target, Layer):
+            raise InputError(
+                f"Which query heads read a key/value head of {self.model} is not known; read the "
+                "file with model=."
+            )
 
     def _rows(self, target: Place, tower: str, kind: str | None = None) -> pd.DataFrame:
         """The rows of a place's heads. Raises `HeadError` where there is none."""
@@ -337,7 +358,8 @@ class HeadTable:
         for (tower, kind), rows in self.frame.groupby(["tower", "kind"], sort=False):
             name = " ".join(n for n in (str(tower), "cross" if kind == "cross" else "") if n)
             layers, heads = rows["layer"].max() + 1, rows["head"].max() + 1
-            parts.append(f"{name + ': ' if name else ''}{layers} layers × {heads} heads")
+            what = "heads" if self.query_heads_known else "key/value heads"
+            parts.append(f"{name + ': ' if name else ''}{layers} layers × {heads} {what}")
         return ", ".join(parts)
 
     def __repr__(self) -> str:

@@ -15,9 +15,13 @@ import pandas as pd
 from interp.errors import InputError, OutputError
 from interp.results.about import About
 from interp.results.overlay import PictureOverlay
+from interp.support import typed
 from interp.support.files import check_writable, reason, write_atomic
+from interp.support.json_text import parse
 
 FORMAT = 1
+#: what the numbers mean, written last: a table is there when this is
+HEAD = "atlas.json"
 
 
 def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
@@ -32,7 +36,8 @@ def save(folder: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> Path:
     }
     write_atomic(folder / "atlas.parquet", numbers.getvalue())
     write_atomic(
-        folder / "atlas.json", (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode()
+        folder / "atlas.json",
+        (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"),
     )
     return folder
 
@@ -43,7 +48,7 @@ def load(
     """The arguments of the `HeadTable` that was saved, see `HeadTable.load`."""
     raw = _read(folder / "atlas.json", folder)
     try:
-        head = json.loads(raw)
+        head = parse(raw)
     except ValueError as error:
         raise OutputError(
             f"{folder / 'atlas.json'} is damaged ({error}); run the scan again."
@@ -63,14 +68,14 @@ def load(
     try:
         names = {f.name for f in fields(About)}
         about = {
-            s: About(**{k: v for k, v in a.items() if k in names})
+            s: typed.made(About, {k: v for k, v in a.items() if k in names})
             for s, a in head["scores"].items()
         }
         overlays = [PictureOverlay.from_json(o) for o in head.get("overlays", [])]
         return (
             pd.read_parquet(io.BytesIO(numbers)),
-            dict(head["provenance"]),
-            list(head["notes"]),
+            typed.mapping(head["provenance"]),
+            typed.texts(head["notes"]),
             about,
             overlays,
         )

@@ -14,7 +14,9 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import OutputError
+from interp.support import typed as checked
 from interp.support.files import check_writable, reason, write_atomic
+from interp.support.json_text import parse
 from interp.support.jsonable import jsonable
 
 ROWS, HEAD = "massive.parquet", "massive.json"
@@ -107,7 +109,7 @@ class MassiveActivations:
         }
         write_atomic(target / ROWS, numbers.getvalue())
         text = json.dumps(head, indent=2, ensure_ascii=False) + "\n"
-        write_atomic(target / HEAD, text.encode())
+        write_atomic(target / HEAD, text.encode(errors="backslashreplace"))
         return target
 
     @classmethod
@@ -124,13 +126,15 @@ class MassiveActivations:
         """
         source = Path(folder)
         try:
-            head = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            head = parse((source / HEAD).read_text(encoding="utf-8"))
             numbers = (source / ROWS).read_bytes()
             if hashlib.sha256(numbers).hexdigest() != head["frame_sha256"]:
                 raise ValueError(f"{ROWS} is another one")
             frame = pd.read_parquet(io.BytesIO(numbers))
-            return cls(typed(frame), dict(head["provenance"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            table = cls(typed(frame), checked.mapping(head["provenance"]))
+            _ = table.rule  # it says what the rows are, and needs both its numbers
+            return table
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
             raise OutputError(
                 f"The massive activations in {source} can't be read ({why}); run the scan again."

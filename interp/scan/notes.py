@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interp.probes import catalogue as probes
@@ -18,10 +18,13 @@ def outcome_name(probe: str) -> str:
     return f"_{probe}"
 
 
-def floors(plan: Plan, records: Any) -> dict[str, str]:
-    """probe → why the model can't do what it asks, for those where that is so."""
+def floors(plan: Plan, records: Any, without: Container[str] = ()) -> dict[str, str]:
+    """probe → why the model can't do what it asks, for those where that is so; probes `without`
+    which the scan had to do are not asked about."""
     found = {}
     for name, batches in plan._batches.items():
+        if name in without:
+            continue
         outcomes = records[records.score == outcome_name(name)]["value"].tolist()
         failed = probes.get(name).floor(plan.model, batches, outcomes)
         if failed is not None:
@@ -37,10 +40,19 @@ def kept(plan: Plan, records: Any, floors: Mapping[str, str]) -> Any:
     return records[~records.score.isin(failed)]
 
 
-def notes(plan: Plan, records: Any, floors: Mapping[str, str]) -> list[str]:
-    """Sentences that belong beside the numbers."""
-    found = list(plan.notes)
+def notes(
+    plan: Plan, records: Any, floors: Mapping[str, str], missing: Mapping[str, str] | None = None
+) -> list[str]:
+    """Sentences that belong beside the numbers; `missing`: score → why it was not measured."""
+    found, lost = list(plan.notes), missing or {}
+    if lost:
+        found.append(
+            f"{', '.join(lost)}: not measured, for memory ran out; run the same again with more of "
+            "it to measure these alone, or take shorter inputs."
+        )
     for name, batches in plan._batches.items():
+        if any(s.name in lost for s in plan._by_probe.get(name, ())):
+            continue
         outcomes = records[records.score == outcome_name(name)]["value"].tolist()
         failed = floors.get(name)
         if failed is None:
@@ -50,6 +62,8 @@ def notes(plan: Plan, records: Any, floors: Mapping[str, str]) -> list[str]:
             how = "measured all the same (force)" if plan.settings.force else "not measured"
             found.append(f"{names}: {how}. {failed}")
     for score in (s for scores in plan._by_probe.values() for s in scores):
+        if score.name in lost:
+            continue
         if score.undefined and not records[records.score == score.name]["value"].notna().any():
             found.append(f"{score.name}: not measured, for {score.undefined}.")
     for score in plan.scores:

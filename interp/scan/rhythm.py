@@ -8,6 +8,7 @@ import torch
 
 from interp.errors import InputError
 from interp.inputs.forward import forward
+from interp.inputs.tokenizer import Text
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 from interp_kernels import Received
@@ -46,7 +47,7 @@ def rhythm(model: Any, text: str) -> pd.DataFrame:
     from interp.loading import load
 
     hooked = load(model)
-    ids = hooked.tokenizer.encode(text)
+    ids = Text(hooked.tokenizer).prompt(text)
     if len(ids) < 2:
         raise InputError("The text has fewer than two tokens; give a longer one.")
     layers: list[LayerStats] = []

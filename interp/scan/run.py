@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import ActivationError, InputError
+from interp.errors import ActivationError, InputError, OutputError
 from interp.inputs.rows import own_rows
 from interp.inputs.text import read_file, read_text
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.results import starting_tokens
+from interp.results.head_table_files import HEAD
 from interp.scan.massive import CONTEXT, SECONDARY, massive_of
 from interp.scan.notes import floors, kept, measured, notes, outcome_name
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
 from interp.support.checkpoints import Checkpoints, Record
+from interp.support.finished import check_replaceable, vacant
+from interp.support.memory import free, is_out_of_memory
+from interp.support.ownership import owned
 from interp.support.progress import Clock, bar
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
@@ -39,14 +44,30 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 DEFAULT_CONTEXT = 1024
+OUT_OF_MEMORY = "out of memory"
+
+
+@contextmanager
+def _spared(missing: dict[str, str], what: str, remarks: list[str]) -> Iterator[None]:
+    """A block that the rest can do without: where memory runs out in it, a remark says so."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        missing[what] = OUT_OF_MEMORY
+        remarks.append(f"{what}: left out, for memory ran out.")
+        free()
 
 
 @dataclass(frozen=True)
 class Job:
     """A piece of work that is saved when done: one batch of a probe, or one score that runs the
-    model itself."""
+    model itself. `group`: the probe or score, `scores`: what is measured in it."""
 
     key: str
+    group: str
+    scores: tuple[str, ...]
     label: str
     seconds: float
     run: Callable[[], Iterator[list[Record]]]
@@ -55,57 +76,135 @@ class Job:
 class Scan(Plan):
     """A plan that can be carried out."""
 
-    def run(self, out: Path | None = None, progress: Progress | None = None) -> Atlas:
+    def record(self) -> dict[str, Any]:
+        """Where the result will come from; its "fingerprint" tells this scan from any other."""
+        used = [probes.get(name) for name in self._by_probe]
+        batches = [(name, self._batches[name]) for name in self._by_probe]
+        return provenance(
+            self.model,
+            self.settings.seed,
+            self._settings(),
+            [*self._inputs(), batches],
+            [*self.scores, *used],
+        )
+
+    def folder(self, usual: Path) -> Path:
+        """`usual`, or a name beside it where another scan's result lies or another run works."""
+        return vacant(usual, HEAD, self.record())
+
+    def run(
+        self, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
+    ) -> Atlas:
         """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
 
-        Raises `ActivationError` when a layer's activations are not finite, `OutputError` when `out`
-        can't be written.
+        Where memory runs out in a probe, the other scores are measured all the same: a note and
+        `provenance["missing"]` say which are missing, and another run measures those alone.
+
+        Args:
+            out: the folder, which one run owns at a time.
+            progress: told (done, total, what).
+            overwrite: replace a finished result of another scan there.
+
+        Raises:
+            ActivationError: a layer's activations are not finite.
+            OutputError: `out` can't be written, another run works there, or another scan's result
+                lies there.
         """
+        with owned(out):
+            record = self.record()
+            if out is not None:
+                check_replaceable(out / HEAD, record, overwrite)
+            pieces = Checkpoints(out, record)
+            with pieces.resumable():
+                atlas = self._atlas(record, pieces, progress, out)
+        return atlas
+
+    def _atlas(
+        self,
+        record: dict[str, Any],
+        pieces: Checkpoints,
+        progress: Progress | None,
+        out: Path | None,
+    ) -> Atlas:
         from interp.atlas import Atlas
 
         started = time.time()
-        record = provenance(self.model, self.settings.seed, self._settings(), self._inputs())
-        pieces = Checkpoints(
-            out,
-            {k: record[k] for k in ("model", "weights_hash", "inputs_hash", "settings", "seed")},
-        )
         jobs = list(self._jobs())
         clock = Clock(progress, [*(j.seconds for j in jobs), *self._finish.values()])
-        with torch.no_grad():
-            for job in jobs:
-                clock.start(job.label)
-                if not pieces.has(job.key):
-                    records: list[Record] = []
-                    steps = job_steps(self, job) if job.key.startswith("own") else 1
-                    for i, some in enumerate(job.run()):
-                        records += some
-                        if i + 1 < steps:  # a piece is done when it is saved, below
-                            clock.within((i + 1) / steps)
-                    pieces.save(job.key, records)
-                clock.finish()
+        missing = self._work(jobs, pieces, clock)
         clock.start("overlays" if self._finish["overlays"] else "summary")
-        frames = pieces.records([j.key for j in jobs])
-        failed = floors(self, frames)
+        frames = pieces.records([j.key for j in jobs if j.group not in missing])
+        failed = floors(self, frames, missing)
         frames = kept(self, frames, failed)
         frame = self._frame(frames)
         record["seconds"] = round(time.time() - started, 2)
         record["measured"] = {s.name: measured(self, s, frames).to_json() for s in self.scores}
+        lost = {name: OUT_OF_MEMORY for job in jobs for name in missing.get(job.group, ())}
         own = getattr(self.model.module, "tokenizer", None) is self.model.tokenizer
-        atlas = Atlas(
-            frame, record, [*starting_tokens.remark(record, own), *notes(self, frames, failed)]
-        )
-        atlas.overlays = self._overlays(atlas)
+        said = [*starting_tokens.remark(record, own), *notes(self, frames, failed, lost)]
+        atlas = Atlas(frame, record, [*said, *pieces.notes])
+        with _spared(lost, "overlays", atlas.notes):
+            atlas.overlays = self._overlays(atlas)
         clock.finish()
         clock.start("massive activations" if self._lists_massive else "saving")
         if self._lists_massive:
-            atlas.massive = massive_of(self.model, self._brief(), ratio=SECONDARY)
+            with _spared(lost, "massive activations", atlas.notes):
+                atlas.massive = massive_of(self.model, self._brief(), ratio=SECONDARY)
+        if lost:
+            atlas.provenance["missing"] = lost
         clock.finish()
         clock.start("saving")
         if out is not None:
-            atlas.save(out)
-            pieces.clear()
+            self._save(atlas, out)
+            if not lost:
+                pieces.clear()
         clock.finish()
         return atlas
+
+    def _work(
+        self, jobs: Sequence[Job], pieces: Checkpoints, clock: Clock
+    ) -> dict[str, tuple[str, ...]]:
+        """Do the jobs that are not done; returns the groups in which memory ran out, with their
+        scores. Raises what was raised where it did in all of them."""
+        missing: dict[str, tuple[str, ...]] = {}
+        last: BaseException | None = None
+        with torch.no_grad():
+            for job in jobs:
+                clock.start(job.label)
+                # a probe without some of its batches would be averaged over other samples
+                if job.group not in missing and not pieces.has(job.key):
+                    try:
+                        pieces.save(job.key, self._records_of(job, clock))
+                    except Exception as error:
+                        if not is_out_of_memory(error):
+                            raise
+                        missing[job.group] = job.scores
+                        last = error.with_traceback(None)  # its frames hold tensors
+                    if last is not None:
+                        free()
+                clock.finish()
+        if last is not None and all(job.group in missing for job in jobs):
+            raise last
+        return missing
+
+    def _records_of(self, job: Job, clock: Clock) -> list[Record]:
+        records: list[Record] = []
+        steps = job_steps(self, job) if job.key.startswith("own") else 1
+        for i, some in enumerate(job.run()):
+            records += some
+            if i + 1 < steps:  # a piece is done when it is saved
+                clock.within((i + 1) / steps)
+        return records
+
+    def _save(self, atlas: Atlas, out: Path) -> None:
+        """Save the atlas; where another's is replaced, that one goes first, so that a process
+        killed in between leaves no mixture."""
+        with suppress(OutputError):
+            check_replaceable(out / HEAD, atlas.provenance)
+            atlas.save(out)
+            return
+        (out / HEAD).unlink(missing_ok=True)
+        atlas.save(out)
 
     def _brief(self) -> Settings:
         """These settings with texts of `CONTEXT` tokens at most."""
@@ -129,6 +228,8 @@ class Scan(Plan):
                 first = sum(b.samples for b in self._batches[name][:i])
                 yield Job(
                     f"{name}-{i:04d}",
+                    name,
+                    tuple(s.name for s in self._by_probe[name]),
                     probes.get(name).what,
                     self._seconds[f"{name}-{i:04d}"],
                     partial(self._one, name, batch, first),
@@ -136,7 +237,7 @@ class Scan(Plan):
         for score in self._own:
             job = partial(self._compute, score)
             key = f"own-{score.name}"
-            yield Job(key, score.title.lower(), self._seconds[key], job)
+            yield Job(key, key, (score.name,), score.title.lower(), self._seconds[key], job)
 
     def _one(self, name: str, batch: ProbeBatch, first: int) -> Iterator[list[Record]]:
         yield self._probe(name, self._by_probe[name], batch, first)
@@ -346,6 +447,7 @@ def scan_heads(
     prompt: str | None = None,
     out: str | Path | None = None,
     progress: Progress | bool | None = True,
+    overwrite: bool = False,
     **needles: Any,
 ) -> Atlas:
     """Scores every head of a model on seeded probes.
@@ -356,6 +458,7 @@ def scan_heads(
         out: folder to save to (and resume from).
         progress: True shows a bar with time left, False nothing, or a function (done, total,
             label).
+        overwrite: replace a finished result of another scan in `out`.
 
     Returns:
         An `Atlas`: a column a score, a row a head.
@@ -372,6 +475,6 @@ def scan_heads(
     )
     folder = Path(out) if out is not None else None
     if callable(progress):
-        return plan.run(folder, progress)
+        return plan.run(folder, progress, overwrite)
     with bar("scan", enabled=bool(progress)) as callback:
-        return plan.run(folder, callback)
+        return plan.run(folder, callback, overwrite)

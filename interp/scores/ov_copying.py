@@ -36,7 +36,9 @@ class OVCopying(ModelScore):
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
         for layer in {h.layer for h in model.heads if h.tower == model.main_tower}:
-            model.head_weights(layer, model.main_tower)  # what is not known is told before the scan
+            weights = model.head_weights(layer, model.main_tower)
+            for matrix in (weights.W_V, weights.W_O):
+                del matrix  # what is not known is told before the scan
         model.vocabulary()
         return 0
 

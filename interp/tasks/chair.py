@@ -15,6 +15,7 @@ from interp import scenes
 from interp.errors import InputError
 from interp.scenes import OBJECTS
 from interp.scenes.words import DESCRIBE
+from interp.support.json_text import parse
 from interp.tasks.images import ImageTask, Picture
 from interp.tasks.pope import WORLDS
 
@@ -67,7 +68,7 @@ class Chair(ImageTask):
         first (CHAIR's synonyms.txt); without it the 80 names and their plain plurals. Raises
         `InputError`."""
         try:
-            content = json.loads(Path(instances).read_text(encoding="utf-8"))
+            content = parse(Path(instances).read_text(encoding="utf-8"))
             names = {c["id"]: str(c["name"]) for c in content["categories"]}
             files = {i["id"]: str(i["file_name"]) for i in content["images"]}
             there: dict[int, set[str]] = {}

@@ -13,6 +13,7 @@ import numpy as np
 from interp import scenes
 from interp.errors import InputError
 from interp.scenes import OBJECTS, PARTNER, Scene
+from interp.support.json_text import parse
 from interp.tasks.images import ImageTask, Picture
 
 SPLITS = ("random", "popular", "adversarial")
@@ -74,7 +75,7 @@ class Pope(ImageTask):
         groups: dict[str, int] = {}
         for number, line in enumerate(lines, 1):
             try:
-                entry = json.loads(line)
+                entry = parse(line)
                 name, question, label = (
                     str(entry["image"]),
                     str(entry["text"]),

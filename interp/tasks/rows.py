@@ -9,6 +9,7 @@ from typing import Any
 
 from interp.errors import InputError
 from interp.inputs.text import read_file
+from interp.support.json_text import parse
 
 
 def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -19,7 +20,7 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     content = read_file(path, "task")
     try:
         whole = content.lstrip().startswith("[")
-        rows = json.loads(content) if whole else [json.loads(s) for s in content.splitlines() if s]
+        rows = parse(content) if whole else [parse(s) for s in content.splitlines() if s]
     except json.JSONDecodeError as reason:
         raise InputError(
             f"The task file {path} is neither a JSON list nor an object a line ({reason})."

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import compose
 from .compose import Steers
+from .kinds import check_settings
 from .masking import Visibility, compute_dtype
 from .request import Mask, Request
 from .steer import Steer, segments
@@ -102,6 +103,8 @@ def prepare(
     (batch, heads, lq, d), lk = _check_tensors(q, k, v)
     scale, sinks = settings.get("scale"), settings.get("sinks")
     request, steer = settings.get("request"), settings.get("steer")
+    if any(value is not None for value in settings.values()):
+        check_settings(settings, q.device)
     if sinks is not None and tuple(sinks.shape) != (heads,):
         raise ValueError(
             f"sinks has shape {tuple(sinks.shape)}, expected ({heads},): a logit a query head."
@@ -136,6 +139,10 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[torch.Size, int]:
     if values[:3] != keys[:3] or batch != kv_batch or d != kv_d:
         raise ValueError(
             f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
+        )
+    if not d or not heads:
+        raise ValueError(
+            f"q {tuple(q.shape)} has no {'heads' if d else 'dimensions'} to attend by."
         )
     if not kv_heads or heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key-value heads evenly.")
@@ -208,14 +215,13 @@ def _check_received(name: str, request: Request, vis: Visibility) -> None:
 
 
 def _in_range(what: str, index: Tensor, limit: int, of: str = "keys") -> None:
-    """A number past the last is an error. On a GPU looking would wait for the device, so there it
-    is not looked at."""
-    if (
-        index.device.type == "cpu"
-        and index.numel()
-        and type(index) is Tensor
-        and int(index.max()) >= limit
-    ):
+    """A number past the last is an error, and of rows one below the first; of keys, those below 0
+    are none. On a GPU looking would wait for the device, so there it is not looked at."""
+    if index.device.type != "cpu" or not index.numel() or type(index) is not Tensor:
+        return
+    if of != "keys" and int(index.min()) < 0:
+        raise ValueError(f"{what} lists number {int(index.min())}; {of} count from 0.")
+    if int(index.max()) >= limit:
         raise ValueError(
             f"{what} lists number {int(index.max())}, and there are {limit} {of}, from 0."
         )

@@ -61,7 +61,10 @@ class Plan:
     )
     ran: list[Any] = field(default_factory=list)
 
-    def run(self, out: Path | None, progress: common.Progress) -> Atlas:
+    def folder(self, usual: Path) -> Path:
+        return usual
+
+    def run(self, out: Path | None, progress: common.Progress, overwrite: bool = False) -> Atlas:
         self.ran.append(out)
         for done in range(41):
             progress(done, 40, "niah")

@@ -123,9 +123,7 @@ def test_statistics_are_those_of_eager_attention(name: str, decoder_padding: boo
         for key, queries in (("all", rows), ("some", rows & chosen)):
             weight = queries[:, None, :, None] & keys
             mean = (a * weight).sum(2) / weight.sum(2).clamp_min(1)
-            torch.testing.assert_close(
-                found.received_by(key).double(), mean, atol=2e-4, rtol=1e-3
-            )
+            torch.testing.assert_close(found.received_by(key).double(), mean, atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["bart", "marian", "t5"])

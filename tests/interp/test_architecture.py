@@ -192,16 +192,17 @@ ROOMS: dict[str, str] = {
     "loading": "models",
     "inputs": "",
     "results": "",
+    "results.interchange": "results",
     "report": "results",
     # what a model is asked, and how it is changed
     "tasks": "inputs scenes",
     "vision": "inputs results scenes",
-    "edits": "inputs loading tasks vision",
+    "edits": "inputs loading results.interchange tasks vision",
     "probes": "inputs tasks vision",
     "evaluation": "edits inputs loading results tasks vision",
     "mechanics": "evaluation inputs loading results tasks",
     "scores": "edits inputs mechanics probes vision",
-    "atlas": "report results scores",
+    "atlas": "report results results.interchange scores",
     "scan": "atlas inputs loading probes results scores vision",
     "procedures": "inputs loading vision",
     "calibration": "edits evaluation inputs loading tasks",
@@ -222,7 +223,7 @@ ROOMS: dict[str, str] = {
     "cli": (
         "atlas calibration circuits circuits.drawing circuits.judging circuits.known "
         "circuits.methods circuits.runs edits evaluation inputs models probes procedures report "
-        "results scores tasks vision"
+        "results results.interchange scores tasks vision"
     ),
 }
 #: rooms of the lower floors: the first named may import the second

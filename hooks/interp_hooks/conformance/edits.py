@@ -45,9 +45,9 @@ class Initial(AtSite):
     gamma: float = 4.0
 
     def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer:
-        first = torch.zeros(call.batch, dtype=torch.long, device=call.value.device)
-        if call.mask.keys is not None:
-            first = call.mask.keys.int().argmax(-1)
+        first = call.mask.starts
+        if first is None:
+            first = torch.zeros(call.batch, dtype=torch.long, device=call.value.device)
         column = torch.arange(call.n_keys, device=call.value.device)
         labels = (column == first[:, None]).long()[:, None]  # (batch, 1, keys)
         keep = torch.tensor([[1.0, self.gamma]], device=call.value.device)
@@ -63,11 +63,9 @@ class Calibrated(AtSite):
 
     def steer(self, call: AttentionCall, measure: Callable[[Request], Result]) -> Steer:
         stats = measure(Request(received={"all": Received()}, out=False)).stats
-        mean = stats["received:all"]  # (batch, heads, keys)
+        mean, count = stats["received:all"], stats["received_count:all"]
         device = mean.device
-        real = call.mask.keys
-        if real is None:
-            real = torch.ones(call.batch, call.n_keys, dtype=torch.bool, device=device)
+        real = count[:, 0] > 0  # no real row sees padding
         later = torch.arange(call.n_keys, device=device) > real.int().argmax(-1)[:, None]
         sinks = (mean > self.alpha / real.sum(-1)[:, None, None]) & later[:, None]
         keep = torch.tensor([[1.0, self.beta]], device=device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend, begin, explain_call
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.huggingface import positions
+from interp_hooks.huggingface import own_attention, positions
 from interp_hooks.huggingface.call_map import FirstInput, call_maps
+from interp_hooks.huggingface.called import Turns
 from interp_hooks.huggingface.context import max_context
+from interp_hooks.huggingface.discovery import (
+    Found,
+    attempt,
+    interface_calls,
+    refuse_bridged,
+    sites,
+)
 from interp_hooks.huggingface.forwards import Forwards
 from interp_hooks.huggingface.images import ImageWatch, image_token
 from interp_hooks.huggingface.layout import (
@@ -31,23 +40,31 @@ from interp_hooks.huggingface.layout import (
 )
 from interp_hooks.huggingface.linear_map import linear_map, stored
 from interp_hooks.huggingface.output_gate import Between
+from interp_hooks.huggingface.own_calls import keeping_weights
 from interp_hooks.huggingface.projections import projecting
-from interp_hooks.huggingface.proof import Parts, Watched, WrongLayout, watching
+from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
 from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
 from interp_hooks.huggingface.residual import capture
-from interp_hooks.huggingface.tap import check_attentions, installed, sites
+from interp_hooks.huggingface.tap import check_attentions, installed
 from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
 from interp_hooks.vocabulary import Embeddings
-from interp_hooks.wrapping import eagerly, inner, refuse_noise, refuse_virtual_tokens
+from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refuse_virtual_tokens
 
 
 class HFAdapter(Adapter):
-    """A `transformers` model, tapped through `AttentionInterface`."""
+    """A `transformers` model, tapped through `AttentionInterface`, or (`own`) where its modules
+    compute attention themselves."""
 
-    def __init__(self, module: Any, sample: dict[str, torch.Tensor], layout: Layout = DEFAULT):
-        self.module, self._sample, self._layout = module, sample, layout
+    def __init__(
+        self,
+        module: Any,
+        sample: dict[str, torch.Tensor],
+        layout: Layout = DEFAULT,
+        own: bool = False,
+    ):
+        self.module, self._sample, self._layout, self._own = module, sample, layout, own
         self.images = ImageWatch(module.config)
         self._forwards: Forwards | None = None  # of the blocks that are open
         refuse_virtual_tokens(module)
@@ -55,17 +72,21 @@ class HFAdapter(Adapter):
         self.accepts = frozenset(inspect.signature(self._inner.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad(), undisturbed(module):
-            found = sites(module, lambda: module(**sample, **extra), layout)
-        self.sites = [site for site, _, _ in found]
-        self._modules = {(s.tower, s.kind, s.layer): m for s, m, _ in found}
+            found = _found(module, lambda: module(**sample, **extra), layout, own, sample)
+        self.sites = [site for site, _ in found]
+        self._modules = {(s.tower, s.kind, s.layer): f.module for s, f in found}
         # where something stands between softmax·v and W_O, z is what W_O reads
-        self._between: dict[Site, Between] = {s: b for s, _, b in found if b is not None}
+        self._between: dict[Site, Between] = {s: f.between for s, f in found if f.between}
+        # a module that stands for several layers has several sites, in order of its calls
+        self._turns: dict[int, list[Site]] = {}
+        for site, f in found:
+            self._turns.setdefault(id(f.module), []).append(site)
         # what makes q, k, v and reads z at each site, or why that is not known (check on load)
         self.parts: dict[Site, Parts] = {}
         self._watched: dict[Site, Watched] = {}  # attentions under watch now
         self._checked: dict[Site, Watched] = {}  # those of the check on load
         check_names(module, layout)
-        self._counts_padding = False
+        self._positions, self._takes_positions = positions.Habit(), False
         self._settle_positions()
         self.max_context = max_context(text_config(module))
 
@@ -78,9 +99,12 @@ class HFAdapter(Adapter):
         if unlearned and (not takes or positions.rotary(self.module, text_config(self.module))):
             return
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
-        habit = positions.habit(lambda **inputs: self.module(**inputs, **extra), ids[:1], takes)
-        self._counts_padding = habit == positions.COUNTS_PADDING
-        if habit == positions.OWN_NUMBERS:  # positions from 0 would be wrong ones
+        after_padding = (getattr(text_config(self.module), "pad_token_id", None) or 0) + 1
+        self._positions = positions.habit(
+            lambda **inputs: self.module(**inputs, **extra), ids[:1], takes, (0, after_padding)
+        )
+        self._takes_positions = takes
+        if self._positions.first != 0:  # positions from 0 would be wrong ones
             self.accepts -= {"position_ids"}
 
     def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
@@ -94,10 +118,10 @@ class HFAdapter(Adapter):
         mask = inputs.get("attention_mask")
         if mask is None:
             inputs.pop("attention_mask", None)
-        elif self._counts_padding and inputs.get("position_ids") is None:
+        elif self._positions.counts_padding and inputs.get("position_ids") is None:
             counted = positions.of_mask(inputs)
-            if counted is not None and "position_ids" in self.accepts:
-                inputs["position_ids"] = counted
+            if counted is not None and self._takes_positions:
+                inputs["position_ids"] = counted + (self._positions.first or 0)
             elif counted is not None and self.position_table is not None:
                 with positions.reading(self.module.get_submodule(self.position_table), counted):
                     return self.module(**inputs)
@@ -136,7 +160,7 @@ class HFAdapter(Adapter):
         blocks = {
             s.path: self.module.get_submodule(path)
             for s in self._main_sites()
-            if (path := _block_path(s))
+            if (path := self._block_path(s))
         }
         forwards = Forwards(self._inner, tap, self.images, tokens, blocks, self._between)
 
@@ -144,6 +168,10 @@ class HFAdapter(Adapter):
             if call.site in self._watched and call.query is not None:
                 self._watched[call.site].called(call)
             call = forwards.described(call)
+            if again is not None and again.weights and call.weights is None:
+                call = replace(call, weights=lambda weights: None)
+            elif self._own and forwards.weights_asked:
+                call = keeping_weights(call)
             if again is None and recomputed_elsewhere(call, tap):
                 return attend(call, Tap())
             if note is not None:
@@ -153,11 +181,27 @@ class HFAdapter(Adapter):
                 return forwards.late.keep(begin(call, does, late=True))
             return attend(call, does)
 
-        live = {id(m): (s, told) for s, m in zip(self.sites, self._modules.values(), strict=True)}
+        turns = self._counting()
+        live: dict[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]] = {}
+        for site in self.sites:
+            attention = self.attention_module(site)
+            places = self._turns[id(attention)]
+
+            def here(call: AttentionCall, m: Any = attention, s: Any = places) -> torch.Tensor:
+                if again is not None and tap.edits:
+                    raise TapError(
+                        "Layers that share one module can't be told apart when gradient "
+                        "checkpointing runs them again, so edits are refused; turn it off."
+                    )
+                return told(replace(call, site=s[turns.turn(m)]))
+
+            live[id(attention)] = (places[0], here if len(places) > 1 else told)
+        install = own_attention.installed if self._own else installed
         over = note is not None or again is not None
         outer, self._forwards = self._forwards, forwards
         with ExitStack() as stack:
             stack.enter_context(eagerly())
+            stack.enter_context(turns)
             stack.callback(setattr, self, "_forwards", outer)
             if again is None:
                 stack.enter_context(forwards.watching(self._recomputing))
@@ -165,15 +209,19 @@ class HFAdapter(Adapter):
                 stack.enter_context(forwards.again(again))
             answered = self._inner.register_forward_hook(check_attentions, with_kwargs=True)
             stack.callback(answered.remove)
-            stack.enter_context(installed(self.module, live, over))
+            stack.enter_context(install(self.module, live, over))
             yield
+
+    def _counting(self) -> Turns:
+        """Which of its layers a shared module stands for now."""
+        return Turns(self.module, {key: len(sites) for key, sites in self._turns.items()})
 
     @contextmanager
     def _recomputing(self, again: Recomputed) -> Iterator[None]:
-        """A checkpointed layer is run again: under the edits of its first run, heard by nobody."""
+        """A checkpointed layer is run again, under the edits of its first run; nobody hears it."""
         mask, self.images.mask = self.images.mask, again.images
         try:
-            with self._tapped(Tap([], again.edits, again.backend), again=again):
+            with self._tapped(again.tap, again=again):
                 yield
         finally:
             self.images.mask = mask
@@ -205,17 +253,16 @@ class HFAdapter(Adapter):
     def outputs(self) -> Iterator[dict[Site, torch.Tensor]]:
         by_site: dict[Site, torch.Tensor] = {}
 
-        def note(site: Site) -> Callable[..., None]:
-            def hook(module: Any, args: Any, output: Any) -> None:
-                by_site[site] = output[0] if isinstance(output, tuple) else output
+        turns = self._counting()
 
-            return hook
+        def hook(module: Any, args: Any, output: Any) -> None:
+            site = self._turns[id(module)][turns.turn(module)]
+            by_site[site] = output[0] if isinstance(output, (tuple, list)) else output
 
-        with ExitStack() as stack:
+        with turns, ExitStack() as stack:
             stack.enter_context(self._watching(self.sites))
-            for site in self.sites:
-                hooked = self.attention_module(site).register_forward_hook(note(site))
-                stack.callback(hooked.remove)
+            for attention in {id(m): m for m in self._modules.values()}.values():
+                stack.callback(attention.register_forward_hook(hook).remove)
             yield by_site
             self._checked = dict(self._watched)
             self.parts = {site: dict(one.parts) for site, one in self._watched.items()}
@@ -242,7 +289,13 @@ class HFAdapter(Adapter):
     def blocks(self) -> dict[int, torch.nn.Module]:
         """The block of each layer of the main tower, those without attention too where they stand
         in one list and are numbered so."""
-        paths = {s.layer: _block_path(s) for s in self._main_sites()}
+        sites = self._main_sites()
+        paths = {s.layer: self._block_path(s) for s in sites}
+        if len(set(paths.values())) < len(sites) or "" in paths.values():
+            raise TapError(
+                f"The layers of {type(self.module).__name__} are not one block each, so its "
+                "residual stream can't be told layer by layer."
+            )
         lists = {path.rpartition(".")[0] for path in paths.values()}
         if len(lists) == 1 and all(path.endswith(f".{n}") for n, path in paths.items()):
             found = self.module.get_submodule(lists.pop())
@@ -253,9 +306,21 @@ class HFAdapter(Adapter):
     def final_norm(self) -> torch.nn.Module | None:
         """The norm before the unembedding, if there is one."""
         trunk = self.module.get_submodule(
-            ".".join(_block_path(self._main_sites()[0]).split(".")[:-2])
+            ".".join(self._block_path(self._main_sites()[0]).split(".")[:-2])
         )
         return self._layout.find(trunk, "final_norm")
+
+    def _block_path(self, site: Site) -> str:
+        """The path up to the number that counts the blocks, the first that tells all layers apart:
+        "model.layers.3" of "model.layers.3.self_attn", "decoder.block.0" of
+        "decoder.block.0.layer.0.SelfAttention"; "" without a number."""
+        paths = [_prefixes(s.path) for s in self._main_sites()]
+        mine = _prefixes(site.path)
+        for n in range(len(mine)):
+            ends = [p[min(n, len(p) - 1)] if p else "" for p in paths]
+            if len(set(ends)) == len(ends):
+                return mine[n]
+        return mine[-1] if mine else ""
 
     def _main_sites(self) -> list[Site]:
         return [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
@@ -265,16 +330,17 @@ class HFAdapter(Adapter):
         return self._modules[(site.tower, site.kind, site.layer)]
 
     def head_weights(self, site: Site) -> HeadWeights:
-        parts: dict[str, Any] = dict(self.parts[site])
+        unseen = dict.fromkeys("qkvz", "it was not seen in the check on load")
+        parts: dict[str, Any] = unseen | self.parts.get(site, {})
         unknown = [part for part in parts.values() if isinstance(part, str)]
-        if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
-            whole = self._call_maps(site)
-            parts |= {
-                p: whole[p]
-                for p in "qkv"
-                if isinstance(parts[p], str) and not (p in whole and isinstance(whole[p], str))
-            }
-        return head_weights(site, parts)
+        with evaluating(self.module), eagerly():
+            if unknown and not any(isinstance(part, WrongLayout) for part in unknown):
+                parts |= {
+                    place: part
+                    for place, part in self._call_maps(site).items()
+                    if isinstance(parts[place], Unexplained)
+                }
+            return head_weights(site, parts)
 
     @torch.no_grad()
     def _call_maps(self, site: Site) -> dict[str, Any]:
@@ -286,7 +352,7 @@ class HFAdapter(Adapter):
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with (
             self.aside(),
-            self._tapped(Tap()),
+            self._tapped(Tap(), lambda call: None),  # over blocks that are open
             self._watching([site], keep=True) as watched,
         ):
             self.module(**self._sample, **extra)
@@ -358,13 +424,27 @@ class HFAdapter(Adapter):
         return "\n".join(_grouped(lines))
 
 
-def _block_path(site: Site) -> str:
-    """The path up to its first number, which counts the blocks: "model.layers.3" of
-    "model.layers.3.self_attn", "decoder.block.0" of "decoder.block.0.layer.0.SelfAttention"; ""
-    without a number."""
-    parts = site.path.split(".")
-    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
-    return ".".join(parts[: numbered + 1])
+def _found(
+    module: Any,
+    run: Callable[[], Any],
+    layout: Layout,
+    own: bool,
+    sample: Mapping[str, torch.Tensor],
+) -> list[tuple[Site, Found]]:
+    """The model's attentions, by running it. Raises `TapError`."""
+    refuse_bridged(module)
+    if own:
+        batch = next((len(t) for t in sample.values() if isinstance(t, torch.Tensor)), 1)
+        calls = attempt(module, lambda: own_attention.discover(module, run, layout, batch))
+    else:
+        calls = attempt(module, lambda: interface_calls(module, run, layout))
+    return sites(module, calls, layout)
+
+
+def _prefixes(path: str) -> list[str]:
+    """The beginnings of a path that end with a number, the shortest first."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()]
 
 
 def _grouped(lines: Sequence[tuple[str, int, str]]) -> Iterator[str]:

@@ -79,7 +79,7 @@ def call_maps(record: Record, first: FirstInput, watched: Watched) -> Mapping[st
 
         apart = (through(trial) - out[1:5]).abs().amax()
         if not bool(apart <= tolerance(out.dtype) * out[1:5].abs().amax().clamp_min(1e-30)):
-            made[place] = f"its {words} are no linear map of what it reads"
+            made[place] = f"its {words} are no linear map of what it reads (a norm between, say)"
         elif not agree(through(real), target, place != "v"):
             made[place] = f"its {words} depend on more than what it reads at their token"
         else:

@@ -8,6 +8,7 @@ that rounding.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ import torch
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.split import tolerance
 
+#: whether a projection is run by itself, and not for the model: what is hooked onto it for its part
+#: in the model passes over that
+alone: ContextVar[bool] = ContextVar("alone", default=False)
 #: unit vectors that are run at once
 CHUNK = 4096
 #: largest difference, relative to the largest number, that a quantised layer's rounding makes
@@ -77,9 +81,15 @@ def linear_map(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def _run(module: Any, rows: torch.Tensor) -> torch.Tensor:
-    out = module(rows[:, None])  # (rows, 1, in): some modules expect tokens of a batch
-    out = out[0] if isinstance(out, tuple) else out
-    return out.reshape(rows.shape[0], -1)
+    token = alone.set(True)
+    try:
+        out = module(rows[:, None])  # (rows, 1, in): some modules expect tokens of a batch
+        out = out[0] if isinstance(out, tuple) else out
+        return out.reshape(rows.shape[0], -1)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise TapError(f"its {type(module).__name__} can't be run by itself ({error})") from error
+    finally:
+        alone.reset(token)
 
 
 def _packed(module: Any) -> bool:

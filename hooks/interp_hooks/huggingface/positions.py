@@ -7,8 +7,9 @@ same text alone. Those of the mask are put in its place where a caller gives non
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,40 +17,55 @@ import torch
 from interp_hooks.errors import InterpError
 from interp_hooks.logits import logits_of
 
-#: what a model does about positions
-COUNTS_PADDING, OWN_NUMBERS, FINE = "counts padding", "own numbers", "fine"
+
+@dataclass(frozen=True)
+class Habit:
+    """How a model counts positions that are not rotary.
+
+    Attributes:
+        first: the position of a text's first token (RoBERTa's follows the padding index); None
+            where the model's own numbers are not known.
+        counts_padding: causal, and text after padding is read at other positions than alone.
+    """
+
+    first: int | None = 0
+    counts_padding: bool = False
 
 
 @torch.no_grad()
-def habit(run: Callable[..., Any], ids: torch.Tensor, takes_positions: bool) -> str:
-    """How a model counts positions that are no rotary ones.
+def habit(
+    run: Callable[..., Any], ids: torch.Tensor, takes_positions: bool, firsts: Sequence[int]
+) -> Habit:
+    """How a model counts positions that are not rotary.
 
     Args:
         run: its forward, untapped.
         ids: (1, tokens), some tokens.
         takes_positions: whether `position_ids` is among its arguments.
-
-    Returns:
-        `COUNTS_PADDING`: causal, and text after padding is another than alone; `OWN_NUMBERS`: 0, 1,
-        2, … are not its positions (RoBERTa begins elsewhere); else `FINE`.
+        firsts: what a text may begin at.
     """
+    first: int | None = 0
     try:
         plain = logits_of(run(input_ids=ids)).float()
         if takes_positions:
             numbers = torch.arange(ids.shape[1]).to(ids)[None]
-            if not _same(plain, logits_of(run(input_ids=ids, position_ids=numbers)).float()):
-                return OWN_NUMBERS
+            for first in (*firsts, None):
+                if first is None:
+                    return Habit(None)
+                counted = logits_of(run(input_ids=ids, position_ids=numbers + first)).float()
+                if _same(plain, counted):
+                    break
         other = ids.clone()
         other[:, -1] = ids[:, 0]
         if not _same(plain[:, 0], logits_of(run(input_ids=other))[:, 0].float()):
-            return FINE  # it reads both ways, so its rows are padded on the right
+            return Habit(first)  # it reads both ways, so its rows are padded on the right
         padded = torch.nn.functional.pad(ids, (2, 0), value=int(ids[0, 0]))
         mask = torch.ones_like(padded)
         mask[:, :2] = 0
         late = logits_of(run(input_ids=padded, attention_mask=mask))[:, 2:].float()
     except (InterpError, ValueError, TypeError, RuntimeError, IndexError, AttributeError):
-        return FINE  # it is not run so
-    return FINE if _same(plain, late) else COUNTS_PADDING
+        return Habit(first)  # it is not run so
+    return Habit(first, not _same(plain, late))
 
 
 def rotary(module: torch.nn.Module, config: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from interp_hooks.activations import Hook
 from interp_hooks.call import Site
 from interp_hooks.errors import TapError
+from interp_hooks.huggingface.linear_map import alone
 from interp_hooks.huggingface.proof import Part
 
 
@@ -45,6 +46,8 @@ def projecting(
             module: torch.nn.Module, args: tuple, output: torch.Tensor
         ) -> torch.Tensor | None:
             changed = None
+            if alone.get():
+                return None
             for place, numbers in parts.items():
                 new = hook(place, layer, output[..., numbers.to(output.device)])
                 if new is not None:

@@ -43,6 +43,10 @@ class Part:
     normed: bool = False
 
 
+class Unexplained(str):
+    """Why no module makes queries, keys or values, where several together may."""
+
+
 class WrongLayout(str):
     """Why what the user's layout names is not what it says."""
 
@@ -152,7 +156,9 @@ class Watched:
             return WrongLayout(
                 f"what the layout names does not give the {WORDS[place]} of its attention"
             )
-        return f"no projection of what it reads gives the {WORDS[place]} of its attention"
+        return Unexplained(
+            f"no projection of what it reads gives the {WORDS[place]} of its attention"
+        )
 
     def _norms(self, target: torch.Tensor) -> Iterator[torch.Tensor]:
         """What modules read, (tokens, heads, d), that give the call's queries (keys, values), but

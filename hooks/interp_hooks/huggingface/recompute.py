@@ -9,9 +9,9 @@ remembers what was edited.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ import torch
 
 from interp_hooks.blocks import Tap
 from interp_hooks.call import AttentionCall
-from interp_hooks.edit import CallEdit
 from interp_hooks.errors import TapError
 from interp_hooks.prompt_tokens import PromptTokens
+from interp_hooks.recording import LayerStats
 
 #: the attribute under which transformers keeps a module's checkpoint function
 _ATTRIBUTE = "_gradient_checkpointing_func"
@@ -124,19 +124,37 @@ def in_backward() -> bool:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """A layer that is run again for its gradient: what its first run was under, and this run."""
+    """A layer that is run again for its gradient: what its first run was under, and this run.
 
-    edits: Sequence[CallEdit]
-    backend: str
+    Attributes:
+        tap: its edits, and its observers, whom nobody hears: what they ask decides which tensors
+            are saved, and these must be the same.
+        tokens, images: of the prompt then.
+        weights: whether the attention weights were asked for.
+        run, args: the layer's callable, and what it is given.
+    """
+
+    tap: Tap
     tokens: PromptTokens
     images: torch.Tensor | None
+    weights: bool
     run: Any = None
     args: tuple = ()
+
+    @classmethod
+    def of(cls, tap: Tap, tokens: PromptTokens, images: torch.Tensor | None, weights: bool) -> Any:
+        """What a layer's first run, now, is under."""
+        unheard = [replace(observer, callback=_unheard) for observer in tap.observers]
+        return cls(Tap(unheard, tap.edits, tap.backend), tokens.copy(), images, weights)
 
     @property
     def layer(self) -> torch.nn.Module | None:
         """The module, where that shows."""
         return layer_of(self.run)
+
+
+def _unheard(stats: LayerStats) -> None:
+    """An observer's callback that tells nobody."""
 
 
 def recomputed_elsewhere(call: AttentionCall, tap: Tap) -> bool:

@@ -14,9 +14,7 @@ import torch
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
-from interp_hooks.huggingface.layout import Layout, text_config
 from interp_hooks.huggingface.masks import describe, read
-from interp_hooks.huggingface.output_gate import Between, Probe
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
 #: looks for those.
@@ -119,6 +117,12 @@ OTHER_THREAD = (
 )
 
 
+OTHER_HANDLE = (
+    "Some of these layers are in the block of another handle, which numbers or names them "
+    "otherwise; use that handle, or leave its block first."
+)
+
+
 def _masked(*args: Any, **kwargs: Any) -> torch.Tensor:
     """The mask function: `describe`, in the thread of the block only."""
     routed = _ROUTED.get(id(kwargs.get("config")))
@@ -172,7 +176,7 @@ def _provisional(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor
     )
 
 
-def _configs(model: Any) -> dict[int, Any]:
+def configs_of(model: Any) -> dict[int, Any]:
     """Every config object that chooses an attention implementation, by id."""
     by_id, queue = {}, [model.config]
     queue += [
@@ -218,11 +222,8 @@ def installed(
     with _LOCK:
         outer = {key: _LIVE[key] for key in live if key in _LIVE}
         if outer and not over:
-            raise TapError(
-                "Some of these layers are in the block of another handle, which numbers or names "
-                "them otherwise; use that handle, or leave its block first."
-            )
-        configs = _configs(model)
+            raise TapError(OTHER_HANDLE)
+        configs = configs_of(model)
         for key, config in configs.items():
             before = config._attn_implementation_internal
             routed = _ROUTED.setdefault(key, _Routed(config, before, 0, thread))
@@ -245,135 +246,3 @@ def installed(
                 _LIVE.pop(key, None)
             _LIVE.update(outer)
             del _ROOTS[max(i for i, root in enumerate(_ROOTS) if root is model)]
-
-
-def discover(
-    model: Any, run: Callable[[], Any], layout: Layout
-) -> list[tuple[str, torch.nn.Module, AttentionCall, Between | None]]:
-    """(path, module, call, what stands between its heads and W_O) of every attention call that
-    `run` makes, in order; attention is computed plainly."""
-    paths = {id(m): path for path, m in model.named_modules()}
-    calls: dict[int, tuple[str, torch.nn.Module, AttentionCall]] = {}
-    probe = Probe(layout)
-
-    def note(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
-        calls.setdefault(id(module), (paths[id(module)], module, call))
-        return probe.attended(module, attend(call, Tap()))
-
-    with installed(model, {id(m): (None, note) for m in model.modules()}, over=True), probe:
-        run()
-        if probe.again():  # a second forward tells gates from norms
-            run()
-    return [(*call, probe.between(call[1])) for call in calls.values()]
-
-
-def expected_layers(model: Any) -> list[int]:
-    """The decoder layers that should have attention: all but those the config calls linear,
-    recurrent or conv."""
-    config = text_config(model)
-    kinds = getattr(config, "layer_types", None)
-    n = getattr(config, "num_hidden_layers", None)
-    if n is None:
-        return []
-    if kinds is None:  # in Mllama some layers have cross-attention alone
-        crossing = set(getattr(config, "cross_attention_layers", None) or ())
-        return [i for i in range(n) if i not in crossing]
-    return [i for i in range(n) if "attention" in kinds[i] and "linear" not in kinds[i]]
-
-
-def sites(
-    model: Any, run: Callable[[], Any], layout: Layout
-) -> list[tuple[Site, torch.nn.Module, Between | None]]:
-    """(site, module, what stands between its heads and W_O) of a model's attentions, found by
-    running it. Raises `TapError` naming the layer that did not fire."""
-    refuse_bridged(model)
-    if not model._can_set_attn_implementation():
-        raise TapError(
-            f"{type(model).__name__} does not use transformers' AttentionInterface, so layer 0 "
-            "(and every other) "
-            "can't be tapped; use another architecture, or the same weights through "
-            "TransformerLens. (transformers reads the class's file to tell: a class of your own "
-            "must stand in one, and get its attention by ALL_ATTENTION_FUNCTIONS.get_interface.)"
-        )
-    try:
-        calls = discover(model, run, layout)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise TapError(
-            f"{type(model).__name__} does not run with the tap in place, so it is refused "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    if not calls:
-        raise TapError(
-            f"No layer of {type(model).__name__} made an attention call through transformers' "
-            "AttentionInterface, so it can't be tapped and the model is refused."
-        )
-    pairs: list[tuple[Site, torch.nn.Module]] = []
-    # attentions so far of each tower that is counted in order of calls
-    unnumbered: dict[str, int] = {}
-    two_stacks = bool(getattr(model.config, "is_encoder_decoder", False))
-    for path, module, call, _ in calls:
-        layer = getattr(module, "layer_idx", None)
-        kind = "cross" if layout.named(path, "cross") else "self"
-        inside = not set(path.split(".")).isdisjoint(layout.names("encoder"))
-        tower = "encoder" if two_stacks and inside else ""
-        # vision towers and encoders number nothing, or start from 0 as the decoder does
-        if layer is None or tower:
-            tower = tower or ("vision" if layout.named(path, "vision") else "encoder")
-            layer = unnumbered.get(tower, 0)
-            unnumbered[tower] = layer + 1
-        sizes = call.site  # sizes as the call had them
-        pairs.append(
-            (
-                Site(tower, int(layer), kind, path, sizes.n_heads, sizes.n_kv_heads, sizes.d_head),
-                module,
-            )
-        )
-    if pairs and all(site.tower for site, _ in pairs):  # an encoder alone is the only tower
-        pairs = [
-            (Site("", s.layer, s.kind, s.path, s.n_heads, s.n_kv_heads, s.d_head), m)
-            for s, m in pairs
-        ]
-        return _described(pairs, calls)
-    fired = {site.layer for site, _ in pairs if not site.tower and site.kind == "self"}
-    if any(site.tower == "vision" for site, _ in pairs):
-        pairs = [(replace(site, tower=site.tower or "text"), module) for site, module in pairs]
-    missing = [layer for layer in expected_layers(model) if layer not in fired]
-    if missing:
-        raise TapError(
-            f"Layer {missing[0]} of {type(model).__name__} made no attention call through "
-            "transformers' "
-            f"AttentionInterface ({len(missing)} such layers), so it can't be tapped and the model "
-            "is refused."
-        )
-    return _described(pairs, calls)
-
-
-def _described(
-    pairs: list[tuple[Site, torch.nn.Module]],
-    calls: list[tuple[str, torch.nn.Module, AttentionCall, Between | None]],
-) -> list[tuple[Site, torch.nn.Module, Between | None]]:
-    """The sites with what their calls showed beside sizes: an output gate, sink logits."""
-    return [
-        (
-            replace(
-                site,
-                output_gate=between is not None and between.gate,
-                learned_sinks=call.sinks is not None,
-            ),
-            module,
-            between,
-        )
-        for (site, module), (_, _, call, between) in zip(pairs, calls, strict=True)
-    ]
-
-
-def refuse_bridged(model: Any) -> None:
-    """TransformerLens swaps attention modules inside the model it boots; a registered function
-    never fires there."""
-    for module in model.modules():
-        if type(module).__module__.startswith("transformer_lens."):
-            raise TapError(
-                "This HuggingFace model was booted into a TransformerBridge, which replaced its "
-                "attention modules; "
-                "pass the bridge itself to interp.load, or load the HuggingFace model afresh."
-            )

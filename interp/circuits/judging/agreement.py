@@ -21,7 +21,9 @@ import pandas as pd
 from interp.circuits.judging.alignment import aligned
 from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
+from interp.support import typed
 from interp.support.files import check_writable, write_atomic
+from interp.support.json_text import parse
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
@@ -95,7 +97,12 @@ class Agreement:
         """
         check_writable(folder)
         path = Path(folder) / FILE
-        write_atomic(path, (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            path,
+            (json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n").encode(
+                errors="backslashreplace"
+            ),
+        )
         return path
 
     @classmethod
@@ -107,10 +114,10 @@ class Agreement:
         """
         path = Path(folder) / FILE
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = parse(path.read_text(encoding="utf-8"))
             for name in ("precision", "recall"):  # JSON has text for keys
                 said[name] = {int(k): value for k, value in said[name].items()}
-            return cls(**said)
+            return typed.made(cls, {**said, "notes": tuple(typed.texts(said.get("notes", [])))})
         except FileNotFoundError as error:
             raise OutputError(f"There is no agreement in {folder} ({FILE} is missing).") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -24,7 +24,9 @@ from interp.circuits.runs.prompts import Prompts, checked, from_task
 from interp.errors import InputError, OutputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
+from interp.support import typed
 from interp.support.files import check_writable, write_atomic
+from interp.support.json_text import parse
 from interp.support.jsonable import jsonable
 from interp.support.provenance import inputs_hash, provenance
 from interp.support.statistics import Interval, bootstrap
@@ -89,7 +91,7 @@ class Faithfulness:
         said["frame_sha256"] = hashlib.sha256(table.getvalue()).hexdigest()
         write_atomic(target / CURVE, table.getvalue())
         text = json.dumps(jsonable(said), indent=2, ensure_ascii=False)
-        write_atomic(target / HEAD, (text + "\n").encode())
+        write_atomic(target / HEAD, (text + "\n").encode(errors="backslashreplace"))
         return target
 
     @classmethod
@@ -97,18 +99,18 @@ class Faithfulness:
         """Read what `save` wrote. Raises `OutputError`."""
         source = Path(folder)
         try:
-            said = json.loads((source / HEAD).read_text(encoding="utf-8"))
+            said = parse((source / HEAD).read_text(encoding="utf-8"))
             table = (source / CURVE).read_bytes()
             if hashlib.sha256(table).hexdigest() != said.pop("frame_sha256"):
                 raise OutputError(f"{source / CURVE} is not the one that {HEAD} describes.")
             for name in INTERVALS:
-                said[name] = Interval(**said[name])
-            said["notes"] = tuple(said["notes"])
+                said[name] = typed.made(Interval, said[name])
+            said["notes"] = tuple(typed.texts(said["notes"]))
             return cls(frame=pd.read_parquet(io.BytesIO(table)), **said)
         except FileNotFoundError as error:
             missing = Path(error.filename).name
             raise OutputError(f"No faithfulness in {source} ({missing} is missing).") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"The faithfulness in {source} is damaged ({error}).") from error
 
     def plot(self) -> go.Figure:

@@ -15,6 +15,7 @@ import numpy as np
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp.models.names import ALIASES, SHORTCUTS
 from interp.support.files import reason, write_atomic
+from interp.support.json_text import parse
 from interp_hooks.heads import Head, check_head, parse_heads
 
 if TYPE_CHECKING:
@@ -151,7 +152,12 @@ class Truth:
             notes=list(self.notes),
         )
         target = Path(path)
-        write_atomic(target, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            target,
+            (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(
+                errors="backslashreplace"
+            ),
+        )
         return target
 
     @classmethod
@@ -163,7 +169,7 @@ class Truth:
         """
         source = Path(path)
         try:
-            content = json.loads(source.read_text(encoding="utf-8"))
+            content = parse(source.read_text(encoding="utf-8"))
         except OSError as error:
             raise OutputError(f"Can't read the circuit {source} ({reason(error)}).") from error
         except ValueError as error:

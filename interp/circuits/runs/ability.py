@@ -13,8 +13,6 @@ from interp_hooks.model import HookedModel
 
 #: below this accuracy the user is told that the circuit is one of a task half done
 POOR = 0.8
-#: what must be the same for a search to resume
-MARKS = ("model", "weights_hash", "inputs_hash", "settings", "seed")
 
 
 def able(

@@ -17,6 +17,7 @@ from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed, read_file
 from interp.inputs.tokenizer import Text, pad_id
+from interp.support.json_text import parse
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Instance, Problem, Task, collate
 
@@ -222,12 +223,12 @@ def read(path: str | Path) -> list[Any]:
     text, where = read_file(path, "prompt"), ""
     try:
         if text.lstrip().startswith("["):
-            return list(json.loads(text))
+            return list(parse(text))
         rows = []
         for number, line in enumerate(text.splitlines(), 1):
             where = f", line {number},"
             if line.strip():
-                rows.append(json.loads(line))
+                rows.append(parse(line))
         return rows
     except json.JSONDecodeError as error:
         raise InputError(

@@ -1,0 +1,210 @@
+"""The second tap: models that compute attention themselves, not by transformers' interface.
+
+Each module in which a softmax attention is recognised (`traced`) runs its forward under a `Trace`
+while a block lasts; the call is handed to the tap as any other, with the bias between q kᵀ and the
+softmax as a dense mask, and z goes where the module's own would have gone. Logits are there as the
+module makes them, so memory is O(queries × keys).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from interp_hooks.call import AttentionCall, Site
+from interp_hooks.engine import Tap, attend
+from interp_hooks.errors import TapError
+from interp_hooks.huggingface.called import ModuleStack
+from interp_hooks.huggingface.discovery import Found
+from interp_hooks.huggingface.layout import Layout
+from interp_hooks.huggingface.output_gate import Probe
+from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
+from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of
+from interp_hooks.huggingface.traced import Attention, Trace
+from interp_hooks.own_methods import wrapped
+
+#: largest difference of the recovered weights from the module's own softmax
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+@contextmanager
+def eager(model: Any) -> Iterator[None]:
+    """The model chooses its plain attention until the block ends."""
+    configs = configs_of(model)
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+# What is traced now: id of a module → its site, who answers, the thread of the block. Filled on
+# entry of a block, emptied on exit.
+_LIVE: dict[int, tuple[Site, Callable[[AttentionCall], torch.Tensor], int]] = {}
+
+
+@contextmanager
+def installed(
+    model: Any,
+    live: Mapping[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]],
+    over: bool = False,
+) -> Iterator[None]:
+    """Route what the modules of `live` (by id) compute as attention through its handlers until the
+    block ends.
+
+    Args:
+        model: whose attention.
+        live: id of a module → its site, and who answers its calls.
+        over: whether modules that are tapped already may be taken over for the time being.
+
+    Raises:
+        TapError: another handle has a block open on some of the modules.
+    """
+    outer = {key: _LIVE[key] for key in live if key in _LIVE}
+    if outer and not over:
+        raise TapError(OTHER_HANDLE)
+    real = RealTokens(model)
+    thread = threading.get_ident()
+    _LIVE.update({key: (*one, thread) for key, one in live.items()})
+    try:
+        with eager(model), ExitStack() as stack:
+            stack.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
+            for module in model.modules():
+                if id(module) in live and id(module) not in outer:
+                    stack.enter_context(_tracing(module, real))
+            yield
+    finally:
+        for key in live:
+            _LIVE.pop(key, None)
+        _LIVE.update(outer)
+
+
+@contextmanager
+def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
+    """The module's forward runs under a `Trace` while the block lasts."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        site, handler, thread = _LIVE[id(module)]
+        if thread != threading.get_ident():
+            raise TapError(OTHER_THREAD)
+        seen = 0
+
+        def swap(attention: Attention) -> torch.Tensor:
+            nonlocal seen
+            seen += 1
+            if seen > 1:
+                raise TapError(_several(module))
+            call, fold = call_of(attention, module, site, 1, real)
+            return _given_back(handler(call), fold, attention)
+
+        with Trace(swap) as trace:
+            out = own(*args, **kwargs)
+        if not seen:
+            raise TapError(
+                f"{type(module).__name__} (layer {site.layer}) computed no attention that the tap "
+                "recognises with these inputs"
+                + (f": its logits went through {trace.lost}." if trace.lost else ".")
+            )
+        return out
+
+    with wrapped(module, "forward", forward):
+        yield
+
+
+def _several(module: torch.nn.Module) -> str:
+    return (
+        f"{type(module).__name__} computes several attentions in one forward, so that its heads "
+        "can't be told apart and the model can't be tapped."
+    )
+
+
+def _given_back(z: torch.Tensor, fold: Any, attention: Attention) -> torch.Tensor:
+    """z (batch, queries, heads, d) as the module's own product would be."""
+    return fold.unfold(z.transpose(1, 2)).to(attention.v.dtype).contiguous()
+
+
+def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> list[Found]:
+    """Every attention that is recognised while `run` runs the model, in order of calls, computed
+    plainly. Raises `TapError`."""
+    found: dict[tuple[int, int], Found] = {}
+    probe, stack, real = Probe(layout), ModuleStack(model), RealTokens(model)
+
+    def swap(attention: Attention) -> torch.Tensor | None:
+        module = _owner(attention)
+        if attention.q.shape[-2] == 1 and not head_counts(module):
+            return None  # a token chooses among its own states, it does not see other tokens
+        call, fold = call_of(attention, module, None, batch, real)
+        _prove(module, call, fold.fold(attention.weights) if attention.weights is not None else None)
+        key = id(module), stack.turn(module)
+        if key in found and not again:
+            raise TapError(_several(module))
+        found.setdefault(key, Found(stack.path(module), module, call, key[1]))
+        return _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
+
+    again = False
+    with eager(model), probe, stack, ExitStack() as hooks:
+        hooks.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
+        with Trace(swap, lambda: stack.running) as trace:
+            run()
+        if not found:
+            raise TapError(
+                f"No attention is recognised in {type(model).__name__}"
+                + (f": its logits go through {trace.lost}" if trace.lost else "")
+                + ", so it can't be tapped."
+            )
+        if probe.again():
+            again = True
+            stack.restart()
+            with Trace(swap, lambda: stack.running):
+                run()
+    return [replace(f, between=probe.between(f.module, f.turn)) for f in found.values()]
+
+
+def _owner(attention: Attention) -> torch.nn.Module:
+    """The innermost module with parameters in whose forward all operations were called."""
+    common: list[torch.nn.Module] = []
+    for modules in zip(*attention.places, strict=False):
+        if any(m is not modules[0] for m in modules):
+            break
+        common.append(modules[0])
+    while len(common) > 1 and next(common[-1].parameters(), None) is None:
+        common.pop()
+    if not common:
+        raise TapError("A softmax attention is computed outside the model's modules.")
+    return common[-1]
+
+
+def _prove(module: torch.nn.Module, call: AttentionCall, weights: torch.Tensor | None) -> None:
+    """Raise `TapError` unless softmax(scaling · q kᵀ + bias) of the call is what the module's own
+    softmax gave, (batch, heads, queries, keys)."""
+    if weights is None:
+        return
+    assert call.query is not None and call.key is not None
+    every = call.query.shape[1] // call.key.shape[1]
+    q, k = call.query.double(), call.key.double().repeat_interleave(every, 1)
+    logits = call.scaling * (q @ k.transpose(-1, -2))
+    dense = call.mask.dense
+    if dense is not None and dense.dtype == torch.bool:
+        logits = logits.masked_fill(~dense, -torch.inf)
+    elif dense is not None:
+        logits = logits + dense
+    seen = torch.isfinite(logits).any(-1, keepdim=True)  # padding may see nothing
+    if call.sinks is not None:
+        sinks = call.sinks.double().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+        logits = torch.cat([logits, sinks], -1)
+    own = logits.softmax(-1)[..., : weights.shape[-1]]
+    error = (own - weights.double()).masked_fill(~seen, 0).abs().max()
+    if not float(error) <= TOLERANCE.get(weights.dtype, 2e-2):
+        raise TapError(
+            f"The attention weights recovered from {type(module).__name__} differ from its own by "
+            f"{float(error):.1e}, so the model can't be tapped."
+        )

@@ -1,0 +1,71 @@
+"""How far an atlas agrees with another one, or with a score file, on the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from interp.report.section import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.results.head_table import HeadTable
+
+HEADINGS = ["Score", "Spearman", "p", "Kendall", "Heads", "Strongest in both", "By chance", "p", ""]
+
+
+def of(compared: pd.DataFrame, one: HeadTable, other: HeadTable) -> Section:
+    """The section of what `interp.compare` gave for `one`, whose page it is, and `other`."""
+    rows = [cells(row) for row in compared.to_dict("records")]
+    table = dict(
+        headings=HEADINGS,
+        rows=rows,
+        caption=f"{one.model} and {other.model}: rank correlations with 95 % intervals",
+    )
+    file = other.provenance.get("interchange")
+    values = dict(
+        table=table,
+        theirs=file["file"] if isinstance(file, dict) else other.model,
+        inputs=compared.attrs.get("inputs", ""),
+    )
+    return Section("comparison", "Agreement", "comparison.html.j2", values, {})
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One row as text: a number with its interval, "–" where it is not defined."""
+    overlap = next(v for name, v in row.items() if name.startswith("top"))
+    k = row["k"]
+    return [
+        str(row["score"]),
+        ranged(row["spearman"], row["spearman_low"], row["spearman_high"]),
+        chance(row["spearman_p"]),
+        ranged(row["kendall"], row["kendall_low"], row["kendall_high"]),
+        str(row["heads"]),
+        f"{share(overlap, row['overlap_low'], row['overlap_high'])} of {k}",
+        share(row["overlap_expected"]),
+        chance(row["overlap_p"]),
+        "; ".join(p for p in (str(row["remark"]), _over(row)) if p),
+    ]
+
+
+def _over(row: dict[str, Any]) -> str:
+    return "intervals over samples" if row["interval_over"] == "samples" else ""
+
+
+def ranged(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """ "0.91 [0.86, 0.95]"; no brackets without an interval."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def share(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """ "70% [40%, 90%]"; no brackets without an interval."""
+    if value is None:
+        return "–"
+    return f"{value:.0%}" + ("" if low is None else f" [{low:.0%}, {high:.0%}]")
+
+
+def chance(p: float | None) -> str:
+    """A p-value; "–" where there is none."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,1 @@
+"""Score files of other projects: read into a head table, and written from one."""
