@@ -65,10 +65,6 @@ class Comparison:
         self, model: HookedModel, inputs: dict[str, Any], padded: dict[str, Any] | None = None
     ):
         self.model, self.inputs, self.padded = model, inputs, padded
-        if padded is not None and model.position_table and "position_ids" in model.accepts:
-            # a handle counts learned positions from the mask; the model itself would not
-            counted = padded["attention_mask"].cumsum(-1) - 1
-            self.padded = dict(padded, position_ids=counted.clamp_min(0))
         self.outcomes: list[Outcome] = []
         dtype = next(model.module.parameters()).dtype
         #: of logits and outputs, relative to their largest
@@ -111,7 +107,8 @@ class Comparison:
         right = error <= allowed
         self.outcomes.append(Outcome(mode, check, "equal" if right else "wrong", f"{error:.1e}"))
 
-    # the untouched model
+    # the untouched model, run by its handle outside any block: under padding, that is what counts
+    # learned positions from the mask
 
     def eager(self, what: Callable[[], Any]) -> Eager:
         """What the untouched model does under eager attention; raises `Untouched`."""
@@ -135,7 +132,7 @@ class Comparison:
     def forward(self, mode: str, inputs: dict[str, Any]) -> None:
         """One forward: logits, every statistic of every site, z."""
         module = self.model.module
-        eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         names, received = set(ROWS), {"sum": Received(reduce="sum")}
         gated = any(s.output_gate for s in self.model.sites)
         names |= {"topk", "argmax"}
@@ -156,7 +153,9 @@ class Comparison:
             if len(reads) == 1 and reads[0].numel() == z[key_of(site)].numel():
                 ours = z[key_of(site)].flatten(-2).reshape(reads[0].shape)
                 size = float(reads[0].abs().max().clamp_min(1e-6))
-                keep = rows if rows is not None and reads[0].ndim == 3 else slice(None)
+                keep = (
+                    rows if rows is not None and rows.shape == reads[0].shape[:2] else slice(None)
+                )
                 error = float((ours - reads[0])[keep].abs().max()) / size
                 self.note(mode, f"z {name}{' gated' * gated}", error, self.allowed)
 
@@ -166,6 +165,10 @@ class Comparison:
         """A site's statistics against its eager pattern, on real rows."""
         if rows is None:
             rows = torch.ones(pattern.shape[0], pattern.shape[2], dtype=torch.bool)
+        if rows.shape != (pattern.shape[0], pattern.shape[2]):  # CPM-Ant puts a prompt before them
+            why = f"{pattern.shape[2]} rows for {rows.shape[1]} tokens"
+            self.outcomes.append(Outcome(mode, f"statistics {name}", "unavailable", why))
+            return
         if not bool((mine.queries.cpu() == rows.cpu()).all()):
             self.outcomes.append(
                 Outcome(mode, f"real rows {name}", "wrong", f"{int(mine.queries.sum())} rows")
@@ -222,7 +225,7 @@ class Comparison:
             self.outcomes.append(Outcome(mode, "edits", "unavailable", "W_O is not known"))
             return
         module = self.model.module
-        eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         reads = eager.reads[site]
         if len(reads) != 1:
             self.outcomes.append(Outcome(mode, "edits", "unavailable", f"{len(reads)} W_O reads"))
@@ -244,7 +247,7 @@ class Comparison:
         own = (pattern @ value).transpose(1, 2).flatten(-2)
         scale = float(reads[0].abs().max().clamp_min(1e-6))
         rows = self.rows(site, inputs, mode)
-        keep = rows if rows is not None and own.ndim == 3 else slice(None)
+        keep = rows if rows is not None and rows.shape == own.shape[:2] else slice(None)
         if (
             own.numel() != reads[0].numel()
             or float((own.reshape(reads[0].shape) - reads[0])[keep].abs().max())
@@ -255,7 +258,7 @@ class Comparison:
             )
             return
         real = rows
-        if real is None:
+        if real is None or real.shape != pattern.shape[:1] + pattern.shape[-1:]:
             real = torch.ones(pattern.shape[0], pattern.shape[-1], dtype=torch.bool)
         first = real.int().argmax(-1)
         tuned = reference.zero_tuned(pattern, first, 4.0)
@@ -270,7 +273,7 @@ class Comparison:
         """The edited model against the eager one whose W_O reads z."""
         module = self.model.module
         with _given(self._output(edit.site), z):
-            eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+            eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         with self.model.edit(edit):
             out = self.model(**inputs)
         want, got = logits_of(eager.out).float(), logits_of(out).float()
