@@ -270,8 +270,14 @@ def test_everything_is_put_back(name: str) -> None:
 
 def test_failure_inside_a_layer_leaves_nothing(tapped: Tapped) -> None:
     model, plain = tapped("llama")
+
+    def fail(*_: Any) -> None:
+        raise IndexError("of the layer")
+
+    hooked = model.module.model.layers[1].mlp.register_forward_pre_hook(fail)
     with torch.no_grad(), pytest.raises(IndexError), model.observe("max"):
-        model(input_ids=torch.tensor([[5000]]))
+        model(input_ids=tokens())
+    hooked.remove()
     with torch.no_grad():
         assert model.module.config._attn_implementation == "sdpa"
         torch.testing.assert_close(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from interp_hooks.conformance.configs import VOCABULARY, tiny
+from interp_hooks.conformance.configs import tiny
 
 #: kind → transformers' table of the classes that do its task, in order of preference
 KINDS: dict[str, tuple[str, ...]] = {
@@ -121,11 +121,12 @@ def peaky(module: torch.nn.Module) -> None:
 def _inputs(kind: str, module: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Inputs without and with padding."""
     if kind in ("speech", "image"):
-        from interp_hooks.huggingface.samples import sample_of
-
-        return sample_of(module), None
-    ids = torch.randint(9, VOCABULARY - 40, (2, TOKENS), generator=torch.Generator().manual_seed(2))
-    mask = torch.ones_like(ids)
+        return _sampled(module), None
+    rows = 2
+    if module.config.model_type.startswith("musicgen"):
+        rows *= module.config.num_codebooks  # a row a codebook
+    ids = torch.randint(9, 88, (rows, TOKENS), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids[:2])
     if kind == "seq2seq":
         decoder = ids[:, :8].flip(1).contiguous()
         inputs = dict(input_ids=ids, decoder_input_ids=decoder)
@@ -133,3 +134,22 @@ def _inputs(kind: str, module: Any) -> tuple[dict[str, Any], dict[str, Any] | No
         return inputs, dict(inputs, attention_mask=mask)
     mask[1, :PADS] = 0
     return dict(input_ids=ids), dict(input_ids=ids, attention_mask=mask)
+
+
+@torch.no_grad()
+def _sampled(module: Any) -> dict[str, Any]:
+    """The first input made from the config on which the model runs, as the check on load does it.
+
+    Raises:
+        whatever the model raised on the first one.
+    """
+    from interp_hooks.huggingface.samples import samples_for
+
+    first: Exception | None = None
+    for inputs in samples_for(module):
+        try:
+            module(**inputs)
+            return inputs
+        except Exception as error:  # an architecture's code may raise anything
+            first = first or error
+    raise first or ValueError(f"no input can be made for {type(module).__name__}")

@@ -92,6 +92,8 @@ OWN: dict[str, dict[str, Any]] = {
     ),
     "esm": dict(vocab_size=128, pad_token_id=1, mask_token_id=32),
     "esmc": dict(vocab_size=128),
+    "led": dict(attention_window=4, encoder_layers=2, decoder_layers=2),
+    "longformer": dict(attention_window=4),
     "mpnet": dict(relative_attention_num_buckets=32),
     "xlstm": dict(qk_dim_factor=1.0),
     "xmod": dict(languages=["en_XX"], default_language="en_XX"),

@@ -26,6 +26,7 @@ from interp_hooks.huggingface.output_gate import Probe
 from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
 from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of, weights_wanted
 from interp_hooks.huggingface.traced import Attention, Trace
+from interp_hooks.own_methods import wrapped
 
 #: largest difference of the recovered weights from the module's own softmax
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -91,7 +92,7 @@ def installed(
 @contextmanager
 def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
     """The module's forward runs under a `Trace` while the block lasts."""
-    own, named = module.forward, "forward" in vars(module)
+    own = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         site, handler, thread = _LIVE[id(module)]
@@ -124,14 +125,8 @@ def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
             )
         return out
 
-    module.forward = forward  # type: ignore[method-assign]
-    try:
+    with wrapped(module, "forward", forward):
         yield
-    finally:
-        if named:
-            module.forward = own  # type: ignore[method-assign]
-        else:
-            del module.forward
 
 
 def _several(module: torch.nn.Module) -> str:
