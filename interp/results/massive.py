@@ -131,7 +131,9 @@ class MassiveActivations:
             if hashlib.sha256(numbers).hexdigest() != head["frame_sha256"]:
                 raise ValueError(f"{ROWS} is another one")
             frame = pd.read_parquet(io.BytesIO(numbers))
-            return cls(typed(frame), checked.mapping(head["provenance"]))
+            table = cls(typed(frame), checked.mapping(head["provenance"]))
+            _ = table.rule  # it says what the rows are, and needs both its numbers
+            return table
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
             raise OutputError(

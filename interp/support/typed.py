@@ -25,10 +25,32 @@ def made(kind: type[T], said: Any) -> T:
 
 def check_fields(kind: type, said: Mapping[str, Any]) -> None:
     """Raise `TypeError` for values that are not of their fields' types, see `made`."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for field in dataclasses.fields(kind):
         if field.name in said and not _fits(said[field.name], hints[field.name]):
             raise TypeError(f"{field.name} is {type(said[field.name]).__name__}")
+
+
+class _Anything:
+    """Stands for a name that is imported for type checkers alone."""
+
+    def __getattr__(self, name: str) -> Any:
+        return _Anything()
+
+    def __call__(self) -> None:  # `typing` takes only what is callable for a type
+        """Nothing."""
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """The types of a class's fields."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return get_type_hints(kind, localns=unknown)
+        except NameError as error:
+            if error.name in unknown:
+                raise
+            unknown[error.name] = _Anything()
 
 
 def texts(said: Any) -> list[str]:

@@ -51,7 +51,7 @@ class Folders(Target):
         truth = Truth("mine", {Head(0, 1): "head"}, 2, 4, "here", "tiny")
         (self.folder / "truth").mkdir()
         truth.save(self.folder / "truth" / "truth.json")
-        found = interp.calibrate(model, "zerotuning", "copy", n=4, force=True)
+        found = interp.calibrate(model, "zerotuning", "ioi", n=8, force=True)
         (self.folder / "calibration").mkdir()
         found.save(self.folder / "calibration" / "edit.json")
         self.loaders = {
