@@ -384,6 +384,8 @@ class Comparison:
                 weights = (
                     self.model.head_weights(site.layer, site.tower) if site.kind == "self" else None
                 )
+                if weights is not None:
+                    _ = weights.W_V  # refused by name where values are no matrix
             except InterpError as error:
                 self.outcomes.append(Outcome("plain", f"weights {name}", "refused", str(error)))
                 continue
