@@ -100,9 +100,9 @@ GATED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 }
 #: their heads' outputs are normed, or cleared of the value, before the gate: it can't be told apart
 NORMED = ("bitnet", "muse_spark", "neomme")
-#: attention that the tap does not see through (chosen keys, layers run again and again, biases of
-#: relative positions): refused on load
-REFUSED: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+#: gated attention that does more with masks than the interface allows for (chosen keys, sinks that
+#: differ from query to query), or whose layers run again and again
+SECOND: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "axk2": ("AXK2Config", None, dict(INDEXED, **ROUTED)),
     "dots3_note": ("Dots3NoteTextConfig", "Dots3NoteTextModel", dict(INDEXED, **ROUTED)),
     "hrm_text": ("HrmTextConfig", None, {}),

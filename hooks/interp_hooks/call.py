@@ -114,6 +114,17 @@ class AttentionCall:
         assert self.pattern is not None
         return self.pattern.shape[2]
 
+    def rows_of(self, values: torch.Tensor) -> torch.Tensor | None:
+        """(batch or 1, …): what is given for each sample of the prompt, for the rows of the batch;
+        under beams and `num_return_sequences` a sample's own is repeated. None where there is
+        neither a value for all, nor one for each sample."""
+        samples = len(values)
+        if samples in (1, self.batch):
+            return values
+        if samples * self.copies == self.batch:
+            return values.repeat_interleave(self.copies, 0)
+        return None
+
     def part(self, start: int, stop: int) -> AttentionCall:
         """The call of the query rows start:stop alone."""
         mask = self.mask

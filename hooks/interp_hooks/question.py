@@ -88,8 +88,14 @@ class Question:
         tower."""
         if call.site.tower == "vision":
             all_rows = {name: r for name, r in self.received.items() if r.queries is None}
+            names, labels = self.names & set(ROW) - {"group_mass"}, None
+            if "key_mass" in self.names:  # all keys are one group
+                names, shape = names | {"group_mass"}, (call.batch, call.n_keys)
+                labels = torch.zeros(shape, dtype=torch.int64, device=call.value.device)
             return Request(
-                self.names & set(ROW) - {"group_mass"},
+                names,
+                labels,
+                int(labels is not None),
                 received=all_rows,
                 cap=self.cap,
                 topk=self.topk,
@@ -139,13 +145,11 @@ class SiteQuestion(Question):
 def _samples(tensor: torch.Tensor, call: AttentionCall, what: str) -> torch.Tensor:
     """(batch or 1, …): what is asked of each sample of the prompt, for the rows of the call; under
     beams and `num_return_sequences` a sample's own is repeated. Raises `TapError`."""
-    samples = len(tensor)
-    if samples in (1, call.batch):
-        return tensor
-    if samples * call.copies == call.batch:
-        return tensor.repeat_interleave(call.copies, 0)
+    rows = call.rows_of(tensor)
+    if rows is not None:
+        return rows
     raise TapError(
-        f"{what} is for {samples} samples, and layer {call.site.layer} attends in a batch of "
+        f"{what} is for {len(tensor)} samples, and layer {call.site.layer} attends in a batch of "
         f"{call.batch}; give a row for each sample, or one for all."
     )
 

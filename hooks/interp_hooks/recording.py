@@ -60,7 +60,7 @@ class LayerStats:
         if "key_mass" in question.names and "group_mass" in self.rows:
             masses = self.rows.pop("group_mass")  # with one group more than was asked for
             self.rows["key_mass"] = masses.sum(-1)
-            if "group_mass" in question.names:
+            if "group_mass" in question.names and masses.shape[-1] > 1:  # none in a vision tower
                 self.rows["group_mass"] = masses[..., :-1]
         if "value_norm" in question.names:
             self.rows["value_norm"] = call.value.float().norm(dim=-1)  # (batch, kv_heads, keys)

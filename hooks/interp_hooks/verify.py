@@ -27,7 +27,6 @@ class _Silence(LiveEdit):
         return torch.zeros_like(z)
 
 
-@torch.no_grad()
 def _said(logits: torch.Tensor) -> torch.Tensor:
     """Logits in float32, 0 for words that the model may not say (Chameleon sets those of image
     tokens to the least number there is, beside which all others are equal)."""
@@ -36,6 +35,7 @@ def _said(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(logits <= torch.finfo(logits.dtype).min / 2, 0, logits).float()
 
 
+@torch.no_grad()
 def verify(model: HookedModel, sample: dict[str, torch.Tensor]) -> None:
     """Raise `TapError` unless tapped logits equal the untouched ones and a changed z changes them.
 

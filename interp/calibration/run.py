@@ -18,7 +18,7 @@ from interp.errors import OutputError
 from interp.inputs.text import check_seed
 from interp.support.checkpoints import Checkpoints
 from interp.support.files import check_writable, sweep
-from interp.support.finished import check_replaceable
+from interp.support.finished import check_replaceable, is_unfinished
 from interp.support.ownership import owned
 from interp.support.provenance import provenance
 from interp.tasks.floor import check_floor
@@ -151,7 +151,9 @@ def check_unclaimed(out: Path, record: dict[str, Any], overwrite: bool) -> None:
     be replaced."""
     head = beside(out, "calibration.json")
     check_replaceable(head, record, overwrite)
-    if out.exists() and not head.exists() and not overwrite:
+    # a run that was killed while it saved left its edits without their record
+    mine = is_unfinished(beside(out, "resume"), record)
+    if out.exists() and not head.exists() and not overwrite and not mine:
         raise OutputError(
             f"{out} is there already and no calibration made it; choose another --out, or add "
             "--overwrite (overwrite=True) to replace it."

@@ -243,15 +243,13 @@ def member(call: AttentionCall, keys: KeySet) -> torch.Tensor:
 
 def per_sample(call: AttentionCall, values: torch.Tensor, what: str = "keys") -> torch.Tensor:
     """(batch or 1, …): a tensor of keys, or of `what`, for the call's samples; with beams each
-    sample's own, repeated."""
-    samples = values.shape[0]
-    if samples not in (1, call.batch):
-        if call.batch % samples:
-            raise EditError(
-                f"A tensor of {what} for {samples} samples meets a batch of {call.batch}."
-            )
-        values = values.repeat_interleave(call.batch // samples, 0)
-    return values.to(call.value.device)
+    sample's own, repeated. Raises `EditError` for values of other samples."""
+    rows = call.rows_of(values)
+    if rows is None:
+        raise EditError(
+            f"A tensor of {what} for {len(values)} samples meets a batch of {call.batch}."
+        )
+    return rows.to(call.value.device)
 
 
 def groups(call: AttentionCall, sets: Sequence[KeySet]) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def fingerprint(*values: Any) -> str:
 
     Containers and dataclasses by what they hold, tensors and arrays by their numbers, functions and
     classes by their code (with defaults, closures, and the helpers and constants that they name in
-    their own module or in a user's), objects by class and attributes. Documentation and line
-    numbers don't count.
+    their own module or in a user's), objects by class and attributes. Comments and line numbers
+    don't count.
 
     Example:
         >>> from interp.support.fingerprint import fingerprint
@@ -141,7 +141,7 @@ class _Digest:
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.CodeType):
-            self._instructions(value, None)
+            self._instructions(value)
         elif isinstance(value, staticmethod | classmethod):
             self.add(value.__func__)
         elif isinstance(value, property):
@@ -161,7 +161,7 @@ class _Digest:
         if inner is not function:
             self.add(inner)
         self.say("function", _name(function))
-        self._instructions(function.__code__, function.__doc__)
+        self._instructions(function.__code__)
         self.add([function.__defaults__, function.__kwdefaults__])
         for cell in function.__closure__ or ():
             try:
@@ -191,15 +191,12 @@ class _Digest:
         else:
             self.say("named", _name(type(target)))
 
-    def _instructions(self, code: types.CodeType, doc: str | None) -> None:
+    def _instructions(self, code: types.CodeType) -> None:
         self.say("code", code.co_code)
         self.say("names", " ".join((*code.co_names, *code.co_varnames, *code.co_freevars)))
-        for i, constant in enumerate(code.co_consts):
-            if i == 0 and doc is not None and constant == doc:
-                continue
+        for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
-                first = constant.co_consts[0] if constant.co_consts else None
-                self._instructions(constant, first if isinstance(first, str) else None)
+                self._instructions(constant)
             else:
                 self.add(constant)
 

@@ -53,15 +53,24 @@ def vacant(folder: Path, head: str, record: Mapping[str, Any]) -> Path:
     there = []
     if (folder / head).exists():
         there.append((_provenance(folder / head) or {}).get("fingerprint"))
-    mark = folder / "partial" / MARK
-    if mark.exists():
-        try:
-            there.append(fingerprint(json.loads(mark.read_bytes())))
-        except (OSError, ValueError):
-            there.append(None)
+    if (folder / "partial" / MARK).exists():
+        there.append(_unfinished(folder))
     if owner(folder) is not None and not there:
         there.append(None)
     return folder if all(one == mine for one in there) else named
+
+
+def is_unfinished(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether pieces of this very run lie in a folder: it was broken off, perhaps while saving."""
+    return _unfinished(folder) == record["fingerprint"]
+
+
+def _unfinished(folder: Path) -> str | None:
+    """The fingerprint of the run whose pieces lie in a folder; None where that can't be told."""
+    try:
+        return fingerprint(json.loads((folder / "partial" / MARK).read_bytes()))
+    except (OSError, ValueError):
+        return None
 
 
 def _provenance(head: Path) -> dict[str, Any] | None:

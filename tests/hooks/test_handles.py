@@ -99,9 +99,9 @@ def test_a_part_and_the_whole() -> None:
     module = hf.BartForConditionalGeneration(bart).eval()
     whole = hook(module)
     encoder = hook(module.model.encoder, sample=dict(input_ids=tokens()))
-    with whole.observe("max"), pytest.raises(TapError, match="another handle"):
-        with encoder.observe("max"):
-            pass
+    inner = encoder.observe("max")
+    with whole.observe("max"), pytest.raises(TapError, match="another handle"), inner:
+        pass
     with encoder.observe("max") as alone:
         encoder(input_ids=tokens())
     assert len(alone) == 2

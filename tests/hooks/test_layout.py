@@ -75,9 +75,7 @@ def test_without_the_layout_head_weights_are_found_by_their_numbers(named: Hooke
         assert torch.equal(getattr(mine, name), getattr(theirs, name))
 
 
-@pytest.mark.parametrize(
-    "wrong", [dict(query="wk"), dict(key="wv"), dict(value="wk")]
-)
+@pytest.mark.parametrize("wrong", [dict(query="wk"), dict(key="wv"), dict(value="wk")])
 def test_a_layout_that_the_numbers_contradict_is_refused(wrong: dict[str, str]) -> None:
     model = hook(renamed(), layout=interp.Layout(**{**vars(LAYOUT), **wrong}))
     with pytest.raises(TapError, match="Head weights of layer 1 are refused: what the layout"):

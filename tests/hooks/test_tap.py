@@ -271,7 +271,6 @@ def test_everything_is_put_back(name: str) -> None:
 def test_failure_inside_a_layer_leaves_nothing(tapped: Tapped) -> None:
     model, plain = tapped("llama")
 
-
     def fail(*_: Any) -> None:
         raise IndexError("of the layer")
 

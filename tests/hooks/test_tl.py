@@ -4,6 +4,7 @@ numbers."""
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -279,6 +280,48 @@ def test_generate_is_observed_step_by_step(trio: Trio, library: str) -> None:
     ]
     torch.testing.assert_close(seen[1].max, full[1].max, atol=1e-4, rtol=1e-3)
     assert torch.equal(seen[1].argmax, full[1].argmax)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@torch.no_grad()
+def test_rows_after_a_text_s_end_are_not_real(trio: Trio, library: str) -> None:
+    ids = inputs(False)["input_ids"]
+    model, n, new = trio("llama")[library], ids.shape[1], 6
+    free = model.generate(input_ids=ids, max_new_tokens=new, do_sample=False, stop_at_eos=False)
+    free = free[:, n:]
+    token = int(free[0, 2])
+    assert token not in free[0, :2].tolist() and token not in free[1].tolist()
+    how = dict(max_new_tokens=new, do_sample=False, eos_token_id=token)
+    for use in (model.generate, lambda input_ids, **more: model.module.generate(input_ids, **more)):
+        with model.observe("max") as seen:
+            use(input_ids=ids, **how)
+        assert seen[0].queries[0].tolist() == [True] * (n + 2) + [False] * (new - 3)
+        assert bool(seen[1].queries[1].all())
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@torch.no_grad()
+def test_two_handles_and_two_threads(trio: Trio, library: str) -> None:
+    one, two = trio("llama")[library], hook(trio("llama")[library].module)
+    ids = inputs(False)["input_ids"]
+    with one.edit(ScaleHeads({"0.1": 0.0, "1.2": 0.0})):
+        wanted = one.logits(ids)
+    with one.edit(ScaleHeads({"0.1": 0.0})), two.edit(ScaleHeads({"1.2": 0.0})):
+        torch.testing.assert_close(two.logits(ids), wanted)
+        torch.testing.assert_close(one.logits(ids), wanted)
+        errors: list[Any] = []
+
+        def run(use: Callable[[], Any]) -> None:
+            try:
+                use()
+            except TapError as error:
+                errors.append(error)
+
+        for use in (lambda: one.logits(ids), lambda: one.module(ids)):
+            thread = threading.Thread(target=run, args=(use,))
+            thread.start()
+            thread.join()
+        assert len(errors) == 2 and all("thread" in str(error) for error in errors)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

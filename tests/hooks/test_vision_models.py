@@ -161,8 +161,11 @@ def test_several_images_in_a_prompt() -> None:
 
 def test_without_a_processor_or_a_sample() -> None:
     module, given = build("llava")
+    assert hook(module).towers == ["vision", "text"]  # a picture is made from its config
+    module.config.image_token_index = module.config.image_token_id = 10**6  # no such token
     with pytest.raises(TapError, match="processor"):
         hook(module)
+    module.config.image_token_index = module.config.image_token_id = IMAGE
     model = hook(module, sample=given)
     with pytest.raises(InputError, match="processor"):
         vision.with_images(model, "what", ["x.png"])

@@ -60,8 +60,17 @@ def test_tables_of_an_earlier_result_go(small: HookedModel, tmp_path: Path) -> N
         "x.trace.parquet",
         "x.trials.parquet",
     ]
-    interp.calibrate(small, "zerotuning", SHORT, n=8, grid=(2.0,), profile=False, out=out)
+    other: dict[str, Any] = dict(n=8, grid=(2.0,), profile=False, out=out)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    with pytest.raises(OutputError, match=r"of another run .*code.*--overwrite"):
+        interp.calibrate(small, "zerotuning", SHORT, progress=Interrupted(0), **other)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    interp.calibrate(small, "zerotuning", SHORT, overwrite=True, **other)
     assert names(tmp_path) == ["x.calibration.json", "x.json", "x.trials.parquet"]
+    interp.calibrate(small, "zerotuning", SHORT, **other)  # the same again is no other
+    (tmp_path / "mine.json").write_text("[]")
+    with pytest.raises(OutputError, match="no calibration made it"):
+        interp.calibrate(small, "zerotuning", SHORT, **{**other, "out": tmp_path / "mine.json"})
     assert Calibration.load(out).trace is None
 
 
@@ -152,6 +161,26 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
         and resumed.heldout == whole.heldout
     )
     assert out.is_file() and not (tmp_path / "edit.resume").exists()
+
+
+def test_a_calibration_killed_while_it_saves_goes_on(
+    small: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edits are there, their record is not: they are its own, and no others."""
+    how: dict[str, Any] = dict(n=8, grid=(2.0,), profile=False, out=tmp_path / "x.json")
+
+    def killed(self: Calibration, path: Path) -> None:
+        from interp import edits
+
+        edits.save(path, self.edits)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Calibration, "save", killed)
+        interp.calibrate(small, "zerotuning", SHORT, **how)
+    assert names(tmp_path) == ["x.json", "x.resume"]
+    interp.calibrate(small, "zerotuning", SHORT, **how)
+    assert names(tmp_path) == ["x.calibration.json", "x.json", "x.trials.parquet"]
 
 
 def test_pieces_of_another_calibration_are_not_used(small: HookedModel, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_code_counts_and_how_it_is_written_does_not() -> None:
         "    def measure(self, x):\n        return helper(x)\n"
     )
     plain = fingerprint(make(text))
-    same = text.replace("return helper(x)", "'''Said.'''\n        # why\n        return helper(x)")
+    same = text.replace("return helper(x)", "# why\n        return helper(x)")
     assert fingerprint(make("\n\n" + same)) == plain
     others = [
         text.replace(*change)

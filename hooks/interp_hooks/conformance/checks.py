@@ -65,10 +65,6 @@ class Comparison:
         self, model: HookedModel, inputs: dict[str, Any], padded: dict[str, Any] | None = None
     ):
         self.model, self.inputs, self.padded = model, inputs, padded
-        if padded is not None and model.position_table and "position_ids" in model.accepts:
-            # a handle counts learned positions from the mask; the model itself would not
-            counted = padded["attention_mask"].cumsum(-1) - 1
-            self.padded = dict(padded, position_ids=counted.clamp_min(0))
         self.outcomes: list[Outcome] = []
         dtype = next(model.module.parameters()).dtype
         #: of logits and outputs, relative to their largest
@@ -111,7 +107,8 @@ class Comparison:
         right = error <= allowed
         self.outcomes.append(Outcome(mode, check, "equal" if right else "wrong", f"{error:.1e}"))
 
-    # the untouched model
+    # the untouched model, run by its handle outside any block: under padding, that is what counts
+    # learned positions from the mask
 
     def eager(self, what: Callable[[], Any]) -> Eager:
         """What the untouched model does under eager attention; raises `Untouched`."""
@@ -135,7 +132,7 @@ class Comparison:
     def forward(self, mode: str, inputs: dict[str, Any]) -> None:
         """One forward: logits, every statistic of every site, z."""
         module = self.model.module
-        eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         names, received = set(ROWS), {"sum": Received(reduce="sum")}
         gated = any(s.output_gate for s in self.model.sites)
         names |= {"topk", "argmax"}
@@ -143,6 +140,7 @@ class Comparison:
         with observed as seen, self.model.capture_z() as z:
             out = self.model(**inputs)
         self.logits(mode, eager.out, out, inputs)
+        self._put_sinks_in(eager, inputs)
         for site in self.model.sites:
             rows = self.rows(site, inputs, mode)
             mine, patterns = seen[key_of(site)], eager.patterns[site]
@@ -156,9 +154,34 @@ class Comparison:
             if len(reads) == 1 and reads[0].numel() == z[key_of(site)].numel():
                 ours = z[key_of(site)].flatten(-2).reshape(reads[0].shape)
                 size = float(reads[0].abs().max().clamp_min(1e-6))
-                keep = rows if rows is not None and reads[0].ndim == 3 else slice(None)
+                keep = (
+                    rows if rows is not None and rows.shape == reads[0].shape[:2] else slice(None)
+                )
                 error = float((ours - reads[0])[keep].abs().max()) / size
                 self.note(mode, f"z {name}{' gated' * gated}", error, self.allowed)
+
+    def _put_sinks_in(self, eager: Eager, inputs: dict[str, Any]) -> None:
+        """Completes weights that leave out the share of a learned sink."""
+        bare = [
+            site
+            for site in self.model.sites
+            if site.learned_sinks and len(eager.patterns[site]) == len(eager.reads[site]) == 1
+            if _leaves_sink_out(eager.patterns[site][0])
+        ]
+        if not bare:
+            return
+        values: dict[Site, Tensor] = {}
+
+        def keep(stats: Any) -> None:
+            values[stats.site] = stats.call.value
+
+        with self.model.watch(Question(call=True), keep):
+            self.model(**inputs)
+        for site in bare:
+            every = site.n_heads // site.n_kv_heads
+            value = values[site].repeat_interleave(every, 1)
+            whole = reference.with_factor(eager.patterns[site][0], value, eager.reads[site][0])
+            eager.patterns[site] = [whole]
 
     def compare(
         self, mode: str, name: str, site: Site, mine: Any, pattern: Tensor, rows: Tensor | None
@@ -166,6 +189,10 @@ class Comparison:
         """A site's statistics against its eager pattern, on real rows."""
         if rows is None:
             rows = torch.ones(pattern.shape[0], pattern.shape[2], dtype=torch.bool)
+        if rows.shape != (pattern.shape[0], pattern.shape[2]):  # CPM-Ant puts a prompt before them
+            why = f"{pattern.shape[2]} rows for {rows.shape[1]} tokens"
+            self.outcomes.append(Outcome(mode, f"statistics {name}", "unavailable", why))
+            return
         if not bool((mine.queries.cpu() == rows.cpu()).all()):
             self.outcomes.append(
                 Outcome(mode, f"real rows {name}", "wrong", f"{int(mine.queries.sum())} rows")
@@ -222,7 +249,7 @@ class Comparison:
             self.outcomes.append(Outcome(mode, "edits", "unavailable", "W_O is not known"))
             return
         module = self.model.module
-        eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         reads = eager.reads[site]
         if len(reads) != 1:
             self.outcomes.append(Outcome(mode, "edits", "unavailable", f"{len(reads)} W_O reads"))
@@ -240,11 +267,12 @@ class Comparison:
             self.model(**inputs)
         value = next(c.value for c in calls if c.site == site).double()
         value = value.repeat_interleave(site.n_heads // value.shape[1], 1)
+        self._put_sinks_in(eager, inputs)
         pattern = eager.patterns[site][0]
         own = (pattern @ value).transpose(1, 2).flatten(-2)
         scale = float(reads[0].abs().max().clamp_min(1e-6))
         rows = self.rows(site, inputs, mode)
-        keep = rows if rows is not None and own.ndim == 3 else slice(None)
+        keep = rows if rows is not None and rows.shape == own.shape[:2] else slice(None)
         if (
             own.numel() != reads[0].numel()
             or float((own.reshape(reads[0].shape) - reads[0])[keep].abs().max())
@@ -255,7 +283,7 @@ class Comparison:
             )
             return
         real = rows
-        if real is None:
+        if real is None or real.shape != pattern.shape[:1] + pattern.shape[-1:]:
             real = torch.ones(pattern.shape[0], pattern.shape[-1], dtype=torch.bool)
         first = real.int().argmax(-1)
         tuned = reference.zero_tuned(pattern, first, 4.0)
@@ -269,8 +297,9 @@ class Comparison:
     ) -> None:
         """The edited model against the eager one whose W_O reads z."""
         module = self.model.module
-        with _given(self._output(edit.site), z):
-            eager = self.eager(lambda: module(**with_attentions(module, inputs)))
+        before = [s for s in self.model.sites if s.path == edit.site.path].index(edit.site)
+        with _given(self._output(edit.site), z, before):
+            eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         with self.model.edit(edit):
             out = self.model(**inputs)
         want, got = logits_of(eager.out).float(), logits_of(out).float()
@@ -305,8 +334,12 @@ class Comparison:
             ours = steps(self.model)
         self.logits("decode", eager.out, ours, {})
         for site in self.model.sites:
-            patterns = eager.patterns[site]
+            patterns, name = eager.patterns[site], f"statistics {key_of(site)}"
             if len(patterns) != len(parts):
+                continue
+            if site.learned_sinks and _leaves_sink_out(patterns[0]):
+                detail = "its weights leave out the sink"
+                self.outcomes.append(Outcome("decode", name, "unavailable", detail))
                 continue
             want = torch.cat([reference.statistics(p, False)["entropy"] for p in patterns], -1)
             got = seen[key_of(site)].entropy.double().cpu()
@@ -389,15 +422,23 @@ class Untouched(Exception):
     """What the untouched model itself can't do."""
 
 
+def _leaves_sink_out(pattern: Tensor) -> bool:
+    """Whether weights of a layer with a learned sink sum to 1."""
+    return float((pattern.sum(-1) - 1).abs().median()) < 1e-4
+
+
 def _heads(pattern: Tensor, value: Tensor, like: Tensor) -> Tensor:
     """A'·v as W_O reads it."""
     return (pattern @ value).transpose(1, 2).flatten(-2).reshape(like.shape).to(like)
 
 
 @contextmanager
-def _given(projection: Any, z: Tensor) -> Iterator[None]:
-    """W_O reads z in the block."""
-    hooked = projection.register_forward_pre_hook(lambda _, args: (z, *args[1:]))
+def _given(projection: Any, z: Tensor, before: int = 0) -> Iterator[None]:
+    """W_O reads z in the block, after so many forwards of its own (of shared layers)."""
+    turn = iter(range(10**6))
+    hooked = projection.register_forward_pre_hook(
+        lambda _, args: (z, *args[1:]) if next(turn) == before else None
+    )
     try:
         yield
     finally:

@@ -40,6 +40,7 @@ from interp_hooks.huggingface.layout import (
 )
 from interp_hooks.huggingface.linear_map import linear_map, stored
 from interp_hooks.huggingface.output_gate import Between
+from interp_hooks.huggingface.own_calls import keeping_weights
 from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
 from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
@@ -169,6 +170,8 @@ class HFAdapter(Adapter):
             call = forwards.described(call)
             if again is not None and again.weights and call.weights is None:
                 call = replace(call, weights=lambda weights: None)
+            elif self._own and forwards.weights_asked:
+                call = keeping_weights(call)
             if again is None and recomputed_elsewhere(call, tap):
                 return attend(call, Tap())
             if note is not None:
@@ -185,6 +188,11 @@ class HFAdapter(Adapter):
             places = self._turns[id(attention)]
 
             def here(call: AttentionCall, m: Any = attention, s: Any = places) -> torch.Tensor:
+                if again is not None and tap.edits:
+                    raise TapError(
+                        "Layers that share one module can't be told apart when gradient "
+                        "checkpointing runs them again, so edits are refused; turn it off."
+                    )
                 return told(replace(call, site=s[turns.turn(m)]))
 
             live[id(attention)] = (places[0], here if len(places) > 1 else told)
@@ -210,7 +218,7 @@ class HFAdapter(Adapter):
 
     @contextmanager
     def _recomputing(self, again: Recomputed) -> Iterator[None]:
-        """A checkpointed layer is run again: under the edits of its first run, which nobody hears."""
+        """A checkpointed layer is run again, under the edits of its first run; nobody hears it."""
         mask, self.images.mask = self.images.mask, again.images
         try:
             with self._tapped(again.tap, again=again):
@@ -351,7 +359,7 @@ class HFAdapter(Adapter):
             record = watched[site].record
             with FirstInput(self.attention_module(site)) as first:
                 self.module(input_ids=ids[:1, :1], **extra)
-            return call_maps(record, first, watched[site])
+            return dict(call_maps(record, first, watched[site]))
 
     def embeddings(self) -> Embeddings:
         name = type(self.module).__name__

@@ -59,7 +59,7 @@ def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[
         if call.query is not None:
             queries[key] = call.query
         calls.setdefault(key, Found(stack.path(module), module, call, key[1]))
-        return probe.attended(module, attend(call, Tap()))
+        return probe.attended(module, attend(call, Tap()), key[1])
 
     live = {id(m): (None, note) for m in model.modules()}
     with installed(model, live, over=True), probe, stack:
@@ -73,7 +73,7 @@ def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[
             f"No layer of {type(model).__name__} made an attention call through transformers' "
             "AttentionInterface."
         )
-    return [replace(f, between=probe.between(f.module)) for f in calls.values()]
+    return [replace(f, between=probe.between(f.module, f.turn)) for f in calls.values()]
 
 
 def _refuse_twice(module: torch.nn.Module, same: bool) -> None:

@@ -47,6 +47,7 @@ class Forwards:
     def __post_init__(self) -> None:
         tap = self.tap
         self.late, self._rows = LateOutputs(self.between), QueryRows()
+        self._asked = False
         self._streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
         self._generation = Generation(lambda: bool(tap.observers))
         # with an encoder beside the decoder, input_ids are not what the main tower reads
@@ -70,6 +71,7 @@ class Forwards:
         def begins(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             if module is not self.module:
                 return
+            self._asked = bool(kwargs.get("output_attentions"))
             # what a forward that failed left behind is forgotten
             for one in (self.late, self._rows, self._streams):
                 one.forget()
@@ -103,6 +105,11 @@ class Forwards:
         else:
             ids, before = ids_and_before(args, kwargs)
             self.tokens.read(ids, before, real_tokens(kwargs.get("attention_mask")))
+
+    @property
+    def weights_asked(self) -> bool:
+        """Whether the forward is to hand over its attention weights."""
+        return self._asked or weights_wanted({})
 
     def described(self, call: AttentionCall) -> AttentionCall:
         """The call with what is known beside it."""

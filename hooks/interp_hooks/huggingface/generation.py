@@ -8,17 +8,17 @@ inputs, so it is taken from `generate`'s own helpers, wrapped on the model while
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import update_wrapper, wraps
+from functools import wraps
 from typing import Any
 
 import torch
 
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.errors import TapError
+from interp_hooks.own_methods import wrapped
 
 #: helpers of `generate` that are wrapped, and the method here that does it
 _HELPERS = {
@@ -64,7 +64,7 @@ class Generation:
                 for name, wrap in _HELPERS.items():
                     own = getattr(part, name, None)
                     if own is not None:
-                        _put(stack, part, name, _Wrapped(part, name, getattr(self, wrap)(own)))
+                        stack.enter_context(wrapped(part, name, getattr(self, wrap)(own)))
             yield
 
     @contextmanager
@@ -196,35 +196,3 @@ class Generation:
 
     def _compiled(self, own: Any) -> Callable[..., Any]:
         return lambda *args, **kwargs: False  # a compiled step does not call the tap
-
-
-class _Wrapped:
-    """A helper of `part` that is wrapped; a copy of the model has its own, unwrapped."""
-
-    def __init__(self, part: torch.nn.Module, name: str, function: Callable[..., Any]) -> None:
-        self._part, self._name, self._function = part, name, function
-        update_wrapper(self, function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        own = inspect.getattr_static(type(self._part), self._name)
-        return own.__get__(memo.get(id(self._part), self._part), type(self._part))
-
-
-def _put(stack: ExitStack, part: torch.nn.Module, name: str, value: Any) -> None:
-    """`part.name` is `value` until the stack closes, then what it was."""
-    held = part.__dict__
-    missing = object()
-    before = held.get(name, missing)
-
-    def back() -> None:
-        if held.get(name) is value:
-            if before is missing:
-                del held[name]
-            else:
-                held[name] = before
-
-    held[name] = value
-    stack.callback(back)

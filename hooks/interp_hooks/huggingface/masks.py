@@ -96,6 +96,22 @@ def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
     return None
 
 
+def _says(mask: DescribedMask, plain: dict[str, Any] | None, sizes: tuple[int, int]) -> bool:
+    """Whether a described mask is the one that is asked for again; raises `TapError` where it is
+    another and hides padding that can't be read from it."""
+    description = mask.description
+    assert description is not None
+    if plain == dict(causal=description.causal, window=description.window) and mask.sizes == sizes:
+        return True
+    if description.keys is not None or description.dense is not None:
+        raise TapError(
+            "The mask that was made for this static cache is another than the model makes for "
+            "itself, so padding can't be told; generate with a dynamic cache "
+            "(cache_implementation='dynamic'), or without padding."
+        )
+    return False
+
+
 def describe(
     batch_size: int,
     q_length: int,
@@ -113,6 +129,13 @@ def describe(
     mask_function = mask_function or causal_mask_function
     q_start, k_start = int(q_offset), int(kv_offset)
     keys = queries = starts = None
+    # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
+    plain = _conditions(mask_function)
+    if isinstance(attention_mask, DescribedMask) and attention_mask.description is not None:
+        # generate makes the mask of a static cache before the forward, which makes it once more
+        if _says(attention_mask, plain, (q_length, kv_length)):
+            return attention_mask
+        attention_mask = None
     if attention_mask is not None and attention_mask.ndim == 2:
         real = attention_mask.bool()
         missing = max(k_start + kv_length, q_start + q_length) - real.shape[1]
@@ -122,8 +145,6 @@ def describe(
             starts = real.int().argmax(1)  # the slot of each sample's first real token
             keys = real[:, k_start : k_start + kv_length].contiguous()
             queries = real[:, q_start : q_start + q_length]
-    # a function that says nothing of causality (an overlay alone) is not one of the compact kinds
-    plain = _conditions(mask_function)
     if (
         plain is not None
         and plain["causal"] is not None

@@ -24,6 +24,10 @@ from interp_hooks.huggingface.layout import Layout
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
+#: an attention module's id, and which of its forwards it is
+Key = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Between:
     """Something stands between an attention's output and its output projection.
@@ -48,11 +52,12 @@ class Probe:
     def __init__(self, layout: Layout):
         self._layout = layout
         self._stack = ExitStack()
-        self._modules: dict[int, torch.nn.Module] = {}
         self._projections: dict[int, torch.nn.Module] = {}
-        self._z: dict[int, list[torch.Tensor]] = {}
-        self._read: dict[int, list[torch.Tensor]] = {}
-        self._ones: dict[int, torch.Tensor] = {}
+        self._turn: dict[int, int] = {}  # of each attention module's forward at hand
+        # by module and by which of its forwards it is: shared modules have several
+        self._z: dict[Key, list[torch.Tensor]] = {}
+        self._read: dict[Key, list[torch.Tensor]] = {}
+        self._ones: dict[Key, torch.Tensor] = {}
         self._second = False
 
     def __enter__(self) -> Probe:
@@ -61,22 +66,25 @@ class Probe:
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def attended(self, module: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
-        """Take note of an attention's output (batch, queries, heads, d), and say what to give."""
-        key = id(module)
+    def attended(self, module: torch.nn.Module, z: torch.Tensor, turn: int = 0) -> torch.Tensor:
+        """Take note of an attention's output (batch, queries, heads, d), and say what to give;
+        `turn` counts the forwards of the module before this one."""
+        key = id(module), turn
         if self._second:
+            self._turn[id(module)] = turn
             return torch.ones_like(z) if self._differs(key) else z
-        if key not in self._modules:
-            self._modules[key] = module
+        if id(module) not in self._turn:
             projection = self._layout.find(module, "output_projection")
             if projection is not None:
-                self._projections[key] = projection
-                hook = projection.register_forward_pre_hook(partial(self._reads, key))
+                self._projections[id(module)] = projection
+                hook = projection.register_forward_pre_hook(partial(self._reads, id(module)))
                 self._stack.callback(hook.remove)
+        self._turn[id(module)] = turn
         self._z.setdefault(key, []).append(z)
         return z
 
-    def _reads(self, key: int, projection: torch.nn.Module, args: tuple) -> tuple | None:
+    def _reads(self, attention: int, projection: torch.nn.Module, args: tuple) -> tuple | None:
+        key = attention, self._turn[attention]
         if not args or not isinstance(args[0], torch.Tensor):
             return None
         if not self._second:
@@ -87,7 +95,7 @@ class Probe:
         self._ones[key] = args[0]
         return (self._read[key][0], *args[1:])
 
-    def _differs(self, key: int) -> bool:
+    def _differs(self, key: Key) -> bool:
         """Whether W_O reads something else than the attention's output, head by head. Attention in
         several calls (windows of a picture) is put together in between, not changed."""
         z, read = self._z.get(key, []), self._read.get(key, [])
@@ -100,12 +108,12 @@ class Probe:
 
     def again(self) -> bool:
         """Whether a second forward is needed; it is counted as begun."""
-        self._second = any(self._differs(key) for key in self._modules)
+        self._second = any(self._differs(key) for key in self._z)
         return self._second
 
-    def between(self, module: torch.nn.Module) -> Between | None:
+    def between(self, module: torch.nn.Module, turn: int = 0) -> Between | None:
         """What stands between this attention and its W_O; None for nothing."""
-        key = id(module)
+        key = id(module), turn
         if not self._differs(key):
             return None
         z, read, ones = self._z[key][0], self._read[key][0], self._ones.get(key)
@@ -116,7 +124,7 @@ class Probe:
             scale = read.double().abs().max()
             error = (expected - read.double()).abs().max()
             gate = bool(error <= TOLERANCE.get(z.dtype, 3e-2) * scale)
-        return Between(self._projections[key], gate)
+        return Between(self._projections[id(module)], gate)
 
 
 class LateOutputs:

@@ -26,6 +26,7 @@ from interp_hooks.huggingface.output_gate import Probe
 from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
 from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of
 from interp_hooks.huggingface.traced import Attention, Trace
+from interp_hooks.own_methods import wrapped
 
 #: largest difference of the recovered weights from the module's own softmax
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -89,7 +90,7 @@ def installed(
 @contextmanager
 def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
     """The module's forward runs under a `Trace` while the block lasts."""
-    own, named = module.forward, "forward" in vars(module)
+    own = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         site, handler, thread = _LIVE[id(module)]
@@ -115,14 +116,8 @@ def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
             )
         return out
 
-    module.forward = forward  # type: ignore[method-assign]
-    try:
+    with wrapped(module, "forward", forward):
         yield
-    finally:
-        if named:
-            module.forward = own  # type: ignore[method-assign]
-        else:
-            del module.forward
 
 
 def _several(module: torch.nn.Module) -> str:
@@ -153,7 +148,7 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
         if key in found and not again:
             raise TapError(_several(module))
         found.setdefault(key, Found(stack.path(module), module, call, key[1]))
-        return _given_back(probe.attended(module, attend(call, Tap())), fold, attention)
+        return _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
 
     again = False
     with eager(model), probe, stack, ExitStack() as hooks:
@@ -171,7 +166,7 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
             stack.restart()
             with Trace(swap, lambda: stack.running):
                 run()
-    return [replace(f, between=probe.between(f.module)) for f in found.values()]
+    return [replace(f, between=probe.between(f.module, f.turn)) for f in found.values()]
 
 
 def _owner(attention: Attention) -> torch.nn.Module:

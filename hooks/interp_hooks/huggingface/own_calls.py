@@ -6,12 +6,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.engine import weights_of
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.traced import HIDDEN, Attention
 from interp_kernels import Mask
@@ -228,3 +229,16 @@ def _real_rows(
     return (None if bool(own.all()) else own), None
 
 
+def keeping_weights(call: AttentionCall) -> AttentionCall:
+    """The call of a module that hands over its own attention weights: raises `TapError` once edits
+    make them others than these."""
+
+    def check(weights: torch.Tensor) -> None:
+        if not torch.equal(weights, weights_of(call)):
+            raise TapError(
+                f"Layer {call.site.layer} hands over its attention weights as they are before "
+                "edits, so output_attentions=True can't be answered in the block of an edit that "
+                "changes them; leave the block, or use model.observe(..., stage='after')."
+            )
+
+    return replace(call, weights=check)

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from interp_hooks.errors import TapError
 
-
 #: a bias of this and below hides a key whose weight is zero: architectures write −1e4 to −∞
 HIDDEN = -9e3
 
@@ -266,7 +265,7 @@ def _factor(name: str, args: tuple, source: torch.Tensor | None) -> float | None
     if len(args) < 2:
         return None
     a, b = args[0], args[1]
-    if source is not None and b is source or not isinstance(a, torch.Tensor):
+    if (source is not None and b is source) or not isinstance(a, torch.Tensor):
         a, b = b, a
         if name in DIVIDED:
             return None

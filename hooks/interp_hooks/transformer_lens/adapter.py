@@ -33,6 +33,7 @@ from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
 from interp_hooks.prompt_tokens import PromptTokens
+from interp_hooks.transformer_lens.endings import Endings
 from interp_hooks.vocabulary import Embeddings
 from interp_kernels import Mask
 
@@ -72,6 +73,7 @@ class TLAdapter(Adapter):
             )
         self._mask: torch.Tensor | None = None
         self.tokens = PromptTokens()  # of the block that is open
+        self._ends = Endings()
         self.accepts = frozenset()  # no caches and no position ids through this door
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -110,6 +112,8 @@ class TLAdapter(Adapter):
 
         def on_ids(module: Any, args: tuple) -> None:
             embedded[:] = [args[0]] if args and isinstance(args[0], torch.Tensor) else []
+            if embedded:
+                self._ends.read(embedded[0])
 
         def on_value(layer: int) -> Callable[..., None]:
             def hook(v: torch.Tensor, hook: Any) -> None:
@@ -119,7 +123,8 @@ class TLAdapter(Adapter):
 
         def on_pattern(site: Site) -> Callable[..., Any]:
             def hook(pattern: torch.Tensor, hook: Any) -> torch.Tensor | None:
-                call = self._call(site, pattern, values[site.layer])
+                tap.check_thread()
+                call = self._ends.call(self._call(site, pattern, values[site.layer]))
                 edits = tap.edits
                 if site == self.sites[0]:
                     self._read(call, embedded, edits)
@@ -164,6 +169,7 @@ class TLAdapter(Adapter):
             if embed is not None:
                 stack.callback(embed.register_forward_pre_hook(on_ids).remove)
             stack.enter_context(self.module.hooks(fwd_hooks=hooks))
+            stack.enter_context(self._ends.watching(self.module))
             yield
 
     def _read(
@@ -180,11 +186,12 @@ class TLAdapter(Adapter):
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        tokens = self.tokens.copy()
+        tokens, ends = self.tokens.copy(), self._ends
+        self._ends = Endings()
         try:
             yield
         finally:
-            self.tokens = tokens
+            self.tokens, self._ends = tokens, ends
 
     def _call(self, site: Site, pattern: torch.Tensor, value: torch.Tensor) -> AttentionCall:
         cfg, (_, _, nq, nk) = self.module.cfg, pattern.shape
@@ -287,7 +294,8 @@ class TLAdapter(Adapter):
             tensor = weights[name]
             if tensor is not None and tensor.shape[0] != site.n_heads:
                 weights[name] = tensor.repeat_interleave(site.n_heads // tensor.shape[0], 0)
-        return HeadWeights(**weights)
+        normed = bool(getattr(self.module.cfg, "use_qk_norm", False))
+        return HeadWeights(**weights, normed=frozenset("qk" if normed else ""))
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         return {s.layer: self.module.blocks[s.layer] for s in self.sites}
