@@ -70,7 +70,7 @@ def test_every_way_in_says_it(small: HookedModel, tmp_path: Path) -> None:
         "a rhythm": lambda: interp.rhythm(small, f"{word} {word} {word}"),
     }
     for name, run in ways.items():
-        with pytest.raises(InputError, match="has no token|no logit of token"):
+        with pytest.raises(InputError, match=r"has no token|no logit of token"):
             run()
             pytest.fail(f"{name} was answered")
 
