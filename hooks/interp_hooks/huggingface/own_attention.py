@@ -143,7 +143,9 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
         if attention.q.shape[-2] == 1 and not head_counts(module):
             return None  # a token chooses among its own states, it does not see other tokens
         call, fold = call_of(attention, module, None, batch, real)
-        _prove(module, call, fold.fold(attention.weights) if attention.weights is not None else None)
+        _prove(
+            module, call, fold.fold(attention.weights) if attention.weights is not None else None
+        )
         key = id(module), stack.turn(module)
         if key in found and not again:
             raise TapError(_several(module))

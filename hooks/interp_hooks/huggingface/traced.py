@@ -186,7 +186,9 @@ class Trace(TorchFunctionMode):
         q, k = (x if x.shape[:-2] == lead else _lead(x, lead) for x in (q, k))
         v = v if v.ndim == w.logits.ndim else _lead(v, lead)
         places = (w.scores.place, w.place, self._place())
-        z = self._replace(Attention(q, k, v, scale, bias, blind, w.weights, sinks is not None, places))
+        z = self._replace(
+            Attention(q, k, v, scale, bias, blind, w.weights, sinks is not None, places)
+        )
         if z is None:
             return plain()
         return order.arrange(z.reshape(*left.shape[:-1], z.shape[-1]))
