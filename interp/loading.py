@@ -271,6 +271,7 @@ def _pretrained(
         logging.ERROR
     )  # its retries; the outcome is told in one sentence
     options: dict[str, Any] = dict(revision=revision, trust_remote_code=trust)
+    module = None
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
         kind: Any = transformers.AutoModel
@@ -294,6 +295,8 @@ def _pretrained(
         raise placing.missing_package(error) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(_why(name, error)) from error
+    finally:
+        placing.keep_with(module, place)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(

@@ -43,7 +43,7 @@ def refuse_virtual_tokens(module: Any) -> None:
     """Raise `TapError` for a PEFT adapter that puts keys or tokens before the prompt's."""
     if not hasattr(module, "peft_config"):
         return
-    config = getattr(module, "active_peft_config", None)
+    config: Any = getattr(module, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         kind = str(getattr(config.peft_type, "value", config.peft_type)).lower().replace("_", " ")
         raise TapError(

@@ -3,10 +3,15 @@ quantisation."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from interp.errors import InputError, MissingExtraError, ModelError
@@ -68,11 +73,24 @@ def plan(device: str, dtype: Any, device_map: Any, quantization: Any) -> Place:
             )
         require("accelerate", "device_map and quantization need")
         options["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
+        if isinstance(device_map, str) or "disk" in device_map.values():
+            options["offload_folder"] = tempfile.mkdtemp(prefix="interp-offload-")
     return Place(
         default if dtype is None else dtype_of(dtype),
         target if device_map is None else None,
         options,
     )
+
+
+def keep_with(module: Any, place: Place) -> None:
+    """What is offloaded to disk lies there as long as the model lives."""
+    folder = place.options.get("offload_folder")
+    if folder is None:
+        return
+    if module is None or not any(Path(folder).iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        weakref.finalize(module, shutil.rmtree, folder, ignore_errors=True)
 
 
 def device_of(device: Any) -> str:
@@ -157,9 +175,8 @@ def quantization_config(quantization: Any) -> Any:
     if package == "bitsandbytes":
         return transformers.BitsAndBytesConfig(**{word: True})
     if package == "torchao":
-        import torchao.quantization
-
-        return transformers.TorchAoConfig(getattr(torchao.quantization, word)())
+        configs = importlib.import_module("torchao.quantization")
+        return transformers.TorchAoConfig(getattr(configs, word)())
     return transformers.QuantoConfig(weights=word)
 
 

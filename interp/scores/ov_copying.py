@@ -33,12 +33,13 @@ class OVCopying(ModelScore):
 
     #: which of the two circuits of `copying_of`
     circuit = 0
+    matrices = ("W_V", "W_O")
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
         for layer in {h.layer for h in model.heads if h.tower == model.main_tower}:
             weights = model.head_weights(layer, model.main_tower)
-            for matrix in (weights.W_V, weights.W_O):
-                del matrix  # what is not known is told before the scan
+            for matrix in self.matrices:  # what is not known is told before the scan
+                getattr(weights, matrix)
         model.vocabulary()
         return 0
 

@@ -18,3 +18,4 @@ class QKMatching(OVCopying):
     formula = "Σλ / Σ|λ|, λ the eigenvalues of W_E W_Q W_Kᵀ W_Eᵀ"
 
     circuit = 1
+    matrices = ("W_Q", "W_K")

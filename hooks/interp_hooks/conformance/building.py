@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from interp_hooks.conformance.configs import VOCABULARY, tiny
+from interp_hooks.conformance.configs import tiny
 
 #: kind → transformers' table of the classes that do its task, in order of preference
 KINDS: dict[str, tuple[str, ...]] = {
@@ -122,8 +122,11 @@ def _inputs(kind: str, module: Any) -> tuple[dict[str, Any], dict[str, Any] | No
     """Inputs without and with padding."""
     if kind in ("speech", "image"):
         return _sampled(module), None
-    ids = torch.randint(9, VOCABULARY - 40, (2, TOKENS), generator=torch.Generator().manual_seed(2))
-    mask = torch.ones_like(ids)
+    rows = 2
+    if module.config.model_type.startswith("musicgen"):
+        rows *= module.config.num_codebooks  # a row a codebook
+    ids = torch.randint(9, 88, (rows, TOKENS), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids[:2])
     if kind == "seq2seq":
         decoder = ids[:, :8].flip(1).contiguous()
         inputs = dict(input_ids=ids, decoder_input_ids=decoder)

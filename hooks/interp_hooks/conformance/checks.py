@@ -140,6 +140,7 @@ class Comparison:
         with observed as seen, self.model.capture_z() as z:
             out = self.model(**inputs)
         self.logits(mode, eager.out, out, inputs)
+        self._put_sinks_in(eager, inputs)
         for site in self.model.sites:
             rows = self.rows(site, inputs, mode)
             mine, patterns = seen[key_of(site)], eager.patterns[site]
@@ -158,6 +159,29 @@ class Comparison:
                 )
                 error = float((ours - reads[0])[keep].abs().max()) / size
                 self.note(mode, f"z {name}{' gated' * gated}", error, self.allowed)
+
+    def _put_sinks_in(self, eager: Eager, inputs: dict[str, Any]) -> None:
+        """Completes weights that leave out the share of a learned sink."""
+        bare = [
+            site
+            for site in self.model.sites
+            if site.learned_sinks and len(eager.patterns[site]) == len(eager.reads[site]) == 1
+            if _leaves_sink_out(eager.patterns[site][0])
+        ]
+        if not bare:
+            return
+        values: dict[Site, Tensor] = {}
+
+        def keep(stats: Any) -> None:
+            values[stats.site] = stats.call.value
+
+        with self.model.watch(Question(call=True), keep):
+            self.model(**inputs)
+        for site in bare:
+            every = site.n_heads // site.n_kv_heads
+            value = values[site].repeat_interleave(every, 1)
+            whole = reference.with_factor(eager.patterns[site][0], value, eager.reads[site][0])
+            eager.patterns[site] = [whole]
 
     def compare(
         self, mode: str, name: str, site: Site, mine: Any, pattern: Tensor, rows: Tensor | None
@@ -243,6 +267,7 @@ class Comparison:
             self.model(**inputs)
         value = next(c.value for c in calls if c.site == site).double()
         value = value.repeat_interleave(site.n_heads // value.shape[1], 1)
+        self._put_sinks_in(eager, inputs)
         pattern = eager.patterns[site][0]
         own = (pattern @ value).transpose(1, 2).flatten(-2)
         scale = float(reads[0].abs().max().clamp_min(1e-6))
@@ -272,7 +297,8 @@ class Comparison:
     ) -> None:
         """The edited model against the eager one whose W_O reads z."""
         module = self.model.module
-        with _given(self._output(edit.site), z):
+        before = [s for s in self.model.sites if s.path == edit.site.path].index(edit.site)
+        with _given(self._output(edit.site), z, before):
             eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         with self.model.edit(edit):
             out = self.model(**inputs)
@@ -308,8 +334,12 @@ class Comparison:
             ours = steps(self.model)
         self.logits("decode", eager.out, ours, {})
         for site in self.model.sites:
-            patterns = eager.patterns[site]
+            patterns, name = eager.patterns[site], f"statistics {key_of(site)}"
             if len(patterns) != len(parts):
+                continue
+            if site.learned_sinks and _leaves_sink_out(patterns[0]):
+                detail = "its weights leave out the sink"
+                self.outcomes.append(Outcome("decode", name, "unavailable", detail))
                 continue
             want = torch.cat([reference.statistics(p, False)["entropy"] for p in patterns], -1)
             got = seen[key_of(site)].entropy.double().cpu()
@@ -392,15 +422,23 @@ class Untouched(Exception):
     """What the untouched model itself can't do."""
 
 
+def _leaves_sink_out(pattern: Tensor) -> bool:
+    """Whether weights of a layer with a learned sink sum to 1."""
+    return float((pattern.sum(-1) - 1).abs().median()) < 1e-4
+
+
 def _heads(pattern: Tensor, value: Tensor, like: Tensor) -> Tensor:
     """A'·v as W_O reads it."""
     return (pattern @ value).transpose(1, 2).flatten(-2).reshape(like.shape).to(like)
 
 
 @contextmanager
-def _given(projection: Any, z: Tensor) -> Iterator[None]:
-    """W_O reads z in the block."""
-    hooked = projection.register_forward_pre_hook(lambda _, args: (z, *args[1:]))
+def _given(projection: Any, z: Tensor, before: int = 0) -> Iterator[None]:
+    """W_O reads z in the block, after so many forwards of its own (of shared layers)."""
+    turn = iter(range(10**6))
+    hooked = projection.register_forward_pre_hook(
+        lambda _, args: (z, *args[1:]) if next(turn) == before else None
+    )
     try:
         yield
     finally:

@@ -130,6 +130,16 @@ def statistics(pattern: Tensor, cross: bool) -> dict[str, Tensor]:
     return stats
 
 
+def with_factor(pattern: Tensor, value: Tensor, read: Tensor) -> Tensor:
+    """A times the factor f of each row with z = f · A·v, for models that put their sink logit in
+    after the softmax and hand over weights without it (Granite SWA): f = ⟨z, A·v⟩ / ⟨A·v, A·v⟩,
+    from `value` (batch, heads, keys, d) and what W_O read, (batch, queries, heads · d)."""
+    plain = pattern @ value.double()  # (batch, heads, queries, d)
+    z = read.double().unflatten(-1, (pattern.shape[1], -1)).transpose(1, 2)
+    factor = (z * plain).sum(-1) / (plain * plain).sum(-1).clamp_min(1e-30)
+    return pattern * factor[..., None]
+
+
 def zero_tuned(pattern: Tensor, first: Tensor, gamma: float) -> Tensor:
     """a₀' = γ a₀ / D, a_i' = a_i / D, D = (γ − 1) a₀ + Σ a, for `first` (batch,) initial keys."""
     factor = torch.ones_like(pattern)

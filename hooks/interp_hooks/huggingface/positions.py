@@ -106,7 +106,7 @@ def of_mask(inputs: Mapping[str, Any]) -> torch.Tensor | None:
     new = inputs.get("input_ids", inputs.get("inputs_embeds"))
     if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or new is None:
         return None
-    cache = inputs.get("past_key_values")
+    cache: Any = inputs.get("past_key_values")
     before = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
     if mask.shape[1] != before + new.shape[1] or bool((mask[:, 0] != 0).all()):
         return None

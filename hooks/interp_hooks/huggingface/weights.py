@@ -40,8 +40,8 @@ def head_weights(site: Site, parts: Mapping[str, Part | ByHead | str]) -> HeadWe
         except TapError as reason:
             refused[matrix] = f"{matrix} of {_where(site)} is refused: {reason}."
     if len(refused) == len(MATRICES):
-        reason = next(iter(refused.values())).partition(": ")[2]
-        raise TapError(f"Head weights of {_where(site)} are refused: {reason}")
+        first = next(iter(refused.values())).partition(": ")[2]
+        raise TapError(f"Head weights of {_where(site)} are refused: {first}")
     (wq, bq), (wk, bk), (wv, bv), (wo, bo) = (
         by_head.get(place, (None, None)) for place in MATRICES
     )

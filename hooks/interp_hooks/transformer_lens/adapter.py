@@ -294,7 +294,8 @@ class TLAdapter(Adapter):
             tensor = weights[name]
             if tensor is not None and tensor.shape[0] != site.n_heads:
                 weights[name] = tensor.repeat_interleave(site.n_heads // tensor.shape[0], 0)
-        return HeadWeights(**weights)
+        normed = bool(getattr(self.module.cfg, "use_qk_norm", False))
+        return HeadWeights(**weights, normed=frozenset("qk" if normed else ""))
 
     def blocks(self) -> dict[int, torch.nn.Module]:
         return {s.layer: self.module.blocks[s.layer] for s in self.sites}

@@ -22,4 +22,4 @@ TARGETS: dict[str, type[Target]] = {
     "gguf": GgufFiles,
 }
 #: how often each is run, of 100 inputs
-SHARE = dict(kernels=21, edits=20, scores=18, folders=14, prompts=10, tasks=9, cli=6, gguf=2)
+SHARE = dict(kernels=23, edits=21, scores=20, folders=13, prompts=10, tasks=9, cli=3, gguf=1)
