@@ -108,7 +108,9 @@ UNNUMBERED = -1
 def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
     """A site as its module's own number and path say."""
     kind = "cross" if layout.named(f.path, "cross") else "self"
-    inside = not set(f.path.split(".")).isdisjoint(layout.names("encoder"))
+    # the outermost says which stack it is: BERT as a decoder has an encoder inside
+    stacks = (p for p in f.path.split(".") if p == "decoder" or p in layout.names("encoder"))
+    inside = next(stacks, "decoder") != "decoder"
     layer, tower = getattr(f.module, "layer_idx", None), ""
     if shared or not isinstance(layer, int) or layer < 0:
         layer = None
