@@ -124,7 +124,7 @@ def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
 
 def _in_encoder(path: str, layout: Layout) -> bool:
     """Whether a path goes through an encoder before it goes through a decoder: "text_encoder.…",
-    not "decoder.bert.encoder.…"."""
+    not "decoder.bert.encoder.…" (BERT as a decoder)."""
     for part in path.split("."):
         if part == "decoder" or part.endswith("_decoder"):
             return False
