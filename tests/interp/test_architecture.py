@@ -233,6 +233,9 @@ LOWER = {
     ("interp_hooks.huggingface", "interp_hooks"),
     ("interp_hooks.transformer_lens", "interp_hooks"),
     ("interp_hooks.hooking", "interp_hooks"),
+    ("interp_hooks.conformance", "interp_hooks"),
+    ("interp_hooks.conformance", "interp_hooks.hooking"),
+    ("interp_hooks.conformance", "interp_hooks.huggingface"),
     ("interp_hooks.hooking", "interp_hooks.huggingface"),
     ("interp_hooks.hooking", "interp_hooks.transformer_lens"),
 }
