@@ -115,8 +115,8 @@ def _checked(
         tokenizer = getattr(processor, "tokenizer", None)
     sample = _sample(wrapped, sample, processor)
 
-    def tapped(own: bool) -> HookedModel:
-        adapter = HFAdapter(wrapped, sample, layout or DEFAULT, own)
+    def tapped(own: bool, plain: bool = True) -> HookedModel:
+        adapter = HFAdapter(wrapped, sample, layout or DEFAULT, own, plain)
         model = HookedModel(adapter, str(name), tokenizer, backend, note, processor)
         attempt(wrapped, lambda: verify(model, sample))
         return model
@@ -129,7 +129,11 @@ def _checked(
     try:
         return tapped(own=True)
     except TapError as reason:
-        raise TapError(f"{by_interface} {reason}") from by_interface
+        by_itself = reason
+    try:
+        return tapped(own=True, plain=False)
+    except TapError:
+        raise TapError(f"{by_interface} {by_itself}") from by_interface
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refu
 
 class HFAdapter(Adapter):
     """A `transformers` model, tapped through `AttentionInterface`, or (`own`) where its modules
-    compute attention themselves."""
+    compute attention themselves: `plain` by the operations, else in the way that it has chosen
+    (torch's fused attention, which some architectures give other masks)."""
 
     def __init__(
         self,
@@ -63,8 +65,10 @@ class HFAdapter(Adapter):
         sample: dict[str, torch.Tensor],
         layout: Layout = DEFAULT,
         own: bool = False,
+        plain: bool = True,
     ):
-        self.module, self._sample, self._layout, self._own = module, sample, layout, own
+        self.module, self._sample, self._layout = module, sample, layout
+        self._own, self._plain = own, plain
         self.images = ImageWatch(module.config)
         self._forwards: Forwards | None = None  # of the blocks that are open
         refuse_virtual_tokens(module)
@@ -72,7 +76,7 @@ class HFAdapter(Adapter):
         self.accepts = frozenset(inspect.signature(self._inner.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad(), undisturbed(module):
-            found = _found(module, lambda: module(**sample, **extra), layout, own, sample)
+            found = _found(module, lambda: module(**sample, **extra), layout, own, sample, plain)
         self.sites = [site for site, _ in found]
         self._modules = {(s.tower, s.kind, s.layer): f.module for s, f in found}
         # where something stands between softmax·v and W_O, z is what W_O reads
@@ -196,7 +200,9 @@ class HFAdapter(Adapter):
                 return told(replace(call, site=s[turns.turn(m)]))
 
             live[id(attention)] = (places[0], here if len(places) > 1 else told)
-        install = own_attention.installed if self._own else installed
+        install: Any = installed
+        if self._own:
+            install = partial(own_attention.installed, plain=self._plain)
         over = note is not None or again is not None
         outer, self._forwards = self._forwards, forwards
         with ExitStack() as stack:
@@ -257,7 +263,7 @@ class HFAdapter(Adapter):
 
         def hook(module: Any, args: Any, output: Any) -> None:
             site = self._turns[id(module)][turns.turn(module)]
-            by_site[site] = output[0] if isinstance(output, (tuple, list)) else output
+            by_site[site] = _first(output)
 
         with turns, ExitStack() as stack:
             stack.enter_context(self._watching(self.sites))
@@ -358,7 +364,7 @@ class HFAdapter(Adapter):
             self.module(**self._sample, **extra)
             record = watched[site].record
             with FirstInput(self.attention_module(site)) as first:
-                self.module(input_ids=ids[:1, :1], **extra)
+                attempt(self.module, lambda: self.module(input_ids=ids[:1, :1], **extra))
             return dict(call_maps(record, first, watched[site]))
 
     def embeddings(self) -> Embeddings:
@@ -430,15 +436,23 @@ def _found(
     layout: Layout,
     own: bool,
     sample: Mapping[str, torch.Tensor],
+    plain: bool,
 ) -> list[tuple[Site, Found]]:
     """The model's attentions, by running it. Raises `TapError`."""
     refuse_bridged(module)
     if own:
         batch = next((len(t) for t in sample.values() if isinstance(t, torch.Tensor)), 1)
-        calls = attempt(module, lambda: own_attention.discover(module, run, layout, batch))
+        calls = attempt(module, lambda: own_attention.discover(module, run, layout, batch, plain))
     else:
         calls = attempt(module, lambda: interface_calls(module, run, layout))
     return sites(module, calls, layout)
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The first tensor of what a module gives."""
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    return output
 
 
 def _prefixes(path: str) -> list[str]:

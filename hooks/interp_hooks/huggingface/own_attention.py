@@ -24,7 +24,7 @@ from interp_hooks.huggingface.discovery import Found
 from interp_hooks.huggingface.layout import Layout
 from interp_hooks.huggingface.output_gate import Probe
 from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
-from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of
+from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of, weights_wanted
 from interp_hooks.huggingface.traced import Attention, Trace
 from interp_hooks.own_methods import wrapped
 
@@ -33,9 +33,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 @contextmanager
-def eager(model: Any) -> Iterator[None]:
-    """The model chooses its plain attention until the block ends."""
-    configs = configs_of(model)
+def eager(model: Any, plain: bool) -> Iterator[None]:
+    """The model chooses its plain attention, if it is to, until the block ends."""
+    configs = configs_of(model) if plain else {}
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():
@@ -56,6 +56,7 @@ def installed(
     model: Any,
     live: Mapping[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]],
     over: bool = False,
+    plain: bool = True,
 ) -> Iterator[None]:
     """Route what the modules of `live` (by id) compute as attention through its handlers until the
     block ends.
@@ -64,6 +65,7 @@ def installed(
         model: whose attention.
         live: id of a module → its site, and who answers its calls.
         over: whether modules that are tapped already may be taken over for the time being.
+        plain: whether the model is made to choose its plain attention.
 
     Raises:
         TapError: another handle has a block open on some of the modules.
@@ -75,7 +77,7 @@ def installed(
     thread = threading.get_ident()
     _LIVE.update({key: (*one, thread) for key, one in live.items()})
     try:
-        with eager(model), ExitStack() as stack:
+        with eager(model, plain), ExitStack() as stack:
             stack.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
             for module in model.modules():
                 if id(module) in live and id(module) not in outer:
@@ -104,7 +106,14 @@ def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
             if seen > 1:
                 raise TapError(_several(module))
             call, fold = call_of(attention, module, site, 1, real)
-            return _given_back(handler(call), fold, attention)
+            weights: list[torch.Tensor] = []
+            if weights_wanted({"output_attentions": real.attentions}):
+                call = replace(call, weights=weights.append)
+            z = handler(call)
+            for own_weights in attention.shown if weights else ():
+                new = fold.unfold(weights[-1])
+                own_weights.copy_(new.reshape(own_weights.shape))  # what the module hands on
+            return _given_back(z, fold, attention)
 
         with Trace(swap) as trace:
             out = own(*args, **kwargs)
@@ -132,7 +141,9 @@ def _given_back(z: torch.Tensor, fold: Any, attention: Attention) -> torch.Tenso
     return fold.unfold(z.transpose(1, 2)).to(attention.v.dtype).contiguous()
 
 
-def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> list[Found]:
+def discover(
+    model: Any, run: Callable[[], Any], layout: Layout, batch: int, plain: bool = True
+) -> list[Found]:
     """Every attention that is recognised while `run` runs the model, in order of calls, computed
     plainly. Raises `TapError`."""
     found: dict[tuple[int, int], Found] = {}
@@ -153,7 +164,7 @@ def discover(model: Any, run: Callable[[], Any], layout: Layout, batch: int) -> 
         return _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
 
     again = False
-    with eager(model), probe, stack, ExitStack() as hooks:
+    with eager(model, plain), probe, stack, ExitStack() as hooks:
         hooks.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
         with Trace(swap, lambda: stack.running) as trace:
             run()

@@ -32,11 +32,13 @@ HEADS = (
 
 @dataclass
 class RealTokens:
-    """The 2-D padding masks that the model's forward at hand was given: a forward pre-hook."""
+    """The 2-D padding masks that the model's forward at hand was given, and whether it is to hand
+    over its attentions: a forward pre-hook."""
 
     model: Any
     two_stacks: bool = False
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
+    attentions: bool = False
 
     def __post_init__(self) -> None:
         self.two_stacks = bool(getattr(self.model.config, "is_encoder_decoder", False))
@@ -44,6 +46,9 @@ class RealTokens:
 
     def __call__(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        asked = given.get("output_attentions")
+        said = getattr(self.model.config, "output_attentions", False)
+        self.attentions = bool(said if asked is None else asked)
         self.masks = {
             name: given[name]
             for name in ("attention_mask", "decoder_attention_mask")

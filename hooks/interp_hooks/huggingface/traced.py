@@ -54,7 +54,8 @@ class Attention:
     minus scale · q kᵀ, up to a constant a row (with `sinks`, which takes the sink to 0); `blind` (…, queries, 1) are rows all of whose keys
     are hidden, padding: their bias spreads the weight as the module has it; `weights` is the
     module's own softmax, None where it used torch's fused attention; `sinks`: whether a logit of 0 without a
-    value is in it too; `places` where its operations were called.
+    value is in it too; `places` where its operations were called; `shown` are the tensors of
+    weights that the module may hand on.
     """
 
     q: torch.Tensor
@@ -66,6 +67,7 @@ class Attention:
     weights: torch.Tensor | None
     sinks: bool
     places: tuple[Any, ...]
+    shown: tuple[torch.Tensor, ...] = ()
 
 
 #: operations that leave a tensor's numbers and its last two dimensions as they are
@@ -186,8 +188,9 @@ class Trace(TorchFunctionMode):
         q, k = (x if x.shape[:-2] == lead else _lead(x, lead) for x in (q, k))
         v = v if v.ndim == w.logits.ndim else _lead(v, lead)
         places = (w.scores.place, w.place, self._place())
+        shown = (w.weights, left)
         z = self._replace(
-            Attention(q, k, v, scale, bias, blind, w.weights, sinks is not None, places)
+            Attention(q, k, v, scale, bias, blind, w.weights, sinks is not None, places, shown)
         )
         if z is None:
             return plain()
