@@ -1,4 +1,4 @@
-"""What edits and kernels refuse is an `EditError` in one sentence, also where it shows in a block."""
+"""What edits and kernels refuse is an `EditError` of one sentence, also inside a block."""
 
 from __future__ import annotations
 
