@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError
@@ -12,7 +12,6 @@ from interp.results.overlay import WHOLE, Overlay, TiledOverlay
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
     from interp_hooks.model import HookedModel

@@ -106,7 +106,7 @@ def test_statistics_are_those_of_the_models_own_attentions(
         torch.testing.assert_close(
             seen[site.layer].max.double()[real], a.amax(-1)[real], rtol=1e-4, atol=1e-5
         )
-        if name in CAUSAL and name != "gpt_neo" or not padded and name not in CAUSAL:
+        if (name in CAUSAL and name != "gpt_neo") or (not padded and name not in CAUSAL):
             sees = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
             sees = sees.tril() if name in CAUSAL else sees
             counts = (rows[:, None, :, None] & rows[:, None, None, :] & sees).sum(2)
@@ -120,7 +120,7 @@ def test_statistics_are_those_of_the_models_own_attentions(
 @torch.no_grad()
 @pytest.mark.parametrize("name", CAUSAL)
 def test_z_and_one_gain(loaded: Any, name: str) -> None:
-    module, untouched, model = loaded(name)
+    _, untouched, model = loaded(name)
     site = model.sites[-1]
     inputs = texts(name=name)
     rows = inputs["attention_mask"].bool()
@@ -278,5 +278,5 @@ def test_models_without_softmax_attention_are_refused(kind: str) -> None:
     )
     name, values = configs[kind]
     kinds = getattr(hf, name)
-    with pytest.raises(TapError, match="attention|AttentionInterface"):
+    with pytest.raises(TapError, match=r"attention|AttentionInterface"):
         hook(kinds(kinds.config_class(vocab_size=101, **values)).eval())

@@ -125,9 +125,7 @@ KINDS: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: hf.EncoderDecoderModel(
             encoder=hf.BertModel(hf.BertConfig(vocab_size=101, **BASE)),
             decoder=hf.BertLMHeadModel(
-                hf.BertConfig(
-                    vocab_size=101, **BASE, is_decoder=True, add_cross_attention=True
-                )
+                hf.BertConfig(vocab_size=101, **BASE, is_decoder=True, add_cross_attention=True)
             ),
         ),
         ["encoder", ""],

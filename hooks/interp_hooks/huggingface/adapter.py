@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,13 +22,7 @@ from interp_hooks.huggingface import own_attention, positions
 from interp_hooks.huggingface.call_map import FirstInput, call_maps
 from interp_hooks.huggingface.called import Turns
 from interp_hooks.huggingface.context import max_context
-from interp_hooks.huggingface.discovery import (
-    Found,
-    attempt,
-    interface_calls,
-    refuse_bridged,
-    sites,
-)
+from interp_hooks.huggingface.finding import block_path, found_sites
 from interp_hooks.huggingface.forwards import Forwards
 from interp_hooks.huggingface.images import ImageWatch, image_token
 from interp_hooks.huggingface.layout import (
@@ -46,6 +39,7 @@ from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
 from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
 from interp_hooks.huggingface.residual import capture
+from interp_hooks.huggingface.routes import table
 from interp_hooks.huggingface.tap import check_attentions, installed
 from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
@@ -76,7 +70,8 @@ class HFAdapter(Adapter):
         self.accepts = frozenset(inspect.signature(self._inner.forward).parameters)
         extra = dict(use_cache=False) if "use_cache" in self.accepts else {}
         with torch.no_grad(), undisturbed(module):
-            found = _found(module, lambda: module(**sample, **extra), layout, own, sample, plain)
+            run = partial(module, **sample, **extra)
+            found = found_sites(module, run, layout, own, sample, plain)
         self.sites = [site for site, _ in found]
         self._modules = {(s.tower, s.kind, s.layer): f.module for s, f in found}
         # where something stands between softmax·v and W_O, z is what W_O reads
@@ -187,8 +182,7 @@ class HFAdapter(Adapter):
 
         turns = self._counting()
         live: dict[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]] = {}
-        for site in self.sites:
-            attention = self.attention_module(site)
+        for attention in self._modules.values():
             places = self._turns[id(attention)]
 
             def here(call: AttentionCall, m: Any = attention, s: Any = places) -> torch.Tensor:
@@ -317,16 +311,7 @@ class HFAdapter(Adapter):
         return self._layout.find(trunk, "final_norm")
 
     def _block_path(self, site: Site) -> str:
-        """The path up to the number that counts the blocks, the first that tells all layers apart:
-        "model.layers.3" of "model.layers.3.self_attn", "decoder.block.0" of
-        "decoder.block.0.layer.0.SelfAttention"; "" without a number."""
-        paths = [_prefixes(s.path) for s in self._main_sites()]
-        mine = _prefixes(site.path)
-        for n in range(len(mine)):
-            ends = [p[min(n, len(p) - 1)] if p else "" for p in paths]
-            if len(set(ends)) == len(ends):
-                return mine[n]
-        return mine[-1] if mine else ""
+        return block_path(site, self._main_sites())
 
     def _main_sites(self) -> list[Site]:
         return [s for s in self.sites if s.kind == "self" and s.tower in ("", "text")]
@@ -421,31 +406,7 @@ class HFAdapter(Adapter):
                 self.module(
                     input_ids=inputs["input_ids"][:, :1], past_key_values=cache, use_cache=True
                 )
-        lines = []
-        for site in self.sites:
-            mine = [e.route(site) for e in tap.edits if e.at(site)]
-            ways = [f"{step} by {route}" for step, route in routes[site].items()]
-            what = "; ".join(mine + ways) if mine else "untouched weights"
-            lines.append((f"{site.tower or site.kind} layer", site.layer, what))
-        return "\n".join(_grouped(lines))
-
-
-def _found(
-    module: Any,
-    run: Callable[[], Any],
-    layout: Layout,
-    own: bool,
-    sample: Mapping[str, torch.Tensor],
-    plain: bool,
-) -> list[tuple[Site, Found]]:
-    """The model's attentions, by running it. Raises `TapError`."""
-    refuse_bridged(module)
-    if own:
-        batch = next((len(t) for t in sample.values() if isinstance(t, torch.Tensor)), 1)
-        calls = attempt(module, lambda: own_attention.discover(module, run, layout, batch, plain))
-    else:
-        calls = attempt(module, lambda: interface_calls(module, run, layout))
-    return sites(module, calls, layout)
+        return table(self.sites, tap.edits, routes)
 
 
 def _first(output: Any) -> torch.Tensor:
@@ -453,20 +414,3 @@ def _first(output: Any) -> torch.Tensor:
     while isinstance(output, (tuple, list)):
         output = output[0]
     return output
-
-
-def _prefixes(path: str) -> list[str]:
-    """The beginnings of a path that end with a number, the shortest first."""
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i, part in enumerate(parts) if part.isdigit()]
-
-
-def _grouped(lines: Sequence[tuple[str, int, str]]) -> Iterator[str]:
-    """One line for neighbouring layers that go the same way."""
-    for (kind, what), group in itertools.groupby(lines, key=lambda line: (line[0], line[2])):
-        layers = [layer for _, layer, _ in group]
-        yield (
-            f"{kind} {layers[0]}: {what}"
-            if len(layers) == 1
-            else f"{kind}s {layers[0]}–{layers[-1]}: {what}"
-        )

@@ -80,7 +80,7 @@ def _ids(model: Any) -> torch.Tensor:
 
 
 def _ends_rows(model: Any) -> bool:
-    """Whether the model reads its answer at the end-of-text token of each row (BART's classifier)."""
+    """Whether the model reads its answer at the last token of each row (BART's classifier)."""
     return "SequenceClassification" in type(model).__name__
 
 
