@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, ModelError
 from interp.models import cache, fetch, gguf, placing
+from interp.models.classes import class_of
 from interp.models.names import ALIASES, BUNDLED, FOLDER, SHORTCUTS, WHEELS
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def load(
     """
 
     from interp_hooks.hooking import hook
+    from interp_hooks.huggingface.images import image_token
     from interp_kernels import BackendError, check_backend
 
     try:
@@ -111,11 +113,15 @@ def load(
     else:
         module = _pretrained(found.target, found.name, place, revision, trust_remote_code)
         if processor is None and getattr(module.config, "vision_config", None) is not None:
-            processor = _processor(found.target, found.name, revision, trust_remote_code)
+            try:
+                processor = _processor(found.target, found.name, revision, trust_remote_code)
+            except ModelError:
+                if image_token(module.config) is not None:  # else a picture is all there is to make
+                    raise
         if tokenizer is None:
             tokenizer = (
                 processor.tokenizer
-                if processor
+                if hasattr(processor, "tokenizer")
                 else _tokenizer(found.target, revision, trust_remote_code)
             )
     if place.device is not None:
@@ -274,12 +280,7 @@ def _pretrained(
     module = None
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
-        kind: Any = transformers.AutoModel
-        if type(config) in transformers.AutoModelForCausalLM._model_mapping:
-            kind = transformers.AutoModelForCausalLM
-        elif hasattr(config, "vision_config"):
-            kind = transformers.AutoModelForImageTextToText
-        module, info = kind.from_pretrained(
+        module, info = class_of(config, trust).from_pretrained(
             target,
             dtype=place.dtype,
             use_safetensors=True,

@@ -65,6 +65,24 @@ def evaluate(
         Path | None,
         typer.Option(help="A folder of lm-evaluation-harness tasks (YAML).", metavar="DIR"),
     ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", min=0, help="Solved documents before each of the harness's task."
+        ),
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template", help="The harness's prompts in the tokenizer's chat template."
+        ),
+    ] = False,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        typer.Option(
+            "--fewshot-as-multiturn/--fewshot-in-one-turn", help="Each shot as turns of the chat."
+        ),
+    ] = None,
     format: FormatOption = None,
     force: ForceOption = False,
     overwrite: OverwriteOption = False,
@@ -99,7 +117,7 @@ def evaluate(
     edits = common.load_edits(edit) if edit is not None else []
     import interp
     from interp.results.evaluation import HEAD
-    from interp.support.finished import check_replaceable
+    from interp.support.finished import check_early, check_replaceable
     from interp.support.ownership import owned
 
     loaded = common.load(
@@ -119,7 +137,12 @@ def evaluate(
         include_path=include_path,
         format=format,
         force=force,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn,
     )
+    if target is not None:
+        check_early(target / HEAD, overwrite, loaded.name, seed)
     with owned(target):
         with progress(f"Evaluating {task or metric or 'niah'}") as report:
             result = interp.evaluate(

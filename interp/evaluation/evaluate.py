@@ -10,6 +10,7 @@ from interp import tasks
 from interp.errors import EditError, InputError
 from interp.evaluation.accuracy import accuracy
 from interp.evaluation.loss import continuation_loss, rows_for_loss
+from interp.evaluation.shots import Shots
 from interp.inputs.context import check_context
 from interp.inputs.text import check_seed, read_text
 from interp.results.evaluation import Evaluation
@@ -43,6 +44,9 @@ def evaluate(
     include_path: str | Path | None = None,
     format: str | None = None,
     force: bool = False,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool | str = False,
+    fewshot_as_multiturn: bool | None = None,
 ) -> Evaluation:
     """Measures a task's metric on seeded problems, untouched and edited, with paired intervals.
 
@@ -70,6 +74,10 @@ def evaluate(
         format: of the prompts ("bare", "lead", "few-shot", "chat", for niah "paper"); if not given,
             the one that the model understands best of a named task, and a task object's own.
         force: go on where the untouched model can't do the task.
+        num_fewshot: solved documents before each of a harness's task; None for the task's own.
+        apply_chat_template: put a harness's prompts into the tokenizer's chat template (or the one
+            of that name).
+        fewshot_as_multiturn: each shot as turns of the chat; None as the harness has it.
 
     Returns:
         An `Evaluation`; `edited` and `difference` are None without edits.
@@ -93,6 +101,12 @@ def evaluate(
         raise InputError(
             "A format is of the toolkit's own tasks, when answers are judged; leave it out."
         )
+    shots = Shots(num_fewshot, apply_chat_template, fewshot_as_multiturn)
+    if shots != Shots() and not harness:
+        raise InputError(
+            "Shots and chat templates of this kind are lm-evaluation-harness's; name one of its "
+            "tasks as lm_eval:NAME, or give format=."
+        )
     edits = _given(edits)
     content = read_text(text) if text is not None else None
     if isinstance(task, str) and harness:
@@ -111,6 +125,7 @@ def evaluate(
             context,
             extrapolate,
             include_path,
+            shots,
         )
     chosen = (
         tasks.get(task) if isinstance(task, str) else task

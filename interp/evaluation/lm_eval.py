@@ -26,6 +26,7 @@ import torch
 from interp.errors import InputError, UnknownNameError
 from interp.evaluation.accuracy import by_steps
 from interp.evaluation.loss import past
+from interp.evaluation.shots import Shots
 from interp.inputs.batches import left_padded, rows_of
 from interp.inputs.context import check_context, extrapolation
 from interp.inputs.forward import forward
@@ -60,6 +61,7 @@ def evaluate(
     context: int | None = None,
     extrapolate: bool = False,
     include_path: str | Path | None = None,
+    shots: Shots = Shots(),
 ) -> Evaluation:
     """The first `n` documents of the harness's task (of each task, for a group), untouched and
     edited.
@@ -71,6 +73,7 @@ def evaluate(
     if n < 1:
         raise InputError("An evaluation needs at least one instance; use n ≥ 1.")
     check_model(model)
+    shots.check(model.tokenizer)
     if context is not None:
         check_context(model, context, extrapolate)
     with _quiet():
@@ -80,13 +83,13 @@ def evaluate(
         total = n * (2 if edits else 1)
         lm = _language_model(model, stepwise, context)
         lm.report = lambda share: report(round(n * share), total, "untouched")
-        plain, metric = _run(lm, harness_tasks, n, seed, metric)
+        plain, metric = _run(lm, harness_tasks, n, seed, metric, shots)
         frame = pd.DataFrame({"task": [s[0] for s in plain], "doc_id": [s[1] for s in plain]})
         frame["baseline"] = [s[3] for s in plain]
         if edits:
             lm.report = lambda share: report(n + round(n * share), total, "edited")
             with model.edit(*edits):
-                changed, _ = _run(lm, harness_tasks, n, seed, metric)
+                changed, _ = _run(lm, harness_tasks, n, seed, metric, shots)
             if [s[:3] for s in changed] != [s[:3] for s in plain]:
                 raise InputError(
                     f"The task {name} gave other documents the second time, so answers can't be "
@@ -108,6 +111,7 @@ def evaluate(
         extrapolate=beyond,
         edits=edits_as_json(edits),
         backend=model.backend,
+        **shots.record(),
     )
     documents = torch.frombuffer(
         bytearray("".join(s[2] for s in plain).encode()), dtype=torch.uint8
@@ -167,21 +171,19 @@ def _tasks(name: str, include_path: str | Path | None) -> list[Any]:
 
 
 def _run(
-    lm: Any, found: list[Any], n: int, seed: int, metric: str | None
+    lm: Any, found: list[Any], n: int, seed: int, metric: str | None, shots: Shots
 ) -> tuple[list[tuple[Any, ...]], str]:
     """(task, document, its hash, value) of every sample, and the metric's name."""
     from lm_eval.evaluator import evaluate as run
 
-    for (
-        task
-    ) in found:  # as its simple_evaluate does, which would also look at the machine for ten seconds
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=seed)
+    # as its simple_evaluate does, which would also look at the machine for ten seconds
+    shots.prepare(found, seed)
     with _seeded(seed):
         try:
             tasks = {"tasks": {task.task_name: task for task in found}, "groups": {}}
-            result = run(lm, tasks, limit=n, bootstrap_iters=0, log_samples=True)
+            result = run(
+                lm, tasks, limit=n, bootstrap_iters=0, log_samples=True, **shots.run_options()
+            )
         except (ValueError, AssertionError) as error:
             raise InputError(f"lm-evaluation-harness refuses this task: {error}") from error
     assert result is not None  # None only on ranks other than the first

@@ -175,3 +175,62 @@ def test_log_likelihoods_are_those_of_the_harness(pocket: HookedModel) -> None:
         ours = harness.log_likelihoods(pocket, pairs, stepwise)
         assert [a for a, _ in ours] == pytest.approx([a for a, _ in theirs], abs=1e-3)
         assert [b for _, b in ours] == [b for _, b in theirs]
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }} : {{ m.content }} . {% endfor %}answer :"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", [None, False], ids=["turns", "one turn"])
+@pytest.mark.parametrize("task", ["local_reviews", "local_words"])
+def test_shots_and_chat_templates_are_the_harnesss_own(
+    pocket: HookedModel, local_tasks: Path, task: str, turns: bool | None
+) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    pocket.tokenizer.chat_template = TEMPLATE
+    try:
+        lm = HFLM(
+            pretrained=pocket.module, tokenizer=pocket.tokenizer, backend="causal", batch_size=4
+        )
+        theirs = simple_evaluate(
+            lm,
+            tasks=[task],
+            task_manager=TaskManager(include_path=str(local_tasks), include_defaults=False),
+            num_fewshot=2,
+            apply_chat_template=True,
+            fewshot_as_multiturn=turns is None,
+            limit=6,
+            fewshot_random_seed=0,
+            bootstrap_iters=0,
+        )
+        ours = evaluate(
+            pocket,
+            f"lm_eval:{task}",
+            n=6,
+            include_path=local_tasks,
+            num_fewshot=2,
+            apply_chat_template=True,
+            fewshot_as_multiturn=turns,
+        )
+    finally:
+        pocket.tokenizer.chat_template = None
+    rows = sorted(theirs["samples"][task], key=lambda row: row["doc_id"])
+    assert ours.frame.baseline.tolist() == [float(row[ours.metric]) for row in rows]
+    assert ours.provenance["settings"]["num_fewshot"] == 2
+    assert all(row["arguments"][0][0].count("user :") > 1 for row in rows) == (turns is None)
+
+
+def test_shots_that_can_not_be(pocket: HookedModel, local_tasks: Path) -> None:
+    with pytest.raises(InputError, match="chat template"):
+        evaluate(
+            pocket, "lm_eval:local_reviews", include_path=local_tasks, apply_chat_template=True
+        )
+    with pytest.raises(InputError, match="can't be"):
+        evaluate(pocket, "lm_eval:local_reviews", include_path=local_tasks, num_fewshot=-1)
+    with pytest.raises(InputError, match="turns of a chat"):
+        evaluate(pocket, "lm_eval:local_reviews", fewshot_as_multiturn=True)
+    with pytest.raises(InputError, match="lm_eval:NAME"):
+        evaluate(pocket, "induction", num_fewshot=2)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from interp_hooks.huggingface.layout import text_config
+from interp_hooks.wrapping import device_of, dtype_of
 
 #: rows and tokens of a text
 ROWS, TOKENS = 2, 7
@@ -31,6 +32,8 @@ def samples_for(model: Any) -> Iterator[dict[str, torch.Tensor]]:
         if other in names and other not in several:
             several.update(_with_partners(model, other, names))
     yield several
+    # classifiers that find the end of a text by its padding take one row without
+    yield {name: value[:1] for name, value in first.items() if name != "attention_mask"}
 
 
 def _with_partners(model: Any, main: str, names: list[str]) -> dict[str, torch.Tensor]:
@@ -48,10 +51,10 @@ def _with_partners(model: Any, main: str, names: list[str]) -> dict[str, torch.T
 
 
 def _placed(value: torch.Tensor, model: Any) -> torch.Tensor:
-    parameter = next(model.parameters())
+    device = device_of(model)
     if value.is_floating_point():
-        return value.to(parameter.device, parameter.dtype)
-    return value.to(parameter.device)
+        return value.to(device, dtype_of(model))
+    return value.to(device)
 
 
 def _vocabulary(config: Any) -> int:
