@@ -215,7 +215,7 @@ class Atlas(HeadTable):
     def write_json(
         self,
         path: str | os.PathLike[str],
-        score: str,
+        score: str | None = None,
         *,
         format: str = "retrieval_head",
         k: int | None = None,
@@ -229,9 +229,9 @@ class Atlas(HeadTable):
 
         Args:
             path: the file.
-            score: its name.
+            score: its name; None for the only one, or the one that the format is of.
             format: "retrieval_head" (HeadKV's too), "locos", "duo" (tab-separated, for scores of
-                key/value heads), "pasta", "values", "ranked", "records" or "matrix".
+                key/value heads), "pasta", "values", "nested", "ranked", "records" or "matrix".
             k: only the k strongest heads; for a list of them.
             group: "mean" or "max": key/value heads, each from its query heads.
             tower: as in `matrix`.
@@ -250,6 +250,8 @@ class Atlas(HeadTable):
             '{"0": [0, 2]}'
         """
         chosen = catalogue.get(format)
+        if score is None:
+            score = chosen.score if len(self.scores) > 1 else "".join(self.scores)
         entries = tables.entries_of(self, score, tower, group=group)
         return writing.write(Path(path), entries, chosen, k)
 

@@ -11,10 +11,11 @@ import torch
 from interp_hooks.blocks import Observer, Tap
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import CallEdit
-from interp_hooks.errors import ActivationError, EditError, TapError
+from interp_hooks.errors import ActivationError, EditError, InterpError, TapError
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 from interp_kernels import (
+    BackendError,
     Request,
     Result,
     Steer,
@@ -277,15 +278,23 @@ def _cut(steered: Steered, start: int, stop: int) -> Steer:
 
 def _one(call: AttentionCall, request: Request, backend: str, steers: Sequence[Steer]) -> Result:
     assert call.query is not None and call.key is not None
-    return attention(
-        call.query,
-        call.key,
-        call.value,
-        **call.settings,
-        request=replace(request, lse=False),
-        steer=list(steers) or None,
-        backend=backend,
-    )
+    try:
+        return attention(
+            call.query,
+            call.key,
+            call.value,
+            **call.settings,
+            request=replace(request, lse=False),
+            steer=list(steers) or None,
+            backend=backend,
+        )
+    except (ValueError, TypeError) as error:
+        # Each edit was checked by itself; what the kernels refuse is how they come together.
+        if not steers or isinstance(error, InterpError | BackendError):
+            raise
+        raise EditError(
+            f"The edits can't act as they are at layer {call.site.layer}: {error}"
+        ) from error
 
 
 def join(parts: Sequence[Result], requests: Sequence[Request]) -> Result:

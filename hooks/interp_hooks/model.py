@@ -356,11 +356,18 @@ class HookedModel:
             cap: for capped_distance, in tokens.
             topk: for topk, how many keys.
 
+        Under `generate` what is asked of a sample is asked of each of its rows (beams,
+        `num_return_sequences`), and rows after a text's end are not real: statistics 0, left out of
+        means, counts and `received`. With beams a step's row is of the text that stood in that beam
+        then; `beam_indices` of generate's output tells which rows are of a returned text.
+
         Returns:
             A `Recording`, filled while the model runs: `seen[layer].entropy`.
 
         Raises:
-            TapError: an unknown name, reducer or stage.
+            TapError: an unknown name, reducer or stage; in the block, what is asked of other
+                samples than run, forwards of several batch sizes, assisted decoding (rejected
+                drafts), or another thread.
 
         Example:
             >>> with model.observe("entropy", "received", reduce="mean") as seen:
@@ -568,8 +575,9 @@ class HookedModel:
     def edit(self, *edits: Edit | LiveEdit) -> Iterator[None]:
         """Applies edits in a block, left to right, inside those of outer blocks.
 
-        Everything is undone on exit. Changes of logits (temperatures, biases) all come before
-        changes of weights, whatever their order.
+        Blocks of other handles on the same module are outer blocks too. Everything is undone on
+        exit. Changes of logits (temperatures, biases) all come before changes of weights, whatever
+        their order.
 
         Args:
             edits: of `interp.edits`, or one's own.

@@ -117,7 +117,7 @@ def evaluate(
     edits = common.load_edits(edit) if edit is not None else []
     import interp
     from interp.results.evaluation import HEAD
-    from interp.support.finished import check_replaceable
+    from interp.support.finished import check_early, check_replaceable
     from interp.support.ownership import owned
 
     loaded = common.load(
@@ -141,6 +141,8 @@ def evaluate(
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
     )
+    if target is not None:
+        check_early(target / HEAD, overwrite, loaded.name, seed)
     with owned(target):
         with progress(f"Evaluating {task or metric or 'niah'}") as report:
             result = interp.evaluate(

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from interp_hooks.protocol import Model
 
 
+#: more tokens than any context has; what is larger overflows an index
+LARGEST = 2**40
+
+
 @dataclass(frozen=True)
 class Streaming(HeadEdit):
     """Restricts attention to the first `sink` tokens and the `recent` last ones (StreamingLLM).
@@ -75,7 +79,8 @@ class Streaming(HeadEdit):
 
 def check_sizes(name: str, sink: int, recent: int) -> None:
     """Raise `EditError` unless they are whole numbers that leave something to see."""
-    if not (isinstance(sink, int) and isinstance(recent, int) and sink >= 0 and recent >= 1):
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (sink, recent))
+    if not (whole and 0 <= sink < LARGEST and 1 <= recent < LARGEST):
         raise EditError(
             f"{name} takes sink tokens from 0 and recent tokens from 1 up, not {sink} and {recent}."
         )

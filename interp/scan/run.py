@@ -110,6 +110,7 @@ class Scan(Plan):
             OutputError: `out` can't be written, another run works there, or another scan's result
                 lies there.
         """
+        out = None if out is None else Path(out)
         with owned(out):
             record = self.record()
             if out is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from interp.errors import OutputError
 from interp.support.checkpoints import MARK
@@ -31,6 +31,21 @@ def check_replaceable(head: Path, record: Mapping[str, Any], overwrite: bool = F
     if other is not None:
         names = differences(identity(record), identity(other))
         what = f"is of another run (other {names})" if names else "is of another version"
+    _refuse(head, what)
+
+
+def check_early(head: Path, overwrite: bool, model: str, seed: int, **settings: Any) -> None:
+    """The same before a run, from what is known of it by then: so that nobody waits in vain."""
+    other = None if overwrite else _provenance(head)
+    if other is None:
+        return
+    theirs = {**(other.get("settings") or {}), **other}
+    mine = {"model": model, "seed": seed, **settings}
+    if names := ", ".join(key for key, value in mine.items() if theirs.get(key) != value):
+        _refuse(head, f"is of another run (other {names})")
+
+
+def _refuse(head: Path, what: str) -> NoReturn:
     raise OutputError(
         f"{head} is there already and {what}; choose another --out, or add --overwrite "
         "(overwrite=True) to replace it."

@@ -54,7 +54,7 @@ def owned(folder: str | os.PathLike[str] | None, passing: bool = False) -> Itera
     if here in _OWNED.get():
         yield
         return
-    made = not place.is_dir()
+    made = [p for p in (place, *place.parents) if not p.exists()]  # the innermost first
     mine = _about_me()
     _take(place, mine)
     token = _OWNED.set(_OWNED.get() | {here})
@@ -66,9 +66,9 @@ def owned(folder: str | os.PathLike[str] | None, passing: bool = False) -> Itera
         with suppress(OSError):
             if os.getpid() == mine["pid"] and _read(place / LOCK) == mine:
                 (place / LOCK).unlink()
-        if made or passing:
-            with suppress(OSError):  # there is something in it
-                place.rmdir()
+        with suppress(OSError):  # there is something in it
+            for empty in made or ([place] if passing else []):
+                empty.rmdir()
 
 
 def owner(folder: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -48,9 +48,10 @@ def _hints(kind: type) -> dict[str, Any]:
         try:
             return get_type_hints(kind, localns=unknown)
         except NameError as error:
-            if error.name in unknown:
+            name = str(error.name)
+            if name in unknown:
                 raise
-            unknown[error.name] = _Anything()
+            unknown[name] = _Anything()
 
 
 def texts(said: Any) -> list[str]:

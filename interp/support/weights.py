@@ -48,7 +48,7 @@ def state_hash(module: torch.nn.Module) -> str:
     """Digest of what a model computes beside its weights: config, modules' classes and settings
     (training mode, scales, active adapters), forwards that were replaced, and hooks by their code.
     """
-    config = getattr(module, "config", None) or getattr(module, "cfg", None)
+    config: Any = getattr(module, "config", None) or getattr(module, "cfg", None)
     values = config.to_dict() if hasattr(config, "to_dict") else {}
     said = {k: v for k, v in values.items() if k not in CONFIG_PLACES}
     return fingerprint(_simple(said), [_settings(name, m) for name, m in module.named_modules()])

@@ -128,7 +128,8 @@ def _tensor(value: Any, what: str, device: torch.device, of: str, needed: bool =
 def _whole(value: Any, what: str, low: int = -LARGEST) -> None:
     if isinstance(value, bool) or not isinstance(value, WHOLE):
         raise TypeError(f"{what} is a whole number, not {value!r}.")
-    if not low <= value <= LARGEST:
+    number: Any = value  # which type checkers take for something without an order
+    if not low <= number <= LARGEST:
         raise ValueError(f"{what} is {value}; it must be between {low} and 2⁴⁰.")
 
 

@@ -18,7 +18,7 @@ class Target:
     """
 
     name: ClassVar[str]
-    #: seconds after which an input counts as too slow
+    #: seconds of processor time after which an input counts as too slow
     limit: ClassVar[float] = 20.0
 
     def __init__(self, folder: Path):

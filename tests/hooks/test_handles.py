@@ -177,11 +177,11 @@ def test_errors_in_a_block_leave_nothing(error: type[BaseException]) -> None:
     assert_untouched(model, plain)
     # the same block goes on after a forward that failed in it, gated heads included
     with model.edit(ONE), pytest.raises(IndexError):
-        model(input_ids=torch.tensor([[5000]]))
+        module(input_ids=torch.tensor([[5000]]))
     one = wanted(module, (0, 1))
     with model.edit(ONE):
         with pytest.raises(IndexError):
-            model(input_ids=torch.tensor([[5000]]))
+            module(input_ids=torch.tensor([[5000]]))
         assert near(model(input_ids=tokens()).logits, one)
 
 

@@ -27,6 +27,8 @@ ALLOWED = {
         "transformers",
         "interp_kernels",
         "lazy_loader",
+        "PIL",  # of a picture in the load-time check: the processor brought it
+        "tokenizers",  # of tiny models for the conformance table: comes with transformers
     },
 }
 #: distributions the top floor depends on
@@ -231,6 +233,9 @@ LOWER = {
     ("interp_hooks.huggingface", "interp_hooks"),
     ("interp_hooks.transformer_lens", "interp_hooks"),
     ("interp_hooks.hooking", "interp_hooks"),
+    ("interp_hooks.conformance", "interp_hooks"),
+    ("interp_hooks.conformance", "interp_hooks.hooking"),
+    ("interp_hooks.conformance", "interp_hooks.huggingface"),
     ("interp_hooks.hooking", "interp_hooks.huggingface"),
     ("interp_hooks.hooking", "interp_hooks.transformer_lens"),
 }

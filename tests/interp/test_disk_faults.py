@@ -162,7 +162,7 @@ def test_pieces_of_other_code_are_not_used(
 def test_another_scans_result_is_not_replaced_unasked(model: HookedModel, tmp_path: Path) -> None:
     first = scan(model).run(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(OutputError, match=r"another run \(other seed\).*--overwrite"):
+    with pytest.raises(OutputError, match=r"another run \(other inputs, seed\).*--overwrite"):
         scan(model, seed=1).run(tmp_path, stop_after(0))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert scan(model).run(tmp_path).frame.equals(first.frame)  # the same again

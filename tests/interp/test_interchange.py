@@ -122,6 +122,8 @@ def test_lists_of_heads(tmp_path: Path, content: Any, format: str) -> None:
     [
         ({"3-1": 0.5, "0-2": 0.25}, 0.25),
         ([[0.5, [3, 1]], [0.25, [0, 2]]], 0.25),
+        ({"3": {"1": 0.5}, "0": {"2": 0.25}}, 0.25),
+        ({"3": {"1": [0.25, 0.75]}, "0": {"2": [0.5, 0.0]}}, 0.25),
         ([[[3, 1], 0.5], ["0-2", 0.25]], 0.25),
         ([{"layer": 3, "head": 1, "score": 0.5}, {"layer": 0, "head": 2, "score": 0.25}], 0.25),
     ],
@@ -259,6 +261,16 @@ def test_samples_survive_a_round_trip_and_a_save(
             table.write_json(folder / "o.json", "retrieval", format=format).read_text()
         )
         assert (out["scores"] if format == "locos" else out) == content
+
+
+def test_a_score_is_chosen_by_the_format(tmp_path: Path) -> None:
+    atlas = interp.Atlas.read(file(tmp_path, lists()))
+    assert json.loads(atlas.write_json(tmp_path / "o.json").read_text()) == lists()
+    both = interp.Atlas(atlas.frame.assign(sink=0.5), {}, (), {})
+    said = json.loads(both.write_json(tmp_path / "o.json").read_text())
+    assert said["0-0"] == [atlas.value("L0H0", "retrieval")]
+    with pytest.raises(UnknownNameError, match="locos"):
+        both.write_json(tmp_path / "o.json", format="locos")
 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ LISTED = (
     "interp_hooks",
 )
 #: entry-point groups and example files of the guide, which look like dotted names
-GROUPS = {"interp.circuits", "interp.scores"}
+GROUPS = {"interp.circuits", "interp.score_files", "interp.scores"}
 MADE_UP = re.compile(r"interp\.[\w.]*\b(far|backwards|meeting|flip|twice|norm_change|best_scale)\b")
 
 

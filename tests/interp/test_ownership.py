@@ -57,8 +57,7 @@ def refuse(place: Path) -> None:
 
 
 def test_the_second_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
-    place = tmp_path / "out"
-
+    place = tmp_path / "scans" / "out"
     with owned(place), owned(place):  # a block in a block of the same run
         assert owner(place) is None  # nobody else
         in_child(lambda: refuse(place))
@@ -66,7 +65,7 @@ def test_the_second_is_told_and_the_first_goes_on(tmp_path: Path) -> None:
         thread.start()
         thread.join()
         assert (place / LOCK).is_file()
-    assert not place.exists()  # it was empty, and made for this
+    assert not (tmp_path / "scans").exists()  # empty, and made for this
     in_child(lambda: hold(place))
 
 

@@ -24,7 +24,7 @@ from interp_hooks.conformance import vlm
 PLACED = ["llava", "llava_siglip", "llava_next", "llava_onevision", "pixtral", "mistral3",
           "aya_vision", "internvl", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
           "glm4v", "gemma3", "paligemma", "llama4"]  # fmt: skip
-SIZES = [(64, 64), (96, 48), (40, 120)]
+SIZES = [(96, 48), *(pytest.param(s, marks=pytest.mark.slow) for s in ((64, 64), (40, 120)))]
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,9 @@ def test_vhr_reinforces_from_the_last_position_on() -> None:
 def test_layers_of_vhr_by_family() -> None:
     def model(kind: str, layers: int) -> Any:
         return SimpleNamespace(
-            module=SimpleNamespace(config=SimpleNamespace(model_type=kind)), n_layers=layers
+            module=SimpleNamespace(config=SimpleNamespace(model_type=kind)),
+            n_layers=layers,
+            sites=[SimpleNamespace(layer=i, is_main=True) for i in range(layers)],
         )
 
     assert vhr_layers(model("llava", 32)) == (1, *range(18, 32))

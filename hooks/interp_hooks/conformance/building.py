@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,9 +67,7 @@ def build(kind: str, model_type: str, seed: int = 0) -> Built:
 
     torch.manual_seed(seed)
     if kind == "vlm":
-        from interp_hooks.conformance import vlm
-
-        return vlm.build(model_type)
+        return _with_pictures(model_type, classes(kind)[model_type], seed)
     model_class = getattr(transformers, classes(kind)[model_type])
     config = tiny(model_class.config_class)
     config._attn_implementation = "eager"
@@ -84,6 +83,29 @@ def build(kind: str, model_type: str, seed: int = 0) -> Built:
         torch.manual_seed(seed)
         module = model_class(config).eval()
     return Built(module, inputs, padded)
+
+
+def _with_pictures(model_type: str, class_name: str, seed: int) -> Built:
+    """A vision-language model: from its family's builder with its real processor, or any small
+    config with the first prompt and picture that are made from a config and that it runs on."""
+    import transformers
+
+    from interp_hooks.conformance import vlm
+    from interp_hooks.huggingface.picture_samples import picture_samples
+
+    try:
+        made = vlm.build(model_type)
+        return Built(made.module, made.inputs, made.padded, made.processor)
+    except Exception:
+        if model_type in vlm.FAMILIES:
+            raise
+    torch.manual_seed(seed)
+    model_class = getattr(transformers, class_name)
+    config = tiny(model_class.config_class)
+    config._attn_implementation = "eager"
+    module = model_class(config).eval()
+    peaky(module)
+    return Built(module, _sampled(module, picture_samples(module)))
 
 
 @torch.no_grad()
@@ -137,7 +159,7 @@ def _inputs(kind: str, module: Any) -> tuple[dict[str, Any], dict[str, Any] | No
 
 
 @torch.no_grad()
-def _sampled(module: Any) -> dict[str, Any]:
+def _sampled(module: Any, samples: Iterable[dict[str, Any]] | None = None) -> dict[str, Any]:
     """The first input made from the config on which the model runs, as the check on load does it.
 
     Raises:
@@ -146,7 +168,7 @@ def _sampled(module: Any) -> dict[str, Any]:
     from interp_hooks.huggingface.samples import samples_for
 
     first: Exception | None = None
-    for inputs in samples_for(module):
+    for inputs in samples_for(module) if samples is None else samples:
         try:
             module(**inputs)
             return inputs

@@ -122,10 +122,13 @@ class Comparison:
         return eager
 
     def _output(self, site: Site) -> Any:
-        """W_O's module at a site, None where it isn't known."""
+        """W_O's module at a site: by its name, or as the check on load found it; None where
+        neither knows it."""
         adapter: Any = self.model._adapter
         attention = self.model.module.get_submodule(site.path)
-        return adapter._layout.find(attention, "output_projection")
+        named = adapter._layout.find(attention, "output_projection")
+        found = getattr(adapter.parts.get(site, {}).get("z"), "projection", None)
+        return named if found is None else found
 
     # modes
 
@@ -145,8 +148,13 @@ class Comparison:
             rows = self.rows(site, inputs, mode)
             mine, patterns = seen[key_of(site)], eager.patterns[site]
             name = str(key_of(site))
-            if len(patterns) != 1:
+            keys = mine.received_by("sum").shape[-1]
+            if len(patterns) != 1 or patterns[0].shape[-1] != keys:
                 gave = "no weights" if not patterns else f"{len(patterns)} patterns"
+                if (
+                    len(patterns) == 1
+                ):  # T5Gemma 2 attends to both texts at once, and hands over one
+                    gave = f"weights over {patterns[0].shape[-1]} of {keys} keys"
                 self.outcomes.append(Outcome(mode, f"statistics {name}", "unavailable", gave))
             else:
                 self.compare(mode, name, site, mine, patterns[0], rows)
@@ -197,7 +205,8 @@ class Comparison:
             self.outcomes.append(
                 Outcome(mode, f"real rows {name}", "wrong", f"{int(mine.queries.sum())} rows")
             )
-        expected = reference.statistics(pattern, site.kind == "cross")
+        apart = site.kind == "cross" or pattern.shape[2] != pattern.shape[3]
+        expected = reference.statistics(pattern, apart)
         real = rows[:, None].expand(pattern.shape[:3])
         for what, value in expected.items():
             ours = getattr(mine, what).double().cpu()
@@ -258,14 +267,20 @@ class Comparison:
         z = reads[0].clone().unflatten(-1, (site.n_heads, -1))
         z[..., head, :] *= 0.25
         self._arrives(mode, "gain", Gain(site, head=head), z.flatten(-2), inputs)
-        if site.output_gate or len(eager.patterns[site]) != 1:
-            why = "gated heads" if site.output_gate else "no eager weights"
+        square = len(eager.patterns[site]) == 1
+        square = square and eager.patterns[site][0].shape[-1] == eager.patterns[site][0].shape[-2]
+        if site.output_gate or not square:
+            why = "gated heads" if site.output_gate else "no eager weights from all tokens to all"
             self.outcomes.append(Outcome(mode, "rules", "unavailable", why))
             return
         calls: list[AttentionCall] = []
         with self.model.watch(Question(call=True), lambda s: calls.append(s.call)):
             self.model(**inputs)
         value = next(c.value for c in calls if c.site == site).double()
+        if value.shape[2] != eager.patterns[site][0].shape[-1]:
+            why = "its eager weights are of some of its keys"
+            self.outcomes.append(Outcome(mode, "rules", "unavailable", why))
+            return
         value = value.repeat_interleave(site.n_heads // value.shape[1], 1)
         self._put_sinks_in(eager, inputs)
         pattern = eager.patterns[site][0]
@@ -369,6 +384,8 @@ class Comparison:
                 weights = (
                     self.model.head_weights(site.layer, site.tower) if site.kind == "self" else None
                 )
+                if weights is not None:
+                    _ = weights.W_V  # refused by name where values are no matrix
             except InterpError as error:
                 self.outcomes.append(Outcome("plain", f"weights {name}", "refused", str(error)))
                 continue

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 _MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16, mamba_n_groups=1)
+_SWIN = dict(
+    image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4
+)
 _MIXED = ["linear_attention", "full_attention"]
 
 #: model type → field → value; a dict for a config inside
@@ -95,16 +98,42 @@ OWN: dict[str, dict[str, Any]] = {
     "led": dict(attention_window=4, encoder_layers=2, decoder_layers=2),
     "longformer": dict(attention_window=4),
     "mpnet": dict(relative_attention_num_buckets=32),
+    "canary": dict(encoder_config=dict(num_mel_bins=80)),
+    "cohere_asr": dict(encoder_config=dict(num_mel_bins=80)),
+    "parakeet_ctc": dict(encoder_config=dict(num_mel_bins=80)),
+    "lasr_ctc": dict(encoder_config=dict(num_mel_bins=80)),
+    "swin": dict(_SWIN),
+    "swinv2": dict(_SWIN),
+    "donut-swin": dict(_SWIN),
+    "levit": dict(image_size=64, patch_size=16),
     "xlstm": dict(qk_dim_factor=1.0),
     "xmod": dict(languages=["en_XX"], default_language="en_XX"),
 }
 
+_CONVOLUTIONS = "convolutions have no attention"
+_STATES = "a state space model has no attention"
+
 #: architectures without softmax attention, and what they have instead
 NO_SOFTMAX: dict[str, str] = {
-    "falcon_mamba": "a state space model has no attention",
+    "bit": _CONVOLUTIONS,
+    "convnext": _CONVOLUTIONS,
+    "convnextv2": _CONVOLUTIONS,
+    "efficientnet": _CONVOLUTIONS,
+    "falcon_mamba": _STATES,
     "fnet": "Fourier transforms in place of attention",
-    "mamba": "a state space model has no attention",
-    "mamba2": "a state space model has no attention",
+    "focalnet": "focal modulation in place of attention",
+    "hgnet_v2": _CONVOLUTIONS,
+    "mamba": _STATES,
+    "mamba2": _STATES,
+    "mobilenet_v1": _CONVOLUTIONS,
+    "mobilenet_v2": _CONVOLUTIONS,
+    "mobilevitv2": "separable attention, a softmax over no keys",
+    "pp_lcnet": _CONVOLUTIONS,
+    "regnet": _CONVOLUTIONS,
+    "resnet": _CONVOLUTIONS,
     "rwkv": "a linear recurrence has no attention",
+    "swiftformer": "additive attention, a softmax over no keys",
+    "textnet": _CONVOLUTIONS,
     "xlstm": "a recurrence has no attention",
+    "yoso": "Bernoulli samples of hashes in place of a softmax",
 }

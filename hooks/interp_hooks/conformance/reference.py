@@ -114,7 +114,7 @@ def with_attentions(module: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def statistics(pattern: Tensor, cross: bool) -> dict[str, Tensor]:
+def statistics(pattern: Tensor, apart: bool) -> dict[str, Tensor]:
     """Row statistics of A (batch, heads, queries, keys) by their definitions, in float64."""
     a = pattern.double()
     queries, keys = a.shape[-2:]
@@ -124,7 +124,7 @@ def statistics(pattern: Tensor, cross: bool) -> dict[str, Tensor]:
         "max": a.amax(-1),
         "key_mass": a.sum(-1),
     }
-    if not cross:  # Σ A |q − k| in slots
+    if not apart:  # Σ A |q − k| in slots, where queries and keys are the same tokens
         at = torch.arange(queries)[:, None] + keys - queries
         stats["distance"] = (a * (at - torch.arange(keys)).abs()).sum(-1)
     return stats

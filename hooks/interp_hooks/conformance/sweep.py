@@ -49,11 +49,13 @@ class Row:
 
 def examine(kind: str, model_type: str) -> Row:
     """One architecture, here and now."""
+    bare = NO_SOFTMAX.get(model_type)
     try:
         built = build(kind, model_type)
     except Exception as error:
+        if bare:
+            return Row(kind, model_type, "no attention", bare)
         return Row(kind, model_type, "no config", _told(error))
-    bare = NO_SOFTMAX.get(model_type)
     try:
         model = hook(built.module, processor=built.processor, sample=built.padded or built.inputs)
     except InterpError as error:

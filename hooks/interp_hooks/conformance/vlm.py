@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from interp_hooks.conformance import vlm_generic, vlm_grids, vlm_tiles
-from interp_hooks.conformance.vlm_parts import PROMPT, Made, picture
+from interp_hooks.conformance.vlm_parts import PROMPT, Made, picture, stir
 
 
 class PictureModel(NamedTuple):
@@ -83,14 +83,3 @@ def ask(processor: Any, texts: Sequence[str], pictures: Sequence[Sequence[Any]])
     single = len(texts) == 1 and len(pictures[0]) == 1
     images = list(pictures[0]) if single else [list(group) for group in pictures]
     return dict(processor(images=images, text=lines, padding=len(texts) > 1, return_tensors="pt"))
-
-
-@torch.no_grad()
-def stir(module: torch.nn.Module, scale: float = 0.25) -> None:
-    """Weights that make heads differ and attention peaky, the same for the same model."""
-    generator = torch.Generator().manual_seed(3)
-    for part in module.modules():
-        if not isinstance(part, (torch.nn.Linear, torch.nn.Embedding)):
-            continue
-        weight = part.weight
-        weight.copy_((torch.randn(weight.shape, generator=generator) * scale).to(weight))

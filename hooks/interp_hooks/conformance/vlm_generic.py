@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from interp_hooks.conformance.configs import tiny
+from interp_hooks.conformance.vlm_parts import stir
 from interp_hooks.huggingface.images import image_token
 
 #: words before and after the image
@@ -27,18 +29,17 @@ def build(model_type: str) -> tuple[Any, dict[str, Any]]:
         whatever transformers raises for its config.
     """
     import transformers
+    from transformers.models.auto import modeling_auto
 
-    from interp_hooks.conformance.building import classes, peaky
-    from interp_hooks.conformance.configs import tiny
-
-    model_class = getattr(transformers, classes("vlm")[model_type])
+    name = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]
+    model_class = getattr(transformers, name if isinstance(name, str) else name[0])
     config = tiny(model_class.config_class)
     config._attn_implementation = "eager"
     token = image_token(config)
     if token is None:
         raise Unbuilt(f"{model_type} has no token of images.")
     module = model_class(config).eval()
-    peaky(module)
+    stir(module)
     for pixels in _forms(config):
         inputs = _fitting(module, token, pixels)
         if inputs is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 Made = tuple[Any, Any]  # the model, its processor
 WORDS = (
@@ -117,3 +118,14 @@ def hf_() -> Any:
     import transformers
 
     return transformers
+
+
+@torch.no_grad()
+def stir(module: torch.nn.Module, scale: float = 0.25) -> None:
+    """Weights that make heads differ and attention peaky, the same for the same model."""
+    generator = torch.Generator().manual_seed(3)
+    for part in module.modules():
+        if not isinstance(part, (torch.nn.Linear, torch.nn.Embedding)):
+            continue
+        weight = part.weight
+        weight.copy_((torch.randn(weight.shape, generator=generator) * scale).to(weight))

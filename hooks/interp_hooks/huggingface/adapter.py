@@ -349,7 +349,7 @@ class HFAdapter(Adapter):
             self.module(**self._sample, **extra)
             record = watched[site].record
             with FirstInput(self.attention_module(site)) as first:
-                self.module(input_ids=ids[:1, :1], **extra)
+                attempt(self.module, lambda: self.module(input_ids=ids[:1, :1], **extra))
             return dict(call_maps(record, first, watched[site]))
 
     def embeddings(self) -> Embeddings:

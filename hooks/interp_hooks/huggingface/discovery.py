@@ -108,9 +108,7 @@ UNNUMBERED = -1
 def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
     """A site as its module's own number and path say."""
     kind = "cross" if layout.named(f.path, "cross") else "self"
-    # the outermost says which stack it is: BERT as a decoder has an encoder inside
-    stacks = (p for p in f.path.split(".") if p == "decoder" or p in layout.names("encoder"))
-    inside = next(stacks, "decoder") != "decoder"
+    inside = _in_encoder(f.path, layout)
     layer, tower = getattr(f.module, "layer_idx", None), ""
     if shared or not isinstance(layer, int) or layer < 0:
         layer = None
@@ -122,6 +120,17 @@ def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
     size = f.call.site
     layer = UNNUMBERED if layer is None else layer
     return Site(tower, layer, kind, f.path, size.n_heads, size.n_kv_heads, size.d_head)
+
+
+def _in_encoder(path: str, layout: Layout) -> bool:
+    """Whether a path goes through an encoder before it goes through a decoder: "text_encoder.…",
+    not "decoder.bert.encoder.…" (BERT as a decoder)."""
+    for part in path.split("."):
+        if part == "decoder" or part.endswith("_decoder"):
+            return False
+        if any(part == name or part.endswith(f"_{name}") for name in layout.names("encoder")):
+            return True
+    return False
 
 
 def _named_towers(placed: list[Site], layout: Layout) -> list[Site]:

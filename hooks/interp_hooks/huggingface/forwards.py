@@ -15,6 +15,7 @@ from interp_hooks.huggingface.generation import Generation
 from interp_hooks.huggingface.images import ImageWatch, ids_and_before
 from interp_hooks.huggingface.masks import QueryRows, real_tokens
 from interp_hooks.huggingface.output_gate import Between, LateOutputs
+from interp_hooks.huggingface.own_calls import RealTokens
 from interp_hooks.huggingface.recompute import Checkpoints, Recomputed
 from interp_hooks.huggingface.residual import StreamWatch
 from interp_hooks.huggingface.tap import weights_wanted
@@ -47,6 +48,7 @@ class Forwards:
     def __post_init__(self) -> None:
         tap = self.tap
         self.late, self._rows = LateOutputs(self.between), QueryRows()
+        self._real = RealTokens(self.module)
         self._asked = False
         self._streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
         self._generation = Generation(lambda: bool(tap.observers))
@@ -78,6 +80,7 @@ class Forwards:
             checkpoints.wrap()
 
         watches = [(self.module, begins), (self.module, self.images), (self.module, self._reads)]
+        watches += [(self.module, self._real)]
         watches += [(block, self._streams) for block in set(self.blocks.values())]
         with ExitStack() as stack:
             for watched, watch in watches:
@@ -113,7 +116,7 @@ class Forwards:
 
     def described(self, call: AttentionCall) -> AttentionCall:
         """The call with what is known beside it."""
-        site, call = call.site, self._rows.placed(call)
+        site, call = call.site, self._rows.placed(self._padded(call))
         if site.is_main or site.kind == "cross":
             call = self._generation.call(call)
         if site.is_main:
@@ -122,6 +125,21 @@ class Forwards:
             call = replace(call, tokens=self.tokens.prompt)
         hidden = self._streams.take(self.blocks.get(site.path))
         return call if hidden is None else replace(call, hidden=hidden)
+
+    def _padded(self, call: AttentionCall) -> AttentionCall:
+        """The call with its real rows, where the model made a mask of four dimensions itself, which
+        tells which keys are hidden and not which rows are padding."""
+        mask, site = call.mask, call.site
+        if mask.dense is None or mask.queries is not None or site.kind != "self":
+            return call
+        tokens = self._real.of(site) if site.tower in ("", "text", "encoder") else None
+        stop = mask.q_start + call.n_queries
+        if tokens is None or tokens.shape[0] != call.batch or tokens.shape[1] != stop:
+            return call
+        if bool(tokens.all()):
+            return call
+        rows, starts = tokens[:, mask.q_start : stop], tokens.int().argmax(1)
+        return replace(call, mask=replace(mask, queries=rows, starts=starts))
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -145,6 +145,8 @@ class Generation:
     def _criteria(self, own: Any) -> Callable[..., Any]:
         def criteria(*args: Any, **kwargs: Any) -> Any:
             found = own(*args, **kwargs)
+            # a new text begins, also where one generate writes several (long audio)
+            self.ends, self._next = None, 0
 
             class Told(type(found)):  # type: ignore[misc]
                 """The list itself, whose answers are noted."""

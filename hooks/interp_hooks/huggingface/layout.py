@@ -120,7 +120,7 @@ TABLE: dict[str, Names] = {
         "embedding_norm",  # LFM2 calls its last norm so
     ),
     "positions": ("wpe", "embed_positions", "position_embeddings"),
-    "cross": ("cross", "encoder_attn", "encdec"),
+    "cross": ("cross", "encoder_attn", "encdec", "x_attn"),
     "encoder": ("encoder",),
     "vision": ("vis",),
 }

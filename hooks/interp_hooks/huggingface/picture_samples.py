@@ -10,6 +10,7 @@ import torch
 
 from interp_hooks.huggingface.images import image_token
 from interp_hooks.huggingface.layout import text_config
+from interp_hooks.wrapping import device_of, dtype_of
 
 #: prompts, each with one picture
 ROWS = 2
@@ -32,8 +33,8 @@ def picture_samples(model: Any) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def _placed(value: torch.Tensor, model: Any) -> torch.Tensor:
-    like = next(model.parameters())
-    return value.to(like.device, like.dtype) if value.is_floating_point() else value.to(like.device)
+    device = device_of(model)
+    return value.to(device, dtype_of(model)) if value.is_floating_point() else value.to(device)
 
 
 def _pictures(config: Any, names: set[str]) -> Iterator[dict[str, torch.Tensor]]:
@@ -99,7 +100,7 @@ def _prompts(model: Any, tokens: int, names: set[str]) -> dict[str, torch.Tensor
     start = getattr(config, "vision_start_token_id", None)
     opening = [start] if isinstance(start, int) else []
     row = [*words[:BEFORE], *opening, *[image] * tokens, *words[BEFORE:]]
-    ids = torch.tensor([row, [words[-1], *row[1:]]], device=next(model.parameters()).device)
+    ids = torch.tensor([row, [words[-1], *row[1:]]], device=device_of(model))
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
     made = dict(input_ids=ids, attention_mask=mask)

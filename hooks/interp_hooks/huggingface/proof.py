@@ -61,6 +61,7 @@ class Record:
     """One forward of one attention: what it read, the calls it made, what its modules did."""
 
     x: torch.Tensor | None = None
+    given: list[torch.Tensor] = field(default_factory=list)  # x, and what else it was handed
     calls: list[AttentionCall] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
@@ -95,7 +96,8 @@ class Watched:
         """Register what records a forward."""
 
         def begin(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            self._now = Record(_first(args, kwargs))
+            tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+            self._now = Record(_first(args, kwargs), tensors)
 
         def step(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             given = _first(args, kwargs)
@@ -174,17 +176,19 @@ class Watched:
                 if agree(gave, target, True, scaled=True):
                     yield read
 
-    def _added(self, made: torch.Tensor, most: float) -> bool:
-        """Whether what a module gave is added to the attention's input and goes into a norm, all
-        inside the attention (ALBERT)."""
-        x = self.record.x
-        if x is None or x.shape != made.shape:
-            return False
-        total = made + x
+    def _added(self, made: torch.Tensor, out: torch.Tensor, most: float) -> bool:
+        """Whether what a module gave is added to the stream inside the attention: to what the
+        attention was handed (BLOOM), or to its input before a norm (ALBERT)."""
+
+        def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+            return one.shape == other.shape and bool(
+                (one - other).abs().max() <= most * other.abs().max()
+            )
+
+        added = [made + t for t in self.record.given if t.shape == made.shape]
         return any(
-            given.shape == total.shape
-            and bool((given - total).abs().max() <= most * total.abs().max())
-            for _, given, _ in self.record.steps
+            close(total, out) or any(close(given, total) for _, given, _ in self.record.steps)
+            for total in added
         )
 
     def _own(self, what: str) -> tuple[str, ...]:
@@ -211,7 +215,7 @@ class Watched:
             elif made.numel() == out.numel():
                 apart = (made.double().flatten() - out.double().flatten()).abs().max()
                 error = float(apart / out.double().abs().max().clamp_min(1e-6))
-            if error <= most or self._added(made, most):
+            if error <= most or self._added(made, out, most):
                 like = given.detach().new_empty(0, given.shape[-1])
                 return Part(module, like, torch.empty(0, dtype=torch.long))
         if math.isinf(error):

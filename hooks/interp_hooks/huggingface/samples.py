@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from interp_hooks.huggingface.layout import text_config
+from interp_hooks.wrapping import device_of, dtype_of
 
 #: rows and tokens of a text
 ROWS, TOKENS = 2, 7
@@ -50,10 +51,10 @@ def _with_partners(model: Any, main: str, names: list[str]) -> dict[str, torch.T
 
 
 def _placed(value: torch.Tensor, model: Any) -> torch.Tensor:
-    parameter = next(model.parameters())
+    device = device_of(model)
     if value.is_floating_point():
-        return value.to(parameter.device, parameter.dtype)
-    return value.to(parameter.device)
+        return value.to(device, dtype_of(model))
+    return value.to(device)
 
 
 def _vocabulary(config: Any) -> int:

@@ -71,7 +71,7 @@ def _tap(
     """The attention function: builds the call, lets the handler answer with z (batch, queries,
     heads, d); with it the weights (batch, heads, queries, keys) where the caller asks for them."""
     live = _LIVE.get(id(module))
-    if live is None and any(part is module for root in _ROOTS for part in root.modules()):
+    if live is None and _inside(module):
         raise TapError(
             f"An attention module of type {type(module).__name__} is not part of the tapped model "
             "(was it replaced or "
@@ -108,6 +108,12 @@ def _tap(
         z = live.handler(call)
     # some architectures view it instead of reshaping it (AFMoE)
     return z.contiguous(), weights[-1] if weights else None
+
+
+def _inside(module: torch.nn.Module) -> bool:
+    """Whether an attention is of a model that is tapped, or a replica of one (DataParallel)."""
+    replica = getattr(module, "_is_replica", False)
+    return replica or any(part is module for root in _ROOTS for part in root.modules())
 
 
 OTHER_THREAD = (

@@ -23,6 +23,7 @@ registry: Registry[FileFormat] = Registry(
         "locos": f"{_HERE}.locos:Locos",
         "pasta": f"{_HERE}.head_list:HeadList",
         "values": f"{_HERE}.values:Values",
+        "nested": f"{_HERE}.values:Nested",
         "ranked": f"{_HERE}.values:Ranked",
         "records": f"{_HERE}.values:Records",
         "matrix": f"{_HERE}.matrix:Matrix",

@@ -6,8 +6,17 @@ import json
 from typing import Any
 
 from interp.errors import InputError
-from interp.results.interchange.entries import Cell, Entries, cell, is_cell_name, number, once
+from interp.results.interchange.entries import (
+    Cell,
+    Entries,
+    cell,
+    index,
+    is_cell_name,
+    number,
+    once,
+)
 from interp.results.interchange.file_format import FileFormat
+from interp.results.interchange.retrieval_head import mean, sample_lists
 
 
 class Values(FileFormat):
@@ -30,6 +39,44 @@ class Values(FileFormat):
     def write(self, entries: Entries) -> str:
         self.refuse_kv_heads(entries)
         return json.dumps({f"{n}-{h}": v for (n, h), v in sorted(entries.values.items())}) + "\n"
+
+
+class Nested(FileFormat):
+    """`{"16": {"19": 0.94}}`, or `{"16": {"19": [0.9, 1.0]}}`: layer → head → a number, or one a
+    sample."""
+
+    name, what = "nested", "JSON of layers of heads"
+
+    def claims(self, content: Any) -> bool:
+        return (
+            isinstance(content, dict)
+            and bool(content)
+            and all(_is_index(n) and isinstance(v, dict) for n, v in content.items())
+            and all(_is_index(h) for heads in content.values() for h in heads)
+        )
+
+    def read(self, content: Any) -> Entries:
+        named = once(
+            ((index(layer, "layer"), index(head, "head")), value)
+            for layer, heads in content.items()
+            for head, value in heads.items()
+        )
+        if any(isinstance(value, list) for value in named.values()):
+            samples = sample_lists({f"{n}-{h}": value for (n, h), value in named.items()})
+            means = {place: mean(values) for place, values in samples.items() if values}
+            return Entries(self.name, self.score, means, samples)
+        values = {p: number(value, f"Head {p[0]}-{p[1]}") for p, value in named.items()}
+        if not values:
+            raise InputError("It names no head.")
+        return Entries(self.name, self.score, values)
+
+    def write(self, entries: Entries) -> str:
+        self.refuse_kv_heads(entries)
+        layers: dict[str, dict[str, Any]] = {}
+        for (layer, head), value in sorted(entries.values.items()):
+            held = entries.samples.get((layer, head))
+            layers.setdefault(str(layer), {})[str(head)] = list(held) if held else value
+        return json.dumps(layers) + "\n"
 
 
 class Ranked(FileFormat):
@@ -87,6 +134,10 @@ class Records(FileFormat):
             for (n, h), v in sorted(entries.values.items())
         ]
         return json.dumps(rows) + "\n"
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _is_place(value: Any) -> bool:

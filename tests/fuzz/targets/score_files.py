@@ -80,7 +80,7 @@ class ScoreFiles(Target):
         path.write_bytes(content)
         atlas = interp.Atlas.read(path, shape, format=format)
         score = atlas.scores[0]
-        matrix = atlas.cells(score, *atlas.panel(score, "", None))
+        matrix = _places(atlas)
         assert np.isfinite(matrix.compressed()).all() and matrix.count()
         if then == "compare":
             table = interp.compare(atlas, self.folder / "other.json", group=group)
@@ -89,8 +89,13 @@ class ScoreFiles(Target):
             written = atlas.write_json(self.folder / "again", score, format=other, group=group)
             again = interp.Atlas.read(written, format=other)
             if other != "pasta" and group is None:
-                kept = again.cells(again.scores[0], *again.panel(again.scores[0], "", None))
-                np.testing.assert_array_equal(kept.compressed(), matrix.compressed())
+                np.testing.assert_array_equal(_places(again).compressed(), matrix.compressed())
         elif then == "save":
             assert interp.Atlas.load(atlas.save(self.folder / "saved")).frame.equals(atlas.frame)
         return f"right: {then}"
+
+
+def _places(atlas: interp.Atlas) -> np.ma.MaskedArray:
+    """The numbers of its only score, one a place."""
+    score = atlas.scores[0]
+    return atlas.cells(score, *atlas.panel(score, "", None), atlas.about(score).grain)
