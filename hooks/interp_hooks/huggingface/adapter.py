@@ -22,6 +22,7 @@ from interp_hooks.huggingface import own_attention, positions
 from interp_hooks.huggingface.call_map import FirstInput, call_maps
 from interp_hooks.huggingface.called import Turns
 from interp_hooks.huggingface.context import max_context
+from interp_hooks.huggingface.discovery import attempt
 from interp_hooks.huggingface.finding import block_path, found_sites
 from interp_hooks.huggingface.forwards import Forwards
 from interp_hooks.huggingface.images import ImageWatch, image_token
