@@ -23,11 +23,6 @@ CAUSAL: dict[str, tuple[str, Callable[[], Any], str]] = {
         "dense",
     ),
     "falcon": ("FalconForCausalLM", lambda: hf.FalconConfig(vocab_size=101, **BASE), "dense"),
-    "falcon-alibi": (
-        "FalconForCausalLM",
-        lambda: hf.FalconConfig(vocab_size=101, **BASE, alibi=True, multi_query=False),
-        "dense",
-    ),
     "gpt_neo": (
         "GPTNeoForCausalLM",
         lambda: hf.GPTNeoConfig(
@@ -84,6 +79,13 @@ CAUSAL: dict[str, tuple[str, Callable[[], Any], str]] = {
         "dense",
     ),
 }
+
+#: transformers' own fused and plain attention of it differ (ALiBi counts twice in the plain one)
+FUSED = (
+    "FalconForCausalLM",
+    lambda: hf.FalconConfig(vocab_size=101, **BASE, alibi=True, multi_query=False),
+    "dense",
+)
 
 ENCODERS: dict[str, tuple[str, Callable[[], Any]]] = {
     "deberta": ("DebertaForMaskedLM", lambda: hf.DebertaConfig(vocab_size=101, **BASE)),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tiny_own import CAUSAL, ENCODERS, build, eager
+from tiny_own import CAUSAL, ENCODERS, FUSED, build, eager
 
 from interp.edits import Ablate, ScaleHeads, ZeroTuning
 from interp.errors import TapError
@@ -232,6 +232,20 @@ def test_attentions_handed_over_in_a_block_are_the_edited_ones(loaded: Any, name
     first[..., 0] = True
     new = torch.where(first, 3 * a, a) / (2 * (a * first).sum(-1, keepdim=True) + 1)
     torch.testing.assert_close(out.attentions[0].double(), new, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_is_tapped_in_the_way_that_it_has_chosen() -> None:
+    module = build(FUSED)
+    model, inputs = hook(module), texts(False)
+    plain = module(**inputs).logits
+    with model.capture_z() as z, model.observe("key_mass") as seen:
+        tapped = model(**inputs).logits
+    torch.testing.assert_close(tapped, plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen[1].key_mass, torch.ones_like(seen[1].key_mass))
+    with reading(module.transformer.h[1].self_attention.dense) as read:
+        module(**inputs)
+    torch.testing.assert_close(z[1].flatten(2), read[0], rtol=1e-4, atol=1e-5)
 
 
 def test_multi_query_keys_are_one_head(loaded: Any) -> None:

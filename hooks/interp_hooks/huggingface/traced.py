@@ -54,8 +54,8 @@ class Attention:
     minus scale · q kᵀ, up to a constant a row (with `sinks`, which takes the sink to 0); `blind`
     (…, queries, 1) are rows all of whose keys are hidden, padding: their bias spreads the weight as
     the module has it; `weights` is the module's own softmax, None where it used torch's fused
-    attention; `sinks`: whether a logit of 0 without a value is in it too; `places` where its operations were called; `shown` are the tensors of
-    weights that the module may hand on.
+    attention; `sinks`: whether a logit of 0 without a value is in it too; `places` where its
+    operations were called; `shown` are the tensors of weights that the module may hand on.
     """
 
     q: torch.Tensor
