@@ -141,7 +141,8 @@ def load(
     import interp
 
     fetch(model, yes)
-    loaded = interp.load(model, device=device, dtype=dtype, backend=backend, **more)
+    given = {name: value for name, value in more.items() if value is not None}
+    loaded = interp.load(model, device=device, dtype=dtype, backend=backend, **given)
     note(getattr(loaded, "note", None))
     return loaded
 

@@ -271,17 +271,21 @@ def test_generation_is_one_forward(tapped: Tapped, name: str, how: str) -> None:
     """The logits that each token was chosen by are those of a forward over what was generated."""
     model, _ = tapped(name)
     ids, mask, new = tokens(length=9), left_padded(True, 9), 5
-    edits = [
-        *EVERYWHERE["var"],
-        E.ZeroTuning(2.5),
-        E.ScaleTokens(TENSOR[:, :9], 0.2, "0.1"),
-        E.SoftPAG(0.3, "1.0"),
-        E.Temperature(rule="ssa", beta=0.2),
-        E.HeadGate(1, 0.5),
-        E.Gate({"0.0": 0.2}, 1, 3),
-    ]
+
+    def edits(keys: torch.Tensor) -> list[Edit]:
+        return [
+            *EVERYWHERE["var"],
+            E.ZeroTuning(2.5),
+            E.ScaleTokens(keys, 0.2, "0.1"),
+            E.SoftPAG(0.3, "1.0"),
+            E.Temperature(rule="ssa", beta=0.2),
+            E.HeadGate(1, 0.5),
+            E.Gate({"0.0": 0.2}, 1, 3),
+        ]
+
+    keys = TENSOR[:, :9]
     torch.manual_seed(0)
-    with torch.no_grad(), model.edit(*edits):
+    with torch.no_grad(), model.edit(*edits(keys)):
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -296,6 +300,8 @@ def test_generation_is_one_forward(tapped: Tapped, name: str, how: str) -> None:
         whole = torch.cat(
             [mask.repeat_interleave(each, 0), torch.ones(2 * each, new, dtype=torch.long)], 1
         )
+    # the rows of a forward of one's own are other samples, each with keys of its own
+    with torch.no_grad(), model.edit(*edits(keys.repeat_interleave(each, 0))):
         full = logits(model, out.sequences, whole)
     for row in range(2 * each):
         for step in range(new):

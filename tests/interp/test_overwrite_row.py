@@ -151,10 +151,13 @@ def test_beams_share_a_sample_s_keys(tapped: Tapped) -> None:
     model, _ = tapped("llama")
     ids = tokens()
     with torch.no_grad(), model.edit(E.OverwriteRow("0.1, 1.0", [[1], [2, 3]])):
-        wanted = model.logits(ids)
-        torch.testing.assert_close(
-            model.logits(ids.repeat_interleave(2, 0)), wanted.repeat_interleave(2, 0)
+        alone = model.generate(input_ids=ids, max_new_tokens=3, num_beams=2)
+        several = model.generate(
+            input_ids=ids, max_new_tokens=3, num_beams=2, num_return_sequences=2
         )
+        assert torch.equal(several[::2], alone)
+        with pytest.raises(EditError, match="batch of 4"):  # four samples of one's own
+            model.logits(ids.repeat_interleave(2, 0))
 
 
 @pytest.mark.parametrize(
