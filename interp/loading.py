@@ -280,7 +280,8 @@ def _pretrained(
     module = None
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
-        module, info = class_of(config, trust).from_pretrained(
+        kind = class_of(config, trust)
+        module, info = kind.from_pretrained(
             target,
             dtype=place.dtype,
             use_safetensors=True,
