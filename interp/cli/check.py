@@ -68,6 +68,6 @@ def counted(outcomes: list[Outcome]) -> Table:
     present = [s for s in STATUSES if any(o.status == s for o in outcomes)]
     grid = common.table("", *present, right=tuple(present))
     for mode in dict.fromkeys(o.mode for o in outcomes):
-        counts = Counter(o.status for o in outcomes if o.mode == mode)
+        counts = Counter[str](o.status for o in outcomes if o.mode == mode)
         grid.add_row(Text(mode, style="bold"), *(str(counts[s] or "") for s in present))
     return grid

@@ -134,7 +134,7 @@ def load(
     dtype: str | None,
     backend: str = "auto",
     yes: bool = False,
-    **more: str | None,
+    **more: Any,
 ) -> Any:
     """Load a model and print what it has to say about itself; one that must be fetched first is
     asked about. `more`: device_map, quantization, revision."""
@@ -221,7 +221,7 @@ def top_table(atlas: Atlas, width: int) -> Table:
         above, about = atlas.above(score), atlas.about(score)
         count = "" if above is None else f"{above} ≥ {number(about.threshold or 0.0)}"
         rows.append((score, atlas.ranking(score, 10), count, atlas.measured(score).short))
-    heads = ("score", "strongest", "at threshold", "tokens × samples")
+    heads: tuple[str, ...] = ("score", "strongest", "at threshold", "tokens × samples")
     widest = [max(len(heads[i]), *(len(r[i]) for r in rows)) for i in (0, 2, 3)]
     # This box puts three characters between columns and one at each edge.
     left = width - sum(widest) - 11

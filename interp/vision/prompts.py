@@ -282,7 +282,8 @@ def _missing(
     if video is not None and bool((ids == video).any()) and not any("video" in n for n in pixels):
         return "video", "pixel_values_videos"
     # frames of videos may have the token of images (GLM-4V, InternVL)
-    if not pixels and bool((ids == image_token(config)).any()):
+    image = image_token(config)
+    if not pixels and image is not None and bool((ids == image).any()):
         return "image", "pixel_values"
     return None
 

@@ -67,7 +67,7 @@ def token_grids(model: HookedModel, inputs: Inputs, prompt: str, picture: Image)
     """
     config = model.module.config
     kind = str(getattr(config, "model_type", ""))
-    slots = (inputs["input_ids"][0] == image_token(config)).nonzero().flatten()
+    slots = torch.as_tensor(inputs["input_ids"][0] == image_token(config)).nonzero().flatten()
     if kind in RESAMPLED:
         raise InputError(
             f"{model.name} resamples its picture: none of its {len(slots)} image tokens stands for "

@@ -50,6 +50,7 @@ TOP = {
     "platformdirs",
     "filelock",
     "gguf",
+    "torchao",
     "huggingface_hub",  # these two come with transformers
     "tokenizers",
     "typing_extensions",  # for type checkers; torch brings it
@@ -400,12 +401,16 @@ def test_no_pickle(package: str) -> None:
         assert not bad & set(calls), path
 
 
+#: how the library asks for a model's weights
+WEIGHTS = "class_of(config, trust).from_pretrained"
+
+
 def test_weights_are_asked_for_as_safetensors() -> None:
     """Every from_pretrained that loads a model's weights says use_safetensors=True."""
     found = 0
     for path in sources("interp"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("kind.from_pretrained",):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == WEIGHTS:
                 values = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert values.get("use_safetensors") == "True", path
                 found += 1

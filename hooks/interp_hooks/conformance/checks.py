@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp_hooks.call import AttentionCall, Site
+from interp_hooks.call import Site
 from interp_hooks.conformance import reference
 from interp_hooks.conformance.edits import AtSite, Calibrated, Gain, Initial
-from interp_hooks.conformance.reference import Eager, eagerly, recorded, with_attentions
+from interp_hooks.conformance.reference import (
+    Eager,
+    Untouched,
+    eagerly,
+    heads_read,
+    leaves_sink_out,
+    reading,
+    recorded,
+    with_attentions,
+)
+from interp_hooks.conformance.values import value_error
 from interp_hooks.errors import InterpError, TapError
 from interp_hooks.logits import logits_of
 from interp_hooks.model import HookedModel
@@ -77,9 +86,10 @@ class Comparison:
         self._tried("plain", lambda: self.forward("plain", self.inputs))
         self._tried("plain", lambda: self.edited("plain", self.inputs))
         self._tried("plain", self.weights)
-        if self.padded is not None:
-            self._tried("padded", lambda: self.forward("padded", self.padded))
-            self._tried("padded", lambda: self.edited("padded", self.padded))
+        padded = self.padded
+        if padded is not None:
+            self._tried("padded", lambda: self.forward("padded", padded))
+            self._tried("padded", lambda: self.edited("padded", padded))
         if self.model.has_cache and "input_ids" in self.inputs and self._decoder_only():
             self._tried("decode", self.decode)
         if hasattr(self.model.module, "generate") and self.model.module.can_generate():
@@ -174,7 +184,7 @@ class Comparison:
             site
             for site in self.model.sites
             if site.learned_sinks and len(eager.patterns[site]) == len(eager.reads[site]) == 1
-            if _leaves_sink_out(eager.patterns[site][0])
+            if leaves_sink_out(eager.patterns[site][0])
         ]
         if not bare:
             return
@@ -273,10 +283,15 @@ class Comparison:
             why = "gated heads" if site.output_gate else "no eager weights from all tokens to all"
             self.outcomes.append(Outcome(mode, "rules", "unavailable", why))
             return
-        calls: list[AttentionCall] = []
-        with self.model.watch(Question(call=True), lambda s: calls.append(s.call)):
+        values: list[Tensor] = []
+
+        def note(stats: Any) -> None:
+            if stats.site == site:
+                values.append(stats.call.value)
+
+        with self.model.watch(Question(call=True), note):
             self.model(**inputs)
-        value = next(c.value for c in calls if c.site == site).double()
+        value = values[0].double()
         if value.shape[2] != eager.patterns[site][0].shape[-1]:
             why = "its eager weights are of some of its keys"
             self.outcomes.append(Outcome(mode, "rules", "unavailable", why))
@@ -302,10 +317,10 @@ class Comparison:
             real = torch.ones(pattern.shape[0], pattern.shape[-1], dtype=torch.bool)
         first = real.int().argmax(-1)
         tuned = reference.zero_tuned(pattern, first, 4.0)
-        self._arrives(mode, "ZeroTuning", Initial(site), _heads(tuned, value, reads[0]), inputs)
+        self._arrives(mode, "ZeroTuning", Initial(site), heads_read(tuned, value, reads[0]), inputs)
         sinks = reference.act_sinks(pattern, real, 1.2)
         changed = reference.calibrated(pattern, sinks, 0.4)
-        self._arrives(mode, "ACT", Calibrated(site), _heads(changed, value, reads[0]), inputs)
+        self._arrives(mode, "ACT", Calibrated(site), heads_read(changed, value, reads[0]), inputs)
 
     def _arrives(
         self, mode: str, what: str, edit: AtSite, z: Tensor, inputs: dict[str, Any]
@@ -313,7 +328,7 @@ class Comparison:
         """The edited model against the eager one whose W_O reads z."""
         module = self.model.module
         before = [s for s in self.model.sites if s.path == edit.site.path].index(edit.site)
-        with _given(self._output(edit.site), z, before):
+        with reading(self._output(edit.site), z, before):
             eager = self.eager(lambda: self.model(**with_attentions(module, inputs)))
         with self.model.edit(edit):
             out = self.model(**inputs)
@@ -334,7 +349,7 @@ class Comparison:
         def steps(run: Callable[..., Any]) -> Tensor:
             logits, cache = [], None
             for part in parts:
-                given = {} if cache is None else {"past_key_values": cache}
+                given: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
                 out = run(
                     **with_attentions(module, {"input_ids": ids[:, part]}), use_cache=True, **given
                 )
@@ -352,7 +367,7 @@ class Comparison:
             patterns, name = eager.patterns[site], f"statistics {key_of(site)}"
             if len(patterns) != len(parts):
                 continue
-            if site.learned_sinks and _leaves_sink_out(patterns[0]):
+            if site.learned_sinks and leaves_sink_out(patterns[0]):
                 detail = "its weights leave out the sink"
                 self.outcomes.append(Outcome("decode", name, "unavailable", detail))
                 continue
@@ -391,75 +406,13 @@ class Comparison:
                 continue
             if weights is None:
                 continue
-            error = self._value_error(site, weights)
-            if error is None:
+            difference = value_error(self.model, self.inputs, site, weights)
+            if difference is None:
                 self.outcomes.append(
                     Outcome("plain", f"W_V {name}", "unavailable", "its input is not known")
                 )
             else:
-                self.note("plain", f"W_V {name}", error, 10 * self.allowed)
-
-    def _value_error(self, site: Site, weights: Any) -> float | None:
-        entered: list[Tensor] = []
-
-        def note(_: Any, args: Any, kwargs: Any) -> None:
-            x = args[0] if args else kwargs.get("hidden_states")
-            if isinstance(x, Tensor):
-                entered.append(x)
-
-        calls: list[AttentionCall] = []
-
-        def keep(stats: Any) -> None:
-            if stats.site == site:
-                calls.append(stats.call)
-
-        attention = self.model.module.get_submodule(site.path)
-        hooked = attention.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            with self.model.watch(Question(call=True), keep):
-                self.model(**self.inputs)
-        finally:
-            hooked.remove()
-        if len(entered) != 1 or len(calls) != 1 or entered[0].ndim != 3:
-            return None
-        value = calls[0].value
-        value = value.repeat_interleave(site.n_heads // value.shape[1], 1)
-        try:
-            ours = torch.einsum("bqm,hmd->bhqd", entered[0], weights.W_V.to(entered[0]))
-        except RuntimeError:
-            return None
-        if weights.b_V is not None:
-            ours = ours + weights.b_V[None, :, None].to(ours)
-        if ours.shape != value.shape:
-            return None
-        return float((ours - value).abs().max() / value.abs().max().clamp_min(1e-6))
-
-
-class Untouched(Exception):
-    """What the untouched model itself can't do."""
-
-
-def _leaves_sink_out(pattern: Tensor) -> bool:
-    """Whether weights of a layer with a learned sink sum to 1."""
-    return float((pattern.sum(-1) - 1).abs().median()) < 1e-4
-
-
-def _heads(pattern: Tensor, value: Tensor, like: Tensor) -> Tensor:
-    """A'·v as W_O reads it."""
-    return (pattern @ value).transpose(1, 2).flatten(-2).reshape(like.shape).to(like)
-
-
-@contextmanager
-def _given(projection: Any, z: Tensor, before: int = 0) -> Iterator[None]:
-    """W_O reads z in the block, after so many forwards of its own (of shared layers)."""
-    turn = iter(range(10**6))
-    hooked = projection.register_forward_pre_hook(
-        lambda _, args: (z, *args[1:]) if next(turn) == before else None
-    )
-    try:
-        yield
-    finally:
-        hooked.remove()
+                self.note("plain", f"W_V {name}", difference, 10 * self.allowed)
 
 
 def check(model: HookedModel) -> list[Outcome]:

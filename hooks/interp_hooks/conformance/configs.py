@@ -191,6 +191,9 @@ def tiny(config_class: Any, own: Mapping[str, Any] | None = None) -> Any:
         chosen = type(inner) if hasattr(inner, "sub_configs") else part
         if hasattr(chosen, "model_type") and (inner is not None or name in own):
             values[name] = tiny(chosen, given)
+    rope = defaults.get("rope_parameters")
+    if isinstance(rope, Mapping) and rope.get("mrope_section") and "head_dim" not in own:
+        values["rope_parameters"] = {**rope, "mrope_section": _sections(rope)}
     values.update({k: v for k, v in own.items() if k not in parts})
     return config_class(**values)
 
@@ -199,6 +202,13 @@ PERIODS = ("attn_layer_period", "sliding_window_pattern", "_sliding_window_patte
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 KV = ("num_key_value_heads", "num_kv_heads")
 HEADS_OF = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+
+def _sections(rope: Mapping[str, Any]) -> list[int]:
+    """How a small head's rotary dimensions are shared by time, height and width."""
+    half = int(HEAD_DIM * rope.get("partial_rotary_factor", 1.0)) // 2
+    each = half // 3
+    return [half - 2 * each, each, each]
 
 
 def _outside(value: Any) -> bool:

@@ -8,6 +8,14 @@ _MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=16, mamba_n_groups
 _SWIN = dict(
     image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4
 )
+
+
+def _rotary(*sections: int) -> dict[str, Any]:
+    """A text config whose rotary dimensions are shared by time, height and width so."""
+    rope = dict(rope_type="default", rope_theta=10000.0, mrope_section=list(sections))
+    return dict(text_config=dict(rope_parameters=rope))
+
+
 _MIXED = ["linear_attention", "full_attention"]
 
 #: model type → field → value; a dict for a config inside
@@ -106,6 +114,11 @@ OWN: dict[str, dict[str, Any]] = {
     "swinv2": dict(_SWIN),
     "donut-swin": dict(_SWIN),
     "levit": dict(image_size=64, patch_size=16),
+    "glm46v": _rotary(2, 1, 1),
+    "glm_ocr": _rotary(2, 1, 1),
+    "glmga": _rotary(2, 1, 1),
+    "glm4v_moe": _rotary(1, 1, 0),
+    "vipllava": dict(vision_feature_layers=[-1, -2]),
     "xlstm": dict(qk_dim_factor=1.0),
     "xmod": dict(languages=["en_XX"], default_language="en_XX"),
 }

@@ -169,3 +169,30 @@ def calibrated(pattern: Tensor, sinks: Tensor, beta: float) -> Tensor:
     grown = pattern * (1 + (1 - beta) * mass / rest.clamp_min(1e-30))
     changed = torch.where(sinks[:, :, None], beta * pattern, grown)
     return torch.where(rest > 1e-30, changed, pattern)
+
+
+class Untouched(Exception):
+    """What the untouched model itself can't do."""
+
+
+def leaves_sink_out(pattern: Tensor) -> bool:
+    """Whether weights of a layer with a learned sink sum to 1."""
+    return float((pattern.sum(-1) - 1).abs().median()) < 1e-4
+
+
+def heads_read(pattern: Tensor, value: Tensor, like: Tensor) -> Tensor:
+    """A'·v as W_O reads it."""
+    return (pattern @ value).transpose(1, 2).flatten(-2).reshape(like.shape).to(like)
+
+
+@contextmanager
+def reading(projection: Any, z: Tensor, before: int = 0) -> Iterator[None]:
+    """W_O reads z in the block, after so many forwards of its own (of shared layers)."""
+    turn = iter(range(10**6))
+    hooked = projection.register_forward_pre_hook(
+        lambda _, args: (z, *args[1:]) if next(turn) == before else None
+    )
+    try:
+        yield
+    finally:
+        hooked.remove()

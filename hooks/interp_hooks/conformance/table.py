@@ -74,7 +74,7 @@ def _counts(rows: Sequence[Row]) -> list[str]:
         "|---|" + "---|" * (len(present) + 1),
     ]
     for kind, title in TITLES.items():
-        counts = Counter(row.status for row in rows if row.kind == kind)
+        counts = Counter[str](row.status for row in rows if row.kind == kind)
         tried = sum(n for s, n in counts.items() if s not in ("no attention", "no config"))
         if counts:
             share = f"{counts['equal']} of {tried}"

@@ -75,8 +75,9 @@ def image_mask(
     name = MARKED.get(getattr(config, "model_type", ""))
     if name is not None:
         mask = (inputs or {}).get(name)
-        fits = mask is not None and mask.shape == input_ids.shape
-        return mask.bool() if fits else torch.zeros_like(input_ids, dtype=torch.bool)
+        if mask is None or mask.shape != input_ids.shape:  # a decode step has words alone
+            return torch.zeros_like(input_ids, dtype=torch.bool)
+        return mask.bool()
     tokens = [t for t in (image_token(config), video_token(config)) if t is not None]
     if not tokens:
         return None

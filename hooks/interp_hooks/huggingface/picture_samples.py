@@ -105,7 +105,7 @@ def _prompts(model: Any, tokens: int, names: set[str]) -> dict[str, torch.Tensor
     mask[1, 0] = 0
     made = dict(input_ids=ids, attention_mask=mask)
     if "mm_token_type_ids" in names:
-        made["mm_token_type_ids"] = (ids == image).int()
+        made["mm_token_type_ids"] = torch.as_tensor(ids == image).int()
     if "token_type_ids" in names:
-        made["token_type_ids"] = (ids == image).long()
+        made["token_type_ids"] = torch.as_tensor(ids == image).long()
     return made

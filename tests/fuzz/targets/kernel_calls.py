@@ -72,9 +72,13 @@ def calls(draw: st.DrawFn) -> tuple[list[torch.Tensor], dict[str, Any]]:
     if draw(st.booleans()):
         settings["mask"] = draw(masks(batch, heads, lq, lk))
     if draw(st.booleans()):
-        settings["request"] = draw(requests(batch, heads, lq, lk) if draw(st.integers(0, 15)) else _strange)
+        settings["request"] = draw(
+            requests(batch, heads, lq, lk) if draw(st.integers(0, 15)) else _strange
+        )
     if draw(st.integers(0, 2)) == 0:
-        settings["steer"] = draw(steers(batch, heads, lq, lk) if draw(st.integers(0, 15)) else _strange)
+        settings["steer"] = draw(
+            steers(batch, heads, lq, lk) if draw(st.integers(0, 15)) else _strange
+        )
     if draw(st.integers(0, 4)) == 0:
         settings["sinks"] = draw(tensors((heads,)))
     if draw(st.integers(0, 4)) == 0:
