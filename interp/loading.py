@@ -280,8 +280,7 @@ def _pretrained(
     module = None
     try:
         config = transformers.AutoConfig.from_pretrained(target, **options)
-        kind = class_of(config, trust)
-        module, info = kind.from_pretrained(
+        module, info = class_of(config, trust).from_pretrained(
             target,
             dtype=place.dtype,
             use_safetensors=True,
