@@ -170,7 +170,7 @@ class HFAdapter(Adapter):
             call = forwards.described(call)
             if again is not None and again.weights and call.weights is None:
                 call = replace(call, weights=lambda weights: None)
-            elif self._own and forwards.weights_asked:
+            elif self._own and call.weights is None and forwards.weights_asked:
                 call = keeping_weights(call)
             if again is None and recomputed_elsewhere(call, tap):
                 return attend(call, Tap())

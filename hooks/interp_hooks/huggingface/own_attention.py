@@ -107,7 +107,7 @@ def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
                 raise TapError(_several(module))
             call, fold = call_of(attention, module, site, 1, real)
             weights: list[torch.Tensor] = []
-            if weights_wanted({"output_attentions": real.attentions}):
+            if attention.shown and weights_wanted({"output_attentions": real.attentions}):
                 call = replace(call, weights=weights.append)
             z = handler(call)
             for own_weights in attention.shown if weights else ():

@@ -165,7 +165,7 @@ class Trace(TorchFunctionMode):
         return tensor / factor, factor
 
     def _softmax(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        logits = args[0] if args else kwargs.get("input")
+        logits: Any = args[0] if args else kwargs.get("input")
         out = func(*args, **kwargs)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         scores = self._get(logits)
@@ -237,7 +237,7 @@ def _after(
     """What an operation's output is, `source` being the first of its inputs of which `what` is
     known."""
     factor = _factor(name, args, source) if name in SCALED or name in DIVIDED else None
-    if source is None or isinstance(what, float):
+    if source is None or what is None or isinstance(what, float):
         if factor is not None:
             return factor * (what if isinstance(what, float) else 1.0)
         return what if name in MOVED else None
@@ -358,8 +358,8 @@ def _operands(
     if name == "baddbmm":
         given = {**dict(zip(("input", "batch1", "batch2"), args, strict=False)), **kwargs}
         return _Operands(given["batch1"], given["batch2"], float(kwargs.get("alpha", 1)))
-    left = args[0] if args else kwargs.get("input")
-    right = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
+    left: Any = args[0] if args else kwargs.get("input")
+    right: Any = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
     both = isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)
     return _Operands(left, right) if both else None
 
