@@ -77,7 +77,7 @@ def pose(
                 backend=hooked.backend,
                 **{f"{searcher.name}.{k}": v for k, v in searcher.record().items()},
             ),
-            [*prompts.tensors(), prompts.instances],
+            prompts.recorded(),
             [searcher, prompts.task],
         )
     return Posed(hooked, searcher, prompts, record)

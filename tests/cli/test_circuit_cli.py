@@ -210,6 +210,7 @@ def test_it_is_compared_with_a_file(pocket: HookedModel) -> None:
     saved = json.loads(Path("found/agreement.json").read_text(encoding="utf-8"))
     assert asdict(Agreement.load("found")) == {
         **saved,
+        "notes": tuple(saved["notes"]),
         **{k: {int(n): v for n, v in saved[k].items()} for k in ("precision", "recall")},
     }
     assert saved["auc"] == agreement.auc and saved["n_positive"] == 3 and saved["truth"] == "ioi"

@@ -85,6 +85,13 @@ class Model:
         self.edited = edits
         yield
 
+    def check(self, head: Any) -> Any:
+        from interp.errors import HeadError
+
+        if max(head.layer, head.head) >= 4:
+            raise HeadError(f"{self.name} has no head {head}.")
+        return head
+
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
@@ -509,6 +516,9 @@ def test_evaluate(
         "include_path": Path("x"),
         "format": None,
         "force": False,
+        "num_fewshot": None,
+        "apply_chat_template": False,
+        "fewshot_as_multiturn": None,
     }
     stand_ins.seen.clear()
     (tmp_path / "taken").write_text("")

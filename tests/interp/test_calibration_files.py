@@ -232,7 +232,10 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     shown = run("--method", "headhunter", "--layers", "3", "--rounds", "1", *words).output
     assert "held out, accuracy" in shown and "training, margin" in shown and out.is_file()
     assert "nothing to edit" in shown and "interp evaluate" not in shown
+    again = ["--method", "zerotuning", "--layers", "0"]
+    assert "there already and is of another run" in run(*again, *words, code=2).output
     shown = run(
+        "--overwrite",
         "--method",
         "zerotuning",
         "--unsupervised",

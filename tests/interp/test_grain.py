@@ -116,7 +116,9 @@ def test_the_terminal_names_places_tokens_and_samples(width: int) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     text = " ".join(" ".join(lines).split())
-    assert "tokens × samples" in text and "1,024 × 16" in text and "KV" in text
+    # a narrow terminal gives its room to heads
+    assert ("tokens × samples" in text, "1,024 × 16" in text) == (width == 140, width == 140)
+    assert "KV" in text
     peak = next(line for line in lines if "peak" in line)
     assert peak.count("4.00") == 1 and "H" not in peak
 

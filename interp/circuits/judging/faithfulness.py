@@ -357,7 +357,7 @@ def _apart(
         task = search.task
     search_ids = None if search is None else _seen(model, task, record)
     if isinstance(task, Prompts):
-        shared = record.get("inputs_hash") == inputs_hash(task.tensors())
+        shared = record.get("inputs_hash") == inputs_hash(task.recorded())
         if shared or any(i.ids in (search_ids or ()) for i in task.instances):
             raise InputError(
                 "The circuit was found on some of these prompts; a circuit is judged on others, so "
@@ -401,6 +401,6 @@ def _seen(
         return None
     return (
         {i.ids for i in prompts.instances}
-        if inputs_hash(prompts.tensors()) == record.get("inputs_hash")
+        if inputs_hash(prompts.recorded()) == record.get("inputs_hash")
         else None
     )

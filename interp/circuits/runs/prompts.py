@@ -97,6 +97,10 @@ class Prompts:
         """All ids, for the record."""
         return [torch.tensor(row) for i in self.instances for row in (i.ids, i.corrupted)]
 
+    def recorded(self) -> list[Any]:
+        """What the hash of a circuit's inputs is taken of: ids, and what the answers are."""
+        return [*self.tensors(), self.instances]
+
     def batches(self, model: HookedModel, tokens: int) -> list[Pairs]:
         """In order, each of at most `tokens` tokens (or one row)."""
         batches, start = [], 0
