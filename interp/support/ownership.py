@@ -94,7 +94,7 @@ def _take(place: Path, mine: dict[str, Any]) -> None:
                 if other is None:  # it is being left
                     continue
                 if not other and _age(lock) < YOUNG:  # it is being written, where links are not
-                    time.sleep(YOUNG / TRIES)
+                    time.sleep(2 * YOUNG / TRIES)  # it is old before the tries are over
                     continue
                 if not _is_stale(other):
                     raise OutputError(_busy(place, other))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -168,7 +168,7 @@ def test_a_cache_that_tells_no_length() -> None:
 @torch.no_grad()
 def test_the_load_check_takes_decode_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tap that places a decode step's row wrongly is found on load."""
-    from interp_hooks.huggingface import tap
+    from interp_hooks.huggingface import own_attention, tap
 
     own = tap.read
 
@@ -178,7 +178,13 @@ def test_the_load_check_takes_decode_steps(monkeypatch: pytest.MonkeyPatch) -> N
         found = own(mask, module, n_queries, n_keys, kwargs)
         return replace(found, q_start=0) if n_queries == 1 else found
 
+    def refuse(*_: Any) -> Any:
+        raise TapError("Nothing is recognised.")
+
     hook(tiny.build("llama"))
     monkeypatch.setattr(tap, "read", wrong)
+    # the interface's tap is refused, and what the modules compute themselves is recognised instead
+    assert cast(Any, hook(tiny.build("llama"))._adapter)._own
+    monkeypatch.setattr(own_attention, "discover", refuse)
     with pytest.raises(TapError, match="decode step"):
         hook(tiny.build("llama"))

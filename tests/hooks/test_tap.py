@@ -788,12 +788,16 @@ def test_encoder_alone() -> None:
         close(seen[layer].received, (a * sees).sum(2) / sees.sum(2).clamp_min(1))
 
 
-def test_a_model_outside_the_interface_is_refused_with_its_layer() -> None:
-    config = hf.GPTJConfig(
-        vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=128, rotary_dim=4
+def test_a_model_that_no_tap_fits_is_refused_with_the_reason() -> None:
+    config = hf.DiffLlamaConfig(
+        vocab_size=101,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
     )
-    with pytest.raises(TapError, match="ayer 0"):
-        hook(hf.GPTJForCausalLM(config))
+    with pytest.raises(TapError, match="differential attention"):
+        hook(hf.DiffLlamaForCausalLM(config))
 
 
 def test_something_else_is_refused() -> None:

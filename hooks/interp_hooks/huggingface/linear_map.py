@@ -58,7 +58,7 @@ def linear_map(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     Raises:
         TapError: it is no linear map.
     """
-    width = like.shape[1]
+    width, like = like.shape[1], _as_held(module, like)
     generator = torch.Generator().manual_seed(0)
     trial = torch.randn(4, width, generator=generator).to(like)
     wanted = _run(module, trial)
@@ -78,6 +78,15 @@ def linear_map(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     if not _same(torch.nn.functional.linear(trial, weight, bias), wanted, close):
         raise TapError(f"what its {type(module).__name__} does is not linear")
     return weight, bias if bool(bias.any()) else None
+
+
+def _as_held(module: Any, like: torch.Tensor) -> torch.Tensor:
+    """`like` in the type and place that the module's own numbers have now: a model may have been
+    converted or moved since it was loaded."""
+    plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    held = (p for p in module.parameters() if p.dtype in plain and not p.is_meta)
+    first = next(held, None)
+    return like if first is None else like.to(first)
 
 
 def _run(module: Any, rows: torch.Tensor) -> torch.Tensor:

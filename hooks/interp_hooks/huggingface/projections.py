@@ -17,12 +17,12 @@ from interp_hooks.huggingface.proof import Part
 
 def outputs(
     site: Site, parts: Mapping[str, Part | str]
-) -> list[tuple[torch.nn.Module, dict[str, torch.Tensor]]]:
-    """[(projection, place → (heads or kv_heads, d) numbers of its outputs)] of an attention.
+) -> list[tuple[torch.nn.Module, dict[str, Part]]]:
+    """[(projection, place → its part in it)] of an attention.
 
     Raises `TapError` for projections not known here.
     """
-    by_module: dict[torch.nn.Module, dict[str, torch.Tensor]] = {}
+    by_module: dict[torch.nn.Module, dict[str, Part]] = {}
     for place in "qkv":
         part = parts.get(place, "it was not seen")
         if isinstance(part, str):
@@ -30,7 +30,7 @@ def outputs(
                 f"The query, key and value projections of layer {site.layer} are not known to this "
                 f"toolkit: {part}; name them with layout=."
             )
-        by_module.setdefault(part.projection, {})[place] = part.numbers
+        by_module.setdefault(part.projection, {})[place] = part
     return list(by_module.items())
 
 
@@ -39,19 +39,22 @@ def projecting(
     attentions: Iterable[tuple[Site, Mapping[str, Part | str]]], hook: Hook
 ) -> Iterator[None]:
     """Let `hook(place, layer, (batch, tokens, heads, d))` look at and replace what the projections
-    give."""
+    give, in the units of the attention call (times a `factor` that the model puts on later)."""
 
-    def at(layer: int, parts: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
+    def at(layer: int, parts: Mapping[str, Part]) -> Callable[..., Any]:
         def watch(
             module: torch.nn.Module, args: tuple, output: torch.Tensor
         ) -> torch.Tensor | None:
             changed = None
             if alone.get():
                 return None
-            for place, numbers in parts.items():
-                new = hook(place, layer, output[..., numbers.to(output.device)])
+            for place, part in parts.items():
+                numbers, factor = part.numbers, part.factor
+                value = output[..., numbers.to(output.device)]
+                new = hook(place, layer, value if factor == 1 else value * factor)
                 if new is not None:
                     changed = output.clone() if changed is None else changed
+                    new = new if factor == 1 else new / factor
                     changed[..., numbers.flatten().to(output.device)] = new.flatten(-2).to(changed)
             return changed
 

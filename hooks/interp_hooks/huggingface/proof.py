@@ -35,12 +35,15 @@ class Part:
         like: (0, width), what it reads.
         numbers: (heads or kv_heads, d) of its outputs; of the output projection () for all.
         normed: whether a norm of queries or keys follows it.
+        factor: what all its numbers are multiplied by on their way to the call (OPT scales its
+            queries, YaRN queries and keys).
     """
 
     projection: torch.nn.Module
     like: torch.Tensor
     numbers: torch.Tensor
     normed: bool = False
+    factor: float = 1.0
 
 
 class Unexplained(str):
@@ -138,16 +141,22 @@ class Watched:
         ]
         step, like = record.calls[0].value.shape[-1], x.detach().new_empty(0, x.shape[-1])
 
-        def projection(wanted: torch.Tensor, turned: bool, normed: bool) -> Part | None:
+        def projection(
+            wanted: torch.Tensor, turned: bool, normed: bool, scaled: bool = False
+        ) -> Part | None:
             for module, out in readers:
-                split = find(out, wanted, turned, step, last.get(place))
+                split = find(out, wanted, turned, step, last.get(place), scaled)
                 if split is not None:
                     last[place] = split
                     numbers = split.numbers(out.shape[1], *target.shape[1:])
-                    return Part(module, like, numbers, normed)
+                    made = out[:, numbers.to(out.device)].double()
+                    factor = float(wanted.double().norm() / made.norm()) if scaled else 1.0
+                    return Part(module, like, numbers, normed, factor)
             return None
 
         if (part := projection(target, place != "v", False)) is not None:
+            return part
+        if (part := projection(target, place != "v", False, scaled=True)) is not None:
             return part
         for given in self._norms(target):
             if (part := projection(given, True, True)) is not None:

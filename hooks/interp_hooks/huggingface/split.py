@@ -98,6 +98,7 @@ def find(
     turned: bool,
     step: int | None = None,
     first: Split | None = None,
+    scaled: bool = False,
 ) -> Split | None:
     """How a projection's outputs (tokens, width) hold `target` (tokens, heads, d); None if they
     don't.
@@ -106,6 +107,7 @@ def find(
         turned: as for `agree`.
         step: what offsets are multiples of; None for d.
         first: tried before all others.
+        scaled: whether they may hold it but for one factor.
     """
     tokens, heads, d = target.shape
     width = outputs.shape[1]
@@ -127,6 +129,8 @@ def find(
         made = cut.reshape(tokens, own, d)
         if split.repeat > 1:
             made = made.repeat_interleave(split.repeat, 1)
+        if scaled:
+            made = made * (target.norm() / made.norm().clamp_min(1e-30))
         if _near(made, target) and agree(made, target, turned):
             return split
     return None

@@ -69,4 +69,7 @@ def _by_head(site: Site, place: str, part: Any, maps: dict[Any, ByHead]) -> ByHe
     rows = part.numbers.to(weight.device)
     rows = rows.repeat_interleave(site.n_heads // len(rows), 0)
     heads = weight[rows].transpose(1, 2).contiguous()  # (heads, d_model, d)
-    return heads, None if bias is None else bias[rows]
+    bias = None if bias is None else bias[rows]
+    if part.factor != 1:
+        heads, bias = heads * part.factor, None if bias is None else bias * part.factor
+    return heads, bias
