@@ -332,10 +332,9 @@ def to_take_out(model: HookedModel, inputs: Mapping[str, Any], without: str | No
 def without_images(
     model: HookedModel, inputs: Mapping[str, Any], which: str = "all"
 ) -> dict[str, torch.Tensor]:
-    """The same prompts with the tokens of images and videos taken out (not blanked), left-padded
-    anew.
+    """The same prompts with the tokens of images and videos taken out, not blanked.
 
-    Words (and sounds) around them stay.
+    Words (and sounds) around them stay; what is shorter then is left-padded.
 
     Args:
         model: a vision-language model.

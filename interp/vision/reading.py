@@ -33,9 +33,9 @@ SOURCES = "a file, its bytes, a PIL picture, or an array (height, width, 3) of 0
 
 
 def read_image(source: Any) -> Image:
-    """A picture in RGB, upright: turned as its EXIF orientation says, as viewers and
-    `transformers.image_utils.load_image` show it.
+    """A picture in RGB, upright: turned as its EXIF orientation says.
 
+    That is how viewers and `transformers.image_utils.load_image` show it.
     Of an animated file the first frame; 16 bits a channel are scaled to 8. Colours under a
     transparent part are what models of transformers read; where a viewer would show something else
     there, a warning says so.

@@ -73,7 +73,7 @@ def test_examples_run(
 @pytest.mark.parametrize(("package", "name"), _public())
 def test_public_names_have_examples(package: str, name: str) -> None:
     public = getattr(import_module(package), name)
-    if isinstance(public, ModuleType) or name in NO_EXAMPLE or name.startswith("__"):
+    if isinstance(public, (ModuleType, Path)) or name in NO_EXAMPLE or name.startswith("__"):
         return
     said = inspect.getdoc(public) or ""
     assert ">>> " in said, f"{package}.{name} has no example"
