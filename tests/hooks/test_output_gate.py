@@ -120,7 +120,8 @@ def test_edits_of_z_are_made_at_the_output_projection(
     assert float((given - answer(module, input_ids=ids())).abs().max()) > 1e-4
     with reading(projection(module, site)) as read:
         answer(module, input_ids=ids())
-    torch.testing.assert_close(z[site.layer].flatten(2), write(read[turn_of(model, site)]), rtol=1e-4, atol=1e-5)
+    wanted = write(read[turn_of(model, site)])
+    torch.testing.assert_close(z[site.layer].flatten(2), wanted, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
-"""Videos are pictures too: their tokens are found, told from images and sounds, and taken out; images
-that touch are told apart by the inputs' own sizes."""
+"""Videos are pictures too: their tokens are found, told from images and sounds, and taken out;
+images that touch are told apart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prompt(ids: list[int]) -> dict[str, torch.Tensor]:
 
 
 def mixed(name: str) -> Mixed:
-    """A Qwen-VL, its untapped twin, and a prompt with a video of 2 × 4 tokens, then an image of 4."""
+    """A Qwen-VL, its untapped twin, and a prompt: a video of 2 × 4 tokens, then an image of 4."""
     module, given = tiny_vision.build(name)
     clip = [VIDEO] * 8 if name != "qwen3_vl" else [*[VIDEO] * 4, END, START, *[VIDEO] * 4]
     ids = [1, START, *clip, END, 3, START, *[IMAGE] * 4, END, 20, 21, 22]
@@ -176,7 +176,7 @@ def test_touching_images_of_a_tower_without_class_token(strategy: str) -> None:
 
 
 def test_sounds_are_no_pictures() -> None:
-    """An omni model's config: the audio token is none of the image's; sounds stay when pictures go."""
+    """The audio token of an omni model is none of the image's; sounds stay when pictures go."""
 
     class Config:
         model_type = "omni"
