@@ -149,6 +149,11 @@ def received(draw: st.DrawFn, batch: int, heads: int, lq: int, lk: int) -> Any:
     return Received(**said)
 
 
+def _size(value: torch.Tensor) -> torch.Tensor:
+    """|value|; truths, which have none, as they are."""
+    return value if value.dtype == torch.bool else value.abs()
+
+
 @st.composite
 def steers(draw: st.DrawFn, batch: int, heads: int, lq: int, lk: int) -> Any:
     said: dict[str, Any] = {}
@@ -171,7 +176,7 @@ def steers(draw: st.DrawFn, batch: int, heads: int, lq: int, lk: int) -> Any:
         else:
             spans = [((0, 1, 1),), ((1, 0, 1),), ((0, 99, 0),), ((0, 1, 9),), ((0, 1),), ("abc",)]
             said["spans"] = draw(st.sampled_from(spans))
-        keep = draw(tensors((1, groups))).abs() if draw(st.booleans()) else torch.ones(1, groups)
+        keep = _size(draw(tensors((1, groups)))) if draw(st.booleans()) else torch.ones(1, groups)
         said["rule"] = Rule(
             keep=keep,
             receive=draw(st.one_of(st.none(), tensors((1, groups)))),
