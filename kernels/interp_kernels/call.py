@@ -140,10 +140,9 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> tuple[torch.Size, int]:
         raise ValueError(
             f"Shapes do not fit: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}."
         )
-    if not d or not heads:
-        raise ValueError(
-            f"q {tuple(q.shape)} has no {'heads' if d else 'dimensions'} to attend by."
-        )
+    if not d or not heads or not batch:
+        missing = "dimensions" if not d else "heads" if not heads else "samples"
+        raise ValueError(f"q {tuple(q.shape)} has no {missing} to attend by.")
     if not kv_heads or heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key-value heads evenly.")
     return shape, lk

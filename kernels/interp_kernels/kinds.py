@@ -19,6 +19,8 @@ from .steer import Rule, Steer
 
 #: slots and counts beyond this are slips, and overflow an index
 LARGEST = 2**40
+#: keys of `topk`
+TOPK = 65_536
 #: of numpy too, and what torch.compile puts in a number's place
 WHOLE = (Integral, torch.SymInt)
 
@@ -59,6 +61,8 @@ def _check_mask(mask: Mask, device: torch.device) -> None:
 def _check_request(request: Request, device: torch.device) -> None:
     for name in ("n_groups", "cap", "topk"):
         _whole(getattr(request, name), f"request.{name}", low=0)
+    if request.topk > TOPK:  # that many columns are made for each row, however few keys there are
+        raise ValueError(f"request.topk is {request.topk}; at most {TOPK} keys a row are given.")
     for name in ("labels", "topk_rows"):
         _tensor(getattr(request, name), f"request.{name}", device, "whole")
     for name in ("pairs", "received"):

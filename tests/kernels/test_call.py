@@ -60,3 +60,31 @@ def test_a_setting_that_does_not_exist_is_an_error() -> None:
     q, k, v = tensors()
     with pytest.raises(TypeError, match="temperature"):
         attention(q, k, v, temperature=2.0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("sinks", [True, False])
+def test_scales_of_any_sign(scale: float, causal: bool, sinks: bool) -> None:
+    """A causal call of PyTorch's kernel with a scale that is not positive gives NaN."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 6, 5, 4), torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 3)
+    logits = scale * q.double() @ k.double().repeat_interleave(3, 1).transpose(-1, -2)
+    if causal:
+        logits = logits.masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    given = torch.randn(6) if sinks else None
+    if given is not None:
+        logits = torch.cat([logits, given.double().view(1, 6, 1, 1).expand(-1, -1, 5, 1)], -1)
+    weights = logits.softmax(-1)[..., :5]
+    wanted = weights @ v.double().repeat_interleave(3, 1)
+    for backend in ("streaming", "reference"):
+        found = attention(q, k, v, scale=scale, sinks=given, mask=Mask(causal), backend=backend)
+        torch.testing.assert_close(found.out.double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_what_no_call_can_mean_is_refused() -> None:
+    q = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="no samples"):
+        attention(q[:0], q[:0], q[:0])
+    with pytest.raises(ValueError, match="topk"):
+        attention(q, q, q, request=Request(topk=10**9))

@@ -142,6 +142,10 @@ def _call(
     """One fused call; the bias is the same for all rows, and costs nothing."""
     if q.stride(-1) != 1 or k.stride(-1) != 1 or v.stride(-1) != 1:
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    if (
+        scale <= 0
+    ):  # PyTorch's kernel multiplies hidden logits by it too: −∞ · −1 is no longer hidden
+        q, scale = q * scale, 1.0
     return _FUSED(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
 
 
