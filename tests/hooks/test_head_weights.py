@@ -312,3 +312,16 @@ def test_a_map_that_is_not_linear_is_refused() -> None:
     torch.testing.assert_close(bias, linear.bias.detach())
     with pytest.raises(TapError, match="what its Sequential does is not linear"):
         linear_map(nn.Sequential(linear, nn.ReLU()), like)
+
+
+def test_layers_may_be_watched_again() -> None:
+    """What was proved on load stands after another block of `layer_outputs`."""
+    model = hook(build("llama"))
+    with model.layer_outputs() as outputs, torch.no_grad():
+        model(input_ids=torch.arange(8)[None])
+    assert len(outputs) == 2
+    seen: list[str] = []
+    with model.projections(lambda place, layer, value: seen.append(place)), torch.no_grad():
+        model(input_ids=torch.arange(8)[None])
+    assert sorted(seen) == ["k", "k", "q", "q", "v", "v"]
+    assert not model.head_weights(0).refused

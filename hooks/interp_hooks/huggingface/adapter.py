@@ -265,6 +265,8 @@ class HFAdapter(Adapter):
             for attention in {id(m): m for m in self._modules.values()}.values():
                 stack.callback(attention.register_forward_hook(hook).remove)
             yield by_site
+            if self.parts:  # what the check on load proved stands
+                return
             self._checked = dict(self._watched)
             self.parts = {site: dict(one.parts) for site, one in self._watched.items()}
 
