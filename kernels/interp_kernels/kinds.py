@@ -19,6 +19,8 @@ from .steer import Rule, Steer
 
 #: slots and counts beyond this are slips, and overflow an index
 LARGEST = 2**40
+#: largest size of a scale
+SCALE = 1e6
 #: keys of `topk`
 TOPK = 65_536
 #: of numpy too, and what torch.compile puts in a number's place
@@ -33,6 +35,9 @@ def check_settings(settings: Mapping[str, Any], device: torch.device) -> None:
             raise TypeError(f"{name} is a {kind.__name__} or None, not {type(value).__name__}.")
     for name in ("scale", "softcap"):
         _number(settings.get(name), name, positive=name == "softcap")
+    scale = settings.get("scale")
+    if scale is not None and abs(scale) > SCALE:  # logits below −1e29 are taken for hidden keys
+        raise ValueError(f"scale is {scale:g}; it must be between −{SCALE:g} and {SCALE:g}.")
     _tensor(settings.get("sinks"), "sinks", device, "float")
     if settings.get("mask") is not None:
         _check_mask(settings["mask"], device)

@@ -137,10 +137,11 @@ def statistics(
     if "entropy" in request.names:
         stats["entropy"] = torch.special.entr(a).sum(-1)
     if "max" in request.names:
-        stats["max"] = a.amax(-1)
+        stats["max"] = a.amax(-1) if lk else a.sum(-1)  # of no keys: 0
     if "argmax" in request.names:
-        best = a.masked_fill(~shown, -1.0).argmax(-1)
-        stats["argmax"] = best.masked_fill(~shown.any(-1), -1)
+        # a column more, below all: so there is a largest where there are no keys
+        padded = torch.nn.functional.pad(a.masked_fill(~shown, -1.0), (0, 1), value=-2.0)
+        stats["argmax"] = padded.argmax(-1).masked_fill(~shown.any(-1), -1)
     if "distance" in request.names:
         stats["distance"] = (a * distance).sum(-1)
     if "capped_distance" in request.names:
@@ -177,7 +178,8 @@ def _received(
     if question.band is not None:
         counted = counted & vis.band(question.band, 0, vis.lq, 0, vis.lk)
     count = counted.sum(-2)
-    received = (a * counted).amax(-2) if question.reduce == "max" else (a * counted).sum(-2)
+    highest = question.reduce == "max" and vis.lq > 0
+    received = (a * counted).amax(-2) if highest else (a * counted).sum(-2)
     received = received / count.clamp_min(1) if question.reduce == "mean" else received
     per_head = vis.mask.dense is not None and vis.mask.dense.shape[1] > 1
     return pick(received, question.keys), count if per_head else count[:, :1]

@@ -88,3 +88,15 @@ def test_what_no_call_can_mean_is_refused() -> None:
         attention(q[:0], q[:0], q[:0])
     with pytest.raises(ValueError, match="topk"):
         attention(q, q, q, request=Request(topk=10**9))
+    with pytest.raises(ValueError, match="scale"):
+        attention(q, q, q, scale=1e30)
+
+
+def test_no_keys() -> None:
+    """Rows that see nothing at all have weight 0 everywhere, and no largest key."""
+    q, k = torch.randn(2, 4, 3, 8), torch.zeros(2, 2, 0, 8)
+    asked = Request(frozenset({"max", "argmax", "entropy"}), topk=2)
+    for backend in ("reference", "streaming"):
+        found = attention(q, k, k, mask=Mask(False), request=asked, backend=backend)
+        assert bool((found.stats["argmax"] == -1).all()) and not found.out.any()
+        assert not found.stats["max"].any() and not found.stats["entropy"].any()

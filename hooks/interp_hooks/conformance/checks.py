@@ -126,6 +126,8 @@ class Comparison:
         with eagerly(module), recorded(module, self.model.sites, self._output) as eager:
             try:
                 eager.out = what()
+            except Untouched:
+                raise
             except Exception as error:  # whatever its own code raises, it isn't the tap's doing
                 text = str(error).split("\n")[0][:120]
                 raise Untouched(f"untouched: {type(error).__name__}: {text}") from error

@@ -91,8 +91,17 @@ class Fold:
 def head_counts(module: torch.nn.Module) -> list[int]:
     """What an attention module, or its config, says of its number of heads."""
     said = [getattr(module, name, None) for name in HEADS]
-    said += [getattr(getattr(module, "config", None), name, None) for name in HEADS]
+    said += [_configured(module, name) for name in HEADS]
     return [n for n in said if isinstance(n, int) and n > 0]
+
+
+def _configured(module: torch.nn.Module, name: str) -> Any:
+    """What the config of a module says of a name; None where it says nothing, or another thing for
+    each layer (such configs raise)."""
+    try:
+        return getattr(getattr(module, "config", None), name, None)
+    except Exception:
+        return None
 
 
 def fold_of(lead: Sequence[int], module: torch.nn.Module, batch: int, heads: int | None) -> Fold:
@@ -146,7 +155,7 @@ def _kv_heads(module: torch.nn.Module, k: torch.Tensor, v: torch.Tensor) -> int:
     """How many different kv heads there are: as many as the config says, if groups are equal."""
     heads = k.shape[1]
     said = [getattr(module, "num_key_value_heads", None)]
-    said.append(getattr(getattr(module, "config", None), "num_key_value_heads", None))
+    said.append(_configured(module, "num_key_value_heads"))
     for n in said:
         if isinstance(n, int) and 0 < n < heads and heads % n == 0:
             grouped = [x.unflatten(1, (n, heads // n)) for x in (k, v)]
