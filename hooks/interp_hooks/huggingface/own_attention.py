@@ -147,6 +147,7 @@ def discover(
     """Every attention that is recognised while `run` runs the model, in order of calls, computed
     plainly. Raises `TapError`."""
     found: dict[tuple[int, int], Found] = {}
+    given: dict[tuple[int, int], tuple[torch.Tensor, int]] = {}  # z as it was given back, and when
     probe, stack, real = Probe(layout), ModuleStack(model), RealTokens(model)
 
     def swap(attention: Attention) -> torch.Tensor | None:
@@ -161,7 +162,9 @@ def discover(
         if key in found and not again:
             raise TapError(_several(module))
         found.setdefault(key, Found(stack.path(module), module, call, key[1]))
-        return _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
+        back = _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
+        given.setdefault(key, (back, back._version))
+        return back
 
     again = False
     with eager(model, plain), probe, stack, ExitStack() as hooks:
@@ -179,7 +182,16 @@ def discover(
             stack.restart()
             with Trace(swap, lambda: stack.running):
                 run()
-    return [replace(f, between=probe.between(f.module, f.turn)) for f in found.values()]
+    for key, f in found.items():
+        found[key] = f = replace(f, between=probe.between(f.module, f.turn))
+        back, version = given[key]
+        if f.between is None and back._version != version:
+            raise TapError(
+                f"{type(f.module).__name__} changes its heads' outputs in place after attention (a "
+                "convolution of the values, say), so they are not what its output projection "
+                "reads and the model can't be tapped."
+            )
+    return list(found.values())
 
 
 def _owner(attention: Attention) -> torch.nn.Module:
