@@ -366,8 +366,8 @@ def test_edits_that_need_steps() -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "says"),
     [
-        ("act.py", ["--n", "2"], "59.59 → 60.11"),
-        ("zerotuning.py", ["--n", "4", "--gammas", "0.5"], "59.59 → 71.44"),
+        ("act.py", ["--n", "12"], "59.59 → 60.11"),
+        ("zerotuning.py", ["--n", "12", "--gammas", "0.5"], "59.59 → 71.44"),
     ],
 )
 def test_examples_run(script: str, arguments: list[str], says: str) -> None:
