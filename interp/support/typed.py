@@ -14,8 +14,8 @@ def made(kind: type[T], said: Any) -> T:
     """The dataclass of these fields.
 
     Raises `TypeError` for what is no object, for a field that it has not or that is missing, and
-    for a value of another type than the field's. Of containers only the outermost type is looked
-    at; of classes of ours nothing.
+    for a value of another type than the field's. Of lists only the outermost type is looked at,
+    of objects their values too; of classes of ours nothing.
     """
     if not isinstance(said, Mapping):
         raise TypeError(f"{type(said).__name__} where an object belongs")
@@ -80,5 +80,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if origin is dict and isinstance(value, dict):
+        return all(_fits(one, get_args(hint)[1]) for one in value.values())
     kind = origin or hint
     return isinstance(value, kind) if isinstance(kind, type) else True
