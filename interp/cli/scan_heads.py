@@ -71,6 +71,13 @@ def scan_heads(
         str | None,
         typer.Option(help="What to ask about each picture.", show_default="describe the picture :"),
     ] = None,
+    words: Annotated[
+        str | None,
+        typer.Option(
+            help="Words, like table,chair: where the heads look when each comes, in up to four "
+            "pictures."
+        ),
+    ] = None,
     format: FormatOption = None,
     haystack: Annotated[
         Path | None,
@@ -122,6 +129,10 @@ def scan_heads(
         from interp.vision.pictures import files_in
 
         files_in(images)
+    if words is not None:
+        from interp.vision.words import chosen
+
+        chosen(words)
     import interp
     from interp.atlas import REPORT_SECONDS
     from interp.support.ownership import owned
@@ -151,6 +162,7 @@ def scan_heads(
         needle=needle,
         question=question,
         force=force,
+        words=words,
     )
     show_plan(plan, loaded.name)
     if plan.seconds > ASK_FROM_SECONDS and not yes:

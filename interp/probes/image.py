@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import InputError
 from interp.inputs.context import check_context
 from interp.inputs.forward import forward
 from interp.probes.probe import Callback, Probe, ProbeBatch
@@ -98,14 +97,11 @@ class ImageProbe(Probe):
         ]
 
     def overlays(self, model: HookedModel, settings: Settings, heads: Sequence[Head]) -> list[Any]:
-        """The first picture under these heads; none where its tokens are no grid."""
+        """The first picture under these heads. Raises `InputError` where its tokens are no grid."""
         from interp.vision.overlay import overlay
 
         prompt, picture = settings.pictures.shown()
-        try:
-            return [overlay(model, picture, prompt, list(heads))]
-        except InputError:
-            return []
+        return [overlay(model, picture, prompt, list(heads))]
 
 
 def image_batch(model: HookedModel, given: dict[str, Any]) -> ProbeBatch:

@@ -27,6 +27,7 @@ class Settings:
         question: what asks for it; made of the needle if None.
         inputs: token ids of one's own as text rows; None for rows of text.
         force: keep scores of needles where the model can't do the task.
+        words: what heads are drawn looking for in the pictures; None for what is drawn otherwise.
 
     Example:
         >>> interp.probes.Settings(context=64).samples
@@ -45,6 +46,7 @@ class Settings:
     question: str | None = None
     inputs: tuple[tuple[int, ...], ...] | None = None
     force: bool = False
+    words: tuple[str, ...] | None = None
 
     def rows(self, tokenizer: Any, context: int | None = None) -> list[list[int]]:
         """Rows of running text, of the scan's context or all of at most `context` tokens.

@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.results.overlay import PictureOverlay
 
-#: pixels of a figure's title, which the page's heading replaces
-_TITLE = 48
+#: pixels of a figure's title, which the page's heading replaces, and what stays above the panels for
+#: their two lines and plotly's buttons
+_TITLE, _ABOVE = 8, 64
 
 
 @dataclass(frozen=True)
 class OverlaySection:
-    """A picture's part of the page: its element, its size in pixels, what it shows in a sentence,
-    what was read, which word looks, and if there are visual sinks."""
+    """A picture's part of the page: its element, its heading, its size in pixels, what it shows in
+    a sentence, what was read, which word looks (and which word it is about to say), if its weight
+    on the first token is known, and if there are visual sinks."""
 
     element: str
+    heading: str
     height: int
     width: int
     label: str
     prompt: str
     token: str
+    word: str
+    first: bool
     sinks: bool
     figures: Mapping[str, Any]
 
@@ -33,15 +38,26 @@ def of(overlay: PictureOverlay, element: str) -> OverlaySection:
     """The section of `overlay`, its figure in the element with this id."""
     figure = overlay.figure()
     height, width = int(figure.layout.height) - _TITLE, int(figure.layout.width)
-    figure.update_layout(title=None, width=None, height=height, margin={"t": 32}, autosize=True)
+    figure.update_layout(title=None, width=None, height=height, margin={"t": _ABOVE}, autosize=True)
     return OverlaySection(
         element,
+        _heading(overlay),
         height,
         width,
-        f"The picture, and the attention of the word {overlay.token} on it in the heads "
+        f"The picture, and the attention {overlay.looker} on it in the heads "
         f"{', '.join(overlay.heads)}.",
         overlay.prompt,
         overlay.token,
+        overlay.word,
+        bool(overlay.first),
         any(layer.sinks for h in overlay.heads for layer in overlay.layers(h)),
         {element: json.loads(figure.to_json())},
     )
+
+
+def _heading(overlay: PictureOverlay) -> str:
+    """Where heads look; for chosen words which word, and in which picture."""
+    if not overlay.word:
+        return "Where heads look"
+    where = f", {overlay.shown}" if overlay.shown else ""
+    return f"Where heads look for “{overlay.word}”{where}"

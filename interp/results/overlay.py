@@ -6,7 +6,7 @@ import base64
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,8 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 #: how near to the picture's edges a grid must come to lie on all of it
 NEAR = 0.02
+#: pixels of a panel's width, of the lines above it, and of a picture's side as it is drawn
+PANEL, TITLE, DRAWN = 220, 40, 320
 
 
 class Layer(NamedTuple):
@@ -38,12 +40,20 @@ class Layer(NamedTuple):
 
 
 class PictureOverlay(ABC):
-    """One token's attention to one picture: what its two kinds share."""
+    """One token's attention to one picture: what its two kinds share.
+
+    `first`: head → its weight on the prompt's first token, the usual sink ({} in files of versions
+    that did not measure it). `word`: the word that the token is about to say, where one was chosen.
+    `shown`: which picture it is, where there are several.
+    """
 
     picture: str
     prompt: str
     token: str
     mass: dict[str, float]
+    first: dict[str, float]
+    word: str
+    shown: str
 
     @property
     def heads(self) -> list[str]:
@@ -69,6 +79,40 @@ class PictureOverlay(ABC):
 
         return Pictures.open(io.BytesIO(base64.b64decode(self.picture))).convert("RGB")
 
+    @property
+    def looker(self) -> str:
+        """Where the attention comes from, in words: of “a” before “table”."""
+        return f"of “{self.token}”" + (f", before “{self.word}”" if self.word else "")
+
+    def _drawn(self) -> tuple[str, int, int]:
+        """The picture as an address that holds it, no larger than it is drawn, with its width and
+        height."""
+        from PIL import Image as Pictures
+
+        picture = Pictures.open(io.BytesIO(base64.b64decode(self.picture)))
+        if max(picture.size) <= DRAWN:
+            return f"data:image/png;base64,{self.picture}", *picture.size
+        picture = picture.convert("RGB")
+        picture.thumbnail((DRAWN, DRAWN))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}", *picture.size
+
+    def title(self, head: str, parted: str = " ") -> str:
+        """What stands over a head's picture: its weight on the image, and on the first token.
+
+        Example:
+            >>> from interp.results.overlay import Overlay
+            >>> Overlay("", "", "", {}, {"text.L2H0": 0.62}, {}, first={"text.L2H0": 0.21}).title(
+            ...     "text.L2H0"
+            ... )
+            'L2H0 · 62 % on the image, 21 % on the first token'
+        """
+        image = f"{_short(head)} · {_percent(self.mass[head])} on the image"
+        if head not in self.first:
+            return image
+        return f"{image},{parted}{_percent(self.first[head])} on the first token"
+
     def figure(self, columns: int = 4) -> go.Figure:
         """The picture, then the same with each head's weights over it (bright: much), its share of
         attention beside the head's name; crosses are visual sinks. Where a small copy of the whole
@@ -82,10 +126,10 @@ class PictureOverlay(ABC):
             copies = [layer for layer in layers if layer.whole] if len(layers) > 1 else []
             tiles = [layer for layer in layers if not (copies and layer.whole)]
             if tiles:
-                panels.append((head, f"{head} · {self.mass[head]:.0%} on the image", tiles))
+                panels.append((head, self.title(head, "<br>"), tiles))
             for copy in copies:
-                share = float(copy.weights.sum())
-                panels.append((head, f"{head} · {share:.0%} on the small copy", [copy]))
+                share = _percent(float(copy.weights.sum()))
+                panels.append((head, f"{_short(head)} · {share} on the small copy", [copy]))
         across = min(columns, len(panels))
         down = -(-len(panels) // across)
         plot = make_subplots(
@@ -93,25 +137,27 @@ class PictureOverlay(ABC):
             across,
             subplot_titles=[title for _, title, _ in panels],
             horizontal_spacing=0.02,
-            vertical_spacing=0.12 / down,
+            vertical_spacing=0.18 / down,
         )
-        pixels = np.asarray(self.image())
-        height, width = pixels.shape[:2]
+        source, width, height = self._drawn()
         for k, (head, _, layers) in enumerate(panels):
             where = dict(row=k // across + 1, col=k % across + 1)
-            plot.add_trace(go.Image(z=pixels, hoverinfo="skip"), **where)
+            plot.add_trace(go.Image(source=source, hoverinfo="skip"), **where)
             top = max((float(layer.weights.max()) for layer in layers), default=1.0) or 1.0
             for layer in layers:
                 _draw(plot, head, layer, top, height, width, where)
             plot.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain", **where)
-            plot.update_yaxes(visible=False, range=[height - 0.5, -0.5], scaleanchor=None, **where)
+            own = f"x{k + 1 if k else ''}"  # proportions stay, however wide the page is
+            edges = dict(range=[height - 0.5, -0.5], scaleanchor=own, constrain="domain")
+            plot.update_yaxes(visible=False, **edges, **where)
+        panel = min(max(PANEL * height / width, PANEL / 4), 2 * PANEL)
         plot.update_layout(
-            width=220 * across + 40,
-            height=250 * down + 60,
+            width=PANEL * across + 40,
+            height=round((panel + TITLE) * down) + 40,
             margin=dict(l=16, r=16, t=64, b=16),
             showlegend=False,
             meta=dict(overlay=True),
-            title=dict(text=f"Attention of “{self.token}”", font=dict(size=15)),
+            title=dict(text=f"Attention {self.looker}", font=dict(size=15)),
             font=dict(size=11),
         )
         return plot
@@ -135,6 +181,9 @@ class Overlay(PictureOverlay):
     mass: dict[str, float]
     sinks: dict[str, list[tuple[int, int]]]
     box: Box = WHOLE
+    first: dict[str, float] = field(default_factory=dict)
+    word: str = ""
+    shown: str = ""
 
     def layers(self, head: str) -> list[Layer]:
         return [Layer(self.box, np.array(self.maps[head]), self.sinks.get(head, []))]
@@ -166,6 +215,9 @@ class TiledOverlay(PictureOverlay):
     tiles: dict[str, list[list[list[float]]]]
     mass: dict[str, float]
     sinks: dict[str, list[tuple[int, int, int]]]
+    first: dict[str, float] = field(default_factory=dict)
+    word: str = ""
+    shown: str = ""
 
     @property
     def maps(self) -> dict[str, list[list[float]]]:
@@ -190,6 +242,15 @@ class TiledOverlay(PictureOverlay):
         }
         boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in data["boxes"]]
         return TiledOverlay(**{**data, "sinks": sinks, "boxes": boxes})
+
+
+def _short(head: str) -> str:
+    """A head without its tower: an overlay's are all of the text's."""
+    return head.rpartition(".")[2]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _draw(

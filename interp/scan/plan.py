@@ -20,6 +20,7 @@ from interp.probes.settings import Settings
 from interp.scan.massive import CONTEXT
 from interp.scores.score import ModelScore, Score
 from interp.vision.prompts import needs_images, takes_images
+from interp.vision.words import CAPTION, PICTURES
 from interp_hooks.question import ROW
 
 if TYPE_CHECKING:
@@ -138,7 +139,11 @@ class Plan:
             length = min(CONTEXT, settings.context)
             self._finish["massive"] = pace.plain(settings.samples, length)
         if any(s.drawn for s in self.scores) and takes_images(self.model):
-            self._finish["overlays"] = pace.watched(1, self._longest())
+            shown = pace.watched(1, self._longest())
+            if settings.words is not None:  # with a caption of each picture
+                count = min(PICTURES, settings.pictures.count())
+                shown = count * (shown + CAPTION * pace.step())
+            self._finish["overlays"] = shown
         seconds = sum(self._seconds.values()) + sum(self._finish.values()) + REPORT_SECONDS
         module = self.model.module
         size = sum(p.numel() * p.element_size() for p in module.parameters())

@@ -22,6 +22,7 @@ from interp.results import starting_tokens
 from interp.results.head_table_files import HEAD
 from interp.scan.massive import CONTEXT, SECONDARY, massive_of
 from interp.scan.notes import floors, kept, measured, notes, outcome_name
+from interp.scan.pictures import check_drawn, drawn
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
@@ -32,14 +33,14 @@ from interp.support.ownership import owned
 from interp.support.progress import Clock, bar
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
-from interp.vision.prompts import needs_images
+from interp.vision.prompts import needs_image_tokens, needs_images
+from interp.vision.words import chosen
 from interp_hooks.call import Site
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.recording import LayerStats
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
-    from interp.results.overlay import PictureOverlay
 
 Progress = Callable[[int, int, str], None]
 
@@ -145,7 +146,8 @@ class Scan(Plan):
         said = [*starting_tokens.remark(record, own), *notes(self, frames, failed, lost)]
         atlas = Atlas(frame, record, [*said, *pieces.notes])
         with _spared(lost, "overlays", atlas.notes):
-            atlas.overlays = self._overlays(atlas)
+            atlas.overlays, said = drawn(atlas, self.model, self.settings, self.scores)
+            atlas.notes += said
         clock.finish()
         clock.start("massive activations" if self._lists_massive else "saving")
         if self._lists_massive:
@@ -210,18 +212,6 @@ class Scan(Plan):
     def _brief(self) -> Settings:
         """These settings with texts of `CONTEXT` tokens at most."""
         return replace(self.settings, context=min(CONTEXT, self.settings.context))
-
-    def _overlays(self, atlas: Atlas) -> list[PictureOverlay]:
-        """Where the heads look that rank highest by the score that is best drawn."""
-        candidates = [s for s in self.scores if s.drawn and s.name in atlas.scores]
-        if not candidates:
-            return []
-        best = max(candidates, key=lambda score: score.drawn)
-        heads = [h for h, _, _ in atlas.head_ranking(best.name, 7, self.model.main_tower)]
-        by_probe = (
-            probes.get(p).overlays(self.model, self.settings, heads) for p in self._by_probe
-        )
-        return [overlay for some in by_probe for overlay in some]
 
     def _jobs(self) -> Iterator[Job]:
         for name in self._by_probe:
@@ -357,6 +347,7 @@ def plan_scan(
     question: str | None = None,
     inputs: Any = None,
     force: bool = False,
+    words: str | Sequence[str] | None = None,
 ) -> Scan:
     """The plan of a scan, before it runs: `plan.rows`, `plan.seconds`, `plan.run()`.
 
@@ -380,6 +371,9 @@ def plan_scan(
         inputs: token ids of your own instead of text, (rows, tokens) or a list of rows; a model
             without a tokenizer is scanned on these alone.
         force: keep scores measured on a task that the model can't do.
+        words: draw where the heads that look at pictures most look when these words come, in each
+            of the first four pictures: from the token that predicts the word in the prompt, or else
+            in the model's own caption.
 
     Returns:
         A `Scan`: what it reads, how long it takes, and how to run it.
@@ -406,8 +400,13 @@ def plan_scan(
         files_in(images)
     if inputs is not None and text is not None:
         raise InputError("Rows are cut from a text or are token ids of your own, not both.")
+    sought = None if words is None else chosen(words)
     hooked = load(model)
+    if sought is not None:
+        needs_image_tokens(hooked, "words=")
     selection = fitting(hooked, selection, asked_by_name(scores), images)
+    if sought is not None:
+        check_drawn(selection)
     if images is not None or prompt is not None:
         needs_images(hooked, "images=" if images is not None else "prompt=")
     own = own_rows(inputs)
@@ -432,6 +431,7 @@ def plan_scan(
         question,
         own,
         force,
+        sought,
     )
     return Scan(hooked, selection, settings, extrapolate)
 
@@ -455,7 +455,7 @@ def scan_heads(
 
     Args:
         model, scores, context, samples, seed, text, extrapolate, images, prompt: as in `plan_scan`.
-        needles: format, haystack, needle, question, inputs and force, as there.
+        needles: format, haystack, needle, question, inputs, force and words, as there.
         out: folder to save to (and resume from).
         progress: True shows a bar with time left, False nothing, or a function (done, total,
             label).

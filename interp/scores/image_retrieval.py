@@ -16,8 +16,9 @@ class ImageRetrieval(Score):
 
         (1/|q|) Σ_{t∈q} Σ_{p∈gold} A[t, p] − the same for the question about nothing
 
-    q is "is there a X ?" for a thing X that is there, the other question "is there a N/A ?"; patches
-    of gold that get less than mean − 2·std of them are dropped, as QRHead does (one patch is kept).
+    q is "is there a X ?" for a thing X that is there, the other question "is there a N/A ?";
+    patches of gold that get less than mean − 2·std of them are dropped, as QRHead does (a single
+    one is kept).
     """
 
     name = "image_retrieval"

@@ -8,7 +8,7 @@ came from. From there on it is the model's rule by which patches become tokens: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,14 @@ import numpy as np
 import torch
 
 from interp.errors import InputError
-from interp.vision.prompts import with_images
-from interp_hooks.huggingface.images import class_tokens, crosses, image_token, takes_images
+from interp.vision.prompts import needs_image_tokens, with_images
+from interp_hooks.huggingface.images import (
+    class_tokens,
+    crosses,
+    image_mask,
+    image_token,
+    takes_images,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +73,7 @@ def token_grids(model: HookedModel, inputs: Inputs, prompt: str, picture: Image)
     """
     config = model.module.config
     kind = str(getattr(config, "model_type", ""))
-    slots = torch.as_tensor(inputs["input_ids"][0] == image_token(config)).nonzero().flatten()
+    slots = _image_slots(config, inputs)
     if kind in RESAMPLED:
         raise InputError(
             f"{model.name} resamples its picture: none of its {len(slots)} image tokens stands for "
@@ -80,6 +86,54 @@ def token_grids(model: HookedModel, inputs: Inputs, prompt: str, picture: Image)
             "their weights can't be laid over it."
         )
     return rule(_Case(model, inputs, prompt, picture, slots))
+
+
+def grids_of(
+    model: HookedModel, inputs: Inputs, prompt: str, pictures: Sequence[Image], k: int
+) -> tuple[list[TokenGrid], torch.Tensor]:
+    """The grids of the k-th picture of a prompt, and the slots of all its tokens, those in no grid
+    too.
+
+    Of several pictures, touching or not, each is laid out as it would be alone.
+
+    Args:
+        model: a vision-language model.
+        inputs: what `with_images` makes of the prompt and its pictures, one sample.
+        prompt, pictures: these.
+        k: from 0.
+
+    Raises:
+        InputError: as `token_grids`; several pictures that have other tokens together than alone.
+    """
+    needs_image_tokens(model, "An overlay of attention")
+    config = model.module.config
+    if len(pictures) == 1:
+        mask = image_mask(config, inputs["input_ids"], inputs)
+        assert mask is not None
+        return token_grids(model, inputs, prompt, pictures[0]), mask[0].nonzero().flatten()
+    alone = [with_images(model, _ALONE, [picture]) for picture in pictures]
+    own = [_image_slots(config, one) for one in alone]
+    slots, counts = _image_slots(config, inputs), [len(one) for one in own]
+    if sum(counts) != len(slots):
+        raise InputError(
+            f"{model.name} reads these {len(pictures)} pictures as {len(slots)} tokens, and as "
+            f"{sum(counts)} one by one, so which token is which picture's is not known; give the "
+            "picture alone."
+        )
+    mine = slots[sum(counts[:k]) : sum(counts[: k + 1])]
+    grids = token_grids(model, alone[k], _ALONE, pictures[k])
+    return [
+        TokenGrid(grid.box, mine[torch.searchsorted(own[k], grid.slots.contiguous())])
+        for grid in grids
+    ], mine
+
+
+#: a prompt for a picture alone
+_ALONE = "picture"
+
+
+def _image_slots(config: Any, inputs: Inputs) -> torch.Tensor:
+    return torch.as_tensor(inputs["input_ids"][0] == image_token(config)).nonzero().flatten()
 
 
 @dataclass(frozen=True)
