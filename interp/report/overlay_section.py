@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from interp.results.overlay import ABOVE
+
 if TYPE_CHECKING:
     from interp.results.overlay import PictureOverlay
 
-#: pixels of a figure's title, which the page's heading replaces, and what stays above the panels for
-#: their two lines and plotly's buttons
-_TITLE, _ABOVE = 8, 64
+#: pixels above the panels, for their lines and plotly's buttons: the page's heading replaces the
+#: figure's title
+_ABOVE = 64
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class OverlaySection:
 def of(overlay: PictureOverlay, element: str) -> OverlaySection:
     """The section of `overlay`, its figure in the element with this id."""
     figure = overlay.figure()
-    height, width = int(figure.layout.height) - _TITLE, int(figure.layout.width)
+    height, width = int(figure.layout.height) - ABOVE + _ABOVE, int(figure.layout.width)
     figure.update_layout(title=None, width=None, height=height, margin={"t": _ABOVE}, autosize=True)
     return OverlaySection(
         element,

@@ -22,8 +22,9 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 #: how near to the picture's edges a grid must come to lie on all of it
 NEAR = 0.02
-#: pixels of a panel's width, of the lines above it, and of a picture's side as it is drawn
-PANEL, TITLE, DRAWN = 220, 40, 320
+#: pixels of a panel's width, of the lines above it, of what is above all panels, and of a picture's
+#: side as it is drawn
+PANEL, TITLE, ABOVE, DRAWN = 220, 40, 88, 320
 
 
 class Layer(NamedTuple):
@@ -122,24 +123,23 @@ class PictureOverlay(ABC):
 
         panels: list[tuple[str, str, list[Layer]]] = [("", "the picture", [])]
         for head in self.heads:
-            layers = self.layers(head)
-            copies = [layer for layer in layers if layer.whole] if len(layers) > 1 else []
-            tiles = [layer for layer in layers if not (copies and layer.whole)]
-            if tiles:
-                panels.append((head, self.title(head, "<br>"), tiles))
+            tiles, copies = _parted(self.layers(head))
+            panels.append((head, self.title(head, "<br>"), tiles))
             for copy in copies:
                 share = _percent(float(copy.weights.sum()))
                 panels.append((head, f"{_short(head)} · {share} on the small copy", [copy]))
         across = min(columns, len(panels))
         down = -(-len(panels) // across)
+        source, width, height = self._drawn()
+        panel = min(max(PANEL * height / width, PANEL / 4), 2 * PANEL)
+        area = panel * down + TITLE * (down - 1)
         plot = make_subplots(
             down,
             across,
             subplot_titles=[title for _, title, _ in panels],
             horizontal_spacing=0.02,
-            vertical_spacing=0.18 / down,
+            vertical_spacing=TITLE / area if down > 1 else 0,
         )
-        source, width, height = self._drawn()
         for k, (head, _, layers) in enumerate(panels):
             where = dict(row=k // across + 1, col=k % across + 1)
             plot.add_trace(go.Image(source=source, hoverinfo="skip"), **where)
@@ -150,11 +150,10 @@ class PictureOverlay(ABC):
             own = f"x{k + 1 if k else ''}"  # proportions stay, however wide the page is
             edges = dict(range=[height - 0.5, -0.5], scaleanchor=own, constrain="domain")
             plot.update_yaxes(visible=False, **edges, **where)
-        panel = min(max(PANEL * height / width, PANEL / 4), 2 * PANEL)
         plot.update_layout(
             width=PANEL * across + 40,
-            height=round((panel + TITLE) * down) + 40,
-            margin=dict(l=16, r=16, t=64, b=16),
+            height=round(area) + ABOVE + 16,
+            margin=dict(l=16, r=16, t=ABOVE, b=16),
             showlegend=False,
             meta=dict(overlay=True),
             title=dict(text=f"Attention {self.looker}", font=dict(size=15)),
@@ -242,6 +241,16 @@ class TiledOverlay(PictureOverlay):
         }
         boxes = [(float(a), float(b), float(c), float(d)) for a, b, c, d in data["boxes"]]
         return TiledOverlay(**{**data, "sinks": sinks, "boxes": boxes})
+
+
+def _parted(layers: list[Layer]) -> tuple[list[Layer], list[Layer]]:
+    """The grids that are drawn as the picture, and small copies of it: those that lie on all of it
+    beside tiles, or beside a finer one (tiles that the model lays together)."""
+    whole = [layer for layer in layers if layer.whole]
+    tiles = [layer for layer in layers if not layer.whole]
+    if not tiles:
+        tiles = [max(whole, key=lambda layer: layer.weights.size)]
+    return tiles, [layer for layer in whole if layer is not tiles[0]]
 
 
 def _short(head: str) -> str:
