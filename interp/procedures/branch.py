@@ -18,7 +18,7 @@ from interp.procedures.decoding import check_procedure
 from interp.vision.prompts import checked, own_positions
 
 if TYPE_CHECKING:
-    from interp_hooks.edit import CallEdit
+    from interp_hooks.edit import Edit, LiveEdit
     from interp_hooks.model import HookedModel
 
 #: inputs of a forward that a branch sets itself
@@ -52,7 +52,7 @@ class Branch:
         prompt: torch.Tensor,
         visible: torch.Tensor,
         more: Mapping[str, Any],
-        edits: tuple[CallEdit, ...] = (),
+        edits: tuple[Edit | LiveEdit, ...] = (),
     ):
         self.edits = edits
         self.model, self.prompt, self.visible, self.more = model, prompt, visible.long(), dict(more)
