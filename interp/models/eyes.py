@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +70,19 @@ def save(module: Any, folder: Path) -> None:
     weights = {name: w.detach().cpu().contiguous() for name, w in eye_of(module).items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     module.config.to_json_file(folder / "config.json")
+    # its writer makes private files
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
 
 
-def load(name: str, language: str | Path, **options: Any) -> tuple[Any, Any]:
+def load(
+    name: str, language: str | Path, eye: Path | None = None, **options: Any
+) -> tuple[Any, Any]:
     """The model called `name` and its processor.
 
     Args:
         name: of `EYES`.
         language: the folder of its language model, as `language_folder` gives it.
+        eye: the folder of the eye; None for the bundled one.
         options: of `from_pretrained`.
 
     Raises:
@@ -85,7 +91,7 @@ def load(name: str, language: str | Path, **options: Any) -> tuple[Any, Any]:
     import transformers
     from safetensors.torch import load_file
 
-    folder, path = FOLDER / EYES[name].folder, Path(language)
+    folder, path = eye or FOLDER / EYES[name].folder, Path(language)
     if not (folder / "model.safetensors").is_file():
         raise ModelError(f"The eye of {name} is missing from this installation; reinstall interp.")
     transformers.utils.logging.disable_progress_bar()  # our own bar is the only one
