@@ -27,19 +27,24 @@ def places(tokenizer: Any, ids: Sequence[int], pattern: str) -> list[tuple[int, 
     """
     whole = _decode(tokenizer, ids)
 
-    def reach(i: int) -> int:
-        """How many characters of the whole the first i tokens spell."""
+    def prefix(i: int) -> tuple[int, bool]:
+        """How many characters of the whole the first i tokens spell, and whether they end between
+        characters."""
         part = _decode(tokenizer, ids[:i])
         if whole.startswith(part):
-            return len(part)
-        return next(
-            (n for n, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), len(whole)
-        )
+            return len(part), True
+        pairs = zip(part, whole, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(whole)), False
+
+    def reach(i: int) -> int:
+        return prefix(i)[0]
 
     n = len(ids)
     found = []
     for match in re.finditer(pattern, whole, re.IGNORECASE):
         start = bisect_right(range(n + 1), match.start(), key=reach) - 1
+        while start > 0 and reach(start) == match.start() and not prefix(start)[1]:
+            start -= 1  # the bytes that begin the first character
         stop = bisect_left(range(n + 1), match.end(), key=reach)
         if 0 <= start < stop <= n:
             found.append((start, stop))

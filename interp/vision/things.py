@@ -58,16 +58,17 @@ def told(model: HookedModel, pictures: Pictures) -> Iterator[tuple[dict[str, Any
         start = inputs["input_ids"].shape[1]
         found = []
         for thing in scene.things:
+            gold, others = patches.of(thing, inputs, prompt, picture)
             spelled = places(tokenizer, said, whole_word(thing.name))
             if not spelled:
                 raise InputError(
                     f"The tokenizer of {model.name} does not give the word {thing.name!r} back, so "
                     "the token that names the thing can't be told."
                 )
-            (first, stop), gold_others = spelled[0], patches.of(thing, inputs, prompt, picture)
-            if len(gold_others[0]):
-                row, word = start + first - 1, tuple(said[first:stop])
-                found.append(Looked([row], *gold_others, word))
+            if len(gold):
+                first, stop = spelled[0]
+                word = tuple(said[first:stop])
+                found.append(Looked([start + first - 1], gold, others, word))
         yield continued(model, inputs, said), found
     patches.check()
 
