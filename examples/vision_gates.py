@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -75,6 +76,7 @@ def sinks(model: HookedModel, n: int, seed: int, batch: int = 25) -> dict[str, A
     layers, rng = model.n_layers, np.random.default_rng([seed, 7])
     has = np.zeros((layers, 0), dtype=bool)
     per_picture, on_sinks, on_first, background = [], [], [], []
+    places: Counter[int] = Counter()
     for _ in range(0, n, batch):
         shown = [scenes.usual(rng) for _ in range(batch)]
         inputs = with_images(model, [DESCRIBE] * batch, [[scenes.render(s)] for s in shown])
@@ -105,6 +107,7 @@ def sinks(model: HookedModel, n: int, seed: int, batch: int = 25) -> dict[str, A
         on_first.append(rows_of[..., 0].numpy())
         patches = marked[:, image].view(layers, batch, -1)
         per_picture.append(patches.sum(-1).numpy())
+        places.update(patches.any(0).nonzero()[:, 1].tolist())
         background += (~things[None].expand_as(patches))[patches].tolist()
     weights, count = np.concatenate(on_sinks, 1), np.concatenate(per_picture, 1)
     return dict(
@@ -117,6 +120,7 @@ def sinks(model: HookedModel, n: int, seed: int, batch: int = 25) -> dict[str, A
             float(w[h].mean()) if h.any() else 0.0 for w, h in zip(weights, has, strict=True)
         ],
         first_by_layer=np.concatenate(on_first, 1).mean(1).round(4).tolist(),
+        patches={str(p): n / has.shape[1] for p, n in places.most_common(5)},
         background=float(np.mean(background)) if background else None,
         background_of_all=float(np.mean(1 - occupied_share(n, seed))),
     )
@@ -167,6 +171,9 @@ def render_table(result: dict[str, Any]) -> str:
             f"; {s['background']:.0%} of them are background "
             f"({s['background_of_all']:.0%} of all patches are)"
         )
+    if s["patches"]:
+        where = ", ".join(f"{p} in {n:.0%}" for p, n in s["patches"].items())
+        about += f". By patch, counted from 0 line by line, and share of pictures: {where}"
     date = (
         f"{result['n']} problems a row; {result['machine']}, {result['date']}, seed "
         f"{result['seed']}, float32 ([all numbers](../examples/vision_gates.json))."

@@ -160,18 +160,19 @@ def var_counts(scores: pd.DataFrame, model: HookedModel) -> tuple[int, ...]:
     return tuple(int(n) for n in sums.round())
 
 
+def vhr_row(twins: Twins, **how: Any) -> Row:
+    """VHR with these settings of `vhr_for`, and as many random heads of the same layers."""
+
+    def twin(m: HookedModel, inputs: dict[str, torch.Tensor]) -> VHR:
+        counts = select_heads(m, inputs, **how).selected.sum(-1)
+        return VHR(alpha=how.get("alpha", 2.0), selected=twins.heads(counts))
+
+    return Row(from_prompt(lambda m, inputs: vhr_for(m, inputs, **how)), from_prompt(twin))
+
+
 def rows_of(model: HookedModel, scores: pd.DataFrame, seed: int) -> dict[str, Row]:
     """Every row of the table. `scores`: of a scan, `gaze` and `image_centric` by head."""
     twins = Twins(model, seed)
-
-    def vhr(**how: Any) -> Row:
-        alpha = how.get("alpha", 2.0)
-
-        def twin(m: HookedModel, inputs: dict[str, torch.Tensor]) -> VHR:
-            counts = select_heads(m, inputs, **how).selected.sum(-1)
-            return VHR(alpha=alpha, selected=twins.heads(counts))
-
-        return Row(from_prompt(lambda m, inputs: vhr_for(m, inputs, **how)), from_prompt(twin))
 
     def gained(heads: tuple[Head, ...], alpha: float) -> Row:
         def twin(m: HookedModel, inputs: dict[str, torch.Tensor]) -> VHR:
@@ -233,12 +234,12 @@ def rows_of(model: HookedModel, scores: pd.DataFrame, seed: int) -> dict[str, Ro
     gaze = tuple(Head(int(la), int(h)) for la, h in zip(best.layer, best["head"], strict=True))
     last = tuple(range(model.n_layers - 4, model.n_layers))
     return {
-        "VHR, α = 2": vhr(),
-        "VHR without the guard": vhr(guard=False),
+        "VHR, α = 2": vhr_row(twins),
+        "VHR without the guard": vhr_row(twins, guard=False),
         "VHR, one fixed set": gained(fixed_heads(model, seed), 2.0),
-        "VHR, α = 1.2": vhr(alpha=1.2),
-        "VHR, α = 1.5": vhr(alpha=1.5),
-        "VHR, α = 2, last 4 layers": vhr(layers=last),
+        "VHR, α = 1.2": vhr_row(twins, alpha=1.2),
+        "VHR, α = 1.5": vhr_row(twins, alpha=1.5),
+        "VHR, α = 2, last 4 layers": vhr_row(twins, layers=last),
         "VAR, paper": var("paper"),
         "VAR, code": var("code"),
         "PAINT, α = 0.7, β = 0.35": paint(0.7),

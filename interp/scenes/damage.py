@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 LEVELS = (1, 2, 3)
 #: standard deviation of the noise, in grey levels of 256
-NOISE = (25.0, 50.0, 90.0)
+NOISE = (8.0, 14.0, 20.0)
 #: standard deviation of the blur, in pixels of 48
-BLUR = (1.0, 1.7, 2.5)
+BLUR = (0.8, 1.1, 1.4)
 #: what is left of the distance to the picture's mean colour
-CONTRAST = (0.5, 0.25, 0.12)
+CONTRAST = (0.5, 0.35, 0.2)
 #: what is left of each thing's opacity
-FAINT = (0.6, 0.35, 0.2)
+FAINT = (0.6, 0.4, 0.25)
 
 
 def _noise(scene: Scene, level: int, rng: np.random.Generator) -> np.ndarray:
