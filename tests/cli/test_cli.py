@@ -176,6 +176,14 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
 # scan-heads
 
 
+def test_words_reach_the_scan(stand_ins: SimpleNamespace) -> None:
+    run("scan-heads", "--words", "table,chair")
+    assert stand_ins.seen["plan"]["words"] == "table,chair"
+    assert (
+        "Name the words that heads look for" in run("scan-heads", "--words", " , ", code=2).output
+    )
+
+
 def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Path) -> None:
     result = run(
         "scan-heads",
@@ -203,6 +211,7 @@ def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Pat
         "needle": None,
         "question": None,
         "force": False,
+        "words": None,
     }
     folder = Path("interp-scans") / "org--pocket-toy"
     assert stand_ins.plan.ran == [folder]
