@@ -93,11 +93,11 @@ class PictureOverlay(ABC):
         picture = Pictures.open(io.BytesIO(base64.b64decode(self.picture)))
         if max(picture.size) <= DRAWN:
             return f"data:image/png;base64,{self.picture}", *picture.size
-        picture = picture.convert("RGB")
-        picture.thumbnail((DRAWN, DRAWN))
+        small = picture.convert("RGB")
+        small.thumbnail((DRAWN, DRAWN))
         file = io.BytesIO()
-        picture.save(file, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}", *picture.size
+        small.save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}", *small.size
 
     def title(self, head: str, parted: str = " ") -> str:
         """What stands over a head's picture: its weight on the image, and on the first token.
