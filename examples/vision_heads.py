@@ -53,9 +53,15 @@ TEXT = ("induction", "retrieval_forced", "previous_token", "sink")
 
 def scan(model: HookedModel, samples: int, seed: int) -> pd.DataFrame:
     """Every score by head."""
-    atlas = interp.scan(model, scores=list(SCORES), samples=samples, seed=seed, context=512)
-    frame = atlas.to_frame()
-    return frame[frame.layer >= 0].reset_index(drop=True)
+    atlas = interp.scan_heads(
+        model, scores=",".join(SCORES), samples=samples, seed=seed, context=512
+    )
+    return text_heads(atlas, model)
+
+
+def text_heads(atlas: interp.Atlas, model: HookedModel) -> pd.DataFrame:
+    """The rows of a scan that are of the language model."""
+    return atlas.frame[atlas.frame.tower == model.main_tower].reset_index(drop=True)
 
 
 def top(scores: pd.DataFrame, name: str) -> list[tuple[int, int]]:

@@ -287,9 +287,8 @@ def scan_scores(model: HookedModel, state: Path | None) -> pd.DataFrame:
     kept = state / "scores.parquet" if state else None
     if kept and kept.is_file():
         return pd.read_parquet(kept)
-    atlas = interp.scan(model, scores=["gaze", "image_centric"], samples=64, seed=1234)
-    frame = atlas.to_frame()
-    frame = frame[frame.tower == model.main_tower] if "tower" in frame else frame
+    atlas = interp.scan_heads(model, scores="gaze,image_centric", samples=64, seed=1234)
+    frame = atlas.frame[atlas.frame.tower == model.main_tower].reset_index(drop=True)
     if kept:
         kept.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(kept)

@@ -116,17 +116,6 @@ def test_real_table_is_the_committed_result() -> None:
     assert "\n".join(line for line in table if line.startswith("|")) in README
 
 
-def test_vision_table_is_the_committed_result() -> None:
-    import vision_table
-
-    result = json.loads((ROOT / "examples/vision_table.json").read_text(encoding="utf-8"))
-    between = RESULTS.split(vision_table.BEGIN)[1].split(vision_table.END)[0].strip()
-    assert between == vision_table.render_table(result)
-    assert {"VHR, α = 2", "VAR, paper", "PAINT, α = 0.7, β = 0.35", "random heads × 2"} <= set(
-        result["methods"]
-    )
-
-
 def test_vision_card_holds_the_measured_abilities() -> None:
     """And they reach what they are there for: the model does its tasks, and makes things up where
     it expects them."""
