@@ -20,6 +20,7 @@ from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.results import starting_tokens
 from interp.results.head_table_files import HEAD
+from interp.scan import pictures_alone
 from interp.scan.massive import CONTEXT, SECONDARY, massive_of
 from interp.scan.notes import floors, kept, measured, notes, outcome_name
 from interp.scan.plan import Plan, fitting
@@ -33,6 +34,7 @@ from interp.support.progress import Clock, bar
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
 from interp.vision.prompts import needs_images
+from interp.vision.towers import sees_alone
 from interp_hooks.call import Site
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.recording import LayerStats
@@ -264,8 +266,14 @@ class Scan(Plan):
         return SiteQuestion(
             names=names,
             call=calls,
-            choose=lambda site: by_tower.get("vision" if site.tower == "vision" else "", silent),
+            choose=lambda site: by_tower.get(
+                "vision" if self._role(site) == "vision" else "", silent
+            ),
         )
+
+    def _role(self, site: Site) -> str:
+        """The tower that a site is of to scores: "vision" for all of a plain ViT, else its own."""
+        return "vision" if site.tower == self._picture_tower else site.tower
 
     def _probe(
         self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int
@@ -283,9 +291,9 @@ class Scan(Plan):
                 return
             if decoded:
                 steps.setdefault(stats.site, []).append(stats)
-            for passed in (s for s in late if s.at(stats.site.tower)):
+            for passed in (s for s in late if s.at(self._role(stats.site))):
                 whole[passed.name].append(stats)
-            for score in (s for s in now if s.at(stats.site.tower)):
+            for score in (s for s in now if s.at(self._role(stats.site))):
                 records.extend(_records(score, stats.site, score.measure(stats, batch), first))
             if not decoded:
                 stats.call = None  # not kept until the forward's end
@@ -364,7 +372,8 @@ def plan_scan(
         model: a `HookedModel`, or anything `interp.load` takes.
         scores: "default", "all", or names; "-name" takes one out, as in "all,-importance".
         context: tokens of the text rows and the longest needle prompt; by default 1024, or the
-            model's limit if that is lower.
+            model's limit if that is lower. A model that reads pictures alone (ViT) takes no setting
+            of texts.
         samples: rows or problems a probe.
         seed: of the rows and problems.
         text: a text file to read instead of the generated prose.
@@ -408,10 +417,15 @@ def plan_scan(
         raise InputError("Rows are cut from a text or are token ids of your own, not both.")
     hooked = load(model)
     selection = fitting(hooked, selection, named=asked_by_name(scores))
-    if images is not None or prompt is not None:
+    if (images is not None or prompt is not None) and not sees_alone(hooked):
         needs_images(hooked, "images=" if images is not None else "prompt=")
     own = own_rows(inputs)
-    if hooked.tokenizer is None and own is None:
+    alone = sees_alone(hooked)
+    if alone:
+        texts = dict(text=text, prompt=prompt, format=format, haystack=haystack, needle=needle)
+        texts.update(context=context, inputs=inputs, question=question, extrapolate=extrapolate)
+        pictures_alone.refuse_text(hooked, **texts)
+    if hooked.tokenizer is None and own is None and not alone:
         raise InputError(
             f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...), or "
             "token ids as inputs=."
@@ -433,7 +447,10 @@ def plan_scan(
         own,
         force,
     )
-    return Scan(hooked, selection, settings, extrapolate)
+    scan = Scan(hooked, selection, settings, extrapolate)
+    if alone:
+        pictures_alone.check_defined(scan, asked_by_name(scores))
+    return scan
 
 
 def scan_heads(
