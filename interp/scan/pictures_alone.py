@@ -10,7 +10,7 @@ from interp.errors import InputError
 from interp.scores.score import Score
 
 if TYPE_CHECKING:
-    from interp.scan.plan import Plan
+    from interp.probes.probe import ProbeBatch
     from interp_hooks.model import HookedModel
 
 
@@ -47,21 +47,25 @@ def refuse_text(model: HookedModel, **given: Any) -> None:
         raise InputError(f"{names[0]}= is about text, and {model.name} reads pictures alone.")
 
 
-def check_defined(plan: Plan, named: Container[str]) -> None:
+def check_defined(
+    model: HookedModel,
+    scores: Sequence[Score],
+    batches: Mapping[str, Sequence[ProbeBatch]],
+    notes: Sequence[str],
+    named: Container[str],
+) -> None:
     """Raise `InputError` for a score that was `named` and has no value in this model, and where no
-    score has one."""
-    why = {s.name: _why_not(plan, s) for s in plan.scores}
-    for name, reason in why.items():
-        if reason is not None and (name in named or all(why.values())):
+    score has one. `batches`: of each probe; `notes`: of the plan, on what it can't measure."""
+
+    def why_not(score: Score) -> str | None:
+        for note in notes:
+            if note.startswith(f"{score.name}: not measured. "):
+                return note
+        if all(score.defined(batch) for batch in batches.get(score.probe, ())):
+            return None
+        return f"{score.name} can't be measured in {model.name}, for {score.undefined}."
+
+    reasons = {s.name: why_not(s) for s in scores}
+    for name, reason in reasons.items():
+        if reason is not None and (name in named or all(reasons.values())):
             raise InputError(reason)
-
-
-def _why_not(plan: Plan, score: Score) -> str | None:
-    """Why a score has no value in a plan's model, as a sentence; None where it has."""
-    for note in plan.notes:
-        if note.startswith(f"{score.name}: not measured. "):
-            return note
-    batches: Mapping[str, Any] = plan._batches
-    if all(score.defined(batch) for batch in batches.get(score.probe, ())):
-        return None
-    return f"{score.name} can't be measured in {plan.model.name}, for {score.undefined}."

@@ -449,7 +449,8 @@ def plan_scan(
     )
     scan = Scan(hooked, selection, settings, extrapolate)
     if alone:
-        pictures_alone.check_defined(scan, asked_by_name(scores))
+        named = asked_by_name(scores)
+        pictures_alone.check_defined(hooked, scan.scores, scan._batches, scan.notes, named)
     return scan
 
 

@@ -143,7 +143,7 @@ def mean_patterns(
         mass = result.stats["group_mass"][:, :, grid.first :]  # (pictures, heads, patches, cells)
         own = nn.functional.one_hot(cells[grid.first :], SIDE**2).to(mass)  # (patches, cells)
         pooled = torch.einsum("bhqk,qc->hck", mass, own)
-        pooled = pooled / pooled.sum(-1, keepdim=True).clamp_min(1e-12)
+        pooled = pooled / pooled.sum(-1, keepdim=True).clamp_min(1e-30)
         total[stats.site.layer] = total.get(stats.site.layer, torch.zeros(())) + pooled.cpu()
 
     for inputs in prompts:
