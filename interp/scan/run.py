@@ -35,7 +35,7 @@ from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
 from interp.vision.prompts import needs_images
 from interp.vision.towers import sees_alone
-from interp_hooks.call import Site
+from interp_hooks.call import STREAMS, Site
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.recording import LayerStats
 
@@ -258,7 +258,8 @@ class Scan(Plan):
         by_tower: dict[str, Question] = {}
         for score in scores:
             by_tower[score.tower] = by_tower.get(score.tower, Question()) | score.ask(batch)
-        if not any(s.needs_images for s in scores):
+        beside = any(site.is_stream for site in self.model.sites)
+        if not any(s.needs_images for s in scores) and not beside:
             return by_tower[""]
         names = frozenset(n for q in by_tower.values() for n in q.names)
         calls = any(q.call for q in by_tower.values())
@@ -266,9 +267,7 @@ class Scan(Plan):
         return SiteQuestion(
             names=names,
             call=calls,
-            choose=lambda site: by_tower.get(
-                "vision" if self._role(site) == "vision" else "", silent
-            ),
+            choose=lambda site: by_tower.get(_tower_asked(self._role(site)), silent),
         )
 
     def _role(self, site: Site) -> str:
@@ -287,7 +286,7 @@ class Scan(Plan):
         whole: dict[str, list[LayerStats]] = {s.name: [] for s in late}
 
         def note(stats: LayerStats) -> None:
-            if stats.site.kind != "self":
+            if stats.site.kind != "self" or stats.site.is_stream:
                 return
             if decoded:
                 steps.setdefault(stats.site, []).append(stats)
@@ -317,7 +316,8 @@ class Scan(Plan):
         from interp.results.frame import rows_of
 
         index = ["tower", "kind", "layer", "head"]
-        frame = rows_of(s for s in self.model.sites if s.kind == "self")
+        own = (s for s in self.model.sites if s.kind == "self" and not s.is_stream)
+        frame = rows_of(own)
         for score in self.scores:
             mine = records[records.score == score.name]
             values = mine.groupby(index, sort=False)["value"]
@@ -325,6 +325,11 @@ class Scan(Plan):
             summary[f"{score.name}_stderr"] = values.sem()
             frame = frame.merge(summary.reset_index(), on=index, how="left")
         return frame
+
+
+def _tower_asked(role: str) -> str:
+    """The tower whose scores ask a site; that of streams beside the text is asked by none."""
+    return role if role in ("vision", STREAMS) else ""
 
 
 def job_steps(plan: Plan, job: Job) -> int:
