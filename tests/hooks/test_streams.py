@@ -69,7 +69,7 @@ def test_patterns_of_every_stream(model: HookedModel) -> None:
             (("cross", layer), own.cross_attentions[layer][:, :, :WORDS].double().softmax(-1)),
             (layer, own.decoder_attentions[layer].double()),
             # (batch, n, heads, queries, keys): a row of the call for each stream
-            (("ngram", layer), own.ngram_decoder_attentions[layer].double().flatten(0, 1)),
+            (("ngram", layer), own.decoder_ngram_attentions[layer].double().flatten(0, 1)),
         ]
         for key, pattern in pairs:
             got = seen[key]
@@ -125,6 +125,7 @@ def test_projections_are_refused_by_name(model: HookedModel) -> None:
             _ = model.head_weights(0, tower).W_V
 
 
+@pytest.mark.slow
 def test_scans_are_of_the_main_stream() -> None:
     text = interp.load("llama").tokenizer
     config = hf.ProphetNetConfig(

@@ -183,6 +183,7 @@ def test_grids_with_registers() -> None:
     assert patch_grid(shuffled, 17, (32, 32)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit classifier", "clip classifier"])
 def test_importance_for_a_class(kind: str) -> None:
     module = made(kind)
