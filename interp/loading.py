@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, ModelError
-from interp.models import cache, fetch, gguf, placing
+from interp.models import cache, eyes, fetch, gguf, placing
 from interp.models.classes import class_of
 from interp.models.image_processors import image_processor
-from interp.models.names import ALIASES, BUNDLED, FOLDER, SHORTCUTS, WHEELS
+from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS
 
 if TYPE_CHECKING:
     from interp_hooks.huggingface.layout import Layout
@@ -113,6 +113,11 @@ def load(
         tokenizer = loaded.tokenizer if tokenizer is None else tokenizer
         origin = {**origin, "weights": loaded.weights}
         note = " ".join([f"{found.name}: weights of a GGUF file, {loaded.weights}.", *loaded.notes])
+    elif found.name in EYES:
+        module, own = eyes.load(found.name, found.target, dtype=place.dtype, **place.options)
+        placing.keep_with(module, place)
+        processor = own if processor is None else processor
+        tokenizer = own.tokenizer if tokenizer is None else tokenizer
     else:
         module = _pretrained(found.target, found.name, place, revision, trust_remote_code)
         alone = image_token(module.config) is None and sees_alone(
@@ -171,6 +176,8 @@ def _resolve(source: str) -> _Source:
             f"using the bundled {name} ({{millions}} M parameters, generated language); for {other}"
         )
         return _Source(_bundled(name), name, note, origin=dict(source="bundled with interp"))
+    if source.lower() in EYES:
+        return _eye(source.lower())
     if source in BUNDLED:
         return _Source(_bundled(source), source, origin=dict(source="bundled with interp"))
     if source.lower() in WHEELS:
@@ -192,7 +199,7 @@ def _resolve(source: str) -> _Source:
         raise ModelError(
             f"There is no file {source}; a GGUF file on the hub is written owner/name:file.gguf."
         )
-    names = [*SHORTCUTS, *BUNDLED, *ALIASES]
+    names = [*SHORTCUTS, *BUNDLED, *EYES, *ALIASES]
     near = difflib.get_close_matches(source.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`interp models` lists the names."
     raise ModelError(
@@ -202,6 +209,17 @@ def _resolve(source: str) -> _Source:
 
 def _on_hub(hub_id: str) -> _Source:
     return _Source(hub_id, hub_id, origin=dict(source=f"Hugging Face hub: {hub_id}"))
+
+
+def _eye(name: str) -> _Source:
+    """A bundled eye; its target is the folder of its language model."""
+    path = eyes.language_folder(name)
+    origin = dict(source="bundled with interp", language_model=cache.origin_of(path))
+    note = (
+        f"{name} is a bundled eye before {EYES[name].language}, which knows rendered scenes alone; "
+        "for the LLaVA of Liu et al.: --model llava-1.5-7b"
+    )
+    return _Source(str(path), name, note, origin=origin)
 
 
 def _fetched(name: str) -> _Source:

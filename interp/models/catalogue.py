@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interp.models.names import ALIASES, BUNDLED, FOLDER, SHORTCUTS
+from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,8 @@ def catalog() -> list[Entry]:
         entries.append(
             Entry(name, "bundled", folder, f"shortcut: {shortcuts}; works offline{here}")
         )
+    for name, eye in EYES.items():
+        about = f"an eye for {eye.language}: works offline once that is in the cache"
+        entries.append(Entry(name, "bundled", eye.folder, about))
     note = "downloaded from the hub when asked for"
     return entries + [Entry(name, "alias", target, note) for name, target in ALIASES.items()]

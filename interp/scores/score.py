@@ -70,6 +70,9 @@ class Score(ABC):
     default: ClassVar[bool] = False
     #: only models that take images have it; for others "default" and "all" leave it out
     needs_images: ClassVar[bool] = False
+    #: measured where it is known what a picture holds: on rendered scenes, not on pictures of a
+    #: folder; for those "default" and "all" leave it out
+    needs_scenes: ClassVar[bool] = False
     #: what of a site only some architectures have ("output_gate", "learned_sinks"); "default" and
     #: "all" leave the score out where no site has it
     needs_site: ClassVar[str] = ""

@@ -13,13 +13,16 @@ import numpy as np
 
 from interp import scenes
 from interp.errors import InputError
-from interp.scenes import OBJECTS
+from interp.scenes import COLORS, OBJECTS, PARTNER, Scene, Thing
+from interp.scenes.damage import check
 from interp.scenes.words import DESCRIBE
 from interp.support.json_text import parse
 from interp.tasks.images import ImageTask, Picture
 from interp.tasks.pope import WORLDS
 
 COCO_PROMPT = "Please describe this image in detail."
+#: how a caption may have been begun
+BEGUN = ("", "true", "false")
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,20 @@ class Chair(ImageTask):
 
     Args:
         world: "usual" scenes, or "broken" ones, in which companions are missing.
+        damage: what the pictures lost, "noise", "blur", "contrast" or "faint"; None for nothing.
+        level: 1 to 3, how much of it.
+        begun: what the model goes on from, which counts for nothing: "" nothing; "true", all that
+            is there, and "and", so that whatever new is named is made up; "false", a thing that is
+            not there, a missing companion where there is one (as in Zhang et al. 2023, arXiv
+            2305.13534, on errors that snowball).
         words: what a caption may say → the object; None for the rendered world's own words.
         records: problems of COCO.
     """
 
     world: str = "broken"
+    damage: str | None = None
+    level: int = 2
+    begun: str = ""
     words: Mapping[str, str] | None = None
     records: tuple[Picture, ...] | None = None
 
@@ -58,6 +70,11 @@ class Chair(ImageTask):
     def __post_init__(self) -> None:
         if self.world not in WORLDS:
             raise InputError(f"The scenes of chair are usual or broken, not {self.world!r}.")
+        if self.begun not in BEGUN:
+            raise InputError(
+                f"A caption of chair is begun with nothing, true or false, not {self.begun!r}."
+            )
+        check(self.damage, self.level)
 
     @classmethod
     def from_coco(
@@ -107,9 +124,11 @@ class Chair(ImageTask):
             return list(self.records[:n])
         pictures = []
         for number in range(n):
-            scene = WORLDS[self.world](np.random.default_rng([seed, number]))
-            info = dict(names=scene.names, scene=scene)
-            pictures.append(Picture(scenes.render(scene), DESCRIBE, number, info))
+            rng = np.random.default_rng([seed, number])
+            scene = WORLDS[self.world](rng)
+            shown = scenes.damaged(scene, self.damage, self.level, number)
+            prompt = f"{DESCRIBE} {beginning(scene, self.begun, rng)}".rstrip()
+            pictures.append(Picture(shown, prompt, number, dict(names=scene.names, scene=scene)))
         return pictures
 
     def named(self, caption: str) -> set[str]:
@@ -130,3 +149,19 @@ class Chair(ImageTask):
             hit=float(len(named & real)),
             words=float(len(re.findall(r"\w+", answer))),
         )
+
+
+def beginning(scene: Scene, begun: str, rng: np.random.Generator) -> str:
+    """The words that a caption of the scene begins with: none, all that is there, or one thing that
+    is not."""
+    if begun == "true":
+        return scenes.caption(scene).removesuffix(" .") + " and"
+    if begun != "false":
+        return ""
+    absent = [name for name in OBJECTS if name not in scene.names]
+    missing = [PARTNER[n] for n in sorted(scene.names) if PARTNER.get(n) in absent]
+    name = str(rng.choice(missing or absent))
+    taken = {t.cell for t in scene.things}
+    row, column = divmod(int(rng.choice([c for c in range(9) if c not in taken])), 3)
+    thing = Thing(name, str(rng.choice(list(COLORS))), row, column)
+    return scenes.caption(Scene((thing,), 0)).removesuffix(" .") + " and"

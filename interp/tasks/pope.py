@@ -13,6 +13,7 @@ import numpy as np
 from interp import scenes
 from interp.errors import InputError
 from interp.scenes import OBJECTS, PARTNER, Scene
+from interp.scenes.damage import check
 from interp.support.json_text import parse
 from interp.tasks.images import ImageTask, Picture
 
@@ -30,12 +31,19 @@ class Pope(ImageTask):
     Args:
         split: random, popular, adversarial, or "all", a third of the scenes each.
         world: "usual" scenes, or "broken" ones, in which companions are missing.
+        damage: what the pictures lost, "noise", "blur", "contrast" or "faint"; None for nothing.
+        level: 1 to 3, how much of it.
+        leading: the question supposes what it asks for: "this is a picture of a chair . is there a
+            chair ?"
         each: questions of yes a scene, at most; as many of no.
         records: problems of a file.
     """
 
     split: str = "all"
     world: str = "broken"
+    damage: str | None = None
+    level: int = 2
+    leading: bool = False
     each: int = 3
     records: tuple[Picture, ...] | None = None
 
@@ -60,6 +68,7 @@ class Pope(ImageTask):
             )
         if self.world not in WORLDS:
             raise InputError(f"The scenes of pope are usual or broken, not {self.world!r}.")
+        check(self.damage, self.level)
 
     @classmethod
     def from_file(cls, path: str | Path, images: str | Path) -> Pope:
@@ -108,10 +117,13 @@ class Pope(ImageTask):
             rng = np.random.default_rng([seed, number])
             scene = WORLDS[self.world](rng)
             split = SPLITS[number % 3] if self.split == "all" else self.split
-            picture = scenes.render(scene)
+            picture = scenes.damaged(scene, self.damage, self.level, number)
             for name, label in self.questions(scene, split, rng):
                 info = dict(label=label, object=name, split=split, names=scene.names, scene=scene)
-                pictures.append(Picture(picture, scenes.question(name), number, info))
+                asked = scenes.question(name)
+                if self.leading:
+                    asked = f"this is a picture of a {name} . {asked}"
+                pictures.append(Picture(picture, asked, number, info))
             number += 1
         return pictures[:n]
 

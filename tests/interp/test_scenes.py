@@ -8,8 +8,9 @@ import itertools
 import numpy as np
 import pytest
 
+import interp
 from interp import scenes
-from interp.scenes import COLORS, OBJECTS, PARTNER, Scene, Thing
+from interp.scenes import COLORS, OBJECTS, PARTNER, Scene, Thing, damage
 from interp.scenes.render import CELL, SIZE, ground, pixels, sprites
 from interp.scenes.words import WORDS
 from interp.scenes.world import TOGETHER
@@ -86,3 +87,28 @@ def test_a_picture_is_its_background_but_where_things_are() -> None:
     assert np.allclose(ratio, 0.25, atol=0.03)
     assert scenes.render(Scene((thing,), 5)).size == (SIZE, SIZE)
     assert scenes.render(Scene((thing,), 5), 96).size == (96, 96)
+
+
+def test_damage_takes_away_more_from_level_to_level() -> None:
+    """What is left of the things: correlation of the picture's difference from its empty ground
+    with that of the undamaged one falls from level to level, in each kind."""
+    scene = scenes.usual(np.random.default_rng(5))
+    bare = pixels(Scene((), scene.ground)).astype(float)
+    whole = (pixels(scene) - bare).ravel()
+    assert whole.any()
+    for kind in damage.KINDS:
+        series = [scenes.damaged(scene, kind, level, 3) for level in damage.LEVELS]
+        again = [scenes.damaged(scene, kind, level, 3) for level in damage.LEVELS]
+        assert [one.tobytes() for one in series] == [one.tobytes() for one in again]
+        left = [float((np.asarray(one) - bare).ravel() @ whole / (whole @ whole)) for one in series]
+        apart = [np.abs(np.asarray(one, dtype=float) - pixels(scene)).mean() for one in series]
+        assert apart == sorted(apart) and apart[0] > 0
+        if kind != "noise":  # which is beside the things, not less of them
+            assert left == sorted(left, reverse=True) and left[0] < 1
+    assert (np.asarray(scenes.damaged(scene, None)) == pixels(scene)).all()
+
+
+@pytest.mark.parametrize(("kind", "level"), [("rain", 1), ("blur", 0), ("blur", 4)])
+def test_no_such_damage(kind: str, level: int) -> None:
+    with pytest.raises(interp.errors.InputError):
+        scenes.damaged(scenes.usual(np.random.default_rng(0)), kind, level)

@@ -346,3 +346,34 @@ def test_on_the_command_line(tmp_path: Path) -> None:
         made = run(*arguments)
         assert isinstance(made.exception, (InputError, SystemExit)), arguments
         assert says in str(made.exception) or says in made.output, (arguments, made.output)
+
+
+def test_captions_that_are_begun() -> None:
+    """True: exactly what is there; false: one thing, which is not, a missing companion if there is
+    one. Both leave the scene and its picture as they are."""
+    plain, true, false = (Chair(begun=b).problems(40) for b in ("", "true", "false"))
+    for a, b, c in zip(plain, true, false, strict=True):
+        assert a.info["names"] == b.info["names"] == c.info["names"]
+        assert b.prompt.startswith(a.prompt) and b.prompt.endswith(" and")
+        assert set(scenes.mentions(b.prompt)) == a.info["names"]
+        (invented,) = scenes.mentions(c.prompt)
+        assert invented not in a.info["names"]
+        missing = {PARTNER[n] for n in a.info["names"] if n in PARTNER} - a.info["names"]
+        assert invented in missing or not missing
+        place = c.prompt.removesuffix(" and").split()[-2:]
+        assert " ".join(place) not in {t.place for t in a.info["scene"].things}
+        assert (np.asarray(a.image) == np.asarray(c.image)).all()
+
+
+def test_damaged_pictures_and_leading_questions() -> None:
+    whole, blurred = Chair().problems(3), Chair(damage="blur", level=3).problems(3)
+    for a, b in zip(whole, blurred, strict=True):
+        assert a.prompt == b.prompt and a.info["names"] == b.info["names"]
+        assert (np.asarray(a.image) != np.asarray(b.image)).any()
+    for a, b in zip(Pope().problems(9), Pope(leading=True).problems(9), strict=True):
+        assert b.prompt == f"this is a picture of a {a.info['object']} . {a.prompt}"
+    for bad in (dict(damage="rain"), dict(level=4), dict(begun="half")):
+        with pytest.raises(InputError):
+            Chair(**bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError):
+        Pope(damage="rain")

@@ -1,0 +1,241 @@
+"""Which heads of smol-llava see, and do they matter? The heads that stand highest on each score,
+their overlaps, and what captions and text lose without them, beside random heads.
+
+    python examples/vision_heads.py --out examples/vision_heads.json
+
+Zeroes the top 16 heads of each score, and 20 random draws of as many heads of the same layers, and
+measures the loss of true captions (nats a token, teacher-forced), the F1 of the objects of greedy
+captions, and on text alone the loss of a second reading of 32 random words (induction). Writes the
+JSON and prints the tables as markdown; with --page docs/results.md they go between that page's
+markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from edit_table import _cpu, put
+
+import interp
+from interp.edits import VHR
+from interp.evaluation.pictures import counted, plain, ratios
+from interp.inputs.forward import forward
+from interp.scenes import caption, render, usual
+from interp.scenes.words import DESCRIBE
+from interp.tasks.chair import Chair
+from interp.vision.prompts import with_images
+from interp_hooks import HookedModel
+
+BEGIN, END = "<!-- vision heads: begin -->", "<!-- vision heads: end -->"
+TOP, DRAWS = 16, 20
+#: score → what its heads do; the last four are read on text alone
+SCORES = {
+    "gaze": "look at the thing that is named next",
+    "image_retrieval": "look from a question at the thing asked about",
+    "image_mass": "give the image most attention",
+    "vhd": "change most when the image is taken away",
+    "visual_nonsink_ratio": "look past the visual sinks",
+    "induction": "continue a repeated text",
+    "retrieval_forced": "copy an answer out of a text",
+    "previous_token": "look at the token before",
+    "sink": "rest on the first token",
+}
+TEXT = ("induction", "retrieval_forced", "previous_token", "sink")
+
+
+def scan(model: HookedModel, samples: int, seed: int) -> pd.DataFrame:
+    """Every score by head."""
+    atlas = interp.scan(model, scores=list(SCORES), samples=samples, seed=seed, context=512)
+    frame = atlas.to_frame()
+    return frame[frame.layer >= 0].reset_index(drop=True)
+
+
+def top(scores: pd.DataFrame, name: str) -> list[tuple[int, int]]:
+    best = scores.dropna(subset=[name]).sort_values(name, ascending=False).head(TOP)
+    return [(int(la), int(h)) for la, h in zip(best.layer, best["head"], strict=True)]
+
+
+def drawn(heads: list[tuple[int, int]], model: HookedModel, seed: int) -> torch.Tensor:
+    """(1 + draws, layers, heads) bool: the set, then as many heads of the same layers at random.
+    A draw may hold heads of the set: where it takes most of a layer there are no others."""
+    sets = torch.zeros(1 + DRAWS, model.n_layers, model.n_heads, dtype=torch.bool)
+    for layer, head in heads:
+        sets[0, layer, head] = True
+    counts = sets[0].sum(-1).tolist()
+    for draw in range(DRAWS):
+        rng = np.random.default_rng([seed, draw])
+        for layer, n in enumerate(counts):
+            sets[1 + draw, layer, rng.permutation(model.n_heads)[:n]] = True
+    return sets
+
+
+def zeroed(sets: torch.Tensor) -> VHR:
+    """z ← 0 in the set of each row of a batch."""
+    return VHR(alpha=0.0, selected=sets, scope="all")
+
+
+@torch.no_grad()
+def caption_loss(model: HookedModel, sets: torch.Tensor, n: int, seed: int) -> np.ndarray:
+    """(sets, pictures): nats a token of the true caption, the end among them."""
+    losses = []
+    for i in range(n):
+        scene = usual(np.random.default_rng([seed, 5, i]))
+        text = f"{DESCRIBE} {caption(scene)}{model.tokenizer.eos_token}"
+        inputs = with_images(model, [text], [[render(scene)]])
+        prompt = with_images(model, [DESCRIBE], [[render(scene)]])["input_ids"].shape[1]
+        rows = {k: v.expand(len(sets), *v.shape[1:]) for k, v in inputs.items()}
+        ids, mask = rows.pop("input_ids"), rows.pop("attention_mask")
+        keep = ids.shape[1] - prompt + 1
+        with model.edit(zeroed(sets)):
+            logits = forward(model, ids, mask, keep=keep, **rows)[:, -keep:-1]
+        target = ids[:, prompt:]
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), target.flatten(), reduction="none"
+        )
+        losses.append(loss.view(len(sets), -1).mean(1).numpy())
+    return np.stack(losses, 1)
+
+
+@torch.no_grad()
+def caption_f1(model: HookedModel, sets: torch.Tensor, n: int, seed: int) -> np.ndarray:
+    """(sets,): F1 of the objects that greedy captions of n usual scenes name."""
+    task = Chair(world="usual")
+    problems = task.problems(n, 1000 + seed)
+    said: list[list[str]] = [[] for _ in sets]
+    for problem in problems:
+        inputs = with_images(model, [problem.prompt], [[problem.image]])
+        rows = {k: v.expand(len(sets), *v.shape[1:]).contiguous() for k, v in inputs.items()}
+        with model.edit(zeroed(sets)):
+            ids = plain(model, rows, task.max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+        for texts, one in zip(said, model.tokenizer.batch_decode(ids, True), strict=True):
+            texts.append(one)
+    return np.array([float(ratios(task, counted(task, problems, s))["object F1"][0]) for s in said])
+
+
+@torch.no_grad()
+def repeat_loss(model: HookedModel, sets: torch.Tensor, n: int, seed: int) -> np.ndarray:
+    """(sets, texts): nats a token of the second reading of 32 random tokens, no image."""
+    losses = []
+    for i in range(n):
+        rng = np.random.default_rng([seed, 6, i])
+        words = torch.from_numpy(rng.integers(100, 40_000, 32))
+        ids = torch.cat([torch.tensor([model.tokenizer.bos_token_id]), words, words])[None]
+        rows = ids.expand(len(sets), -1)
+        with model.edit(zeroed(sets)):
+            logits = forward(model, rows, torch.ones_like(rows), keep=33)[:, -33:-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), rows[:, 33:].flatten(), reduction="none"
+        )
+        losses.append(loss.view(len(sets), -1).mean(1).numpy())
+    return np.stack(losses, 1)
+
+
+def measure(n: int, seed: int, model: HookedModel | None = None, samples: int = 32) -> Any:
+    model = model or interp.load("smol-llava")
+    start = time.time()
+    scores = scan(model, samples, seed)
+    print(f"scan ({time.time() - start:.0f} s)", flush=True)
+    sets = {name: top(scores, name) for name in SCORES}
+    none = torch.zeros(1, model.n_layers, model.n_heads, dtype=torch.bool)
+    whole = {
+        "caption loss": caption_loss(model, none, n, seed)[0].mean(),
+        "caption F1": caption_f1(model, none, n, seed)[0],
+        "repeat loss": repeat_loss(model, none, n, seed)[0].mean(),
+    }
+    found: dict[str, Any] = {}
+    for name, heads in sets.items():
+        start = time.time()
+        masks = drawn(heads, model, seed)
+        found[name] = dict(
+            heads=[f"L{la}H{h}" for la, h in heads],
+            values=[round(float(v), 4) for v in scores[name].nlargest(TOP)],
+            losses={
+                "caption loss": caption_loss(model, masks, n, seed).mean(1).tolist(),
+                "caption F1": caption_f1(model, masks, n, seed).tolist(),
+                "repeat loss": repeat_loss(model, masks, n, seed).mean(1).tolist(),
+            },
+        )
+        print(f"{name} ({time.time() - start:.0f} s)", flush=True)
+    overlaps = {a: {b: len(set(sets[a]) & set(sets[b])) for b in sets} for a in sets}
+    total = model.n_layers * model.n_heads
+    return dict(
+        model=model.name, n=n, seed=seed, top=TOP, draws=DRAWS, heads=total,
+        expected_overlap=TOP * TOP / total, untouched={k: float(v) for k, v in whole.items()},
+        sets=found, overlaps=overlaps, date=time.strftime("%Y-%m-%d"),
+        machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
+        versions={p: version(p) for p in ("torch", "transformers", "interp")},
+    )  # fmt: skip
+
+
+def rank(values: list[float], worse: int) -> str:
+    """The set's value, the random draws' range, and how many of them do at least as much harm;
+    worse: 1 where more is worse, −1 where less is."""
+    own, others = values[0], np.array(values[1:])
+    more = int((worse * others >= worse * own).sum())
+    return f"{own:.2f} ({others.min():.2f} … {others.max():.2f}; {more} of {len(others)})"
+
+
+def render_table(result: dict[str, Any]) -> str:
+    """Markdown: what is lost without each set, then the overlaps."""
+    base = result["untouched"]
+    lines = [
+        "| top 16 by | heads that … | caption loss | caption F1 | loss of a repeated text |",
+        "|---|---|---|---|---|",
+        f"| none | | {base['caption loss']:.2f} | {base['caption F1']:.2f} | "
+        f"{base['repeat loss']:.2f} |",
+    ]
+    for name, one in result["sets"].items():
+        cells = [
+            rank(one["losses"][m], w)
+            for m, w in (("caption loss", 1), ("caption F1", -1), ("repeat loss", 1))
+        ]
+        lines.append(f"| `{name}` | {SCORES[name]} | " + " | ".join(cells) + " |")
+    names = list(result["sets"])
+    shared = ["| | " + " | ".join(f"`{n}`" for n in names) + " |", "|---|" + "---|" * len(names)]
+    for a in names:
+        row = [str(result["overlaps"][a][b]) if a != b else "" for b in names]
+        shared.append(f"| `{a}` | " + " | ".join(row) + " |")
+    about = (
+        f"{result['n']} pictures (texts) a number; {result['machine']}, {result['date']}, seed "
+        f"{result['seed']}, float32 ([all numbers](../examples/vision_heads.json))."
+    )
+    return "\n".join(
+        [
+            *lines, "",
+            f"In brackets: {result['draws']} random draws of as many heads of the same layers, "
+            "from the least value to the most, and how many of them do as much harm.", "",
+            f"Heads that two sets share, of 16 (chance: {result['expected_overlap']:.1f}):", "",
+            *shared, "", about,
+        ]
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=48, help="pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default="examples/vision_heads.json")
+    parser.add_argument("--page", help="a page to put the tables into: docs/results.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = measure(arguments.n, arguments.seed)
+    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    Path(arguments.out).write_text(text, encoding="utf-8")
+    print(render_table(result))
+    if arguments.page:
+        page = Path(arguments.page)
+        filled = put(page.read_text(encoding="utf-8"), render_table(result), BEGIN, END)
+        page.write_text(filled, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
