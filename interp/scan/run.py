@@ -427,7 +427,9 @@ def plan_scan(
     own = own_rows(inputs)
     alone = sees_alone(hooked)
     if alone:
-        texts = dict(text=text, prompt=prompt, format=format, haystack=haystack, needle=needle)
+        texts: dict[str, Any] = dict(
+            text=text, prompt=prompt, format=format, haystack=haystack, needle=needle
+        )
         texts.update(context=context, inputs=inputs, question=question, extrapolate=extrapolate)
         pictures_alone.refuse_text(hooked, **texts)
     if hooked.tokenizer is None and own is None and not alone:
