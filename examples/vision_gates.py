@@ -176,7 +176,7 @@ def render_table(result: dict[str, Any]) -> str:
         about += f". By patch, counted from 0 line by line, and share of pictures: {where}"
     date = (
         f"{result['n']} problems a row; {result['machine']}, {result['date']}, seed "
-        f"{result['seed']}, float32 ([all numbers](../examples/vision_gates.json))."
+        f"{result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_gates.json))."
     )
     return "\n".join([about + ".", "", *lines, "", *asks, "", date])
 
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--page", help="a page to put the tables into: docs/results.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = interp.load(arguments.model)
+    model = interp.load(arguments.model, dtype="bfloat16")
     found: dict[str, Any] = {}
     for name, task in sources().items():
         if arguments.only is not None and name not in arguments.only:

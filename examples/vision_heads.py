@@ -145,7 +145,7 @@ def repeat_loss(model: HookedModel, sets: torch.Tensor, n: int, seed: int) -> np
 
 
 def measure(n: int, seed: int, model: HookedModel | None = None, samples: int = 32) -> Any:
-    model = model or interp.load("smol-llava")
+    model = model or interp.load("smol-llava", dtype="bfloat16")
     start = time.time()
     scores = scan(model, samples, seed)
     print(f"scan ({time.time() - start:.0f} s)", flush=True)
@@ -211,7 +211,7 @@ def render_table(result: dict[str, Any]) -> str:
         shared.append(f"| `{a}` | " + " | ".join(row) + " |")
     about = (
         f"{result['n']} pictures (texts) a number; {result['machine']}, {result['date']}, seed "
-        f"{result['seed']}, float32 ([all numbers](../examples/vision_heads.json))."
+        f"{result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_heads.json))."
     )
     return "\n".join(
         [

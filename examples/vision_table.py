@@ -322,7 +322,7 @@ def measure(
     state: Path | None = None,
 ) -> dict[str, Any]:
     """Every task under every method and its twin."""
-    model = model or interp.load("smol-llava")
+    model = model or interp.load("smol-llava", dtype="bfloat16")
     rows = rows_of(model, scan_scores(model, state), seed)
     rows = {k: v for k, v in rows.items() if only is None or k in only}
     methods: dict[str, dict[str, Any]] = {name: {} for name in ("greedy", *rows)}
@@ -371,7 +371,7 @@ def render_table(result: dict[str, Any]) -> str:
             less.append(f"| {label} | " + " | ".join(differences) + " |")
     about = (
         f"{result['n']} problems a task; {result['machine']}, {result['date']}, seed "
-        f"{result['seed']}, float32 ([all numbers](../examples/vision_table.json))."
+        f"{result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_table.json))."
     )
     return "\n".join(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InputError, ModelError
 from interp.models import cache, eyes, fetch, gguf, placing
 from interp.models.classes import class_of
+from interp.models.image_processors import image_processor
 from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def load(
         tokenizer: needed only for loaded objects that carry none.
         revision: hub revision.
         trust_remote_code: run the repository's own code; off unless asked for.
-        processor: of a loaded vision-language model; from a name or folder it comes along.
+        processor: of a loaded vision-language model, or the image processor of one that reads
+            pictures alone; from a name or folder it comes along.
         layout: names of modules, for a HuggingFace architecture that has its own
             (docs/extending.md).
         device_map: spread over devices by accelerate, in place of `device`: "auto", "balanced",
@@ -74,7 +77,7 @@ def load(
     """
 
     from interp_hooks.hooking import hook
-    from interp_hooks.huggingface.images import image_token
+    from interp_hooks.huggingface.images import image_token, sees_alone
     from interp_kernels import BackendError, check_backend
 
     try:
@@ -117,7 +120,12 @@ def load(
         tokenizer = own.tokenizer if tokenizer is None else tokenizer
     else:
         module = _pretrained(found.target, found.name, place, revision, trust_remote_code)
-        if processor is None and getattr(module.config, "vision_config", None) is not None:
+        alone = image_token(module.config) is None and sees_alone(
+            module, inspect.signature(module.forward).parameters
+        )
+        if processor is None and alone:
+            processor = image_processor(found.target, found.name, revision, trust_remote_code)
+        elif processor is None and getattr(module.config, "vision_config", None) is not None:
             try:
                 processor = _processor(found.target, found.name, revision, trust_remote_code)
             except ModelError:

@@ -10,6 +10,9 @@ import torch
 
 from interp_kernels import Mask
 
+#: the tower of streams that a module attends with beside its main one
+STREAMS = "ngram"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -42,6 +45,12 @@ class Site:
     def is_main(self) -> bool:
         """Self-attention of the main tower: what a layer number alone means."""
         return self.tower in ("", "text") and self.kind == "self"
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it attends for streams beside the main one, (batch · streams) rows that see keys
+        of their own after those of the text (ProphetNet's n-grams)."""
+        return self.tower == STREAMS
 
     def kv_head(self, head: int) -> int:
         """The key/value head that query head `head` reads."""

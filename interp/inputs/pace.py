@@ -3,12 +3,13 @@ from short timed runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.errors import InputError, InterpError
 from interp.inputs.forward import forward
 from interp.support.progress import timed
 from interp_hooks.question import Question
@@ -74,9 +75,57 @@ class Pace:
     def _fit(self, run: Callable[[torch.Tensor], Any]) -> tuple[float, float]:
         """(a, b). The faster of two runs counts, as other work on the machine only slows them."""
         lengths = sorted({min(n, len(self._ids)) for n in (SHORT, LONG)})
-        run(self._ids[None, : lengths[0]])  # the first run of a kind is slow
+        try:
+            run(self._ids[None, : lengths[0]])  # the first run of a kind is slow
+        except InterpError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:  # CLIP wants a picture beside it
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"{self.model.name} does not run on text alone: {reason}") from error
         each = [
             min(timed(partial(run, self._ids[None, :n])) for _ in range(2)) / n for n in lengths
         ]
         slope = max(0.0, (each[-1] - each[0]) / max(1, lengths[-1] - lengths[0]))
         return max(each[-1] - slope * lengths[-1], 0.3 * each[-1]), slope
+
+
+class PicturePace(Pace):
+    """`Pace` of a model that reads pictures alone: all of one size, so seconds are in proportion to
+    the patches.
+
+    Args:
+        model: what runs.
+        inputs: of a picture.
+        slots: the tokens that it makes of the picture.
+        names: as in `Pace`.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        inputs: Mapping[str, Any],
+        slots: int,
+        names: frozenset[str] = frozenset(),
+    ):
+        super().__init__(model, torch.zeros(0, dtype=torch.long), names)
+        self._inputs, self._slots = inputs, slots
+
+    def plain(self, rows: int, length: int) -> float:
+        return self._seconds("plain", lambda: self.model(**self._inputs)) * rows * length
+
+    def watched(self, rows: int, length: int) -> float:
+        def run() -> None:
+            with self.model.watch(self._question, lambda stats: None):
+                self.model(**self._inputs)
+
+        return self._seconds("watched", run) * rows * length
+
+    def step(self) -> float:
+        raise TypeError("A model that reads pictures alone takes no decode steps.")
+
+    def _seconds(self, name: str, run: Callable[[], Any]) -> float:
+        """Seconds of a run, a slot."""
+        if name not in self._fits:
+            run()  # the first run of a kind is slow
+            self._fits[name] = (min(timed(run) for _ in range(2)) / self._slots, 0.0)
+        return self._fits[name][0]

@@ -47,7 +47,13 @@ class ProbeBatch:
         """The work of a forward, in tokens; a vision tower's are as many again as its picture's in
         the prompt."""
         image = self.info.get("image")
-        return self.input_ids.numel() + (0 if image is None else int(image.sum()))
+        seen = self.info.get("slots", 0) if image is None else int(image.sum())
+        return self.input_ids.numel() + seen
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row: of the prompt, or of the picture where there is none."""
+        return self.input_ids.shape[1] or int(self.info.get("slots", 0))
 
 
 #: who gets each layer's statistics
@@ -88,8 +94,7 @@ class Probe(ABC):
 
     def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
         """How long a run of the batch takes, for the plan."""
-        length = batch.input_ids.shape[1]
-        return pace.watched(1, length) * batch.tokens / length
+        return pace.watched(1, batch.length) * batch.tokens / batch.length
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         """How many forwards of how many tokens, for the plan."""

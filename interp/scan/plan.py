@@ -12,14 +12,18 @@ import torch
 from interp.atlas import REPORT_SECONDS
 from interp.errors import ContextError, InputError, TapError
 from interp.inputs.context import check_context
-from interp.inputs.pace import LONG, Pace
+from interp.inputs.pace import LONG, Pace, PicturePace
 from interp.probes import catalogue as probes
+from interp.probes.image import image_batch
 from interp.probes.needle import settled
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
+from interp.scan import pictures_alone
 from interp.scan.massive import CONTEXT
 from interp.scores.score import ModelScore, Score
+from interp.vision.pixels import assumed
 from interp.vision.prompts import needs_images, takes_images
+from interp.vision.towers import picture_tower, sees_alone
 from interp.vision.words import CAPTION, PICTURES
 from interp_hooks.question import ROW
 
@@ -41,7 +45,9 @@ class Plan:
         settings: Settings,
         extrapolate: bool = False,
     ):
-        check_context(model, settings.context, extrapolate)
+        self._pictures_alone, self._picture_tower = sees_alone(model), picture_tower(model)
+        if not self._pictures_alone:
+            check_context(model, settings.context, extrapolate)
         if settings.samples < 1 or settings.context < 32:
             raise InputError("A scan needs at least 1 sample and a context of at least 32 tokens.")
         self.model, self.scores, self.settings, self.extrapolate = (
@@ -51,6 +57,8 @@ class Plan:
             extrapolate,
         )
         self.notes: list[str] = []
+        if self._pictures_alone and (said := assumed(model)):
+            self.notes.append(said)
         if any(probes.get(s.probe).posed for s in scores if not isinstance(s, ModelScore)):
             self._settle()
             settings = self.settings
@@ -109,12 +117,16 @@ class Plan:
 
     def _longest(self) -> int:
         """The longest row that is run."""
-        lengths = [b.input_ids.shape[1] for batches in self._batches.values() for b in batches]
+        lengths = [b.length for batches in self._batches.values() for b in batches]
         own = [min(s.length or 256, self.settings.context) for s in self._own]
         return max([*lengths, *own])
 
     def _pace(self) -> Pace:
-        """Timed runs on a text, or on a user's own tokens."""
+        """Timed runs on a text, on a user's own tokens, or on a picture alone."""
+        if self._pictures_alone:
+            (one,) = self.settings.pictures.inputs(self.model, limit=1)
+            batch = image_batch(self.model, one)
+            return PicturePace(self.model, batch.extra, batch.length)
         length = min(LONG, self.settings.context)
         rows = replace(self.settings, text=None, samples=1).rows(self.model.tokenizer, length)
         ids = torch.tensor(rows[0])
@@ -161,6 +173,7 @@ class Plan:
             k: v
             for k, v in asdict(self.settings).items()
             if k not in ("seed", "text", "inputs")
+            and not (k == "context" and self._pictures_alone)
             and v is not None
             and v is not False
             and v != "auto"
@@ -194,7 +207,9 @@ def fitting(
     folder: str | Path | None = None,
 ) -> list[Score]:
     """The scores that the model can have. Raises `InputError` for one that was `named` and needs
-    images, or scenes where the pictures are a folder's."""
+    images, text that the model does not read, or scenes where the pictures are a folder's."""
+    if sees_alone(model):
+        return pictures_alone.of_tower(model, scores, named)
     for score in scores:
         if score.name in named and score.needs_images:
             needs_images(model, f"The score {score.name}")

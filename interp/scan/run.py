@@ -20,6 +20,7 @@ from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.results import starting_tokens
 from interp.results.head_table_files import HEAD
+from interp.scan import pictures_alone
 from interp.scan.massive import CONTEXT, SECONDARY, massive_of
 from interp.scan.notes import floors, kept, measured, notes, outcome_name
 from interp.scan.pictures import check_drawn, drawn
@@ -34,8 +35,9 @@ from interp.support.progress import Clock, bar
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
 from interp.vision.prompts import needs_image_tokens, needs_images
+from interp.vision.towers import sees_alone
 from interp.vision.words import chosen
-from interp_hooks.call import Site
+from interp_hooks.call import STREAMS, Site
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.recording import LayerStats
 
@@ -246,7 +248,8 @@ class Scan(Plan):
         by_tower: dict[str, Question] = {}
         for score in scores:
             by_tower[score.tower] = by_tower.get(score.tower, Question()) | score.ask(batch)
-        if not any(s.needs_images for s in scores):
+        beside = any(site.is_stream for site in self.model.sites)
+        if not any(s.needs_images for s in scores) and not beside:
             return by_tower[""]
         names = frozenset(n for q in by_tower.values() for n in q.names)
         calls = any(q.call for q in by_tower.values())
@@ -254,8 +257,12 @@ class Scan(Plan):
         return SiteQuestion(
             names=names,
             call=calls,
-            choose=lambda site: by_tower.get("vision" if site.tower == "vision" else "", silent),
+            choose=lambda site: by_tower.get(_tower_asked(self._role(site)), silent),
         )
+
+    def _role(self, site: Site) -> str:
+        """The tower that a site is of to scores: "vision" for all of a plain ViT, else its own."""
+        return "vision" if site.tower == self._picture_tower else site.tower
 
     def _probe(
         self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int
@@ -269,13 +276,13 @@ class Scan(Plan):
         whole: dict[str, list[LayerStats]] = {s.name: [] for s in late}
 
         def note(stats: LayerStats) -> None:
-            if stats.site.kind != "self":
+            if stats.site.kind != "self" or stats.site.is_stream:
                 return
             if decoded:
                 steps.setdefault(stats.site, []).append(stats)
-            for passed in (s for s in late if s.at(stats.site.tower)):
+            for passed in (s for s in late if s.at(self._role(stats.site))):
                 whole[passed.name].append(stats)
-            for score in (s for s in now if s.at(stats.site.tower)):
+            for score in (s for s in now if s.at(self._role(stats.site))):
                 records.extend(_records(score, stats.site, score.measure(stats, batch), first))
             if not decoded:
                 stats.call = None  # not kept until the forward's end
@@ -299,7 +306,8 @@ class Scan(Plan):
         from interp.results.frame import rows_of
 
         index = ["tower", "kind", "layer", "head"]
-        frame = rows_of(s for s in self.model.sites if s.kind == "self")
+        own = (s for s in self.model.sites if s.kind == "self" and not s.is_stream)
+        frame = rows_of(own)
         for score in self.scores:
             mine = records[records.score == score.name]
             values = mine.groupby(index, sort=False)["value"]
@@ -307,6 +315,11 @@ class Scan(Plan):
             summary[f"{score.name}_stderr"] = values.sem()
             frame = frame.merge(summary.reset_index(), on=index, how="left")
         return frame
+
+
+def _tower_asked(role: str) -> str:
+    """The tower whose scores ask a site; that of streams beside the text is asked by none."""
+    return role if role in ("vision", STREAMS) else ""
 
 
 def job_steps(plan: Plan, job: Job) -> int:
@@ -355,7 +368,8 @@ def plan_scan(
         model: a `HookedModel`, or anything `interp.load` takes.
         scores: "default", "all", or names; "-name" takes one out, as in "all,-importance".
         context: tokens of the text rows and the longest needle prompt; by default 1024, or the
-            model's limit if that is lower.
+            model's limit if that is lower. A model that reads pictures alone (ViT) takes no setting
+            of texts.
         samples: rows or problems a probe.
         seed: of the rows and problems.
         text: a text file to read instead of the generated prose.
@@ -407,10 +421,17 @@ def plan_scan(
     selection = fitting(hooked, selection, asked_by_name(scores), images)
     if sought is not None:
         check_drawn(selection)
-    if images is not None or prompt is not None:
+    if (images is not None or prompt is not None) and not sees_alone(hooked):
         needs_images(hooked, "images=" if images is not None else "prompt=")
     own = own_rows(inputs)
-    if hooked.tokenizer is None and own is None:
+    alone = sees_alone(hooked)
+    if alone:
+        texts: dict[str, Any] = dict(
+            text=text, prompt=prompt, format=format, haystack=haystack, needle=needle
+        )
+        texts.update(context=context, inputs=inputs, question=question, extrapolate=extrapolate)
+        pictures_alone.refuse_text(hooked, **texts)
+    if hooked.tokenizer is None and own is None and not alone:
         raise InputError(
             f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...), or "
             "token ids as inputs=."
@@ -433,7 +454,11 @@ def plan_scan(
         force,
         sought,
     )
-    return Scan(hooked, selection, settings, extrapolate)
+    scan = Scan(hooked, selection, settings, extrapolate)
+    if alone:
+        named = asked_by_name(scores)
+        pictures_alone.check_defined(hooked, scan.scores, scan._batches, scan.notes, named)
+    return scan
 
 
 def scan_heads(

@@ -24,7 +24,7 @@ TOP = 10
 class CLSOutlier(PassScore):
     """Σ_{j∈O} A[CLS, j] / Σ_{j∈patches} A[CLS, j], O the k = 10 patches of the picture that the
     class token attends to most, on the mean over heads of the layer whose features the language
-    model gets.
+    model gets; the last layer of a model that reads pictures alone.
 
     A head that spreads evenly over n patches has 10/n. DAMRO finds O with one softmax over the full
     width instead of the mean over heads. Towers without a class token before a grid of patches
@@ -46,6 +46,13 @@ class CLSOutlier(PassScore):
     tower = "vision"
     undefined = "the vision tower has no class token before a grid of patches"
 
+    def defined(self, batch: ProbeBatch) -> bool:
+        grids = batch.info.get("grids")
+        if grids is None:
+            return True
+        last = grids[feature_layer(batch.info["config"], len(grids))] if grids else None
+        return last is not None and last.has_cls
+
     def ask(self, batch: ProbeBatch) -> Question:
         return Question(
             received={"cls": Received(torch.tensor([[True]]))}
@@ -59,7 +66,7 @@ class CLSOutlier(PassScore):
         last = layers[feature_layer(config, len(layers))].received[
             "cls"
         ]  # (pictures, heads, slots)
-        grid = patch_grid(config, last.shape[-1])
+        grid = patch_grid(config, last.shape[-1], batch.info.get("pixels"))
         for layer in layers:
             row = layer.received["cls"]
             if grid is None or not grid.has_cls:

@@ -91,6 +91,11 @@ class Score(ABC):
         """Whether heads of this tower have it, of those that the probe runs."""
         return not self.needs_images or (tower == "vision") == (self.tower == "vision")
 
+    def defined(self, batch: ProbeBatch) -> bool:
+        """Whether some head has a value on `batch`, where the batch tells (`undefined`: why
+        not)."""
+        return True
+
     def ask(self, batch: ProbeBatch) -> Question:
         """The statistics this score needs on `batch`."""
         from interp_hooks.question import Question

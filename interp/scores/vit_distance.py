@@ -13,8 +13,8 @@ from interp_hooks.recording import LayerStats
 
 class ViTDistance(Score):
     """mean_i Σ_j A_ij ‖p_i − p_j‖ / Σ_j A_ij over patches i, j at grid places p: Euclidean, in
-    patches; the class token is left out. Towers whose patches are no grid of known size have no
-    value.
+    patches; the class token and registers are left out. Towers whose patches are no grid of known
+    size have no value.
 
     Shape (pictures, heads), then the mean over a sample's pictures or tiles.
     """
@@ -35,12 +35,15 @@ class ViTDistance(Score):
     tower = "vision"
     undefined = "the vision tower's patches are no grid of known size"
 
+    def defined(self, batch: ProbeBatch) -> bool:
+        return any(batch.info.get("grids", (True,)))
+
     def ask(self, batch: ProbeBatch) -> Question:
         return Question(call=True)
 
     def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
         assert layer.call is not None and layer.call.query is not None
-        grid = patch_grid(batch.info["config"], layer.call.n_keys)
+        grid = patch_grid(batch.info["config"], layer.call.n_keys, batch.info.get("pixels"))
         if grid is None or layer.call.n_queries != layer.call.n_keys:
             return layer.call.query.new_full((batch.samples, layer.site.n_heads), torch.nan)
         return by_sample(mean_distance(layer.call, grid), batch.samples)

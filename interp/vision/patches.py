@@ -1,14 +1,15 @@
-"""The patches of a picture as a vision tower sees them: a grid, perhaps with a class token before
-it."""
+"""The patches of a picture as a vision tower sees them: a grid, perhaps with a class token and
+registers before it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp_hooks.huggingface.images import grid_of_patches
+from interp_hooks.huggingface.images import grid_of_patches, tokens_before
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -19,11 +20,13 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """`rows` × `columns` patches, read line by line, after the class token where there is one."""
+    """`rows` × `columns` patches, read line by line, after the class token where there is one, and
+    after `registers` further tokens."""
 
     rows: int
     columns: int
     has_cls: bool
+    registers: int = 0
 
     @property
     def patches(self) -> int:
@@ -32,7 +35,7 @@ class PatchGrid:
     @property
     def first(self) -> int:
         """The slot of the first patch."""
-        return int(self.has_cls)
+        return int(self.has_cls) + self.registers
 
     def places(self, device: torch.device | None = None) -> torch.Tensor:
         """(patches, 2) float: row and column of each patch."""
@@ -40,23 +43,41 @@ class PatchGrid:
         return torch.stack([index // self.columns, index % self.columns], -1).float()
 
     def cells(self, side: int) -> torch.Tensor:
-        """(slots,) int: the patches in side × side cells, numbered line by line; −1 for the class
-        token."""
+        """(slots,) int: the patches in side × side cells, numbered line by line; −1 for the
+        tokens before them."""
         row, column = self.places().T
         cell = (row * side // self.rows) * side + column * side // self.columns
         return torch.cat([torch.full((self.first,), -1), cell.long()])
 
 
-def patch_grid(config: Any, length: int) -> PatchGrid | None:
+def patch_grid(config: Any, length: int, pixels: tuple[int, int] | None = None) -> PatchGrid | None:
     """The grid of a vision tower's `length` slots, by the model's config; None where they are not
-    one picture's grid (pictures of any size, packed or resampled)."""
-    shape = grid_of_patches(getattr(config, "vision_config", None))
-    if shape is None:
+    one picture's grid (pictures of any size, packed, resampled or in random order).
+
+    `pixels`: height and width of the pictures of a model that reads pictures alone, whose config is
+    the tower's own; by default what the config says.
+    """
+    vision = getattr(config, "vision_config", None)
+    if pixels is not None and vision is None:
+        vision = config
+    shape = grid_of_patches(vision, pixels)
+    # ViTMAE shuffles its patches
+    if shape is None or getattr(vision, "mask_ratio", None) is not None:
         return None
-    rows, columns = shape
-    if length not in (rows * columns, rows * columns + 1):
+    patches, before = shape[0] * shape[1], tokens_before(vision)
+    if patches < 1 or length not in (patches, patches + before):
         return None
-    return PatchGrid(rows, columns, length > rows * columns)
+    has_cls = length > patches
+    return PatchGrid(*shape, has_cls, before - 1 if has_cls else 0)
+
+
+def picture_size(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) of the pictures among a model's inputs, (0, 0) where they are no pictures of
+    one size (patches in a row, videos)."""
+    pictures = inputs.get("pixel_values")
+    if not isinstance(pictures, torch.Tensor) or pictures.ndim != 4:
+        return (0, 0)
+    return int(pictures.shape[-2]), int(pictures.shape[-1])
 
 
 def by_sample(values: torch.Tensor, samples: int) -> torch.Tensor:
@@ -87,7 +108,7 @@ def mean_distance(call: AttentionCall, grid: PatchGrid) -> torch.Tensor:
         assert part.query is not None and part.key is not None
         far = torch.cdist(places, places[start:stop])  # (patches, rows)
         told = torch.cat([far, torch.ones_like(far[:, :1])], 1)
-        told = torch.nn.functional.pad(told, (0, 0, grid.first, 0))  # nothing of the class token
+        told = torch.nn.functional.pad(told, (0, 0, grid.first, 0))  # nothing of what is before
         value = told.expand(call.batch, kv_heads, -1, -1)
         out = attention(
             part.query.float(),

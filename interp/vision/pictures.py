@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InputError
+from interp.vision.pixels import pixels
 from interp.vision.prompts import with_images
+from interp.vision.towers import sees_alone
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +81,9 @@ class Pictures:
     def inputs(
         self, model: HookedModel, told: bool = False, limit: int | None = None
     ) -> list[dict[str, torch.Tensor]]:
-        """Inputs of each sample, a batch of one each; `limit`: the first so many. Raises
-        `InputError`."""
-        return [with_images(model, text, [shown]) for text, shown in self.pairs(told)[:limit]]
+        """Inputs of each sample, a batch of one each, without a prompt for a model that reads
+        pictures alone; `limit`: the first so many. Raises `InputError`."""
+        pairs = self.pairs(told)[:limit]
+        if sees_alone(model):
+            return [pixels(model, shown) for _, shown in pairs]
+        return [with_images(model, text, [shown]) for text, shown in pairs]

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from interp.errors import InputError
-from interp.inputs.forward import forward
-from interp.vision.patches import patch_grid
+from interp.vision.patches import patch_grid, picture_size
 from interp.vision.prompts import needs_images
+from interp.vision.towers import picture_tower, see, sees_alone
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 
@@ -50,9 +50,9 @@ def cluster_heads(
     dozen heads the codes describe these heads and no others.
 
     Args:
-        model: a vision-language model.
-        prompts: inputs with images, as `interp.vision.with_images` makes them; None for `samples`
-            rendered scenes.
+        model: a vision-language model, or one that reads pictures alone.
+        prompts: inputs with images, as `interp.vision.with_images` or the model's image processor
+            makes them; None for `samples` rendered scenes.
         clusters: how many.
         seed: of weights, starts and scenes; the same seed gives the same table.
         samples: scenes, where no prompts are given.
@@ -76,9 +76,10 @@ def cluster_heads(
 
     from interp.vision.pictures import Pictures
 
-    needs_images(model, "Clustering a vision tower's heads")
+    if not sees_alone(model):
+        needs_images(model, "Clustering a vision tower's heads")
     inputs = Pictures(samples, seed).inputs(model) if prompts is None else list(prompts)
-    heads = [h for h in model.heads if h.tower == "vision"]
+    heads = [h for h in model.heads if h.tower == picture_tower(model)]
     if not inputs or not 1 <= clusters <= len(heads):
         raise InputError(
             f"Clustering needs a prompt with an image and 1 to {len(heads)} clusters, the number "
@@ -113,13 +114,14 @@ def mean_patterns(
     from interp_kernels import Request, attention
 
     total: dict[int, torch.Tensor] = {}
+    tower, size = picture_tower(model), None
 
     def note(stats: LayerStats) -> None:
-        if stats.site.tower != "vision" or stats.site.kind != "self":
+        if stats.site.tower != tower or stats.site.kind != "self":
             return
         call = stats.call
         assert call is not None and call.query is not None and call.key is not None
-        grid = patch_grid(model.module.config, call.n_keys)
+        grid = patch_grid(model.module.config, call.n_keys, size)
         if grid is None or min(grid.rows, grid.columns) < SIDE:
             raise InputError(
                 f"The patches of {model.name} are no grid of known size with {SIDE} or more a "
@@ -141,13 +143,13 @@ def mean_patterns(
         mass = result.stats["group_mass"][:, :, grid.first :]  # (pictures, heads, patches, cells)
         own = nn.functional.one_hot(cells[grid.first :], SIDE**2).to(mass)  # (patches, cells)
         pooled = torch.einsum("bhqk,qc->hck", mass, own)
-        pooled = pooled / pooled.sum(-1, keepdim=True).clamp_min(1e-12)
+        pooled = pooled / pooled.sum(-1, keepdim=True).clamp_min(1e-30)
         total[stats.site.layer] = total.get(stats.site.layer, torch.zeros(())) + pooled.cpu()
 
     for inputs in prompts:
-        more = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+        size = picture_size(inputs) if sees_alone(model) else None
         with model.watch(Question(call=True), note):
-            forward(model, inputs["input_ids"], inputs.get("attention_mask"), keep=1, **more)
+            see(model, inputs)
     return {layer: mean / len(prompts) for layer, mean in total.items()}
 
 

@@ -311,7 +311,7 @@ class Comparison:
         keep = rows if rows is not None and rows.shape == own.shape[:2] else slice(None)
         if (
             own.numel() != reads[0].numel()
-            or float((own.reshape(reads[0].shape) - reads[0])[keep].abs().max())
+            or float((own - reads[0].reshape(own.shape))[keep].abs().max())
             > 10 * self.allowed * scale
         ):
             self.outcomes.append(

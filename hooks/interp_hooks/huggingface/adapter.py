@@ -79,8 +79,11 @@ class HFAdapter(Adapter):
         self._between: dict[Site, Between] = {s: f.between for s, f in found if f.between}
         # a module that stands for several layers has several sites, in order of its calls
         self._turns: dict[int, list[Site]] = {}
+        # what a module attends with beside its main stream is a site of its own
+        self._streams = {id(f.module): s for s, f in found if f.stream}
         for site, f in found:
-            self._turns.setdefault(id(f.module), []).append(site)
+            if not f.stream:
+                self._turns.setdefault(id(f.module), []).append(site)
         # what makes q, k, v and reads z at each site, or why that is not known (check on load)
         self.parts: dict[Site, Parts] = {}
         self._watched: dict[Site, Watched] = {}  # attentions under watch now
@@ -108,7 +111,8 @@ class HFAdapter(Adapter):
             self.accepts -= {"position_ids"}
 
     def anchors(self) -> Sequence[tuple[torch.nn.Module, Hashable]]:
-        return [(module, name) for name, module in self._modules.items()]
+        beside = {(s.tower, s.kind, s.layer) for s in self._streams.values()}
+        return [(module, name) for name, module in self._modules.items() if name not in beside]
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
         if args:
@@ -197,7 +201,7 @@ class HFAdapter(Adapter):
             live[id(attention)] = (places[0], here if len(places) > 1 else told)
         install: Any = installed
         if self._own:
-            install = partial(own_attention.installed, plain=self._plain)
+            install = partial(own_attention.installed, plain=self._plain, streams=self._streams)
         over = note is not None or again is not None
         outer, self._forwards = self._forwards, forwards
         with ExitStack() as stack:
@@ -285,8 +289,14 @@ class HFAdapter(Adapter):
         """The module that an attention stands in."""
         return self.module.get_submodule(site.path.rpartition(".")[0])
 
+    def _beside_streams(self) -> list[Site]:
+        """The sites whose modules attend with other streams as well."""
+        return [s for key in self._streams for s in self._turns[key]]
+
     def compare_output(self, site: Site, z: torch.Tensor, out: torch.Tensor, most: float) -> None:
         parts = self.parts[site]
+        if site in self._beside_streams():
+            out = out[:, : z.shape[1]]  # the main stream comes first
         parts["z"] = self._checked.pop(site).output(z, out, most)
 
     def blocks(self) -> dict[int, torch.nn.Module]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from interp_hooks.call import AttentionCall, Site
+from interp_hooks.call import STREAMS, AttentionCall, Site
 from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import InterpError, TapError
 from interp_hooks.huggingface.called import ModuleStack
@@ -29,6 +29,8 @@ class Found:
         call: as it came.
         turn: how many forwards of the module went before in the same forward of the model.
         between: what stands between its heads and W_O, None for nothing.
+        stream: 0, or of the streams that a module attends with beside its main one the number
+            (ProphetNet's n-grams: all of them in one attention, 1).
     """
 
     path: str
@@ -36,6 +38,7 @@ class Found:
     call: AttentionCall
     turn: int = 0
     between: Between | None = None
+    stream: int = 0
 
 
 def interface_calls(model: Any, run: Callable[[], Any], layout: Layout) -> list[Found]:
@@ -118,6 +121,8 @@ def _placed(f: Found, two_stacks: bool, shared: bool, layout: Layout) -> Site:
         # vision towers and encoders number nothing, or start from 0 as the decoder does
         tower = "vision" if layout.named(f.path, "vision") else "encoder"
     size = f.call.site
+    if f.stream:
+        tower = STREAMS
     layer = UNNUMBERED if layer is None else layer
     return Site(tower, layer, kind, f.path, size.n_heads, size.n_kv_heads, size.d_head)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,13 @@ def takes_images(config: Any) -> bool:
     return image_token(config) is not None or getattr(config, "model_type", "") in MARKED
 
 
+def sees_alone(module: Any, accepts: Container[str]) -> bool:
+    """Whether a model's main input is a picture and it reads no text beside it (ViT, the vision
+    half of CLIP, DINOv2). `accepts`: the arguments of its forward."""
+    reads = any(name in accepts for name in ("input_ids", "decoder_input_ids"))
+    return getattr(module, "main_input_name", "") == "pixel_values" and not reads
+
+
 def crosses(config: Any) -> bool:
     """Whether a model reads images by cross-attention (Mllama): no token of its prompt is one's."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -84,16 +91,24 @@ def image_mask(
     return torch.isin(input_ids, torch.tensor(tokens, device=input_ids.device))
 
 
-def grid_of_patches(vision: Any) -> tuple[int, int] | None:
+def grid_of_patches(vision: Any, pixels: tuple[int, int] | None = None) -> tuple[int, int] | None:
     """Rows and columns of the patches that a vision tower cuts each picture into, by its config;
-    None where that does not say."""
-    sizes = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
+    None where that does not say. `pixels`: height and width of the pictures where they are
+    known."""
+    sizes = [pixels or getattr(vision, "image_size", None), getattr(vision, "patch_size", None)]
     if any(not size for size in sizes):
         return None
     (height, width), (tall, wide) = (
         tuple(s) if isinstance(s, (list, tuple)) else (s, s) for s in sizes
     )
     return int(height) // int(tall), int(width) // int(wide)
+
+
+def tokens_before(vision: Any) -> int:
+    """How many tokens stand before a vision tower's patches, where there is a class token at all:
+    that, registers (DINOv2, DINOv3), and DeiT's for distillation."""
+    distilled = getattr(vision, "model_type", "") == "deit"
+    return 1 + int(getattr(vision, "num_register_tokens", None) or 0) + distilled
 
 
 def class_tokens(vision: Any) -> int:

@@ -23,7 +23,7 @@ from interp_hooks.huggingface.called import ModuleStack
 from interp_hooks.huggingface.discovery import Found
 from interp_hooks.huggingface.layout import Layout
 from interp_hooks.huggingface.output_gate import Probe
-from interp_hooks.huggingface.own_calls import RealTokens, call_of, head_counts
+from interp_hooks.huggingface.own_calls import RealTokens, are_streams, call_of, head_counts
 from interp_hooks.huggingface.tap import OTHER_HANDLE, OTHER_THREAD, configs_of, weights_wanted
 from interp_hooks.huggingface.traced import Attention, Trace
 from interp_hooks.own_methods import wrapped
@@ -57,6 +57,7 @@ def installed(
     live: Mapping[int, tuple[Site, Callable[[AttentionCall], torch.Tensor]]],
     over: bool = False,
     plain: bool = True,
+    streams: Mapping[int, Site] | None = None,
 ) -> Iterator[None]:
     """Route what the modules of `live` (by id) compute as attention through its handlers until the
     block ends.
@@ -66,6 +67,7 @@ def installed(
         live: id of a module → its site, and who answers its calls.
         over: whether modules that are tapped already may be taken over for the time being.
         plain: whether the model is made to choose its plain attention.
+        streams: id of a module → the site of its streams beside the main one.
 
     Raises:
         TapError: another handle has a block open on some of the modules.
@@ -81,7 +83,7 @@ def installed(
             stack.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
             for module in model.modules():
                 if id(module) in live and id(module) not in outer:
-                    stack.enter_context(_tracing(module, real))
+                    stack.enter_context(_tracing(module, real, (streams or {}).get(id(module))))
             yield
     finally:
         for key in live:
@@ -90,22 +92,24 @@ def installed(
 
 
 @contextmanager
-def _tracing(module: torch.nn.Module, real: RealTokens) -> Iterator[None]:
-    """The module's forward runs under a `Trace` while the block lasts."""
+def _tracing(module: torch.nn.Module, real: RealTokens, streams: Site | None) -> Iterator[None]:
+    """The module's forward runs under a `Trace` while the block lasts. `streams`: the site of what
+    it attends with beside its main stream."""
     own = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         site, handler, thread = _LIVE[id(module)]
         if thread != threading.get_ident():
             raise TapError(OTHER_THREAD)
-        seen = 0
+        seen: list[Attention] = []
 
         def swap(attention: Attention) -> torch.Tensor:
-            nonlocal seen
-            seen += 1
-            if seen > 1:
+            beside = bool(seen)
+            if beside and (len(seen) > 1 or streams is None or not are_streams(attention, seen[0])):
                 raise TapError(_several(module))
-            call, fold = call_of(attention, module, site, 1, real)
+            seen.append(attention)
+            here = streams if beside and streams is not None else site
+            call, fold = call_of(attention, module, here, 1, real, beside)
             weights: list[torch.Tensor] = []
             if attention.shown and weights_wanted({"output_attentions": real.attentions}):
                 call = replace(call, weights=weights.append)
@@ -146,27 +150,35 @@ def discover(
 ) -> list[Found]:
     """Every attention that is recognised while `run` runs the model, in order of calls, computed
     plainly. Raises `TapError`."""
-    found: dict[tuple[int, int], Found] = {}
-    given: dict[tuple[int, int], tuple[torch.Tensor, int]] = {}  # z as it was given back, and when
+    Key = tuple[int, int, int]  # module, turn, stream
+    found: dict[Key, Found] = {}
+    given: dict[Key, tuple[torch.Tensor, int]] = {}  # z as it was given back, and when
+    seen: dict[tuple[int, int], list[Attention]] = {}  # of this forward
     probe, stack, real = Probe(layout), ModuleStack(model), RealTokens(model)
 
     def swap(attention: Attention) -> torch.Tensor | None:
         module = _owner(attention)
         if attention.q.shape[-2] == 1 and not head_counts(module):
             return None  # a token chooses among its own states, it does not see other tokens
-        call, fold = call_of(attention, module, None, batch, real)
+        turn = stack.turn(module)
+        before = seen.setdefault((id(module), turn), [])
+        if len(before) > 1 or (before and not are_streams(attention, before[0])):
+            raise TapError(_several(module))
+        before.append(attention)
+        stream = len(before) - 1
+        call, fold = call_of(attention, module, None, batch, real, bool(stream))
         _prove(
             module, call, fold.fold(attention.weights) if attention.weights is not None else None
         )
-        key = id(module), stack.turn(module)
-        if key in found and not again:
-            raise TapError(_several(module))
-        found.setdefault(key, Found(stack.path(module), module, call, key[1]))
-        back = _given_back(probe.attended(module, attend(call, Tap()), key[1]), fold, attention)
+        key = id(module), turn, stream
+        found.setdefault(key, Found(stack.path(module), module, call, turn, stream=stream))
+        z = attend(call, Tap())
+        if not stream:
+            z = probe.attended(module, z, turn)
+        back = _given_back(z, fold, attention)
         given.setdefault(key, (back, back._version))
         return back
 
-    again = False
     with eager(model, plain), probe, stack, ExitStack() as hooks:
         hooks.callback(model.register_forward_pre_hook(real, with_kwargs=True).remove)
         with Trace(swap, lambda: stack.running) as trace:
@@ -178,12 +190,13 @@ def discover(
                 + ", so it can't be tapped."
             )
         if probe.again():
-            again = True
             stack.restart()
+            seen.clear()
             with Trace(swap, lambda: stack.running):
                 run()
     for key, f in found.items():
-        found[key] = f = replace(f, between=probe.between(f.module, f.turn))
+        if not f.stream:
+            found[key] = f = replace(f, between=probe.between(f.module, f.turn))
         back, version = given[key]
         if f.between is None and back._version != version:
             raise TapError(

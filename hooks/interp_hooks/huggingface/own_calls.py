@@ -127,13 +127,34 @@ def fold_of(lead: Sequence[int], module: torch.nn.Module, batch: int, heads: int
     )
 
 
+def are_streams(attention: Attention, main: Attention) -> bool:
+    """Whether an attention is that of streams beside the `main` one (ProphetNet): queries
+    (batch, streams, heads, queries, d) that see all keys of the main one, and then keys of their
+    own."""
+    n = main.k.shape[-2]
+    return (
+        attention.k.ndim == main.k.ndim + 1
+        and attention.k.shape[-2] == n + attention.q.shape[-2]
+        and main.k.shape[:-2] == attention.k.shape[:1] + attention.k.shape[2:-2]
+        and bool((attention.k[..., :n, :] == main.k[:, None]).all())
+    )
+
+
 def call_of(
-    attention: Attention, module: torch.nn.Module, site: Site | None, batch: int, real: RealTokens
+    attention: Attention,
+    module: torch.nn.Module,
+    site: Site | None,
+    batch: int,
+    real: RealTokens,
+    streams: bool = False,
 ) -> tuple[AttentionCall, Fold]:
-    """The attention as the tap takes it, and how z is to be given back."""
+    """The attention as the tap takes it, and how z is to be given back. `streams`: it is one of
+    `are_streams`, whose rows are (batch · streams)."""
     q, k, v = attention.q, attention.k, attention.v
     lead = q.shape[:-2] if attention.bias is None else attention.bias.shape[:-2]
     fold = fold_of(lead, module, batch, None if site is None else site.n_heads)
+    if streams:
+        fold = Fold(tuple(lead), lead[-1], len(lead) - 1)
     q, k, v = fold.fold(q), fold.fold(k), fold.fold(v)
     k, v = (x.expand(-1, max(k.shape[1], v.shape[1]), -1, -1) for x in (k, v))
     if site is None:

@@ -79,9 +79,12 @@ def rotary(module: torch.nn.Module, config: Any) -> bool:
 @contextmanager
 def reading(table: torch.nn.Module, numbers: torch.Tensor) -> Iterator[None]:
     """The table of learned positions is read at `numbers` (batch, new tokens) in a block, for
-    models that take none (BART's decoder)."""
+    models that take none (BART's decoder). A table that hands its positions on beside what it read
+    (ProphetNet's, for relative ones of each layer) is left as it is."""
 
-    def instead(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def instead(module: Any, args: Any, output: Any) -> torch.Tensor | None:
+        if not isinstance(output, torch.Tensor):
+            return None
         places = numbers.to(output.device) + getattr(module, "offset", 0)
         return torch.nn.functional.embedding(places, module.weight).to(output)
 

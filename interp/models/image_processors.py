@@ -1,0 +1,49 @@
+"""The image processor in the folder of a model that reads pictures alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from interp.errors import InputError
+
+#: where transformers looks for one
+FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for an image processor that is there and can't be loaded: a model can be used without,
+    and what needs it raises `InputError` with the reason."""
+
+    reason: str
+
+    def __call__(self, **inputs: Any) -> Any:
+        raise InputError(self.reason)
+
+
+def image_processor(target: str, name: str, revision: str | None, trust: bool) -> Any:
+    """The image processor of a folder or hub id; None where there is none.
+
+    Args:
+        target: the folder or id.
+        name: what sentences call the model.
+        revision, trust: as in `interp.load`.
+    """
+    import transformers
+    from transformers.utils import cached_file
+
+    options: dict[str, Any] = dict(
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if all(cached_file(target, file, **options) is None for file in FILES):
+        return None
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(
+            target, revision=revision, trust_remote_code=trust
+        )
+    except Exception as error:  # its file may hold anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return Unreadable(f"The image processor of {name} can't be loaded: {reason}")
