@@ -100,10 +100,12 @@ def asked(model: HookedModel, pictures: Pictures) -> Iterator[tuple[dict[str, An
         texts = [text, scenes.question(NOTHING)]
         inputs = {**with_images(model, texts, [[picture]] * 2), **own_positions(model)}
         found = []
-        first = int((alone["input_ids"][0] == token).int().argmax())
+        is_image: torch.Tensor = alone["input_ids"][0] == token
+        first = int(is_image.int().argmax())
         for row in inputs["input_ids"]:
             # the picture's tokens and what parts them are the same, further right by the padding
-            shift = int((row == token).int().argmax()) - first
+            is_image = row == token
+            shift = int(is_image.int().argmax()) - first
             found.append(Looked(_question(model, row), gold + shift, others + shift))
         yield inputs, found
     patches.check()
@@ -127,7 +129,8 @@ def _ends_with_space(tokenizer: Any, ids: torch.Tensor) -> bool:
 
 def _question(model: HookedModel, row: torch.Tensor) -> list[int]:
     """The slots of the question in a prompt."""
-    last = int((row == image_token(model.module.config)).nonzero()[-1])
+    is_image: torch.Tensor = row == image_token(model.module.config)
+    last = int(is_image.nonzero()[-1])
     before, _, after = scenes.question(NOTHING).partition(NOTHING)
     spelled = [r"\s*".join(map(re.escape, part.split())) for part in (before, after)]
     rest = row[last + 1 :].tolist()
