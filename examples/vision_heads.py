@@ -101,7 +101,7 @@ def caption_loss(model: HookedModel, sets: torch.Tensor, n: int, seed: int) -> n
         ids, mask = rows.pop("input_ids"), rows.pop("attention_mask")
         keep = ids.shape[1] - prompt + 1
         with model.edit(zeroed(sets)):
-            logits = forward(model, ids, mask, keep=keep, **rows)[:, -keep:-1]
+            logits = forward(model, ids, mask, keep=keep, **rows).logits[:, -keep:-1]
         target = ids[:, prompt:]
         loss = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), target.flatten(), reduction="none"
@@ -136,7 +136,7 @@ def repeat_loss(model: HookedModel, sets: torch.Tensor, n: int, seed: int) -> np
         ids = torch.cat([torch.tensor([model.tokenizer.bos_token_id]), words, words])[None]
         rows = ids.expand(len(sets), -1)
         with model.edit(zeroed(sets)):
-            logits = forward(model, rows, torch.ones_like(rows), keep=33)[:, -33:-1]
+            logits = forward(model, rows, torch.ones_like(rows), keep=33).logits[:, -33:-1]
         loss = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), rows[:, 33:].flatten(), reduction="none"
         )

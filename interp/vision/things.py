@@ -84,7 +84,7 @@ def asked(model: HookedModel, pictures: Pictures) -> Iterator[tuple[dict[str, An
         InputError: no scenes, or a model whose patches can't be placed.
     """
     patches = _Patches(model)
-    token = image_token(model.module.config)
+    token = _image_token(model)
     for number, scene in enumerate(_scenes(model, pictures)):
         picture = scenes.render(scene)
         rng = np.random.default_rng([pictures.seed, number, 1])
@@ -100,11 +100,11 @@ def asked(model: HookedModel, pictures: Pictures) -> Iterator[tuple[dict[str, An
         texts = [text, scenes.question(NOTHING)]
         inputs = {**with_images(model, texts, [[picture]] * 2), **own_positions(model)}
         found = []
-        is_image: torch.Tensor = alone["input_ids"][0] == token
+        is_image = torch.eq(alone["input_ids"][0], token)
         first = int(is_image.int().argmax())
         for row in inputs["input_ids"]:
             # the picture's tokens and what parts them are the same, further right by the padding
-            is_image = row == token
+            is_image = torch.eq(row, token)
             shift = int(is_image.int().argmax()) - first
             found.append(Looked(_question(model, row), gold + shift, others + shift))
         yield inputs, found
@@ -122,6 +122,13 @@ def _scenes(model: HookedModel, pictures: Pictures) -> Iterator[Scene]:
         yield scenes.usual(np.random.default_rng([pictures.seed, i]))
 
 
+def _image_token(model: HookedModel) -> int:
+    """The token that stands for a part of a picture; `_scenes` refuses models that have none."""
+    token = image_token(model.module.config)
+    assert token is not None
+    return token
+
+
 def _ends_with_space(tokenizer: Any, ids: torch.Tensor) -> bool:
     text = str(tokenizer.decode(ids[-1:].tolist(), clean_up_tokenization_spaces=False))
     return text[-1:].isspace()
@@ -129,7 +136,7 @@ def _ends_with_space(tokenizer: Any, ids: torch.Tensor) -> bool:
 
 def _question(model: HookedModel, row: torch.Tensor) -> list[int]:
     """The slots of the question in a prompt."""
-    is_image: torch.Tensor = row == image_token(model.module.config)
+    is_image = torch.eq(row, _image_token(model))
     last = int(is_image.nonzero()[-1])
     before, _, after = scenes.question(NOTHING).partition(NOTHING)
     spelled = [r"\s*".join(map(re.escape, part.split())) for part in (before, after)]
@@ -172,7 +179,7 @@ class _Patches:
             )
 
     def _grids(self, inputs: dict[str, Any], prompt: str, picture: Any) -> list[TokenGrid]:
-        slots = (inputs["input_ids"][0] == image_token(self.model.module.config)).nonzero()
+        slots = torch.eq(inputs["input_ids"][0], _image_token(self.model)).nonzero()
         for before, grids in self._known:
             if torch.equal(before, slots):
                 return grids
