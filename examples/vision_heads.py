@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from edit_table import _cpu, put
+from edit_table import _cpu, _interval, put
 
 import interp
 from interp.edits import VHR
@@ -30,9 +31,13 @@ from interp.evaluation.pictures import counted, plain, ratios
 from interp.inputs.forward import forward
 from interp.scenes import caption, render, usual
 from interp.scenes.words import DESCRIBE
+from interp.scores.gaze import auc
+from interp.support.statistics import bootstrap
 from interp.tasks.chair import Chair
 from interp.vision.prompts import with_images
 from interp_hooks import HookedModel
+from interp_hooks.huggingface.images import image_mask
+from interp_kernels import Received
 
 BEGIN, END = "<!-- vision heads: begin -->", "<!-- vision heads: end -->"
 TOP, DRAWS = 16, 20
@@ -83,6 +88,57 @@ def drawn(heads: list[tuple[int, int]], model: HookedModel, seed: int) -> torch.
         for layer, n in enumerate(counts):
             sets[1 + draw, layer, rng.permutation(model.n_heads)[:n]] = True
     return sets
+
+
+@torch.no_grad()
+def looking(model: HookedModel, n: int, seed: int) -> list[dict[str, Any]]:
+    """Where the heads with the highest gaze look while a thing is about to be named, over n usual
+    scenes: `patches`, the score's AUC of the thing's patches against the others; `cells`, the same
+    when the weights of each cell's patches are summed, since a head that looks at one of a thing's
+    four patches looks at the thing; `share`, the thing's part of the weight on the image."""
+    by_scene: list[np.ndarray] = []  # (measures, heads), a mean over the scene's things
+    for i in range(n):
+        scene = usual(np.random.default_rng([seed, 8, i]))
+        words = caption(scene).split()
+        inputs = with_images(model, [f"{DESCRIBE} {caption(scene)}"], [[render(scene)]])
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        image = image_mask(model.module.config, ids, inputs)
+        assert image is not None
+        start = ids.shape[1] - len(words)  # every word of a caption is one token
+        asked, things = {}, {t.name: t for t in scene.things}
+        for k, word in enumerate(words):
+            if word in things:
+                row = torch.zeros_like(ids, dtype=torch.bool)
+                row[0, start + k - 1] = True
+                asked[word] = Received(row, reduce="sum")
+        with model.observe(received=asked) as seen:
+            forward(model, ids, mask, keep=1, pixel_values=inputs["pixel_values"])
+        side = round(int(image.sum()) ** 0.5)
+        cell = torch.tensor([3 * (p // side * 3 // side) + p % side * 3 // side
+                             for p in range(side * side)])  # fmt: skip
+        measures = []
+        for name in asked:
+            layers = [seen[model.main_tower, la].received_by(name) for la in range(model.n_layers)]
+            rows = torch.cat([x[0][:, image[0]] for x in layers]).double()  # (all heads, patches)
+            gold = cell == things[name].cell
+            cells = torch.zeros(len(rows), 9, dtype=torch.double).index_add_(1, cell, rows)
+            its = torch.arange(9) == things[name].cell
+            share = rows[:, gold].sum(1) / rows.sum(1)
+            measures.append(torch.stack([auc(rows[:, gold], rows[:, ~gold]),
+                                         auc(cells[:, its], cells[:, ~its]), share]))  # fmt: skip
+        by_scene.append(torch.stack(measures).mean(0).numpy())
+    values = np.stack(by_scene)  # (scenes, measures, heads)
+    best = np.argsort(-values[:, 0].mean(0))[:8]
+    return [
+        dict(
+            head=f"L{int(k) // model.n_heads}H{int(k) % model.n_heads}",
+            **{
+                what: asdict(bootstrap(values[:, j, k].tolist()))
+                for j, what in enumerate(("patches", "cells", "share"))
+            },
+        )
+        for k in best
+    ]
 
 
 def zeroed(sets: torch.Tensor) -> VHR:
@@ -172,12 +228,13 @@ def measure(n: int, seed: int, model: HookedModel | None = None, samples: int = 
             },
         )
         print(f"{name} ({time.time() - start:.0f} s)", flush=True)
+    looked = looking(model, 4 * n, seed)
     overlaps = {a: {b: len(set(sets[a]) & set(sets[b])) for b in sets} for a in sets}
     total = model.n_layers * model.n_heads
     return dict(
         model=model.name, n=n, seed=seed, top=TOP, draws=DRAWS, heads=total,
         expected_overlap=TOP * TOP / total, untouched={k: float(v) for k, v in whole.items()},
-        sets=found, overlaps=overlaps, date=time.strftime("%Y-%m-%d"),
+        looking=looked, sets=found, overlaps=overlaps, date=time.strftime("%Y-%m-%d"),
         machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
         versions={p: version(p) for p in ("torch", "transformers", "interp")},
     )  # fmt: skip
@@ -211,12 +268,21 @@ def render_table(result: dict[str, Any]) -> str:
     for a in names:
         row = [str(result["overlaps"][a][b]) if a != b else "" for b in names]
         shared.append(f"| `{a}` | " + " | ".join(row) + " |")
+    gazes = ["| head | AUC of patches | AUC of cells | share of the image's weight |",
+             "|---|---|---|---|"]  # fmt: skip
+    for one in result["looking"]:
+        cells = [_interval(one[m], "{:.2f}".format) for m in ("patches", "cells", "share")]
+        gazes.append(f"| {one['head']} | " + " | ".join(cells) + " |")
     about = (
         f"{result['n']} pictures (texts) a number; {result['machine']}, {result['date']}, seed "
         f"{result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_heads.json))."
     )
     return "\n".join(
         [
+            *gazes, "",
+            "From the token before an object's word, over "
+            f"{result['looking'][0]['cells']['n']} scenes; a thing lies on four patches, and of "
+            "cells there are nine. Then what is lost:", "",
             *lines, "",
             f"In brackets: {result['draws']} random draws of as many heads of the same layers, "
             "from the least value to the most, and how many of them do as much harm.", "",
