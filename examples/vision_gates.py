@@ -58,6 +58,8 @@ def sources() -> dict[str, ImageTask]:
     popes: dict[str, ImageTask] = {
         f"POPE, {split}": Pope(split=split) for split in ("random", "popular", "adversarial")
     }
+    for kind in KINDS:
+        popes[f"POPE, adversarial, {kind} 2"] = Pope(split="adversarial", damage=kind)
     popes["POPE, leading"] = Pope(split="adversarial", leading=True)
     return chairs | popes
 

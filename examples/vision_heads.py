@@ -43,19 +43,17 @@ BEGIN, END = "<!-- vision heads: begin -->", "<!-- vision heads: end -->"
 TOP, DRAWS = 16, 20
 #: of a caption: the longest true one has 31
 TOKENS = 40
-#: score → what its heads do; the last four are read on text alone
+#: score → what its heads do; the last two are read on text alone
 SCORES = {
     "gaze": "look at the thing that is named next",
     "image_retrieval": "look from a question at the thing asked about",
     "image_mass": "give the image most attention",
     "vhd": "change most when the image is taken away",
+    "visual_sink": "look at the visual sinks",
     "visual_nonsink_ratio": "look past the visual sinks",
     "induction": "continue a repeated text",
     "retrieval_forced": "copy an answer out of a text",
-    "previous_token": "look at the token before",
-    "sink": "rest on the first token",
 }
-TEXT = ("induction", "retrieval_forced", "previous_token", "sink")
 
 
 def scan(model: HookedModel, samples: int, seed: int) -> pd.DataFrame:
@@ -211,7 +209,7 @@ def measure(n: int, seed: int, model: HookedModel | None = None, samples: int = 
     none = torch.zeros(1, model.n_layers, model.n_heads, dtype=torch.bool)
     whole = {
         "caption loss": caption_loss(model, none, n, seed)[0].mean(),
-        "caption F1": caption_f1(model, none, n, seed)[0],
+        "caption F1": caption_f1(model, none, 2 * n // 3, seed)[0],
         "repeat loss": repeat_loss(model, none, n, seed)[0].mean(),
     }
     found: dict[str, Any] = {}
@@ -223,7 +221,7 @@ def measure(n: int, seed: int, model: HookedModel | None = None, samples: int = 
             values=[round(float(v), 4) for v in scores[name].nlargest(TOP)],
             losses={
                 "caption loss": caption_loss(model, masks, n, seed).mean(1).tolist(),
-                "caption F1": caption_f1(model, masks, n, seed).tolist(),
+                "caption F1": caption_f1(model, masks, 2 * n // 3, seed).tolist(),
                 "repeat loss": repeat_loss(model, masks, n, seed).mean(1).tolist(),
             },
         )
@@ -274,8 +272,8 @@ def render_table(result: dict[str, Any]) -> str:
         cells = [_interval(one[m], "{:.2f}".format) for m in ("patches", "cells", "share")]
         gazes.append(f"| {one['head']} | " + " | ".join(cells) + " |")
     about = (
-        f"{result['n']} pictures (texts) a number; {result['machine']}, {result['date']}, seed "
-        f"{result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_heads.json))."
+        f"{result['n']} pictures (texts) a number, of F1 {2 * result['n'] // 3}; "
+        f"{result['machine']}, {result['date']}, seed {result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_heads.json))."
     )
     return "\n".join(
         [

@@ -92,6 +92,14 @@ def test_tables_in_the_docs_are_the_committed_results(script: Any) -> None:
     assert result["model"] == "smol-llava"
 
 
+def test_the_readme_shows_the_committed_table() -> None:
+    result = json.loads((EXAMPLES / "vision_table.json").read_text(encoding="utf-8"))
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert vision_table.short(result) in readme
+    chooses = {k for k in result["methods"] if k not in ("greedy", "RITUAL, κ = 3")}
+    assert {k for k in chooses if not k.startswith("route gating")} == set(result["twins"])
+
+
 def test_without_its_language_model_or_with_another(
     smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
