@@ -273,7 +273,8 @@ def render_table(result: dict[str, Any]) -> str:
         gazes.append(f"| {one['head']} | " + " | ".join(cells) + " |")
     about = (
         f"{result['n']} pictures (texts) a number, of F1 {2 * result['n'] // 3}; "
-        f"{result['machine']}, {result['date']}, seed {result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_heads.json))."
+        f"{result['machine']}, {result['date']}, seed {result['seed']}; "
+        "weights in bfloat16 ([all numbers](../examples/vision_heads.json))."
     )
     return "\n".join(
         [

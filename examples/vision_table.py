@@ -56,7 +56,7 @@ TASKS: dict[str, ImageTask] = {
     "usual": Chair(world="usual"),
     "broken": Chair(),
     "noise": Chair(damage="noise", level=2),
-    "blur": Chair(damage="blur", level=3),
+    "blur": Chair(damage="blur", level=2),
     "POPE random": Pope(split="random", damage="noise"),
     "POPE popular": Pope(split="popular", damage="noise"),
     "POPE adversarial": Pope(split="adversarial", damage="noise"),
