@@ -60,6 +60,7 @@ TASKS: dict[str, ImageTask] = {
     "POPE random": Pope(split="random", damage="noise"),
     "POPE popular": Pope(split="popular", damage="noise"),
     "POPE adversarial": Pope(split="adversarial", damage="noise"),
+    "POPE leading": Pope(split="adversarial", leading=True),
 }
 #: column → (task, metric, decimals)
 SHOWN = {
@@ -68,7 +69,8 @@ SHOWN = {
     "object F1, noise": ("noise", "object F1", 2),
     "object F1, usual": ("usual", "object F1", 2),
     "words, noise": ("noise", "words", 1),
-    "POPE F1, adversarial, noise": ("POPE adversarial", "F1", 3),
+    "POPE accuracy, adversarial, noise": ("POPE adversarial", "accuracy", 3),
+    "POPE accuracy, leading": ("POPE leading", "accuracy", 3),
 }
 
 
