@@ -57,10 +57,10 @@ TASKS: dict[str, ImageTask] = {
     "broken": Chair(),
     "noise": Chair(damage="noise", level=2),
     "blur": Chair(damage="blur", level=2),
-    "POPE random": Pope(split="random", damage="noise"),
-    "POPE popular": Pope(split="popular", damage="noise"),
-    "POPE adversarial": Pope(split="adversarial", damage="noise"),
-    "POPE leading": Pope(split="adversarial", leading=True),
+    "POPE random": Pope(split="random", damage="noise", each=1),
+    "POPE popular": Pope(split="popular", damage="noise", each=1),
+    "POPE adversarial": Pope(split="adversarial", damage="noise", each=1),
+    "POPE leading": Pope(split="adversarial", leading=True, each=1),
 }
 #: column → (task, metric, decimals)
 SHOWN = {
