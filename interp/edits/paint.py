@@ -68,7 +68,9 @@ class PAINT(ValueEdit):
                 "the softmax; load the "
                 "HuggingFace model."
             )
-        if call.mask.queries is not None and not bool(call.mask.queries[:, -1].all()):
+        # while generating, the rows of texts that have ended are no tokens either, and read by none
+        padded = call.mask.queries is not None and not bool(call.mask.queries[:, -1].all())
+        if padded and not call.is_decode:
             raise EditError(
                 "paint edits the last row of each sample, which is padding here; pad on the left."
             )

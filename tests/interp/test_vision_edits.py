@@ -518,3 +518,34 @@ def test_other_families(name: str) -> None:
     torch.testing.assert_close(found.divergence[0, 1], difference, atol=1e-4, rtol=1e-3)
     with pytest.raises(InputError, match="one token a patch"):
         paint_for(model, given, first_layer=0)
+
+
+@pytest.mark.parametrize("kind", ["paint", "vhr", "var"])
+def test_a_text_that_ends_before_the_others(kind: str) -> None:
+    """Rows of texts that have ended are nobody's: the other text goes on as it would alone."""
+    model, _ = llava()
+
+    def made(given: Any) -> Any:
+        made = dict(
+            paint=lambda: paint_for(model, given),
+            vhr=lambda: (vhr_for(model, given),),
+            var=lambda: (E.VAR(tau=1.5),),
+        )
+        return made[kind]()
+
+    inputs, new = prompts(), 5
+    apart = []
+    for row in range(2):
+        with model.edit(*made(alone(inputs, row))):
+            out = model.generate(**alone(inputs, row), max_new_tokens=new, do_sample=False)
+        apart.append(out[0, -new:].tolist())
+    first, end = next(
+        (row, t) for row in range(2) for t in apart[row][:-1] if t not in apart[1 - row]
+    )
+    with model.edit(*made(inputs)):
+        out = model.generate(
+            **inputs, max_new_tokens=new, do_sample=False, eos_token_id=end, pad_token_id=3
+        )
+    said = apart[first][: apart[first].index(end) + 1]
+    assert out[first, -new:].tolist() == [*said, *[3] * (new - len(said))]
+    assert out[1 - first, -new:].tolist() == apart[1 - first]
