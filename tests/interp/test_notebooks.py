@@ -20,7 +20,7 @@ ROOT = next(p for p in Path(__file__).resolve().parents if (p / "README.md").is_
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLOTLY = "application/vnd.plotly.v1+json"
 #: notebooks that read the real model, which their first cell fetches
-REAL = ("01_scan_heads", "02_steer_attention", "04_circuits")
+REAL = ("01_scan_heads", "02_steer_attention", "03_vision_heads", "04_circuits")
 
 each = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 
