@@ -83,7 +83,7 @@ def test_the_card_is_what_was_measured() -> None:
     assert abilities["captions, usual"]["object F1"]["n"] == 1000
 
 
-@pytest.mark.parametrize("script", [vision_gates, vision_heads, vision_table])
+@pytest.mark.parametrize("script", [vision_gates, vision_table])
 def test_tables_in_the_docs_are_the_committed_results(script: Any) -> None:
     name = Path(script.__file__).with_suffix(".json").name
     result = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
@@ -98,6 +98,22 @@ def test_the_readme_shows_the_committed_table() -> None:
     assert vision_table.short(result) in readme
     chooses = {k for k in result["methods"] if k not in ("greedy", "RITUAL, κ = 3")}
     assert {k for k in chooses if not k.startswith("route gating")} == set(result["twins"])
+
+
+def test_which_heads_see_is_measured(smol_llava: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script runs; what is lost without a set stands beside its draws; zeroing nothing is no
+    loss, and zeroing all heads is."""
+    monkeypatch.setattr(vision_heads, "DRAWS", 1)
+    result = vision_heads.measure(2, 0, smol_llava, samples=1)
+    assert set(result["sets"]) == set(vision_heads.SCORES)
+    shown = vision_heads.render_table(result)
+    assert f"{result['untouched']['caption loss']:.2f}" in shown
+    assert all(0 <= one["cells"]["mean"] <= 1 for one in result["looking"])
+    none = torch.zeros(2, smol_llava.n_layers, smol_llava.n_heads, dtype=torch.bool)
+    none[1] = True
+    loss = vision_heads.caption_loss(smol_llava, none, 2, 0).mean(1)
+    assert loss[0] == pytest.approx(result["untouched"]["caption loss"], abs=1e-4)
+    assert loss[1] > loss[0] + 2
 
 
 def test_without_its_language_model_or_with_another(
