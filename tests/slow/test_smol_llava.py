@@ -104,6 +104,8 @@ def test_which_heads_see_is_measured(smol_llava: Any, monkeypatch: pytest.Monkey
     """The script runs; what is lost without a set stands beside its draws; zeroing nothing is no
     loss, and zeroing all heads is."""
     monkeypatch.setattr(vision_heads, "DRAWS", 1)
+    few = {k: vision_heads.SCORES[k] for k in ("gaze", "image_mass")}
+    monkeypatch.setattr(vision_heads, "SCORES", few)
     result = vision_heads.measure(2, 0, smol_llava, samples=1)
     assert set(result["sets"]) == set(vision_heads.SCORES)
     shown = vision_heads.render_table(result)
