@@ -301,6 +301,13 @@ def test_a_text_ends_at_its_end_and_is_padded() -> None:
 
 def test_procedures_by_name() -> None:
     assert interp.procedures.get("ape") is APE
-    assert interp.procedures.names() == ["ape", "cca", "damro", "guidance", "ritual"]
+    assert interp.procedures.names() == [
+        "ape",
+        "cca",
+        "damro",
+        "guidance",
+        "ritual",
+        "route_gating",
+    ]
     with pytest.raises(UnknownNameError, match="ape"):
         interp.procedures.get("ap")
