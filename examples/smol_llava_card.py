@@ -95,7 +95,7 @@ companion at all.
         record["date"]
     }). *Codes* learns, through the frozen language model, which vectors would
 stand best for objects, colours and patches; *distil* teaches the eye to make them from pixels, by
-squared error, without the language model.
+squared error, without the language model.{record.get("remark", "")}
 
 | stage | pictures | questions, usual | F1, usual | questions, broken | F1, broken |
 |---|---|---|---|---|---|
