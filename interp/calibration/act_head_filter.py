@@ -46,6 +46,10 @@ class HeadFilter(Method):
     Args:
         beta, alpha, threshold: of `ACT`. layers: None for all (the paper left out the first two and
             the last).
+
+    Misleads:
+        With hundreds of heads some rise by chance. Calibrated on 32 texts it gained nothing on
+        SmolLM2's held-out ones (−.01), and needles fell by .19.
     """
 
     beta: float = 0.4

@@ -41,6 +41,10 @@ class GateTraining(Method):
         sink, recent: of the streaming attention; choose them well below the prompts' length.
         distance: "hidden", mean square over last hidden states; "kl", of the logits.
         sparsity: share of KV heads that stream, or None.
+
+    Misleads:
+        It learns on short prompts with few steps (the paper: 2,000 on long ones): which heads need
+        all keys at 32,768 tokens it does not know.
     """
 
     steps: int = 100

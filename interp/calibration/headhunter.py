@@ -56,6 +56,10 @@ class HeadHunter(Method):
         rounds, top: at most that many rounds, heads a round. shortlist: after the first round only
             this many of its best heads are tried again; None for all.
         layers: None for all.
+
+    Misleads:
+        The same problems are looked at once a head and round, so the best of many trials looks good
+        by chance. Read the held-out number.
     """
 
     using: str | Factory = "ablate"

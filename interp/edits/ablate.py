@@ -41,6 +41,12 @@ class Ablate(HeadEdit):
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
+    Misleads:
+        What stands in decides: zero is a value that the model may never see, a mean or a resample
+        is nearer to what it knows. That the task fails says that the head is needed, not what it
+        does; that it does not fail may be another head's doing. Take out as many random heads of
+        the same layers beside it.
+
     Raises:
         EditError: an unknown mode, or mean/resample without reference.
 

@@ -41,6 +41,11 @@ class ACT(HeadEdit):
         min_rows: keys that fewer rows see are left out.
         scope: "prefill" (the paper's): decode steps see the model's own weights.
 
+    Misleads:
+        Sinks are found with the help of later rows, so losses under ACT are of continuations only.
+        A threshold of 5/N flags the last keys of plain uniform attention too. In all heads it
+        leaves SmolLM2 hardly a needle: the choice of heads is part of the method.
+
     Raises:
         EditError: β outside [0, 1], α ≤ 0; in use, a prompt that comes in several forwards.
 

@@ -46,6 +46,11 @@ class Gate(HeadEdit):
         recent: last tokens that it sees, the query's own included; None for 256, or as `sink`.
         scope: "all", "prefill" or "decode".
 
+    Misleads:
+        Nothing is saved: the cache keeps everything. The loss of running text does not see what is
+        lost: with every head half open SmolLM2's falls by .005 nats, and more than half of its
+        needles go.
+
     Raises:
         EditError: α outside [0, 1], or not as the model's KV heads are; in use, a model that sees
             later tokens, or a TransformerLens model, which shows no queries.

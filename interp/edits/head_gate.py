@@ -34,6 +34,10 @@ class HeadGate(HeadEdit):
         layers: None for all.
         scope: "all", "prefill" or "decode".
 
+    Misleads:
+        Its models went on training with it. In one that did not it takes away what was needed:
+        pocket-llama's loss rises by .045 nats.
+
     Raises:
         EditError: numbers out of range; in use, a TransformerLens model, which shows no queries.
 

@@ -40,6 +40,10 @@ class MoveMass(HeadEdit):
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
+    Misleads:
+        A sink's value is small, so what it gives up was worth little, and what the receivers get is
+        worth more: the edit turns them up rather than the sink down.
+
     Raises:
         EditError: p outside [0, 1], or donors that are receivers too.
 

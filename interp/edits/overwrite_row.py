@@ -38,6 +38,11 @@ class OverwriteRow(HeadEdit):
         query: q, for all samples or one for each; None for each prompt's last token.
         scope: "prefill": decode steps see the model's own weights.
 
+    Misleads:
+        One row of the prompt is overwritten, decode steps are not. What it mends, random heads may
+        mend too: the published experiment has that control, but its script is not in the released
+        code.
+
     Raises:
         EditError: positions or weights that are none, lengths that don't agree; in use, a key after
             the query in a causal model, a query that the prompt does not have, a prompt that comes

@@ -34,6 +34,10 @@ class PAINT(ValueEdit):
         heads: None for all; with a mapping, its heads.
         scope: "all", "prefill" or "decode".
 
+    Misleads:
+        α has a cliff, by the paper's own numbers. Captions name fewer things under it: on
+        smol-llava made-up objects fall by .07, and object F1 by .18.
+
     Raises:
         EditError: in use, right padding (the last row must be a token in all samples), position
             biases on the logits, or a TransformerLens model, which shows its weights only.

@@ -29,6 +29,10 @@ class ScaleHeads(HeadEdit):
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
+    Misleads:
+        A gain that helps may help in any head. On smol-llava the 16 heads that gaze best, × 2,
+        change made-up objects no more than 16 random ones.
+
     Raises:
         EditError: a gain that is not finite, or a head named twice.
 

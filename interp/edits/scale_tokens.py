@@ -36,6 +36,10 @@ class ScaleTokens(HeadEdit):
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
+    Misleads:
+        The other keys of the row get what these lose: to hide a sink turns up everything else.
+        Where some heads or layers still see the tokens, their content travels on through those.
+
     Raises:
         EditError: a gain below 0, or keys that are none.
 

@@ -34,6 +34,10 @@ class SigmoidAttention(HeadEdit):
         heads: whole layers (all their heads), None for all.
         scope: "all", "prefill" or "decode".
 
+    Misleads:
+        No setting of it is the softmax. On a model that was not trained so it shows what breaking
+        the attention does, and nothing of sigmoid attention.
+
     Raises:
         EditError: a length below 1, some heads of a layer only; in use, sink logits, or a
             TransformerLens model.

@@ -35,6 +35,10 @@ class SoftplusReweight(HeadEdit):
         heads: None for all.
         scope: "all", "prefill" or "decode".
 
+    Misleads:
+        No setting of it is the softmax. On a model that was not trained so it shows what breaking
+        the attention does, and nothing of LSSAR.
+
     Raises:
         EditError: p < 1; in use, sink logits, or a TransformerLens model, which shows no queries.
 

@@ -78,6 +78,10 @@ class VAR(HeadEdit):
         heads: None for all.
         scope: "all" (rows after the image, prompt and generated), "prefill" or "decode".
 
+    Misleads:
+        It finds nothing in a model without massive activations (pocket-llava). Paper and code
+        disagree on what p means. On smol-llava neither preset lowers the share of made-up objects.
+
     Raises:
         EditError: a number outside [0, 1], no image, neither sinks nor a search for them, or both;
             on entry, a dimension or a τ that the model can't have; in use, a prompt without image,

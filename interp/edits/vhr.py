@@ -40,6 +40,10 @@ class VHR(HeadEdit):
         divergence, text_activation: each (layers, heads), from which `select` finds the set.
         layers: the layer of each row of `divergence`; None for 0, 1, ….
 
+    Misleads:
+        α has a cliff: at 4 the text degenerates. As many random heads did as well on the models
+        tried here, so run that control.
+
     Raises:
         EditError: none or several of heads, selected and divergence; a divergence without
             text_activation; in use, `selected` of another model's geometry or batch, right padding

@@ -33,6 +33,11 @@ class ZeroTuning(ValueEdit):
         scope: "all" (the paper's), "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
+    Misleads:
+        Without a strong sink at the first token there is nothing to turn (pocket-llama). On SmolLM2
+        γ > 1, the published direction for classification, goes down where it moves anything. A BOS
+        put in front moves it.
+
     Raises:
         EditError: γ ≤ 0.
 

@@ -52,6 +52,10 @@ class APE:
         temperature: T, above 0.
         scale: S, above 0.
 
+    Misleads:
+        Contexts do not see each other: what only two of them together say is not read as it would
+        be in one text.
+
     Raises:
         EditError: T or S not above 0.
 

@@ -42,6 +42,10 @@ class CCA:
         mask: the concentric causal mask beside the positions.
         grid: (rows, columns) of an image's patches; None: square.
 
+    Misleads:
+        Its models are trained so. Another model was trained with other positions and another mask,
+        and is harmed.
+
     Raises:
         EditError: a grid of fewer than one patch; in use, a model that adds position biases to its
             scores.

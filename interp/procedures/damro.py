@@ -42,6 +42,10 @@ class DAMRO(TwoBranches):
             product of queries and keys. The patches stay in reading order, at consecutive positions
             (the code orders them by attention).
 
+    Misleads:
+        It needs a tower whose class token looks at patches. On smol-llava its outlier patches did
+        no better than random ones.
+
     Raises:
         InputError: a text-only model, a prompt without image, right padding, image tokens that are
             not one a patch, a tower without class token, numbers out of range; in use, another

@@ -157,6 +157,10 @@ def guided_generate(
         sample: draw from softmax(logits / temperature) cut to `top_p`, seeded; otherwise greedy.
         temperature, top_p, seed: of the draws.
 
+    Misleads:
+        What the edits change is exaggerated whether it was good or bad. The paper's conventions of
+        scale are of image diffusion and are not verified for text.
+
     Returns:
         Prompt and new tokens, (batch, tokens).
 

@@ -49,6 +49,10 @@ class RITUAL(TwoBranches):
         transforms: of which one is drawn for each image.
         seed: of the draws.
 
+    Misleads:
+        A flipped or cropped picture is wrong about left, right and counts, and what is asked of
+        them is asked of it too. On smol-llava object F1 falls by .06.
+
     Raises:
         InputError: a text-only model, no processor, a prompt without image, right padding, an
             unknown transformation, numbers out of range, pictures that don't fit the prompt; in

@@ -30,6 +30,11 @@ class CLSOutlier(PassScore):
     width instead of the mean over heads. Towers without a class token before a grid of patches
     (SigLIP, Qwen-VL) have no value. Shape (pictures, heads), then the mean over a sample's pictures
     or tiles.
+
+    Misleads:
+        Ten patches of a small grid are a large share: a head that spreads evenly over n patches has
+        10/n. DAMRO, whose measure this is, did no better in smol-llava with these patches than with
+        random ones.
     """
 
     name = "cls_outlier"

@@ -11,7 +11,12 @@ from interp_hooks.recording import LayerStats
 
 
 class Distance(Score):
-    """mean_q Σ_k A[q, k]·(q−k), averaged over the real tokens of a text."""
+    """mean_q Σ_k A[q, k]·(q−k), averaged over the real tokens of a text.
+
+    Misleads:
+        Nothing is farther than the first token, so sinks look like global heads: the four longest
+        distances of SmolLM2 are its four strongest sinks.
+    """
 
     name = "distance"
     title = "Attention distance"

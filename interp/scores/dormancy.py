@@ -13,7 +13,12 @@ from interp_hooks.recording import LayerStats
 
 class Dormancy(Score):
     """α₁(prose) − α₁(code): difference of first-token attention between two text domains, in [−1,
-    1]."""
+    1].
+
+    Misleads:
+        It is a difference: a head that sleeps on both texts has 0, as one that is awake on both.
+        Prose and code differ in more than their domain; code repeats itself.
+    """
 
     name = "dormancy"
     title = "Active or dormant"

@@ -12,7 +12,12 @@ from interp_hooks.recording import LayerStats
 
 class DuplicateToken(Score):
     """mean over the second copy of A[q, q−n]: attention to the earlier occurrence of the same
-    token."""
+    token.
+
+    Misleads:
+        It is measured at one distance, where the sequence starts again. A head that finds only near
+        repeats, or only repeated names, does not show.
+    """
 
     name = "duplicate_token"
     title = "Duplicate token"

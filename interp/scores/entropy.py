@@ -11,7 +11,13 @@ from interp_hooks.recording import LayerStats
 
 
 class Entropy(Score):
-    """mean_q −Σ_k A[q, k] ln A[q, k], averaged over the real tokens of a text."""
+    """mean_q −Σ_k A[q, k] ln A[q, k], averaged over the real tokens of a text.
+
+    Misleads:
+        It grows with the number of keys, so scans of different lengths do not compare. A head that
+        rests on the first token has little entropy and looks focused; where a sink is learned, see
+        `key_entropy`.
+    """
 
     name = "entropy"
     title = "Entropy"

@@ -19,6 +19,11 @@ class FAI(Score):
 
     The paper averages the 30 % most global heads into one curve over tokens; `interp.rhythm` gives
     that curve.
+
+    Misleads:
+        One token decides it, being a maximum: the strongest of a text, whatever makes it so. The
+        first token is left out, later sinks are not, so a full stop that collects attention is an
+        anchor here.
     """
 
     name = "fai"

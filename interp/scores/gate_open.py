@@ -15,6 +15,10 @@ class GateOpen(Score):
 
     Each head's softmax·v is multiplied by the gate before W_O reads it. Architectures whose gate is
     a softplus (Laguna) go above 1.
+
+    Misleads:
+        An open gate says that output may pass, not that there is any: a head that rests on a sink
+        of small value writes little through it. Where the gate is a softplus the value is no share.
     """
 
     name = "gate_open"

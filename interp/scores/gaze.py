@@ -20,6 +20,10 @@ class Gaze(Score):
     the thing gets more than any other, .5 by chance (and in a head that gives all the same, or sees
     none), visual sinks among the others. Only the order of the weights counts, not how much of a
     row is on the image: `image_mass` says that.
+
+    Misleads:
+        Only the order of the weights counts: a head that gives the picture next to nothing may have
+        1. Read `image_mass` beside it. Rendered scenes are no photographs.
     """
 
     name = "gaze"

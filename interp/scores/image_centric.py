@@ -16,6 +16,10 @@ class ImageCentric(SinkScore):
 
     ρ = 0.8, the paper's for general use (0.5 against hallucination, 0.9 for vision-centric tasks).
     Sinks, and layers without: as in `visual_sink`. Shape (batch, heads).
+
+    Misleads:
+        Two thresholds decide word by word: a head just below one of them counts as if it saw
+        nothing. ρ differs by task in the paper, 0.5 to 0.9.
     """
 
     name = "image_centric"

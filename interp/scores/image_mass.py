@@ -13,7 +13,12 @@ from interp_hooks.recording import LayerStats
 
 
 class ImageMass(Score):
-    """Σ_{k∈image} A[q, k], mean over the words q after the image. Shape (batch, heads)."""
+    """Σ_{k∈image} A[q, k], mean over the words q after the image. Shape (batch, heads).
+
+    Misleads:
+        Part of it may lie on a few patches that collect attention whatever they show: `visual_sink`
+        says how much. More image tokens make more of it, so models with other grids do not compare.
+    """
 
     name = "image_mass"
     title = "Image mass"

@@ -19,6 +19,10 @@ class ImageRetrieval(Score):
     q is "is there a X ?" for a thing X that is there, the other question "is there a N/A ?";
     patches of gold that get less than mean − 2·std of them are dropped, as QRHead does (a single
     one is kept).
+
+    Misleads:
+        Here the mass counts: a head that gives the picture little scores little, however well it
+        aims. Below six patches of the thing the filter of weak ones never fires.
     """
 
     name = "image_retrieval"

@@ -23,7 +23,13 @@ LENGTH = 256
 
 class Importance(ModelScore):
     """loss(head's z = 0) − loss: rise of the mean next-token loss on text, one pass a head and
-    sample."""
+    sample.
+
+    Misleads:
+        Heads go one at a time, so heads that stand in for each other hide one another. Loss on
+        prose hardly asks for copying: without its eight strongest retrieval heads SmolLM2's loss on
+        English stays at 4.03 and it finds no needle.
+    """
 
     name = "importance"
     title = "Importance"

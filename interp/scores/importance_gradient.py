@@ -27,6 +27,10 @@ class ImportanceGradient(ModelScore):
     head: one forward and one backward a text serve all heads. The absolute value is taken text by
     text. Michel et al. divide by the L2 norm over a layer's heads for pruning; these are not
     divided, so that layers can be compared.
+
+    Misleads:
+        It is of first order: a saturated head has a small gradient and may matter. And it is a
+        size, which does not tell heads that help from heads that harm.
     """
 
     name = "importance_gradient"

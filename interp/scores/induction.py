@@ -13,7 +13,13 @@ from interp_hooks.recording import LayerStats
 
 class Induction(Score):
     """mean over the second copy of A[q, q−n+1]: attention to the token after the earlier
-    occurrence."""
+    occurrence.
+
+    Misleads:
+        It says that a head looks at what followed, not that it writes it: see `ov_copying`, and
+        take the head out. It fades with distance: of SmolLM2's heads five have 0.4 in 512 tokens,
+        and none in 8,192.
+    """
 
     name = "induction"
     title = "Induction"

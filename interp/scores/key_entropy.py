@@ -16,6 +16,10 @@ class KeyEntropy(Score):
 
     A learned sink leaves Σ_k A < 1, and −Σ A ln A then mixes two things: a head that is nearly off
     looks focused. With m = Σ_k A this is (−Σ A ln A)/m + ln m.
+
+    Misleads:
+        It says how the rest is spread, however little that is: a head that leaves 1 % of its
+        attention to tokens has a value like any other. Read `off_mass` beside it.
     """
 
     name = "key_entropy"

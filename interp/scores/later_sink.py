@@ -18,6 +18,10 @@ class LaterSink(Score):
 
     Keys seen by fewer than 64 queries (a quarter of a short context) are left out: means over few
     rows are large by chance, uniform attention alone would flag the last keys.
+
+    Misleads:
+        It says that some key collects attention, not why: a name that a text comes back to is one
+        as much as a full stop. It is a largest value, so more keys make it larger.
     """
 
     name = "later_sink"

@@ -15,7 +15,12 @@ WINDOW = 10
 
 class Local(Score):
     """mean_q Σ_{q−10 < k ≤ q} A[q, k]: share of attention within the last ten tokens, the current
-    one included."""
+    one included.
+
+    Misleads:
+        Ten tokens are ten tokens of the tokenizer: with bytes or characters they are two words. The
+        token itself is among them, so a head that looks at itself is local.
+    """
 
     name = "local"
     title = "Local attention"

@@ -20,6 +20,11 @@ class LOCOS(Score):
     copy. Both sums are key groups of z: Σ_N A v from the needle's own weights, and z less that, so
     no L × L pattern is made. Solved problems or not, all count; the released code keeps those whose
     generated answer is right.
+
+    Misleads:
+        It is the direct way from the head to the logit: what later layers make of the head's output
+        does not count. The final norm is left out, so values of two models, or of prompts with
+        streams of different length, are on different scales.
     """
 
     name = "locos"

@@ -11,7 +11,12 @@ from interp_hooks.recording import LayerStats
 
 
 class MaxProb(Score):
-    """mean_q max_k A[q, k], averaged over the real tokens of a text."""
+    """mean_q max_k A[q, k], averaged over the real tokens of a text.
+
+    Misleads:
+        The largest weight is often the first token's: the four most decided heads of SmolLM2 are
+        its four strongest sinks.
+    """
 
     name = "max_prob"
     title = "Largest weight"

@@ -18,6 +18,10 @@ class OffMass(Score):
 
     The first token needs no mass where there is a learned sink: `sink` of such a head may be 0, its
     entropy small, and the head idle all the same.
+
+    Misleads:
+        It is of this text: a head that is off on prose may work on code. A head without mass here
+        may still rest on the first token, which `sink` tells.
     """
 
     name = "off_mass"

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 class OVCopying(ModelScore):
     """Σλ / Σ|λ| over the eigenvalues λ of W_E W_V W_O W_U, norm gains folded in; see
-    `interp.mechanics.copying`."""
+    `interp.mechanics.copying`.
+
+    Misleads:
+        It is read from weights: what the head would write of a token, not whether it looks at one.
+        Tokens are taken from the embedding; what earlier layers put into the stream is left out.
+    """
 
     name = "ov_copying"
     title = "OV copying"

@@ -12,7 +12,12 @@ from interp_hooks.recording import LayerStats
 
 class PreviousToken(Score):
     """mean over queries q ≥ 1 of A[q, q−1], on repeated random tokens (where bigrams say
-    nothing)."""
+    nothing).
+
+    Misleads:
+        It is measured on random tokens. A head that looks one token back only inside words, or only
+        after some words, does not show.
+    """
 
     name = "previous_token"
     title = "Previous token"

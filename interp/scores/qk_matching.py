@@ -7,7 +7,12 @@ from interp.scores.ov_copying import OVCopying
 
 class QKMatching(OVCopying):
     """Σλ / Σ|λ| over the eigenvalues λ of W_E W_Q W_Kᵀ W_Eᵀ, norm gains folded in, positions left
-    out."""
+    out.
+
+    Misleads:
+        Positions are left out, so a head that works by position shows nothing of it. Tokens are
+        taken from the embedding, which later layers no longer see alone.
+    """
 
     name = "qk_matching"
     title = "QK matching"

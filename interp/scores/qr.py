@@ -15,6 +15,11 @@ class QR(Score):
     """QRscore_h = (1/|q|) Σ_{t_q∈q} Σ_{t_d∈d} A[t_q, t_d], minus the same for the question "N/A".
 
     d is the needle, q the question; tokens of d below mean − 2·std are dropped.
+
+    Misleads:
+        It is attention, not copying: a head that looks at the needle and writes nothing of it
+        scores as high. With a needle of four tokens the filter of weak tokens never fires, and an
+        issue at the released code reports that its published heads could not be reproduced.
     """
 
     name = "qr"

@@ -20,7 +20,12 @@ LENGTH = 256
 
 class ResidualPeak(ModelScore):
     """‖x_first‖ / mean_{k>1} ‖x_k‖ of the residual stream entering the layer; the same for all
-    heads of a layer."""
+    heads of a layer.
+
+    Misleads:
+        It is one number a layer and tells nothing of single heads. Massive activations at other
+        tokens do not show (SmolLM2 has some at " the"): `interp.massive_activations` lists all.
+    """
 
     name = "residual_peak"
     title = "Residual peak"

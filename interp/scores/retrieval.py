@@ -48,6 +48,11 @@ class Retrieval(DecodeScore):
 
     Averaged over solved instances only (greedy decode equal to the needle); g_h and k are sets, so
     the score is at most 1. A head with a mean of 0.1 or more is a retrieval head.
+
+    Misleads:
+        The prompt decides whether there is a score at all: of eight needles at 256 tokens SmolLM2
+        solves none after "Answer:" and seven where the answer's sentence is begun. Only literal
+        copies count: a head that finds the answer elsewhere than at its copy has 0.
     """
 
     name = "retrieval"

@@ -14,7 +14,12 @@ from interp_hooks.recording import LayerStats
 
 
 class RetrievalActivation(DecodeScore):
-    """Share of solved needle problems in which the head copied at least one needle token."""
+    """Share of solved needle problems in which the head copied at least one needle token.
+
+    Misleads:
+        One copied token is enough, so the strongest heads tie: four of SmolLM2's have 1.00. It does
+        not order them.
+    """
 
     name = "retrieval_activation"
     title = "Retrieval activation"

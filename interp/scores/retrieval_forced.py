@@ -19,6 +19,10 @@ class RetrievalForced(Score):
 
     One forward over prompt and answer; every problem counts, solved or not, so that there is a
     value where greedy decoding strays from the answer.
+
+    Misleads:
+        Problems that the model would get wrong count as much as those it solves: the head looks at
+        the needle, and the model may say something else.
     """
 
     name = "retrieval_forced"

@@ -16,6 +16,11 @@ class Sink(Score):
 
     Pads are skipped: under left padding the first real token stands after them. Shape (batch,
     heads).
+
+    Misleads:
+        It says where a head looks on this text, not that it is idle: heads that copy rest on the
+        first token while there is nothing to copy. Five of SmolLM2's eight strongest sinks are
+        retrieval heads. It moves with the tokenizer's BOS and falls slowly with length.
     """
 
     name = "sink"

@@ -18,6 +18,10 @@ class SinkRate(Score):
 
     α_k = (1/(T−k+1)) Σ_{q≥k} A[q, k]. Attention is causal, so the first 64 rows of a longer text
     are exactly the pass at T = 64, whatever the context of the scan.
+
+    Misleads:
+        The test is of 64 tokens: 207 of SmolLM2's 270 heads pass it in half of the texts, while 128
+        have `sink` ≥ 0.3 at 1,024 tokens. It is no rate at the length of the scan.
     """
 
     name = "sink_rate"

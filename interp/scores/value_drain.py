@@ -11,7 +11,12 @@ from interp_hooks.recording import LayerStats
 
 
 class ValueDrain(Score):
-    """1 − ‖v_first‖ / mean_{k>1} ‖v_k‖, per key/value head, given to each of its query heads."""
+    """1 − ‖v_first‖ / mean_{k>1} ‖v_k‖, per key/value head, given to each of its query heads.
+
+    Misleads:
+        It is the length of the value, not of what W_O makes of it. And it is a key/value head's:
+        query heads that share it have one number, though only some of them may rest there.
+    """
 
     name = "value_drain"
     title = "Value-state drain"

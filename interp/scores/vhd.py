@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 class VHD(ModelScore):
     """‖a(with image) − a(image tokens removed)‖₂, a ∈ R^d_head the head's output before W_O at the
     prompt's last position, where the first word of the answer is made; a mean over pictures.
-    `interp.vision.divergence.t_vhd` gives the sum over heads for every generated token."""
+    `interp.vision.divergence.t_vhd` gives the sum over heads for every generated token.
+
+    Misleads:
+        Image tokens are taken out, not blanked: the text moves to other positions, and a head that
+        follows positions moves with it. It is a length, so heads with large outputs lead.
+    """
 
     name = "vhd"
     title = "Vision-aware divergence"

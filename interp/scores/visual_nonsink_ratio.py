@@ -13,6 +13,10 @@ class VisualNonsinkRatio(SinkScore):
 
     A mean of ratios, as VAR takes r row by row; `visual_sink` is a ratio of sums. Sinks, and layers
     without: as there. Shape (batch, heads).
+
+    Misleads:
+        It is a share of what the image gets: a head that gives the image next to nothing may have
+        1. Read `image_mass` beside it.
     """
 
     name = "visual_nonsink_ratio"

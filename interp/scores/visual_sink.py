@@ -17,6 +17,11 @@ class VisualSink(SinkScore):
     tells no sinks. A layer without such dimensions has no value, and a model without a note that
     says so; an image none of whose tokens is a sink has 0; a note says how many tokens are sinks.
     Shape (batch, heads).
+
+    Misleads:
+        Sinks depend on the dimensions they are looked for in: published ones, or those of the first
+        token. In smol-llava they are in layers 2 to 9 only, always the first patch and often patch
+        19, mostly background.
     """
 
     name = "visual_sink"

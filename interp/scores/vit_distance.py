@@ -17,6 +17,10 @@ class ViTDistance(Score):
     size have no value.
 
     Shape (pictures, heads), then the mean over a sample's pictures or tiles.
+
+    Misleads:
+        It is counted in patches, so larger grids give larger values, and patches at the edge see
+        farther than those in the middle.
     """
 
     name = "vit_distance"

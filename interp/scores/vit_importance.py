@@ -23,7 +23,12 @@ class ViTImportance(ModelScore):
     """KL(p ‖ p without the head) of the next token after a prompt with a picture, z of the head :=
     0 in the vision tower; one pass a head and sample. Heads after the layer whose features the
     language model gets have 0. Of a classifier that reads pictures alone p is over its classes;
-    other models without text give no answer and have no value."""
+    other models without text give no answer and have no value.
+
+    Misleads:
+        It is of the next word after one prompt: a head that matters for another question shows
+        nothing. The divergence does not tell better from worse.
+    """
 
     name = "vit_importance"
     title = "Importance for the answer"

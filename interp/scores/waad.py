@@ -15,6 +15,10 @@ class WAAD(Score):
 
     The paper averages the 30 % most local heads into one curve over tokens; `interp.rhythm` gives
     that curve.
+
+    Misleads:
+        Everything beyond ten tokens counts as ten: a head that looks a phrase back and one that
+        rests on the first token are alike.
     """
 
     name = "waad"

@@ -19,6 +19,10 @@ class BigramBackcopy(Task):
     x_{t+1} = x_{t−1} if x_t is a trigger, else drawn from P(· | x_t), a fixed bigram table. Judged
     at every trigger of the second half, so that a model without prior knowledge can infer the rule
     from the first half. Corrupted: the words before judged triggers are replaced.
+
+    Misleads:
+        It was made for small models trained on it. Others have to infer the rule from the prompt,
+        and a low accuracy says that they did not, not that heads sleep.
     """
 
     length: int = 96

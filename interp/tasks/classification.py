@@ -35,6 +35,11 @@ class Classification(Task):
 
     Labels of the examples are independent and balanced in expectation, so copying them does not
     help. The corrupted prompt ends in a review of the other class.
+
+    Misleads:
+        Three words of a lexicon decide each review, which is easier than the corpora it stands for.
+        With examples in the prompt a model may copy their labels: without its retrieval heads
+        pocket-llama classifies better (+.23).
     """
 
     shots: int = 4

@@ -26,6 +26,10 @@ class ColoredObjects(Task):
 
     Optionally after solved examples (`shots`); the corrupted prompt asks for another of the
     objects.
+
+    Misleads:
+        A model may know the colour and not say it after "Answer:": ask in another format before
+        concluding that it can't.
     """
 
     shots: int = 0

@@ -28,6 +28,10 @@ class Docstring(Task):
 
     Corrupted: the argument names in the signature are replaced by random ones, so nothing says
     which comes next.
+
+    Misleads:
+        Two ways lead to the answer, the next name in order and a name that is not documented yet;
+        only some of the wrong names tell them apart.
     """
 
     name = "docstring"

@@ -19,6 +19,11 @@ class GreaterThan(Task):
     The metric is p(later years) − p(earlier or equal years). The corrupted prompt starts in the
     year XX01. Where a tokenizer writes years digit by digit, only the tens digit is judged (equal
     tens are left out).
+
+    Misleads:
+        Its metric is a difference of probabilities, so effects are on another scale than those of
+        tasks with a margin of logits. Where years are written digit by digit only the tens digit is
+        judged.
     """
 
     name = "greater_than"

@@ -18,6 +18,10 @@ class Induction(Task):
     Judged at every position of the second copy but the first. `info["repeat"]` is the length,
     `info["start"]` the index of the first random token. Corrupted: the first copy is replaced by
     other tokens.
+
+    Misleads:
+        Random tokens are no text: a model that continues them need not do so for patterns of words,
+        and the reverse.
     """
 
     length: int = 50

@@ -26,6 +26,10 @@ class IndirectObject(Task):
 
     corruption="distinct": the second subject becomes a third name (no indirect object is
     determined); "swap": the roles of the two names are exchanged, so the other name is right.
+
+    Misleads:
+        One family of sentences with two names: heads found on it are heads of this template. What
+        the corrupted twin changes decides which of them count, so name the corruption.
     """
 
     corruption: str = "distinct"

@@ -57,6 +57,11 @@ class NeedleInAHaystack(Task):
     `info`: `needle` (start, end) token span of the answer words inside the haystack (of the whole
     sentence in the format paper), `question` (start, end) span of the question, `length`, `depth`.
     Corrupted: another needle's words.
+
+    Misleads:
+        Whether a small model answers depends on how it is asked: SmolLM2 solves none of eight after
+        "Answer:", seven where the answer's sentence is begun. What is solved is a literal copy, not
+        the use of a long text.
     """
 
     lengths: tuple[int, ...] = (256, 512, 1024)

@@ -37,6 +37,10 @@ class Pope(ImageTask):
             chair ?"
         each: questions of yes a scene, at most; as many of no.
         records: problems of a file.
+
+    Misleads:
+        Yes and no are balanced, so always yes is half right: read the share of yes. Clear rendered
+        scenes may leave nothing to find: smol-llava answers all of them.
     """
 
     split: str = "all"

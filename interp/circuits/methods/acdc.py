@@ -39,6 +39,10 @@ class ACDC(Method):
 
     Raises `TapError` where the stream is not the sum of what heads and MLPs write (see `eap`), or
     where queries, keys and values are not a norm and a projection of it.
+
+    Misleads:
+        A score is one of the thresholds, so most heads tie. The search is greedy: what goes early
+        depends on the order, and never comes back.
     """
 
     thresholds: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

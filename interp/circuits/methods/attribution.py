@@ -22,6 +22,11 @@ class Attribution(Method):
     `mode`: what z is compared with: its value in the corrupted twin at the same position
     ("resample"), its mean over the corrupted prompts' tokens ("mean"), or 0 ("zero", gradient ×
     activation). Intervals are bootstrapped over prompts.
+
+    Misleads:
+        It is of first order: a saturated head has a small gradient. `mode` decides: against a truth
+        by mean ablation mode "mean" leads, against one by resampling "resample". `low` and `high`
+        never contain 0.
     """
 
     mode: str = "resample"

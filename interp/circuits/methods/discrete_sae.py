@@ -75,6 +75,11 @@ class DiscreteSAE(Method):
             by layer.
 
     The autoencoder that reconstructs best is the artefact "sae", in SAELens's own format.
+
+    Misleads:
+        In the default score the codes are a placebo: shuffled over the prompts they give the same
+        AUC and stability. It is an attribution grouped by codes; `preset="paper"` is the paper's
+        method.
     """
 
     score: str = "effect"

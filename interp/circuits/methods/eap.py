@@ -35,6 +35,11 @@ class EAP(Method):
 
     Raises `TapError` where the stream is not the sum of what heads and MLPs write: norms after
     attention (Gemma 2 and 3, OLMo 2) or scaled branches (Granite).
+
+    Misleads:
+        It is of first order, and a head's score is its strongest edge by size: negative heads stand
+        beside those that help. A path that goes through a norm or a softmax far from its clean
+        value is misjudged.
     """
 
     name = "eap"

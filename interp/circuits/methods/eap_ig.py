@@ -31,6 +31,10 @@ class EAPIG(EAP):
     group's runs to every edge, and stops gradients at the interpolated senders.)
 
     Head scores, signs and refusals are those of `eap`.
+
+    Misleads:
+        Ours takes k = 1 … steps, the paper's text; the released code takes 0 … steps − 1, and its
+        numbers differ.
     """
 
     steps: int = 5

@@ -20,6 +20,11 @@ class HeadAblation(Method):
     One forward over the prompts a head. `mode`: what takes z's place, at every position: its mean
     over the corrupted prompts' tokens ("mean"), its value in the corrupted twin at the same
     position ("resample", a counterfactual), or 0 ("zero"). Intervals are bootstrapped over prompts.
+
+    Misleads:
+        Heads go one at a time, so heads that stand in for each other hide one another. `low` and
+        `high` are of the size of the effect and never contain 0: they are no test
+        (`interp.circuits.measured` is). `mode` moves the result more than the method does.
     """
 
     mode: str = "mean"

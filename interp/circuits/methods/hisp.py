@@ -24,6 +24,10 @@ class HISP(Method):
 
     Both take the gradient of a loss. Here it is that of the task's metric: a divergence from the
     model's own output, as in Conmy et al., has gradient 0 at the clean run.
+
+    Misleads:
+        Divided by the layer's norm, a layer in which nothing matters has heads as high as any
+        other's; `normalise=False` leaves the metric's units.
     """
 
     mode: str = "zero"

@@ -82,6 +82,10 @@ class PathPatching(Method):
     Intervals are bootstrapped over prompts, m(x) − m(x') taken as known. `edges` has a row for each
     sender and receiver; where several receivers are patched together, each row has their joint
     score.
+
+    Misleads:
+        By default the receiver is the final stream and the last position is patched: heads that act
+        through other heads have nothing. Ask for their receivers by name.
     """
 
     receivers: tuple[str, ...] = (OUTPUT,)
