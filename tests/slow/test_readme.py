@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/usage.md")
+PAGES = ("README.md",)
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python|json)\n(.*?)```", README, re.DOTALL)

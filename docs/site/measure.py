@@ -1,0 +1,167 @@
+"""Measures SmolLM2 (and smol-llava) for the catalogue's pages, into measured.json beside this file.
+
+    python docs/site/measure.py FOLDER [scans] [circuits] [tasks]
+
+Scans are kept in FOLDER, so that a run that was interrupted goes on; the other parts take minutes.
+The models come from the cache (`interp models get smol-llava`). Each part replaces its own share of
+the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import interp
+
+OUT = Path(__file__).with_name("measured.json")
+TEXT, EYE = "smollm2-135m", "smol-llava"
+#: folder → (model, scores, settings)
+SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "text": (TEXT, "all,-importance", dict(context=1024, samples=16)),
+    "image": (
+        EYE,
+        "vhd,gaze,image_retrieval,image_mass,visual_sink,visual_nonsink_ratio,image_centric,"
+        "cls_outlier,vit_distance,vit_importance",
+        dict(samples=16),
+    ),
+    "importance": (TEXT, "importance", dict(context=256, samples=4)),
+}
+#: methods that take minutes; ACDC takes days
+METHODS = ("attribution", "eap", "hisp", "discrete_sae", "eap_ig", "path_patching", "head_ablation")
+PAIRS, PROBLEMS, SEED = 32, 64, 0
+
+
+def main() -> None:
+    folder, *parts = sys.argv[1:]
+    record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
+    for part in parts or ("scans", "circuits", "tasks"):
+        for found in PARTS[part](Path(folder)):
+            record.update(found)
+            OUT.write_text(_compact(record), encoding="utf-8")
+
+
+def scans(folder: Path) -> Iterator[dict[str, Any]]:
+    """Scores of all heads."""
+    made: dict[str, Any] = {"scans": {}, "scores": {}}
+    for name, (model, scores, settings) in SCANS.items():
+        if not (folder / name).is_dir():
+            interp.scan_heads(model, scores, out=folder / name, progress=False, **settings)
+        atlas = interp.Atlas.load(folder / name)
+        origin = atlas.provenance.get("origin") or {}
+        made["scans"][name] = {
+            "model": model,
+            "date": atlas.provenance["created"][:10],
+            "weights": _weights(origin),
+            **_machine(),
+        }
+        for score in atlas.scores:
+            tower, kind = atlas.panels(score)[0]
+            matrix = atlas.matrix(score, tower, kind)
+            if np.ma.count(matrix):
+                made["scores"][score] = {
+                    "scan": name,
+                    "tower": tower,
+                    "measured": str(atlas.measured(score)),
+                    "values": _rounded(matrix.filled(np.nan)),
+                }
+    heads = made["scores"]["sink"]["values"]
+    groups = atlas.frame.groupby("layer")["kv_head"].nunique().iloc[0]
+    made["query_heads"] = len(heads[0]) // int(groups)
+    yield made
+
+
+def circuits(folder: Path) -> Iterator[dict[str, Any]]:
+    """The heads that each method finds for IOI."""
+    model = interp.load(TEXT, device="cpu")
+    about = {"model": TEXT, "n": PAIRS, "seed": SEED, "date": str(date.today()), **_machine()}
+    made: dict[str, Any] = {}
+    for name in METHODS:
+        start = time.perf_counter()
+        circuit = interp.circuits.find(model, "ioi", name, n=PAIRS, seed=SEED)
+        seconds = time.perf_counter() - start
+        signed = f"{name}_effect" in circuit.frame
+        column = f"{name}_effect" if signed else name
+        frame = circuit.frame.pivot(index="layer", columns="head", values=column)
+        made[name] = {
+            "signed": signed,
+            "seconds": round(seconds, 1),
+            "values": _rounded(frame.to_numpy(dtype=float)),
+        }
+        print(name, round(seconds), circuit.heads(5), flush=True)
+        yield {"circuits": made, "circuit_run": about}
+
+
+def tasks(folder: Path) -> Iterator[dict[str, Any]]:
+    """How many problems the untouched model solves."""
+    made: dict[str, Any] = {}
+    for name in interp.tasks.names():
+        task = interp.tasks.get(name)
+        model = EYE if name in ("pope", "chair") else TEXT
+        n = 16 if name == "niah" else PROBLEMS
+        try:
+            found = interp.evaluate(model, name, n=n, seed=SEED, force=True)
+        except interp.InterpError as reason:
+            print(name, reason, flush=True)
+            continue
+        settings = found.provenance.get("settings", {})
+        made[name] = {
+            "model": model,
+            "metric": found.metric,
+            "mean": round(found.baseline.mean, 4),
+            "low": round(found.baseline.low, 4),
+            "high": round(found.baseline.high, 4),
+            "n": found.baseline.n,
+            "chance": round(float(getattr(task, "chance", 0.0)), 4),
+            "format": settings.get("format") or "bare",
+            "date": str(date.today()),
+            **_machine(),
+        }
+        print(name, made[name], flush=True)
+        yield {"tasks": made}
+
+
+PARTS = {"scans": scans, "circuits": circuits, "tasks": tasks}
+
+
+def _machine() -> dict[str, str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
+    return {"hardware": f"{name}, threads: {torch.get_num_threads()}"}
+
+
+def _weights(origin: dict[str, Any]) -> str:
+    return str(origin.get("weights") or origin.get("note") or "as the hub has them")
+
+
+def _rounded(values: np.ndarray) -> list[list[float | None]]:
+    """Three significant digits; None for what was not measured."""
+    return [[None if np.isnan(v) else float(f"{v:.3g}") for v in row] for row in values]
+
+
+def _compact(record: dict[str, Any]) -> str:
+    """JSON with a line a score, so that a change is readable."""
+    lines = []
+    for key, value in record.items():
+        if isinstance(value, dict) and key in ("scores", "circuits", "tasks", "scans"):
+            rows = (
+                f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False, separators=(',', ':'))}"
+                for k, v in value.items()
+            )
+            lines.append(f"{json.dumps(key)}: {{\n" + ",\n".join(rows) + "\n}")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    main()
