@@ -17,8 +17,8 @@ from interp.models.image_processors import image_processor
 from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS
 
 if TYPE_CHECKING:
+    from interp.model import Model
     from interp_hooks.huggingface.layout import Layout
-    from interp_hooks.model import HookedModel
 
 
 def load(
@@ -35,7 +35,7 @@ def load(
     quantization: Any = None,
     sample: dict[str, Any] | None = None,
     torch_dtype: Any = None,
-) -> HookedModel:
+) -> Model:
     """Loads a model and taps its attention: a name, a folder or a model object → `HookedModel`.
 
     Args:
@@ -76,6 +76,7 @@ def load(
         HookedModel(pocket-llama: 4 layers × 8 heads, 4 kv heads)
     """
 
+    from interp.model import Model
     from interp_hooks.hooking import hook
     from interp_hooks.huggingface.images import image_token, sees_alone
     from interp_kernels import BackendError, check_backend
@@ -89,6 +90,8 @@ def load(
         placing.refuse_for_objects(
             dtype=dtype, device_map=device_map, quantization=quantization, revision=revision
         )
+        if isinstance(source, Model):
+            return source
         return hook(
             source,
             tokenizer=tokenizer,
@@ -96,7 +99,7 @@ def load(
             processor=processor,
             layout=layout,
             sample=sample,
-        )
+        ).as_face(Model)
     found = _resolve(str(source))
     place = placing.plan(device, dtype, device_map, quantization)
     note, origin = found.note, found.origin
@@ -151,7 +154,7 @@ def load(
         processor=processor,
         layout=layout,
         sample=sample,
-    )
+    ).as_face(Model)
     hooked.origin = origin
     return hooked
 

@@ -15,3 +15,4 @@ from .model import HookedModel as HookedModel
 from .question import Question as Question
 from .recording import LayerStats as LayerStats
 from .recording import Recording as Recording
+from .weight_rows import WeightRows as WeightRows

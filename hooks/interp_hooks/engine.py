@@ -14,6 +14,7 @@ from interp_hooks.edit import CallEdit
 from interp_hooks.errors import ActivationError, EditError, InterpError, TapError
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.weight_rows import WeightRows, of_heads, ranges, up_to
 from interp_kernels import (
     BackendError,
     Request,
@@ -96,19 +97,27 @@ def attend(call: AttentionCall, tap: Tap) -> torch.Tensor:
     """
     attended = begin(call, tap)
     z = attended.z
+    shown = shows_weights(call, tap.observers)
     for edit in attended.edits:
-        z = edit.apply(attended.edited, _attend_anew(edit, attended.edited, z))
+        z = edit.apply(attended.edited, attend_anew(edit, attended.edited, z, shown))
     return deliver(attended, z)
 
 
-def _attend_anew(edit: CallEdit, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+def shows_weights(call: AttentionCall, observers: Sequence[Observer]) -> bool:
+    """Whether someone asks for the weights as the edits leave them."""
+    return call.weights is not None or any(
+        o.stage == "after" and o.question.at(call.site).weights is not None for o in observers
+    )
+
+
+def attend_anew(edit: CallEdit, call: AttentionCall, z: torch.Tensor, shown: bool) -> torch.Tensor:
     """`edit.attend`; raises `TapError` where it leaves no weights to show to who asks for them."""
     new = edit.attend(call, z)
-    if call.weights is not None and new is not z:
+    if shown and new is not z:
         raise TapError(
-            "output_attentions=True can't be answered here: an edit of this block puts another "
-            f"attention in place of softmax's in layer {call.site.layer}; leave the block, or use "
-            "model.observe(...)."
+            "The attention weights (output_attentions=True, model.look, model.attention) can't be "
+            "shown here: an edit of this block puts another attention in place of softmax's in "
+            f"layer {call.site.layer}; leave the block, or use model.observe(...)."
         )
     return new
 
@@ -137,8 +146,15 @@ def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
     z = result.out.transpose(1, 2)  # (batch, queries, heads, d)
     touching = [edit for edit in edits if edit.touches(call)]
     if late:
+        shown = shows_weights(call, observers)
         for edit in touching:
-            z = _attend_anew(edit, edited, z)
+            z = attend_anew(edit, edited, z, shown)
+    for observer in observers:
+        wanted = observer.question.at(call.site).weights
+        if wanted is not None and observer.stage == "after":
+            hand_rows(edited, wanted, steers)
+        elif wanted is not None:
+            hand_rows(call, wanted)
     if call.weights is not None:
         call.weights(weights_of(edited, steers))
     return Attended(call, edited, z, answers + more, touching, steers if late else [])
@@ -248,15 +264,42 @@ def _attention(
 def weights_of(call: AttentionCall, steers: Sequence[Steered] = ()) -> torch.Tensor:
     """The attention weights (batch, heads, queries, keys) under the steers, of the queries' type;
     L × L, for who asks for them."""
+    assert call.query is not None
+    return row_weights(call, steers, 0, call.n_queries).to(call.query.dtype)
+
+
+def row_weights(
+    call: AttentionCall, steers: Sequence[Steered], first: int, last: int
+) -> torch.Tensor:
+    """(batch, heads, last − first, keys) float32 or wider: the weights of these query rows."""
     query, key = call.query, call.key
     assert query is not None and key is not None
-    edges = sorted({0, call.n_queries} | {edge for s in steers for edge in s.rows})
+    inner = {edge for s in steers for edge in s.rows if first < edge < last}
+    edges = sorted({first, last} | inner)
     parts = []
     for start, stop in itertools.pairwise(edges):
         part = call.part(start, stop)
         here = [_cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
         parts.append(weights(query[:, :, start:stop], key, **part.settings, steer=here or None))
-    return torch.cat(parts, 2).to(query.dtype)
+    return torch.cat(parts, 2)
+
+
+@torch.no_grad()
+def hand_rows(call: AttentionCall, wanted: WeightRows, steers: Sequence[Steered] = ()) -> None:
+    """Hands the weights of a call, as the steers leave them, to who wants their rows."""
+    heads = wanted.heads
+    if call.pattern is not None:  # someone else computed it, edits and all
+        pattern = call.pattern if heads is None else call.pattern[:, list(heads)]
+        wanted.take(call, 0, pattern.float())
+        return
+    assert call.query is not None
+    n = call.query.shape[1] if heads is None or steers else len(heads)
+    # what an edit says, it says of all heads: they are computed together, and picked afterwards
+    own = call if heads is None or steers else of_heads(call, heads)
+    for start, stop in ranges(call, n, wanted.at_once):
+        rows = row_weights(own if steers else up_to(own, stop), steers, start, stop)
+        picked = rows if heads is None or not steers else rows[:, list(heads)]
+        wanted.take(call, start, picked.float())
 
 
 def _cut(steered: Steered, start: int, stop: int) -> Steer:
@@ -354,6 +397,9 @@ def answer_from_pattern(
 ) -> None:
     """The same from a pattern that someone else computed (TransformerLens)."""
     for observer in observers:
+        wanted = observer.question.at(call.site).weights
+        if wanted is not None:
+            hand_rows(call, wanted)
         answer = pattern_result(call, observer.question.request(call))
         observer.callback(
             LayerStats(call, answer, observer.question, z if observer.question.z else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,6 +28,9 @@ from interp_hooks.vocabulary import TOKENS, Forward, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
 from interp_hooks.wrapping import eagerly
 from interp_kernels import Received
+
+#: a class that adds methods to `HookedModel`
+Face = TypeVar("Face", bound="HookedModel")
 
 
 class HookedModel:
@@ -70,6 +73,14 @@ class HookedModel:
         self.origin: dict[str, Any] = {}
         self._backend = backend
         self._tap = shared_tap(adapter.anchors())
+
+    def as_face(self, face: type[Face]) -> Face:
+        """The same model, its blocks too, as an object of a class that adds methods to this one."""
+        made = face(
+            self._adapter, self.name, self.tokenizer, self._backend, self.note, self.processor
+        )
+        made.origin = self.origin
+        return made
 
     @property
     def backend(self) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.errors import TapError
+from interp_hooks.weight_rows import WeightRows
 from interp_kernels import Received, Request
 
 ROW = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
@@ -34,6 +35,7 @@ class Question:
         topk: how many of the largest weights; 0 for none.
         z: also hand over the per-head output (batch, queries, heads, d).
         call: also the attention call itself, as it came.
+        weights: also the attention weights themselves, rows at a time (`WeightRows`).
 
     Example:
         >>> seen = []
@@ -52,6 +54,7 @@ class Question:
     topk: int = 0
     z: bool = False
     call: bool = False
+    weights: WeightRows | None = None
 
     def at(self, site: Site) -> Question:
         """What is asked at a site: of a plain question, the question itself."""
@@ -70,6 +73,11 @@ class Question:
                 "Two questions in one pass cap the distance differently; observe them in nested "
                 "blocks."
             )
+        if self.weights is not None and other.weights is not None:
+            raise TapError(
+                "Two questions in one pass want the weights themselves; observe them in nested "
+                "blocks."
+            )
         return Question(
             self.names | other.names,
             {**self.pairs, **other.pairs},
@@ -80,6 +88,7 @@ class Question:
             max(self.topk, other.topk),
             self.z or other.z,
             self.call or other.call,
+            self.weights or other.weights,
         )
 
     def request(self, call: AttentionCall) -> Request:

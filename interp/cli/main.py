@@ -19,6 +19,7 @@ from interp.cli import (
     compare,
     evaluate,
     generate,
+    look,
     models,
     scan_heads,
     show,
@@ -117,6 +118,7 @@ def _root(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "list": catalogue.show_names,
     "scan-heads": scan_heads.scan_heads,
+    "look": look.look,
     "show": show.show,
     "compare": compare.compare,
     "ablate": ablate.ablate,

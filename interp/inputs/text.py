@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,29 @@ def read_text(path: str | Path) -> str:
     text = read_file(path, "text")
     if not text.strip():
         raise InputError(f"The text file {path} is empty; give a file with some text.")
+    return text
+
+
+def content(text: str | Path) -> str:
+    """A text itself, or what is in a file: of a `Path`, or of a string that names a file.
+
+    Raises `InputError` for an empty text, a file that can't be read, and a string that looks like
+    the name of a file which is not there.
+    """
+    if isinstance(text, Path):
+        return read_text(text)
+    if not isinstance(text, str):
+        raise InputError(f"A text or a Path is needed, not {type(text).__name__}.")
+    if not text.strip():
+        raise InputError("The text is empty; give some text, or a Path to a file with some.")
+    if len(text) < 1000 and "\n" not in text:
+        try:
+            if Path(text).is_file():
+                return read_text(text)
+        except (OSError, ValueError):  # no name of a file
+            return text
+        if " " not in text and re.search(r"\.(txt|md|csv|json|jsonl|html|py|tex)$", text, re.I):
+            raise InputError(f"There is no text file {text}.")
     return text
 
 

@@ -192,11 +192,13 @@ ROOMS: dict[str, str] = {
     "heads": "",
     "models": "",
     "scenes": "",
-    "loading": "models",
     "inputs": "",
     "results": "",
     "results.interchange": "results",
     "report": "results",
+    "look": "inputs report results",
+    "model": "inputs look",
+    "loading": "model models",
     # what a model is asked, and how it is changed
     "tasks": "inputs scenes",
     "vision": "inputs results scenes",
@@ -225,8 +227,8 @@ ROOMS: dict[str, str] = {
     # the command line sees all, and nothing sees it
     "cli": (
         "atlas calibration circuits circuits.drawing circuits.judging circuits.known "
-        "circuits.methods circuits.runs edits evaluation inputs models probes procedures report "
-        "results results.interchange scores tasks vision"
+        "circuits.methods circuits.runs edits evaluation inputs look models probes procedures "
+        "report results results.interchange scores tasks vision"
     ),
 }
 #: rooms of the lower floors: the first named may import the second

@@ -22,10 +22,12 @@ from interp_hooks.engine import (
     Steered,
     Tap,
     answer_from_pattern,
+    attend_anew,
     check_finite,
     gains,
     pattern_result,
     rewritten,
+    shows_weights,
     steered_pattern,
     steers_of,
 )
@@ -147,9 +149,10 @@ class TLAdapter(Adapter):
                 observers, edits = tap.observers, tap.edits
                 call, edited, steers = pending.pop(site.layer)
                 z = gains(z, steers)
+                shown = shows_weights(call, observers)
                 for edit in edits:
                     if edit.touches(call):
-                        z = edit.apply(edited, edit.attend(edited, z))
+                        z = edit.apply(edited, attend_anew(edit, edited, z, shown))
                 check_finite(call, z)
                 answer_from_pattern(call, [o for o in observers if o.stage == "before"], z)
                 answer_from_pattern(edited, [o for o in observers if o.stage == "after"], z)

@@ -1,0 +1,2 @@
+from .look import Look as Look
+from .look import View as View
