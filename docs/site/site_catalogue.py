@@ -118,12 +118,19 @@ def _formula(entry: Any) -> list[str]:
 def _facts(kind: str, name: str, entry: Any, cls: Any) -> str:
     """The table of what class attributes say."""
     facts = {"name": f"`{name}`", **FACTS.get(kind, lambda *_: {})(entry)}
-    if citation := getattr(entry, "citation", ""):
+    if citation := getattr(entry, "citation", "") or _cited(cls):
         facts["from"] = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", citation)
-    if found := _in_methods(cls.__name__, name):
+    if found := _in_methods(kind, cls.__name__, name):
         heading, anchor = found
         facts["more"] = f"[{heading}](../../methods.md#{anchor}), with what is published"
     return "| | |\n|---|---|\n" + "\n".join(f"| {k} | {_cell(v)} |" for k, v in facts.items())
+
+
+def _cited(cls: Any) -> str:
+    """The first paper in brackets of a docstring; "" for none."""
+    text = " ".join((cls.__doc__ or "").split())
+    found = re.search(r"\(([^()]*arXiv \d{4}\.\d{4,5})", text)
+    return found[1] if found else ""
 
 
 def _score_facts(score: Any) -> dict[str, str]:
@@ -133,8 +140,8 @@ def _score_facts(score: Any) -> dict[str, str]:
     if score.threshold is not None:
         facts["counts from"] = f"{score.threshold:g}"
     probe = score.probe
-    own = "runs of its own, or none" if probe == "own" else f"[{probe}](../probes/{probe}.md)"
-    facts["measured on"] = own
+    own = f"runs of its own: {getattr(score, 'passes', '')}"
+    facts["measured on"] = own if probe == "own" else f"[{probe}](../probes/{probe}.md)"
     facts["in default scans"] = "yes" if score.default else "no: by name"
     return facts
 
@@ -156,7 +163,7 @@ def _calibration_facts(method: Any) -> dict[str, str]:
 
 def _edit_facts(edit: Any) -> dict[str, str]:
     scope = getattr(edit, "scope", "")
-    return {"acts, unless told otherwise, in": f"`{scope}`"} if scope else {}
+    return {"scope, unless told otherwise": f"`{scope}`"} if scope else {}
 
 
 def _score_use(name: str, score: Any) -> str:
@@ -251,16 +258,23 @@ ROOT_HEADING = {
 }
 
 
-def _in_methods(cls: str, name: str) -> tuple[str, str] | None:
-    """(heading, anchor) of the section of methods.md that names a class or an entry first."""
+def _in_methods(kind: str, cls: str, name: str) -> tuple[str, str] | None:
+    """(heading, anchor) of the section of methods.md that is called as a class or an entry is, or
+    else names it; sections of its own kind come first."""
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
-    for part in re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]:
-        heading, _, body = part.partition("\n")
-        title = heading.lstrip("# ")
-        named = re.search(rf"`(?:[\w.]+\.)?(?:{cls}|{name})`", body) or cls.lower() == title.lower()
-        if heading.startswith("## ") and named:
-            return title, next(iter(anchors(heading)))
-    return None
+    rooms = re.split(r"^# ", text, flags=re.MULTILINE)[1:]
+    rooms.sort(key=lambda room: not room.lower().startswith(kind))
+    parts = [p.partition("\n") for room in rooms for p in re.split(r"^## ", room, flags=re.M)[1:]]
+    called = {_plain(cls), _plain(name)}
+    by_title = (t for t, _, _ in parts if called & set(map(_plain, re.split(", | and ", t))))
+    by_class = (t for t, _, body in parts if re.search(rf"`(?:[\w.]+\.)?{cls}`", body))
+    by_name = (t for t, _, body in parts if re.search(rf"`{name}`", body))
+    found = next((title for titles in (by_title, by_class, by_name) for title in titles), None)
+    return None if found is None else (found, next(iter(anchors(f"## {found}"))))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[ _-]", "", name).lower()
 
 
 def _text(said: str) -> str:

@@ -46,7 +46,7 @@ def score_section(score: Any) -> str:
         f"| strongest | {_listed(places[:5])} |\n{ends}"
         f"| median | {number(median(values))} |\n"
         f"| nine tenths lie below | {number(values[int(0.9 * (len(values) - 1))])} |\n{count}"
-        f"| measured on | {found['measured']} |\n\n"
+        f"| measured on | {found['measured'] or 'the weights alone'} |\n\n"
         f"{about['hardware']}, {about['date']}; weights {about['weights']}.\n"
     )
 
@@ -130,7 +130,7 @@ def _tables() -> Iterator[tuple[str, list[str], list[list[str]]]]:
 def _real_table() -> tuple[str, list[str], list[list[str]]]:
     cells = _read("real_table.json")["cells"]
     named = dict.fromkeys(n.split("/")[1] for n in cells if n.startswith("b/"))
-    columns = [c for c in named if c != "calibrated"]
+    columns = sorted((c for c in named if c != "calibrated"), key=_task_order)
     rows: dict[str, dict[str, str]] = {}
     for name, cell in cells.items():
         if name.startswith("b/") and isinstance(cell, dict) and "difference" in cell:
@@ -142,6 +142,11 @@ def _real_table() -> tuple[str, list[str], list[list[str]]]:
         ["", *columns],
         table,
     )
+
+
+def _task_order(column: str) -> tuple[int, str]:
+    """Classification first, then needles, then the loss."""
+    return ("needles" in column) + 2 * (column == "loss"), column
 
 
 def _vision_table() -> tuple[str, list[str], list[list[str]]]:
@@ -191,6 +196,9 @@ def _plain(name: str) -> str:
 
 
 def _change(cell: dict[str, Any]) -> str:
+    """ "−0.04 [−0.06, −0.01]"; a plain 0 where nothing changed."""
+    if cell["mean"] == cell["low"] == cell["high"] == 0:
+        return "0"
     digits = 3 if abs(cell["high"] - cell["low"]) < 0.03 else 2
     mean, low, high = (f"{cell[k]:+.{digits}f}".replace("-", "−") for k in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
@@ -202,7 +210,6 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _figure(values: Any, title: str, span: Any, threshold: float | None) -> str:
-    """The map in a box that scrolls where a screen is narrow."""
     return f'<div class="heads">{heat_map(values, title, span, threshold)}</div>\n'
 
 

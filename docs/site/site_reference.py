@@ -12,6 +12,7 @@ import site_catalogue
 #: page → (title, package, a sentence)
 PACKAGES = {
     "interp": ("interp", "Loading, scanning, edits' effects: what most work needs."),
+    "look": ("interp.look", "Where a head looks in a text."),
     "interp_hooks": ("interp_hooks", "Inside a model: what `interp.load` gives, and its parts."),
     "interp_kernels": ("interp_kernels", "Attention on tensors, with statistics and edits."),
     "circuits": ("interp.circuits", "Finding circuits and judging them."),
@@ -24,6 +25,9 @@ PACKAGES = {
     "models": ("interp.models", "Bundled and fetched models."),
     "errors": ("interp.errors", "What goes wrong, by type."),
 }
+
+#: shown beside a package's public names: what its functions give
+GIVEN = {"interp": {"Model": "interp.model.Model"}}
 
 
 def navigation() -> list[str]:
@@ -47,7 +51,7 @@ def names(package: str) -> dict[str, str]:
     """Public name → where it is defined, of what has a docstring of its own."""
     module = import_module(package)
     listed = getattr(module, "__all__", None) or _defined(module)
-    found = {}
+    found = dict(GIVEN.get(package, {}))
     for name in sorted(listed, key=str.lower):
         entry = getattr(module, name)
         if isinstance(entry, ModuleType) or not (inspect.isclass(entry) or callable(entry)):
