@@ -71,7 +71,7 @@ def page(kind: str, name: str) -> str:
     ]
     shown = SHOWN.get(kind, _nothing)(name, entry)
     if shown:
-        parts += [f"## {HEADINGS.get(kind, 'What was measured')}", shown]
+        parts += [f"## {_heading(kind, name, entry)}", shown]
     if misleads := section(cls, MISLEADS):
         parts += ["## When it misleads", _text(misleads)]
     if used := USES.get(kind, _nothing)(name, entry):
@@ -95,10 +95,13 @@ def _path(kind: str, name: str) -> str:
 
 def _index(kind: str) -> str:
     title, said = ABOUT[kind]
-    summaries = KINDS[kind].registry.summaries()
-    rows = [f"| [{name}]({name}.md) | {_cell(what)} |" for name, what in summaries.items()]
+    entries = {name: KINDS[kind].registry.get(name) for name in names(kind)}
+    rows = [
+        f"| [{name}]({name}.md) | {_cell(_said(kind, entry, _class(entry)))} |"
+        for name, entry in entries.items()
+    ]
     table = "\n".join(["| | |", "|---|---|", *rows])
-    return f"# {title}\n\n{said} `interp list {kind}` prints them.\n\n{table}\n"
+    return f"# {title}\n\n{said} `interp list {kind}` prints their names.\n\n{table}\n"
 
 
 def _said(kind: str, entry: Any, cls: Any) -> str:
@@ -219,6 +222,14 @@ def _circuit_shown(name: str, method: Any) -> str:
     return "\n\n".join(p for p in parts if p)
 
 
+def _heading(kind: str, name: str, entry: Any) -> str:
+    """Above what was measured: on which model, where it is one."""
+    if kind not in ("scores", "tasks"):
+        return "What was measured"
+    pictures = getattr(entry, "needs_images", False) or name in ("pope", "chair")
+    return "On smol-llava" if pictures else "On SmolLM2"
+
+
 def _linked(rows: str) -> str:
     said = "Paired changes with 95 % intervals; sizes, settings and controls in [results]"
     return f"{rows}\n\n{said}(../../results.md)." if rows else ""
@@ -242,7 +253,6 @@ SHOWN: dict[str, Callable[[str, Any], str]] = {
     "edits": _edit_shown,
     "procedures": _procedure_shown,
 }
-HEADINGS = {"scores": "On SmolLM2", "tasks": "On SmolLM2"}
 USES: dict[str, Callable[[str, Any], str]] = {
     "scores": _score_use,
     "tasks": _task_use,

@@ -18,7 +18,11 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 def on_config(config: Any) -> Any:
     """The pages made here take their places in the navigation."""
-    made = {"{catalogue}": site_catalogue.navigation(), "{reference}": site_reference.navigation()}
+    made = {
+        "{catalogue}": site_catalogue.navigation(),
+        "{reference}": site_reference.navigation(),
+        "{notebooks}": [site_links.copy_of(path) for path in site_links.notebooks()],
+    }
     config.nav = _placed(config.nav, made)
     return config
 
@@ -30,8 +34,10 @@ def on_files(files: Files, config: Any) -> Files:
     for place in site_links.wanted({**written, **made}):
         page = site_links.copied_page(place)
         content = (site_links.ROOT / place).read_bytes() if page is None else page
-        out_of_nav = dict(content=content, inclusion=InclusionLevel.NOT_IN_NAV)
-        files.append(File.generated(config, site_links.copy_of(place), **out_of_nav))
+        notebook = place in site_links.notebooks()
+        shown = InclusionLevel.INCLUDED if notebook else InclusionLevel.NOT_IN_NAV
+        copy = site_links.copy_of(place)
+        files.append(File.generated(config, copy, content=content, inclusion=shown))
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files

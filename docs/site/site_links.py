@@ -9,10 +9,14 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import site_notebooks
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 #: where copies of files outside docs/ stand in the site
 COPIES = "files"
+#: what is put behind the name of a file of code, or a notebook, that becomes a page
+PAGE = ".code.md"
 
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*$", re.MULTILINE | re.DOTALL)
@@ -50,16 +54,18 @@ def outside(page: str, target: str) -> str:
 
 def original(page: str) -> str:
     """Where a copied page comes from in the repository."""
-    return page.removeprefix(f"{COPIES}/").removesuffix(".code.md")
+    return page.removeprefix(f"{COPIES}/").removesuffix(PAGE)
 
 
 def copy_of(path: str) -> str:
     """Where a file of the repository stands in the site: code becomes a page, all else itself."""
-    return f"{COPIES}/{path}" + (".code.md" if path.endswith((".py", ".sh")) else "")
+    return f"{COPIES}/{path}" + (PAGE if path.endswith((".py", ".sh", ".ipynb")) else "")
 
 
 def copied_page(path: str) -> str | None:
     """A copy that is a page, as markdown; None for other files."""
+    if path.endswith(".ipynb"):
+        return site_notebooks.page(ROOT / path)
     text = (ROOT / path).read_text(encoding="utf-8") if path.endswith((".py", ".sh", ".md")) else ""
     if path.endswith(".md"):
         return text
@@ -105,10 +111,17 @@ def _outside_code(
     return "".join([*done, pattern.sub(turned, text[end:])])
 
 
+def notebooks() -> list[str]:
+    """The notebooks, as paths in the repository."""
+    return sorted(str(p.relative_to(ROOT)) for p in (ROOT / "notebooks").glob("*.ipynb"))
+
+
 def wanted(pages: Mapping[str, str]) -> list[str]:
-    """Files of the repository that pages link to outside docs/, and their own in turn."""
-    found: dict[str, None] = {}
-    waiting = [(page, text) for page, text in pages.items()]
+    """The notebooks, and files of the repository that pages link to outside docs/, and their own
+    in turn."""
+    copies = {copy_of(path): copied_page(path) or "" for path in notebooks()}
+    found: dict[str, None] = dict.fromkeys(notebooks())
+    waiting = [*pages.items(), *copies.items()]
     while waiting:
         page, text = waiting.pop()
         for target in links(text):

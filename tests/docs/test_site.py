@@ -4,9 +4,11 @@ pictures that say what was measured, pages that need no network."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pages
@@ -22,6 +24,7 @@ import site_docstrings  # noqa: E402
 import site_figures  # noqa: E402
 import site_links  # noqa: E402
 import site_measured  # noqa: E402
+import site_notebooks  # noqa: E402
 import site_reference  # noqa: E402
 
 
@@ -103,6 +106,17 @@ def test_broken_links_are_found() -> None:
     assert site_links.outside("how-to/a.md", "../../examples/act.py") == "examples/act.py"
     turned = site_links.kept_inside("how-to/a.md", "[x](../../examples/act.py)")
     assert turned == "[x](../files/examples/act.py.code.md)"
+
+
+def test_a_notebook_is_a_page(tmp_path: Path) -> None:
+    png = {"data": {"image/png": "QUJD\n", "text/plain": "<Figure>"}}
+    code = {"cell_type": "code", "source": ["1 + 1"], "outputs": [{"text": ["2\n"]}, png]}
+    cells = [{"cell_type": "markdown", "source": ["# A question\n", "More."]}, code]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    page = site_notebooks.page(tmp_path / "a.ipynb")
+    assert page.startswith("# A question\n\nThe notebook `notebooks/a.ipynb`")
+    assert "More.\n\n````python\n1 + 1\n````\n\n````text\n2\n````" in page
+    assert 'src="data:image/png;base64,QUJD"' in page and "<Figure>" not in page
 
 
 def test_titles_of_blocks_are_known() -> None:
