@@ -1,6 +1,6 @@
 """Measures SmolLM2 (and smol-llava) for the catalogue's pages, into measured.json beside this file.
 
-    python docs/site/measure.py FOLDER [scans] [circuits] [tasks]
+    python docs/site/measure.py FOLDER [scans] [circuits] [tasks] [sentence]
 
 Scans are kept in FOLDER, so that a run that was interrupted goes on; the other parts take minutes.
 The models come from the cache (`interp models get smol-llava`). Each part replaces its own share of
@@ -38,12 +38,17 @@ SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
 #: methods that take minutes; ACDC takes days
 METHODS = ("attribution", "eap", "hisp", "discrete_sae", "eap_ig", "path_patching", "head_ablation")
 PAIRS, PROBLEMS, SEED = 32, 64, 0
+HEAD = "L18H6"
+SENTENCE = (
+    "The secret code of Paris is apple river stone. The weather was fine that day. "
+    "The secret code of Paris is"
+)
 
 
 def main() -> None:
     folder, *parts = sys.argv[1:]
     record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
-    for part in parts or ("scans", "circuits", "tasks"):
+    for part in parts or PARTS:
         for found in PARTS[part](Path(folder)):
             record.update(found)
             OUT.write_text(_compact(record), encoding="utf-8")
@@ -73,9 +78,8 @@ def scans(folder: Path) -> Iterator[dict[str, Any]]:
                     "measured": str(atlas.measured(score)),
                     "values": _rounded(matrix.filled(np.nan)),
                 }
-    heads = made["scores"]["sink"]["values"]
-    groups = atlas.frame.groupby("layer")["kv_head"].nunique().iloc[0]
-    made["query_heads"] = len(heads[0]) // int(groups)
+    config = interp.load(TEXT, device="cpu").module.config
+    made["query_heads"] = config.num_attention_heads // config.num_key_value_heads
     yield made
 
 
@@ -129,7 +133,16 @@ def tasks(folder: Path) -> Iterator[dict[str, Any]]:
         yield {"tasks": made}
 
 
-PARTS = {"scans": scans, "circuits": circuits, "tasks": tasks}
+def sentence(folder: Path) -> Iterator[dict[str, Any]]:
+    """Where a head looks from the last token of the start page's sentence."""
+    model = interp.load(TEXT, device="cpu")
+    weights = model.attention(SENTENCE, HEAD)[-1]
+    pieces = model.look(SENTENCE, HEAD).tokens
+    shares = [round(float(w), 3) for w in weights]
+    yield {"sentence": {"head": HEAD, "tokens": pieces, "weights": shares}}
+
+
+PARTS = {"scans": scans, "circuits": circuits, "tasks": tasks, "sentence": sentence}
 
 
 def _machine() -> dict[str, str]:
@@ -140,7 +153,8 @@ def _machine() -> dict[str, str]:
 
 
 def _weights(origin: dict[str, Any]) -> str:
-    return str(origin.get("weights") or origin.get("note") or "as the hub has them")
+    own = origin.get("language_model", origin)  # smol-llava's is SmolLM2
+    return str(own.get("weights") or "as the hub has them")
 
 
 def _rounded(values: np.ndarray) -> list[list[float | None]]:

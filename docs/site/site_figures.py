@@ -9,7 +9,7 @@ from html import escape
 SEQUENTIAL = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")
 #: side of a cell and room for labels
-CELL, LEFT, TOP, BELOW = 20, 34, 6, 62
+CELL, LEFT, TOP, BELOW = 20, 34, 6, 52
 
 Row = Sequence[float | None]
 
@@ -41,11 +41,11 @@ def heat_map(
             parts.append(_cell(layer, head, value, (low, high), signed, threshold))
     base = TOP + heads * CELL
     for layer in range(0, layers, 5 if layers > 12 else 1):
-        parts.append(_text(LEFT + layer * CELL + CELL / 2, base + 15, str(layer), "middle"))
+        parts.append(_text(LEFT + layer * CELL + CELL / 2, base + 17, str(layer), "middle"))
     for head in range(0, heads, 2 if heads > 5 else 1):
         parts.append(_text(LEFT - 5, TOP + head * CELL + 15, f"H{head}", "end"))
-    parts.append(_text(LEFT, base + 32, "layer", "start"))
-    parts += _legend(width, base + 38, low, high, signed)
+    parts.append(_text(LEFT, base + 42, "layer", "start"))
+    parts += _legend(width, base + 30, low, high, signed)
     return "".join(parts) + "</svg>"
 
 

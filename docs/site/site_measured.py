@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,7 +62,19 @@ def drawn(markdown: str) -> str:
         span = (score.low, score.high) if None not in (score.low, score.high) else None
         return _figure(values, score.title, span, score.threshold)
 
-    return re.sub(r"<!-- heads: (\w+) -->", figure, markdown)
+    maps = re.sub(r"<!-- heads: (\w+) -->", figure, markdown)
+    return maps.replace("<!-- sentence -->", _sentence()) if "<!-- sentence -->" in maps else maps
+
+
+def _sentence() -> str:
+    """The start page's sentence, each token shaded by the weight that its last one gives it."""
+    found = measured()["sentence"]
+    shaded = (
+        f'<span style="--weight: {weight:g}" title="{number(weight)}">{escape(token)}</span>'
+        for token, weight in zip(found["tokens"], found["weights"], strict=True)
+    )
+    said = f"Tokens of the sentence, shaded by the weight that {found['head']} gives them"
+    return f'<p class="sentence" role="img" aria-label="{said}">{"".join(shaded)}</p>\n'
 
 
 def circuit_section(name: str) -> str:
