@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import UnknownNameError
 from interp.report import comparison_section, heatmap, massive_section
-from interp.results import comparison, massive, samples
+from interp.report.card import Card
+from interp.results import comparison, evidence, massive, samples
+from interp.results.evidence import Evidence
 from interp.results.head_table import About, HeadTable
 from interp.results.interchange import alignment, catalogue, reading, tables, writing
 from interp.results.massive import MassiveActivations
 from interp.scores import catalogue as scores
 from interp.support.files import check_writable, write_atomic
+from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +49,8 @@ class Atlas(HeadTable):
 
     #: the massive activations of the texts, where a scan listed them
     massive: MassiveActivations | None = None
+    #: passages, OV directions and partners of each head, where a scan gathered them
+    evidence: Evidence | None = None
 
     def look_up(self, score: str) -> About:
         """From the registry; a score that is not registered here keeps its name and nothing
@@ -82,6 +87,25 @@ class Atlas(HeadTable):
             ['previous_token']
         """
         return compare(self, other, score, k=k, group=group, seed=seed)
+
+    def card(self, head: Any) -> Card:
+        """All that is known of a head: roles with their reasons, scores, passages, partners.
+
+        Args:
+            head: in any spelling.
+
+        Returns:
+            A `Card`: it shows itself in Jupyter, and as text when printed.
+
+        Raises:
+            HeadError: a head that is not there.
+
+        Example:
+            >>> print(str(atlas.card("L0H2")).splitlines()[0])
+            L0H2 of pocket-llama: previous-token head
+        """
+        kept = None if self.evidence is None else self.evidence.of(str(Head.parse(head)))
+        return Card.of(self, Head.parse(head), kept)
 
     def plot(
         self, score: str, tower: str = "", kind: str | None = None, top: int = 10
@@ -256,8 +280,8 @@ class Atlas(HeadTable):
         return writing.write(Path(path), entries, chosen, k)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes what `HeadTable.save` does, and the massive activations and the numbers of each
-        sample where there are any.
+        """Writes what `HeadTable.save` does, and the massive activations, the evidence and the
+        numbers of each sample where there are any.
 
         Example:
             >>> atlas.save("scan").name
@@ -269,6 +293,10 @@ class Atlas(HeadTable):
         else:  # those of an earlier scan into this folder are not this one's
             for name in (massive.HEAD, massive.ROWS):
                 (target / name).unlink(missing_ok=True)
+        if self.evidence is not None:
+            self.evidence.save(target)
+        else:
+            (target / evidence.FILE).unlink(missing_ok=True)
         samples.save(target, self.samples)
         return target
 
@@ -283,6 +311,8 @@ class Atlas(HeadTable):
         atlas = super().load(folder)
         if (Path(folder) / massive.HEAD).is_file():
             atlas.massive = MassiveActivations.load(folder)
+        if (Path(folder) / evidence.FILE).is_file():
+            atlas.evidence = Evidence.load(folder)
         atlas.samples = samples.load(Path(folder), atlas.frame)
         return atlas
 
@@ -300,7 +330,9 @@ class Atlas(HeadTable):
 
         target = Path(path)
         check_writable(target.parent)
-        write_atomic(target, render(self, self.heading(), first).encode(errors="backslashreplace"))
+        card = self.card if self.query_heads_known else None
+        page = render(self, self.heading(), first, card)
+        write_atomic(target, page.encode(errors="backslashreplace"))
         return target
 
 

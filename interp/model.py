@@ -30,7 +30,7 @@ class Model(HookedModel):
         >>> model
         HookedModel(pocket-llama: 4 layers × 8 heads, 4 kv heads)
         >>> model("the cat saw the dog").logits.shape[:2]
-        torch.Size([1, 5])
+        torch.Size([1, 6])
     """
 
     def attention(
@@ -63,8 +63,8 @@ class Model(HookedModel):
 
         Example:
             >>> a = model.attention("the cat saw the dog", "L0H2")
-            >>> a.shape, bool(torch.allclose(a.sum(-1), torch.ones(5)))
-            (torch.Size([5, 5]), True)
+            >>> a.shape, bool(torch.allclose(a.sum(-1), torch.ones(6)))
+            (torch.Size([6, 6]), True)
         """
         from interp.look import measure
 
@@ -102,7 +102,7 @@ class Model(HookedModel):
         Example:
             >>> look = model.look("the cat saw the dog . the cat saw the dog .", "L2H4")
             >>> look
-            Look(pocket-llama L2H4: 13 tokens)
+            Look(pocket-llama L2H4: 15 tokens)
         """
         from interp.look import measure
 
@@ -159,7 +159,7 @@ class Model(HookedModel):
 
         Example:
             >>> model.tokens(["the cat", "the cat saw the dog"])["attention_mask"][0]
-            tensor([0, 0, 0, 1, 1])
+            tensor([0, 0, 0, 1, 1, 1])
         """
         if self.tokenizer is None:
             raise InputError(

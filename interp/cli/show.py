@@ -13,6 +13,7 @@ from interp.cli.common import note, out
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
+    from interp.results.evidence import Passage
 
 
 def show(
@@ -27,9 +28,12 @@ def show(
     tower: Annotated[
         str | None, typer.Option(help="Only this tower, in models of several.")
     ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="The card of one head: roles, passages, partners, scores.")
+    ] = None,
 ) -> None:
-    """Show a saved scan: the top heads of all scores, or the ranking by one; or a saved
-    evaluation."""
+    """Show a saved scan: the top heads of all scores, the ranking by one, or the card of a head; or
+    a saved evaluation."""
     from interp.results.evaluation import HEAD
 
     if (folder / HEAD).is_file() and not (folder / "atlas.json").is_file():
@@ -39,6 +43,9 @@ def show(
 
     atlas = Atlas.read(folder) if folder.is_file() else Atlas.load(folder)
     console = out()
+    if head is not None:
+        card(atlas, head)
+        return
     if score is None:
         console.print(common.about_line(atlas), soft_wrap=True)
         console.print(common.top_table(atlas, console.width))
@@ -65,6 +72,72 @@ def evaluation(folder: Path, score: str | None) -> None:
     result = Evaluation.load(folder)
     evaluate.show(str(result.provenance.get("model") or "unnamed model"), result)
     note("A row an instance, in Python: interp.Evaluation.load(DIR).frame.")
+
+
+def card(atlas: Atlas, head: str) -> None:
+    """A head's roles with their reasons, passages, directions, partners and scores."""
+    from interp.report.card import quoted
+    from interp.report.heatmap import number
+
+    shown, console = atlas.card(head), out()
+    said = "; also ".join(role.name for role in shown.roles) or "no role by these scores"
+    of = f"{shown.head} of {shown.model}"
+    console.print(Text.assemble((of, "bold"), f": {said}"), soft_wrap=True)
+    if shown.kv_head is not None and shown.kv_head[1] > 1:
+        note(f"one of {shown.kv_head[1]} heads that read key/value head {shown.kv_head[0]}")
+    for role in shown.roles:
+        console.print(Text.assemble("  ", (role.name, "bold"), f": {role.reason}"))
+    for text in shown.extremes:
+        console.print(Text(f"  {text}"))
+    kept = shown.evidence
+    if kept is None:
+        note("This scan kept no passages; scan again for them.")
+    else:
+        if kept.passages:
+            console.print(Text.assemble(
+                "\nWhere it does most, from the ", ("token that looks", "bold yellow"), " to the ",
+                ("token looked at", "bold cyan underline"),
+            ))  # fmt: skip
+        for p in kept.passages:
+            console.print(_passage(p, console.is_terminal))
+        if kept.writes:
+            console.print("\nIts OV circuit")
+        for w in kept.writes:
+            console.print(Text(
+                f"  {w.share:.0%} of it reads {quoted(w.reads)} and promotes {quoted(w.promotes)}"
+            ))  # fmt: skip
+        for earlier, verb in ((True, "reads from"), (False, "is read by")):
+            some = sorted(
+                (p for p in kept.partners if p.earlier == earlier), key=lambda p: -p.above_random
+            )
+            if some:
+                names = ", ".join(f"{p.head} ({p.kind.upper()} {number(p.score)})" for p in some)
+                console.print(Text(f"\nIt {verb} {names}"))
+    grid = common.table("score", "value", "±", "rank", "percentile", "counts from",
+                        right=("value", "±", "rank", "percentile", "counts from"))  # fmt: skip
+    for s in shown.standings:
+        error = "" if s.error is None else number(s.error, 3)
+        least = "" if s.threshold is None else number(s.threshold)
+        grid.add_row(
+            Text(s.title, style="bold" if s.reaches else ""), number(s.value, 3), error,
+            f"{s.rank} of {s.of}", f"{s.percentile:.0f}", least,
+        )  # fmt: skip
+    console.print(grid)
+
+
+def _passage(passage: Passage, colours: bool) -> Text:
+    """A passage in colours, or with ▸the token that looks◂ and [the one looked at] marked."""
+    from interp.report.card import passage_text
+    from interp.report.heatmap import number
+
+    if not colours:
+        return Text(f"  {passage_text(passage.parts)}  ({number(passage.weight)})")
+    styles = {"query": "bold yellow", "key": "bold cyan underline", "both": "bold yellow underline"}
+    text = Text("  ")
+    for piece, role in passage.parts:
+        text.append(" ".join(piece.replace("\n", " ↵ ").split(" ")), style=styles.get(role, ""))
+    text.append(f"  ({number(passage.weight)})", style="dim")
+    return text
 
 
 def ranking(atlas: Atlas, score: str, top: int, tower: str | None) -> None:

@@ -20,7 +20,7 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     Example:
         >>> from interp.inputs.pieces import pieces
         >>> pieces(model.tokenizer, model.tokenizer.encode("the cat", add_special_tokens=False))
-        ['the', ' cat']
+        [' the', ' cat']
     """
     if tokenizer is None:
         return [f" {i}" for i in ids]

@@ -37,6 +37,11 @@ class View:
         received: (tokens,) mean weight that a key gets from the queries which see it.
         key_norm: (tokens,) ‖v_k W_O‖ of each key.
         queries, from_weights: (tokens, r) the r queries that look at a key most, −1 where fewer do.
+
+    Example:
+        >>> view = model.look("the cat saw the dog", "L0H2").views["own"]
+        >>> view.keys.shape == view.weights.shape, view.entropy.shape
+        (True, (6,))
     """
 
     keys: np.ndarray
@@ -66,7 +71,7 @@ class Look:
     Example:
         >>> look = model.look("the cat saw the dog . the cat saw the dog .", "L2H4")
         >>> look
-        Look(pocket-llama L2H4: 13 tokens)
+        Look(pocket-llama L2H4: 15 tokens)
         >>> look.at(8, k=2).columns.tolist()
         ['key', 'token', 'weight']
     """
@@ -182,7 +187,7 @@ class Look:
 
         Example:
             >>> look = model.look("the cat saw the dog", "L0H2")
-            >>> bool((Look.load(look.save("look.safetensors")).frame == look.frame).all().all())
+            >>> type(look).load(look.save("look.safetensors")).frame.equals(look.frame)
             True
         """
         from safetensors.numpy import save

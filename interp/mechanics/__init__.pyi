@@ -3,6 +3,8 @@ from .attribution import attributions as attributions
 from .composition import composition as composition
 from .logits import direct as direct
 from .logits import direct_logits as direct_logits
+from .ov_directions import Direction as Direction
+from .ov_directions import ov_directions as ov_directions
 from .ov_qk import copying as copying
 from .ov_qk import ov_eigenvalues as ov_eigenvalues
 from .ov_qk import ov_top_tokens as ov_top_tokens

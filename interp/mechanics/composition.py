@@ -58,8 +58,6 @@ def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
         >>> len(frame), list(frame)
         (384, ['sender', 'receiver', 'kind', 'score', 'above_random'])
     """
-    import pandas as pd
-
     from interp.loading import load
 
     if not kinds or set(kinds) - set("qkv"):
@@ -72,7 +70,17 @@ def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
         raise InputError(
             f"{hooked.name} has a single attention layer, so no head reads from another."
         )
-    layers = _factors(hooked)
+    return scores_of(hooked, kinds, torch.float64)
+
+
+def scores_of(hooked: HookedModel, kinds: str, dtype: torch.dtype) -> pd.DataFrame:
+    """`composition`, its products in this precision."""
+    import pandas as pd
+
+    layers = {
+        n: (senders.to(dtype), {kind: r.to(dtype) for kind, r in readers.items()})
+        for n, (senders, readers) in _factors(hooked).items()
+    }
     expected: dict[tuple[int, int, int], float] = {}
     names = {
         n: np.array([str(Head(n, h, _tower(hooked))) for h in range(len(s))])
@@ -86,9 +94,7 @@ def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
                 shapes = senders.shape[1], senders.shape[2], readers.shape[2]
                 if shapes not in expected:
                     expected[shapes] = _expected(*shapes)
-                score = (
-                    torch.stack([_scores(s, readers) for s in senders]).cpu().numpy()
-                )  # (senders, receivers)
+                score = _scores(senders, readers).cpu().numpy()  # (senders, receivers)
                 sender, receiver = np.meshgrid(names[one], names[two], indexing="ij")
                 flat = dict(
                     sender=sender.ravel(), receiver=receiver.ravel(), kind=kind, score=score.ravel()
@@ -125,12 +131,17 @@ def _triangle(weight: torch.Tensor) -> torch.Tensor:
     return torch.linalg.qr(weight, mode="r").R
 
 
-def _scores(sender: torch.Tensor, readers: torch.Tensor) -> torch.Tensor:
-    """(receivers,) of one sender (d_head, d_model) and readers (receivers, d_model, d_head); 0 for
+def _scores(senders: torch.Tensor, readers: torch.Tensor) -> torch.Tensor:
+    """(senders, receivers) of senders (…, d_head, d_model) and readers (…, d_model, d_head'); 0 for
     a head of zeros."""
-    product = torch.linalg.matrix_norm(sender @ readers)
-    size = torch.linalg.matrix_norm(sender) * torch.linalg.matrix_norm(readers)
-    return torch.where(size > 0, product / size.clamp_min(1e-300), 0.0)
+    rank, other = senders.shape[1], readers.shape[2]
+    # all pairs of two layers in one product, (senders · d_head, receivers · d_head')
+    rows = senders.flatten(0, 1)
+    columns = readers.transpose(0, 1).flatten(1)
+    square = (rows @ columns).square_().view(len(senders), rank, len(readers), other).sum((1, 3))
+    sizes = [x.square().sum((1, 2)).sqrt() for x in (senders, readers)]
+    size = sizes[0][:, None] * sizes[1]
+    return torch.where(size > 0, square.sqrt() / size.clamp_min(1e-300), 0.0)
 
 
 def _expected(rank: int, d_model: int, other: int) -> float:
@@ -145,5 +156,5 @@ def _expected(rank: int, d_model: int, other: int) -> float:
     for _ in range(DRAWS):
         sender = _triangle(gauss(1, d_model, rank))[0] @ gauss(rank, d_model)
         reader = gauss(d_model, other) @ _triangle(gauss(1, d_model, other))[0].T
-        total += float(_scores(sender, reader[None])[0])
+        total += float(_scores(sender[None], reader[None]))
     return total / DRAWS

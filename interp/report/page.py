@@ -1,21 +1,22 @@
 """The HTML report of an atlas: one file that opens from disk, with no network and nothing
 installed.
 
-plotly.js is inlined once; a content-security policy in the page forbids it, and anything else, to
-load more.
+Maps, table and cards are drawn by a script of the page's own; plotly.js (4.8 MB) is inlined only
+where a section has a figure of its. A content-security policy in the page forbids it, and anything
+else, to load more.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from interp.report import overlay_section, score_section, summary
+from interp.report import explorer, overlay_section, score_section, summary
+from interp.report.card import Card
 from interp.report.heatmap import DARK, LIGHT
 from interp.report.overlay_section import OverlaySection
-from interp.report.score_section import ScoreSection
 from interp.report.section import Section
 from interp.report.templating import asset, rendered
 
@@ -23,31 +24,38 @@ if TYPE_CHECKING:
     from interp.results.head_table import HeadTable
 
 
-def render(atlas: HeadTable, heading: tuple[str, str], first: Sequence[Section] = ()) -> str:
-    """The whole page: of what it is and its title (`heading`), the sections that come before the
-    scores, the scores."""
+def render(
+    atlas: HeadTable,
+    heading: tuple[str, str],
+    sections: Sequence[Section] = (),
+    card: Callable[[str], Card] | None = None,
+) -> str:
+    """The whole page: of what it is and its title (`heading`), the sections beside the scores, and
+    all scores with the card of each head."""
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
-    scores = [score_section.of(atlas, score) for score in atlas.scores]
-    sections: list[Section | OverlaySection | ScoreSection] = [*first, *overlays, *scores]
-    figures = {element: figure for s in sections for element, figure in s.figures.items()}
+    parts: list[Section | OverlaySection] = [*sections, *overlays]
+    figures = {element: figure for s in parts for element, figure in s.figures.items()}
     return rendered(
         "page.html.j2",
         kind=kind,
         title=title,
         atlas=atlas,
         facts=_facts(atlas),
-        first=first,
+        first=[s for s in sections if not s.after],
+        after=[s for s in sections if s.after],
         rows=summary.rows(atlas),
         hint=summary.hint(atlas),
         overlays=overlays,
-        scores=scores,
+        scores=[score_section.of(atlas, score) for score in atlas.scores],
+        explorer=explorer.data(atlas, card),
         # how much each score was measured on stands in its section
         provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
         data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
         style=asset("report.css"),
+        walk=asset("explorer.js"),
         script=asset("report.js"),
-        plotly=_plotly(),
+        plotly=_plotly() if figures else "",
     )
 
 

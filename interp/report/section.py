@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Section(NamedTuple):
-    """A part of the page that comes before the scores.
+    """A part of the page that comes before the scores, or after them.
 
     Its element id, its heading; the template of what is under it (a path in `templates`) with the
     `values` that it names; and its figures, as `plotable` makes them, by the ids of the elements
@@ -20,6 +20,8 @@ class Section(NamedTuple):
     template: str
     values: Mapping[str, Any]
     figures: Mapping[str, Any]
+    #: it stands after the scores
+    after: bool = False
 
 
 def plotable(figure: Any, above: int = 48) -> dict[str, Any]:

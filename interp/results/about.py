@@ -21,6 +21,8 @@ class About:
     threshold: float | None = None
     #: "head", "kv_head" or "layer": what one value belongs to
     grain: str = "head"
+    #: what a head that reaches the threshold is called, "induction head"; "" for nothing
+    role: str = ""
 
     def __post_init__(self) -> None:
         check_grain(self.grain)

@@ -18,7 +18,7 @@ from interp.probes.image import image_batch
 from interp.probes.needle import settled
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
-from interp.scan import pictures_alone
+from interp.scan import evidence, pictures_alone
 from interp.scan.massive import CONTEXT
 from interp.scores.score import ModelScore, Score
 from interp.vision.pixels import assumed
@@ -115,6 +115,12 @@ class Plan:
     def _lists_massive(self) -> bool:
         return any(s.lists_massive for s in self._own)
 
+    @property
+    def _gathers_evidence(self) -> bool:
+        """Whether passages are looked for: where the model reads text."""
+        there = self.model.tokenizer is not None or self.settings.inputs is not None
+        return there and not self._pictures_alone
+
     def _longest(self) -> int:
         """The longest row that is run."""
         lengths = [b.length for batches in self._batches.values() for b in batches]
@@ -146,10 +152,19 @@ class Plan:
             for name, batches in self._batches.items()
             for i, batch in enumerate(batches)
         } | {f"own-{s.name}": s.seconds(self.model, settings, pace) for s in self._own}
-        self._finish = {"overlays": 0.0, "massive": 0.0, "saving": SAVING * (1 + len(self.scores))}
+        self._finish = {
+            "overlays": 0.0,
+            "massive": 0.0,
+            "evidence": evidence.seconds(self.model, settings, pace)
+            if self._gathers_evidence
+            else 0,
+            "saving": SAVING * (1 + len(self.scores)),
+        }
         if self._lists_massive:
             length = min(CONTEXT, settings.context)
             self._finish["massive"] = pace.plain(settings.samples, length)
+        if self._gathers_evidence:
+            self._finish["evidence"] = evidence.seconds(self.model, settings, pace)
         if any(s.drawn for s in self.scores) and takes_images(self.model):
             shown = pace.watched(1, self._longest())
             if settings.words is not None:  # with a caption of each picture

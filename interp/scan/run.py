@@ -21,6 +21,7 @@ from interp.probes.settings import Settings
 from interp.results import starting_tokens
 from interp.results.head_table_files import HEAD
 from interp.scan import pictures_alone
+from interp.scan.evidence import evidence_of
 from interp.scan.massive import CONTEXT, SECONDARY, massive_of
 from interp.scan.notes import floors, kept, measured, notes, outcome_name
 from interp.scan.pictures import check_drawn, drawn
@@ -155,6 +156,11 @@ class Scan(Plan):
         if self._lists_massive:
             with _spared(lost, "massive activations", atlas.notes):
                 atlas.massive = massive_of(self.model, self._brief(), ratio=SECONDARY)
+        clock.finish()
+        clock.start("evidence" if self._gathers_evidence else "saving")
+        if self._gathers_evidence:
+            with _spared(lost, "evidence", atlas.notes):
+                atlas.evidence = evidence_of(self.model, self.settings)
         if lost:
             atlas.provenance["missing"] = lost
         clock.finish()

@@ -25,6 +25,7 @@ class DuplicateToken(Score):
     formula = "mean_{q in 2nd copy} A[q, q−n]"
     citation = "Wang et al. 2022, arXiv 2211.00593"
     threshold = 0.4
+    role = "duplicate-token head"
     probe = "repeat"
     default = True
 

@@ -35,6 +35,7 @@ class Gaze(Score):
     formula = "mean over named things of P(a_gold > a_other) + ½ P(a_gold = a_other)"
     citation = "gaze heads: arXiv 2606.14703; measured here as an AUC on rendered scenes"
     threshold = 0.9
+    role = "looks at the thing named next"
     probe = "named"
     default = True
     needs_images = True

@@ -31,6 +31,7 @@ class ImageMass(Score):
         "Kang et al. 2025 (ICLR), arXiv 2503.03321, section 4 (heads from 0.2 on look at the image)"
     )
     threshold = 0.2
+    role = "looks at the image"
     probe = "image"
     default = True
     needs_images = True

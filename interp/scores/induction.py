@@ -30,6 +30,7 @@ class Induction(Score):
     formula = "mean_{q in 2nd copy} A[q, q−n+1]"
     citation = "Olsson et al. 2022, arXiv 2209.11895; threshold as in ARENA"
     threshold = 0.4
+    role = "induction head"
     probe = "repeat"
     default = True
 

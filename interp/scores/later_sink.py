@@ -32,6 +32,7 @@ class LaterSink(Score):
     formula = "max_{k>1} (1/(T−k+1)) Σ_{q≥k} A[q, k]"
     citation = "Yu et al. 2024 (ACT), arXiv 2406.15765; Gu et al. 2025, arXiv 2410.10781"
     threshold = 0.1
+    role = "rests on a later token"
     probe = "text"
 
     def ask(self, batch: ProbeBatch) -> Question:

@@ -25,6 +25,7 @@ class PreviousToken(Score):
     formula = "mean_{q≥1} A[q, q−1]"
     citation = "Olsson et al. 2022, arXiv 2209.11895; threshold as in ARENA"
     threshold = 0.4
+    role = "previous-token head"
     probe = "repeat"
     default = True
 

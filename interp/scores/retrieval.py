@@ -64,6 +64,7 @@ class Retrieval(DecodeScore):
     formula = "|g_h ∩ k| / |k|, averaged over solved needle problems"
     citation = "Wu et al. 2024, arXiv 2404.15574"
     threshold = 0.1
+    role = "retrieval head"
     probe = "needle"
     default = True
 

@@ -34,6 +34,7 @@ class RetrievalForced(Score):
     formula = "|g_h ∩ k| / |k|, g_h from the rows that predict the given answer"
     citation = "after Wu et al. 2024, arXiv 2404.15574, with teacher forcing"
     threshold = 0.1
+    role = "retrieval head, where the answer is given"
     probe = "answer"
 
     def ask(self, batch: ProbeBatch) -> Question:

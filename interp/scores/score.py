@@ -57,6 +57,8 @@ class Score(ABC):
     high: ClassVar[float | None] = 1.0
     #: value from which a head counts as one of this kind, where the literature gives one
     threshold: ClassVar[float | None] = None
+    #: what a head that reaches the threshold is called: "induction head"; "" for nothing
+    role: ClassVar[str] = ""
     #: what one value belongs to: "head", "kv_head" or "layer". `measure` gives one a head all the
     #: same, equal within a key/value head's group or a layer.
     grain: ClassVar[str] = "head"

@@ -32,6 +32,7 @@ class Sink(Score):
     formula = "α₁ = (1/T) Σ_q A[q, 1]"
     citation = "Xiao et al. 2024, arXiv 2309.17453; Gu et al. 2025, arXiv 2410.10781"
     threshold = 0.3
+    role = "rests on the first token"
     probe = "text"
     default = True
 

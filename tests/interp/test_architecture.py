@@ -208,7 +208,7 @@ ROOMS: dict[str, str] = {
     "mechanics": "evaluation inputs loading results tasks",
     "scores": "edits inputs mechanics probes vision",
     "atlas": "report results results.interchange scores",
-    "scan": "atlas inputs loading probes results scores vision",
+    "scan": "atlas inputs loading mechanics probes results scores vision",
     "procedures": "inputs loading vision",
     "calibration": "edits evaluation inputs loading tasks",
     # circuits, from runs up to the circuit

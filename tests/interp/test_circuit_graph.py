@@ -252,7 +252,7 @@ def test_the_report_tells_the_circuit_first(page: Path) -> None:
     assert EVIL not in text
     assert "<h1>Circuit for ioi in toy &lt;script" in text
     body = text[text.index("<main") : text.index('<script type="application/json"')]
-    assert re.findall(r'<section id="([a-z-]+)', body)[:3] == ["circuit", "known", "summary"]
+    assert re.findall(r'<section id="([a-z-]+)', body)[:3] == ["circuit", "known", "explorer"]
     plain = re.sub(r"<[^>]+>", " ", body)
     circuit = made()
     top = circuit.edges.loc[circuit.edges.score.abs().idxmax()]

@@ -1,0 +1,231 @@
+"""A head's card: roles with their reasons, every score in its place, and the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.report.heatmap import number
+from interp.report.templating import rendered
+from interp.results.evidence import HeadEvidence
+
+if TYPE_CHECKING:
+    from interp.results.head_table import HeadTable
+    from interp_hooks.heads import Head
+
+#: a score without a role stands out in so many percent of the heads at either end, of so many heads
+EXTREME, FEW = 2.0, 25
+#: a passage, as text, marks the token that looks and the one looked at so
+MARKS = {"query": "▸{}◂", "key": "[{}]", "both": "[▸{}◂]", "": "{}"}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a head is called, and why: a score at its threshold."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A score's value for one head among all heads of its tower and kind.
+
+    Attributes:
+        score, title, unit: of the score.
+        value, error: the number and its standard error over samples, None where there is none.
+        rank, of: its place among the measured heads, 1 the highest.
+        percentile: the share of the other heads that are lower, ties counted half; in percent.
+        threshold: from which a head counts, None where the score has none.
+    """
+
+    score: str
+    title: str
+    unit: str
+    value: float
+    error: float | None
+    rank: int
+    of: int
+    percentile: float
+    threshold: float | None
+    role: str = ""
+
+    @property
+    def reaches(self) -> bool:
+        return self.threshold is not None and self.value >= self.threshold
+
+
+@dataclass(frozen=True)
+class Card:
+    """All that is known of a head; `Atlas.card` makes one.
+
+    Attributes:
+        model, head: names.
+        kv_head: the key/value head it reads, and how many query heads share it.
+        roles: by the rule that a score which names a role reaches its threshold.
+        standings: every measured score.
+        evidence: passages, OV directions and partners; None where the scan kept none.
+
+    Example:
+        >>> card = atlas.card("L0H2")
+        >>> card.roles[0].name, card.standings[0].rank
+        ('previous-token head', 1)
+    """
+
+    model: str
+    head: str
+    kv_head: tuple[int, int] | None
+    roles: list[Role]
+    standings: list[Standing]
+    evidence: HeadEvidence | None = None
+
+    @classmethod
+    def of(cls, table: HeadTable, head: Head, evidence: HeadEvidence | None) -> Card:
+        """The card of a head of a table. Raises `HeadError`."""
+        table.heads_at(head)  # there is such a head
+        standings = []
+        for score in table.scores:
+            found = standing(table, score, head)
+            if found is not None:
+                standings.append(found)
+        return cls(
+            table.model, str(head), _sharing(table, head), roles(standings), standings, evidence
+        )
+
+    @property
+    def extremes(self) -> list[str]:
+        """What the head is among the highest or lowest in, of the scores that name no role."""
+        said = []
+        for s in self.standings:
+            if s.role or s.of < FEW:
+                continue
+            if s.percentile >= 100 - EXTREME:
+                place = "highest" if s.rank == 1 else f"{ordinal(s.rank)} highest"
+            elif s.percentile <= EXTREME:
+                low = s.of - s.rank + 1
+                place = "lowest" if low == 1 else f"{ordinal(low)} lowest"
+            else:
+                continue
+            said.append(f"{s.title.lower()} {number(s.value)}: {place} of {s.of}")
+        return said
+
+    def __str__(self) -> str:
+        said = "; also ".join(role.name for role in self.roles) or "no role by these scores"
+        lines = [f"{self.head} of {self.model}: {said}"]
+        lines += [f"  {role.name}: {role.reason}" for role in self.roles]
+        lines += [f"  {text}" for text in self.extremes]
+        if self.evidence is not None:
+            lines += [f"  {passage_text(p.parts)}" for p in self.evidence.passages]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return rendered("card.html.j2", card=self, evidence=self.evidence or HeadEvidence())
+
+
+def standing(table: HeadTable, score: str, head: Head) -> Standing | None:
+    """Where a head stands in a score; None where it was not measured in it."""
+    frame, about = table.frame, table.about(score)
+    rows = frame[(frame["tower"] == head.tower) & np.isfinite(frame[score])]
+    mine = rows[(rows["layer"] == head.layer) & (rows["head"] == head.head)]
+    if mine.empty:
+        return None
+    row = mine.iloc[0]
+    others = rows.loc[rows["kind"] == row["kind"], score].to_numpy()
+    value = float(row[score])
+    lower, same = int((others < value).sum()), int((others == value).sum()) - 1
+    share = (lower + same / 2) / max(1, len(others) - 1)
+    error = row.get(f"{score}_stderr")
+    return Standing(
+        score=score,
+        title=about.title,
+        unit=about.unit,
+        value=value,
+        error=float(error) if error is not None and np.isfinite(error) else None,
+        rank=int((others > value).sum()) + 1,
+        of=len(others),
+        percentile=100 * share,
+        threshold=about.threshold,
+        role=about.role if about.grain == "head" else "",
+    )
+
+
+def roles(standings: Sequence[Standing]) -> list[Role]:
+    """The roles that a head has: one for each score that names one and is at its threshold, those
+    furthest past their thresholds first."""
+    reached = [s for s in standings if s.role and s.reaches]
+    reached.sort(key=lambda s: -s.value / (s.threshold or 1))
+    return [Role(s.role, reason(s)) for s in reached]
+
+
+def reason(s: Standing) -> str:
+    """ "induction 0.91 ± 0.02, counts from 0.40; 2nd of 270"."""
+    error = f" ± {number(s.error)}" if s.error is not None else ""
+    unit = f" {s.unit}" if s.unit else ""
+    return (
+        f"{s.title.lower()} {number(s.value)}{error}{unit}, counts from "
+        f"{number(s.threshold or 0.0)}; {ordinal(s.rank)} of {s.of}"
+    )
+
+
+def ordinal(n: int) -> str:
+    """ "1st", "2nd", "11th"."""
+    last = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{last}"
+
+
+def passage_text(parts: Sequence[tuple[str, str]]) -> str:
+    """A passage in a line: ▸the token that looks◂ and [the one looked at]."""
+    text = "".join(_marked(piece, role) for piece, role in parts)
+    return " ".join(text.replace("\n", "↵").split())
+
+
+def quoted(tokens: Sequence[str]) -> str:
+    """Tokens side by side, their blanks left out."""
+    return " ".join(f"“{t.strip() or '␣'}”".replace("\n", "↵") for t in tokens)
+
+
+def _marked(piece: str, role: str) -> str:
+    if not role:
+        return piece
+    blank = piece[: len(piece) - len(piece.lstrip(" "))]
+    return blank + MARKS[role].format(piece.lstrip(" ") or "␣")
+
+
+def _sharing(table: HeadTable, head: Head) -> tuple[int, int] | None:
+    frame = table.frame
+    layer = frame[(frame["tower"] == head.tower) & (frame["layer"] == head.layer)]
+    mine = layer[layer["head"] == head.head]
+    if mine.empty or int(mine["kv_head"].iloc[0]) < 0:
+        return None
+    kv_head = int(mine["kv_head"].iloc[0])
+    same = layer[(layer["kind"] == mine["kind"].iloc[0]) & (layer["kv_head"] == kv_head)]
+    return kv_head, len(same)
+
+
+def for_page(card: Card) -> dict[str, Any]:
+    """What the page's script shows of a card, beside the scores it has already."""
+    kept = card.evidence or HeadEvidence()
+    said: dict[str, Any] = {}
+    if card.roles:
+        said["roles"] = [[r.name, r.reason] for r in card.roles]
+    if card.kv_head is not None and card.kv_head[1] > 1:
+        said["kv"] = list(card.kv_head)
+    if kept.passages:
+        said["passages"] = [
+            [[list(p) for p in e.parts], round(e.weight, 3), list(e.promotes)]
+            for e in kept.passages
+        ]
+    if kept.writes:
+        said["writes"] = [
+            [round(w.share, 3), list(w.reads), list(w.promotes), list(w.lowers)]
+            for w in kept.writes
+        ]
+    if kept.partners:
+        said["partners"] = [
+            [p.head, p.kind, int(p.earlier), round(p.score, 3), round(p.above_random, 3)]
+            for p in kept.partners
+        ]
+    return said
