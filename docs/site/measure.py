@@ -33,7 +33,7 @@ SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
         "cls_outlier,vit_distance,vit_importance",
         dict(samples=16),
     ),
-    "importance": (TEXT, "importance", dict(context=256, samples=4)),
+    "importance": (TEXT, "importance", dict(context=128, samples=2)),
 }
 #: methods that take minutes; ACDC takes days
 METHODS = ("attribution", "eap", "hisp", "discrete_sae", "eap_ig", "path_patching", "head_ablation")

@@ -142,6 +142,8 @@ def _score_facts(score: Any) -> dict[str, str]:
     facts["unit"] = score.unit or "a share, or a rate"
     if score.threshold is not None:
         facts["counts from"] = f"{score.threshold:g}"
+    if score.role:
+        facts["makes a head"] = f"“{score.role}”, on its card"
     probe = score.probe
     own = f"runs of its own: {getattr(score, 'passes', '')}"
     facts["measured on"] = own if probe == "own" else f"[{probe}](../probes/{probe}.md)"
