@@ -29,9 +29,10 @@ def render(
     heading: tuple[str, str],
     sections: Sequence[Section] = (),
     card: Callable[[str], Card] | None = None,
+    shown: HeadTable | None = None,
 ) -> str:
     """The whole page: of what it is and its title (`heading`), the sections beside the scores, and
-    all scores with the card of each head."""
+    all scores (of `shown`, where that is another table) with the card of each head."""
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
     parts: list[Section | OverlaySection] = [*sections, *overlays]
@@ -48,7 +49,7 @@ def render(
         hint=summary.hint(atlas),
         overlays=overlays,
         scores=[score_section.of(atlas, score) for score in atlas.scores],
-        explorer=explorer.data(atlas, card),
+        explorer=explorer.data(shown or atlas, card),
         # how much each score was measured on stands in its section
         provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
         data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
