@@ -37,7 +37,7 @@ SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
 }
 #: methods that take minutes; ACDC takes days
 METHODS = ("attribution", "eap", "hisp", "discrete_sae", "eap_ig", "path_patching", "head_ablation")
-PAIRS, PROBLEMS, SEED = 32, 64, 0
+PAIRS, PROBLEMS, SEED = 32, 32, 0
 HEAD = "L18H6"
 SENTENCE = (
     "The secret code of Paris is apple river stone. The weather was fine that day. "

@@ -187,7 +187,7 @@ def _task_use(name: str, task: Any) -> str:
     model = "llava" if name in ("pope", "chair") else "llama"
     return (
         "```python\nimport interp\n\n"
-        f'interp.evaluate("{model}", task="{name}", n=16).frame\n```\n\n'
+        f'interp.evaluate("{model}", task="{name}", n=32).frame\n```\n\n'
         f"On the command line: `interp evaluate --model {model} --task {name}`."
     )
 
