@@ -52,4 +52,7 @@ class Docstrings(Extension):  # type: ignore[misc, valid-type]
         if obj is not None and obj.docstring:
             text = obj.docstring.value
             text = re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
-            obj.docstring.value = without(inspect.cleandoc(text), MISLEADS)
+            text = without(inspect.cleandoc(text), MISLEADS)
+            # "model, head: names." are two; griffe takes what follows a blank for a type
+            several = re.compile(r"^ {4}\w+(?:, \w+)+(?=: )", re.MULTILINE)
+            obj.docstring.value = several.sub(lambda m: m[0].replace(", ", ",\u00a0"), text)

@@ -27,7 +27,7 @@ PACKAGES = {
 }
 
 #: shown beside a package's public names: what its functions give
-GIVEN = {"interp": {"Card": "interp.report.card.Card", "Model": "interp.model.Model"}}
+GIVEN = {"interp": {"Model": "interp.model.Model", "Card": "interp.report.card.Card"}}
 
 
 def navigation() -> list[str]:
