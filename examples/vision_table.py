@@ -54,7 +54,6 @@ GAZE_HEADS = 16
 #: the sources of hallucination, and what a cure may cost where nothing is wrong
 TASKS: dict[str, ImageTask] = {
     "usual": Chair(world="usual"),
-    "broken": Chair(),
     "noise": Chair(damage="noise", level=2),
     "blur": Chair(damage="blur", level=2),
     "POPE random": Pope(split="random", damage="noise", each=1),

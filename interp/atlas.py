@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import UnknownNameError
 from interp.report import comparison_section, heatmap, massive_section
-from interp.report.card import Card
+from interp.report.card import Card, cards
 from interp.results import change, comparison, evidence, massive, samples
 from interp.results.evidence import Evidence
 from interp.results.head_table import About, HeadTable
@@ -347,8 +347,8 @@ class Atlas(HeadTable):
 
         target = Path(path)
         check_writable(target.parent)
-        card = self.card if self.query_heads_known else None
-        page = render(self, heading or self.heading(), first, card, shown)
+        known = cards(self, self.evidence) if self.query_heads_known else {}
+        page = render(self, heading or self.heading(), first, known, shown)
         write_atomic(target, page.encode(errors="backslashreplace"))
         return target
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -27,6 +27,9 @@ from interp.cli.common import (
 )
 from interp.scores import catalogue as scores
 from interp.support.progress import before, progress
+
+if TYPE_CHECKING:
+    from interp.atlas import Atlas
 
 #: a plan that takes longer than this is asked about
 ASK_FROM_SECONDS = 600
@@ -190,8 +193,21 @@ def scan_heads(
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
     console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
+    best = most_roles(atlas)
+    if best is not None:
+        note(f"What one head does, and where in the texts: interp show {folder} --head {best}")
     if atlas.provenance.get("missing"):
         raise typer.Exit(common.INCOMPLETE)
+
+
+def most_roles(atlas: Atlas) -> str | None:
+    """The head with the most roles, whose card is worth a look; None where nothing is kept."""
+    from interp.report.card import cards
+
+    if atlas.evidence is None:
+        return None
+    all_cards = cards(atlas, atlas.evidence)
+    return max(all_cards, key=lambda name: len(all_cards[name].roles), default=None)
 
 
 def show_plan(plan: Any, name: str) -> None:

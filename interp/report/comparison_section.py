@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.report.heatmap import number
@@ -33,6 +33,7 @@ def of(
         table=table,
         theirs=file["file"] if isinstance(file, dict) else other.model,
         inputs=compared.attrs.get("inputs", ""),
+        differently=differently(one.provenance, other.provenance),
         moved=dict(
             headings=["Head", "Score", "First", "Second", "Change", "In standard errors"],
             rows=[moved(m) for m in moves],
@@ -40,6 +41,20 @@ def of(
         ),
     )
     return Section("comparison", "Agreement", "comparison.html.j2", values, {})
+
+
+def differently(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """In what two scans were measured otherwise, "context 1024, then 256; seed 0, then 7"."""
+
+    def said(record: Mapping[str, Any]) -> dict[str, Any]:
+        settings = record.get("settings")
+        settings = dict(settings) if isinstance(settings, Mapping) else {}
+        settings.pop("scores", None)
+        return {**settings, **{k: record[k] for k in ("seed", "dtype", "device") if k in record}}
+
+    first, second = said(one), said(other)
+    names = [n for n in first if n in second and first[n] != second[n]]
+    return "; ".join(f"{n} {first[n]}, then {second[n]}" for n in names)
 
 
 def moved(move: Move) -> list[str]:

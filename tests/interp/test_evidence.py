@@ -142,13 +142,12 @@ def test_a_scan_keeps_it_and_resumes_with_it(tmp_path: Path, model: Any) -> None
     assert interp.Atlas.load(tmp_path / "scan").evidence is None
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "opt", "mistral", "transformer_lens"])
 def test_other_architectures(name: str) -> None:
-    model = interp.load(tiny.build(name))
-    ids = torch.arange(1, 41).view(2, 20)
-    found = evidence_of(
-        model, Settings(context=20, samples=2, inputs=tuple(map(tuple, ids.tolist())))
-    )
+    lens = name == "transformer_lens"
+    model = interp.load(hooked_transformer(tiny.build("gpt2")) if lens else tiny.build(name))
+    rows = tuple(tuple(range(start, start + 20)) for start in (1, 41))
+    found = evidence_of(model, Settings(context=20, samples=2, inputs=rows))
     assert all(found.of(str(h)).passages for h in model.heads)
     assert all(0 < p.weight <= 1.001 for h in model.heads for p in found.of(str(h)).passages)
 
