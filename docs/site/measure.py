@@ -116,7 +116,7 @@ def tasks(folder: Path) -> Iterator[dict[str, Any]]:
         except interp.InterpError as reason:
             print(name, reason, flush=True)
             continue
-        settings = found.provenance.get("settings", {})
+        settings = found.provenance["settings"].get("task_settings") or {}
         made[name] = {
             "model": model,
             "metric": found.metric,

@@ -104,12 +104,11 @@ def task_section(name: str) -> str:
     if found is None:
         return ""
     low, high = found["low"], found["high"]
-    right = found["metric"] == "accuracy"
-    guessing = f"| by guessing | {found['chance']:.2f} |\n" if right else ""
     return (
         f"| {found['model']} | |\n|---|---|\n"
-        f"| {'right' if right else found['metric']} | {found['mean']:.2f} [{low:.2f}, {high:.2f}] |\n"
-        f"| problems | {found['n']} |\n{guessing}"
+        f"| {found['metric']} | {found['mean']:.2f} [{low:.2f}, {high:.2f}] |\n"
+        f"| by guessing | {found['chance']:.2f} |\n"
+        f"| problems | {found['n']} |\n"
         f"| asked as | {found['format']} |\n\n"
         f"Untouched, with a 95 % interval; {found['hardware']}, {found['date']}.\n"
     )
