@@ -104,10 +104,10 @@ def task_section(name: str) -> str:
     if found is None:
         return ""
     low, high = found["low"], found["high"]
+    guessing = f"| by guessing | {found['chance']:.2f} |\n" if found["chance"] else ""
     return (
         f"| {found['model']} | |\n|---|---|\n"
-        f"| {found['metric']} | {found['mean']:.2f} [{low:.2f}, {high:.2f}] |\n"
-        f"| by guessing | {found['chance']:.2f} |\n"
+        f"| {found['metric']} | {found['mean']:.2f} [{low:.2f}, {high:.2f}] |\n{guessing}"
         f"| problems | {found['n']} |\n"
         f"| asked as | {found['format']} |\n\n"
         f"Untouched, with a 95 % interval; {found['hardware']}, {found['date']}.\n"
