@@ -10,6 +10,7 @@ from typing import Any
 import browser
 import numpy as np
 import pytest
+import seeing
 import tiny
 import torch
 from prompts import hooked_transformer
@@ -139,6 +140,16 @@ def test_weights_that_an_edit_leaves_none_of_are_refused() -> None:
     with pytest.raises(TapError, match=r"model\.look"):
         model.look(IDS, "L1H2", edits=[SoftplusReweight()])
     assert not model.observers_and_edits()[1]
+
+
+def test_the_text_tower_of_a_vision_language_model() -> None:
+    model, plain = interp.load(seeing.llava()[0]), seeing.llava()[1]
+    ids = model.tokens("is there a table ?")["input_ids"]
+    wanted = plain(input_ids=ids, output_attentions=True).attentions[1][0, 2]
+    torch.testing.assert_close(model.attention(ids, "L1H2"), wanted.detach(), atol=1e-5, rtol=1e-4)
+    assert "table" in "".join(model.look("is there a table ?", "text.L1H2").tokens)
+    with pytest.raises(InputError, match=r"interp\.overlay"):
+        model.look("is there a table ?", "vision.L0H0")
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
