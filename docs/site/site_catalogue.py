@@ -24,6 +24,8 @@ ABOUT = {
     "procedures": ("Procedures", "What takes several forwards, other positions or predictions."),
     "probes": ("Probes", "The inputs on which scores are measured."),
 }
+#: kinds whose entries a user calls by their class
+CLASSES = ("edits", "procedures")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 
@@ -62,7 +64,7 @@ def page(kind: str, name: str) -> str:
     """The page of one entry."""
     entry = KINDS[kind].registry.get(name)
     cls = _class(entry)
-    title = getattr(cls, "title", "") or cls.__name__
+    title = getattr(cls, "title", "") or (cls.__name__ if kind in CLASSES else name)
     parts = [
         f"# {title}",
         _said(kind, entry, cls),
