@@ -123,7 +123,7 @@ def tasks(folder: Path) -> Iterator[dict[str, Any]]:
             "mean": round(found.baseline.mean, 4),
             "low": round(found.baseline.low, 4),
             "high": round(found.baseline.high, 4),
-            "n": found.baseline.n,
+            "n": n,
             "chance": round(float(getattr(task, "chance", 0.0)), 4),
             "format": settings.get("format") or "bare",
             "date": str(date.today()),
