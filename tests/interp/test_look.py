@@ -111,6 +111,7 @@ def test_a_look_is_what_the_weights_say(name: str) -> None:
     window = tiny.window_of(model.config, layer) or n
     seen = torch.tensor([min(n - k, window) for k in range(n)])
     np.testing.assert_allclose(view.received, (a.sum(0) / seen).detach(), atol=1e-6)
+    np.testing.assert_allclose(view.total, a.sum(0).detach(), atol=1e-5)
     r = view.from_weights.shape[1]
     np.testing.assert_allclose(view.from_weights, a.T.topk(r, 1).values.detach(), atol=1e-6)
     back = np.take_along_axis(a.T.detach().numpy(), np.where(view.queries < 0, 0, view.queries), 1)
@@ -266,7 +267,7 @@ def test_a_page_of_32k_tokens_is_small() -> None:
 
     view = View(
         rng.integers(0, n, (n, k)), rows(k), rng.integers(0, n, (n, k)), rows(k),
-        *(rows(1)[:, 0] for _ in range(6)), rng.integers(0, n, (n, r)), rows(r),
+        *(rows(1)[:, 0] for _ in range(7)), rng.integers(0, n, (n, r)), rows(r),
     )  # fmt: skip
     words = [f" word{i % 1000}" for i in range(n)]
     page = render(Look("model", "L0H0", words, {"own": view}, {}))
