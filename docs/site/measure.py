@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -89,18 +88,15 @@ def circuits(folder: Path) -> Iterator[dict[str, Any]]:
     about = {"model": TEXT, "n": PAIRS, "seed": SEED, "date": str(date.today()), **_machine()}
     made: dict[str, Any] = {}
     for name in METHODS:
-        start = time.perf_counter()
         circuit = interp.circuits.find(model, "ioi", name, n=PAIRS, seed=SEED)
-        seconds = time.perf_counter() - start
         signed = f"{name}_effect" in circuit.frame
         column = f"{name}_effect" if signed else name
         frame = circuit.frame.pivot(index="layer", columns="head", values=column)
         made[name] = {
             "signed": signed,
-            "seconds": round(seconds, 1),
             "values": _rounded(frame.to_numpy(dtype=float)),
         }
-        print(name, round(seconds), circuit.heads(5), flush=True)
+        print(name, circuit.heads(5), flush=True)
         yield {"circuits": made, "circuit_run": about}
 
 

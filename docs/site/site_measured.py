@@ -91,8 +91,7 @@ def circuit_section(name: str) -> str:
         f"Each head and {what} on IOI. Hover a cell for its value.\n\n"
         f"| {about['model']} | |\n|---|---|\n"
         f"| highest | {_listed(places[:5])} |\n{ends}"
-        f"| measured on | {about['n']} pairs of prompts, seed {about['seed']} |\n"
-        f"| took | {found['seconds']:.0f} s on one thread |\n\n"
+        f"| measured on | {about['n']} pairs of prompts, seed {about['seed']} |\n\n"
         f"{about['hardware']}, {about['date']}. One task and one model; which heads come first "
         "depends on the stand-in and on the truth ([results](../../results.md)).\n"
     )
