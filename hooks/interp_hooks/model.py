@@ -175,17 +175,20 @@ class HookedModel:
             for h in range(s.n_heads)
         ]
 
-    def check(self, head: Head) -> Head:
-        """`head` itself, if the model has it.
+    def check(self, head: Any) -> Head:
+        """The head, if the model has it.
+
+        Args:
+            head: in any spelling.
 
         Raises:
-            HeadError: the model has no such head.
+            HeadError: no head, or one that the model has not.
 
         Example:
-            >>> from interp_hooks import Head
-            >>> model.check(Head(2, 3))
+            >>> model.check("2.3")
             L2H3
         """
+        head = Head.parse(head)
         if head.tower and head.tower not in self.towers:
             towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {towers}.")

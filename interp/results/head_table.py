@@ -20,6 +20,7 @@ import pandas as pd
 from interp.errors import HeadError, InputError, UnknownNameError
 from interp.results import head_table_files
 from interp.results.about import About as About
+from interp.results.by_head import ByHead
 from interp.results.frame import KEYS, checked, is_companion
 from interp.results.measured import Measured
 from interp.results.overlay import PictureOverlay
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class HeadTable:
+class HeadTable(ByHead):
     """Scores of all heads of a model.
+
+    `table["induction"]` is a score's (layers, heads), `table["L5H1"]` a head's scores; a loop gives
+    the heads, `len` their number, and `in` tells of scores and heads.
 
     Args:
         frame: a row a head: `tower`, `kind`, `layer`, `head`, `kv_head`, then a float column a
@@ -116,11 +120,6 @@ class HeadTable:
         measured = self.frame[np.isfinite(self.frame[score])]
         panels = set(zip(measured["tower"], measured["kind"], strict=True))
         return [p for p in pairs if p in panels] or pairs
-
-    def __getitem__(self, score: str) -> np.ma.MaskedArray:
-        """(layers, heads), masked where not measured. Models of several towers: `matrix(score,
-        tower=...)`."""
-        return self.matrix(score)
 
     def matrix(self, score: str, tower: str = "", kind: str | None = None) -> np.ma.MaskedArray:
         """(layers, heads) of a score in one tower, masked where not measured.
