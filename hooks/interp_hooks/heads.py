@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from interp_hooks.errors import HeadError
+from interp_hooks.whole_numbers import quoted, whole
 
 _SPELLINGS = re.compile(
     r"(?:(?P<tower>[A-Za-z_]+)\.)?[LlAa]?(?P<layer>\d+)(?:\.[Hh]?|[Hh]|-)(?P<head>\d+)"
@@ -57,7 +57,7 @@ class Head:
         object.__setattr__(self, "layer", _whole(layer, "layer"))
         object.__setattr__(self, "head", _whole(head, "number"))
         if not isinstance(tower, str):
-            raise HeadError(f"A head's tower is a name, like \"vision\", not {tower!r}.")
+            raise HeadError(f'A head\'s tower is a name, like "vision", not {tower!r}.')
         object.__setattr__(self, "tower", tower)
 
     def __str__(self) -> str:
@@ -96,30 +96,20 @@ class Head:
                 "heads of a layer or a key/value head."
             )
         raise HeadError(
-            f"{_short(written)} is not a head; write L5H1, 5.1, 5-1, a5.h1 or (5, 1), layer first, "
+            f"{quoted(written)} is not a head; write L5H1, 5.1, 5-1, a5.h1 or (5, 1), layer first, "
             "from 0."
         )
 
 
 def _whole(value: Any, what: str) -> int:
     """A whole number of any kind as an int. Raises `HeadError`."""
-    number = value if type(value) is int else _index(value)
+    number = value if type(value) is int else whole(value)
     if number is None:
         raise HeadError(
-            f"A head's {what} is a whole number, not {_short(value)}; write Head(5, 1) or "
+            f"A head's {what} is a whole number, not {quoted(value)}; write Head(5, 1) or "
             'Head("L5H1"), layer first, from 0.'
         )
     return number
-
-
-def _index(value: Any) -> int | None:
-    """An int of an int, numpy's, or a tensor's; None for anything else, also for True."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:  # also a tensor or an array of several numbers
-        return None
 
 
 def _pair(written: Any) -> tuple[int, int] | None:
@@ -127,18 +117,12 @@ def _pair(written: Any) -> tuple[int, int] | None:
     if isinstance(written, (str, bytes, Mapping, set, frozenset)):
         return None
     try:
-        numbers = [_index(n) for n in written] if len(written) == 2 else []
+        numbers = [whole(n) for n in written] if len(written) == 2 else []
     except TypeError:  # no sequence
         return None
     if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or min(numbers) < 0:  # type: ignore[type-var]
         return None
     return numbers[0], numbers[1]
-
-
-def _short(value: Any) -> str:
-    """A value as a sentence quotes it."""
-    text = "None" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def parse_heads(written: Any) -> list[Head]:
@@ -165,7 +149,7 @@ def parse_heads(written: Any) -> list[Head]:
         if _WIDER.fullmatch(str(written)):
             Head.parse(written)  # tells of layers and key/value heads
         raise HeadError(
-            f"Heads are written like \"L5H1,L3H2\" or [\"L5H1\", (3, 2)], not {_short(written)}."
+            f'Heads are written like "L5H1,L3H2" or ["L5H1", (3, 2)], not {quoted(written)}.'
         )
     return [Head.parse(h) for h in written]
 

@@ -46,6 +46,9 @@ class HeadFilter(Method):
     Args:
         beta, alpha, threshold: of `ACT`. layers: None for all (the paper left out the first two and
             the last).
+
+    Presets: "paper" keeps every head that helps (`guard="none"`); "code" too, with the released
+    code's absolute threshold 0.1.
     """
 
     beta: float = 0.4
@@ -58,6 +61,7 @@ class HeadFilter(Method):
     name = "act"
     summary = "the heads in which cutting attention sinks (ACT) helps"
     citation = "Yu et al., ICML 2024, arXiv 2406.15765"
+    presets = {"paper": {"guard": "none"}, "code": {"guard": "none", "threshold": 0.1}}
 
     def __post_init__(self) -> None:
         check_guard(self.guard, self.level)

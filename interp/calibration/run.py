@@ -37,6 +37,7 @@ def calibrate(
     format: str | None = None,
     force: bool = False,
     overwrite: bool = False,
+    preset: str | None = None,
     **settings: Any,
 ) -> Calibration:
     """Calibrates an edit: settings are chosen on training instances, measured on held-out ones.
@@ -56,6 +57,7 @@ def calibrate(
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the untouched model can't do the task.
         overwrite: replace another calibration, or edits, that `out` holds.
+        preset: settings of the method under a name, such as act's "paper"; `settings` come on top.
         settings: the method's.
 
     Returns:
@@ -75,7 +77,7 @@ def calibrate(
     """
     from interp.loading import load
 
-    method, out = make(method, settings), None if out is None else Path(out)
+    method, out = make(method, settings, preset), None if out is None else Path(out)
     check_seed(seed)
     task = method.usual_task if task is None else task
     if isinstance(task, str):

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
+from interp.edits.checks import count, real
 from interp.edits.keys import Span, bound, names_text, query_rows
 from interp.edits.tensors import stored
 from interp.errors import EditError
+from interp.support.presets import settings_of
 from interp_hooks.edit import BoundEdit, CallEdit, Edit
 from interp_hooks.heads import Head, parse_heads
+from interp_hooks.whole_numbers import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +49,8 @@ class HeadEdit(Edit):
     """
 
     name: ClassVar[str]
+    #: settings under a name: {"paper": {}, "code": {"threshold": 0.1}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     heads: tuple[Head, ...] | None
 
     def __post_init__(self) -> None:
@@ -55,6 +61,11 @@ class HeadEdit(Edit):
         queries = getattr(self, "queries", None)
         if queries is not None:
             object.__setattr__(self, "queries", _range(queries, self.name))
+
+    @classmethod
+    def preset_settings(cls, preset: Any) -> dict[str, Any]:
+        """The settings of a preset; none for None. Raises `EditError` for a name that is none."""
+        return settings_of(f"edit {cls.name}", preset, cls.presets, EditError)
 
     def is_identity(self) -> bool:
         queries = getattr(self, "queries", None)
@@ -80,6 +91,21 @@ class HeadEdit(Edit):
             raise EditError(
                 f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}."
             )
+
+    def _numbers(self, *names: str) -> None:
+        """Settings that are numbers become Python's; None stays. Raises `EditError` for others."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, real(value, f"{name} of {self.name}"))
+
+    def _counts(self, *names: str) -> None:
+        """Settings that are whole numbers become Python's; None stays. Raises `EditError` for
+        others."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, count(value, f"{name} of {self.name}"))
 
     def check_model(self, model: Model) -> None:
         """Raise `HeadError` or `EditError` where the edit cannot apply to `model`."""
@@ -166,7 +192,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Span):
         return str(value)
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
+    if isinstance(value, (torch.Tensor, np.generic)) and value.ndim == 0:
         return value.item()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -175,15 +201,14 @@ def _plain(value: Any) -> Any:
 
 def _range(queries: Any, name: str) -> tuple[int, int | None]:
     """(start, stop) of a query range. Raises `EditError`."""
-    good = isinstance(queries, (tuple, list)) and len(queries) == 2 and isinstance(queries[0], int)
-    if good:
-        start, stop = queries
-        good = start >= 0 and (stop is None or (isinstance(stop, int) and stop >= start))
-    if not good:
+    pair = queries if isinstance(queries, (tuple, list)) and len(queries) == 2 else (None, 0)
+    start, stop = whole(pair[0]), whole(pair[1])
+    ends = pair[1] is None or (stop is not None and start is not None and stop >= start)
+    if start is None or start < 0 or not ends:
         raise EditError(
             f"The queries of {name} are a range of tokens (start, stop), from 0, not {queries!r}."
         )
-    return queries[0], queries[1]
+    return start, stop
 
 
 def same_tower(head: Head, site: Site) -> bool:
