@@ -10,6 +10,7 @@ import torch
 
 from interp.errors import InputError
 from interp.inputs.forward import forward
+from interp.inputs.text import content
 from interp.inputs.tokenizer import pad_id
 from interp_hooks.model import HookedModel
 from interp_hooks.token_ids import check_text
@@ -111,7 +112,8 @@ class Model(HookedModel):
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The wrapped model's forward; a text, or a list of texts, in place of token ids.
 
-        Several texts are padded on the left, and the padding is masked.
+        A `Path` is the text in its file. Several texts are padded on the left, and the padding is
+        masked.
         """
         if args and (texts := self._texts(args[0])) is not None:
             rows = self.tokens(texts)
@@ -122,9 +124,9 @@ class Model(HookedModel):
         """Generates text: token ids from token ids, as `HookedModel.generate`; text from text.
 
         Args:
-            args: a text, whose continuation comes back as a text, or a list of texts, whose
-                continuations come back as a list. Decoding is greedy then, unless `do_sample` or a
-                generation setting says otherwise, of 64 new tokens at most.
+            args: a text (or a `Path` to one), whose continuation comes back as a text, or a list of
+                texts, whose continuations come back as a list. Decoding is greedy then, unless
+                `do_sample` or a generation setting says otherwise, of 64 new tokens at most.
             inputs: those of the wrapped model's `generate`.
 
         Example:
@@ -147,7 +149,7 @@ class Model(HookedModel):
         said = self.tokenizer.batch_decode(
             ids[:, length if echoes else 0 :], skip_special_tokens=True
         )
-        return said[0] if isinstance(args[0], str) else said
+        return said[0] if isinstance(texts, str) else said
 
     def tokens(self, texts: str | Sequence[str]) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask (texts, tokens) of one or several texts, padded on the left.
@@ -179,6 +181,8 @@ class Model(HookedModel):
 
     def _texts(self, given: Any) -> str | list[str] | None:
         """A text or texts as they were given; None for what is none."""
+        if isinstance(given, Path):
+            return content(given)
         if isinstance(given, str):
             return given
         if isinstance(given, (list, tuple)) and given and all(isinstance(t, str) for t in given):

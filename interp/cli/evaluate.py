@@ -59,7 +59,11 @@ def evaluate(
         bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file for the loss, instead of generated text.")
+        str | None,
+        typer.Option(
+            help="A text, or a text file (UTF-8), for the loss, instead of the English shipped.",
+            metavar="TEXT|FILE",
+        ),
     ] = None,
     include_path: Annotated[
         Path | None,
@@ -110,6 +114,12 @@ def evaluate(
         from interp.evaluation import lm_eval as harness
 
         harness.check_installed()
+    given: str | Path | None = None
+    if text is not None:
+        from interp.inputs.text import content, file_of
+
+        content(text)
+        given = file_of(text) or text
     if target is not None:
         from interp.support.files import check_writable
 
@@ -133,7 +143,7 @@ def evaluate(
         metric=metric,
         context=context,
         extrapolate=extrapolate,
-        text=text,
+        text=given,
         include_path=include_path,
         format=format,
         force=force,

@@ -60,8 +60,11 @@ def scan_heads(
         ),
     ] = None,
     text: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text file to measure on, instead of the English shipped."),
+        str | None,
+        typer.Option(
+            help="A text, or a text file (UTF-8), to measure on instead of the English shipped.",
+            metavar="TEXT|FILE",
+        ),
     ] = None,
     images: Annotated[
         Path | None,
@@ -80,8 +83,12 @@ def scan_heads(
     ] = None,
     format: FormatOption = None,
     haystack: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text file to hide needles in, instead of the English shipped."),
+        str | None,
+        typer.Option(
+            help="A text, or a text file (UTF-8), to hide needles in instead of the English "
+            "shipped.",
+            metavar="TEXT|FILE",
+        ),
     ] = None,
     needle: Annotated[
         str | None,
@@ -117,14 +124,16 @@ def scan_heads(
     """
     # What can go wrong without the model goes wrong before it is loaded.
     from interp import scores as registered
+    from interp.inputs.text import content, file_of
     from interp.support.files import check_writable, folder_name
 
     check_writable(target or FOLDER)
     registered.select(scores)
-    if text is not None:
-        from interp.inputs.text import read_text
-
-        read_text(text)
+    texts: dict[str, Any] = dict(text=text, haystack=haystack)
+    for what, given in texts.items():
+        if given is not None:
+            content(given, what)
+            texts[what] = file_of(given, what) or given
     if images is not None:
         from interp.vision.pictures import files_in
 
@@ -153,12 +162,11 @@ def scan_heads(
         context=context,
         samples=samples,
         seed=seed,
-        text=text,
+        **texts,
         extrapolate=extrapolate,
         images=images,
         prompt=prompt,
         format=format,
-        haystack=haystack,
         needle=needle,
         question=question,
         force=force,

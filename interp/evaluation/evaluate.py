@@ -12,7 +12,8 @@ from interp.evaluation.accuracy import accuracy
 from interp.evaluation.loss import continuation_loss, rows_for_loss
 from interp.evaluation.shots import Shots
 from interp.inputs.context import check_context
-from interp.inputs.text import check_seed, read_text
+from interp.inputs.text import check_seed
+from interp.inputs.text import content as text_of
 from interp.results.evaluation import Evaluation
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Task
@@ -68,7 +69,7 @@ def evaluate(
         context: tokens of every needle prompt or row of text. If not given: needles of a quarter, a
             half and the whole of 1024 or the model's limit; rows of 512.
         extrapolate: allow a context past the model's positions; the record says so.
-        text: a text file for the loss.
+        text: a text for the loss, or a `Path` to one.
         limit: another name of `n`, the harness's.
         include_path: a folder of the harness's tasks (YAML).
         format: of the prompts ("bare", "lead", "few-shot", "chat", for niah "paper"); if not given,
@@ -108,7 +109,7 @@ def evaluate(
             "tasks as lm_eval:NAME, or give format=."
         )
     edits = _given(edits)
-    content = read_text(text) if text is not None else None
+    content = text_of(text) if text is not None else None
     if isinstance(task, str) and harness:
         from interp.evaluation import lm_eval
 

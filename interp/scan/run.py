@@ -14,7 +14,7 @@ import torch
 
 from interp.errors import ActivationError, InputError, OutputError
 from interp.inputs.rows import own_rows
-from interp.inputs.text import read_file, read_text
+from interp.inputs.text import content as text_of
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
@@ -378,14 +378,15 @@ def plan_scan(
             of texts.
         samples: rows or problems a probe.
         seed: of the rows and problems.
-        text: a text file to read instead of the generated prose.
+        text: a text to cut rows from, or a `Path` to one, instead of the English shipped here.
         extrapolate: allow a context beyond the model's positions.
         images: a folder of pictures for the image scores, instead of rendered scenes; the first
             `samples` by name.
         prompt: what is asked about each picture; by default "describe the picture :".
         format: of needle prompts, as in `interp.evaluate`; by default what the model understands
             best.
-        haystack: a text file to hide needles in, instead of the English shipped here.
+        haystack: a text to hide needles in, or a `Path` to one, instead of the English shipped
+            here.
         needle: a fact of your own to hide, "The … is …"; or with a bar where its answer begins.
         question: what asks for it; made of the needle if not given.
         inputs: token ids of your own instead of text, (rows, tokens) or a list of rows; a model
@@ -413,9 +414,9 @@ def plan_scan(
         raise InputError(
             "No score was named; use default, all, or names from `interp.scores.names()`."
         )
-    content = read_text(text) if text is not None else None
+    content = text_of(text) if text is not None else None
     if haystack is not None:
-        read_file(haystack, "haystack")
+        text_of(haystack, "haystack")
     if images is not None:
         files_in(images)
     if inputs is not None and text is not None:
