@@ -12,6 +12,7 @@ from interp.errors import InputError
 from interp.inputs.forward import forward
 from interp.inputs.text import content
 from interp.inputs.tokenizer import pad_id
+from interp.support.html import block
 from interp_hooks.model import HookedModel
 from interp_hooks.token_ids import check_text
 
@@ -189,6 +190,22 @@ class Model(HookedModel):
             return list(given)
         return None
 
+    def _repr_html_(self) -> str:
+        sizes = {t: _size_of(self, t) for t in self.towers}
+        several = len(sizes) > 1
+        facts = {
+            **({t or "main": size for t, size in sizes.items()} if several else {}),
+            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "dtype": ", ".join(
+                sorted({str(p.dtype).removeprefix("torch.") for p in self.module.parameters()})
+            ),
+            "device": str(self.device),
+            "context": "" if self.max_context is None else f"{self.max_context:,} tokens",
+            "from": ", ".join(str(v) for v in self.origin.values() if isinstance(v, str)),
+        }
+        about = "" if several else next(iter(sizes.values()))
+        return block(self.name, about, facts, notes=[self.note or ""])
+
     @property
     def config(self) -> Any:
         """The wrapped model's config."""
@@ -209,3 +226,12 @@ class Model(HookedModel):
         """Puts the wrapped model into evaluation mode; returns this model."""
         self.module.eval()
         return self
+
+
+def _size_of(model: HookedModel, tower: str) -> str:
+    """Layers × heads of a tower, as people say it."""
+    sites = [s for s in model.sites if s.tower == tower]
+    sites = [s for s in sites if s.kind == "self"] or sites
+    heads, shared = max(s.n_heads for s in sites), max(s.n_kv_heads for s in sites)
+    kv = f" ({shared} key/value heads)" if shared != heads else ""
+    return f"{len({s.layer for s in sites})} layers × {heads} heads of {sites[0].d_head}{kv}"

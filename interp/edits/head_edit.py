@@ -14,6 +14,7 @@ from interp.edits.checks import count, real
 from interp.edits.keys import Span, bound, names_text, query_rows
 from interp.edits.tensors import stored
 from interp.errors import EditError
+from interp.support.html import block
 from interp.support.presets import settings_of
 from interp_hooks.edit import BoundEdit, CallEdit, Edit
 from interp_hooks.heads import Head, parse_heads
@@ -171,6 +172,13 @@ class HeadEdit(Edit):
     def fields(self) -> dict[str, Any]:
         """The JSON form without the name; tensors of more than one number as they are."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+
+    def _repr_html_(self) -> str:
+        said = (type(self).__doc__ or "").strip().split("\n\n")[0]
+        fields = {k: "all" if k == "heads" and v is None else v for k, v in self.fields().items()}
+        if self.heads is None and "heads" not in fields and self.concerned:
+            fields["heads"] = [str(h) for h in self.concerned]
+        return block(type(self).__name__, " ".join(said.split()), fields)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:

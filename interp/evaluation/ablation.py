@@ -13,6 +13,7 @@ from interp.edits.ablate import Ablate
 from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
+from interp.support.html import block, listed
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.answers import judge
 from interp.tasks.floor import check_floor
@@ -47,6 +48,22 @@ class Ablation:
     control_difference: Interval | None
     frame: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        rows: list[list[Any]] = [
+            ["untouched", self.baseline, "", ""],
+            ["ablated", self.ablated, self.difference, self.heads],
+        ]
+        if self.control is not None:
+            random = [*self.control_heads]
+            rows.append(["control: random heads", self.control, self.control_difference, random])
+        return block(
+            f"Ablation of {listed(self.heads)}",
+            f"accuracy on {self.baseline.n} instances of {self.task}",
+            headings=["", "accuracy", "change", "heads"],
+            rows=rows,
+            notes=["95 % intervals in brackets.", *self.notes],
+        )
 
 
 def ablate(

@@ -48,11 +48,14 @@ def rhythm(model: Any, text: str | Path) -> pd.DataFrame:
 
     from interp.loading import load
 
+    short = "The text has fewer than two tokens; give a longer one."
+    if isinstance(text, str) and not text.strip():
+        raise InputError(short)
     written = content(text)
     hooked = load(model)
     ids = Text(hooked.tokenizer).prompt(written)
     if len(ids) < 2:
-        raise InputError("The text has fewer than two tokens; give a longer one.")
+        raise InputError(short)
     layers: list[LayerStats] = []
     names = frozenset({"distance", "capped_distance"})
     question = Question(names, received={"future": Received(band=(NEAR, FAR))}, cap=WINDOW)
