@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interp_hooks.errors import HeadError
 from interp_hooks.whole_numbers import quoted, whole
@@ -17,7 +17,7 @@ _SPELLINGS = re.compile(
 _WIDER = re.compile(r"(?:[A-Za-z_]+\.)?L\d+(?:KV\d+)?")
 
 
-@dataclass(frozen=True, order=True, init=False)
+@dataclass(frozen=True, order=True)
 class Head:
     """Query head `head` of layer `layer` (both from 0) in `tower` ("" where there is only one).
 
@@ -45,19 +45,26 @@ class Head:
     """
 
     layer: int
-    head: int
+    head: int = None  # type: ignore[assignment]  # a number once it is made
     tower: str = ""
 
-    def __init__(self, layer: Any, head: Any = None, tower: str = ""):
+    if TYPE_CHECKING:
+
+        def __init__(self, layer: Any, head: Any = None, tower: str = "") -> None: ...
+
+    def __post_init__(self) -> None:
+        layer, head, tower = self.layer, self.head, self.tower
+        if type(layer) is int and type(head) is int and type(tower) is str:
+            return
         if head is None:
             read = Head.parse(layer)
             if tower and read.tower not in ("", tower):
                 raise HeadError(f"{layer!r} is of the tower {read.tower}, not of {tower}.")
             layer, head, tower = read.layer, read.head, tower or read.tower
+        if not isinstance(tower, str):
+            raise HeadError(f'A head\'s tower is a name, like "vision", not {quoted(tower)}.')
         object.__setattr__(self, "layer", _whole(layer, "layer"))
         object.__setattr__(self, "head", _whole(head, "number"))
-        if not isinstance(tower, str):
-            raise HeadError(f'A head\'s tower is a name, like "vision", not {tower!r}.')
         object.__setattr__(self, "tower", tower)
 
     def __str__(self) -> str:
@@ -80,7 +87,7 @@ class Head:
         return hash((self.layer, self.head))
 
     @staticmethod
-    def parse(written: str | Sequence[int] | Head) -> Head:
+    def parse(written: Any) -> Head:
         """Read a head. Raises `HeadError` when it is not one of the spellings above."""
         if isinstance(written, Head):
             return written
@@ -103,7 +110,7 @@ class Head:
 
 def _whole(value: Any, what: str) -> int:
     """A whole number of any kind as an int. Raises `HeadError`."""
-    number = value if type(value) is int else whole(value)
+    number = whole(value)
     if number is None:
         raise HeadError(
             f"A head's {what} is a whole number, not {quoted(value)}; write Head(5, 1) or "
@@ -117,12 +124,12 @@ def _pair(written: Any) -> tuple[int, int] | None:
     if isinstance(written, (str, bytes, Mapping, set, frozenset)):
         return None
     try:
-        numbers = [whole(n) for n in written] if len(written) == 2 else []
+        layer, head = (whole(n) for n in written) if len(written) == 2 else (None, None)
     except TypeError:  # no sequence
         return None
-    if len(numbers) != 2 or numbers[0] is None or numbers[1] is None or min(numbers) < 0:  # type: ignore[type-var]
+    if layer is None or head is None or min(layer, head) < 0:
         return None
-    return numbers[0], numbers[1]
+    return layer, head
 
 
 def parse_heads(written: Any) -> list[Head]:

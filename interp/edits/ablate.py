@@ -86,7 +86,7 @@ class Ablate(HeadEdit):
         if self.reference is None or self.mode not in ("mean", "resample"):
             return BoundEdit(self)
         layers = {s.layer for s in model.sites if self.at(s)}
-        return BoundAblate(self, reference_z(model, self.reference, layers, self.seed))
+        return BoundAblate(self, reference_z(model, str(self.reference), layers, self.seed))
 
     def is_identity(self) -> bool:
         return self.heads == ()

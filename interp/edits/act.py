@@ -75,8 +75,9 @@ class ACT(HeadEdit):
         object.__setattr__(self, "beta", number(self.beta, "β of act"))
         if not 0 <= self.beta <= 1:
             raise EditError(f"β of act is between 0 and 1, not {self.beta}.")
-        self._numbers("alpha", "threshold")
-        self._counts("min_rows")
+        object.__setattr__(self, "alpha", self._number("alpha"))
+        object.__setattr__(self, "threshold", self._number("threshold"))
+        object.__setattr__(self, "min_rows", self._count("min_rows"))
         if (
             self.alpha is None
             or self.alpha <= 0
@@ -137,4 +138,4 @@ def _preset(cls: type[ACT], name: str, heads: Any = None) -> ACT:
 
 # an argument of the constructor and a class method of one name: the argument comes first, since a
 # dataclass takes what the class holds under it for its default
-ACT.preset = classmethod(_preset)  # type: ignore[assignment, method-assign]
+ACT.preset = classmethod(_preset)  # type: ignore[attr-defined]

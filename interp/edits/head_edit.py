@@ -93,20 +93,15 @@ class HeadEdit(Edit):
                 f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}."
             )
 
-    def _numbers(self, *names: str) -> None:
-        """Settings that are numbers become Python's; None stays. Raises `EditError` for others."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, real(value, f"{name} of {self.name}"))
+    def _number(self, name: str) -> Any:
+        """A setting as Python's number; None stays. Raises `EditError` for what is none."""
+        value = getattr(self, name)
+        return None if value is None else real(value, f"{name} of {self.name}")
 
-    def _counts(self, *names: str) -> None:
-        """Settings that are whole numbers become Python's; None stays. Raises `EditError` for
-        others."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, count(value, f"{name} of {self.name}"))
+    def _count(self, name: str) -> Any:
+        """A setting as Python's whole number; None stays. Raises `EditError` for what is none."""
+        value = getattr(self, name)
+        return None if value is None else count(value, f"{name} of {self.name}")
 
     def check_model(self, model: Model) -> None:
         """Raise `HeadError` or `EditError` where the edit cannot apply to `model`."""

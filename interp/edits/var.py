@@ -139,7 +139,7 @@ class VAR(HeadEdit):
                 raise EditError(
                     f"dims of var are numbers of the residual stream, from 0, not {self.dims}."
                 )
-        self._numbers("tau")
+        object.__setattr__(self, "tau", self._number("tau"))
         if self.tau is not None and not self.tau > 0:
             raise EditError(f"τ of var is above 0, not {self.tau}.")
         object.__setattr__(self, "image", check(self.image))

@@ -71,7 +71,7 @@ def listed(value: Any) -> str:
         several = list(value)
         more = f", … ({len(several)})" if len(several) > MOST else ""
         return ", ".join(listed(v) for v in several[:MOST]) + more
-    if hasattr(value, "shape") and getattr(value, "ndim", 0):
+    if getattr(value, "ndim", None):
         return f"tensor {tuple(value.shape)}"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 400 else f"{text[:399]}…"
