@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
 from interp.support.html import block, listed
+from interp.support.progress import Shown, reporting
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.answers import judge
 from interp.tasks.floor import check_floor
@@ -66,6 +67,7 @@ class Ablation:
         )
 
 
+@reporting("Ablating")
 def ablate(
     model: Any,
     heads: str | Iterable[Any],
@@ -74,7 +76,7 @@ def ablate(
     n: int = 64,
     seed: int = 0,
     avoid: Sequence[Head] = (),
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Shown = None,
     *,
     format: str | None = None,
     force: bool = False,
@@ -92,7 +94,7 @@ def ablate(
         n: problems.
         seed: of the problems and of the control.
         avoid: heads that are no control either.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the untouched model can't do the task.
 

@@ -15,6 +15,7 @@ from interp.inputs.context import check_context
 from interp.inputs.text import check_seed
 from interp.inputs.text import content as text_of
 from interp.results.evaluation import Evaluation
+from interp.support.progress import Shown, reporting
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Task
 from interp_hooks.edit import Edit
@@ -29,13 +30,14 @@ Progress = Callable[[int, int, str], None]
 PREFIX = "lm_eval:"
 
 
+@reporting("Evaluating")
 def evaluate(
     model: Any,
     task: str | Task | None = None,
     edits: Sequence[Edit] = (),
     n: int = 64,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Shown = None,
     *,
     metric: str | None = None,
     context: int | None = None,
@@ -62,7 +64,7 @@ def evaluate(
             by step.
         n: problems.
         seed: of the problems.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
         metric: None for the task's own; "loss": mean next-token loss of the second half of rows of
             text given the first (`continuation_loss`), rows of the task's solved problems or,
             without task, of `text` or generated prose; a metric of the harness's task.

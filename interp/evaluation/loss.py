@@ -22,6 +22,7 @@ from interp.inputs.forward import forward
 from interp.inputs.text import content, rows_of_text
 from interp.inputs.tokenizer import Text
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
+from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
 from interp.tasks.task import Task
 from interp_hooks.logits import logits_of
@@ -35,6 +36,7 @@ METRIC = "loss, nats a token"
 CHUNK = 512
 
 
+@reporting("Measuring the loss")
 def continuation_loss(
     model: HookedModel,
     texts: str | Path | Sequence[str | Path | Sequence[int]],
@@ -43,7 +45,7 @@ def continuation_loss(
     seed: int = 0,
     steps: bool = True,
     extrapolate: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Shown = None,
     what: str = "texts",
 ) -> Evaluation:
     """Mean next-token loss on the continuation of each text, untouched and edited, with a paired

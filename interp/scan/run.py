@@ -32,7 +32,7 @@ from interp.support.checkpoints import Checkpoints, Record
 from interp.support.finished import check_replaceable, vacant
 from interp.support.memory import free, is_out_of_memory
 from interp.support.ownership import owned
-from interp.support.progress import Clock, bar
+from interp.support.progress import Clock, Shown, bar, reporting
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
 from interp.vision.prompts import needs_image_tokens, needs_images
@@ -96,8 +96,9 @@ class Scan(Plan):
         """`usual`, or a name beside it where another scan's result lies or another run works."""
         return vacant(usual, HEAD, self.record())
 
+    @reporting("Scanning")
     def run(
-        self, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
+        self, out: Path | None = None, progress: Shown = None, overwrite: bool = False
     ) -> Atlas:
         """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
 
