@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -103,6 +104,13 @@ def evaluate(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print an object as JSON: the means and intervals, and where they come from.",
+        ),
+    ] = False,
 ) -> None:
     """Measure a model on a task, or its loss on text, with and without edits."""
     # What can go wrong without the model goes wrong before it is loaded.
@@ -158,7 +166,10 @@ def evaluate(
             result = interp.evaluate(
                 loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
             )
-        show(loaded.name, result)
+        if as_json:
+            emit({"model": loaded.name, **result.summary()})
+        else:
+            show(loaded.name, result)
         if target is not None:
             check_replaceable(target / HEAD, result.provenance, overwrite)
             result.save(target)

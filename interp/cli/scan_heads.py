@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from interp.cli import as_json as documents
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -27,6 +29,9 @@ from interp.cli.common import (
 )
 from interp.scores import catalogue as scores
 from interp.support.progress import before, progress
+
+if TYPE_CHECKING:
+    from interp.atlas import Atlas
 
 #: a plan that takes longer than this is asked about
 ASK_FROM_SECONDS = 600
@@ -113,6 +118,13 @@ def scan_heads(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Don't ask before a long scan or a download.")
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print an object as JSON: the strongest heads of each score, and the folder.",
+        ),
+    ] = False,
 ) -> None:
     """Score every attention head: sinks, retrieval, induction, …
 
@@ -188,6 +200,16 @@ def scan_heads(
         report(99, 100, "report")
         page = atlas.report(folder / "report.html")
         report(100, 100, "done")
+    if as_json:
+        emit(documents.atlas(atlas, folder=str(folder), report=str(page)))
+    else:
+        show(atlas, folder, page)
+    if atlas.provenance.get("missing"):
+        raise typer.Exit(common.INCOMPLETE)
+
+
+def show(atlas: Atlas, folder: Path, page: Path) -> None:
+    """The strongest heads of every score, what to mind, and where everything is."""
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
     console.print(common.top_table(atlas, console.width))
@@ -198,8 +220,6 @@ def scan_heads(
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
     console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
-    if atlas.provenance.get("missing"):
-        raise typer.Exit(common.INCOMPLETE)
 
 
 def show_plan(plan: Any, name: str) -> None:

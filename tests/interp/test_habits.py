@@ -86,7 +86,7 @@ def test_lists_of_heads() -> None:
     "wrong", [None, 3, 1.5, {"L1H1": 0}, b"L1H1", ["x"], [3, 4, 5], [None], (5, -1), Head, "L3KV1"]
 )
 def test_what_is_no_head_gets_a_sentence(wrong: Any) -> None:
-    with pytest.raises(HeadError, match="L5H1|heads_at"):
+    with pytest.raises(HeadError, match=r"L5H1|heads_at"):
         parse_heads(wrong)
 
 
