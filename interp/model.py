@@ -13,13 +13,18 @@ from interp.inputs.forward import forward
 from interp.inputs.text import content
 from interp.inputs.tokenizer import pad_id
 from interp.support.html import block
+from interp_hooks.edit import edits_of
 from interp_hooks.model import HookedModel
 from interp_hooks.token_ids import check_text
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from interp.look.look import Look
+
+
+_NO_INPUT = "A model is given a text, a list of texts or a tensor of token ids, not {}."
 
 
 class Model(HookedModel):
@@ -70,7 +75,7 @@ class Model(HookedModel):
         """
         from interp.look import measure
 
-        return measure.weights_of(self, text, heads, chat=chat, edits=edits)
+        return measure.weights_of(self, text, heads, chat=chat, edits=edits_of(edits))
 
     def look(
         self,
@@ -108,7 +113,7 @@ class Model(HookedModel):
         """
         from interp.look import measure
 
-        return measure.look_at(self, text, head, chat=chat, edits=edits)
+        return measure.look_at(self, text, head, chat=chat, edits=edits_of(edits))
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The wrapped model's forward; a text, or a list of texts, in place of token ids.
@@ -119,6 +124,8 @@ class Model(HookedModel):
         if args and (texts := self._texts(args[0])) is not None:
             rows = self.tokens(texts)
             return forward(self, rows["input_ids"], rows["attention_mask"], **inputs)
+        if args and (args[0] is None or isinstance(args[0], (int, float, bytes, type, dict))):
+            raise InputError(_NO_INPUT.format(quoted(args[0])))
         return super().__call__(*args, **inputs)
 
     def generate(self, *args: Any, **inputs: Any) -> Any:
@@ -136,8 +143,12 @@ class Model(HookedModel):
             True
         """
         texts = self._texts(args[0]) if args else None
+        if texts is None and args:
+            if isinstance(args[0], torch.Tensor) and len(args) == 1:
+                return super().generate(input_ids=args[0], **inputs)
+            raise InputError(_NO_INPUT.format(quoted(args[0])))
         if texts is None:
-            return super().generate(*args, **inputs)
+            return super().generate(**inputs)
         prompt = self.tokens(texts)
         usual: dict[str, Any] = dict(do_sample=False)
         if "max_length" not in inputs:
@@ -169,6 +180,10 @@ class Model(HookedModel):
                 f"{self.name} has no tokenizer, so it can't read a text; give token ids, or load "
                 "it with tokenizer=."
             )
+        if isinstance(texts, Path):
+            texts = content(texts)
+        if not isinstance(texts, (str, Sequence)):
+            raise InputError(f"tokens reads a text or a list of texts, not {quoted(texts)}.")
         several = [texts] if isinstance(texts, str) else list(texts)
         rows = [list(self.tokenizer.encode(check_text(t), verbose=False)) for t in several]
         if not rows or not all(t.strip() for t in several):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.calibration.splits import Outcome
 from interp.errors import EditError, OutputError
+from interp.support.checked import path as checked_path
 from interp.support.files import reason, write_atomic
 from interp.support.html import block
 from interp.support.json_text import parse
@@ -180,7 +181,7 @@ class Calibration:
 
         from interp import edits
 
-        path = Path(path)
+        path = checked_path(path, "A saved calibration")
         head = beside(path, "calibration.json")
         try:
             record = parse(_read(head))

@@ -15,10 +15,12 @@ from interp.inputs.context import check_context
 from interp.inputs.text import check_seed
 from interp.inputs.text import content as text_of
 from interp.results.evaluation import Evaluation
+from interp.support.checked import whole_number
 from interp.support.progress import Shown, reporting
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Task
-from interp_hooks.edit import Edit
+from interp_hooks.edit import Edit, edits_of
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -97,7 +99,8 @@ def evaluate(
     from interp.loading import load
 
     check_seed(seed)
-    n = n if limit is None else limit
+    n = whole_number(n if limit is None else limit, "n, the number of problems,")
+    context = None if context is None else whole_number(context, "The context")
     harness = isinstance(task, str) and task.startswith(PREFIX)
     _check_options(task, metric, text, include_path, harness)
     if format is not None and (harness or metric == "loss"):
@@ -160,13 +163,14 @@ def evaluate(
 
 def _given(edits: Any) -> list[Edit]:
     """Edits as a list. Raises `EditError` for what is none."""
-    items = [edits] if isinstance(edits, Edit) else edits
-    if isinstance(items, (str, Path)) or not all(isinstance(e, Edit) for e in items):
-        raise EditError(
-            "Edits are objects of interp.edits; interp.edits.load reads a file, from_json a "
-            "dictionary."
-        )
-    return list(items)
+    items = edits_of(edits)
+    for live in items:
+        if not isinstance(live, Edit):
+            raise EditError(
+                f"{quoted(live)} is for one block of one model; an evaluation takes objects of "
+                "interp.edits."
+            )
+    return items
 
 
 def _bound(model: HookedModel, edits: Sequence[Edit]) -> HookedModel:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import OutputError
 from interp.support import typed
+from interp.support.checked import path
 from interp.support.files import check_writable, write_atomic
 from interp.support.html import block
 from interp.support.json_text import parse
@@ -139,7 +140,7 @@ class Evaluation:
         """
         import pandas as pd
 
-        source = Path(folder)
+        source = path(folder, "A saved evaluation")
         try:
             content = parse((source / HEAD).read_text(encoding="utf-8"))
             table = (source / ROWS).read_bytes()

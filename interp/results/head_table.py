@@ -25,6 +25,7 @@ from interp.results.frame import KEYS, checked, is_companion
 from interp.results.measured import Measured
 from interp.results.overlay import PictureOverlay
 from interp.results.places import KVHead, Layer, Place, column, parse, place, places
+from interp.support.checked import path, whole_number
 from interp.support.jsonable import jsonable
 from interp_hooks.heads import Head
 
@@ -197,6 +198,7 @@ class HeadTable(ByHead):
             >>> head in atlas.top("previous_token", 1), bool(value == atlas["previous_token"].max())
             (True, True)
         """
+        k = None if k is None else whole_number(k, "k, the number of heads,")
         if k is not None and k < 0:
             raise InputError(f"The number of top heads can't be negative, and {k} was asked for.")
         grain = self.about(score).grain
@@ -383,7 +385,7 @@ class HeadTable(ByHead):
             "scores": {s: jsonable(asdict(self.about(s))) for s in self.scores},
             "overlays": [o.to_json() for o in self.overlays],
         }
-        return head_table_files.save(Path(folder), self.frame, said)
+        return head_table_files.save(path(folder, "The folder to save in"), self.frame, said)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -396,7 +398,7 @@ class HeadTable(ByHead):
             >>> interp.Atlas.load(atlas.save("scan")).scores
             ['previous_token']
         """
-        return cls(*head_table_files.load(Path(folder)))
+        return cls(*head_table_files.load(path(folder, "A saved scan")))
 
     def _check(self, score: str) -> None:
         if score in self.scores:

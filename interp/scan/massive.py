@@ -12,9 +12,11 @@ import torch
 
 from interp.errors import InputError
 from interp.inputs.forward import forward
+from interp.inputs.text import check_seed
 from interp.inputs.text import content as text_of
 from interp.probes.settings import Settings
 from interp.results.massive import COLUMNS, MassiveActivations, typed
+from interp.support.checked import number, whole_number
 from interp.support.provenance import provenance
 
 if TYPE_CHECKING:
@@ -70,7 +72,15 @@ def massive_activations(
     content = text_of(text) if text is not None else None
     if own is not None:
         context, samples = max(map(len, own)), len(own)
-    settings = Settings(context, samples, seed, content, inputs=own)
+    check_seed(seed)
+    settings = Settings(
+        whole_number(context, "The context"),
+        whole_number(samples, "samples, the number of texts,"),
+        seed,
+        content,
+        inputs=own,
+    )
+    least, ratio = number(least, "least"), number(ratio, "ratio")
     return massive_of(hooked, settings, least, ratio)
 
 

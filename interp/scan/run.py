@@ -14,6 +14,7 @@ import torch
 
 from interp.errors import ActivationError, InputError, OutputError
 from interp.inputs.rows import own_rows
+from interp.inputs.text import check_seed
 from interp.inputs.text import content as text_of
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
@@ -28,6 +29,7 @@ from interp.scan.pictures import check_drawn, drawn
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
+from interp.support.checked import whole_number
 from interp.support.checkpoints import Checkpoints, Record
 from interp.support.finished import check_replaceable, vacant
 from interp.support.memory import free, is_out_of_memory
@@ -410,6 +412,7 @@ def plan_scan(
     """
     from interp.loading import load
 
+    check_seed(seed)
     selection = select(scores)  # names are checked before a model is loaded
     if not selection:
         raise InputError(
@@ -448,8 +451,8 @@ def plan_scan(
         limit = hooked.max_context or DEFAULT_CONTEXT
         context = min(DEFAULT_CONTEXT, limit) if own is None else max(32, *map(len, own))
     settings = Settings(
-        context,
-        len(own) if own is not None else samples,
+        whole_number(context, "The context"),
+        len(own) if own is not None else whole_number(samples, "samples, the number of inputs,"),
         seed,
         content,
         None if images is None else str(images),
