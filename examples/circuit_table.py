@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from edit_table import _cpu, put
+from published import cpu, put
 
 import interp
 from interp.circuits import (
@@ -130,7 +130,7 @@ def measure(
             for case in given
         },
         date=time.strftime("%Y-%m-%d"),
-        machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
+        machine=f"{cpu()}, threads: {torch.get_num_threads()}",
         versions={p: version(p) for p in ("torch", "transformers", "sae-lens", "interp")},
     )
 
@@ -198,7 +198,7 @@ def speed(n: int) -> dict[str, Any]:
         n=n,
         methods=found,
         date=time.strftime("%Y-%m-%d"),
-        machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
+        machine=f"{cpu()}, threads: {torch.get_num_threads()}",
     )
 
 

@@ -12,16 +12,11 @@ of the second half of rows of 512 tokens (facts in prose, asked again), fed toke
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
-from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
+from published import change, interval, parser, publish, stamp
 
 import interp
 from interp.errors import UnknownNameError
@@ -127,8 +122,7 @@ def measure(n: int, seed: int, columns: list[str] | None = None) -> dict[str, An
         print(f"{column}: {label}: {result.difference}", flush=True)
     return dict(
         model=model.name, trained_length=TRAINED, n=n, seed=seed, baseline=baseline, edits=rows,
-        machine=f"{_cpu()}, threads: {torch.get_num_threads()}", date=time.strftime("%Y-%m-%d"),
-        versions={p: version(p) for p in ("torch", "transformers", "interp")},
+        **stamp(),
     )  # fmt: skip
 
 
@@ -138,73 +132,25 @@ def render(result: dict[str, Any]) -> str:
     columns = list(result["baseline"])
     counts = [f"{c} (n = {result['baseline'][c]['n']})" for c in columns]
     lines = ["| | " + " | ".join(counts) + " |", "|---|" + "---|" * len(columns)]
-    baseline = [_interval(result["baseline"][c], "{:.2f}".format) for c in columns]
+    baseline = [interval(result["baseline"][c], "{:.2f}".format) for c in columns]
     lines.append("| **untouched** | " + " | ".join(baseline) + " |")
     for label, row in result["edits"].items():
-        cells = [_change(row["cells"][c]["change"], 3 if c == LOSS else 2) for c in columns]
+        cells = [change(row["cells"][c]["change"], 3 if c == LOSS else 2) for c in columns]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     about = f"Measured on {result['machine']}, {result['date']}, seed {result['seed']}, float32"
     return "\n".join([*lines, "", f"{about} ([all numbers](../examples/edit_table.json))."])
 
 
-def _interval(value: dict[str, float], sign: Callable[[float], str]) -> str:
-    return f"{sign(value['mean'])} [{sign(value['low'])}, {sign(value['high'])}]"
-
-
-def _change(value: dict[str, float], digits: int) -> str:
-    def signed(x: float) -> str:
-        return f"{x:+.{digits}f}".replace("-", "−") if round(x, digits) else "0"
-
-    shown = {signed(value[k]) for k in ("mean", "low", "high")}
-    if shown == {"0"}:
-        return "0"
-    text, clear = (
-        _interval(value, signed),
-        (value["low"] > 0 or value["high"] < 0) and "0" not in shown,
-    )
-    return f"**{text}**" if clear else text
-
-
-def put(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
-    """`text` with `table` between the markers."""
-    head, rest = text.split(begin)
-    return f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return (
-        names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--n", type=int, default=64, help="classification problems; needles are a quarter or eighth"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", default="examples/edit_table.json")
-    parser.add_argument("--columns", help="only these, separated by semicolons", default=None)
-    parser.add_argument("--page", help="a page to put the table into: docs/results.md")
-    arguments = parser.parse_args()
+    # classification problems; needles are a quarter or an eighth of them
+    options = parser(__doc__, "edit_table", 64, threads=1)
+    options.add_argument("--columns", help="only these, separated by semicolons", default=None)
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(
         arguments.n, arguments.seed, arguments.columns and arguments.columns.split(";")
     )
-    Path(arguments.out).write_text(
-        json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    print(render(result))
-    if arguments.page:
-        page = Path(arguments.page)
-        page.write_text(put(page.read_text(encoding="utf-8"), render(result)), encoding="utf-8")
+    publish(result, render(result), arguments, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,14 @@ page's markers. Intervals: 95 %, resampled by picture.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import Counter
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from edit_table import _cpu, _interval, put
+from published import interval, parser, publish, stamp
 
 import interp
 from interp import scenes
@@ -161,7 +157,7 @@ def render_table(result: dict[str, Any]) -> str:
             if "CHAIR_I" in found
             else (asks, ("accuracy", "F1", "share of yes"))
         )
-        cells = [_interval(found[m], "{:.2f}".format) for m in metrics]
+        cells = [interval(found[m], "{:.2f}".format) for m in metrics]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     s = result["sinks"]
     best = int(np.argmax(s["by_layer"]))
@@ -187,15 +183,10 @@ def render_table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smol-llava")
-    parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="*", help="sources by name")
-    parser.add_argument("--out", default="examples/vision_gates.json")
-    parser.add_argument("--page", help="a page to put the tables into: docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "vision_gates", 500)
+    options.add_argument("--model", default="smol-llava")
+    options.add_argument("--only", nargs="*", help="sources by name")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     model = interp.load(arguments.model, dtype="bfloat16")
     found: dict[str, Any] = {}
@@ -209,17 +200,9 @@ def main() -> None:
     result = dict(
         model=model.name, n=arguments.n, seed=arguments.seed,
         sinks=sinks(model, arguments.n, arguments.seed), sources=found,
-        date=time.strftime("%Y-%m-%d"),
-        machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
-        versions={p: version(p) for p in ("torch", "transformers", "interp")},
+        **stamp(),
     )  # fmt: skip
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    Path(arguments.out).write_text(text, encoding="utf-8")
-    print(render_table(result))
-    if arguments.page:
-        page = Path(arguments.page)
-        filled = put(page.read_text(encoding="utf-8"), render_table(result), BEGIN, END)
-        page.write_text(filled, encoding="utf-8")
+    publish(result, render_table(result), arguments, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,14 @@ markers.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from edit_table import _cpu, _interval, put
+from published import interval, parser, publish, stamp
 
 import interp
 from interp.edits import VHR
@@ -232,9 +228,8 @@ def measure(n: int, seed: int, model: HookedModel | None = None, samples: int = 
     return dict(
         model=model.name, n=n, seed=seed, top=TOP, draws=DRAWS, heads=total,
         expected_overlap=TOP * TOP / total, untouched={k: float(v) for k, v in whole.items()},
-        looking=looked, sets=found, overlaps=overlaps, date=time.strftime("%Y-%m-%d"),
-        machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
-        versions={p: version(p) for p in ("torch", "transformers", "interp")},
+        looking=looked, sets=found, overlaps=overlaps,
+        **stamp(),
     )  # fmt: skip
 
 
@@ -269,7 +264,7 @@ def render_table(result: dict[str, Any]) -> str:
     gazes = ["| head | AUC of patches | AUC of cells | share of the image's weight |",
              "|---|---|---|---|"]  # fmt: skip
     for one in result["looking"]:
-        cells = [_interval(one[m], "{:.2f}".format) for m in ("patches", "cells", "share")]
+        cells = [interval(one[m], "{:.2f}".format) for m in ("patches", "cells", "share")]
         gazes.append(f"| {one['head']} | " + " | ".join(cells) + " |")
     about = (
         f"{result['n']} pictures (texts) a number, of F1 {2 * result['n'] // 3}; "
@@ -292,22 +287,10 @@ def render_table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=48, help="pictures")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", default="examples/vision_heads.json")
-    parser.add_argument("--page", help="a page to put the tables into: docs/results.md")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, "vision_heads", 48).parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(arguments.n, arguments.seed)
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    Path(arguments.out).write_text(text, encoding="utf-8")
-    print(render_table(result))
-    if arguments.page:
-        page = Path(arguments.page)
-        filled = put(page.read_text(encoding="utf-8"), render_table(result), BEGIN, END)
-        page.write_text(filled, encoding="utf-8")
+    publish(result, render_table(result), arguments, BEGIN, END)
 
 
 if __name__ == "__main__":

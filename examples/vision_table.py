@@ -13,19 +13,16 @@ that is interrupted goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from edit_table import _change, _cpu, _interval, put
+from published import change, interval, parser, publish, stamp
 
 import interp
 from interp.edits import VAR, VHR
@@ -54,7 +51,6 @@ GAZE_HEADS = 16
 #: the sources of hallucination, and what a cure may cost where nothing is wrong
 TASKS: dict[str, ImageTask] = {
     "usual": Chair(world="usual"),
-    "broken": Chair(),
     "noise": Chair(damage="noise", level=2),
     "blur": Chair(damage="blur", level=2),
     "POPE random": Pope(split="random", damage="noise", each=1),
@@ -345,9 +341,7 @@ def measure(
             methods[label][name] = {metric: asdict(one) for metric, one in found.items()}
     return dict(
         model=model.name, n=n, seed=seed, draws=DRAWS, methods=methods, twins=twins,
-        date=time.strftime("%Y-%m-%d"),
-        machine=f"{_cpu()}, threads: {torch.get_num_threads()}",
-        versions={p: version(p) for p in ("torch", "transformers", "interp")},
+        **stamp(),
     )  # fmt: skip
 
 
@@ -362,13 +356,13 @@ def render_table(result: dict[str, Any]) -> str:
         for task, metric, digits in shown.values():
             one = cells[task][metric]
             if one["difference"] is None:
-                row.append(_interval(one["baseline"], f"{{:.{digits}f}}".format))
+                row.append(interval(one["baseline"], f"{{:.{digits}f}}".format))
             else:
-                row.append(_change(one["difference"], digits))
+                row.append(change(one["difference"], digits))
         changes.append(f"| {label} | " + " | ".join(row) + " |")
         if twin := result["twins"].get(label):
             differences = [
-                _change(twin[task]["against"][metric], digits)
+                change(twin[task]["against"][metric], digits)
                 for task, metric, digits in shown.values()
             ]
             less.append(f"| {label} | " + " | ".join(differences) + " |")
@@ -395,26 +389,21 @@ def short(result: dict[str, Any]) -> str:
         for metric in ("CHAIR_I", "object F1"):
             one = cells["noise"][metric]
             row.append(
-                _interval(one["baseline"], "{:.2f}".format)
+                interval(one["baseline"], "{:.2f}".format)
                 if one["difference"] is None
-                else _change(one["difference"], 2)
+                else change(one["difference"], 2)
             )
-            row.append(_change(twin["noise"]["against"][metric], 2) if twin else "")
+            row.append(change(twin["noise"]["against"][metric], 2) if twin else "")
         lines.append(f"| {label} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=500, help="questions, and captions, a task")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tasks", nargs="*", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--only", nargs="*", help="methods by name")
-    parser.add_argument("--state", type=Path, help="a folder where finished cells are kept")
-    parser.add_argument("--out", default="examples/vision_table.json")
-    parser.add_argument("--page", help="a page to put the tables into: docs/results.md")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "vision_table", 500)
+    options.add_argument("--tasks", nargs="*", help=f"of {', '.join(TASKS)}")
+    options.add_argument("--only", nargs="*", help="methods by name")
+    options.add_argument("--state", type=Path, help="a folder where finished cells are kept")
+    arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     result = measure(
         arguments.n,
@@ -423,13 +412,7 @@ def main() -> None:
         tasks=arguments.tasks,
         state=arguments.state,
     )
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    Path(arguments.out).write_text(text, encoding="utf-8")
-    print(render_table(result))
-    if arguments.page:
-        page = Path(arguments.page)
-        filled = put(page.read_text(encoding="utf-8"), render_table(result), BEGIN, END)
-        page.write_text(filled, encoding="utf-8")
+    publish(result, render_table(result), arguments, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import UnknownNameError
 from interp.report import comparison_section, heatmap, massive_section
-from interp.report.card import Card
-from interp.results import comparison, evidence, massive, samples
+from interp.report.card import Card, cards
+from interp.results import change, comparison, evidence, massive, samples
 from interp.results.evidence import Evidence
 from interp.results.head_table import About, HeadTable
 from interp.results.interchange import alignment, catalogue, reading, tables, writing
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: from so many times the median on an activation is massive by Sun et al.; below, secondary
 FULL = 1000.0
+#: heads that the page of a comparison lists as having moved most
+MOVED = 15
 #: how long a report takes, about
 REPORT_SECONDS = 2.0
 
@@ -160,7 +162,9 @@ class Atlas(HeadTable):
         group: str | None = None,
         seed: int = 0,
     ) -> Path:
-        """Writes what `report` does, with a section on how far another atlas agrees.
+        """Writes a page that holds this atlas against another: how far they agree, what moved.
+
+        Its maps show each shared score in both, and the second less the first.
 
         Args:
             path: the file.
@@ -179,7 +183,13 @@ class Atlas(HeadTable):
         """
         there = other if isinstance(other, HeadTable) else Atlas.read(other)
         compared = compare(self, there, score, k=k, group=group, seed=seed)
-        return self._write(path, [comparison_section.of(compared, self, there), *self.sections()])
+        first, second = alignment.aligned(self, there)
+        pairs = [p for p in alignment.pairs(first, second, score) if group is None]
+        shown = change.both(first, second, pairs) if pairs else None
+        moves = [] if shown is None else change.moves(shown, change.names(pairs), MOVED)
+        section = comparison_section.of(compared, self, there, moves)
+        heading = ("Two atlases compared", f"{self.model}, then {there.model}")
+        return self._write(path, [section, *self.sections()], heading, shown)
 
     def sections(self) -> list[Section]:
         """What a report tells before the scores: of a plain atlas its massive activations, where
@@ -326,13 +336,20 @@ class Atlas(HeadTable):
 
         return summary(self)
 
-    def _write(self, path: str | os.PathLike[str], first: list[Section]) -> Path:
+    def _write(
+        self,
+        path: str | os.PathLike[str],
+        first: list[Section],
+        heading: tuple[str, str] | None = None,
+        shown: HeadTable | None = None,
+    ) -> Path:
+        """The page; `shown`: what its maps and table are of, this table unless said otherwise."""
         from interp.report.page import render  # Jinja2, where a page is made
 
         target = checked_path(path, "A report's file")
         check_writable(target.parent)
-        card = self.card if self.query_heads_known else None
-        page = render(self, self.heading(), first, card)
+        known = cards(self, self.evidence) if self.query_heads_known else {}
+        page = render(self, heading or self.heading(), first, known, shown)
         write_atomic(target, page.encode(errors="backslashreplace"))
         return target
 

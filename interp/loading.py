@@ -261,7 +261,7 @@ def _file(path: Path) -> _Source:
 def _folder(path: Path) -> _Source:
     """A folder saved by save_pretrained, or one with a GGUF file."""
     if (path / "config.json").is_file():
-        origin = cache.origin_of(path) or dict(source="a folder")
+        origin = cache.origin_of(path) or dict(source="a folder", folder=str(path))
         return _Source(str(path), path.resolve().name, origin=origin)
     files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".gguf")
     if len(files) == 1:

@@ -88,8 +88,9 @@ class Model(HookedModel):
         """Where a head looks in a text of any length, to be read in Jupyter or as a page.
 
         For each token the keys it looks at most, by weight and by how far they move the stream
-        (a‖v W_O‖: a sink's weight says little), who looks at it most, its entropy and the first
-        token's weight: exact, in O(tokens) memory.
+        (a‖v W_O‖, Kobayashi et al. 2020, arXiv 2004.10102: a sink moves it less than its weight
+        says), who looks at it most, its entropy and the first token's weight: exact, in O(tokens)
+        memory.
 
         Args:
             text: a text, a `Path` to one, or token ids.

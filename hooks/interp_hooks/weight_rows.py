@@ -11,8 +11,8 @@ import torch
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
 
-#: weights handed over at once, at most (64 MB in float32)
-AT_ONCE = 1 << 24
+#: weights handed over at once, at most (16 MB in float32)
+AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)

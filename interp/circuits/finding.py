@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from interp.circuits.runs.ability import able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError, OutputError
+from interp.inputs.pieces import pieces
 from interp.inputs.text import check_seed
-from interp.results.circuit_table import Search
+from interp.results.circuit_table import Example, Search
 from interp.results.frame import rows_of
 from interp.results.head_table import About
 from interp.support.checkpoints import Checkpoints
@@ -31,6 +32,8 @@ from interp.tasks.task import Task
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
 
+#: prompts, and tokens of an answer, that a circuit keeps as text
+SHOWN = 6
 #: below this accuracy the user is told that the circuit is one of a task half done
 POOR = 0.8
 
@@ -137,17 +140,17 @@ def find(
     with hooked.clean(), owned(resume):
         started = time.perf_counter()
         accuracy, clean, floor = able(hooked, prompts, seed, force)
-        pieces = Checkpoints(None if resume is None else Path(resume), record)
-        runs = PairedRuns(hooked, prompts, seed, progress, pieces)
+        done = Checkpoints(None if resume is None else Path(resume), record)
+        runs = PairedRuns(hooked, prompts, seed, progress, done)
         corrupted = bootstrap(runs.margins(corrupted=True).tolist(), seed)
         ready = runs.forwards
         try:
-            with pieces.resumable():
+            with done.resumable():
                 result = searcher.find(runs)
         except OutputError:  # no room: what is there is worth keeping
             raise
         except InterpError:  # there will be nothing to resume
-            pieces.clear()
+            done.clear()
             raise
         record["seconds"] = round(time.perf_counter() - started, 3)
     about = Search(
@@ -164,11 +167,29 @@ def find(
     )
     said = [note for note in (prompts.note, floor) if note]
     notes = [*said, *_notes(prompts, accuracy, clean, corrupted), *result.notes]
-    notes += pieces.notes
+    notes += done.notes
     circuit = circuit_of(runs, searcher, result, about, record, notes)
+    circuit.examples = examples(prompts, hooked.tokenizer)
     with owned(resume):
-        pieces.clear()
+        done.clear()
     return circuit
+
+
+def examples(prompts: Prompts, tokenizer: Any) -> list[Example]:
+    """The first prompts as text, clean and corrupted side by side."""
+
+    def words(ids: Iterable[int]) -> tuple[str, ...]:
+        return tuple(pieces(tokenizer, [i])[0] for i in ids)
+
+    return [
+        Example(
+            tuple(pieces(tokenizer, i.ids)),
+            tuple(pieces(tokenizer, i.corrupted)),
+            words(i.accept[0][:SHOWN]),
+            words(i.wrong[0][:SHOWN]),
+        )
+        for i in prompts.instances[:SHOWN]
+    ]
 
 
 def circuit_of(

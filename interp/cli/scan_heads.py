@@ -220,6 +220,19 @@ def show(atlas: Atlas, folder: Path, page: Path) -> None:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
     console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
+    best = most_roles(atlas)
+    if best is not None:
+        note(f"What one head does, and where in the texts: interp show {folder} --head {best}")
+
+
+def most_roles(atlas: Atlas) -> str | None:
+    """The head with the most roles, whose card is worth a look; None where nothing is kept."""
+    from interp.report.card import cards
+
+    if atlas.evidence is None:
+        return None
+    all_cards = cards(atlas, atlas.evidence)
+    return max(all_cards, key=lambda name: len(all_cards[name].roles), default=None)
 
 
 def show_plan(plan: Any, name: str) -> None:

@@ -35,6 +35,7 @@ class View:
         moved: (tokens,) Σ_k a_k ‖v_k W_O‖, in units of the residual stream.
         entropy: (tokens,) −Σ a ln a, in nats.
         received: (tokens,) mean weight that a key gets from the queries which see it.
+        total: (tokens,) the sum of the weights that a key gets.
         key_norm: (tokens,) ‖v_k W_O‖ of each key.
         queries, from_weights: (tokens, r) the r queries that look at a key most, −1 where fewer do.
 
@@ -53,6 +54,7 @@ class View:
     moved: np.ndarray
     entropy: np.ndarray
     received: np.ndarray
+    total: np.ndarray
     key_norm: np.ndarray
     queries: np.ndarray
     from_weights: np.ndarray

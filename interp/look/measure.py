@@ -307,6 +307,7 @@ class _Gather:
             moved=joined(r.moved),
             entropy=joined(r.entropy),
             received=(self.total.cpu() / self.seen).numpy(),
+            total=self.total.cpu().numpy(),
             key_norm=self.norm.cpu().numpy(),
             queries=torch.where(self.best > 0, self.best_from, -1).int().cpu().numpy(),
             from_weights=self.best.cpu().numpy(),

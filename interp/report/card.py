@@ -10,11 +10,13 @@ import numpy as np
 
 from interp.report.heatmap import number
 from interp.report.templating import rendered
-from interp.results.evidence import HeadEvidence
+from interp.results.evidence import Evidence, HeadEvidence
+from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from interp.results.head_table import HeadTable
-    from interp_hooks.heads import Head
 
 #: a score without a role stands out in so many percent of the heads at either end, of so many heads
 EXTREME, FEW = 2.0, 25
@@ -86,14 +88,8 @@ class Card:
     def of(cls, table: HeadTable, head: Head, evidence: HeadEvidence | None) -> Card:
         """The card of a head of a table. Raises `HeadError`."""
         table.heads_at(head)  # there is such a head
-        standings = []
-        for score in table.scores:
-            found = standing(table, score, head)
-            if found is not None:
-                standings.append(found)
-        return cls(
-            table.model, str(head), _sharing(table, head), roles(standings), standings, evidence
-        )
+        found = standings(table).get(str(head), [])
+        return cls(table.model, str(head), sharing(table)[str(head)], roles(found), found, evidence)
 
     @property
     def extremes(self) -> list[str]:
@@ -125,31 +121,79 @@ class Card:
         return rendered("card.html.j2", card=self, evidence=self.evidence or HeadEvidence())
 
 
-def standing(table: HeadTable, score: str, head: Head) -> Standing | None:
-    """Where a head stands in a score; None where it was not measured in it."""
-    frame, about = table.frame, table.about(score)
-    rows = frame[(frame["tower"] == head.tower) & np.isfinite(frame[score])]
-    mine = rows[(rows["layer"] == head.layer) & (rows["head"] == head.head)]
-    if mine.empty:
-        return None
-    row = mine.iloc[0]
-    others = rows.loc[rows["kind"] == row["kind"], score].to_numpy()
-    value = float(row[score])
-    lower, same = int((others < value).sum()), int((others == value).sum()) - 1
-    share = (lower + same / 2) / max(1, len(others) - 1)
-    error = row.get(f"{score}_stderr")
-    return Standing(
-        score=score,
-        title=about.title,
-        unit=about.unit,
-        value=value,
-        error=float(error) if error is not None and np.isfinite(error) else None,
-        rank=int((others > value).sum()) + 1,
-        of=len(others),
-        percentile=100 * share,
-        threshold=about.threshold,
-        role=about.role if about.grain == "head" else "",
-    )
+def cards(table: HeadTable, evidence: Evidence | None) -> dict[str, Card]:
+    """head → its card, of all heads; those of self-attention where a name stands for two."""
+    found, shared = standings(table), sharing(table)
+    return {
+        name: Card(
+            table.model,
+            name,
+            kv,
+            roles(found.get(name, [])),
+            found.get(name, []),
+            None if evidence is None else evidence.of(name),
+        )
+        for name, kv in shared.items()
+    }
+
+
+def standings(table: HeadTable) -> dict[str, list[Standing]]:
+    """head → where it stands in each score that it was measured in, among the heads of its tower
+    and kind."""
+    found: dict[str, list[Standing]] = {}
+    for _, rows in _panels(table):
+        names = _names(rows)
+        for score in table.scores:
+            about, values = table.about(score), rows[score].to_numpy(float)
+            column = f"{score}_stderr"
+            errors = rows[column].to_numpy(float) if column in rows else np.full(len(rows), np.nan)
+            measured = np.isfinite(values)
+            order = np.sort(values[measured])
+            lower = np.searchsorted(order, values, "left")
+            higher = len(order) - np.searchsorted(order, values, "right")
+            for i in np.flatnonzero(measured).tolist():
+                others = max(1, len(order) - 1)
+                same = len(order) - lower[i] - higher[i] - 1
+                found.setdefault(names[i], []).append(
+                    Standing(
+                        score=score,
+                        title=about.title,
+                        unit=about.unit,
+                        value=float(values[i]),
+                        error=float(errors[i]) if np.isfinite(errors[i]) else None,
+                        rank=int(higher[i]) + 1,
+                        of=len(order),
+                        percentile=100 * float(lower[i] + same / 2) / others,
+                        threshold=about.threshold,
+                        role=about.role if about.grain == "head" else "",
+                    )
+                )
+    return found
+
+
+def sharing(table: HeadTable) -> dict[str, tuple[int, int] | None]:
+    """head → its key/value head and how many query heads share it, None where that is unknown."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for _, rows in _panels(table):
+        counts = rows.groupby(["layer", "kv_head"])["head"].transform("size").tolist()
+        pairs = zip(_names(rows), rows["kv_head"].tolist(), counts, strict=True)
+        found |= {name: (int(kv), int(n)) if kv >= 0 else None for name, kv, n in pairs}
+    return found
+
+
+def _panels(table: HeadTable) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """(tower, kind) and its rows; of a tower's kinds self-attention alone, where it has any."""
+    panels = {(str(t), str(k)): rows for (t, k), rows in table.frame.groupby(["tower", "kind"])}
+    return [
+        (panel, rows)
+        for panel, rows in panels.items()
+        if panel[1] == "self" or (panel[0], "self") not in panels
+    ]
+
+
+def _names(rows: pd.DataFrame) -> list[str]:
+    places = zip(rows["layer"], rows["head"], rows["tower"], strict=True)
+    return [str(Head(int(layer), int(head), str(tower))) for layer, head, tower in places]
 
 
 def roles(standings: Sequence[Standing]) -> list[Role]:
@@ -192,17 +236,6 @@ def _marked(piece: str, role: str) -> str:
         return piece
     blank = piece[: len(piece) - len(piece.lstrip(" "))]
     return blank + MARKS[role].format(piece.lstrip(" ") or "␣")
-
-
-def _sharing(table: HeadTable, head: Head) -> tuple[int, int] | None:
-    frame = table.frame
-    layer = frame[(frame["tower"] == head.tower) & (frame["layer"] == head.layer)]
-    mine = layer[layer["head"] == head.head]
-    if mine.empty or int(mine["kv_head"].iloc[0]) < 0:
-        return None
-    kv_head = int(mine["kv_head"].iloc[0])
-    same = layer[(layer["kind"] == mine["kind"].iloc[0]) & (layer["kv_head"] == kv_head)]
-    return kv_head, len(same)
 
 
 def for_page(card: Card) -> dict[str, Any]:

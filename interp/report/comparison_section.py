@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from interp.report.heatmap import number
 from interp.report.section import Section
+from interp.results.change import Move
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,8 +17,11 @@ if TYPE_CHECKING:
 HEADINGS = ["Score", "Spearman", "p", "Kendall", "Heads", "Strongest in both", "By chance", "p", ""]
 
 
-def of(compared: pd.DataFrame, one: HeadTable, other: HeadTable) -> Section:
-    """The section of what `interp.compare` gave for `one`, whose page it is, and `other`."""
+def of(
+    compared: pd.DataFrame, one: HeadTable, other: HeadTable, moves: Sequence[Move] = ()
+) -> Section:
+    """The section of what `interp.compare` gave for `one`, whose page it is, and `other`, and of
+    the heads that moved most."""
     rows = [cells(row) for row in compared.to_dict("records")]
     table = dict(
         headings=HEADINGS,
@@ -27,8 +33,41 @@ def of(compared: pd.DataFrame, one: HeadTable, other: HeadTable) -> Section:
         table=table,
         theirs=file["file"] if isinstance(file, dict) else other.model,
         inputs=compared.attrs.get("inputs", ""),
+        differently=differently(one.provenance, other.provenance),
+        moved=dict(
+            headings=["Head", "Score", "First", "Second", "Change", "In standard errors"],
+            rows=[moved(m) for m in moves],
+            caption="Moved most, in shares of the score's range: second − first",
+        ),
     )
     return Section("comparison", "Agreement", "comparison.html.j2", values, {})
+
+
+def differently(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """In what two scans were measured otherwise, "context 1024, then 256; seed 0, then 7"."""
+
+    def said(record: Mapping[str, Any]) -> dict[str, Any]:
+        settings = record.get("settings")
+        settings = dict(settings) if isinstance(settings, Mapping) else {}
+        settings.pop("scores", None)
+        return {**settings, **{k: record[k] for k in ("seed", "dtype", "device") if k in record}}
+
+    first, second = said(one), said(other)
+    names = [n for n in first if n in second and first[n] != second[n]]
+    return "; ".join(f"{n} {first[n]}, then {second[n]}" for n in names)
+
+
+def moved(move: Move) -> list[str]:
+    """One change as text."""
+    sign = "+" if move.change > 0 else "−"
+    return [
+        move.head,
+        move.score,
+        number(move.before),
+        number(move.after),
+        f"{sign}{number(abs(move.change))}",
+        "–" if move.z is None else f"{abs(move.z):.1f}",
+    ]
 
 
 def cells(row: dict[str, Any]) -> list[str]:

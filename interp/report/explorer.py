@@ -3,7 +3,7 @@ and the card of whichever head is chosen. Its data, for the page's script."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 DIGITS = 4
 
 
-def data(table: HeadTable, card: Callable[[str], Card] | None) -> dict[str, Any]:
-    """Heads, scores and cards; without `card` (a table whose rows are no heads), no cards."""
+def data(table: HeadTable, cards: Mapping[str, Card]) -> dict[str, Any]:
+    """Heads, scores, and the cards of the heads that have one."""
     frame = table.frame.reset_index(drop=True)
     panels = list(dict.fromkeys(zip(frame["tower"], frame["kind"], strict=True)))
     number_of = {panel: i for i, panel in enumerate(panels)}
@@ -33,20 +33,18 @@ def data(table: HeadTable, card: Callable[[str], Card] | None) -> dict[str, Any]
             frame["tower"], frame["kind"], frame["layer"], frame["head"], strict=True
         )
     ]
-    cards: list[dict[str, Any]] = []
-    if card is not None:
-        kept = {name: for_page(card(name)) for name in dict.fromkeys(names)}
-        # cross-attention's heads have the names of self-attention's, whose cards these are
-        cards = [
-            kept[name] if kind == "self" else {}
-            for name, kind in zip(names, frame["kind"], strict=True)
-        ]
+    kept = {name: for_page(card) for name, card in cards.items()}
+    selves = {t for t, k in panels if k == "self"}
     return dict(
         panels=[_panel(tower, kind, len(panels) > 1) for tower, kind in panels],
         names=names,
         heads=heads,
         scores=[_score(table, frame, score) for score in table.scores],
-        cards=cards,
+        # cross-attention's heads have the names of self-attention's, whose cards these are
+        cards=[
+            kept.get(name, {}) if kind == "self" or tower not in selves else {}
+            for name, tower, kind in zip(names, frame["tower"], frame["kind"], strict=True)
+        ],
     )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NONE = 0xFFFF
 #: arrays of a view that are shares, and those that are scaled to their largest value
 SHARES = ("weights", "values", "first", "value_first", "from_weights")
-SCALED = ("entropy", "received", "moved", "key_norm")
+SCALED = ("entropy", "received", "total", "moved", "key_norm")
 PLACES = ("keys", "value_keys", "queries")
 #: pixels of the frame in a notebook
 HEIGHT = 560

@@ -9,8 +9,9 @@ else, to load more.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from interp.report import explorer, overlay_section, score_section, summary
@@ -28,10 +29,11 @@ def render(
     atlas: HeadTable,
     heading: tuple[str, str],
     sections: Sequence[Section] = (),
-    card: Callable[[str], Card] | None = None,
+    cards: Mapping[str, Card] = MappingProxyType({}),
+    shown: HeadTable | None = None,
 ) -> str:
     """The whole page: of what it is and its title (`heading`), the sections beside the scores, and
-    all scores with the card of each head."""
+    all scores (of `shown`, where that is another table) with the cards of heads."""
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
     parts: list[Section | OverlaySection] = [*sections, *overlays]
@@ -48,7 +50,7 @@ def render(
         hint=summary.hint(atlas),
         overlays=overlays,
         scores=[score_section.of(atlas, score) for score in atlas.scores],
-        explorer=explorer.data(atlas, card),
+        explorer=explorer.data(shown or atlas, cards),
         # how much each score was measured on stands in its section
         provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
         data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
@@ -77,6 +79,7 @@ def _facts(atlas: HeadTable) -> dict[str, str]:
         "Seed": atlas.provenance.get("seed", settings.get("seed")),
         "Before each text": " ".join(atlas.provenance.get("before_text") or ()),
         "Measured": _day(atlas.provenance.get("created")),
+        "Weights": _weights(atlas.provenance.get("origin")),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 
@@ -93,6 +96,13 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
             yield name, f"{entry:.6g}"
         elif entry is not None:
             yield name, str(entry)
+
+
+def _weights(origin: Any) -> str | None:
+    """Where the weights come from, in a line."""
+    if not isinstance(origin, dict) or not origin.get("source"):
+        return None
+    return ", ".join(str(origin[k]) for k in ("source", "weights", "folder") if origin.get(k))
 
 
 def _tokens(value: Any) -> str | None:

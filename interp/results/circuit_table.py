@@ -55,6 +55,22 @@ class Search:
     metric: str = "margin"
 
 
+@dataclass(frozen=True)
+class Example:
+    """One pair of prompts, token by token, and what should follow.
+
+    Attributes:
+        clean, corrupted: pieces of text, of one length; those that differ are what the answer hangs
+            on.
+        answers, wrong: tokens that the clean prompt calls for, and tokens it is held against.
+    """
+
+    clean: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    answers: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
 class CircuitTable(HeadTable):
     """Scores of all heads for one task by one method: the column `method` of a table, ≥ 0.
 
@@ -68,6 +84,7 @@ class CircuitTable(HeadTable):
             has one input), score; empty where the method gives none.
         artefacts: things to be saved beside the table (a sparse autoencoder), by name.
         effects: (heads, n) effect of each head on each prompt, where the method measures them.
+        examples: some of the prompts, as text.
 
     Example:
         >>> circuit.task, circuit.value("L2H3") >= 0
@@ -85,6 +102,7 @@ class CircuitTable(HeadTable):
         overlays: Sequence[PictureOverlay] = (),
         artefacts: Mapping[str, Any] | None = None,
         effects: np.ndarray | None = None,
+        examples: Sequence[Example] = (),
     ):
         super().__init__(frame, provenance, notes, about, overlays)
         self.search = search
@@ -97,6 +115,7 @@ class CircuitTable(HeadTable):
         #: (heads, n) effect of each head on each prompt, in the order of `frame`, where the method
         #: measures them
         self.effects = effects
+        self.examples = list(examples)
 
     @property
     def column(self) -> str:
@@ -154,6 +173,7 @@ class CircuitTable(HeadTable):
                 **{k: v for k, v in vars(self.search).items() if not isinstance(v, Interval)},
                 **{k: vars(v) for k, v in vars(self.search).items() if isinstance(v, Interval)},
             },
+            "examples": [vars(e) for e in self.examples],
         }
         content = (json.dumps(head, indent=2, ensure_ascii=False) + "\n").encode(
             errors="backslashreplace"
@@ -206,6 +226,10 @@ class CircuitTable(HeadTable):
                 atlas.notes,
                 atlas._about,
                 atlas.overlays,
+                examples=[
+                    Example(**{k: tuple(map(str, v)) for k, v in e.items()})
+                    for e in head.get("examples", [])
+                ],
             )
         except FileNotFoundError as error:
             raise OutputError(

@@ -20,8 +20,11 @@ from hypothesis import strategies as st
 from interp.circuits.circuit import Circuit
 from interp.circuits.drawing import graph
 from interp.circuits.drawing import layout as placing
+from interp.circuits.drawing.section import marked
+from interp.circuits.finding import find
 from interp.circuits.known.truth import Truth
 from interp.errors import InputError
+from interp.loading import load
 from interp.report.heatmap import LIGHT
 from interp.results.circuit_table import EDGE_COLUMNS, Search
 from interp.support.statistics import Interval
@@ -336,3 +339,25 @@ def test_a_browser_draws_it_in_light_and_in_dark(page: Path, tmp_path: Path) -> 
         # the insides of circles, several hundred pixels each, in the one mode and not in the other
         assert near(light, tint.fill) > 1000 and near(dark, tint.fill) < 50
         assert near(dark, tint.dark_fill) > 1000 and near(light, tint.dark_fill) < 50
+
+
+def test_prompts_stand_side_by_side(tmp_path: Path) -> None:
+    toy_circuit = find(load("llama"), "ioi", "attribution", n=8)
+    again = Circuit.load(toy_circuit.save(tmp_path / "ioi"))
+    assert again.examples == toy_circuit.examples and len(again.examples) == 6
+    body = again.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    for example in again.examples:
+        different = {a for a, b in zip(example.clean, example.corrupted, strict=True) if a != b}
+        assert different
+        for piece in different:
+            assert re.search(f'<mark class="query">[^<]*{re.escape(piece)}', body)
+
+
+def test_a_long_prompt_is_cut_far_from_what_differs() -> None:
+    tokens = [f"t{i} " for i in range(200)]
+    other = [*tokens]
+    other[100] = "X "
+    parts = marked(tokens, other)
+    assert [text for text, differs in parts if differs] == ["t100 "]
+    text = "".join(text for text, _ in parts)
+    assert "t80 " in text and "t79 " not in text and text.count(" … ") == 2 and "t199" in text

@@ -398,6 +398,7 @@ def test_an_example_without_its_edits_fails_before_the_model_is_loaded() -> None
 
 def test_edit_table_measures_and_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     import edit_table
+    import published
 
     monkeypatch.setattr(
         edit_table, "EDITS", [*edit_table.EDITS[:1], ("none such", "no_such_edit", {})]
@@ -407,7 +408,7 @@ def test_edit_table_measures_and_renders(monkeypatch: pytest.MonkeyPatch) -> Non
     text = edit_table.render(json.loads(json.dumps(result)))
     assert "classification, 4 shots (n = 4)" in text and "| ZeroTuning γ = 2 | " in text
     page = f"a\n{edit_table.BEGIN}\nold\n{edit_table.END}\nb"
-    page = edit_table.put(page, text)
+    page = published.put(page, text, edit_table.BEGIN, edit_table.END)
     assert (
         page.startswith(f"a\n{edit_table.BEGIN}\n| |")
         and page.endswith("\nb")

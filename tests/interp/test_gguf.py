@@ -106,7 +106,7 @@ def test_saved_again_it_loads(files: dict[str, tuple[Path, Any]], tmp_path: Path
     with torch.no_grad():
         torch.testing.assert_close(again.logits(ids), module(ids).logits, rtol=1e-5, atol=1e-5)
     assert again.tokenizer.encode("the cat") == loaded.tokenizer.encode("the cat")
-    assert again.origin == {"source": "a folder"}
+    assert again.origin == {"source": "a folder", "folder": str(tmp_path)}
 
 
 # tokenizers

@@ -10,6 +10,7 @@ from typing import Any
 import browser
 import numpy as np
 import pytest
+import seeing
 import tiny
 import torch
 from prompts import hooked_transformer
@@ -110,6 +111,7 @@ def test_a_look_is_what_the_weights_say(name: str) -> None:
     window = tiny.window_of(model.config, layer) or n
     seen = torch.tensor([min(n - k, window) for k in range(n)])
     np.testing.assert_allclose(view.received, (a.sum(0) / seen).detach(), atol=1e-6)
+    np.testing.assert_allclose(view.total, a.sum(0).detach(), atol=1e-5)
     r = view.from_weights.shape[1]
     np.testing.assert_allclose(view.from_weights, a.T.topk(r, 1).values.detach(), atol=1e-6)
     back = np.take_along_axis(a.T.detach().numpy(), np.where(view.queries < 0, 0, view.queries), 1)
@@ -139,6 +141,16 @@ def test_weights_that_an_edit_leaves_none_of_are_refused() -> None:
     with pytest.raises(TapError, match=r"model\.look"):
         model.look(IDS, "L1H2", edits=[SoftplusReweight()])
     assert not model.observers_and_edits()[1]
+
+
+def test_the_text_tower_of_a_vision_language_model() -> None:
+    model, plain = interp.load(seeing.llava()[0]), seeing.llava()[1]
+    ids = model.tokens("is there a table ?")["input_ids"]
+    wanted = plain(input_ids=ids, output_attentions=True).attentions[1][0, 2]
+    torch.testing.assert_close(model.attention(ids, "L1H2"), wanted.detach(), atol=1e-5, rtol=1e-4)
+    assert "table" in "".join(model.look("is there a table ?", "text.L1H2").tokens)
+    with pytest.raises(InputError, match=r"interp\.overlay"):
+        model.look("is there a table ?", "vision.L0H0")
 
 
 def test_saved_and_read_again(tmp_path: Path) -> None:
@@ -255,7 +267,7 @@ def test_a_page_of_32k_tokens_is_small() -> None:
 
     view = View(
         rng.integers(0, n, (n, k)), rows(k), rng.integers(0, n, (n, k)), rows(k),
-        *(rows(1)[:, 0] for _ in range(6)), rng.integers(0, n, (n, r)), rows(r),
+        *(rows(1)[:, 0] for _ in range(7)), rng.integers(0, n, (n, r)), rows(r),
     )  # fmt: skip
     words = [f" word{i % 1000}" for i in range(n)]
     page = render(Look("model", "L0H0", words, {"own": view}, {}))

@@ -14,6 +14,7 @@ import pytest
 
 from interp.atlas import Atlas
 from interp.errors import HeadError, OutputError
+from interp.results import change
 from interp.results.evidence import Evidence, HeadEvidence, Partner, Passage, Writes
 from interp.results.head_table import About
 
@@ -156,7 +157,8 @@ def test_a_page_of_1024_heads_is_small(tmp_path: Path) -> None:
     word = "word "  # as many tokens as a passage has at most
     passage = Passage(
         0, 300, 20, 0.51, 13.2,
-        (("…", ""), (word * 10, ""), (word, "key"), (word * 24, ""), (word, "query"), (word * 5, "")),
+        (("…", ""), (word * 10, ""), (word, "key"), (word * 24, ""), (word, "query"),
+         (word * 5, "")),
         ("one", "two", "three"),
     )  # fmt: skip
     six = tuple(word.strip() for _ in range(6))
@@ -259,3 +261,21 @@ def test_walking_through_the_page(
     assert said[8].startswith("vision.L2H") and said[9].startswith(said[8])
     assert said[10].startswith(str(atlas.top("sink", 1)[0]))
     assert said[11] == "true"
+
+
+def test_a_comparison_says_what_moved(atlas: Atlas, tmp_path: Path) -> None:
+    later = Atlas(atlas.frame.copy(), {"model": "later"}, about=ABOUT)
+    row = later.frame[later.frame.tower == "text"].index[10]
+    later.frame.loc[row, "sink"] = atlas.frame.sink[row] + 0.75
+    pairs = [("sink", "sink"), ("entropy", "entropy")]
+    both = change.both(atlas, later, pairs)
+    np.testing.assert_allclose(both.frame.sink_change, later.frame.sink - atlas.frame.sink)
+    assert both.about("sink_change").low is None  # a signed scale around 0
+    (first, *_) = change.moves(both, change.names(pairs), 5)
+    at = atlas.frame.loc[row]
+    assert first.head == f"text.L{at.layer}H{at['head']}" and first.score == "Attention sink"
+    np.testing.assert_allclose(first.z, 0.75 / np.hypot(0.01, 0.01))
+    assert len(change.moves(both, change.names(pairs), 5)) == 1  # nothing else moved
+    page = atlas.report_against(tmp_path / "both.html", later).read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", Tags(page).text)
+    assert "Moved most" in text and "+0.75" in text and "53.0" in text

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/usage.md")
 README = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+CARD = "interp show interp-scans/smollm2-135m --head L18H6"
 BLOCKS = re.findall(r"```(bash|python|json)\n(.*?)```", README, re.DOTALL)
 
 
@@ -30,6 +31,7 @@ def test_commands_run_as_printed(tmp_path: Path) -> None:
     lines = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("interp ")]
     assert len(commands) >= 7
+    commands.remove(CARD)  # of the first command's scan: the test below
     for line in commands:
         done = run(["-m", "interp.cli.main", *shlex.split(line)[1:]], tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -53,6 +55,12 @@ def test_the_first_command_gives_what_is_printed(tmp_path: Path) -> None:
     for name, first in re.findall(r"^ (\w+) +(L\d+H\d+) ", printed, re.MULTILINE):
         assert re.search(rf"^ {name} +{first} ", done.stdout, re.MULTILINE), name
     assert "niah: format lead" in done.stdout
+    card = run(["-m", "interp.cli.main", *shlex.split(CARD)[1:]], tmp_path)
+    assert card.returncode == 0, card.stderr
+    printed = re.findall(r"```text\n(.*?)```", README, re.DOTALL)[1]
+    said = re.sub(r"\s+", " ", card.stdout)
+    for part in printed.strip().split("\n\n"):
+        assert re.sub(r"\s+", " ", part).strip() in said, part
 
 
 @pytest.mark.parametrize("block", [b for kind, b in BLOCKS if kind == "python"])

@@ -3,6 +3,7 @@ was judged."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.circuits.drawing.graph import dark, figure
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from interp.circuits.known.truth import Truth
     from interp.results.circuit_table import CircuitTable
 
-#: heads and edges listed
-LISTED = 12
+#: heads and edges listed, and heads that push against the answer
+LISTED, NEGATIVE = 12, 4
+#: tokens of a long prompt that are shown around what differs
+AROUND = 20
 
 
 def sections(
@@ -26,6 +29,8 @@ def sections(
     """The circuit, how it agrees with a known one and how faithful it is, as far as these are
     given, in the order of the page."""
     parts = [_circuit(circuit)]
+    if circuit.examples:
+        parts.append(_prompts(circuit))
     if truth is not None:
         parts.append(_known(circuit, truth))
     if faithfulness is not None:
@@ -62,6 +67,7 @@ def _circuit(circuit: CircuitTable) -> Section:
             f"{search.metric.capitalize()}, corrupted": str(search.corrupted),
             "Passes over the prompts": ", ".join(passes),
             "Time": f"{number(search.seconds, 1)} s",
+            "Against the answer": _negative(circuit),
         },
         "reading": about.reading,
         "height": content["layout"]["height"],
@@ -73,6 +79,50 @@ def _circuit(circuit: CircuitTable) -> Section:
     }
     figures = {"circuit-graph": content}
     return Section("circuit", "Circuit", "circuit/circuit.html.j2", values, figures)
+
+
+def _prompts(circuit: CircuitTable) -> Section:
+    """The first prompts, clean and corrupted one under the other."""
+    rows = [
+        dict(
+            clean=marked(e.clean, e.corrupted),
+            corrupted=marked(e.corrupted, e.clean),
+            answers=" or ".join(t.strip() or t for t in e.answers),
+            wrong=" or ".join(t.strip() or t for t in e.wrong),
+        )
+        for e in circuit.examples
+    ]
+    values = {"rows": rows, "n": circuit.search.n}
+    return Section("prompts", "Prompts", "circuit/prompts.html.j2", values, {})
+
+
+def marked(tokens: Sequence[str], other: Sequence[str]) -> list[tuple[str, bool]]:
+    """(text, whether it differs) in order; what is far from any difference and from the end is left
+    out."""
+    different = [i for i, (a, b) in enumerate(zip(tokens, other, strict=True)) if a != b]
+    near = [*different, len(tokens) - 1]
+    parts: list[tuple[str, bool]] = []
+    for i, token in enumerate(tokens):
+        if min(abs(i - k) for k in near) > AROUND:
+            if not parts or parts[-1][0] != " … ":
+                parts.append((" … ", False))
+        elif parts and parts[-1][1] == (i in different) and parts[-1][0] != " … ":
+            parts[-1] = (parts[-1][0] + token, parts[-1][1])
+        else:
+            parts.append((token, i in different))
+    return parts
+
+
+def _negative(circuit: CircuitTable) -> str:
+    """The heads that push against the right answer most, "L10H7 −0.31, …"; "" without signs."""
+    effect = f"{circuit.column}_effect"
+    if effect not in circuit.frame:
+        return ""
+    rows = circuit.frame[circuit.frame[effect] < 0].nsmallest(NEGATIVE, effect)
+    return ", ".join(
+        f"{Head(r['layer'], r['head'], r['tower'])} −{number(-r[effect])}"
+        for r in rows.to_dict("records")
+    )
 
 
 def _heads(circuit: CircuitTable) -> dict[str, Any]:

@@ -144,7 +144,11 @@
       note.textContent = m.rest;
       canvas.addEventListener("pointermove", (e) => hover(row_at(m, e)));
       canvas.addEventListener("pointerleave", () => hover(-1));
-      canvas.addEventListener("click", (e) => choose(row_at(m, e)));
+      canvas.addEventListener("click", (e) => {
+        choose(row_at(m, e));
+        // in one column the card stands below the maps
+        if (matchMedia("(max-width: 64rem)").matches) $("card").scrollIntoView({block: "nearest"});
+      });
       canvas.addEventListener("keydown", (e) => {
         const step = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1],
           ArrowRight: [0, 1]}[e.key];

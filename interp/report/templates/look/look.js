@@ -41,7 +41,8 @@
   };
   const lookedAtBy = (t) => row(view().queries, view().from_weights, view().r, t);
 
-  const shown = (x) => x >= 0.995 ? "1.00" : x < 0.005 ? "<.01" : x.toFixed(2).slice(1);
+  const shown = (x) => x >= 9.95 ? x.toFixed(1) : x >= 0.995 ? x.toFixed(2) : x < 0.005 ? "<.01"
+    : x.toFixed(2).slice(1);
   const special = (text) => /^<.*>$|^\[[A-Z]+\]$/.test(text.trim());
   const visible = (text) => text === "" ? "⋯" : text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
   const around = (t) => {
@@ -85,8 +86,8 @@
     } else {
       most = 0;
       const stop = Math.min(n, state.start + WINDOW);
-      for (let i = 1; i < n; i++) most = Math.max(most, v.received[i]);
-      for (let i = state.start; i < stop; i++) heat.set(i, v.received[i]);
+      for (let i = 1; i < n; i++) most = Math.max(most, v.total[i]);
+      for (let i = state.start; i < stop; i++) heat.set(i, v.total[i]);
     }
     for (const span of spans) {
       const at = +span.dataset.t, w = Math.min(1, (heat.get(at) || 0) / (most || 1));
@@ -95,7 +96,7 @@
     }
     $("hint").textContent = t < 0
       ? "Point at a token to see where the head looks from it; click to keep it, arrow keys to walk. "
-        + "Now: what each token receives, on average, from those that see it."
+        + "Now: the weight that each token receives in all."
       : state.pinned ? "Kept: Escape or another click lets it go. Arrow keys walk." : "";
     if (n > WINDOW)
       $("hint").textContent += ` Tokens ${state.start.toLocaleString("en")} to `
@@ -140,10 +141,10 @@
     };
     if (t < 0) {
       add("h2", "Most looked at");
-      add("p", "Mean weight from the tokens that see it; the first token and the last eight apart.");
-      const order = Array.from({length: n}, (_, i) => i).slice(1, Math.max(2, n - 8))
-        .sort((a, b) => v.received[b] - v.received[a]).slice(0, 10);
-      side.append(table(order.map((i) => [i, v.received[i]]), "mean"));
+      add("p", "The weight that it receives from all tokens together; the first token apart.");
+      const order = Array.from({length: n}, (_, i) => i).slice(1)
+        .sort((a, b) => v.total[b] - v.total[a]).slice(0, 10);
+      side.append(table(order.map((i) => [i, v.total[i]]), "mean"));
       return;
     }
     add("h2", `${visible(tokens[t])}  (token ${t.toLocaleString("en")})`);
@@ -158,7 +159,7 @@
   };
 
   // The strip: the whole text in three lanes
-  const LANES = [["received", "receives"], ["first", "on the first token"], ["entropy", "entropy"]];
+  const LANES = [["total", "receives"], ["first", "on the first token"], ["entropy", "entropy"]];
   const strip = () => {
     const canvas = $("strip"), ratio = window.devicePixelRatio || 1;
     const w = canvas.clientWidth, h = canvas.clientHeight;
