@@ -17,6 +17,7 @@ from interp.results.head_table import About, HeadTable
 from interp.results.interchange import alignment, catalogue, reading, tables, writing
 from interp.results.massive import MassiveActivations
 from interp.scores import catalogue as scores
+from interp.support.checked import path as checked_path
 from interp.support.files import check_writable, write_atomic
 from interp_hooks.heads import Head
 
@@ -233,7 +234,7 @@ class Atlas(HeadTable):
             >>> bool((theirs["theirs"] == atlas["previous_token"]).all())
             True
         """
-        file = Path(path)
+        file = checked_path(path, "A scan or a score file")
         if file.is_dir() and not (file / reading.TABLE).is_file():
             return cls.load(file)
         if file.name == "atlas.json" and (file.parent / "atlas.parquet").is_file():
@@ -345,7 +346,7 @@ class Atlas(HeadTable):
         """The page; `shown`: what its maps and table are of, this table unless said otherwise."""
         from interp.report.page import render  # Jinja2, where a page is made
 
-        target = Path(path)
+        target = checked_path(path, "A report's file")
         check_writable(target.parent)
         known = cards(self, self.evidence) if self.query_heads_known else {}
         page = render(self, heading or self.heading(), first, known, shown)

@@ -10,14 +10,21 @@ import torch
 
 from interp.errors import InputError
 from interp.inputs.forward import forward
+from interp.inputs.text import content
 from interp.inputs.tokenizer import pad_id
+from interp.support.html import block
+from interp_hooks.edit import edits_of
 from interp_hooks.model import HookedModel
 from interp_hooks.token_ids import check_text
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from interp.look.look import Look
+
+
+_NO_INPUT = "A model is given a text, a list of texts or a tensor of token ids, not {}."
 
 
 class Model(HookedModel):
@@ -68,7 +75,7 @@ class Model(HookedModel):
         """
         from interp.look import measure
 
-        return measure.weights_of(self, text, heads, chat=chat, edits=edits)
+        return measure.weights_of(self, text, heads, chat=chat, edits=edits_of(edits))
 
     def look(
         self,
@@ -107,25 +114,28 @@ class Model(HookedModel):
         """
         from interp.look import measure
 
-        return measure.look_at(self, text, head, chat=chat, edits=edits)
+        return measure.look_at(self, text, head, chat=chat, edits=edits_of(edits))
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The wrapped model's forward; a text, or a list of texts, in place of token ids.
 
-        Several texts are padded on the left, and the padding is masked.
+        A `Path` is the text in its file. Several texts are padded on the left, and the padding is
+        masked.
         """
         if args and (texts := self._texts(args[0])) is not None:
             rows = self.tokens(texts)
             return forward(self, rows["input_ids"], rows["attention_mask"], **inputs)
+        if args and (args[0] is None or isinstance(args[0], (int, float, bytes, type, dict))):
+            raise InputError(_NO_INPUT.format(quoted(args[0])))
         return super().__call__(*args, **inputs)
 
     def generate(self, *args: Any, **inputs: Any) -> Any:
         """Generates text: token ids from token ids, as `HookedModel.generate`; text from text.
 
         Args:
-            args: a text, whose continuation comes back as a text, or a list of texts, whose
-                continuations come back as a list. Decoding is greedy then, unless `do_sample` or a
-                generation setting says otherwise, of 64 new tokens at most.
+            args: a text (or a `Path` to one), whose continuation comes back as a text, or a list of
+                texts, whose continuations come back as a list. Decoding is greedy then, unless
+                `do_sample` or a generation setting says otherwise, of 64 new tokens at most.
             inputs: those of the wrapped model's `generate`.
 
         Example:
@@ -134,8 +144,12 @@ class Model(HookedModel):
             True
         """
         texts = self._texts(args[0]) if args else None
+        if texts is None and args:
+            if isinstance(args[0], torch.Tensor) and len(args) == 1:
+                return super().generate(input_ids=args[0], **inputs)
+            raise InputError(_NO_INPUT.format(quoted(args[0])))
         if texts is None:
-            return super().generate(*args, **inputs)
+            return super().generate(**inputs)
         prompt = self.tokens(texts)
         usual: dict[str, Any] = dict(do_sample=False)
         if "max_length" not in inputs:
@@ -148,7 +162,7 @@ class Model(HookedModel):
         said = self.tokenizer.batch_decode(
             ids[:, length if echoes else 0 :], skip_special_tokens=True
         )
-        return said[0] if isinstance(args[0], str) else said
+        return said[0] if isinstance(texts, str) else said
 
     def tokens(self, texts: str | Sequence[str]) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask (texts, tokens) of one or several texts, padded on the left.
@@ -167,6 +181,10 @@ class Model(HookedModel):
                 f"{self.name} has no tokenizer, so it can't read a text; give token ids, or load "
                 "it with tokenizer=."
             )
+        if isinstance(texts, Path):
+            texts = content(texts)
+        if not isinstance(texts, (str, Sequence)):
+            raise InputError(f"tokens reads a text or a list of texts, not {quoted(texts)}.")
         several = [texts] if isinstance(texts, str) else list(texts)
         rows = [list(self.tokenizer.encode(check_text(t), verbose=False)) for t in several]
         if not rows or not all(t.strip() for t in several):
@@ -180,11 +198,29 @@ class Model(HookedModel):
 
     def _texts(self, given: Any) -> str | list[str] | None:
         """A text or texts as they were given; None for what is none."""
+        if isinstance(given, Path):
+            return content(given)
         if isinstance(given, str):
             return given
         if isinstance(given, (list, tuple)) and given and all(isinstance(t, str) for t in given):
             return list(given)
         return None
+
+    def _repr_html_(self) -> str:
+        sizes = {t: _size_of(self, t) for t in self.towers}
+        several = len(sizes) > 1
+        facts = {
+            **({t or "main": size for t, size in sizes.items()} if several else {}),
+            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "dtype": ", ".join(
+                sorted({str(p.dtype).removeprefix("torch.") for p in self.module.parameters()})
+            ),
+            "device": str(self.device),
+            "context": "" if self.max_context is None else f"{self.max_context:,} tokens",
+            "from": ", ".join(str(v) for v in self.origin.values() if isinstance(v, str)),
+        }
+        about = "" if several else next(iter(sizes.values()))
+        return block(self.name, about, facts, notes=[self.note or ""])
 
     @property
     def config(self) -> Any:
@@ -206,3 +242,12 @@ class Model(HookedModel):
         """Puts the wrapped model into evaluation mode; returns this model."""
         self.module.eval()
         return self
+
+
+def _size_of(model: HookedModel, tower: str) -> str:
+    """Layers × heads of a tower, as people say it."""
+    sites = [s for s in model.sites if s.tower == tower]
+    sites = [s for s in sites if s.kind == "self"] or sites
+    heads, shared = max(s.n_heads for s in sites), max(s.n_kv_heads for s in sites)
+    kv = f" ({shared} key/value heads)" if shared != heads else ""
+    return f"{len({s.layer for s in sites})} layers × {heads} heads of {sites[0].d_head}{kv}"

@@ -10,6 +10,7 @@ import torch
 
 from interp_hooks.errors import InputError
 from interp_hooks.token_ids import check_text
+from interp_hooks.whole_numbers import quoted, whole
 
 if TYPE_CHECKING:
     from interp_hooks.protocol import Model
@@ -166,8 +167,9 @@ def chat(
 
     `HookedModel.chat` says what it takes and raises.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens counts tokens, from 1, not {max_new_tokens}.")
+    count = whole(max_new_tokens)
+    if count is None or count < 1:
+        raise InputError(f"max_new_tokens counts tokens, from 1, not {quoted(max_new_tokens)}.")
     inputs = chat_inputs(model, messages, system)
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     said = new_tokens(inputs["input_ids"], ids)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.errors import EditError
 from interp_hooks.protocol import Model
+from interp_hooks.whole_numbers import quoted
 from interp_kernels import Request, Result, Steer
 
 Scope = Literal["all", "prefill", "decode"]
@@ -169,6 +171,39 @@ class BoundEdit(CallEdit, Generic[E]):
 
     def route(self, site: Site) -> str:
         return self.edit.route(site)
+
+
+def edits_of(given: Any) -> list[Any]:
+    """Edits as a list: of one, of several, of None for none.
+
+    Raises:
+        EditError: what is no edit, with what it is instead.
+
+    Example:
+        >>> from interp_hooks.edit import edits_of
+        >>> edits_of(interp.edits.Ablate("L2H3"))
+        [Ablate(heads=(L2H3,), mode='zero', reference=None, seed=0, scope='all', queries=None)]
+    """
+    if given is None:
+        return []
+    if isinstance(given, (CallEdit, type, str, bytes, Mapping)) or not isinstance(given, Iterable):
+        given = [given]
+    return [checked_edit(one) for one in given]
+
+
+def checked_edit(one: Any) -> Any:
+    """The edit itself. Raises `EditError` for what is none."""
+    if isinstance(one, type) and issubclass(one, CallEdit):
+        raise EditError(
+            f"{one.__name__} is the kind of an edit, not an edit; make one of it, like "
+            f'{one.__name__}("L5H1") (help(interp.edits.{one.__name__}) says what it takes).'
+        )
+    if isinstance(one, type) or not hasattr(one, "touches"):
+        raise EditError(
+            f"{quoted(one)} is not an edit; edits are objects of interp.edits; interp.edits.load "
+            "reads a file of them, from_json a dictionary."
+        )
+    return one
 
 
 class LiveEdit(CallEdit):

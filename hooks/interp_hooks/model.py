@@ -14,9 +14,9 @@ from interp_hooks.activations import Activations, Hook, ReplaceActivations, Resi
 from interp_hooks.adapter import Adapter
 from interp_hooks.blocks import Block, Tap, shared_tap
 from interp_hooks.call import Site
-from interp_hooks.edit import CallEdit, Edit, LiveEdit
+from interp_hooks.edit import CallEdit, Edit, LiveEdit, checked_edit
 from interp_hooks.engine import Observer
-from interp_hooks.errors import EditError, HeadError, TapError
+from interp_hooks.errors import EditError, HeadError, InputError, TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.heads import Head, check_layer_head, no_attention
 from interp_hooks.logits import logits_of
@@ -26,6 +26,7 @@ from interp_hooks.recording import LayerStats, Recording
 from interp_hooks.resume import skipping
 from interp_hooks.vocabulary import TOKENS, Forward, Vocabulary
 from interp_hooks.vocabulary import read as read_vocabulary
+from interp_hooks.whole_numbers import quoted, whole
 from interp_hooks.wrapping import eagerly
 from interp_kernels import Received
 
@@ -175,17 +176,20 @@ class HookedModel:
             for h in range(s.n_heads)
         ]
 
-    def check(self, head: Head) -> Head:
-        """`head` itself, if the model has it.
+    def check(self, head: Any) -> Head:
+        """The head, if the model has it.
+
+        Args:
+            head: in any spelling.
 
         Raises:
-            HeadError: the model has no such head.
+            HeadError: no head, or one that the model has not.
 
         Example:
-            >>> from interp_hooks import Head
-            >>> model.check(Head(2, 3))
+            >>> model.check("2.3")
             L2H3
         """
+        head = Head.parse(head)
         if head.tower and head.tower not in self.towers:
             towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {towers}.")
@@ -219,6 +223,10 @@ class HookedModel:
             >>> model.logits(torch.arange(8)[None]).shape[:2]
             torch.Size([1, 8])
         """
+        if not isinstance(input_ids, torch.Tensor):
+            raise InputError(
+                f"input_ids are a tensor of token ids, (batch, tokens), not {quoted(input_ids)}."
+            )
         out = self(input_ids=input_ids.to(self.device), attention_mask=attention_mask, **more)
         return logits_of(out)
 
@@ -624,6 +632,9 @@ class HookedModel:
             >>> print(model.explain(interp.edits.Ablate(["L2H3"])).splitlines()[0])
             self layers 0–1: untouched weights
         """
+        count = whole(tokens)
+        if count is None or count < 1:
+            raise InputError(f"tokens= of explain counts tokens, from 1, not {quoted(tokens)}.")
         bound = [(edit, edit.bind(self)) for edit in _edits(edits)]
         active = [one for edit, one in bound if not edit.is_identity()]
         self._tap.check_thread()
@@ -713,9 +724,5 @@ def _edits(given: Sequence[Any]) -> Sequence[Edit | LiveEdit]:
             raise EditError(
                 "Edits come one by one, not as a list: model.edit(*edits), model.explain(*edits)."
             )
-        if not hasattr(one, "touches"):
-            raise EditError(
-                f"{one!r} is not an edit; interp.edits has them, and interp.edits.load reads a "
-                "file of them."
-            )
+        checked_edit(one)
     return given

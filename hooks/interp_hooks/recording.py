@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 import torch
 
@@ -207,6 +208,18 @@ class LayerRecord:
         total, count = self._columns[name]
         return total / count.clamp_min(1)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What was recorded, name → shape."""
+        names = list(self._rows) + (["received"] if "all" in self._columns else [])
+        sets = {n: self.received_by(n) for n in self._columns if n != "all"}
+        return {n: tuple(self[n].shape) for n in names} | {
+            f"received {n}": tuple(v.shape) for n, v in sets.items()
+        }
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name} {shape}" for name, shape in self.shapes().items())
+        return f"<layer {self.site.layer}: {said or 'nothing'}>"
+
     @property
     def queries(self) -> torch.Tensor:
         """(batch, queries) bool: real rows, not padding."""
@@ -284,6 +297,39 @@ class Recording:
             f"Layer {key} was not seen: run the model inside the block, and check the layer's "
             "number."
         )
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in self._shapes().items())
+        return f"Recording({self._about()}{': ' if shapes else ''}{shapes})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(str(shape))}</td></tr>"
+            for name, shape in self._shapes().items()
+        )
+        table = f"<table><thead><tr><th>seen[layer].…</th><th>shape</th></tr></thead>{rows}</table>"
+        return (
+            f"<div><strong>Recording</strong>, {escape(self._about())}{table if rows else ''}</div>"
+        )
+
+    def _about(self) -> str:
+        """How much was seen, and before or after edits."""
+        layers = {(t, kind): 0 for t, kind, _ in self._records}
+        for t, kind, _ in self._records:
+            layers[t, kind] += 1
+        said = [
+            f"{n} layers{f' of {t}' if t else ''}{' (cross)' if kind == 'cross' else ''}"
+            for (t, kind), n in layers.items()
+        ]
+        if not said:
+            return "nothing seen yet: run the model inside the block"
+        tokens = self.calls[-1].stop if self.calls else 0
+        forwards = f"{len(self.calls)} forward{'s' if len(self.calls) != 1 else ''}"
+        return f"{', '.join(said)}, {tokens:,} queries in {forwards}, {self.stage} edits"
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape in the first layer that was seen."""
+        return next(iter(self._records.values())).shapes() if self._records else {}
 
     def __len__(self) -> int:
         return len(self._records)

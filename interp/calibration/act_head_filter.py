@@ -47,9 +47,14 @@ class HeadFilter(Method):
         beta, alpha, threshold: of `ACT`. layers: None for all (the paper left out the first two and
             the last).
 
+<<<<<<< HEAD
     Misleads:
         With hundreds of heads some rise by chance. Calibrated on 32 texts it gained nothing on
         SmolLM2's held-out ones (−.01), and needles fell by .19.
+=======
+    Presets: "paper" keeps every head that helps (`guard="none"`); "code" too, with the released
+    code's absolute threshold 0.1.
+>>>>>>> habits
     """
 
     beta: float = 0.4
@@ -62,6 +67,7 @@ class HeadFilter(Method):
     name = "act"
     summary = "the heads in which cutting attention sinks (ACT) helps"
     citation = "Yu et al., ICML 2024, arXiv 2406.15765"
+    presets = {"paper": {"guard": "none"}, "code": {"guard": "none", "threshold": 0.1}}
 
     def __post_init__(self) -> None:
         check_guard(self.guard, self.level)

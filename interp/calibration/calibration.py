@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from interp.calibration.splits import Outcome
 from interp.errors import EditError, OutputError
+from interp.support.checked import path as checked_path
 from interp.support.files import reason, write_atomic
+from interp.support.html import block
 from interp.support.json_text import parse
 from interp.support.statistics import Interval, bootstrap
 
@@ -148,6 +150,26 @@ class Calibration:
         )
         return path
 
+    def _repr_html_(self) -> str:
+        sizes = self.train.accuracy.baseline.n, self.heldout.accuracy.baseline.n
+        rows = [
+            [f"{split}, {what}", change.baseline, change.edited, change.difference]
+            for split, parts in (("held out", vars(self.heldout)), ("training", vars(self.train)))
+            for what, change in parts.items()
+        ]
+        rows += [
+            [f"elsewhere, {what}", change.baseline, change.edited, change.difference]
+            for what, change in self.elsewhere.items()
+        ]
+        return block(
+            f"Calibration by {self.method}",
+            f"{self.task}, {sizes[0]} training and {sizes[1]} held-out instances",
+            {"edits": [repr(edit) for edit in self.edits] or "none"},
+            ["", "untouched", "edited", "change"],
+            rows,
+            ["95 % intervals in brackets. Believe the held-out ones.", *self.notes],
+        )
+
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
         """The calibration that `save(path)` wrote.
@@ -159,7 +181,7 @@ class Calibration:
 
         from interp import edits
 
-        path = Path(path)
+        path = checked_path(path, "A saved calibration")
         head = beside(path, "calibration.json")
         try:
             record = parse(_read(head))

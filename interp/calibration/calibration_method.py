@@ -4,9 +4,9 @@ edits."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InputError
 from interp.support.settings import SettingsRecord
@@ -45,6 +45,8 @@ class Method(SettingsRecord, ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     citation: ClassVar[str]
+    #: settings under a name: {"paper": {"guard": "none"}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: the task used where none is named
     usual_task: ClassVar[str] = "classification"
     #: whether right answers are looked at; then a calibration set with one class is refused

@@ -6,6 +6,7 @@ from typing import Any
 
 from interp.calibration.calibration_method import Method
 from interp.errors import InputError
+from interp.support.presets import settings_of
 from interp.support.registry import Registry
 
 registry: Registry[type[Method]] = Registry(
@@ -31,13 +32,14 @@ def names() -> list[str]:
     return registry.names()
 
 
-def make(method: str | Method, settings: dict[str, Any]) -> Method:
-    """A method with its settings. Raises `UnknownNameError`, `InputError`."""
+def make(method: str | Method, settings: dict[str, Any], preset: str | None = None) -> Method:
+    """A method with a preset's settings and these on top. Raises `UnknownNameError`,
+    `InputError`."""
     if isinstance(method, Method):
-        if settings:
+        more = [*settings, *(["preset"] if preset is not None else [])]
+        if more:
             raise InputError(
-                f"The method {method.name} has its settings already; {next(iter(settings))} is one "
-                "more."
+                f"The method {method.name} has its settings already; {more[0]} is one more."
             )
         return method
     kind = registry.get(method)
@@ -47,4 +49,4 @@ def make(method: str | Method, settings: dict[str, Any]) -> Method:
         raise InputError(
             f"The calibration method {method} has no setting {unknown[0]!r}; it has {listing}."
         )
-    return kind(**settings)
+    return kind(**{**settings_of(f"calibration method {method}", preset, kind.presets), **settings})

@@ -13,18 +13,20 @@ from interp.calibration.calibration import Calibration, Comparison, beside
 from interp.calibration.calibration_method import Method
 from interp.calibration.catalogue import make
 from interp.calibration.elsewhere import elsewhere
-from interp.calibration.splits import Bench, Progress, Split, split
+from interp.calibration.splits import Bench, Split, split
 from interp.errors import OutputError
 from interp.inputs.text import check_seed
 from interp.support.checkpoints import Checkpoints
 from interp.support.files import check_writable, sweep
 from interp.support.finished import check_replaceable, is_unfinished
 from interp.support.ownership import owned
+from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
 from interp.tasks.floor import check_floor
 from interp.tasks.task import Task
 
 
+@reporting("Calibrating")
 def calibrate(
     model: Any,
     method: str | Method = "act",
@@ -33,10 +35,11 @@ def calibrate(
     seed: int = 0,
     heldout: int | None = None,
     out: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
     format: str | None = None,
     force: bool = False,
     overwrite: bool = False,
+    preset: str | None = None,
     **settings: Any,
 ) -> Calibration:
     """Calibrates an edit: settings are chosen on training instances, measured on held-out ones.
@@ -52,10 +55,11 @@ def calibrate(
             the training split.
         out: write the edits to this JSON file, trials and record beside it; an interrupted run
             resumes from there.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the untouched model can't do the task.
         overwrite: replace another calibration, or edits, that `out` holds.
+        preset: settings of the method under a name, such as act's "paper"; `settings` come on top.
         settings: the method's.
 
     Returns:
@@ -75,7 +79,7 @@ def calibrate(
     """
     from interp.loading import load
 
-    method, out = make(method, settings), None if out is None else Path(out)
+    method, out = make(method, settings, preset), None if out is None else Path(out)
     check_seed(seed)
     task = method.usual_task if task is None else task
     if isinstance(task, str):

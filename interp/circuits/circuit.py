@@ -11,6 +11,7 @@ from interp.atlas import Atlas
 from interp.circuits.drawing.graph import figure
 from interp.circuits.drawing.section import sections
 from interp.results.circuit_table import CircuitTable
+from interp.support.html import block
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from interp.circuits.judging.faithfulness import Faithfulness
     from interp.circuits.known.truth import Truth
     from interp.report.section import Section
+
+
+#: heads that Jupyter shows
+TOP = 10
 
 
 class Circuit(CircuitTable, Atlas):
@@ -97,6 +102,31 @@ class Circuit(CircuitTable, Atlas):
             'circuit.html'
         """
         return self._write(path, self.sections(truth, faithfulness))
+
+    def _repr_html_(self) -> str:
+        search, column = self.search, self.column
+        effects, low = f"{column}_effect" in self.frame, f"{column}_low" in self.frame
+        found = self.frame.set_index(["tower", "layer", "head"])
+        rows = []
+        for head, value, _ in self.head_ranking(column, TOP):
+            row = found.loc[(head.tower, head.layer, head.head)]
+            ends = f" [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]" if low else ""
+            effect = [f"{row[f'{column}_effect']:+.3g}"] if effects else []
+            rows.append([head, f"{value:.3f}{ends}", *effect])
+        facts = {
+            "prompts": f"{search.n} pairs",
+            "accuracy": search.accuracy,
+            search.metric: f"{search.clean.mean:.3g}, corrupted {search.corrupted.mean:.3g}",
+            "edges": f"{len(self.edges):,}" if len(self.edges) else "",
+        }
+        return block(
+            f"Circuit for {self.task} in {self.model}",
+            f"by {search.method}",
+            facts,
+            ["head", "score", *(["effect"] if effects else [])],
+            rows,
+            [self.about(column).reading, *self.notes],
+        )
 
     def __repr__(self) -> str:
         strongest = ", ".join(str(h) for h in self.heads(5))

@@ -14,7 +14,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.ability import able, metric_of
-from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError, OutputError
 from interp.inputs.pieces import pieces
@@ -24,6 +24,7 @@ from interp.results.frame import rows_of
 from interp.results.head_table import About
 from interp.support.checkpoints import Checkpoints
 from interp.support.ownership import owned
+from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.task import Task
@@ -86,6 +87,7 @@ def pose(
     return Posed(hooked, searcher, prompts, record)
 
 
+@reporting("Finding the circuit")
 def find(
     model: Any,
     task: str | Task | Prompts = "ioi",
@@ -96,7 +98,7 @@ def find(
     preset: str | None = None,
     format: str | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Shown = None,
     resume: str | Path | None = None,
     **settings: Any,
 ) -> Circuit:
@@ -111,7 +113,7 @@ def find(
         preset: settings under a name, such as "paper"; `settings` come on top.
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the model can't do the task.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
         resume: a folder in which finished ablations are kept until the end, so that an interrupted
             search resumes (`head_ablation`; the other methods take seconds, but for ACDC).
         settings: the method's.

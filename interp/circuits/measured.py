@@ -9,8 +9,8 @@ import numpy as np
 from interp.circuits.finding import find
 from interp.circuits.known.truth import Truth
 from interp.circuits.methods.head_ablation import resampled_means
-from interp.circuits.runs.paired_runs import Progress
 from interp.errors import InputError
+from interp.support.progress import Shown, reporting
 from interp.tasks.task import Task
 from interp_hooks.heads import Head
 
@@ -20,6 +20,7 @@ SHARE = 0.02
 APART = 3 << 20
 
 
+@reporting("Measuring the circuit")
 def measured(
     model: Any,
     task: str | Task,
@@ -27,7 +28,7 @@ def measured(
     seed: int = 0,
     mode: str = "mean",
     share: float = SHARE,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Truth:
     """The heads that matter for a task by exhaustive ablation, one pass a head.
 
@@ -47,7 +48,7 @@ def measured(
         seed: of the prompts.
         mode: what takes a head's place: "mean", "resample" or "zero".
         share: of the metric, from which an effect counts.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
 
     Returns:
         A `Truth`, to compare found circuits with.

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from interp.cli import as_json as documents
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -68,6 +70,13 @@ def ablate(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print an object as JSON: untouched, ablated and control, with intervals.",
+        ),
+    ] = False,
 ) -> None:
     """Take heads out and see what a task loses, against as many other heads taken out."""
     from interp.errors import InputError
@@ -112,6 +121,9 @@ def ablate(
             format=format,
             force=force,
         )
+    if as_json:
+        emit(documents.ablation(loaded.name, mode.value, result))
+        return
     console = out()
     console.print(
         Text.assemble(

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import note, out
 from interp.errors import InputError, OutputError
 from interp.support.json_text import parse
@@ -25,6 +26,9 @@ def bench(
             help="A folder of other results; those of this version if not given.", metavar="DIR"
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object as JSON: file name → what it holds.")
+    ] = False,
 ) -> None:
     """Show what was measured of this toolkit's speed and memory, and on what machine."""
     folder = results or committed()
@@ -38,6 +42,9 @@ def bench(
         raise InputError(
             f"There are no benchmark results in {folder}; kernels/benchmarks/gpu.sh writes some."
         )
+    if as_json:
+        emit({file.stem: result for file, result in kinds})
+        return
     for file, result in kinds:
         try:
             CPU[file.stem](result) if file.stem in CPU else _gpu(file, result)

@@ -13,6 +13,7 @@ from rich.text import Text
 from interp.calibration import catalogue as methods
 from interp.calibration.catalogue import make
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -106,11 +107,21 @@ def calibrate(
     quantization: QuantizationOption = None,
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
+    preset: Annotated[
+        str | None, typer.Option(help="Settings of the method by name, like act's paper.")
+    ] = None,
     seed: SeedOption = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print an object as JSON: the edits, and what they do on both splits."
+        ),
+    ] = False,
 ) -> None:
     """Find good settings of an edit on a task, and measure them on held-out instances."""
     from interp import calibration
     from interp.calibration.run import check_out
+    from interp.results.evaluation import edits_as_json
 
     options: dict[str, Any] = dict(
         unsupervised=unsupervised or None,
@@ -127,7 +138,7 @@ def calibrate(
     )
     settings = {k: v for k, v in options.items() if v is not None}
     check_options(method, list(options), list(settings))
-    searcher = make(method, settings)
+    searcher = make(method, settings, preset)
     if task is not None:
         tasks.get(task)  # what is wrong without the model is found before it is loaded
     check_out(out_file)
@@ -153,6 +164,16 @@ def calibrate(
             force=force,
             overwrite=overwrite,
         )
+    if as_json:
+        emit(
+            {
+                "model": loaded.name,
+                "out": str(out_file),
+                **{k: v for k, v in vars(result).items() if k not in ("trials", "trace", "edits")},
+                "edits": edits_as_json(result.edits),
+            }
+        )
+        return
     show(loaded.name, result, margins=not unsupervised)
     for remark in result.notes:
         note(remark)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from interp.calibration import catalogue as calibration
 from interp.circuits.methods import catalogue as circuits
+from interp.cli.as_json import emit
 from interp.cli.common import listing, out, table
 from interp.edits import catalogue as edits
 from interp.probes import catalogue as probes
@@ -32,6 +33,9 @@ def show_names(
     kind: Annotated[
         str | None, typer.Argument(help=f"One kind, or all. {EVERYTHING}", show_default=False)
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print records (kind, name, summary) as JSON.")
+    ] = False,
 ) -> None:
     """List what is found by name, with what each is: scores, probes, tasks, edits, procedures, and
     the methods of circuits and calibration."""
@@ -39,7 +43,17 @@ def show_names(
 
     if kind is not None and kind not in KINDS:
         raise UnknownNameError(f"There is no kind {kind!r}; there are {', '.join(KINDS)}.")
-    for name in [kind] if kind else KINDS:
+    names = [kind] if kind else list(KINDS)
+    if as_json:
+        emit(
+            [
+                {"kind": name, "name": entry, "summary": what}
+                for name in names
+                for entry, what in KINDS[name].registry.summaries().items()
+            ]
+        )
+        return
+    for name in names:
         grid = table(name, "")
         grid.columns[0].no_wrap = True
         for entry, what in KINDS[name].registry.summaries().items():

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import DeviceOption, DtypeOption, err, out
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def check(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before a download.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a record a comparison as JSON.")
+    ] = False,
 ) -> None:
     """Compare what is measured in a model, and what edits do to it, with its own eager attention.
 
@@ -49,6 +53,12 @@ def check(
     if target is not None:
         rows = [asdict(outcome) for outcome in outcomes]
         write_atomic(target, json.dumps(rows, indent=1).encode())
+    wrong = sum(outcome.status == "wrong" for outcome in outcomes)
+    if as_json:
+        emit(outcomes)
+        if wrong:
+            raise typer.Exit(1)
+        return
     console = out()
     console.print(counted(outcomes))
     for outcome in outcomes:
@@ -56,7 +66,6 @@ def check(
             line = f"{outcome.status}: {outcome.mode}, {outcome.check}: {outcome.detail}"
             style = "red" if outcome.status == "wrong" else "dim"
             console.print(Text(line, style=style), soft_wrap=True)
-    wrong = sum(outcome.status == "wrong" for outcome in outcomes)
     if wrong:
         console.print(f"{wrong} of {len(outcomes)} comparisons differ.")
         raise typer.Exit(1)

@@ -10,7 +10,9 @@ import typer
 from rich.text import Text
 
 from interp.circuits.methods import catalogue as methods
+from interp.cli import as_json as documents
 from interp.cli import common
+from interp.cli.as_json import emit, records
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -106,6 +108,13 @@ def circuit(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print an object as JSON: the strongest heads, the edges, and where it was saved.",
+        ),
+    ] = False,
 ) -> None:
     """Find which heads do a task, and how surely; saves the table, its edges and a report that
     opens in a browser."""
@@ -162,14 +171,23 @@ def circuit(
                 resume=folder,
             )
         result.save(folder)
-        show(result, top, truth)
-        agreement = agree(result, truth, folder)
-        for remark in result.notes:
-            out().print(Text(remark, style="yellow"), soft_wrap=True)
+        if not as_json:
+            show(result, top, truth)
+        agreement = agree(result, truth, folder, quiet=as_json)
+        if not as_json:
+            for remark in result.notes:
+                out().print(Text(remark, style="yellow"), soft_wrap=True)
         page, curve = result.report(folder / "report.html", truth), None
         if faithfulness:
-            curve = faithful(loaded, result, n, seed, folder)
+            curve = faithful(loaded, result, n, seed, folder, quiet=as_json)
             result.report(page, truth, curve)
+    if as_json:
+        judged = None if curve is None else {**vars(curve), "frame": records(curve.frame)}
+        more = dict(folder=str(folder), report=str(page))
+        emit(
+            documents.circuit(result, top, truth, **more, agreement=agreement, faithfulness=judged)
+        )
+        return
     say_files(folder, page, result, agreement, curve)
 
 
@@ -335,7 +353,9 @@ def _classes(truth: Truth) -> dict[tuple[int, int], str]:
     return {(h.layer, h.head): kind for h, kind in truth.heads.items()}
 
 
-def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None:
+def agree(
+    found: Circuit, truth: Truth | None, folder: Path, quiet: bool = False
+) -> Agreement | None:
     """Print how the ranking agrees with the known circuit and save that; of a list of only the
     strongest heads, what can be told."""
     if truth is None:
@@ -347,12 +367,17 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
         note(remark)
     note(f"Known circuit: {truth.source}.")
     if not truth.complete:
+        if quiet:
+            return None
         at = ", ".join(
             f"{precision_at(found, truth, k):.2f} at {k}" for k in AT if k <= len(truth.heads)
         )
         out().print(f"{truth.name}: precision at least {at}", soft_wrap=True)
         return None
     agreement = evaluate(found, truth)
+    if quiet:
+        agreement.save(folder)
+        return agreement
     table = common.table("", truth.name)
     for name, value in agreement_facts(agreement).items():
         table.add_row(name, value)
@@ -361,12 +386,17 @@ def agree(found: Circuit, truth: Truth | None, folder: Path) -> Agreement | None
     return agreement
 
 
-def faithful(model: Any, found: Circuit, n: int, seed: int, folder: Path) -> Faithfulness:
+def faithful(
+    model: Any, found: Circuit, n: int, seed: int, folder: Path, quiet: bool = False
+) -> Faithfulness:
     """Measure, print and save the faithfulness curve."""
     from interp import circuits
 
     with progress("Measuring faithfulness") as report:
         curve = circuits.faithfulness(model, found, n=n, seed=seed, progress=report)
+    if quiet:
+        curve.save(folder)
+        return curve
     columns = ("heads kept", "share", "faithfulness [95 %]", "random heads", "with them removed")
     table = common.table(*columns, right=columns)
     for row in curve.frame.to_dict("records"):

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
+from interp.cli.as_json import emit, records
 from interp.cli.common import note, out
 
 if TYPE_CHECKING:
@@ -40,12 +41,28 @@ def compare(
     report: Annotated[
         Path | None, typer.Option(help="Write A's report, with the agreement, into this file.")
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print an object as JSON: both models, and a record a score."),
+    ] = False,
 ) -> None:
     """Compare two sets of scores of models of one shape: do they rank the heads alike?"""
     import interp
 
     a, b = _read(first, shape), _read(second, shape)
     compared = interp.compare(a, b, score, k=k, group=group, seed=seed)
+    if as_json:
+        notes = [compared.attrs.get("inputs"), *dict.fromkeys([*a.notes, *b.notes])]
+        emit(
+            {
+                "models": [a.model, b.model],
+                "scores": records(compared),
+                "notes": [n for n in notes if n],
+            }
+        )
+        if report is not None:
+            note(f"Report: {a.report_against(report, b, score, k=k, group=group, seed=seed)}")
+        return
     console = out()
     console.print(common.about_line(a), soft_wrap=True)
     console.print(common.about_line(b), soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -59,7 +60,11 @@ def evaluate(
         bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text file for the loss, instead of generated text.")
+        str | None,
+        typer.Option(
+            help="A text, or a text file (UTF-8), for the loss, instead of the English shipped.",
+            metavar="TEXT|FILE",
+        ),
     ] = None,
     include_path: Annotated[
         Path | None,
@@ -99,6 +104,13 @@ def evaluate(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print an object as JSON: the means and intervals, and where they come from.",
+        ),
+    ] = False,
 ) -> None:
     """Measure a model on a task, or its loss on text, with and without edits."""
     # What can go wrong without the model goes wrong before it is loaded.
@@ -110,6 +122,12 @@ def evaluate(
         from interp.evaluation import lm_eval as harness
 
         harness.check_installed()
+    given: str | Path | None = None
+    if text is not None:
+        from interp.inputs.text import content, file_of
+
+        content(text)
+        given = file_of(text) or text
     if target is not None:
         from interp.support.files import check_writable
 
@@ -133,7 +151,7 @@ def evaluate(
         metric=metric,
         context=context,
         extrapolate=extrapolate,
-        text=text,
+        text=given,
         include_path=include_path,
         format=format,
         force=force,
@@ -148,7 +166,10 @@ def evaluate(
             result = interp.evaluate(
                 loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
             )
-        show(loaded.name, result)
+        if as_json:
+            emit({"model": loaded.name, **result.summary()})
+        else:
+            show(loaded.name, result)
         if target is not None:
             check_replaceable(target / HEAD, result.provenance, overwrite)
             result.save(target)

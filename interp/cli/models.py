@@ -8,10 +8,17 @@ import typer
 from rich.text import Text
 
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import note, out, table
 
 
-def models(context: typer.Context) -> None:
+def models(
+    context: typer.Context,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print an object as JSON: the models, and those in the cache."),
+    ] = False,
+) -> None:
     """List the bundled models, the aliases for models on the Hugging Face hub, and what is in the
     cache; get and remove are its commands."""
     if context.invoked_subcommand:
@@ -20,6 +27,9 @@ def models(context: typer.Context) -> None:
     from interp.models.names import WHEELS
 
     entries = list(catalog())
+    if as_json:
+        emit({"models": entries, "cached": list(cached())})
+        return
     # A bundled model's target is a folder of ours; its remark says more. The aliases share theirs:
     # said once, below.
     grid = table("name", "kind", "model")

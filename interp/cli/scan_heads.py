@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from interp.cli import as_json as documents
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import (
     BackendOption,
     DeviceMapOption,
@@ -63,8 +65,11 @@ def scan_heads(
         ),
     ] = None,
     text: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text file to measure on, instead of the English shipped."),
+        str | None,
+        typer.Option(
+            help="A text, or a text file (UTF-8), to measure on instead of the English shipped.",
+            metavar="TEXT|FILE",
+        ),
     ] = None,
     images: Annotated[
         Path | None,
@@ -83,8 +88,12 @@ def scan_heads(
     ] = None,
     format: FormatOption = None,
     haystack: Annotated[
-        Path | None,
-        typer.Option(help="UTF-8 text file to hide needles in, instead of the English shipped."),
+        str | None,
+        typer.Option(
+            help="A text, or a text file (UTF-8), to hide needles in instead of the English "
+            "shipped.",
+            metavar="TEXT|FILE",
+        ),
     ] = None,
     needle: Annotated[
         str | None,
@@ -109,6 +118,13 @@ def scan_heads(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Don't ask before a long scan or a download.")
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print an object as JSON: the strongest heads of each score, and the folder.",
+        ),
+    ] = False,
 ) -> None:
     """Score every attention head: sinks, retrieval, induction, …
 
@@ -120,14 +136,16 @@ def scan_heads(
     """
     # What can go wrong without the model goes wrong before it is loaded.
     from interp import scores as registered
+    from interp.inputs.text import content, file_of
     from interp.support.files import check_writable, folder_name
 
     check_writable(target or FOLDER)
     registered.select(scores)
-    if text is not None:
-        from interp.inputs.text import read_text
-
-        read_text(text)
+    texts: dict[str, Any] = dict(text=text, haystack=haystack)
+    for what, given in texts.items():
+        if given is not None:
+            content(given, what)
+            texts[what] = file_of(given, what) or given
     if images is not None:
         from interp.vision.pictures import files_in
 
@@ -156,12 +174,11 @@ def scan_heads(
         context=context,
         samples=samples,
         seed=seed,
-        text=text,
+        **texts,
         extrapolate=extrapolate,
         images=images,
         prompt=prompt,
         format=format,
-        haystack=haystack,
         needle=needle,
         question=question,
         force=force,
@@ -183,6 +200,16 @@ def scan_heads(
         report(99, 100, "report")
         page = atlas.report(folder / "report.html")
         report(100, 100, "done")
+    if as_json:
+        emit(documents.atlas(atlas, folder=str(folder), report=str(page)))
+    else:
+        show(atlas, folder, page)
+    if atlas.provenance.get("missing"):
+        raise typer.Exit(common.INCOMPLETE)
+
+
+def show(atlas: Atlas, folder: Path, page: Path) -> None:
+    """The strongest heads of every score, what to mind, and where everything is."""
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
     console.print(common.top_table(atlas, console.width))
@@ -196,8 +223,6 @@ def scan_heads(
     best = most_roles(atlas)
     if best is not None:
         note(f"What one head does, and where in the texts: interp show {folder} --head {best}")
-    if atlas.provenance.get("missing"):
-        raise typer.Exit(common.INCOMPLETE)
 
 
 def most_roles(atlas: Atlas) -> str | None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from interp.cli import as_json as documents
 from interp.cli import common
+from interp.cli.as_json import emit
 from interp.cli.common import note, out
 
 if TYPE_CHECKING:
@@ -31,17 +33,31 @@ def show(
     head: Annotated[
         str | None, typer.Option(help="The card of one head: roles, passages, partners, scores.")
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print JSON: an object of all scores or a head's card; records of a ranking.",
+        ),
+    ] = False,
 ) -> None:
     """Show a saved scan: the top heads of all scores, the ranking by one, or the card of a head; or
     a saved evaluation."""
     from interp.results.evaluation import HEAD
 
     if (folder / HEAD).is_file() and not (folder / "atlas.json").is_file():
-        evaluation(folder, score)
+        evaluation(folder, score, as_json)
         return
     from interp.atlas import Atlas
 
     atlas = Atlas.read(folder) if folder.is_file() else Atlas.load(folder)
+    if as_json:
+        if head is not None:
+            emit(atlas.card(head))
+        else:
+            one = None if score is None else documents.ranked(atlas, score, top, tower)
+            emit(documents.atlas(atlas) if one is None else one)
+        return
     console = out()
     if head is not None:
         card(atlas, head)
@@ -58,7 +74,7 @@ def show(
     ranking(atlas, score, top, tower)
 
 
-def evaluation(folder: Path, score: str | None) -> None:
+def evaluation(folder: Path, score: str | None, as_json: bool = False) -> None:
     """What `interp evaluate --out` saved, as it was printed then. Raises `InputError` when scores
     are asked for."""
     from interp.cli import evaluate
@@ -70,6 +86,9 @@ def evaluation(folder: Path, score: str | None) -> None:
             f"{folder} holds an evaluation, which has no scores of heads; leave --score out."
         )
     result = Evaluation.load(folder)
+    if as_json:
+        emit({"model": result.provenance.get("model"), **result.summary()})
+        return
     evaluate.show(str(result.provenance.get("model") or "unnamed model"), result)
     note("A row an instance, in Python: interp.Evaluation.load(DIR).frame.")
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits.checks import count
 from interp.edits.head_edit import HeadEdit
 from interp.edits.reference import reference_z
 from interp.errors import EditError
 from interp_hooks.edit import BoundEdit, CallEdit, Scope
+from interp_hooks.whole_numbers import quoted
 from interp_kernels import visible
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Ablate(HeadEdit):
         heads: the heads, in any spelling; None for all.
         mode: "zero", "mean", "resample" or "uniform".
         reference: for mean and resample, a task name (its corrupted prompts are used) or a text
-            file.
+            file, as a `Path` or its name.
         seed: of the reference's samples and of the resampling.
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
@@ -60,7 +63,7 @@ class Ablate(HeadEdit):
 
     heads: Any = None
     mode: str = "zero"
-    reference: str | None = None
+    reference: str | os.PathLike[str] | None = None
     seed: int = 0
     scope: Scope = "all"
     queries: tuple[int, int | None] | None = None
@@ -69,6 +72,14 @@ class Ablate(HeadEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "seed", count(self.seed, "The seed of ablate"))
+        if isinstance(self.reference, os.PathLike):
+            object.__setattr__(self, "reference", os.fspath(self.reference))
+        if not isinstance(self.reference, str | None):
+            raise EditError(
+                "The reference of ablate is the name of a task or a text file, not "
+                f"{quoted(self.reference)}."
+            )
         if self.mode not in MODES:
             raise EditError(f"The ablation mode is one of {', '.join(MODES)}, not {self.mode!r}.")
         if self.mode in ("mean", "resample") and self.reference is None:
@@ -81,7 +92,7 @@ class Ablate(HeadEdit):
         if self.reference is None or self.mode not in ("mean", "resample"):
             return BoundEdit(self)
         layers = {s.layer for s in model.sites if self.at(s)}
-        return BoundAblate(self, reference_z(model, self.reference, layers, self.seed))
+        return BoundAblate(self, reference_z(model, str(self.reference), layers, self.seed))
 
     def is_identity(self) -> bool:
         return self.heads == ()

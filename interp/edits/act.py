@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import InitVar, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,6 +40,8 @@ class ACT(HeadEdit):
         heads: None for all.
         min_rows: keys that fewer rows see are left out.
         scope: "prefill" (the paper's): decode steps see the model's own weights.
+        preset: "paper" (None): α/N; "code": the released code's absolute threshold, 0.1.
+            `ACT.preset("code", heads)` is the same.
 
     Misleads:
         Sinks are found with the help of later rows, so losses under ACT are of continuations only.
@@ -63,29 +65,36 @@ class ACT(HeadEdit):
     heads: tuple[Head, ...] | None = None
     min_rows: int = 1
     scope: Scope = "prefill"
+    preset: InitVar[str | None] = None
 
     name = "act"
 
-    def __post_init__(self) -> None:
+    presets = {"paper": {"threshold": None}, "code": {"threshold": 0.1}}
+
+    def __post_init__(self, preset: Any) -> None:  # type: ignore[override]
         super().__post_init__()
+        # `replace` hands on what it finds under an argument's name: here the class method
+        usual = self.preset_settings(None if callable(preset) else preset)
+        if self.threshold is None:
+            object.__setattr__(self, "threshold", usual.get("threshold"))
         object.__setattr__(self, "beta", number(self.beta, "β of act"))
         if not 0 <= self.beta <= 1:
             raise EditError(f"β of act is between 0 and 1, not {self.beta}.")
-        if self.alpha <= 0 or (self.threshold is not None and self.threshold <= 0):
+        object.__setattr__(self, "alpha", self._number("alpha"))
+        object.__setattr__(self, "threshold", self._number("threshold"))
+        object.__setattr__(self, "min_rows", self._count("min_rows"))
+        if (
+            self.alpha is None
+            or self.alpha <= 0
+            or (self.threshold is not None and self.threshold <= 0)
+        ):
             raise EditError("α and the threshold of act are above 0.")
-        if not isinstance(self.min_rows, int) or self.min_rows < 1:
+        if self.min_rows is None or self.min_rows < 1:
             raise EditError(
                 f"min_rows of act counts query rows, from 1; it is not {self.min_rows!r}."
             )
         if self.scope != "prefill":
             raise EditError("act finds its sinks in a prompt; its scope is prefill.")
-
-    @classmethod
-    def preset(cls, name: str, heads: object = None) -> ACT:
-        """ "paper": α/N with α = 5; "code": the released code's absolute 0.1."""
-        if name not in ("paper", "code"):
-            raise EditError(f"The presets of act are paper and code, not {name!r}.")
-        return cls(heads=heads, threshold=0.1 if name == "code" else None)  # type: ignore[arg-type]
 
     def is_identity(self) -> bool:
         return fixed(self.beta, 1) or super().is_identity()
@@ -125,3 +134,13 @@ class ACT(HeadEdit):
 
     def route(self, site: Site) -> str:
         return f"act β = {self.beta:g}: attention received, then a rule over each head's sinks"
+
+
+def _preset(cls: type[ACT], name: str, heads: Any = None) -> ACT:
+    """ACT with the settings of a preset, "paper" or "code"."""
+    return cls(heads=heads, preset=name)
+
+
+# an argument of the constructor and a class method of one name: the argument comes first, since a
+# dataclass takes what the class holds under it for its default
+ACT.preset = classmethod(_preset)  # type: ignore[attr-defined]

@@ -13,8 +13,11 @@ from interp.edits.catalogue import registry
 from interp.edits.head_edit import HeadEdit
 from interp.edits.tensors import fetched
 from interp.errors import EditError, InterpError, OutputError
+from interp.support.checked import path as checked_path
 from interp.support.files import write_atomic
 from interp.support.json_text import parse
+from interp_hooks.edit import edits_of
+from interp_hooks.whole_numbers import quoted
 
 
 def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[str, Any]]:
@@ -34,7 +37,15 @@ def to_json(edits: Sequence[HeadEdit], folder: Path | None = None) -> list[dict[
         >>> interp.edits.to_json([interp.edits.ScaleHeads({(5, 1): 0.0})])
         [{'edit': 'scale_heads', 'gains': {'L5H1': 0.0}, 'scope': 'all', 'queries': None}]
     """
-    return [e.to_json(folder) for e in edits]
+    forms = []
+    for edit in edits_of(edits):
+        if not isinstance(edit, HeadEdit):
+            raise EditError(
+                f"{quoted(edit)} has no JSON form; edits of interp.edits have, and subclasses of "
+                "interp.edits.HeadEdit."
+            )
+        forms.append(edit.to_json(folder))
+    return forms
 
 
 def from_json(
@@ -116,7 +127,7 @@ def save(path: str | Path, edits: Sequence[HeadEdit]) -> Path:
         >>> interp.edits.load(path)[0].heads
         (L2H3,)
     """
-    path = Path(path)
+    path = checked_path(path, "An edit file")
     write_atomic(path, (json.dumps(to_json(edits, path.parent), indent=2) + "\n").encode())
     return path
 
@@ -139,10 +150,9 @@ def load(path: str | Path) -> list[HeadEdit]:
         >>> interp.edits.load(path)
         [SoftPAG(u=0.5, heads=None, scope='all')]
     """
+    path = checked_path(path, "An edit file")
     try:
-        data = parse(
-            Path(path).read_text(encoding="utf-8-sig")
-        )  # Windows editors put a mark in front
+        data = parse(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark in front
     except OSError as error:
         raise OutputError(f"The edit file {path} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

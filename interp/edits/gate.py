@@ -87,7 +87,9 @@ class Gate(HeadEdit):
         for name, size in zip(("sink", "recent"), sizes, strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, size)
-        check_sizes(self.name, self.sink, self.recent)
+        sink, recent = check_sizes(self.name, self.sink, self.recent)
+        object.__setattr__(self, "sink", sink)
+        object.__setattr__(self, "recent", recent)
         if isinstance(self.alpha, torch.Tensor) and self.alpha.ndim:
             if self.alpha.ndim != 2 or not self.alpha.is_floating_point():
                 raise EditError(

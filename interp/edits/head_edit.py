@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
+from interp.edits.checks import count, real
 from interp.edits.keys import Span, bound, names_text, query_rows
 from interp.edits.tensors import stored
 from interp.errors import EditError
+from interp.support.html import block
+from interp.support.presets import settings_of
 from interp_hooks.edit import BoundEdit, CallEdit, Edit
 from interp_hooks.heads import Head, parse_heads
+from interp_hooks.whole_numbers import whole
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +50,8 @@ class HeadEdit(Edit):
     """
 
     name: ClassVar[str]
+    #: settings under a name: {"paper": {}, "code": {"threshold": 0.1}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     heads: tuple[Head, ...] | None
 
     def __post_init__(self) -> None:
@@ -55,6 +62,11 @@ class HeadEdit(Edit):
         queries = getattr(self, "queries", None)
         if queries is not None:
             object.__setattr__(self, "queries", _range(queries, self.name))
+
+    @classmethod
+    def preset_settings(cls, preset: Any) -> dict[str, Any]:
+        """The settings of a preset; none for None. Raises `EditError` for a name that is none."""
+        return settings_of(f"edit {cls.name}", preset, cls.presets, EditError)
 
     def is_identity(self) -> bool:
         queries = getattr(self, "queries", None)
@@ -80,6 +92,16 @@ class HeadEdit(Edit):
             raise EditError(
                 f"The scope of {self.name} is one of {', '.join(SCOPES)}, not {self.scope!r}."
             )
+
+    def _number(self, name: str) -> Any:
+        """A setting as Python's number; None stays. Raises `EditError` for what is none."""
+        value = getattr(self, name)
+        return None if value is None else real(value, f"{name} of {self.name}")
+
+    def _count(self, name: str) -> Any:
+        """A setting as Python's whole number; None stays. Raises `EditError` for what is none."""
+        value = getattr(self, name)
+        return None if value is None else count(value, f"{name} of {self.name}")
 
     def check_model(self, model: Model) -> None:
         """Raise `HeadError` or `EditError` where the edit cannot apply to `model`."""
@@ -146,6 +168,13 @@ class HeadEdit(Edit):
         """The JSON form without the name; tensors of more than one number as they are."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
 
+    def _repr_html_(self) -> str:
+        said = (type(self).__doc__ or "").strip().split("\n\n")[0]
+        fields = {k: "all" if k == "heads" and v is None else v for k, v in self.fields().items()}
+        if self.heads is None and "heads" not in fields and self.concerned:
+            fields["heads"] = [str(h) for h in self.concerned]
+        return block(type(self).__name__, " ".join(said.split()), fields)
+
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
         """The edit of JSON fields. Raises what the edit does."""
@@ -166,7 +195,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Span):
         return str(value)
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
+    if isinstance(value, (torch.Tensor, np.generic)) and value.ndim == 0:
         return value.item()
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -175,15 +204,14 @@ def _plain(value: Any) -> Any:
 
 def _range(queries: Any, name: str) -> tuple[int, int | None]:
     """(start, stop) of a query range. Raises `EditError`."""
-    good = isinstance(queries, (tuple, list)) and len(queries) == 2 and isinstance(queries[0], int)
-    if good:
-        start, stop = queries
-        good = start >= 0 and (stop is None or (isinstance(stop, int) and stop >= start))
-    if not good:
+    pair = queries if isinstance(queries, (tuple, list)) and len(queries) == 2 else (None, 0)
+    start, stop = whole(pair[0]), whole(pair[1])
+    ends = pair[1] is None or (stop is not None and start is not None and stop >= start)
+    if start is None or start < 0 or not ends:
         raise EditError(
             f"The queries of {name} are a range of tokens (start, stop), from 0, not {queries!r}."
         )
-    return queries[0], queries[1]
+    return start, stop
 
 
 def same_tower(head: Head, site: Site) -> bool:

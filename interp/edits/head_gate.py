@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.edits.checks import counts, real
 from interp.edits.head_edit import HeadEdit
 from interp.errors import EditError, HeadError
 from interp_hooks.edit import Scope
@@ -59,6 +60,8 @@ class HeadGate(HeadEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "keep", real(self.keep, "keep of head_gate"))
+        object.__setattr__(self, "shared", real(self.shared, "shared of head_gate"))
         if self.keep < 0 or (isinstance(self.keep, float) and self.keep > 1):
             raise EditError(
                 "head_gate keeps a number of heads (an int), or a share (0.0 to 1.0), not "
@@ -69,7 +72,7 @@ class HeadGate(HeadEdit):
                 f"The shared part of head_gate's heads is between 0 and 1, not {self.shared}."
             )
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+            object.__setattr__(self, "layers", counts(self.layers, "layers of head_gate"))
 
     def is_identity(self) -> bool:
         return (

@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from interp.edits.prompt_text import PromptText
 from interp.errors import EditError
+from interp_hooks.whole_numbers import quoted, whole
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -68,9 +70,11 @@ class Span:
                     f"not {self!r}."
                 )
             return
-        if not all(isinstance(p, int) and p >= 0 for p in (self.start, self.stop)):
+        for name in ("start", "stop"):
+            object.__setattr__(self, name, position(getattr(self, name)))
+        if self.start is None or self.stop is None:
             raise EditError(f"A span of keys is two positions, from 0, or a text, not {self!r}.")
-        if self.start > self.stop:  # type: ignore[operator]
+        if self.start > self.stop:
             raise EditError(f"A span of keys ends before it starts: {(self.start, self.stop)}.")
 
     @property
@@ -86,6 +90,12 @@ class Span:
         return f"Span({', '.join(map(repr, given))})"
 
 
+def position(value: Any) -> Any:
+    """A token's position as an int, from 0; None for what is none."""
+    number = whole(value)
+    return None if number is None or number < 0 else number
+
+
 def check(keys: KeySet) -> KeySet:
     """`keys` in its stored form (a word, `Span`, list or tensor). Raises `EditError` if it is none
     of the kinds."""
@@ -95,6 +105,8 @@ def check(keys: KeySet) -> KeySet:
         return keys.bool()
     if isinstance(keys, (Span, PromptText)):
         return keys
+    if isinstance(keys, np.ndarray):
+        keys = keys.tolist()
     if isinstance(keys, str):
         if keys in ("initial", "image"):
             return keys
@@ -105,14 +117,15 @@ def check(keys: KeySet) -> KeySet:
     if (
         isinstance(keys, str)
         or not isinstance(keys, Sequence)
-        or not all(isinstance(k, int) and k >= 0 for k in keys)
+        or any(position(k) is None for k in keys)
     ):
         raise EditError(
             'Keys are "initial", "image", a span (start, stop), in JSON "start:stop", a text of '
             'the prompt, Span("…"), in JSON "text:…", a list of positions, or a tensor, '
-            f"not {keys!r}."
+            f"not {quoted(keys)}."
         )
-    return Span(*keys) if isinstance(keys, tuple) and len(keys) == 2 else list(keys)
+    numbers = [position(k) for k in keys]
+    return Span(*numbers) if isinstance(keys, tuple) and len(keys) == 2 else numbers
 
 
 def names_text(keys: Any) -> bool:

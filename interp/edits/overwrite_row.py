@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits.checks import plain
 from interp.edits.head_edit import HeadEdit
 from interp.edits.keys import per_sample
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
@@ -88,7 +90,7 @@ class OverwriteRow(HeadEdit):
             if keys != weights and len({*keys, *weights}) > 1:
                 raise EditError("overwrite_row needs as many weights as keys, in each sample.")
         if self.query is not None:
-            query = self.query.tolist() if isinstance(self.query, torch.Tensor) else self.query
+            query = plain(self.query)
             if not (
                 _position(query)
                 or (isinstance(query, Sequence) and query and all(map(_position, query)))
@@ -204,15 +206,15 @@ def _finite(value: Any) -> bool:
 
 def _rows(given: Any, good: Any, what: str) -> list[Any]:
     """A list of numbers, or a list of such lists. Raises `EditError`."""
-    plain = given.tolist() if isinstance(given, torch.Tensor) else given
-    rows = isinstance(plain, Sequence) and not isinstance(plain, str)
-    if rows and all(map(good, plain)):
-        return list(plain)
+    values = plain(given)
+    rows = isinstance(values, Sequence) and not isinstance(values, str)
+    if rows and all(map(good, values)):
+        return list(values)
     if rows and all(
-        isinstance(r, Sequence) and not isinstance(r, str) and all(map(good, r)) for r in plain
+        isinstance(r, Sequence) and not isinstance(r, str) and all(map(good, r)) for r in values
     ):
-        return [list(r) for r in plain]
-    raise EditError(f"{what}, in a list for all samples or a list for each, not {str(plain)[:80]}.")
+        return [list(r) for r in values]
+    raise EditError(f"{what}, in a list for all samples or a list for each, not {quoted(values)}.")
 
 
 def _listed(rows: list[Any]) -> list[list[Any]]:

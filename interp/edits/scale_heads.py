@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.edits.head_edit import HeadEdit
+from interp.edits.head_edit import SCOPES, HeadEdit
 from interp.edits.values import Number, fixed, head_values, vector
+from interp.errors import EditError
 from interp_hooks.edit import Scope
-from interp_hooks.heads import Head
+from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -24,8 +25,9 @@ class ScaleHeads(HeadEdit):
     γ = 1 is the identity and leaves the model's own path untouched.
 
     Args:
-        gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``; tensors of one
-            number take gradients.
+        gains: head → γ, heads in any spelling, e.g. ``{"L5H1": 0.0, (3, 2): 1.5}``; or heads alone,
+            ``ScaleHeads(["L5H1", (3, 2)], 0.0)``. Tensors of one number take gradients.
+        factor: γ of all the heads, where `gains` names heads alone.
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
@@ -34,7 +36,8 @@ class ScaleHeads(HeadEdit):
         change made-up objects no more than 16 random ones.
 
     Raises:
-        EditError: a gain that is not finite, or a head named twice.
+        EditError: a gain that is not finite, a head named twice, heads without a factor, or a
+            factor beside gains.
 
     Example:
         >>> ids = torch.arange(8)[None]
@@ -46,7 +49,8 @@ class ScaleHeads(HeadEdit):
         True
     """
 
-    gains: InitVar[Mapping[Any, Number]]
+    gains: InitVar[Any]
+    factor: InitVar[Any] = None
     scope: Scope = "all"
     queries: tuple[int, int | None] | None = None
     heads: tuple[Head, ...] = field(init=False)
@@ -54,8 +58,13 @@ class ScaleHeads(HeadEdit):
 
     name = "scale_heads"
 
-    def __post_init__(self, gains: Mapping[Any, Number]) -> None:  # type: ignore[override]
-        by_head = head_values(dict(gains), "Each gain of scale_heads")
+    def __post_init__(self, gains: Any, factor: Any) -> None:  # type: ignore[override]
+        if isinstance(factor, str) and factor in SCOPES:  # the scope stood second once
+            if not isinstance(self.scope, str):
+                object.__setattr__(self, "queries", self.scope)
+            object.__setattr__(self, "scope", factor)
+            factor = None
+        by_head = head_values(_by_head(gains, factor), "Each gain of scale_heads")
         object.__setattr__(self, "heads", tuple(by_head))
         object.__setattr__(self, "values", tuple(by_head.values()))
         super().__post_init__()
@@ -79,6 +88,29 @@ class ScaleHeads(HeadEdit):
             scope=self.scope,
             queries=None if self.queries is None else list(self.queries),
         )
+
+
+def _by_head(gains: Any, factor: Any) -> Mapping[Any, Number]:
+    """Head → gain, of a mapping or of heads and one factor. Raises `EditError`, `HeadError`."""
+    if isinstance(gains, Mapping):
+        if factor is not None:
+            raise EditError(
+                f"scale_heads takes gains head by head, or heads and a factor, not the factor "
+                f"{factor!r} beside gains."
+            )
+        return gains
+    if gains is None:
+        raise EditError(
+            'scale_heads needs its heads: {"L5H1": 0.0}, or ScaleHeads(["L5H1"], 0.0); all of a '
+            "model are model.heads."
+        )
+    heads = parse_heads(gains)
+    if factor is None:
+        raise EditError(
+            "scale_heads needs a factor for a list of heads, like "
+            f"ScaleHeads([{', '.join(repr(str(h)) for h in heads[:2]) or repr('L5H1')}], 0.0)."
+        )
+    return dict.fromkeys(heads, factor)
 
 
 def scale(z: torch.Tensor, gains: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:

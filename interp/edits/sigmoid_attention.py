@@ -59,6 +59,8 @@ class SigmoidAttention(HeadEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "bias", self._number("bias"))
+        object.__setattr__(self, "length", self._count("length"))
         if self.bias is not None and self.length is not None:
             raise EditError("sigmoid_attention takes bias or length, not both.")
         if self.bias is not None and not math.isfinite(self.bias):

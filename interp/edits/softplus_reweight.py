@@ -57,6 +57,7 @@ class SoftplusReweight(HeadEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "power", self._number("power"))
         if self.power is not None and not 1 <= self.power < float("inf"):
             raise EditError(f"The power of softplus_reweight is 1 or more, not {self.power}.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +11,7 @@ from interp.edits.head_edit import HeadEdit
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
+from interp_hooks.whole_numbers import quoted, whole
 from interp_kernels import Mask, visible
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class Streaming(HeadEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self.name, self.sink, self.recent)
+        sink, recent = check_sizes(self.name, self.sink, self.recent)
+        object.__setattr__(self, "sink", sink)
+        object.__setattr__(self, "recent", recent)
 
     def check_model(self, model: Model) -> None:
         super().check_model(model)
@@ -81,13 +84,16 @@ class Streaming(HeadEdit):
         return f"streaming: a mask of {self.sink} first and {self.recent} recent tokens"
 
 
-def check_sizes(name: str, sink: int, recent: int) -> None:
-    """Raise `EditError` unless they are whole numbers that leave something to see."""
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (sink, recent))
-    if not (whole and 0 <= sink < LARGEST and 1 <= recent < LARGEST):
+def check_sizes(name: str, sink: Any, recent: Any) -> tuple[int, int]:
+    """(sink, recent) as Python's numbers. Raise `EditError` unless they are whole and leave
+    something to see."""
+    first, last = whole(sink), whole(recent)
+    if first is None or last is None or not (0 <= first < LARGEST and 1 <= last < LARGEST):
         raise EditError(
-            f"{name} takes sink tokens from 0 and recent tokens from 1 up, not {sink} and {recent}."
+            f"{name} takes sink tokens from 0 and recent tokens from 1 up, not {quoted(sink)} and "
+            f"{quoted(recent)}."
         )
+    return first, last
 
 
 def open_ended(call: AttentionCall) -> bool:

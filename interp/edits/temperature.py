@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits.checks import real
 from interp.edits.keys import query_positions
 from interp.edits.values import ValueEdit
 from interp.errors import EditError
@@ -75,6 +76,7 @@ class Temperature(ValueEdit):
             raise EditError(f"τ of temperature is above 0, not {self.tau}.")
         if self.rule not in (None, "ssa"):
             raise EditError(f'The rule of temperature is "ssa" or none, not {self.rule!r}.')
+        object.__setattr__(self, "beta", real(self.beta, "β of temperature"))
         if not math.isfinite(self.beta):
             raise EditError(f"β of temperature must be finite, got {self.beta}.")
 

@@ -13,6 +13,7 @@ from interp.edits.head_edit import HeadEdit, same_tower
 from interp.errors import EditError
 from interp_hooks.call import Site
 from interp_hooks.heads import Head
+from interp_hooks.whole_numbers import quoted
 
 Number = Any  # a float, or a tensor of one number
 
@@ -27,7 +28,12 @@ def number(value: Number, what: str) -> Number:
             )
         plain = value.item()
     else:
-        plain = value = float(value)
+        try:
+            plain = value = float(value if not isinstance(value, str) else "no number")
+        except (TypeError, ValueError):
+            raise EditError(
+                f"{what} is a number, or a tensor of one, not {quoted(value)}."
+            ) from None
     if not math.isfinite(plain):
         raise EditError(f"{what} must be finite, got {plain}.")
     return value

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits.checks import count, counts, real
 from interp.edits.head_edit import HeadEdit
 from interp.edits.keys import (
     KeySet,
@@ -105,18 +106,23 @@ class VAR(HeadEdit):
     tau: float | None = None
     rho: float | None = None
     image_mass: float = 0.2
-    preset: str = "paper"
+    preset: str | None = "paper"
     dims: Any = "auto"
     last_layer: bool | None = None
     heads: tuple[Head, ...] | None = None
     scope: Scope = "all"
 
     name = "var"
+    presets = {
+        "paper": {"rho": 0.8, "last_layer": False},
+        "code": {"rho": 0.5, "last_layer": True},
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.preset not in ("paper", "code"):
-            raise EditError(f"The presets of var are paper and code, not {self.preset!r}.")
+        if self.preset is None:
+            object.__setattr__(self, "preset", "paper")
+        usual = self.preset_settings(self.preset)
         if self.image is None:
             raise EditError('var needs image=: "image", (start, stop), or a (batch, slots) tensor.')
         has_sinks = self.text_sinks is not None or self.visual_sinks is not None
@@ -132,22 +138,22 @@ class VAR(HeadEdit):
         if self.dims is not None and self.dims != "auto":
             if has_sinks:
                 raise EditError("var takes the sink tokens, or dims to search for them, not both.")
-            object.__setattr__(self, "dims", tuple(int(d) for d in self.dims))
+            object.__setattr__(self, "dims", counts(self.dims, "dims of var"))
             if not self.dims or min(self.dims) < 0:
                 raise EditError(
                     f"dims of var are numbers of the residual stream, from 0, not {self.dims}."
                 )
+        object.__setattr__(self, "tau", self._number("tau"))
         if self.tau is not None and not self.tau > 0:
             raise EditError(f"τ of var is above 0, not {self.tau}.")
         object.__setattr__(self, "image", check(self.image))
         for name in ("text_sinks", "visual_sinks"):
             object.__setattr__(self, name, _by_layer(getattr(self, name)))
-        code = self.preset == "code"
-        if self.rho is None:
-            object.__setattr__(self, "rho", 0.5 if code else 0.8)
-        if self.last_layer is None:
-            object.__setattr__(self, "last_layer", code)
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         for name in ("p", "rho", "image_mass"):
+            object.__setattr__(self, name, real(getattr(self, name), f"{name} of var"))
             if not 0 <= getattr(self, name) <= 1:
                 raise EditError(f"{name} of var is between 0 and 1, not {getattr(self, name)}.")
         self._check_inside()
@@ -313,5 +319,11 @@ class BoundVAR(BoundEdit[VAR]):
 def _by_layer(keys: Any) -> Any:
     """A set of keys, {layer: set}, or None, in stored form."""
     if isinstance(keys, Mapping):
-        return {int(layer): check(one) for layer, one in keys.items()}
+        return {_layer(layer): check(one) for layer, one in keys.items()}
     return None if keys is None else check(keys)
+
+
+def _layer(written: Any) -> int:
+    """A layer's number; JSON has it as text. Raises `EditError`."""
+    digits = isinstance(written, str) and written.isdecimal()
+    return int(written) if digits else count(written, "A layer of var's sinks")

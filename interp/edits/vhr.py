@@ -15,6 +15,7 @@ from interp.edits.values import Number, fixed, number, vector
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
@@ -84,6 +85,11 @@ class VHR(HeadEdit):
                 )
             object.__setattr__(self, "heads", self.select(divergence, text_activation, layers))
         if self.selected is not None:
+            if not isinstance(self.selected, torch.Tensor):
+                raise EditError(
+                    "selected of vhr is a tensor (batch, layers, heads) of heads, not "
+                    f"{quoted(self.selected)}."
+                )
             if self.selected.ndim != 3:
                 raise EditError(
                     f"selected of vhr is (batch, layers, heads), not {tuple(self.selected.shape)}."

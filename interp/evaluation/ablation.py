@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from interp.edits.ablate import Ablate
 from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
+from interp.support.html import block, listed
+from interp.support.progress import Shown, reporting
 from interp.support.statistics import Interval, bootstrap
 from interp.tasks.answers import judge
 from interp.tasks.floor import check_floor
@@ -48,7 +50,24 @@ class Ablation:
     frame: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
+    def _repr_html_(self) -> str:
+        rows: list[list[Any]] = [
+            ["untouched", self.baseline, "", ""],
+            ["ablated", self.ablated, self.difference, self.heads],
+        ]
+        if self.control is not None:
+            random = [*self.control_heads]
+            rows.append(["control: random heads", self.control, self.control_difference, random])
+        return block(
+            f"Ablation of {listed(self.heads)}",
+            f"accuracy on {self.baseline.n} instances of {self.task}",
+            headings=["", "accuracy", "change", "heads"],
+            rows=rows,
+            notes=["95 % intervals in brackets.", *self.notes],
+        )
 
+
+@reporting("Ablating")
 def ablate(
     model: Any,
     heads: str | Iterable[Any],
@@ -57,7 +76,7 @@ def ablate(
     n: int = 64,
     seed: int = 0,
     avoid: Sequence[Head] = (),
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Shown = None,
     *,
     format: str | None = None,
     force: bool = False,
@@ -75,7 +94,7 @@ def ablate(
         n: problems.
         seed: of the problems and of the control.
         avoid: heads that are no control either.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the untouched model can't do the task.
 

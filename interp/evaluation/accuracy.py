@@ -14,12 +14,14 @@ from interp.errors import InputError
 from interp.evaluation.loss import past
 from interp.inputs.context import check_context, extrapolation
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
+from interp.support.checked import whole_number
 from interp.support.provenance import provenance
 from interp.tasks.answers import judge
 from interp.tasks.floor import check_floor
 from interp.tasks.posing import Posed, pose
 from interp.tasks.task import Instance, Task
 from interp_hooks.edit import Edit
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -41,8 +43,14 @@ def sample(
     `format`: None for a named task's best ("auto") and a task object's own. Raises `InputError`,
     `ContextError`.
     """
+    n = whole_number(n, "n, the number of instances,")
     if n < 1:
         raise InputError("An evaluation needs at least one instance; use n ≥ 1.")
+    if not isinstance(task, str | Task):
+        raise InputError(
+            "A task is given by its name (interp.tasks.names() lists them), a file, or as a task "
+            f"object, not {quoted(task)}."
+        )
     chosen = tasks.get(task) if isinstance(task, str) else task
     limit = model.max_context
     if context is not None:

@@ -12,11 +12,15 @@ from interp.evaluation.accuracy import accuracy
 from interp.evaluation.loss import continuation_loss, rows_for_loss
 from interp.evaluation.shots import Shots
 from interp.inputs.context import check_context
-from interp.inputs.text import check_seed, read_text
+from interp.inputs.text import check_seed
+from interp.inputs.text import content as text_of
 from interp.results.evaluation import Evaluation
+from interp.support.checked import whole_number
+from interp.support.progress import Shown, reporting
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Task
-from interp_hooks.edit import Edit
+from interp_hooks.edit import Edit, edits_of
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp_hooks.model import HookedModel
@@ -28,13 +32,14 @@ Progress = Callable[[int, int, str], None]
 PREFIX = "lm_eval:"
 
 
+@reporting("Evaluating")
 def evaluate(
     model: Any,
     task: str | Task | None = None,
     edits: Sequence[Edit] = (),
     n: int = 64,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Shown = None,
     *,
     metric: str | None = None,
     context: int | None = None,
@@ -61,14 +66,14 @@ def evaluate(
             by step.
         n: problems.
         seed: of the problems.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
         metric: None for the task's own; "loss": mean next-token loss of the second half of rows of
             text given the first (`continuation_loss`), rows of the task's solved problems or,
             without task, of `text` or generated prose; a metric of the harness's task.
         context: tokens of every needle prompt or row of text. If not given: needles of a quarter, a
             half and the whole of 1024 or the model's limit; rows of 512.
         extrapolate: allow a context past the model's positions; the record says so.
-        text: a text file for the loss.
+        text: a text for the loss, or a `Path` to one.
         limit: another name of `n`, the harness's.
         include_path: a folder of the harness's tasks (YAML).
         format: of the prompts ("bare", "lead", "few-shot", "chat", for niah "paper"); if not given,
@@ -94,7 +99,8 @@ def evaluate(
     from interp.loading import load
 
     check_seed(seed)
-    n = n if limit is None else limit
+    n = whole_number(n if limit is None else limit, "n, the number of problems,")
+    context = None if context is None else whole_number(context, "The context")
     harness = isinstance(task, str) and task.startswith(PREFIX)
     _check_options(task, metric, text, include_path, harness)
     if format is not None and (harness or metric == "loss"):
@@ -108,7 +114,7 @@ def evaluate(
             "tasks as lm_eval:NAME, or give format=."
         )
     edits = _given(edits)
-    content = read_text(text) if text is not None else None
+    content = text_of(text) if text is not None else None
     if isinstance(task, str) and harness:
         from interp.evaluation import lm_eval
 
@@ -157,13 +163,14 @@ def evaluate(
 
 def _given(edits: Any) -> list[Edit]:
     """Edits as a list. Raises `EditError` for what is none."""
-    items = [edits] if isinstance(edits, Edit) else edits
-    if isinstance(items, (str, Path)) or not all(isinstance(e, Edit) for e in items):
-        raise EditError(
-            "Edits are objects of interp.edits; interp.edits.load reads a file, from_json a "
-            "dictionary."
-        )
-    return list(items)
+    items = edits_of(edits)
+    for live in items:
+        if not isinstance(live, Edit):
+            raise EditError(
+                f"{quoted(live)} is for one block of one model; an evaluation takes objects of "
+                "interp.edits."
+            )
+    return items
 
 
 def _bound(model: HookedModel, edits: Sequence[Edit]) -> HookedModel:

@@ -9,6 +9,7 @@ follows through the cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from interp.errors import InputError
 from interp.inputs.batches import rows_of
 from interp.inputs.context import check_context, extrapolation
 from interp.inputs.forward import forward
-from interp.inputs.text import rows_of_text
+from interp.inputs.text import content, rows_of_text
 from interp.inputs.tokenizer import Text
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
+from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
 from interp.tasks.task import Task
 from interp_hooks.logits import logits_of
@@ -34,15 +36,16 @@ METRIC = "loss, nats a token"
 CHUNK = 512
 
 
+@reporting("Measuring the loss")
 def continuation_loss(
     model: HookedModel,
-    texts: Sequence[str] | Sequence[Sequence[int]],
+    texts: str | Path | Sequence[str | Path | Sequence[int]],
     edits: Sequence[Edit] = (),
     prompt_share: float = 0.5,
     seed: int = 0,
     steps: bool = True,
     extrapolate: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Shown = None,
     what: str = "texts",
 ) -> Evaluation:
     """Mean next-token loss on the continuation of each text, untouched and edited, with a paired
@@ -53,7 +56,7 @@ def continuation_loss(
     The mean is over texts, each counting once.
 
     Args:
-        texts: strings, or rows of token ids.
+        texts: texts, `Path`s to such, or rows of token ids; one text or `Path` alone, too.
         edits: applied left to right.
         steps: feed the continuation token by token, as generation does; False: in chunks, faster
             and the same for edits that do to a row what they would do to it alone (ZeroTuning, not
@@ -70,9 +73,13 @@ def continuation_loss(
 
     if not 0 < prompt_share < 1:
         raise InputError(f"The prompt's share of a text is between 0 and 1, not {prompt_share}.")
-    if not len(texts):
+    if not isinstance(texts, (str, Path)) and not len(texts):
         raise InputError("A loss needs at least one text.")
-    rows = [list(t) if not isinstance(t, str) else Text(model.tokenizer).prompt(t) for t in texts]
+    texts = [texts] if isinstance(texts, (str, Path)) else texts
+    rows = [
+        Text(model.tokenizer).prompt(content(t)) if isinstance(t, (str, Path)) else list(t)
+        for t in texts
+    ]
     if min(map(len, rows)) < 2:
         raise InputError("A text of fewer than two tokens has no continuation; give longer texts.")
     longest = max(map(len, rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +15,20 @@ from interp.errors import InputError
 from interp.inputs import english, language, source_code
 from interp.inputs.tokenizer import Text
 from interp.support.files import reason
+from interp_hooks.whole_numbers import quoted, whole
 
 if TYPE_CHECKING:
     import torch
 
     from interp_hooks.protocol import Model
+
+
+#: what people call files, or where they look for them; a text of one word may have a slash
+_NAMES_FILE = re.compile(
+    r"(\S+|.*[/\\].*)\.(txt|text|md|rst|csv|tsv|jsonl?|html?|xml|ya?ml|py|tex|log|pdf|docx?|gz)"
+    r"|(/|\./|\.\./|~/|[A-Za-z]:\\)\S+",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,11 @@ class Row:
     attention_mask: torch.Tensor | None = None
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: Any) -> None:
     """Raise `InputError` for a seed that no generator takes."""
-    if seed < 0:
-        raise InputError(f"A seed is a whole number, 0 or more, not {seed}.")
+    number = whole(seed)
+    if number is None or number < 0:
+        raise InputError(f"A seed is a whole number, 0 or more, not {quoted(seed)}.")
 
 
 def read_file(path: str | Path, what: str) -> str:
@@ -45,35 +56,66 @@ def read_file(path: str | Path, what: str) -> str:
         raise InputError(f"The {what} file {path} is not UTF-8 text.") from error
 
 
-def read_text(path: str | Path) -> str:
-    """A text file's content. Raises `InputError` when it is missing, not text, or empty."""
-    text = read_file(path, "text")
-    if not text.strip():
-        raise InputError(f"The text file {path} is empty; give a file with some text.")
-    return text
-
-
-def content(text: str | Path) -> str:
+def content(text: str | os.PathLike[str], what: str = "text") -> str:
     """A text itself, or what is in a file: of a `Path`, or of a string that names a file.
 
-    Raises `InputError` for an empty text, a file that can't be read, and a string that looks like
-    the name of a file which is not there.
+    Every `text=` and `haystack=` is read so.
+
+    Args:
+        text: the text, a `Path`, or the name of a file that is there.
+        what: what it is called in errors.
+
+    Raises:
+        InputError: no text and no path, an empty text, a file that can't be read, and a string that
+            looks like the name of a file which is not there ("notes.txt", "./notes").
+
+    Example:
+        >>> from pathlib import Path
+        >>> from interp.inputs.text import content
+        >>> _ = Path("notes.txt").write_text("the cat saw the dog")
+        >>> content(Path("notes.txt")) == content("notes.txt") == content("the cat saw the dog")
+        True
     """
-    if isinstance(text, Path):
-        return read_text(text)
+    file = file_of(text, what)
+    said = text if file is None else read_file(file, what)
+    assert isinstance(said, str)
+    if not said.strip():
+        begins = f"The {what}" if file is None else f"The {what} file {file}"
+        end = "some text, or a Path to a file" if file is None else "a file"
+        raise InputError(f"{begins} is empty; give {end} with some{' text' * (file is not None)}.")
+    return said
+
+
+def file_of(text: Any, what: str = "text") -> Path | None:
+    """The file that `text` is or names, see `content`; None for a text itself. Raises
+    `InputError`."""
+    if isinstance(text, os.PathLike):
+        return Path(text).expanduser()
     if not isinstance(text, str):
-        raise InputError(f"A text or a Path is needed, not {type(text).__name__}.")
-    if not text.strip():
-        raise InputError("The text is empty; give some text, or a Path to a file with some.")
-    if len(text) < 1000 and "\n" not in text:
-        try:
-            if Path(text).is_file():
-                return read_text(text)
-        except (OSError, ValueError):  # no name of a file
-            return text
-        if " " not in text and re.search(r"\.(txt|md|csv|json|jsonl|html|py|tex)$", text, re.I):
-            raise InputError(f"There is no text file {text}.")
-    return text
+        raise InputError(
+            f'{what}= takes a text, or a Path to a file of one, like Path("notes.txt"), and not '
+            f"{quoted(text)}."
+        )
+    if len(text) >= 1000 or "\n" in text or not text.strip():
+        return None
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, ValueError, RuntimeError):  # no name of a file
+        return None
+    if _NAMES_FILE.fullmatch(text):
+        raise InputError(
+            f"There is no {what} file {text}, so it can't be read; give one that is there, or the "
+            "text itself (one that only looks like a file, with a line break at its end)."
+        )
+    return None
+
+
+def named(text: str | os.PathLike[str]) -> str:
+    """A text as a record names it: by its file, or by its first words and its length."""
+    file = file_of(text)
+    return str(file) if file is not None else f"{str(text)[:40]!r}, {len(str(text)):,} characters"
 
 
 def rows_of_text(
@@ -141,12 +183,14 @@ def _joined(reader: Text, texts: Iterable[str], need: int) -> list[int]:
     )
 
 
-def text_rows(model: Model, path: Path, context: int, samples: int, seed: int) -> list[Row]:
-    """Rows of a text file, ready for `forward`.
+def text_rows(
+    model: Model, path: str | os.PathLike[str], context: int, samples: int, seed: int
+) -> list[Row]:
+    """Rows of a text, ready for `forward`.
 
     Args:
         model: the model; its tokenizer reads the text.
-        path: the file.
+        path: a text, or a `Path` to one.
         context: tokens of a row.
         samples: rows.
         seed: of where they start.
@@ -163,5 +207,5 @@ def text_rows(model: Model, path: Path, context: int, samples: int, seed: int) -
     """
     import torch
 
-    rows = rows_of_text(model.tokenizer, read_text(path), context, samples, seed)
+    rows = rows_of_text(model.tokenizer, content(path), context, samples, seed)
     return [Row(torch.tensor([r])) for r in rows]

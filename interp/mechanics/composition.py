@@ -60,7 +60,7 @@ def composition(model: Any, kinds: str = "qkv") -> pd.DataFrame:
     """
     from interp.loading import load
 
-    if not kinds or set(kinds) - set("qkv"):
+    if not kinds or not isinstance(kinds, str) or set(kinds) - set("qkv"):
         raise InputError(
             f"The kinds of composition are q, k and v, as in kinds='qk'; {kinds!r} is not that."
         )

@@ -14,11 +14,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from interp.errors import ModelError, OutputError
+from interp.errors import InputError, ModelError, OutputError
 from interp.models import cache, gguf
 from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS, Wheel
 from interp.support.files import reason
 from interp.support.progress import Progress, bar
+from interp_hooks.whole_numbers import quoted
 
 #: seconds that the hub has to say whether it is there
 PATIENCE = 5.0
@@ -52,6 +53,8 @@ def get(name: str, progress: bool = True) -> Path:
         >>> interp.models.get("llama").name
         'pocket_llama'
     """
+    if not isinstance(name, str):
+        raise InputError(f'A model is got by its name, like "llama", not {quoted(name)}.')
     name = SHORTCUTS[name][0] if name in SHORTCUTS else name
     if name in BUNDLED:
         return FOLDER / BUNDLED[name]

@@ -22,7 +22,8 @@ class Settings:
         images: a folder of pictures; None for rendered scenes.
         prompt: what is asked about each picture; None for the usual one.
         format: of needle prompts, as in `interp.tasks`; "auto": what the model understands best.
-        haystack: a text file that needles are hidden in; None for the English shipped here.
+        haystack: a text that needles are hidden in, or the name of its file; None for the English
+            shipped here.
         needle: a fact of one's own to hide, "The … is …".
         question: what asks for it; made of the needle if None.
         inputs: token ids of one's own as text rows; None for rows of text.

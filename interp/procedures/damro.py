@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from interp.errors import InputError
 from interp.procedures.branch import Branch, TwoBranches, prompt_of
+from interp.support.presets import settings_of
 from interp.vision.class_token import cls_attention
 from interp_hooks.huggingface.images import image_mask
 
@@ -38,9 +39,9 @@ class DAMRO(TwoBranches):
         layer: of the vision tower, the last as in the released code.
         outliers: (images, patches) bool, the patches that the second prediction sees in place of
             those that attention picks: for controls.
-        preset: "paper": attention head by head, summed; "code": one softmax of the full-width
-            product of queries and keys. The patches stay in reading order, at consecutive positions
-            (the code orders them by attention).
+        preset: "paper" (None): attention head by head, summed; "code": one softmax of the product
+            of queries and keys over the full width. The patches stay in reading order, at
+            consecutive positions (the code orders them by attention).
 
     Misleads:
         It needs a tower whose class token looks at patches. On smol-llava its outlier patches did
@@ -62,6 +63,10 @@ class DAMRO(TwoBranches):
     """
 
     name = "DAMRO"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"over": "heads"},
+        "code": {"over": "width"},
+    }
 
     def __init__(
         self,
@@ -71,22 +76,19 @@ class DAMRO(TwoBranches):
         k: int = 10,
         beta: float = 0.1,
         layer: int = -1,
-        preset: str = "paper",
+        preset: str | None = None,
         outliers: torch.Tensor | None = None,
     ):
         from interp.loading import load
 
-        if preset not in ("paper", "code"):
-            raise InputError(f"The presets of DAMRO are paper and code, not {preset!r}.")
+        over = settings_of("procedure DAMRO", preset or "paper", self.presets)["over"]
         if alpha < 0 or k < 1:
             raise InputError(f"DAMRO needs α from 0 up and k from 1 up, not {alpha} and {k}.")
         hooked = load(model)
         super().__init__(hooked, beta)
         self.alpha = alpha
         ids, mask, more = prompt_of(hooked, inputs, self.name)
-        patches = cls_attention(
-            hooked, inputs, (layer,), "width" if preset == "code" else "heads", self.name
-        )
+        patches = cls_attention(hooked, inputs, (layer,), over, self.name)
         attention = patches.attention[layer]  # (images, patches)
         if k > attention.shape[1]:
             raise InputError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from interp.results.places import Place, index_of, noun
+from interp.support.checked import whole_number
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -234,6 +235,7 @@ class Outlined(NamedTuple):
 def to_outline(table: HeadTable, score: str, top: int, tower: str, kind: str) -> Outlined:
     """The strongest `top` that reach the score's threshold; without a threshold the strongest
     `top`, but those at a hundredth of the strongest, which are not worth pointing at."""
+    top = whole_number(top, "top, the number of heads that are outlined,")
     about, ranking = table.about(score), table.ranking(score, None, tower, kind)
     if about.threshold is None:
         least = 0.01 * max((abs(value) for _, value, _ in ranking[:top]), default=0.0)

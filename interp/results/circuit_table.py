@@ -18,6 +18,7 @@ from interp.errors import OutputError
 from interp.results.head_table import About, HeadTable
 from interp.results.places import Place
 from interp.support import typed
+from interp.support.checked import path
 from interp.support.files import write_atomic
 from interp.support.json_text import parse
 from interp.support.statistics import Interval
@@ -194,7 +195,7 @@ class CircuitTable(HeadTable):
         Raises:
             OutputError: as `HeadTable.load`.
         """
-        source = Path(folder)
+        source = path(folder, "A saved circuit")
         if not (source / HEAD).is_file():
             raise OutputError(
                 f"There is no circuit in {source} ({HEAD} is missing); `interp circuit --out "

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import OutputError
 from interp.support import typed
+from interp.support.checked import path
 from interp.support.files import check_writable, write_atomic
+from interp.support.html import block
 from interp.support.json_text import parse
 from interp.support.statistics import Interval, McNemar, bootstrap, mcnemar
 
@@ -115,6 +117,20 @@ class Evaluation:
         more = {name: asdict(value) for name, value in self.more.items()}
         return {**summary, "more": more, "notes": list(self.notes), "provenance": self.provenance}
 
+    def _repr_html_(self) -> str:
+        about = f"{self.metric}, {self.baseline.n} instances of {self.task}"
+        columns = ["untouched", "edited", "change"][: 1 if self.edited is None else 3]
+        rows: list[list[Any]] = [[self.metric, self.baseline, self.edited, self.difference]]
+        rows += [[name, c.baseline, c.edited, c.difference] for name, c in self.more.items()]
+        test = [] if self.mcnemar is None else [f"McNemar, exact: {self.mcnemar}"]
+        return block(
+            str(self.provenance.get("model") or "Evaluation"),
+            about,
+            headings=["", *columns],
+            rows=[row[: len(columns) + 1] for row in rows],
+            notes=["95 % intervals in brackets.", *test, *self.notes],
+        )
+
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
         """What `save` wrote, read back.
@@ -124,7 +140,7 @@ class Evaluation:
         """
         import pandas as pd
 
-        source = Path(folder)
+        source = path(folder, "A saved evaluation")
         try:
             content = parse((source / HEAD).read_text(encoding="utf-8"))
             table = (source / ROWS).read_bytes()

@@ -20,10 +20,12 @@ import pandas as pd
 from interp.errors import HeadError, InputError, UnknownNameError
 from interp.results import head_table_files
 from interp.results.about import About as About
+from interp.results.by_head import ByHead
 from interp.results.frame import KEYS, checked, is_companion
 from interp.results.measured import Measured
 from interp.results.overlay import PictureOverlay
 from interp.results.places import KVHead, Layer, Place, column, parse, place, places
+from interp.support.checked import path, whole_number
 from interp.support.jsonable import jsonable
 from interp_hooks.heads import Head
 
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class HeadTable:
+class HeadTable(ByHead):
     """Scores of all heads of a model.
+
+    `table["induction"]` is a score's (layers, heads), `table["L5H1"]` a head's scores; a loop gives
+    the heads, `len` their number, and `in` tells of scores and heads.
 
     Args:
         frame: a row a head: `tower`, `kind`, `layer`, `head`, `kv_head`, then a float column a
@@ -117,11 +122,6 @@ class HeadTable:
         panels = set(zip(measured["tower"], measured["kind"], strict=True))
         return [p for p in pairs if p in panels] or pairs
 
-    def __getitem__(self, score: str) -> np.ma.MaskedArray:
-        """(layers, heads), masked where not measured. Models of several towers: `matrix(score,
-        tower=...)`."""
-        return self.matrix(score)
-
     def matrix(self, score: str, tower: str = "", kind: str | None = None) -> np.ma.MaskedArray:
         """(layers, heads) of a score in one tower, masked where not measured.
 
@@ -198,6 +198,7 @@ class HeadTable:
             >>> head in atlas.top("previous_token", 1), bool(value == atlas["previous_token"].max())
             (True, True)
         """
+        k = None if k is None else whole_number(k, "k, the number of heads,")
         if k is not None and k < 0:
             raise InputError(f"The number of top heads can't be negative, and {k} was asked for.")
         grain = self.about(score).grain
@@ -384,7 +385,7 @@ class HeadTable:
             "scores": {s: jsonable(asdict(self.about(s))) for s in self.scores},
             "overlays": [o.to_json() for o in self.overlays],
         }
-        return head_table_files.save(Path(folder), self.frame, said)
+        return head_table_files.save(path(folder, "The folder to save in"), self.frame, said)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -397,7 +398,7 @@ class HeadTable:
             >>> interp.Atlas.load(atlas.save("scan")).scores
             ['previous_token']
         """
-        return cls(*head_table_files.load(Path(folder)))
+        return cls(*head_table_files.load(path(folder, "A saved scan")))
 
     def _check(self, score: str) -> None:
         if score in self.scores:

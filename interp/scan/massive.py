@@ -12,9 +12,11 @@ import torch
 
 from interp.errors import InputError
 from interp.inputs.forward import forward
-from interp.inputs.text import read_text
+from interp.inputs.text import check_seed
+from interp.inputs.text import content as text_of
 from interp.probes.settings import Settings
 from interp.results.massive import COLUMNS, MassiveActivations, typed
+from interp.support.checked import number, whole_number
 from interp.support.provenance import provenance
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def massive_activations(
         context: tokens of a text.
         samples: how many texts.
         seed: of the texts.
-        text: a text file to cut them from.
+        text: a text to cut them from, or a `Path` to one.
         inputs: token ids of your own, (rows, tokens), instead of texts.
         least, ratio: the thresholds.
 
@@ -67,10 +69,18 @@ def massive_activations(
     from interp.loading import load
 
     hooked, own = load(model), own_rows(inputs)
-    content = read_text(text) if text is not None else None
+    content = text_of(text) if text is not None else None
     if own is not None:
         context, samples = max(map(len, own)), len(own)
-    settings = Settings(context, samples, seed, content, inputs=own)
+    check_seed(seed)
+    settings = Settings(
+        whole_number(context, "The context"),
+        whole_number(samples, "samples, the number of texts,"),
+        seed,
+        content,
+        inputs=own,
+    )
+    least, ratio = number(least, "least"), number(ratio, "ratio")
     return massive_of(hooked, settings, least, ratio)
 
 

@@ -13,6 +13,7 @@ from interp.atlas import REPORT_SECONDS
 from interp.errors import ContextError, InputError, TapError
 from interp.inputs.context import check_context
 from interp.inputs.pace import LONG, Pace, PicturePace
+from interp.inputs.text import named
 from interp.probes import catalogue as probes
 from interp.probes.image import image_batch
 from interp.probes.needle import settled
@@ -185,7 +186,7 @@ class Plan:
 
     def _settings(self) -> dict[str, Any]:
         values = {
-            k: v
+            k: named(v) if k == "haystack" and v is not None else v
             for k, v in asdict(self.settings).items()
             if k not in ("seed", "text", "inputs")
             and not (k == "context" and self._pictures_alone)

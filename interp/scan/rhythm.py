@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp.errors import InputError
 from interp.inputs.forward import forward
+from interp.inputs.text import content
 from interp.inputs.tokenizer import Text
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
@@ -20,7 +22,7 @@ SHARE, WINDOW, NEAR, FAR = 0.3, 10, 10, 50
 
 
 @torch.no_grad()
-def rhythm(model: Any, text: str) -> pd.DataFrame:
+def rhythm(model: Any, text: str | Path) -> pd.DataFrame:
     """WAAD and FAI of each token of a text: the rhythm of local and of global heads.
 
     Heads are ranked by mean attended distance; the lowest 30 % are local, the highest 30 % global,
@@ -30,7 +32,7 @@ def rhythm(model: Any, text: str) -> pd.DataFrame:
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
-        text: the text.
+        text: a text, or a `Path` to one.
 
     Returns:
         A row a token: `token`, `waad` (tokens) and `fai`.
@@ -46,10 +48,14 @@ def rhythm(model: Any, text: str) -> pd.DataFrame:
 
     from interp.loading import load
 
+    short = "The text has fewer than two tokens; give a longer one."
+    if isinstance(text, str) and not text.strip():
+        raise InputError(short)
+    written = content(text)
     hooked = load(model)
-    ids = Text(hooked.tokenizer).prompt(text)
+    ids = Text(hooked.tokenizer).prompt(written)
     if len(ids) < 2:
-        raise InputError("The text has fewer than two tokens; give a longer one.")
+        raise InputError(short)
     layers: list[LayerStats] = []
     names = frozenset({"distance", "capped_distance"})
     question = Question(names, received={"future": Received(band=(NEAR, FAR))}, cap=WINDOW)

@@ -14,7 +14,8 @@ import torch
 
 from interp.errors import ActivationError, InputError, OutputError
 from interp.inputs.rows import own_rows
-from interp.inputs.text import read_file, read_text
+from interp.inputs.text import check_seed
+from interp.inputs.text import content as text_of
 from interp.probes import catalogue as probes
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
@@ -28,11 +29,12 @@ from interp.scan.pictures import check_drawn, drawn
 from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
+from interp.support.checked import whole_number
 from interp.support.checkpoints import Checkpoints, Record
 from interp.support.finished import check_replaceable, vacant
 from interp.support.memory import free, is_out_of_memory
 from interp.support.ownership import owned
-from interp.support.progress import Clock, bar
+from interp.support.progress import Clock, Shown, bar, reporting
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
 from interp.vision.prompts import needs_image_tokens, needs_images
@@ -96,8 +98,9 @@ class Scan(Plan):
         """`usual`, or a name beside it where another scan's result lies or another run works."""
         return vacant(usual, HEAD, self.record())
 
+    @reporting("Scanning")
     def run(
-        self, out: Path | None = None, progress: Progress | None = None, overwrite: bool = False
+        self, out: Path | None = None, progress: Shown = None, overwrite: bool = False
     ) -> Atlas:
         """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
 
@@ -378,14 +381,15 @@ def plan_scan(
             of texts.
         samples: rows or problems a probe.
         seed: of the rows and problems.
-        text: a text file to read instead of the generated prose.
+        text: a text to cut rows from, or a `Path` to one, instead of the English shipped here.
         extrapolate: allow a context beyond the model's positions.
         images: a folder of pictures for the image scores, instead of rendered scenes; the first
             `samples` by name.
         prompt: what is asked about each picture; by default "describe the picture :".
         format: of needle prompts, as in `interp.evaluate`; by default what the model understands
             best.
-        haystack: a text file to hide needles in, instead of the English shipped here.
+        haystack: a text to hide needles in, or a `Path` to one, instead of the English shipped
+            here.
         needle: a fact of your own to hide, "The … is …"; or with a bar where its answer begins.
         question: what asks for it; made of the needle if not given.
         inputs: token ids of your own instead of text, (rows, tokens) or a list of rows; a model
@@ -408,14 +412,15 @@ def plan_scan(
     """
     from interp.loading import load
 
+    check_seed(seed)
     selection = select(scores)  # names are checked before a model is loaded
     if not selection:
         raise InputError(
             "No score was named; use default, all, or names from `interp.scores.names()`."
         )
-    content = read_text(text) if text is not None else None
+    content = text_of(text) if text is not None else None
     if haystack is not None:
-        read_file(haystack, "haystack")
+        text_of(haystack, "haystack")
     if images is not None:
         files_in(images)
     if inputs is not None and text is not None:
@@ -446,8 +451,8 @@ def plan_scan(
         limit = hooked.max_context or DEFAULT_CONTEXT
         context = min(DEFAULT_CONTEXT, limit) if own is None else max(32, *map(len, own))
     settings = Settings(
-        context,
-        len(own) if own is not None else samples,
+        whole_number(context, "The context"),
+        len(own) if own is not None else whole_number(samples, "samples, the number of inputs,"),
         seed,
         content,
         None if images is None else str(images),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from interp.errors import InputError
 from interp.support.registry import Registry
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp.scores.score import Score
@@ -131,5 +133,10 @@ def asked_by_name(which: str | list[str]) -> set[str]:
 
 
 def _entries(which: str | list[str]) -> list[str]:
+    if not isinstance(which, str | Sequence) or not all(isinstance(e, str) for e in which):
+        raise InputError(
+            'Scores are named like "default", "all" or ["sink", "induction"], not '
+            f"{quoted(which)}; interp.scores.names() lists them."
+        )
     entries = which.split(",") if isinstance(which, str) else list(which)
     return [e.strip() for e in entries if e.strip()]

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from interp.support.html import block
+
 if TYPE_CHECKING:
     import torch
 
@@ -88,6 +90,22 @@ class Score(ABC):
 
     #: how well its strongest heads are drawn over a picture; 0: not at all
     drawn: ClassVar[int] = 0
+
+    def __repr__(self) -> str:
+        return f"<score {getattr(self, 'name', type(self).__name__)}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "formula": getattr(self, "formula", ""),
+            "unit": self.unit,
+            "counts from": self.threshold,
+            "such a head": self.role,
+            "one value a": {"kv_head": "key/value head"}.get(self.grain, self.grain),
+            "measured on": getattr(self, "probe", ""),
+            "from": getattr(self, "citation", ""),
+        }
+        name, reading = getattr(self, "name", type(self).__name__), getattr(self, "reading", "")
+        return block(getattr(self, "title", name), name, facts, notes=[reading])
 
     def at(self, tower: str) -> bool:
         """Whether heads of this tower have it, of those that the probe runs."""

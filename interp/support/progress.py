@@ -5,13 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from interp.errors import InputError
+from interp.support.notebook import NotebookBar, display_module
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 #: report(done, total, what)
 Progress = Callable[[int, int, str], None]
+#: what `progress=` takes: True for a bar, False or None for nothing, or a `Progress`
+Shown = Any
 
 
 @contextmanager
@@ -24,13 +32,56 @@ def bar(title: str, enabled: bool = True) -> Iterator[Progress | None]:
         yield report
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def reporting(title: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes the `progress=` of a function take True (a bar), False or None (nothing), or a function
+    (done, total, what); the function itself is given a function or None.
+
+    Raises `InputError`, when called, for anything else.
+    """
+
+    def made(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = signature(function)
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                given = parameters.bind(*args, **kwargs).arguments.get("progress")
+            except TypeError:  # Python's own sentence on arguments
+                return function(*args, **kwargs)
+            if given is None or (callable(given) and not isinstance(given, type)):
+                return function(*args, **kwargs)
+            if not isinstance(given, bool):
+                raise InputError(
+                    "progress= takes True, False, or a function (done, total, what), and not "
+                    f"{quoted(given)}."
+                )
+            bound = parameters.bind(*args, **kwargs)
+            with bar(title, given) as report:
+                bound.arguments["progress"] = report
+                return function(*bound.args, **bound.kwargs)
+
+        return run
+
+    return made
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
-    """One progress bar with the time left, on stderr; a line every tenth where stderr is not a
-    terminal.
+    """One progress bar with the time left: a widget in a notebook, else on stderr; a line every
+    tenth where stderr is not a terminal.
 
     Yields ``report(done, total, what)``.
     """
+    display = display_module()
+    if display is not None:
+        shown = NotebookBar(title, display)
+        yield shown
+        shown.close()  # after an error it stays, where the work stopped
+        return
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)

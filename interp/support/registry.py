@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from interp.errors import UnknownNameError
+from interp_hooks.whole_numbers import quoted
 
 T = TypeVar("T")
 
@@ -59,6 +60,11 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The entry called `name`. Raises `UnknownNameError` with the nearest names."""
+        if not isinstance(name, str):
+            raise UnknownNameError(
+                f"A {self.kind} is named by a text, not {quoted(name)}; there are: "
+                f"{', '.join(self.names())}."
+            )
         if name not in self._loaded:
             self._scan()
             if name not in self._paths:

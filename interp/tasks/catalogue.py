@@ -46,7 +46,7 @@ def get(name: str) -> Task:
         >>> interp.tasks.get("ioi").judge
         'top1'
     """
-    if not name.endswith(FILES):
+    if not isinstance(name, str) or not name.endswith(FILES):
         return registry.get(name)
     from interp.tasks.labelled import Labelled
     from interp.tasks.relations import Relation

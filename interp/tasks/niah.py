@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ import numpy as np
 
 from interp.errors import InputError
 from interp.inputs import english, language, lexicon
-from interp.inputs.text import read_file
+from interp.inputs.text import content
 from interp.inputs.tokenizer import Text
 from interp.tasks.needle import Needle, recall
 from interp.tasks.task import Instance, Task, choose
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     from interp.tasks.metric import Judge
@@ -48,8 +50,8 @@ class NeedleInAHaystack(Task):
         lengths: prompt-plus-answer lengths in tokens; instance i takes the i-th, in turn.
         depths: relative positions of the needle (0 start, 1 end), in turn within each length.
         words: words of the answer.
-        haystack: a text file to use instead of the natural English (generated prose for tokenizers
-            that don't know it); split at sentence ends.
+        haystack: a text to use, or a `Path` to one, instead of the natural English (generated prose
+            for tokenizers that don't know it); split at sentence ends.
         needle: a fact of one's own, "The … is …" or "lead | answer", in every haystack.
         question: what asks for it; made of the needle if not given.
         format: as in `Task`.
@@ -67,7 +69,7 @@ class NeedleInAHaystack(Task):
     lengths: tuple[int, ...] = (256, 512, 1024)
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     words: int = 4
-    haystack: str | None = None
+    haystack: str | os.PathLike[str] | None = None
     needle: str | None = None
     question: str | None = None
 
@@ -110,11 +112,11 @@ class NeedleInAHaystack(Task):
     def _sentences(self, text: Text, rng: np.random.Generator, tokens: int) -> list[str]:
         """At least `tokens` tokens of sentences."""
         if self.haystack is not None:
-            sentences = english.sentences(read_file(self.haystack, "haystack"))
+            sentences = english.sentences(content(self.haystack, "haystack"))
             if len(sentences) < 8:
                 raise InputError(
-                    f"The haystack file {self.haystack} has fewer than 8 sentences; give a longer "
-                    "text."
+                    f"The haystack {quoted(self.haystack)} has fewer than 8 sentences; give a "
+                    "longer text."
                 )
             start = int(rng.integers(len(sentences)))
             need = tokens + 8

@@ -19,7 +19,7 @@ import pandas as pd
 from interp.circuits.judging.agreement import curve_areas
 from interp.circuits.judging.alignment import scores_by_head
 from interp.circuits.methods.head_ablation import resampled_means
-from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, checked, from_task
 from interp.errors import InputError, OutputError
 from interp.evaluation.accuracy import sample
@@ -28,6 +28,7 @@ from interp.support import typed
 from interp.support.files import check_writable, write_atomic
 from interp.support.json_text import parse
 from interp.support.jsonable import jsonable
+from interp.support.progress import Shown, reporting
 from interp.support.provenance import inputs_hash, provenance
 from interp.support.statistics import Interval, bootstrap
 from interp_hooks.heads import Head
@@ -176,6 +177,7 @@ class Faithfulness:
         )
 
 
+@reporting("Measuring faithfulness")
 def faithfulness(
     model: Any,
     circuit: Any,
@@ -187,7 +189,7 @@ def faithfulness(
     sizes: Sequence[int | float] | None = None,
     orders: int = 3,
     column: str | None = None,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Faithfulness:
     """Faithfulness of a circuit: the metric with its k strongest heads kept, all others replaced.
 
@@ -206,7 +208,7 @@ def faithfulness(
             are always among them.
         orders: random orders that make the control; 0 for none.
         column: of a DataFrame, the column of the scores.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
 
     Returns:
         A `Faithfulness`: the curves over sizes, and the areas under them.

@@ -16,13 +16,14 @@ import torch
 from interp.circuits.methods.path_patching import check_main
 from interp.circuits.methods.path_stages import Stage, stages
 from interp.circuits.runs.ability import able
-from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.edits.overwrite_row import OverwriteRow
 from interp.errors import InputError
 from interp.inputs.text import check_seed
 from interp.inputs.tokenizer import pad_id
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
+from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
 from interp.tasks.answers import answer_logits, batches
 from interp_hooks.heads import Head, parse_heads
@@ -77,6 +78,7 @@ class Reuse:
         )
 
 
+@reporting("Measuring reuse")
 def reuse(
     model: Any,
     task_a: str | Task | Prompts = "ioi",
@@ -91,7 +93,7 @@ def reuse(
     least: float = 0.005,
     freeze_mlps: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Reuse:
     """The heads that two tasks share: their circuits by path patching, and the overlap by chance.
 
@@ -106,7 +108,7 @@ def reuse(
         share, at_least, depth, activations, least, freeze_mlps: see
             `interp.circuits.methods.path_stages.stages`; the paper takes 2 % a stage.
         force: go on where the model does no better than chance.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
 
     Returns:
         A `Reuse`: stages of both tasks head by head, the overlap, and p.
@@ -256,6 +258,7 @@ def wrong_tokens(instance: Instance) -> list[int]:
 
 
 @torch.no_grad()
+@reporting("Measuring reuse")
 def repair(
     model: Any,
     task: str | Task | Prompts,
@@ -267,7 +270,7 @@ def repair(
     *,
     edits: Sequence[Edit] = (),
     controls: int = 10,
-    progress: Progress | None = None,
+    progress: Shown = None,
 ) -> Repair:
     """Makes heads look at chosen tokens from the prompt's last position: is the task done better?
 
@@ -286,7 +289,7 @@ def repair(
         seed: of the prompts and of the controls.
         edits: active before and after, to repair a model that they break.
         controls: sets of random heads, other than `heads`, as many in each layer.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
 
     Returns:
         A `Repair`: accuracy before and after, and of the controls.

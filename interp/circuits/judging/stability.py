@@ -9,13 +9,15 @@ import numpy as np
 from interp.circuits.judging.agreement import Stability, stability
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Method
-from interp.circuits.runs.paired_runs import PairedRuns, Progress
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError
 from interp.inputs.text import check_seed
+from interp.support.progress import Shown, reporting
 from interp.tasks.task import Task
 
 
+@reporting("Resampling")
 def resampled(
     model: Any,
     task: str | Task | Prompts,
@@ -24,7 +26,7 @@ def resampled(
     resamples: int = 100,
     n: int = 128,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Shown = None,
     **settings: Any,
 ) -> Stability:
     """Stability of a circuit: mean Jaccard overlap of its k strongest heads over resamples.
@@ -36,7 +38,7 @@ def resampled(
         model, task, method, n, seed, settings: as in `find`.
         k: how many heads.
         resamples: of the prompts, at least two.
-        progress: told (done, total, what).
+        progress: True for a bar with the time left, or a function (done, total, what).
 
     Returns:
         A `Stability`: the mean overlap over all pairs, and its 2.5 % and 97.5 % quantiles.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InputError
+from interp.support.presets import settings_of
 from interp.support.settings import SettingsRecord
 
 if TYPE_CHECKING:
@@ -74,12 +75,7 @@ class Method(SettingsRecord, ABC):
     def make(cls, preset: str | None = None, **settings: Any) -> Method:
         """The method with a preset's settings and these on top. Raises `InputError` for names that
         it doesn't have."""
-        values: dict[str, Any] = {}
-        if preset is not None:
-            if preset not in cls.presets:
-                there = ", ".join(cls.presets) or "none"
-                raise InputError(f"The method {cls.name} has no preset {preset!r}; it has {there}.")
-            values.update(cls.presets[preset])
+        values = settings_of(f"method {cls.name}", preset, cls.presets)
         for name in settings:
             if name not in cls.settings():
                 names = ", ".join(cls.settings()) or "none"
