@@ -83,7 +83,7 @@ def test_the_card_is_what_was_measured() -> None:
     assert abilities["captions, usual"]["object F1"]["n"] == 1000
 
 
-@pytest.mark.parametrize("script", [vision_gates, vision_table])
+@pytest.mark.parametrize("script", [vision_gates, vision_heads, vision_table])
 def test_tables_in_the_docs_are_the_committed_results(script: Any) -> None:
     name = Path(script.__file__).with_suffix(".json").name
     result = json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
