@@ -34,27 +34,25 @@ Guard = Literal["bh", "none"]
 @dataclass(frozen=True)
 class HeadFilter(Method):
     """ACT (Yu et al., ICML 2024, arXiv 2406.15765) is tried in one (layer, head) at a time, and the
-        heads are kept whose accuracy rises over the untouched model; where it stays, whose mean margin
-        rises.
+    heads are kept whose accuracy rises over the untouched model; where it stays, whose mean margin
+    rises.
 
-        With hundreds of heads some rise by chance, so with `guard="bh"` a head is kept only if its
-        p-value passes Benjamini–Hochberg at `level`: twice the smaller one of McNemar's test on right
-        answers and a sign test that also counts larger margins where right or wrong stays, paired and
-        one-sided both. "none" is the paper's rule. Heads without a sink in any prompt are not tried:
-        ACT changes nothing there.
+    With hundreds of heads some rise by chance, so with `guard="bh"` a head is kept only if its
+    p-value passes Benjamini–Hochberg at `level`: twice the smaller one of McNemar's test on right
+    answers and a sign test that also counts larger margins where right or wrong stays, paired and
+    one-sided both. "none" is the paper's rule. Heads without a sink in any prompt are not tried:
+    ACT changes nothing there.
 
-        Args:
-            beta, alpha, threshold: of `ACT`. layers: None for all (the paper left out the first two and
-                the last).
+    Args:
+        beta, alpha, threshold: of `ACT`. layers: None for all (the paper left out the first two and
+            the last).
 
-    <<<<<<< HEAD
-        Misleads:
-            With hundreds of heads some rise by chance. Calibrated on 32 texts it gained nothing on
-            SmolLM2's held-out ones (−.01), and needles fell by .19.
-    =======
-        Presets: "paper" keeps every head that helps (`guard="none"`); "code" too, with the released
-        code's absolute threshold 0.1.
-    >>>>>>> habits
+    Misleads:
+        With hundreds of heads some rise by chance. Calibrated on 32 texts it gained nothing on
+        SmolLM2's held-out ones (−.01), and needles fell by .19.
+
+    Presets: "paper" keeps every head that helps (`guard="none"`); "code" too, with the released
+    code's absolute threshold 0.1.
     """
 
     beta: float = 0.4

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 class Direction(NamedTuple):
-    """One direction: its share of ‖W_OV‖², and ids of tokens, the strongest first."""
+    """One direction: its share of ‖W_OV‖², and ids of tokens, the strongest first.
+
+    Example:
+        >>> first = interp.mechanics.ov_directions(model, k=1, tokens=3)["L0H0"][0]
+        >>> len(first.reads), len(first.promotes)
+        (3, 3)
+    """
 
     share: float
     reads: list[int]

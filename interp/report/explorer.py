@@ -28,9 +28,9 @@ def data(table: HeadTable, cards: Mapping[str, Card]) -> dict[str, Any]:
         for tower, layer, head in zip(frame["tower"], frame["layer"], frame["head"], strict=True)
     ]
     heads = [
-        [number_of[t, k], int(layer), int(head)]
-        for t, k, layer, head in zip(
-            frame["tower"], frame["kind"], frame["layer"], frame["head"], strict=True
+        [number_of[t, k], int(layer), int(head), int(kv)]
+        for t, k, layer, head, kv in zip(
+            *(frame[c] for c in ("tower", "kind", "layer", "head", "kv_head")), strict=True
         )
     ]
     kept = {name: for_page(card) for name, card in cards.items()}

@@ -226,7 +226,7 @@ def test_a_disk_that_fails_at_each_file_in_turn(
         failing.update(after=10**9)
         assert scan(model).run(folder).frame.equals(wanted)
         assert interp.Atlas.load(folder).frame.equals(wanted)
-        assert names(folder) == ["atlas.json", "atlas.parquet"]
+        assert names(folder) == ["atlas.json", "atlas.parquet", "evidence.json"]
 
 
 # --- memory
@@ -274,7 +274,7 @@ def test_the_missing_score_alone_is_measured_later(
     atlas = scan(model).run(tmp_path / "out")
     assert atlas.frame.induction.notna().all() and "missing" not in atlas.provenance
     assert not [note for note in atlas.notes if "did not fit" in note]
-    assert names(tmp_path / "out") == ["atlas.json", "atlas.parquet"]
+    assert names(tmp_path / "out") == ["atlas.json", "atlas.parquet", "evidence.json"]
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_scan_knows_the_grain_and_the_samples(
     assert again.about("value_drain").grain == "kv_head"
     assert again.ranking("residual_peak") == atlas.ranking("residual_peak")
     page = atlas.report(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Strongest layers" in page and "Strongest key/value heads" in page
+    assert '"grain":"layer"' in page and '"grain":"key/value head"' in page
     assert "3 samples" in page and "L0KV" in page
 
 
@@ -161,5 +161,5 @@ def test_what_is_no_place_is_said() -> None:
     with pytest.raises(InputError, match="grain"):
         About("Bad", grain="token")
     wrong: Any = atlas.top("peak", 1)
-    with pytest.raises(HeadError, match="is not a head"):
+    with pytest.raises(HeadError, match="is no single query head"):
         interp.edits.ScaleHeads(dict.fromkeys(wrong, 0.0))

@@ -96,6 +96,10 @@
     }
   };
   const draw = () => maps.forEach(draw_map);
+  // what a value belongs to: a head, or its key/value head or layer
+  const place = (s, row) => s.grain === "layer" ? names[row].replace(/H\d+$/, "")
+    : s.grain === "key/value head" && heads[row][3] >= 0
+      ? names[row].replace(/H\d+$/, `KV${heads[row][3]}`) : names[row];
   const said = (s, row) => s.values[row] === null ? "not measured"
     : `${shown(s.values[row], 3)}${s.errors && s.errors[row] ? ` ± ${shown(s.errors[row], 3)}` : ""}`
       + `${s.unit ? ` ${s.unit}` : ""}`;
@@ -112,7 +116,7 @@
     for (const m of maps) {
       const at = row >= 0 && heads[row][0] === m.panel ? row : state.row;
       m.note.textContent = at >= 0 && heads[at][0] === m.panel
-        ? `${names[at]} ${shown(m.s.values[at])}` : m.rest;
+        ? `${place(m.s, at)} ${shown(m.s.values[at])}` : m.rest;
       m.note.title = at >= 0 && heads[at][0] === m.panel ? said(m.s, at) : "";
     }
     draw();
@@ -135,12 +139,12 @@
       canvas.tabIndex = 0;
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label",
-        `${s.title} by layer (down) and head (across); highest: ${names[best]} `
+        `${s.title} by layer (down) and head (across); highest: ${place(s, best)} `
         + `${said(s, best)}. Arrow keys choose a head.`);
       const size = Math.max(2, Math.min(14, 300 / grid.layers));
       canvas.style.height = `${Math.round(size * grid.layers)}px`;
       const m = {canvas, s, grid, panel, note,
-        rest: `${names[best]} ${shown(s.values[best])}`};
+        rest: `${place(s, best)} ${shown(s.values[best])}`};
       note.textContent = m.rest;
       canvas.addEventListener("pointermove", (e) => hover(row_at(m, e)));
       canvas.addEventListener("pointerleave", () => hover(-1));
