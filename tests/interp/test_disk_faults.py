@@ -131,7 +131,7 @@ def test_a_damaged_store_gives_the_same_numbers(
     assert atlas.frame.equals(whole)
     said = [note for note in atlas.notes if "damaged" in note or "did not fit" in note]
     assert len(said) == (damage != "gone" or file.name == "fingerprint.json")
-    assert names(tmp_path) == ["atlas.json", "atlas.parquet"]
+    assert names(tmp_path) == ["atlas.json", "atlas.parquet", "evidence.json"]
 
 
 # --- other runs' pieces and results
