@@ -74,7 +74,7 @@ class Card:
     Example:
         >>> card = atlas.card("L0H2")
         >>> card.roles[0].name, card.standings[0].rank
-        ('previous-token head', 1)
+        ('previous-token head', 2)
     """
 
     model: str
