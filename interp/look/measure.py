@@ -204,9 +204,12 @@ def _view(
     try:
         with model.edit(*edits), watched:
             forward(model, ids, keep=1)
-    except _Seen:
-        pass
-    return gather.view()
+    except _Seen:  # what was asked for is here
+        return gather.view()
+    raise TapError(
+        f"{model.name} ran without calling the attention of layer {site.layer}, so nothing is there "
+        "to see; try another layer."
+    )
 
 
 def _output_weights(model: HookedModel, site: Site, head: int) -> torch.Tensor | None:
