@@ -207,8 +207,8 @@ def _view(
     except _Seen:  # what was asked for is here
         return gather.view()
     raise TapError(
-        f"{model.name} ran without calling the attention of layer {site.layer}, so nothing is there "
-        "to see; try another layer."
+        f"{model.name} ran without calling the attention of layer {site.layer}, so there is "
+        "nothing to see; try another layer."
     )
 
 
