@@ -510,8 +510,13 @@ WHAT = ["sink", "induction", "dormancy", "value_drain", "importance"]
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 4, 6])
 def test_interrupted_scan_resumes(
-    worded: Worded, forwards: Forwards, tmp_path: Path, stop_after: int
+    worded: Worded,
+    forwards: Forwards,
+    tmp_path: Path,
+    stop_after: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Plan, "_gathers_evidence", False)  # runs of its own, at the end
     model = worded("llama")[0]
 
     def plan() -> Any:

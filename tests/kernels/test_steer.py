@@ -314,6 +314,21 @@ def test_vendor_scattered_equals_reference(data: Any) -> None:
     assert_same(got, *reference_of(q, k, v, kwargs), 1e-9)
 
 
+def test_listed_keys_seen_from_beyond_the_last_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a sample has fewer listed keys than another, its list ends in places that stand for no
+    key; a query after the last key sees none of them."""
+    monkeypatch.setattr(streaming, "_FEW_ROWS", 0)
+    monkeypatch.setattr(scattered, "_LISTED", 1)
+    q, k, v = (torch.randn(2, 1, n, 3, dtype=torch.float64) for n in (2, 6, 6))
+    keys = torch.tensor([[False] * 4 + [True] * 2, [False] * 3 + [True] * 3])
+    labels = torch.zeros(1, 1, 6, dtype=torch.long)
+    steer = Steer(labels=labels, rule=Rule(torch.tensor([[1.9]], dtype=torch.float64)))
+    kwargs = {"mask": Mask(q_start=6, keys=keys), "scale": 0.2, "steer": steer}
+    assert choose(q, k, v, **kwargs).plan is not None
+    got = streaming_attention(q, k, v, **kwargs)
+    assert_same(got, *reference_of(q, k, v, kwargs), 1e-9)
+
+
 @examples(150)
 @given(st.data())
 def test_renormalising_rules_are_a_bias_where_the_lse_is_not_read(data: Any) -> None:

@@ -110,25 +110,22 @@ def listed(call: Call, columns: Tensor) -> tuple[Tensor, Tensor]:
     lse = torch.full((batch, heads, lq), -torch.inf, dtype=dtype, device=q.device)
     earliest, latest = columns.amin((0, 1)), columns.amax((0, 1))  # (n,) sorted
     rows = max(32, min(_ROWS, _BUDGET // (batch * heads * n)))
-    limit = (
-        torch.arange(lq, device=q.device) + (vis.mask.q_start - vis.mask.k_start)
-        if vis.mask.causal
-        else None
-    )
+    # The last key that each row sees: never `lk`, which stands for no key.
+    limit = torch.full((lq,), lk - 1, device=q.device)
+    if vis.mask.causal:
+        limit = torch.arange(lq, device=q.device) + (vis.mask.q_start - vis.mask.k_start)
+        limit = limit.clamp_max(lk - 1)
     for r0 in range(0, lq, rows):
         r1 = min(r0 + rows, lq)
-        last = lk - 1 if limit is None else int(limit[r1 - 1])
-        width = int(torch.searchsorted(earliest, last, right=True))
+        width = int(torch.searchsorted(earliest, limit[r1 - 1], right=True))
         if not width:
             continue
         queries = q[:, :, r0:r1].to(dtype).reshape(batch, stacks, -1, d)
         s = (queries @ keys[..., :width]).view(batch, heads, r1 - r0, width)
-        upto = lk - 1 if limit is None else limit[r0:r1, None].clamp_max(lk - 1)
-        all_see = int(
-            torch.searchsorted(latest, last if limit is None else int(limit[r0]), right=True)
-        )
+        all_see = int(torch.searchsorted(latest, limit[r0], right=True))
         if all_see < width:
-            s[..., all_see:].masked_fill_(columns[:, :, None, all_see:width] > upto, INVISIBLE)
+            beyond = columns[:, :, None, all_see:width] > limit[r0:r1, None]
+            s[..., all_see:].masked_fill_(beyond, INVISIBLE)
         top = s.amax(-1, keepdim=True).clamp_min_(FLOOR)
         p = s.sub_(top).exp2_()
         total = p.sum(-1, keepdim=True)
