@@ -1,3 +1,5 @@
+from .benching.bench import Bench as Bench
+from .benching.bench import bench as bench
 from .circuit import Circuit as Circuit
 from .finding import find as find
 from .judging import reuse as reuse

@@ -68,6 +68,17 @@ class Method(SettingsRecord, ABC):
         """How the score is read with these settings."""
         return self.reading
 
+    def shuffles(self) -> tuple[str, ...]:
+        """What is shuffled in the prompts as this method's control: some of "labels", "pairs" and
+        "sides" (`interp.circuits.benching.shuffling`). Shuffled pairs change nothing where a head
+        is replaced by a mean or by 0."""
+        twinless = getattr(self, "mode", "") in ("mean", "zero", "optimal")
+        return ("labels",) if twinless else ("labels", "pairs")
+
+    def twin(self) -> Method | None:
+        """The method with something of its own shuffled, where it has such a control."""
+        return None
+
     @abstractmethod
     def find(self, runs: PairedRuns) -> Found:
         """Score the heads of the runs' model on its prompts."""
