@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from interp.report import explorer, overlay_section, score_section, summary
 from interp.report.card import Card
 from interp.report.heatmap import DARK, LIGHT
-from interp.report.overlay_section import OverlaySection
 from interp.report.section import Section
 from interp.report.templating import asset, rendered
 
@@ -36,8 +35,7 @@ def render(
     all scores (of `shown`, where that is another table) with the cards of heads."""
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
-    parts: list[Section | OverlaySection] = [*sections, *overlays]
-    figures = {element: figure for s in parts for element, figure in s.figures.items()}
+    figures = {element: figure for s in sections for element, figure in s.figures.items()}
     return rendered(
         "page.html.j2",
         kind=kind,
@@ -49,6 +47,8 @@ def render(
         rows=summary.rows(atlas),
         hint=summary.hint(atlas),
         overlays=overlays,
+        pictures={o.element: o.data for o in overlays},
+        over=asset("overlay.js"),
         scores=[score_section.of(atlas, score) for score in atlas.scores],
         explorer=explorer.data(shown or atlas, cards),
         # how much each score was measured on stands in its section
