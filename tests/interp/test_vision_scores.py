@@ -210,7 +210,7 @@ def test_image_excess_is_what_an_even_head_would_not_give(llava: Pair) -> None:
 
 
 def test_an_even_head_does_not_look_at_the_image(llava: Pair) -> None:
-    """Its mass is large where a prompt is image tokens nearly alone, and is no reason for a role."""
+    """Its mass is large in a prompt of image tokens nearly alone, and is no reason for a role."""
     model, _ = llava
     batch = image_batch(model, with_images(model, DESCRIBE, [picture(0)]))
     q = model.module.model.language_model.layers[0].self_attn.q_proj.weight
