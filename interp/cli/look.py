@@ -58,6 +58,7 @@ def look(
     from interp.inputs.text import content
     from interp.support.files import check_writable
 
+    common.check_heads([head], model)
     content(text)  # a wrong one is told of before a model is loaded
     for file in (page, save):
         if file is not None:

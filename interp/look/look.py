@@ -103,10 +103,10 @@ class Look:
         """A row a token: where it looks most, how concentrated, and what it receives; of the run
         without edits.
 
-        `looks_at`, `at`, `weight`: the key with the largest weight, its place, its weight, the first
-        token among them, where most heads rest. `past_first`, `past_first_at`, `past_first_weight`:
-        the same of the keys after the first; "", −1 and NaN where there is none. `first`: the weight
-        on the first token. `entropy`: in nats. `received`: the mean weight that it gets from the
+        `looks_at`, `at`, `weight`: the key with the largest weight, its place, its weight; often
+        the first token, where heads rest. `past_first`, `past_first_at`, `past_first_weight`: the
+        same of the keys after the first; "", −1 and NaN where there is none. `first`: the weight on
+        the first token. `entropy`: in nats. `received`: the mean weight that it gets from the
         tokens which see it.
 
         Example:
