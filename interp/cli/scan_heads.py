@@ -210,6 +210,8 @@ def scan_heads(
 
 def show(atlas: Atlas, folder: Path, page: Path) -> None:
     """The strongest heads of every score, what to mind, and where everything is."""
+    from interp.report.card import cards, opening
+
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
     console.print(common.top_table(atlas, console.width))
@@ -220,19 +222,12 @@ def show(atlas: Atlas, folder: Path, page: Path) -> None:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
     console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
-    best = most_roles(atlas)
+    best = None if atlas.evidence is None else opening(cards(atlas, atlas.evidence))
     if best is not None:
-        note(f"What one head does, and where in the texts: interp show {folder} --head {best}")
-
-
-def most_roles(atlas: Atlas) -> str | None:
-    """The head with the most roles, whose card is worth a look; None where nothing is kept."""
-    from interp.report.card import cards
-
-    if atlas.evidence is None:
-        return None
-    all_cards = cards(atlas, atlas.evidence)
-    return max(all_cards, key=lambda name: len(all_cards[name].roles), default=None)
+        note(
+            f"What one head does ({best[1]}), and where in the texts: interp show {folder} --head "
+            f"{best[0]}"
+        )
 
 
 def show_plan(plan: Any, name: str) -> None:
