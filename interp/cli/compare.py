@@ -50,7 +50,11 @@ def compare(
     import interp
 
     a, b = _read(first, shape), _read(second, shape)
-    both = tuple(f"{atlas.model} ({path})" for atlas, path in ((a, first), (b, second)))
+    short = first.resolve().name != second.resolve().name
+    both = tuple(
+        f"{atlas.model} ({path.resolve().name if short else path})"
+        for atlas, path in ((a, first), (b, second))
+    )
     compared = interp.compare(a, b, score, k=k, group=group, seed=seed)
     if as_json:
         notes = [compared.attrs.get("inputs"), *dict.fromkeys([*a.notes, *b.notes])]

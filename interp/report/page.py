@@ -35,6 +35,7 @@ def render(
     all scores (of `shown`, where that is another table) with the cards of heads."""
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
+    two = any(s.anchor == "comparison" for s in sections)
     # a comparison has three maps of each score: in both scans, and the change
     walked = explorer.data(shown or atlas, cards, 0 if shown is None else 3)
     figures = {element: figure for s in sections for element, figure in s.figures.items()}
@@ -43,7 +44,9 @@ def render(
         kind=kind,
         title=title,
         atlas=atlas,
-        facts=_facts(atlas),
+        # of two atlases the comparison says it of both
+        facts={} if two else _facts(atlas),
+        notes=[] if two else atlas.notes,
         first=[s for s in sections if not s.after],
         after=[s for s in sections if s.after],
         rows=summary.rows(atlas),
