@@ -311,7 +311,8 @@ def test_walking_through_the_page(
     assert said[0] == "5"  # sink ×2, entropy, third-party ×2; retrieval has none
     assert said[1:3] == ["true", "true"]
     assert said[3].startswith("text.L3H2") and said[4].startswith("text.L3H3")
-    best, worst = (atlas.frame.sink.idxmax(), atlas.frame.sink.idxmin())
+    own = atlas.frame.sink[atlas.frame.tower == "text"]  # the tower of the head that was clicked
+    best, worst = own.idxmax(), own.idxmin()
     for line, row in ((said[5], best), (said[6], worst)):
         at = atlas.frame.loc[row]
         assert line.startswith(f"{at.tower}.L{at.layer}H{at['head']}")

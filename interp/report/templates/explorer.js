@@ -423,6 +423,7 @@
     state.hover = -2;
     hover(-1);
     card();
+    if (heads[row][0] !== state.panel) show_panel(heads[row][0]);
     for (const tr of $("heads-body").rows) tr.className = +tr.dataset.row === row ? "chosen" : "";
   };
   for (const button of document.querySelectorAll("button[data-head]"))
