@@ -185,6 +185,7 @@ def scan_heads(
         words=words,
     )
     show_plan(plan, loaded.name)
+    note(of_pictures(plan, images))
     if plan.seconds > ASK_FROM_SECONDS and not yes:
         agree(plan.seconds)
     folder = target
@@ -232,7 +233,8 @@ def show(atlas: Atlas, folder: Path, page: Path) -> None:
 
 def show_plan(plan: Any, name: str) -> None:
     """What will be measured, how, and what it costs; on stderr, for it is not a result."""
-    table = common.table("probe", "measured", "passes", right=("passes",), title=f"Plan for {name}")
+    size = "tokens × samples"
+    table = common.table("probe", "measured", size, right=(size,), title=f"Plan for {name}")
     for probe, measured, passes in plan.rows:
         table.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
     common.err().print(table)
@@ -242,6 +244,14 @@ def show_plan(plan: Any, name: str) -> None:
         else f"{max(1, round(plan.gigabytes * 1000))} MB"
     )
     note(f"About {common.duration(plan.seconds)} and {size} of memory.")
+
+
+def of_pictures(plan: Any, images: Path | None) -> str | None:
+    """How to leave the text out, where pictures were given and texts are read too."""
+    if images is None or not any(not s.needs_images for s in plan.scores):
+        return None
+    names = ",".join(s.name for s in plan.scores if s.needs_images)
+    return f"Texts and needles are read too; for the pictures alone: --scores {names}"
 
 
 def agree(seconds: float) -> None:

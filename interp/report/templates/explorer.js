@@ -16,7 +16,7 @@
     const size = Math.abs(x), least = 10 ** -digits;
     if (size === 0) return "0";
     if (size < least) return `${x > 0 ? "<" : ">−"}${least}`;
-    return (size < 10 ? x.toFixed(digits) : size < 100 ? x.toFixed(1) : x.toFixed(0))
+    return (size < 10 ? x.toFixed(digits) : size < 100 ? x.toFixed(1) : Math.round(x).toLocaleString("en"))
       .replace("-", "−");
   };
 
