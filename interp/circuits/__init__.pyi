@@ -1,5 +1,6 @@
 from .benching.bench import Bench as Bench
 from .benching.bench import bench as bench
+from .benching.controls.catalogue import controls as controls
 from .circuit import Circuit as Circuit
 from .finding import find as find
 from .judging import reuse as reuse

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.circuits.benching.controls.catalogue import registry as controls_registry
+from interp.circuits.benching.controls.catalogue import controls as registry
 from interp.circuits.benching.shuffling import shuffled
 from interp.circuits.finding import find
 from interp.circuits.judging.agreement import evaluate
@@ -211,7 +211,7 @@ def bench(
              for t in truths}  # fmt: skip
     prompts = from_task(hooked, task, n, seed)
     rows: list[dict[str, Any]] = []
-    naive = controls_registry.names() if controls is None else list(controls)
+    naive = registry.names() if controls is None else list(controls)
     total = len(wanted) + len(naive)
     for done, (label, method) in enumerate([*wanted.items(), *((c, c) for c in naive)]):
         if progress is not None:
@@ -241,8 +241,8 @@ def _labelled(methods: Any) -> dict[str, str | Method]:
 
 
 def _method(method: str | Method) -> Method:
-    if isinstance(method, str) and method in controls_registry.names():
-        return controls_registry.get(method).make()
+    if isinstance(method, str) and method in registry.names():
+        return registry.get(method).make()
     return as_method(method, None, {})
 
 
@@ -313,6 +313,6 @@ def _rows(
                 "gain_low": low,
                 "gain_high": high,
                 "beats": low > 0,
-            }  # fmt: skip
+            }
         )
     return rows
