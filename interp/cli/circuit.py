@@ -36,7 +36,7 @@ from interp.tasks import catalogue as tasks
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
     from interp.circuits.judging.agreement import Agreement
-    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.judging.curves import Faithfulness
     from interp.circuits.known.truth import Truth
 
 FOLDER = Path("interp-circuits")

@@ -14,7 +14,7 @@ from interp.report.section import Section, plotable
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.judging.curves import Faithfulness
     from interp.circuits.known.truth import Truth
     from interp.results.circuit_table import CircuitTable, Ranked
 
@@ -201,14 +201,15 @@ def _faithful(found: Faithfulness) -> Section:
     plot.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
     plot.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
     content = plotable(plot)
+    random = "" if found.random_cpr is None else f"{found.random_cpr:.3f}"
     values = {
         "facts": {
             "CPR": f"{found.cpr:.3f}",
-            "CPR, random heads": "" if found.random_cpr is None else f"{found.random_cpr:.3f}",
+            f"CPR, random {found.of}": random,
             "CMD": f"{found.cmd:.3f}",
-            "Heads replaced by": found.mode,
+            f"{found.of.capitalize()} replaced by": found.mode,
             "Margin, whole model": str(found.full),
-            "Margin, no heads": str(found.empty),
+            f"Margin, no {found.of}": str(found.empty),
         },
         "notes": found.notes,
         "height": content["layout"]["height"],
