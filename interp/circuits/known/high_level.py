@@ -153,9 +153,7 @@ class IndirectObject(Program):
         answer = (share[:, 2:] + share[:, :1] / 2) * both[0] + (
             share[:, 1:2] + share[:, :1] / 2
         ) * both[1]
-        return dict(
-            duplicate=duplicate, inhibited=inhibited, answer=given.get("answer", answer)
-        )
+        return dict(duplicate=duplicate, inhibited=inhibited, answer=given.get("answer", answer))
 
     def rivals(self, ids: np.ndarray) -> np.ndarray:
         two = self._one_hot(ids[:, self.first]) + self._one_hot(ids[:, self.second])

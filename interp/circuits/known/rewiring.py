@@ -55,7 +55,8 @@ class Wires:
     def edges(self, mask: torch.Tensor) -> list[tuple[str, str, str]]:
         """The (sender, receiver, part) of a mask (receivers, senders)."""
         return [
-            (self.senders[u], *self.receivers[r]) for r, u in (mask & self.allowed).nonzero().tolist()
+            (self.senders[u], *self.receivers[r])
+            for r, u in (mask & self.allowed).nonzero().tolist()
         ]
 
 
