@@ -82,9 +82,9 @@ def _wired(task: Any, seed: int) -> Planted:
     wiring.distract()
     shared = getattr(task, "shared", False)
     prompts = torch.tensor([task.draw(rng) for _ in range(32)])
-    for _ in range(2):
-        wiring.level(wiring.build(superposed if shared else None), prompts)
-    module = wiring.build()
+    module = wiring.build(superposed if shared else None)
+    for _ in range(3):  # heads outside read each other
+        wiring.level(module, prompts)
     varying, constant = wiring.edges()
     notes = (f"Heads outside attend and write as strongly ({len(wiring.others)} of them).",)
     if shared:

@@ -99,13 +99,13 @@ def _movers(
 
 @dataclass(frozen=True)
 class Superposed(Harder):
-    """Features share dimensions (162 in 144): everything reads a little of everything else."""
+    """Features share dimensions (200 in 192): everything reads a little of everything else."""
 
     name = "superposed"
     summary = "indirect object, with more features than dimensions"
-    heads: ClassVar[int] = 6
+    heads: ClassVar[int] = 8
     d_head: ClassVar[int] = 24
-    junk: ClassVar[int] = 90
+    junk: ClassVar[int] = 126
     shared: ClassVar[bool] = True
 
     def _answer(self, w: Wiring, mover: int, last: int) -> None:

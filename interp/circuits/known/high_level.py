@@ -115,13 +115,16 @@ class IndirectObject(Program):
         return self._said(ids, who, rng)
 
     def corrupted(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The name that was said again becomes a third one."""
-        found = ids.copy()
-        for row in found:
-            place = next(p for p in self.later if 1 <= row[p] <= len(PEOPLE))
-            others = set(range(1, len(PEOPLE) + 1)) - {int(row[self.first]), int(row[self.second])}
-            row[place] = rng.choice(sorted(others))
-        return found
+        """Three other names, none said twice: nothing is determined (ABC, in Wang et al.)."""
+        found = self._said(self._frame(len(ids), rng), np.full(len(ids), 2), rng)
+        theirs = ids[:, None, [self.first, self.second]]
+        while True:
+            new = found[:, [self.first, self.second]]
+            same = np.flatnonzero((new[:, :, None] == theirs).any((1, 2)))
+            if not len(same):
+                return found
+            again = self._frame(len(same), rng)
+            found[same] = self._said(again, np.full(len(same), 2), rng)
 
     def asked(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """One of the two is always said again."""

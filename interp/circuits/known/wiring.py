@@ -2,8 +2,8 @@
 neurons that combine them, and heads beside them that do nothing.
 
 The stream is a sum of named blocks of features, each feature a direction. A head of a program
-matches some blocks at the query with some at the key, and moves blocks of what it finds to others;
-the layer norm is switched off exactly (its ε is so large that it multiplies by 1), so that a program
+matches some blocks at the query with some at the key, and moves blocks of what it finds to others.
+The layer norm is switched off exactly (its ε is so large that it multiplies by 1), so a program
 runs as it is written. Edges follow from the blocks: u → v is one where v reads what u writes.
 
 Heads outside the program are drawn at random with the sizes of those inside, or are *twins*: they
@@ -88,7 +88,6 @@ class Wiring:
         self.reads: dict[tuple[End, str], set[str]] = {}
         self.writes: dict[End, set[str]] = {"input": {*CONSTANT, "token"}}
         self.roles: dict[Head, str] = {}
-        self._frame: tuple[np.ndarray, np.ndarray] | None = None
 
     # --- the program
     # ------------------------------------------------------------------------------------------
@@ -212,24 +211,24 @@ class Wiring:
     @torch.no_grad()
     def level(self, module: Any, ids: torch.Tensor) -> None:
         """Makes the heads outside write as strongly, on these prompts, as the program's on
-        average: scales their W_O."""
+        average: scales their W_O in `module`."""
         wrote = rewired(module, ids)[1][1:].norm(dim=-1).mean((1, 2))  # all but the input
         heads = wrote.unflatten(0, (self.size.layers, self.size.heads + 1))[:, :-1]
         norms = heads.double().numpy()
         target = np.mean([norms[h.layer, h.head] for h in self.roles])
         for head in self.others:
-            self.out[head.layer, head.head] *= target / norms[head.layer, head.head]
+            W_O = module.transformer.h[head.layer].attn.c_proj.weight
+            rows = W_O.unflatten(0, (self.size.heads, -1))[head.head]
+            rows *= target / norms[head.layer, head.head]
 
     @torch.no_grad()
     def build(self, frame: Frame | None = None) -> Any:
-        """The GPT-2, on the frame of the first call. `frame`: (features, width, rng) → how features are written (width, features)
+        """The GPT-2. `frame`: (features, width, rng) → how features are written (width, features)
         and read (width, features); by default a coordinate each."""
         import transformers as hf
 
         size, width = self.size, self.size.heads * self.size.d_head
-        if self._frame is None:
-            self._frame = (frame or coordinates)(self.n, width, self.rng)
-        write, read = self._frame
+        write, read = (frame or coordinates)(self.n, width, self.rng)
         inner = max(sum(len(b) for _, b, _ in rows) for rows in self._neurons.values())
         config = hf.GPT2Config(
             vocab_size=self.vocabulary,
@@ -260,7 +259,7 @@ class Wiring:
         _fill(core.wpe.weight, places @ write.T)
         _fill(model.lm_head.weight, self._unembed.T @ read.T)
         for layer, block in enumerate(core.h):
-            qkv = np.einsum("wf,hpfd->wphd", read, self.qkv[layer])
+            qkv = np.tensordot(read, self.qkv[layer], (1, 2)).transpose(0, 2, 1, 3)
             _fill(block.attn.c_attn.weight, qkv.reshape(width, 3 * width))
             _fill(block.attn.c_proj.weight, self.out[layer].reshape(width, self.n) @ write.T)
             start = 0
