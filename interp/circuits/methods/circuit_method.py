@@ -58,8 +58,14 @@ class Method(SettingsRecord, ABC):
     summary: ClassVar[str]
     #: how the score is read, one sentence
     reading: ClassVar[str]
+    #: how the signed effect is read, where there is one
+    effect_reading: ClassVar[str] = (
+        "What the metric loses without the head: above 0 it works for the right answer, below 0 "
+        "against it."
+    )
     formula: ClassVar[str]
     citation: ClassVar[str]
+    #: of score and effect; "metric" for that of the task's metric
     unit: ClassVar[str] = ""
     #: settings under a name: {"paper": {"features": 200}}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _HERE = "interp.circuits.benching.controls"
 
-registry: Registry[type[Method]] = Registry(
+controls: Registry[type[Method]] = Registry(
     "circuit control",
     "interp.circuit_controls",
     {
