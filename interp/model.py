@@ -158,9 +158,12 @@ class Model(HookedModel):
             raise InputError(_NO_INPUT.format(quoted(args[0])))
         if texts is None:
             return super().generate(**inputs)
-        if chat and not isinstance(texts, str):  # answered one by one, as templates do not pad
+        if not chat:
+            prompt = self.tokens(texts)
+        elif isinstance(texts, str):
+            prompt = chat_inputs(self, texts)
+        else:  # answered one by one, as templates do not pad
             return [self.generate(t, *args[1:], chat=True, **inputs) for t in texts]
-        prompt = chat_inputs(self, texts) if chat else self.tokens(texts)
         usual: dict[str, Any] = dict(do_sample=False)
         if "max_length" not in inputs:
             usual["max_new_tokens"] = 64

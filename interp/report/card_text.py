@@ -8,8 +8,54 @@ from typing import TYPE_CHECKING
 from interp.report.heatmap import number
 
 if TYPE_CHECKING:
-    from interp.report.card import Card, Standing
-    from interp.results.evidence import Partner, Passage, Writes
+    from typing import Protocol
+
+    from interp.results.evidence import HeadEvidence, Partner, Passage, Writes
+
+    class Standing(Protocol):
+        """What is said of a score: `card.Standing`."""
+
+        @property
+        def title(self) -> str: ...
+        @property
+        def unit(self) -> str: ...
+        @property
+        def value(self) -> float: ...
+        @property
+        def error(self) -> float | None: ...
+        @property
+        def place(self) -> str: ...
+        @property
+        def percentile(self) -> float: ...
+        @property
+        def threshold(self) -> float | None: ...
+
+    class Role(Protocol):
+        """What a head is called: `card.Role`."""
+
+        @property
+        def name(self) -> str: ...
+        @property
+        def reason(self) -> str: ...
+
+    class Card(Protocol):
+        """What is said of a head: `card.Card`, which this module does not import."""
+
+        @property
+        def head(self) -> str: ...
+        @property
+        def model(self) -> str: ...
+        @property
+        def kv_head(self) -> tuple[int, int] | None: ...
+        @property
+        def roles(self) -> Sequence[Role]: ...
+        @property
+        def extremes(self) -> Sequence[str]: ...
+        @property
+        def standings(self) -> Sequence[Standing]: ...
+        @property
+        def evidence(self) -> HeadEvidence | None: ...
+
 
 #: what stands over each part
 PASSAGES = (

@@ -37,7 +37,7 @@ def drawn(
             made = probes.get("image").overlays(model, settings, heads) if heads else []
         except InputError as reason:
             return [], [f"overlays: not drawn. {reason}"]
-    return [replace(one, by=by) for one in made], notes
+    return [replace(one, by=by) for one in made], notes  # type: ignore[type-var]
 
 
 def strongest(atlas: Atlas, model: HookedModel, scores: Sequence[Score]) -> tuple[list[Head], str]:
