@@ -186,7 +186,7 @@ def test_a_high_threshold_keeps_nothing_and_needs_few_runs() -> None:
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2"])
 def test_streams_that_are_no_plain_sum_are_refused(name: str) -> None:
-    with pytest.raises(TapError, match="use head_ablation"):
+    with pytest.raises(TapError, match="Use eap or eap_ig"):
         ACDC().find(bench_of(name, 1))
 
 

@@ -22,7 +22,6 @@ from interp.circuits.runs.prompts import Prompts, Written
 from interp.errors import InputError
 from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook
-from interp_hooks.errors import TapError
 
 STEP = 1e-4
 
@@ -222,12 +221,6 @@ def test_edges_lead_forwards_only_and_shared_keys_are_one_receiver() -> None:
     for found in (llama, neox):
         assert ("L1H0", "L1H1", "q") not in found and ("L1H0", "L0H1", "v") not in found
         assert ("MLP 1", "MLP 1", "") not in found
-
-
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
-def test_streams_that_are_no_plain_sum_are_refused(name: str) -> None:
-    with pytest.raises(TapError, match="sum of its heads' results"):
-        EAP().find(bench_of(name))
 
 
 def lens_bench() -> PairedRuns:

@@ -19,6 +19,8 @@ registry: Registry[type[Method]] = Registry(
         "attribution": "interp.circuits.methods.attribution:Attribution",
         "eap": "interp.circuits.methods.eap:EAP",
         "eap_ig": "interp.circuits.methods.eap_ig:EAPIG",
+        "relp": "interp.circuits.methods.relp:RelP",
+        "gim": "interp.circuits.methods.gim:GIM",
         "hisp": "interp.circuits.methods.hisp:HISP",
         "acdc": "interp.circuits.methods.acdc:ACDC",
         "path_patching": "interp.circuits.methods.path_patching:PathPatching",

@@ -3,13 +3,16 @@ metric feels it.
 
 The stream that a layer reads is the sum of what was written before: the embedding, z_h W_O,h of
 every earlier head, the output of every earlier MLP. An edge (u → v) is the path of u's contribution
-straight into the input of v.
+straight into the input of v. Where a norm stands between heads and stream, a head's contribution is
+what it writes with the norm's scale held (`writers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -17,9 +20,11 @@ import torch
 
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Pairs
+from interp.circuits.runs.writers import Writer, factor_of
 from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
+from interp_hooks.norms import Norms
 
 STREAM = ("pre", "mid", "post", "z")
 #: largest difference, relative to the largest magnitude, between two ways to the same stream or
@@ -102,6 +107,7 @@ class Stream:
     def __init__(self, runs: PairedRuns):
         self.runs, self.first, self.last = runs, runs.layers[0], runs.layers[-1]
         self.weights = {layer: _weights(runs, layer) for layer in runs.layers}
+        self.writers = {layer: Writer(W) for layer, W in self.weights.items()}
         pairs = runs.batches(gradients=True)[0]
         _, activations = runs.run(pairs, keep=STREAM)
         self.parallel = ("mid", self.first) not in activations
@@ -109,11 +115,19 @@ class Stream:
         self._checked = False
 
     def attention(self, layer: int, activations: Activations) -> torch.Tensor:
-        """(batch, tokens, d_model): what the layer's heads write together, bias included."""
-        W = self.weights[layer]
-        z = activations["z", layer]
-        out = torch.einsum("bqhd,hdm->bqm", z, W.W_O.to(z))
-        return out if W.b_O is None else out + W.b_O.to(z)
+        """(batch, tokens, d_model): what the layer's heads write together, bias and norm
+        included."""
+        return self.writers[layer].written(activations["z", layer])
+
+    @cached_property
+    def norms(self) -> Norms:
+        """The norms around each attention."""
+        return self.runs.model.norms()
+
+    @property
+    def plain(self) -> bool:
+        """Whether every head writes z_h W_O,h to the stream: no norm and no factor in between."""
+        return all(writer.plain for writer in self.writers.values())
 
     def mlp(self, layer: int, activations: Activations) -> torch.Tensor:
         """(batch, tokens, d_model): what the layer's MLP writes."""
@@ -129,7 +143,10 @@ class Stream:
         self, clean: Activations, corrupted: Activations, among: slice = slice(None)
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows of the graph, (rows, batch, tokens, d_model): what these senders write, clean minus
-        corrupted), a layer at a time; layers of which none is `among` those wanted are left out."""
+        corrupted), a layer at a time; layers of which none is `among` those wanted are left out.
+
+        Where a norm stands between heads and stream, both go through it with its scale at the clean
+        run."""
         senders = range(len(self.graph.senders))[among]
         if 0 in senders:
             yield slice(0, 1), (clean["pre", self.first] - corrupted["pre", self.first])[None]
@@ -139,9 +156,9 @@ class Stream:
                 and self.graph.mlp.get(layer) not in senders
             ):
                 continue
-            z = clean["z", layer] - corrupted["z", layer]
-            change = (
-                self.weights[layer].result(z).permute(2, 0, 1, 3)
+            z, writer = clean["z", layer] - corrupted["z", layer], self.writers[layer]
+            change = writer.result(z, writer.scale(clean["z", layer])).permute(
+                2, 0, 1, 3
             )  # (heads, batch, tokens, d_model)
             rows = self.graph.rows[layer]
             if layer in self.graph.mlp:
@@ -217,17 +234,32 @@ class Stream:
                 rest = post - pre - self.attention(layer, activations)[real]
                 mlps[layer] = not _near(rest, torch.zeros_like(rest), post)
             else:
-                written = self.attention(layer, activations)[real]
-                if not _near(activations["mid", layer][real], pre + written, written):
-                    self._refuse(
-                        f"layer {layer} does not add the sum of its heads' results to the residual "
-                        "stream (it "
-                        "normalises or scales them first)"
-                    )
+                self.writers[layer] = self._writer(
+                    layer, activations["z", layer], pre, activations["mid", layer][real], real
+                )
                 mlps[layer] = True
         if self.parallel and any(mlps.values()):
             self._check_parallel()
         return mlps
+
+    def _writer(
+        self, layer: int, z: torch.Tensor, pre: torch.Tensor, mid: torch.Tensor, real: torch.Tensor
+    ) -> Writer:
+        """The one of a layer that takes the stream from `pre` to `mid` (tokens, d_model) at `real`
+        (batch, tokens): by the sum of its heads, that through its norm, or a multiple."""
+        weights, written = self.weights[layer], mid - pre
+        close = CLOSE.get(mid.dtype, 2e-2) * float(written.abs().max())
+        # a stream with massive entries is rounded at their size
+        close += 8 * torch.finfo(mid.dtype).eps * mid.abs().amax(-1, keepdim=True)
+        for base in (Writer(weights, self.norms.branch(layer)), Writer(weights)):
+            factor = factor_of(written, base.written(z)[real])
+            for writer in (base, replace(base, factor=factor)):
+                if bool(((written - writer.written(z)[real]).abs() <= close).all()):
+                    return writer
+        self._refuse(
+            f"layer {layer} does not add the sum of its heads' results to the residual stream, "
+            "nor that through a norm or times a number"
+        )
 
     def _check_parallel(self) -> None:
         """Without a stream between attention and MLP, what a layer writes must move with z by W_O
@@ -249,7 +281,7 @@ class Stream:
         if not self._checked and not _near(found, wanted, found):
             self._refuse(f"layer {layer} is read by more than its queries, keys, values and MLP")
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, why: str) -> NoReturn:
         raise TapError(f"Edges of {self.runs.model.name} can't be told apart: {why}; {INSTEAD}.")
 
 
