@@ -33,7 +33,9 @@ def exact(model: Any) -> Any:
     return twin
 
 
-HEADS, KV = 4, {"gemma3": 2, "granite": 2, "llama": 2, "qwen2": 2, "mistral": 2, "gpt2": 4, "neox": 4, "opt": 4}
+HEADS = 4
+KV = {name: 2 for name in ("llama", "qwen2", "mistral", "gemma3", "granite")}
+KV |= {"gpt2": 4, "neox": 4, "opt": 4}
 
 
 def parts(name: str, model: Any) -> tuple[list[Any], Any, list[dict[str, Any]]]:

@@ -205,9 +205,13 @@ class _Attention(LiveEdit):
 
     def before(self, call: AttentionCall) -> AttentionCall:
         self.mode.off += 1
-        if call.pattern is None or self.mode.rules.logits is None:
+        pattern, rules = call.pattern, self.mode.rules
+        if pattern is None or rules.logits is None:
             return call
-        return replace(call, pattern=pattern_of(call.pattern, self.mode.rules))
+        if not rules.logits:
+            return replace(call, pattern=pattern.detach())
+        stand_in = rules.logits * softened(pattern, rules.temperature)
+        return replace(call, pattern=same(pattern, stand_in))
 
     def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         try:
@@ -232,34 +236,37 @@ def _shared(rules: Rules) -> Hook:
 def attended(call: AttentionCall, rules: Rules) -> torch.Tensor:
     """(batch, queries, heads, d_head): z from the call's queries, keys and values, with the rules'
     derivative; its value is z up to rounding."""
-    assert call.query is not None and call.key is not None
-    pattern = pattern_of(weights(call.query, call.key, **call.settings), rules)
+    q, k = call.query, call.key
+    assert q is not None and k is not None
+    if rules.logits:
+        pattern = weights(q, k, **call.settings)
+        pattern = same(pattern, rules.logits * _softened(call, rules.temperature))
+    else:
+        with torch.no_grad():
+            pattern = weights(q, k, **call.settings)
     value = call.value.repeat_interleave(pattern.shape[1] // call.value.shape[1], 1)
     return (pattern @ value.to(pattern)).transpose(1, 2)
 
 
-def pattern_of(pattern: torch.Tensor, rules: Rules) -> torch.Tensor:
-    """Attention weights (batch, heads, queries, keys) with the rules' derivative."""
-    if not rules.logits:
-        return pattern.detach()
-    return same(pattern, rules.logits * softened(pattern, rules.temperature))
+def _softened(call: AttentionCall, temperature: float) -> torch.Tensor:
+    """(batch, heads, queries, keys): T · softmax(logits / T), learned sinks among them, whose
+    gradient with respect to the logits is the softmax's at temperature T without the factor 1/T."""
+    assert call.query is not None and call.key is not None
+    settings = call.settings
+    for name in ("scale", "softcap", "sinks"):
+        if settings[name] is not None:
+            settings[name] = settings[name] / temperature
+    return temperature * weights(call.query, call.key, **settings)
 
 
 def softened(pattern: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(…, keys): T · softmax(logits / T), told from softmax(logits) alone, whose gradient with
-    respect to the logits is the softmax's at temperature T without the factor 1/T.
-
-    What a learned sink takes is a column more while it is softened.
-    """
-    rest = (1 - pattern.detach().sum(-1, keepdim=True)).clamp_min(0)
-    rest = torch.where(rest > 1e-4, rest, torch.zeros_like(rest))
-    both = torch.cat([pattern, rest], -1)
-    seen = both > 0
-    # a sum over what is seen below 1e-38 can't be told from 0: of rows that see nothing, say
-    logs = torch.where(seen, both, torch.ones_like(both)).log() / temperature
+    """(…, keys): the same from softmax(logits) = `pattern` alone, where rows sum to 1."""
+    seen = pattern > 0
+    logs = torch.where(seen, pattern, torch.ones_like(pattern)).log() / temperature
     logs = logs.masked_fill(~seen, -torch.inf)
+    # rows that see nothing
     logs = torch.where(seen.any(-1, keepdim=True), logs, torch.zeros_like(logs))
-    return temperature * logs.softmax(-1)[..., :-1]
+    return temperature * logs.softmax(-1)
 
 
 def check_rules(runs: PairedRuns) -> None:

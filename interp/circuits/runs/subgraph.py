@@ -25,9 +25,9 @@ class Receivers:
     def __init__(self, runs: PairedRuns, stream: Stream):
         if not stream.plain:
             raise TapError(
-                f"{runs.model.name} normalises or scales what its heads write, so that removing one "
-                "edge into a receiver is no change of a sum; edges are patched only where it is. "
-                "Use eap or eap_ig, which hold the norm's scale, or path_patching."
+                f"{runs.model.name} normalises or scales what its heads write, so that removing "
+                "one edge into a receiver is no change of a sum; edges are patched only where it "
+                "is. Use eap or eap_ig, which hold the norm's scale, or path_patching."
             )
         self.runs, norms = runs, runs.model.norms()
         self.norm: dict[int, torch.nn.Module | None] = {}
