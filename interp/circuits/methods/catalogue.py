@@ -21,6 +21,7 @@ registry: Registry[type[Method]] = Registry(
         "eap_ig": "interp.circuits.methods.eap_ig:EAPIG",
         "relp": "interp.circuits.methods.relp:RelP",
         "gim": "interp.circuits.methods.gim:GIM",
+        "atp_star": "interp.circuits.methods.atp_star:AtPStar",
         "hisp": "interp.circuits.methods.hisp:HISP",
         "acdc": "interp.circuits.methods.acdc:ACDC",
         "path_patching": "interp.circuits.methods.path_patching:PathPatching",

@@ -130,6 +130,10 @@ class PairedRuns:
         with torch.enable_grad():
             return self._forward(pairs, pairs.clean, _leaf(write), keep)
 
+    def again(self, pairs: Pairs) -> None:
+        """Count one more backward through the graph of a `live` run."""
+        self._rows_backward += len(pairs.rows)
+
     def _forward(
         self, pairs: Pairs, ids: torch.Tensor, write: Hook | None, keep: Sequence[str]
     ) -> tuple[torch.Tensor, Activations]:
