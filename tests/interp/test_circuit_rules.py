@@ -186,7 +186,7 @@ def test_softmax_takes_its_gradient_at_the_temperature(name: str) -> None:
         margins_, kept = runs.live(pairs, ("q", "k", "v", "z"))
         wires = [kept[place, layer] for place in "zqkv"]
         found = torch.autograd.grad(margins_.sum(), wires)
-        held = RELEVANCE  # values take no gradient of their own there
+
     slope, q, k, v = (t.detach().double() for t in (found[0], *wires[1:]))
     config = getattr(runs.model.module, "config", None)
     k, v = (t.repeat_interleave(q.shape[2] // t.shape[2], 2).requires_grad_() for t in (k, v))

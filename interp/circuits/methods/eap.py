@@ -3,18 +3,15 @@ backward."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.backward import Rules, ruled
-from interp.circuits.runs.edges import STREAM, Graph, Stream, detached, products
+from interp.circuits.runs.backward import Rules
+from interp.circuits.runs.edges import STREAM, Graph, Stream, detached
 from interp.circuits.runs.paired_runs import PairedRuns
-
-#: what a run with gradients keeps
-LIVE = ("q", "k", "v", *STREAM)
+from interp.circuits.runs.slopes import Slopes, products
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,13 @@ def edge_scores(
     """(senders, receivers): Σ (u(x) − u(x')) · ∂m/∂(input of v) at the clean run, summed over the
     prompts; the derivative is that of `rules`, if given."""
     scores = np.zeros(stream.graph.allowed.shape)
-    batches = runs.batches(gradients=True)
+    slopes = Slopes(stream)
+    batches = slopes.batches()
     runs.expect(len(batches))
     for pairs in batches:
         _, corrupted = runs.run(pairs, corrupted=True, keep=STREAM)
-        with nullcontext() if rules is None else ruled(runs.model, rules):
-            margins, live = runs.live(pairs, LIVE)
-        products(stream, margins, live, detached(live), corrupted, scores)
+        live = slopes.live(pairs, rules=rules)
+        products(slopes, [live], detached(live.activations), corrupted, scores)
         runs.step(what)
     return scores
 
