@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from interp.circuits.methods.circuit_method import Found, Method
+from interp.circuits.runs.divergence import divergence, log_probabilities
 from interp.circuits.runs.edges import Graph, Stream
 from interp.circuits.runs.paired_runs import PairedRuns
-from interp.circuits.runs.prompts import Pairs
 from interp.circuits.runs.subgraph import MODES, Receivers, Subgraph
 from interp.errors import InputError
 
@@ -101,7 +101,7 @@ class _Pruning:
         clean = [part.logits(torch.zeros(1, *shape[1:]), runs.layers[-1])[0] for part in self.parts]
         if method.metric == "kl":
             self.wanted = [
-                [_log(rows) for rows in p.pairs.judged(c)]
+                [log_probabilities(rows) for rows in p.pairs.judged(c)]
                 for p, c in zip(self.parts, clean, strict=True)
             ]
         self.loss = np.repeat(self._loss([c[None] for c in clean]), len(method.thresholds))
@@ -155,7 +155,7 @@ class _Pruning:
             if self.method.metric == "margin":
                 here = [-part.pairs.margins(one).double().sum() for one in variants]
             else:
-                here = [_divergence(self.wanted[number], part.pairs, one) for one in variants]
+                here = [divergence(self.wanted[number], part.pairs, one) for one in variants]
             totals += torch.stack(here)
         return totals.cpu().numpy() / len(self.runs.prompts)
 
@@ -167,16 +167,3 @@ def _backwards(runs: PairedRuns, graph: Graph) -> list[tuple[int, list[int]]]:
     return order + [
         (n, list(range(c.stop - 1, c.start - 1, -1))) for n, c in reversed(graph.columns.items())
     ]
-
-
-def _log(logits: torch.Tensor) -> torch.Tensor:
-    return logits.double().log_softmax(-1)
-
-
-def _divergence(wanted: list[torch.Tensor], pairs: Pairs, logits: torch.Tensor) -> torch.Tensor:
-    """Σ over prompts of the mean KL(wanted ‖ found) over their judged positions, a tensor of one
-    number."""
-    each = zip(wanted, pairs.judged(logits), strict=True)
-    return torch.stack(
-        [(own.exp() * (own - _log(rows))).sum(-1).mean() for own, rows in each]
-    ).sum()

@@ -24,6 +24,8 @@ registry: Registry[type[Method]] = Registry(
         "atp_star": "interp.circuits.methods.atp_star:AtPStar",
         "hisp": "interp.circuits.methods.hisp:HISP",
         "acdc": "interp.circuits.methods.acdc:ACDC",
+        "edge_pruning": "interp.circuits.methods.edge_pruning:EdgePruning",
+        "head_gating": "interp.circuits.methods.head_gating:HeadGating",
         "path_patching": "interp.circuits.methods.path_patching:PathPatching",
     },
     make=lambda cls: cls,  # type: ignore[arg-type, return-value]

@@ -25,9 +25,10 @@ class EAP(Method):
     other way round, the change that patching makes.)
 
     A head's `effect` is the sum of its outgoing edges, which is its `attribution` with mode
-    "resample" (but for norms on branches, below). Its score is its strongest outgoing edge: the threshold at which it enters the
-    circuit when edges are taken strongest first, as the paper does; so a head counts whose effects
-    on several receivers cancel. Query heads that share keys and values share the receiver, "L2KV1".
+    "resample" (but for norms on branches, below). Its score is its strongest outgoing edge: the
+    threshold at which it enters the circuit when edges are taken strongest first, as the paper
+    does; so a head counts whose effects on several receivers cancel. Query heads that share keys
+    and values share the receiver, "L2KV1".
 
     It takes three forwards and one backward, and one step back through norm and projection for each
     receiver.

@@ -38,8 +38,8 @@ class EAPIG(EAP):
     Head scores, signs and refusals are those of `eap`.
 
     Misleads:
-        Five points are few: "right" and "left" lie on two sides of the integral and differ, at times
-        in the order of heads. What goes through a softmax stays of first order in every run.
+        A few points are no integral: "right" and "left" differ. The gradient at each run is still
+        that of the whole softmax and norms there, of first order.
     """
 
     steps: int = 5

@@ -2,7 +2,7 @@
 factors, products shared out, attention with another derivative.
 
 Each rule leaves every number of the forward as it is, bit by bit, and gives it another derivative:
-what an operation gave is replaced by itself plus (s − s), s a stand-in whose gradient is the rule's.
+what an operation gave is replaced by itself plus (s − s), s a stand-in with the rule's gradient.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name, rules = getattr(func, "__name__", ""), self.rules
-        if self.off or not (args and isinstance(args[0], torch.Tensor) and args[0].requires_grad):
-            if self.off or name not in _PRODUCTS:
-                return func(*args, **kwargs)
+        live = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args[:2])
+        if self.off or not live:
+            return func(*args, **kwargs)
         if rules.activations and name in _ACTIVATIONS:
             kwargs.pop("inplace", None)
             return as_factor(args[0], func(*args, **kwargs))

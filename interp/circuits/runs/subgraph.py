@@ -117,6 +117,11 @@ class Subgraph:
         """(models, batch, last slots, vocabulary). `removed` (models, senders, receivers), 1 where
         an edge is removed; none may be into a receiver of a layer before `start`, which are not run
         again."""
+        return self.live(removed, start)
+
+    def live(self, removed: torch.Tensor, start: int) -> torch.Tensor:
+        """The same with its graph; `removed` may be anything from 0 to 1, and gradients flow to
+        it."""
         models = len(removed)
         run = _Run(self, removed.to(self.changes), start)
         before = None if start == self.stream.first else _copied(self._blocks[start - 1], models)
