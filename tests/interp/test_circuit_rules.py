@@ -164,7 +164,7 @@ def test_relp_is_exact_where_the_model_is_linear() -> None:
 
             with tiny.rewriting_z(twin, head.layer, change):
                 wanted.append(clean - margins(twin(**given, use_cache=False).logits, rows))
-    found = RelP().find(runs)
+    found = RelP(attention="frozen").find(runs)
     size = np.abs(wanted).max()
     np.testing.assert_allclose(found.effects, wanted, rtol=1e-3, atol=1e-4 * size)
     plain = Attribution().find(runs)
@@ -214,7 +214,11 @@ def test_softmax_takes_its_gradient_at_the_temperature(name: str) -> None:
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4 * size)
 
 
-@pytest.mark.parametrize("method", [RelP(), GIM(), GIM(gates=True)], ids=["relp", "gim", "gates"])
+@pytest.mark.parametrize(
+    "method",
+    [RelP(), RelP(attention="frozen"), GIM(), GIM(gates=True)],
+    ids=["relp", "frozen", "gim", "gates"],
+)
 def test_both_libraries_agree(method: Any) -> None:
     """TransformerLens patterns are softened from themselves, HuggingFace ones from q and k."""
     pytest.importorskip("transformer_lens")
@@ -263,4 +267,4 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         with pytest.raises(InputError):
             make()
     assert GIM.make("code").rules.products and not GIM.make("paper").rules.products
-    assert RelP.make("code").attention == "gradient" and hooked("llama").n_layers == 2
+    assert RelP.make("frozen").attention == "frozen" and hooked("llama").n_layers == 2

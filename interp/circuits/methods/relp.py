@@ -16,7 +16,7 @@ from interp.circuits.runs.edges import Stream
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
 from interp.errors import InputError
 
-ATTENTION = ("frozen", "gradient")
+ATTENTION = ("gradient", "frozen")
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class RelP(Method):
     is ∂m/∂z_h of a backward pass with these rules; score = |mean effect|.
 
     Norms: their scales 1/σ are constants. Activations: act(x) is x times the constant act(x)/x.
-    Products of two activations (gates): each gets half. Attention: its weights are constants
-    ("frozen", the rule of the paper's table), or have their own gradient ("gradient", what the
-    released code's example does). The forward is the model's own, bit by bit.
+    Products of two activations (gates): each gets half. Attention: its weights have their own
+    gradient ("gradient", the rules of the released code's example), or are constants ("frozen", the
+    AH-rule, which that code lists beside them). The forward is the model's own, bit by bit.
 
     With frozen attention Σ x · ρ(x) over a layer's stream is the metric, less what biases add. That
     identity is held against the model's logits before anything is scored (one more forward and
@@ -40,28 +40,30 @@ class RelP(Method):
     Raises `TapError` where the rules don't reach all of the model.
 
     Misleads:
-        With frozen attention no relevance goes through queries and keys: a head that acts by where
-        a later head looks has nothing. It is no derivative, and no estimate of what replacing a
-        head does either but where the model is linear, its norms, gates and patterns held.
+        It is no derivative, and an estimate of what replacing a head does only where the model is
+        linear, its norms, activations and gates held. With frozen attention no relevance goes
+        through queries and keys: a head that acts by where a later head looks has nothing. On
+        SmolLM2-135M (IOI, 8 pairs) head effects correlate .95 with those of resampling each head,
+        .71 when frozen, and attribution's .96: a better derivative is not promised.
     """
 
     mode: str = "resample"
-    attention: str = "frozen"
+    attention: str = "gradient"
     edges: bool = False
 
     name = "relp"
     title = "Relevance patching"
     summary = "change of z × relevance: norms and gates as factors, one backward pass"
     reading = (
-        "How much the metric would change if this head were replaced, with norms, gates and "
-        "attention weights as constants."
+        "How much the metric would change if this head were replaced, with the scales of norms, "
+        "activations and gates as constants."
     )
     formula = "|mean over prompts of Σ (z_h − stand-in) · ρ(z_h)|, ρ by LN, identity and half rules"
     citation = "Jafari et al. 2025, arXiv 2508.21258; Ali et al. 2022, for the norms and attention"
     unit = "metric"
     presets = {
-        "paper": {"attention": "frozen"},
-        "code": {"attention": "gradient"},
+        "gradient": {"attention": "gradient"},
+        "frozen": {"attention": "frozen"},
         "zero": {"mode": "zero"},
         "edges": {"edges": True},
     }
