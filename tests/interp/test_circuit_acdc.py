@@ -22,7 +22,6 @@ from interp.circuits.runs.subgraph import Receivers, Subgraph
 from interp.errors import InputError
 from interp.support.checkpoints import Checkpoints
 from interp_hooks import hook
-from interp_hooks.errors import TapError
 
 NAMES = ["llama", "gpt2", "neox"]
 ROWS = 2
@@ -188,12 +187,6 @@ def test_a_high_threshold_keeps_nothing_and_needs_few_runs() -> None:
     assert found.edges is not None and found.edges.empty and not found.score.any()
     senders = 1 + 2 * (4 + 1)  # only the edges into the output are tried
     assert runs.forwards <= senders + 6
-
-
-@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
-def test_streams_that_are_no_plain_sum_are_refused(name: str) -> None:
-    with pytest.raises(TapError, match="Use eap or eap_ig"):
-        ACDC().find(bench_of(name, 1))
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -22,7 +22,7 @@ from interp.circuits.runs.gates import (
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, Written
 from interp.circuits.runs.subgraph import Receivers, Subgraph
-from interp.errors import InputError, TapError
+from interp.errors import InputError
 
 
 def planted() -> PairedRuns:
@@ -165,9 +165,7 @@ def test_the_same_seed_gives_the_same_gates() -> None:
     np.testing.assert_array_equal(one, other)
 
 
-def test_edges_need_a_stream_and_heads_do_not() -> None:
-    with pytest.raises(TapError, match="normalises or scales"):
-        EdgePruning(steps=1).find(bench_of("gemma2", 2))
+def test_gates_on_heads_need_no_edges() -> None:
     found = EdgePruning(steps=2, over="heads").find(bench_of("gemma2", 2))
     assert found.score.shape == (8,) and found.edges is None
 

@@ -14,11 +14,11 @@ import torch
 from split_stream import RMS, Split, edge_label, exact
 from test_circuit_gradients import STEP, bench_of, hooked, inputs, instances, margins, scores
 
-from interp.circuits.methods.acdc import ACDC
 from interp.circuits.methods.attribution import Attribution
 from interp.circuits.methods.eap import EAP
 from interp.circuits.methods.eap_ig import EAPIG
 from interp.circuits.runs.edges import STREAM, Stream
+from interp.circuits.runs.subgraph import Receivers, Subgraph
 from interp.circuits.runs.writers import Writer, factor_of
 from interp_hooks.errors import TapError
 
@@ -159,9 +159,56 @@ def test_one_step_of_integrated_gradients_is_eap_there_too() -> None:
         assert integrated[edge] == pytest.approx(value, rel=2e-3, abs=1e-4)
 
 
-def test_patching_edges_needs_a_plain_sum() -> None:
-    with pytest.raises(TapError, match=r"normalises or scales .* Use eap or eap_ig"):
-        ACDC().find(bench_of("gemma2"))
+def cut(name: str) -> Subgraph:
+    runs = bench_of(name, 2)
+    stream = Stream(runs)
+    (pairs,) = runs.batches()
+    return Subgraph(stream, Receivers(runs, stream), pairs, "resample")
+
+
+@pytest.mark.parametrize("name", [*NORMED, "granite"])
+def test_patched_edges_take_the_norm_anew(name: str) -> None:
+    """None removed is the clean run, all removed the corrupted one, also where layers are not run
+    again."""
+    sub, model = cut(name), tiny.eager(tiny.build(name))
+    whole = torch.from_numpy(sub.graph.allowed).float()
+    late = whole.clone()
+    late[:, : sub.graph.columns[1].start] = 0
+    found = sub.logits(torch.stack([torch.zeros_like(whole), whole, late]), 0)
+    torch.testing.assert_close(sub.logits(late[None], 1)[0], found[2], rtol=1e-3, atol=1e-3)
+    for one, which in zip(found, ("ids", "corrupted"), strict=False):
+        with torch.no_grad():
+            wanted = model(**inputs(instances(2), which), use_cache=False).logits[:, -1]
+        torch.testing.assert_close(one[:, -1], wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_a_removed_edge_through_the_norm_is_that_head_replaced_in_it() -> None:
+    """L0H1 and L0H2 → output alone: what an untapped model gives whose final stream has the norm of
+    the branch with these two replaced."""
+    sub, model = cut("gemma3"), tiny.eager(tiny.build("gemma3"))
+    rows, block = instances(2), model.model.layers[0]
+    seen: dict[str, torch.Tensor] = {}
+    handle = block.self_attn.o_proj.register_forward_pre_hook(
+        lambda module, args: seen.update(z=args[0])
+    )
+    with torch.no_grad():
+        model(**inputs(rows, "corrupted"), use_cache=False)
+        other = seen["z"]
+        model(**inputs(rows), use_cache=False)
+        handle.remove()
+        mixed = seen["z"].clone()
+        mixed[..., 8:24] = other[..., 8:24]
+        norm, project = block.post_attention_layernorm, block.self_attn.o_proj
+        change = norm(project(mixed)) - norm(project(seen["z"]))
+        handle = model.model.norm.register_forward_pre_hook(lambda m, args: (args[0] + change,))
+        wanted = model(**inputs(rows), use_cache=False).logits[:, -1]
+        handle.remove()
+    removed = torch.zeros(1, *sub.graph.allowed.shape)
+    for head in ("L0H1", "L0H2"):
+        removed[0, sub.graph.senders.index(head), -1] = 1
+    for start in (0, 1):
+        found = sub.logits(removed, start)[0][:, -1]
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_no_sum_of_heads_is_refused() -> None:

@@ -41,8 +41,11 @@ class ACDC(Method):
     small, which is days of CPU. A note tells the passes and seconds that it took. With `resume=`
     what is decided is kept, receiver by receiver.
 
-    Raises `TapError` where the stream is not the sum of what heads and MLPs write (see `eap`), or
-    where queries, keys and values are not a norm and a projection of it.
+    Where a norm stands between heads and stream (Gemma 2 and 3, OLMo 2), it is taken anew for each
+    receiver, with the heads replaced whose edge into it is removed; no scale is held.
+
+    Raises `TapError` where the stream is not the sum of what heads and MLPs write, or where
+    queries, keys and values are not a norm and a projection of it.
 
     Misleads:
         A score is one of the thresholds, so most heads tie. The search is greedy: what goes early

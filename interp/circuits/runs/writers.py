@@ -41,8 +41,16 @@ class Writer:
     def written(self, z: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, d_model): what the heads write together, bias, norm and factor
         included."""
-        total = self.total(z)
+        return self.passed(self.total(z))
+
+    def passed(self, total: torch.Tensor) -> torch.Tensor:
+        """(…, d_model): what comes of Σ_h z_h W_O,h + b_O on its way to the stream."""
         return (total if self.norm is None else self.norm.module(total)) * self.factor
+
+    def raw(self, z: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, heads, d_model): z_h W_O,h, times the factor where no norm follows."""
+        each = self.weights.result(z)
+        return each if self.norm is not None or self.factor == 1.0 else each * self.factor
 
     def scale(self, z: torch.Tensor) -> torch.Tensor | None:
         """(batch, tokens, 1): 1/σ of the branch's norm at this run; None without a norm."""
