@@ -130,17 +130,14 @@ class AtPStar(Method):
     def _changes(self, own: _Calls, other: _Calls, layer: int) -> torch.Tensor:
         """(nodes, batch, tokens, heads, d): z minus z with each node replaced."""
         call, given = own.calls[layer], other.calls[layer]
-        assert call.query is not None and call.key is not None
-        assert given.query is not None and given.key is not None
-        inputs = {"q": given.query, "k": given.key, "v": given.value}
 
         def anew(node: str) -> torch.Tensor:
             if node == "z":
                 return other.out[layer]
-            q, k, v = (
-                inputs[n] if n == node else t
-                for n, t in zip("qkv", (call.query, call.key, call.value), strict=True)
-            )
+            q = (given if node == "q" else call).query
+            k = (given if node == "k" else call).key
+            v = (given if node == "v" else call).value
+            assert q is not None and k is not None
             return attention(q, k, v, **call.settings).out.transpose(1, 2)
 
         return torch.stack([own.out[layer].detach() - anew(node) for node in self.nodes])

@@ -55,6 +55,10 @@ class GIM(Method):
         "How much the metric would change if this head were replaced, by a backward pass with "
         "softer attention."
     )
+    effect_reading = (
+        "The sign by this backward pass: above 0 the head works for the right answer, below 0 "
+        "against it; its size compares with other heads' alone."
+    )
     formula = (
         "|mean over prompts of Σ (z_h − stand-in) · γ(z_h)|, softmax's gradient at T, q and k "
         "÷ 4, v ÷ 2"
@@ -95,6 +99,6 @@ class GIM(Method):
         stream = Stream(runs) if self.edges else None
         effects = first_order(runs, self.mode, self.title, self.rules)
         if stream is None:
-            return by_effects(effects, runs.seed)
+            return by_effects(effects)
         scores: np.ndarray = edge_scores(runs, stream, self.title, self.rules) / len(runs.prompts)
-        return by_effects(effects, runs.seed, edges=stream.graph.table(scores))
+        return by_effects(effects, edges=stream.graph.table(scores))

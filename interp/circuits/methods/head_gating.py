@@ -56,6 +56,10 @@ class HeadGating(Method):
     reading = (
         "How far this head stays open though shutting pays, or shuts though opening pays, of 1."
     )
+    effect_reading = (
+        "How far the head stays open though shutting pays, less how far it shuts though opening "
+        "pays: near 1 it helps, near −1 it hurts, near 0 neither."
+    )
     formula = "max(G⁻, 1 − G⁺), G± = argmin_g E[−log P(answer; z_h := g z_h + …)] ∓ price · Σ g"
     citation = "Nam et al. 2025, arXiv 2505.13737"
     unit = "share"

@@ -58,6 +58,10 @@ class RelP(Method):
         "How much the metric would change if this head were replaced, with the scales of norms, "
         "activations and gates as constants."
     )
+    effect_reading = (
+        "What the metric would lose without the head by these rules: above 0 it works for the "
+        "right answer, below 0 against it."
+    )
     formula = "|mean over prompts of Σ (z_h − stand-in) · ρ(z_h)|, ρ by LN, identity and half rules"
     citation = "Jafari et al. 2025, arXiv 2508.21258; Ali et al. 2022, for the norms and attention"
     unit = "metric"
@@ -80,6 +84,6 @@ class RelP(Method):
         stream = Stream(runs) if self.edges else None
         effects = first_order(runs, self.mode, self.title, rules)
         if stream is None:
-            return by_effects(effects, runs.seed)
+            return by_effects(effects)
         scores: np.ndarray = edge_scores(runs, stream, self.title, rules) / len(runs.prompts)
-        return by_effects(effects, runs.seed, edges=stream.graph.table(scores))
+        return by_effects(effects, edges=stream.graph.table(scores))

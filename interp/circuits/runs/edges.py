@@ -195,9 +195,9 @@ class Stream:
         """The one of a layer that takes the stream from `pre` to `mid` (tokens, d_model) at `real`
         (batch, tokens): by the sum of its heads, that through its norm, or a multiple."""
         weights, written = self.weights[layer], mid - pre
-        close = CLOSE.get(mid.dtype, 2e-2) * float(written.abs().max())
         # a stream with massive entries is rounded at their size
-        close += 8 * torch.finfo(mid.dtype).eps * mid.abs().amax(-1, keepdim=True)
+        close = CLOSE.get(mid.dtype, 2e-2) * written.abs().max()
+        close = close + 8 * torch.finfo(mid.dtype).eps * mid.abs().amax(-1, keepdim=True)
         for base in (Writer(weights, self.norms.branch(layer)), Writer(weights)):
             factor = factor_of(written, base.written(z)[real])
             for writer in (base, replace(base, factor=factor)):
