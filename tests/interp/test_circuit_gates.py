@@ -9,6 +9,8 @@ import torch
 from test_circuit_atp_star import one_layer
 from test_circuit_gradients import bench_of, instances
 
+from interp.circuits.finding import find
+from interp.circuits.known import planted as planted_circuits
 from interp.circuits.methods.edge_pruning import EdgePruning
 from interp.circuits.methods.head_gating import HeadGating, answer_loss, classified
 from interp.circuits.runs.edges import Stream
@@ -112,6 +114,18 @@ def test_head_gating_tells_heads_that_help_from_heads_that_hurt() -> None:
             assert (found.effect[h] > 0) == bool(pushed_open[h]), (h, found.effect, best)
     assert found.score.max() <= 1 and found.score.min() >= 0
     assert "facilitating" in found.notes[1] and "interfering" in found.notes[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["induction", "ioi"])
+def test_gates_find_the_planted_heads(name: str) -> None:
+    """What is written into the weights is facilitating, and nothing else is."""
+    made = planted_circuits.get(name)
+    found = find(made.model, made.task, "head_gating", n=16)
+    gates = {h: found["head_gating"][h.layer, h.head] for h in made.model.heads}
+    assert {h for h, gate in gates.items() if gate > 0.5} == set(made.truth.heads)
+    pruned = find(made.model, made.task, "edge_pruning", n=16, over="heads", sparsity=0.8)
+    assert set(pruned.heads(len(made.truth.heads))) == set(made.truth.heads)
 
 
 def test_classes_follow_both_gates() -> None:

@@ -31,9 +31,10 @@ class EAPIG(EAP):
     mode "activations" (integrated gradients at the senders, as Marks et al. 2024, arXiv
     2403.19647): each group of senders has its own runs: the embedding, the heads of each layer,
     each MLP. In run k the group writes u(x') + k/steps · (u(x) − u(x')), and all else follows.
-    Summed over a group, edges approach m(x) − m(x with that group resampled). It takes (2 · layers
-    + 1) · steps backwards. (The code published with Hanna et al. adds the gradients of every
-    group's runs to every edge, and stops gradients at the interpolated senders.)
+    Summed over a group, edges approach m(x) − m(x with that group resampled), unless a norm after
+    the heads is held (see `eap`). It takes (2 · layers + 1) · steps backwards. (The code published
+    with Hanna et al. adds the gradients of every group's runs to every edge, and stops gradients at
+    the interpolated senders.)
 
     Head scores, signs and refusals are those of `eap`.
 

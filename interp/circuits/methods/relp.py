@@ -44,7 +44,8 @@ class RelP(Method):
         linear, its norms, activations and gates held. With frozen attention no relevance goes
         through queries and keys: a head that acts by where a later head looks has nothing. On
         SmolLM2-135M (IOI, 8 pairs) head effects correlate .95 with those of resampling each head,
-        .71 when frozen, and attribution's .96: a better derivative is not promised.
+        .71 when frozen, and attribution's .96; of the planted IOI circuit frozen attention ranks
+        heads little better than chance (AUC .67; 1 with its gradient).
     """
 
     mode: str = "resample"

@@ -20,7 +20,7 @@ class Writer:
 
     A norm is no sum over heads, but with its scale 1/σ held at one run it is one: head h writes
     factor · gain ⊙ (z_h W_O,h − its mean over d_model, if the norm centres) / σ. At the run that σ
-    is of, these add up to what the heads write together, less `constant`.
+    is of, these add up to what the heads write together, less what b_O and the norm's bias give.
     """
 
     weights: HeadWeights
@@ -66,17 +66,6 @@ class Writer:
             assert scale is not None
             each = self.norm.centred(each) * self.norm.gain.to(each) * scale[..., None]
         return each if self.factor == 1.0 else each * self.factor
-
-    def constant(self, scale: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, d_model), as `like`: what no head writes: b_O through the norm, and the
-        norm's own bias."""
-        b = self.weights.b_O
-        out = torch.zeros_like(like) if b is None else b.to(like).expand_as(like)
-        if self.norm is not None:
-            assert scale is not None
-            out = self.norm.centred(out) * self.norm.gain.to(like) * scale
-            out = out + self.norm.bias.to(like)
-        return out * self.factor
 
 
 def factor_of(written: torch.Tensor, total: torch.Tensor) -> float:
