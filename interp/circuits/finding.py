@@ -114,8 +114,8 @@ def find(
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the model can't do the task.
         progress: True for a bar with the time left, or a function (done, total, what).
-        resume: a folder in which finished ablations are kept until the end, so that an interrupted
-            search resumes (`head_ablation`; the other methods take seconds, but for ACDC).
+        resume: a folder in which what is finished is kept until the end, so that an interrupted
+            search resumes (`head_ablation`, `acdc`; the other methods begin again).
         settings: the method's.
 
     Returns:

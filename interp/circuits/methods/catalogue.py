@@ -20,8 +20,13 @@ registry: Registry[type[Method]] = Registry(
         "attribution": "interp.circuits.methods.attribution:Attribution",
         "eap": "interp.circuits.methods.eap:EAP",
         "eap_ig": "interp.circuits.methods.eap_ig:EAPIG",
+        "relp": "interp.circuits.methods.relp:RelP",
+        "gim": "interp.circuits.methods.gim:GIM",
+        "atp_star": "interp.circuits.methods.atp_star:AtPStar",
         "hisp": "interp.circuits.methods.hisp:HISP",
         "acdc": "interp.circuits.methods.acdc:ACDC",
+        "edge_pruning": "interp.circuits.methods.edge_pruning:EdgePruning",
+        "head_gating": "interp.circuits.methods.head_gating:HeadGating",
         "path_patching": "interp.circuits.methods.path_patching:PathPatching",
     },
     make=lambda cls: cls,  # type: ignore[arg-type, return-value]
