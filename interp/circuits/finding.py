@@ -13,7 +13,7 @@ import numpy as np
 from interp.circuits.circuit import Circuit
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.ability import able, metric_of
+from interp.circuits.runs.ability import UNITS, able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError, OutputError
@@ -26,7 +26,7 @@ from interp.support.checkpoints import Checkpoints
 from interp.support.ownership import owned
 from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
-from interp.support.statistics import Interval, bootstrap
+from interp.support.statistics import Interval, bootstrap, resampled_means
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def pose(
 def find(
     model: Any,
     task: str | Task | Prompts = "ioi",
-    method: str | Method = "discrete_sae",
+    method: str | Method = "eap",
     n: int = 128,
     seed: int = 0,
     *,
@@ -213,19 +213,24 @@ def circuit_of(
         values = getattr(found, part)
         if values is not None:
             frame[f"{name}_{part}"] = values
+    unit = UNITS[search.metric] if method.unit == "metric" else method.unit
     about = {
-        name: About(
-            method.title, method.caption(), method.formula, method.citation, method.unit, low=0.0
-        )
+        name: About(method.title, method.caption(), method.formula, method.citation, unit, low=0.0)
     }
     if found.effect is not None:
         frame[f"{name}_effect"] = found.effect
+        if found.effects is not None and found.effects.shape[1] > 1:
+            means = resampled_means(found.effects, runs.seed)  # (heads, resamples)
+            low, high = np.quantile(means, [0.025, 0.975], axis=1)
+            spread = found.effects.std(1, ddof=1) / np.sqrt(found.effects.shape[1])
+            for part, values in (("stderr", spread), ("low", low), ("high", high)):
+                frame[f"{name}_effect_{part}"] = values
         about[f"{name}_effect"] = About(
             f"{method.title}, signed",
-            "Above 0: the head pushes towards the right answer; below 0: against it.",
+            method.effect_reading,
             method.formula,
             method.citation,
-            method.unit,
+            unit,
         )
     return Circuit(
         frame,

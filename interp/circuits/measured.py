@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interp.circuits.finding import find
 from interp.circuits.known.truth import Truth
-from interp.circuits.methods.head_ablation import resampled_means
 from interp.errors import InputError
 from interp.support.progress import Shown, reporting
+from interp.support.statistics import resampled_means
 from interp.tasks.task import Task
 from interp_hooks.heads import Head
 
@@ -29,6 +30,7 @@ def measured(
     mode: str = "mean",
     share: float = SHARE,
     progress: Shown = None,
+    resume: str | Path | None = None,
 ) -> Truth:
     """The heads that matter for a task by exhaustive ablation, one pass a head.
 
@@ -46,9 +48,12 @@ def measured(
         task: a name, or a task with settings of its own.
         n: pairs of prompts.
         seed: of the prompts.
-        mode: what takes a head's place: "mean", "resample" or "zero".
+        mode: what takes a head's place: "mean", "resample", "zero" or "optimal" (see
+            `head_ablation`). Which heads matter depends on it: report more than one.
         share: of the metric, from which an effect counts.
         progress: True for a bar with the time left, or a function (done, total, what).
+        resume: a folder in which finished heads are kept until the end, so that an interrupted
+            measurement resumes.
 
     Returns:
         A `Truth`, to compare found circuits with.
@@ -61,7 +66,9 @@ def measured(
         >>> set(truth.heads.values()) <= {"helps", "hinders"}
         True
     """
-    circuit = find(model, task, "head_ablation", n, seed + APART, mode=mode, progress=progress)
+    circuit = find(
+        model, task, "head_ablation", n, seed + APART, mode=mode, progress=progress, resume=resume
+    )
     effects = circuit.effects
     assert effects is not None
     clean, corrupted = circuit.search.clean.mean, circuit.search.corrupted.mean

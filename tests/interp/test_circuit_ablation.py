@@ -24,12 +24,15 @@ from interp.circuits import (
     registry,
     resampled,
 )
+from interp.circuits.finding import circuit_of
 from interp.circuits.methods.circuit_method import Method
-from interp.circuits.methods.head_ablation import HeadAblation, resampled_means
+from interp.circuits.methods.head_ablation import HeadAblation, by_effects
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import from_task
 from interp.errors import InputError, UnknownNameError
+from interp.results.circuit_table import Search
 from interp.results.head_table import KEYS
+from interp.support.statistics import Interval, resampled_means
 from interp.tasks import get
 from interp_hooks import Head
 
@@ -122,6 +125,59 @@ def test_bootstrap_means_have_the_right_mean_and_spread() -> None:
     means = resampled_means(effects, 0)
     np.testing.assert_allclose(means.mean(1), effects.mean(1), atol=0.05)
     np.testing.assert_allclose(means.std(1), effects.std(1) / np.sqrt(50), rtol=0.1)
+
+
+def test_intervals_are_signed_and_hold_0_where_nothing_happens() -> None:
+    """2,000 heads without an effect: about one in twenty is significant by chance, not every
+    one."""
+    made = planted.get("ioi")
+    prompts = from_task(made.model, made.task, 48)
+    runs = PairedRuns(made.model, prompts)
+    draws = np.random.default_rng(0).normal(0.0, 1.0, (2000, 48))
+    outside = 0
+    for start in range(0, 2000, len(runs.heads)):
+        null = draws[(np.arange(len(runs.heads)) + start) % 2000]
+        about = Search("ioi", "head_ablation", 48, *[Interval(0, 0, 0, 48)] * 3, 0, 0, 0)
+        frame = circuit_of(runs, HeadAblation(), by_effects(null), about, {}, []).frame
+        low, high = frame.head_ablation_effect_low, frame.head_ablation_effect_high
+        assert (low < frame.head_ablation_effect).all()
+        assert (frame.head_ablation_effect < high).all()
+        outside += int(((low > 0) | (high < 0)).sum())
+    assert 0.03 < outside / 2000 < 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "gemma2"])
+def test_layers_before_the_head_do_not_run_again(worded: Any, name: str) -> None:
+    """And the margins are those of whole runs, to the bit."""
+    model = worded(name)[0]
+    runs = PairedRuns(model, from_task(model, "ioi", 5))
+    batches = runs.batches()
+    (blocks,), (pairs,) = runs.clean_blocks(batches), batches
+    assert sorted(blocks) == runs.layers
+    stand_ins = runs.stand_ins(pairs, "resample")
+    for head in runs.heads:
+        ran: list[int] = []
+        handles = [
+            block.register_forward_pre_hook(lambda m, a, n=n: ran.append(n))
+            for n, block in enumerate(tiny.layers(model.module))
+        ]
+        found = runs.without(pairs, [head], stand_ins, blocks)
+        for handle in handles:
+            handle.remove()
+        assert torch.equal(found, runs.without(pairs, [head], stand_ins))
+        assert ran == list(range(head.layer, model.n_layers)) or head.layer == 0
+
+
+def test_blocks_that_are_too_much_to_hold_are_not_held(
+    worded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = worded("llama")[0]
+    runs = PairedRuns(model, from_task(model, "ioi", 5))
+    monkeypatch.setattr("interp.circuits.runs.paired_runs.HELD", 1000)
+    assert runs.clean_blocks(runs.batches()) == [{}]
+    monkeypatch.undo()
+    monkeypatch.setattr(PairedRuns, "_resumes", lambda *a: False)
+    assert runs.clean_blocks(runs.batches()) == [{}]
 
 
 def test_an_interrupted_ablation_resumes_and_gives_the_same(

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from interp.circuits.drawing.graph import dark, figure
 from interp.circuits.judging.agreement import Agreement, evaluate, ranks
-from interp.report.heatmap import number
+from interp.circuits.runs.ability import UNITS
+from interp.report.heatmap import number, within
 from interp.report.section import Section, plotable
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.judging.curves import Faithfulness
     from interp.circuits.known.truth import Truth
-    from interp.results.circuit_table import CircuitTable
+    from interp.results.circuit_table import CircuitTable, Ranked
 
 #: heads and edges listed, and heads that push against the answer
 LISTED, NEGATIVE = 12, 4
+#: heading of signed effects
+EFFECT = "effect [95 %]"
 #: tokens of a long prompt that are shown around what differs
 AROUND = 20
 
@@ -41,9 +44,10 @@ def sections(
 def agreement_facts(agreement: Agreement) -> dict[str, str]:
     """What there is to say of it, by name."""
     at = ", ".join(f"{k}: {value:.2f}" for k, value in agreement.precision.items())
+    auc = f"{agreement.auc:.3f} [{agreement.auc_low:.3f}, {agreement.auc_high:.3f}]"
     return {
-        "Heads in it": f"{agreement.n_positive} of {agreement.n_heads}",
-        "ROC AUC": f"{agreement.auc:.3f} (p = {agreement.p:.2g})",
+        f"{agreement.ranked.capitalize()} in it": f"{agreement.n_positive} of {agreement.n_heads}",
+        "ROC AUC [95 %]": f"{auc}, p = {agreement.p:.2g}",
         "ROC AUC, pessimistic": f"{agreement.auc_pessimistic:.3f}",
         "Average precision": f"{agreement.average_precision:.3f} (chance {agreement.chance:.3f})",
         "Precision at k": at,
@@ -58,18 +62,19 @@ def _circuit(circuit: CircuitTable) -> Section:
     said = str(plot.layout.title.subtitle.text)
     content = plotable(plot)
     strongest = ", ".join(map(str, circuit.heads(5)))
+    metric = f"{search.metric.capitalize()} ({UNITS[search.metric]})"
     values = {
         "facts": {
             "Task": f"{search.task}, {search.n} pairs",
             "Method": about.title,
             "Accuracy": str(search.accuracy),
-            f"{search.metric.capitalize()}, clean": str(search.clean),
-            f"{search.metric.capitalize()}, corrupted": str(search.corrupted),
+            f"{metric}, clean": str(search.clean),
+            f"{metric}, corrupted": str(search.corrupted),
             "Passes over the prompts": ", ".join(passes),
             "Time": f"{number(search.seconds, 1)} s",
             "Against the answer": _negative(circuit),
         },
-        "reading": about.reading,
+        "readings": _readings(circuit),
         "height": content["layout"]["height"],
         "label": "Heads by layer, the embedding below and the answer above; the strongest: "
         f"{strongest}.",
@@ -79,6 +84,16 @@ def _circuit(circuit: CircuitTable) -> Section:
     }
     figures = {"circuit-graph": content}
     return Section("circuit", "Circuit", "circuit/circuit.html.j2", values, figures)
+
+
+def _readings(circuit: CircuitTable) -> list[str]:
+    """How score and effect are read."""
+    effect = f"{circuit.column}_effect"
+    said = [f"Score: {circuit.about(circuit.column).reading}"]
+    return [
+        *said,
+        *([f"Effect: {circuit.about(effect).reading}"] if effect in circuit.frame else []),
+    ]
 
 
 def _prompts(circuit: CircuitTable) -> Section:
@@ -125,24 +140,21 @@ def _negative(circuit: CircuitTable) -> str:
     )
 
 
+def signed(ranked: Ranked) -> str:
+    """A head's effect with its interval, "+0.31 [0.12, 0.5]"; "–" where there is none."""
+    return "–" if ranked.effect is None else within(f"{ranked.effect:+.3g}", ranked.effect_ends)
+
+
 def _heads(circuit: CircuitTable) -> dict[str, Any]:
     """The table of the strongest heads."""
-    column, effect = circuit.column, f"{circuit.column}_effect"
-    table = circuit.frame.sort_values(
-        [column, "layer", "head"], ascending=[False, True, True], kind="stable"
-    )
-    sure, signed = f"{column}_low" in table, effect in table
-    rows = []
-    for n, row in enumerate(table.head(LISTED).to_dict("records"), 1):
-        cells = [str(n), str(Head(row["layer"], row["head"], row["tower"])), number(row[column], 3)]
-        if sure:
-            low, high = (number(row[f"{column}_{end}"], 3) for end in ("low", "high"))
-            cells.append(f"[{low}, {high}]")
-        if signed:
-            cells.append(f"{row[effect]:+.3g}")
-        rows.append(cells)
-    headings = ["#", "Head", "Score", *(["95 %"] if sure else []), *(["Effect"] if signed else [])]
-    return _listing(headings, rows, f"Strongest of {len(table)} heads")
+    ranked = circuit.ranked(LISTED)
+    effects = any(r.effect is not None for r in ranked)
+    rows = [
+        [str(n), str(r.head), within(number(r.score, 3), r.ends), *([signed(r)] if effects else [])]
+        for n, r in enumerate(ranked, 1)
+    ]
+    headings = ["#", "Head", "Score", *([EFFECT.capitalize()] if effects else [])]
+    return _listing(headings, rows, f"Strongest of {len(circuit.frame)} heads")
 
 
 def _edges(circuit: CircuitTable) -> dict[str, Any]:
@@ -156,7 +168,7 @@ def _edges(circuit: CircuitTable) -> dict[str, Any]:
     kinds = any(row[2] for row in rows)
     headings = ["#", "Edge", *(["Into"] if kinds else []), "Weight"]
     rows = rows if kinds else [[*row[:2], row[3]] for row in rows]
-    return _listing(headings, rows, f"Strongest of {len(table)} edges")
+    return _listing(headings, rows, f"Strongest of {len(table):,} edges")
 
 
 def _known(circuit: CircuitTable, truth: Truth) -> Section:
@@ -189,14 +201,15 @@ def _faithful(found: Faithfulness) -> Section:
     plot.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
     plot.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
     content = plotable(plot)
+    random = "" if found.random_cpr is None else f"{found.random_cpr:.3f}"
     values = {
         "facts": {
             "CPR": f"{found.cpr:.3f}",
-            "CPR, random heads": "" if found.random_cpr is None else f"{found.random_cpr:.3f}",
+            f"CPR, random {found.of}": random,
             "CMD": f"{found.cmd:.3f}",
-            "Heads replaced by": found.mode,
+            f"{found.of.capitalize()} replaced by": found.mode,
             "Margin, whole model": str(found.full),
-            "Margin, no heads": str(found.empty),
+            f"Margin, no {found.of}": str(found.empty),
         },
         "notes": found.notes,
         "height": content["layout"]["height"],
