@@ -2,7 +2,7 @@
 
 * compiled programs, exact (`compiled`): "reverse", "histogram", "sort", "frac_prevs";
 * planted circuits (`planted`): "induction", "ioi"; and harder ones (`harder`): "superposed",
-  "negative", "backup", "repair";
+  "negative", "backup", "repair", "superposed_backup";
 * trained to keep a program's variables (`trained`): "siit_ioi", "siit_pointer", "siit_induction".
 """
 
