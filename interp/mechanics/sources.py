@@ -1,0 +1,279 @@
+"""Which token, through which head, pushes which logit: a head's direct contribution at one position
+as a sum over the keys it looks at.
+
+z_h = Σ_k A_k v_k at one query, and what a head writes is linear in z, so with the final norm's
+scale (and that of a norm on the attention's branch) frozen the head's direct contribution to a
+logit is Σ_k A_k (v_k W_O,h)·u: one number a key (Elhage et al. 2021; Wang et al. 2022, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.errors import InputError, TapError
+from interp.inputs.forward import forward
+from interp.mechanics.qk import main_site, one_text, place_in
+from interp.mechanics.weights import main_sites
+from interp.mechanics.writers import back, frozen_end, heads_and_bias
+from interp_hooks.engine import row_weights
+from interp_hooks.heads import Head, parse_heads
+from interp_hooks.question import Question, SiteQuestion
+from interp_hooks.weight_rows import of_heads
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp_hooks import HookedModel
+    from interp_hooks.call import Site
+    from interp_hooks.norms import Frozen, Norms
+    from interp_hooks.recording import LayerStats
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Direct contributions of (head, key) pairs to one direction at one position.
+
+    Attributes:
+        heads: the heads.
+        position: whose logit it is, and from where the heads look.
+        values: (heads, keys) float64; a head's sum is its direct contribution.
+        weights: (heads, keys) attention weights of the position's row.
+
+    Example:
+        >>> ids = torch.tensor([[5, 9, 7, 5, 9]])
+        >>> direction = model.vocabulary().W_U[:, 7]
+        >>> found = interp.mechanics.sources(model, ids, direction, ["L2H4", "L3H1"])
+        >>> found.values.shape, found.sums().shape
+        (torch.Size([2, 5]), torch.Size([2]))
+    """
+
+    heads: tuple[Head, ...]
+    position: int
+    values: torch.Tensor
+    weights: torch.Tensor
+
+    def sums(self) -> torch.Tensor:
+        """(heads,): each head's direct contribution, over all keys."""
+        return self.values.sum(1)
+
+    def top(self, k: int | None = 20) -> pd.DataFrame:
+        """Pairs of a head and a key, the largest by size first: `head`, `key`, `weight`, `value`.
+
+        Args:
+            k: how many; None for all.
+        """
+        import pandas as pd
+
+        flat, keys = self.values.flatten(), self.values.shape[1]
+        count = len(flat) if k is None else min(k, len(flat))
+        order = flat.abs().argsort(descending=True, stable=True)[:count]
+        rows = [
+            dict(
+                head=str(self.heads[i // keys]),
+                key=i % keys,
+                weight=float(self.weights.flatten()[i]),
+                value=float(flat[i]),
+            )
+            for i in order.tolist()
+        ]
+        return pd.DataFrame(rows, columns=["head", "key", "weight", "value"])
+
+    def grouped(self, groups: Mapping[str, slice | Sequence[int]]) -> pd.DataFrame:
+        """Contributions of groups of keys: a row a head, a column a group, and "rest".
+
+        Args:
+            groups: name → keys of the text, none in two groups.
+
+        Raises:
+            InputError: a key that is not there, or in two groups.
+
+        Example:
+            >>> ids = torch.tensor([[5, 9, 7, 5, 9]])
+            >>> direction = model.vocabulary().W_U[:, 7]
+            >>> found = interp.mechanics.sources(model, ids, direction, ["L2H4"])
+            >>> found.grouped({"first": [0], "middle": slice(1, 3)}).columns.tolist()
+            ['first', 'middle', 'rest']
+        """
+        import pandas as pd
+
+        n = self.values.shape[1]
+        taken = torch.zeros(n, dtype=torch.int64)
+        columns = {}
+        for name, keys in groups.items():
+            picked = list(range(n))[keys] if isinstance(keys, slice) else [int(k) for k in keys]
+            bad = [k for k in picked if not 0 <= k < n]
+            if bad:
+                raise InputError(f"There is no key {bad[0]}; the text has {n}, from 0.")
+            taken.index_add_(0, torch.tensor(picked, dtype=torch.int64),
+                             torch.ones(len(picked), dtype=torch.int64))  # fmt: skip
+            columns[name] = self.values[:, picked].sum(1).tolist()
+        if bool((taken > 1).any()):
+            raise InputError(f"Key {int((taken > 1).nonzero()[0])} is in two groups.")
+        columns["rest"] = self.values[:, taken == 0].sum(1).tolist()
+        return pd.DataFrame(columns, index=[str(h) for h in self.heads])
+
+
+@torch.no_grad()
+def sources(
+    model: Any,
+    input_ids: torch.Tensor,
+    direction: torch.Tensor,
+    heads: Any = None,
+    position: int = -1,
+) -> Sources:
+    """Direct contributions, by key, of heads to a direction at one position of one text.
+
+    A_k (v_k W_O,h)·u with the final norm frozen; of one forward, of which one row of attention and
+    the values are kept: no tokens × tokens. For a logit the direction is a column of
+    `model.vocabulary().W_U` (times its `logit_scale`), for a difference that of two.
+
+    Args:
+        model: a `HookedModel`, or anything `interp.load` takes.
+        input_ids: (1, tokens).
+        direction: (d_model,), what the final norm's output is multiplied with.
+        heads: one head, several, or None for all of the main tower.
+        position: a place in the text; negative ones count from the end.
+
+    Returns:
+        A `Sources`. Over keys its values sum to what `mechanics.direct` gives for the head.
+
+    Raises:
+        HeadError: no such head.
+        InputError: several texts, a place outside the text, a direction of another width, or edits
+            that are active.
+        TapError: weights or norms are not known, or something stands between the attention and W_O
+            (an output gate), so that z is not the sum over keys.
+
+    Misleads:
+        It is the direct path alone: what a head does through later heads and MLPs is not in it. A
+        value also holds what earlier heads wrote at the key, not the key's token alone. A weight on
+        a sink with a short value gives next to nothing.
+
+    Example:
+        >>> ids = torch.tensor([[5, 9, 7, 5, 9]])
+        >>> found = interp.mechanics.sources(model, ids, model.vocabulary().W_U[:, 7], "L2H4")
+        >>> found.top(2).columns.tolist()
+        ['head', 'key', 'weight', 'value']
+    """
+    from interp.loading import load
+
+    hooked = load(model)
+    ids = one_text(hooked, input_ids)
+    at = place_in(ids, position, "position")
+    chosen = _chosen(hooked, heads)
+    norms = hooked.norms()
+    rows, frozen = _rows(hooked, norms, ids, at, chosen)
+    u = direction.double().to(ids.device)
+    width = norms.d_model
+    if u.shape != (width,):
+        raise InputError(f"direction is ({width},), d_model, not {tuple(direction.shape)}.")
+    along = u if frozen is None else back(frozen, u[None])[0]
+    values, weights = [], []
+    for head in chosen:
+        layer = rows[head.layer]
+        v, a, whole = layer.of(head.head)
+        toward = _toward(hooked, norms, layer.site, head.head, layer.z, along)
+        parts = a.double() * (v.double() @ toward)
+        if not abs(float(parts.sum() - whole.double() @ toward)) <= _allowed(parts, a):
+            raise TapError(
+                f"What {head} writes is not Σ_k A_k v_k W_O: something stands between its attention"
+                " and W_O (an output gate, a norm), so its keys' shares can't be told."
+            )
+        values.append(parts.cpu())
+        weights.append(a.cpu())
+    return Sources(tuple(chosen), at, torch.stack(values), torch.stack(weights))
+
+
+def _allowed(parts: torch.Tensor, a: torch.Tensor) -> float:
+    """Rounding of a sum over keys in the model's precision."""
+    return 1e-30 + float(parts.abs().sum()) * (1e-4 if a.dtype == torch.float32 else 1e-7)
+
+
+@dataclass
+class _Layer:
+    """One layer at one query: values (kv_heads, keys, d_head), row weights (chosen, keys), z
+    (1, heads, d_head)."""
+
+    site: Site
+    heads: tuple[int, ...]
+    values: torch.Tensor
+    weights: torch.Tensor
+    z: torch.Tensor
+
+    def of(self, head: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(keys, d_head) values, (keys,) weights, (d_head,) z of a head."""
+        own = head * len(self.values) // self.z.shape[1]
+        return self.values[own], self.weights[self.heads.index(head)], self.z[0, head]
+
+
+def _chosen(model: HookedModel, heads: Any) -> list[Head]:
+    if heads is None:
+        return [Head(s.layer, h, s.tower) for s in main_sites(model) for h in range(s.n_heads)]
+    pair = isinstance(heads, Sequence) and len(heads) == 2 and all(isinstance(x, int) for x in heads)
+    single = isinstance(heads, Head) or pair or (isinstance(heads, str) and "," not in heads)
+    asked = [Head.parse(heads)] if single else parse_heads(heads)
+    if not asked:
+        raise InputError("No head was named; give one or more, or None for all.")
+    for head in asked:
+        main_site(model, model.check(head))
+    return list(dict.fromkeys(asked))
+
+
+def _rows(
+    model: HookedModel, norms: Norms, ids: torch.Tensor, at: int, heads: Sequence[Head]
+) -> tuple[dict[int, _Layer], Frozen | None]:
+    """layer → what its chosen heads did at one query, and the final norm frozen there."""
+    wanted: dict[int, tuple[int, ...]] = {}
+    for head in heads:
+        wanted[head.layer] = (*wanted.get(head.layer, ()), head.head)
+    found: dict[int, _Layer] = {}
+    stream: dict[str, torch.Tensor] = {}
+    sites = main_sites(model)
+    last = sites[-1].layer
+
+    def take(stats: LayerStats) -> None:
+        call, site = stats.call, stats.site
+        if site not in sites or site.layer not in wanted:
+            return
+        assert call is not None and stats.z is not None
+        some = wanted[site.layer]
+        if call.pattern is not None:  # TransformerLens hands over its pattern
+            row = call.pattern[0, list(some), at].float()
+        else:
+            part = of_heads(call, some).part(at, at + 1)
+            row = row_weights(part, (), 0, 1)[0, :, 0]
+        found[site.layer] = _Layer(site, some, call.value[0], row, stats.z[:, at])
+
+    def keep(place: str, layer: int, tensor: torch.Tensor) -> None:
+        if (place == "post" and layer == last) or place == "final":
+            stream[place] = tensor[:, at].detach()
+
+    asked, silent = Question(z=True, call=True), Question()
+    question = SiteQuestion(
+        z=True,
+        call=True,
+        choose=lambda site: asked if site in sites and site.layer in wanted else silent,
+    )
+    with model.watch(question, take), model.activations(write=keep):
+        forward(model, ids, keep=1 if at == ids.shape[1] - 1 else None)
+    missing = [layer for layer in wanted if layer not in found]
+    if missing:
+        raise TapError(f"{model.name} ran without calling the attention of layer {missing[0]}.")
+    return found, frozen_end(model, norms, stream["post"], stream.get("final"))
+
+
+def _toward(
+    model: HookedModel, norms: Norms, site: Site, head: int, z: torch.Tensor, along: torch.Tensor
+) -> torch.Tensor:
+    """(d_head,) w with w · z_h = the head's contribution along (d_model,) `along` of the stream; z
+    (1, heads, d_head) of the run freezes a norm on the branch."""
+    after = norms.branch(site.layer)
+    if after is not None:
+        result, bias = heads_and_bias(model, site, z)
+        whole = (result.sum(1) + bias).to(next(model.module.parameters()).dtype)
+        along = back(after.frozen(whole), along[None])[0]
+    return model.head_weights(site.layer, site.tower).W_O[head].double() @ along
