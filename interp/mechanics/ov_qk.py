@@ -217,7 +217,7 @@ def ov_top_tokens(
     size = vocabulary.W_U.shape[1]
     if not 1 <= k <= size:
         raise InputError(f"k is between 1 and the {size} tokens of the vocabulary, not {k}.")
-    ids = torch.tensor([_id(hooked, t, size) for t in tokens], device=vocabulary.W_E.device)
+    ids = torch.tensor([token_id(hooked, t, size) for t in tokens], device=vocabulary.W_E.device)
     if not len(ids):
         raise InputError("No token was named; give ids, or words of one token each.")
     logits = _raised(layer, target.head, vocabulary.embed(ids).double(), vocabulary, norms)
@@ -315,7 +315,9 @@ def _after_first(model: HookedModel, ids: torch.Tensor) -> torch.Tensor:
     return resid["post", first][:, 0]
 
 
-def _id(model: HookedModel, token: int | str, size: int) -> int:
+def token_id(model: HookedModel, token: int | str, size: int) -> int:
+    """The id of a token given by its id or by its text, of `size` in the vocabulary. Raises
+    `InputError`."""
     if isinstance(token, str):
         if model.tokenizer is None:
             raise InputError(

@@ -8,7 +8,7 @@ logit is Σ_k A_k (v_k W_O,h)·u: one number a key (Elhage et al. 2021; Wang et 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from interp.errors import InputError, TapError
 from interp.inputs.forward import forward
 from interp.mechanics.qk import main_site, one_text, place_in
 from interp.mechanics.weights import main_sites
-from interp.mechanics.writers import back, frozen_end, heads_and_bias
+from interp.mechanics.writers import CLOSE, back, frozen_end, heads_and_bias
 from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head, parse_heads
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.weight_rows import of_heads
+from interp_hooks.whole_numbers import quoted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,22 +164,34 @@ def sources(
 
     hooked = load(model)
     ids = one_text(hooked, input_ids)
-    at = place_in(ids, position, "position")
-    chosen = _chosen(hooked, heads)
-    norms = hooked.norms()
-    rows, frozen = _rows(hooked, norms, ids, at, chosen)
-    u = direction.double().to(ids.device)
-    width = norms.d_model
-    if u.shape != (width,):
-        raise InputError(f"direction is ({width},), d_model, not {tuple(direction.shape)}.")
+    width = hooked.norms().d_model
+    if not isinstance(direction, torch.Tensor) or direction.shape != (width,):
+        raise InputError(f"direction is a tensor ({width},), d_model, not {quoted(direction)}.")
+    return toward(hooked, ids, place_in(ids, position, "position"), heads, lambda final: direction)
+
+
+@torch.no_grad()
+def toward(
+    model: HookedModel,
+    ids: torch.Tensor,
+    at: int,
+    heads: Any,
+    direction: Callable[[torch.Tensor], torch.Tensor],
+) -> Sources:
+    """`sources` with a direction that is chosen when the end of the stream is known: it is given
+    what the final norm makes of it, (d_model,), or the stream itself where there is none."""
+    chosen = _chosen(model, heads)
+    norms = model.norms()
+    rows, frozen, end = _rows(model, norms, ids, at, chosen)
+    u = direction(end[0]).double().to(end.device)
     along = u if frozen is None else back(frozen, u[None])[0]
     values, weights = [], []
     for head in chosen:
         layer = rows[head.layer]
         v, a, whole = layer.of(head.head)
-        toward = _toward(hooked, norms, layer.site, head.head, layer.z, along)
-        parts = a.double() * (v.double() @ toward)
-        if not abs(float(parts.sum() - whole.double() @ toward)) <= _allowed(parts, a):
+        w = _reads(model, norms, layer.site, head.head, layer.z, along)
+        parts = a.double() * (v.double() @ w)
+        if not abs(float(parts.sum() - whole.double() @ w)) <= _allowed(parts, v):
             raise TapError(
                 f"What {head} writes is not Σ_k A_k v_k W_O: something stands between its attention"
                 " and W_O (an output gate, a norm), so its keys' shares can't be told."
@@ -188,9 +201,9 @@ def sources(
     return Sources(tuple(chosen), at, torch.stack(values), torch.stack(weights))
 
 
-def _allowed(parts: torch.Tensor, a: torch.Tensor) -> float:
-    """Rounding of a sum over keys in the model's precision."""
-    return 1e-30 + float(parts.abs().sum()) * (1e-4 if a.dtype == torch.float32 else 1e-7)
+def _allowed(parts: torch.Tensor, values: torch.Tensor) -> float:
+    """Rounding of a sum over keys in the precision of the values."""
+    return 1e-30 + float(parts.abs().sum()) * CLOSE.get(values.dtype, 2e-2)
 
 
 @dataclass
@@ -225,8 +238,9 @@ def _chosen(model: HookedModel, heads: Any) -> list[Head]:
 
 def _rows(
     model: HookedModel, norms: Norms, ids: torch.Tensor, at: int, heads: Sequence[Head]
-) -> tuple[dict[int, _Layer], Frozen | None]:
-    """layer → what its chosen heads did at one query, and the final norm frozen there."""
+) -> tuple[dict[int, _Layer], Frozen | None, torch.Tensor]:
+    """layer → what its chosen heads did at one query, the final norm frozen there, and what it
+    makes of the stream, (1, d_model)."""
     wanted: dict[int, tuple[int, ...]] = {}
     for head in heads:
         wanted[head.layer] = (*wanted.get(head.layer, ()), head.head)
@@ -259,14 +273,15 @@ def _rows(
         choose=lambda site: asked if site in sites and site.layer in wanted else silent,
     )
     with model.watch(question, take), model.activations(write=keep):
-        forward(model, ids, keep=1 if at == ids.shape[1] - 1 else None)
+        forward(model, ids, keep=1)
     missing = [layer for layer in wanted if layer not in found]
     if missing:
         raise TapError(f"{model.name} ran without calling the attention of layer {missing[0]}.")
-    return found, frozen_end(model, norms, stream["post"], stream.get("final"))
+    frozen = frozen_end(model, norms, stream["post"], stream.get("final"))
+    return found, frozen, stream.get("final", stream["post"])
 
 
-def _toward(
+def _reads(
     model: HookedModel, norms: Norms, site: Site, head: int, z: torch.Tensor, along: torch.Tensor
 ) -> torch.Tensor:
     """(d_head,) w with w · z_h = the head's contribution along (d_model,) `along` of the stream; z
