@@ -10,12 +10,12 @@ import torch
 
 from interp.errors import TapError
 from interp.inputs.forward import forward
+from interp.inputs.one_token import token_id
 from interp.inputs.pieces import pieces
 from interp.look.measure import ids_of
 from interp.look.why import Why
-from interp.mechanics.ov_qk import token_id
-from interp.mechanics.qk import Reached, main_site, one_text, place_in, qk_attribution
-from interp.mechanics.sources import Sources, toward
+from interp.streams.qk import Reached, main_site, one_text, place_in, split
+from interp.streams.sources import Sources, toward
 from interp.support.provenance import provenance
 from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head
@@ -45,7 +45,7 @@ def why_of(
     ids = one_text(model, ids_of(model, text, chat))
     at = place_in(ids, -1 if query is None else query, "query")
     seen = hardest(model, ids, target, at) if key is None else place_in(ids, key, "key")
-    qk = qk_attribution(model, ids, target, at, seen)
+    qk = split(model, ids, target, at, seen)
     notes: list[str] = []
     try:
         found, ends = _sources(model, ids, target, at, answer, against)

@@ -1,12 +1,12 @@
-"""Why one head looks from one token at another, and which tokens it moves the answer by, as data."""
+"""Why one head looks from one token at another, and which tokens it moves the answer by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.mechanics.qk import QKAttribution
-from interp.mechanics.sources import Sources
+from interp.streams.qk import QKAttribution
+from interp.streams.sources import Sources
 from interp.support.html import block
 from interp.support.jsonable import jsonable
 

@@ -22,7 +22,7 @@ from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import head_rows, main_sites
-from interp.mechanics.writers import back, frozen_end, written
+from interp.streams.writers import back, frozen_end, written
 from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError
+from interp.inputs.one_token import token_id
 from interp.mechanics.weights import Folded, folded, head_rows, main_sites, through_vocabulary
 from interp.support.progress import timed
 from interp_hooks.heads import Head
-from interp_hooks.token_ids import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -313,23 +313,3 @@ def _after_first(model: HookedModel, ids: torch.Tensor) -> torch.Tensor:
     with model.capture_resid() as resid:
         model.logits(ids[:, None])
     return resid["post", first][:, 0]
-
-
-def token_id(model: HookedModel, token: int | str, size: int) -> int:
-    """The id of a token given by its id or by its text, of `size` in the vocabulary. Raises
-    `InputError`."""
-    if isinstance(token, str):
-        if model.tokenizer is None:
-            raise InputError(
-                f"{model.name} came without a tokenizer, so tokens are given by their ids."
-            )
-        ids = model.tokenizer.encode(check_text(token), add_special_tokens=False)
-        if len(ids) != 1:
-            raise InputError(
-                f"{token!r} is {len(ids)} tokens for this tokenizer; give text of one token, or "
-                "its id."
-            )
-        token = int(ids[0])  # a tokenizer may know more than the model embeds
-    if not 0 <= int(token) < size:
-        raise InputError(f"There is no token {token}: ids go from 0 to {size - 1}.")
-    return int(token)

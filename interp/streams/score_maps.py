@@ -120,15 +120,6 @@ def _layout(given: torch.Tensor, projected: torch.Tensor) -> str:
     return "heads" if torch.equal(turned, projected) else ""
 
 
-def _at(tensor: torch.Tensor, seen: Seen, position: int, head: int) -> torch.Tensor:
-    """(d_head,) of one head at one position, in the layout of the norm."""
-    assert seen.projected is not None
-    _, n, heads, d = seen.projected.shape
-    if seen.layout == "heads":
-        return tensor.reshape(heads, n, d)[head, position]
-    return tensor.reshape(n, heads, d)[position, head]
-
-
 def score_map(
     model: HookedModel, way: Way, place: str, position: int, head: int
 ) -> tuple[ScoreMap, torch.Tensor]:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 CLOSE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
+def main_sites(model: HookedModel) -> list[Site]:
+    """The self-attentions of the main tower."""
+    return [s for s in model.sites if s.kind == "self" and s.tower == model.main_tower]
+
+
 @dataclass(frozen=True)
 class Written:
     """The stream at n positions as the sum of what was written, float64.
