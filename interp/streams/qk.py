@@ -10,6 +10,7 @@ writers × writers that is exact.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +39,12 @@ CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bf
 
 @dataclass(frozen=True)
 class Writer:
-    """One that wrote into the stream: `component` "embedding", "position" (learned; within the
-    embedding where the two can't be told apart), "head", "attention_bias" (b_O, and the bias of a norm after attention), "mlp" or "bias" (of the norm before attention and
-    of the projection); `layer` and `head` are −1 where it has none."""
+    """One that wrote into the stream, or put a constant into what reads it.
+
+    `component`: "embedding"; "position" (learned; within the embedding where the two can't be told
+    apart); "head"; "attention_bias", b_O and the bias of a norm after attention; "mlp"; "bias", of
+    the norm before attention and of the projection. `layer` and `head` are −1 where it has none.
+    """
 
     component: str
     layer: int = -1
@@ -215,7 +219,18 @@ def _run(
             f"{model.name} shows its queries and keys before rotation only (TransformerLens), so a "
             "score can't be split; load the model from its Hugging Face name."
         )
+    check_tokens(model, run.call, ids)
     return run
+
+
+def check_tokens(model: HookedModel, call: AttentionCall, ids: torch.Tensor) -> None:
+    """Raises `TapError` where attention has other tokens than the text (a learned prompt before
+    it), since places would mean others."""
+    if (call.n_queries, call.n_keys) != (ids.shape[1],) * 2 or call.mask.q_start:
+        raise TapError(
+            f"Layer {call.site.layer} of {model.name} attends from {call.n_queries} tokens to "
+            f"{call.n_keys} in a text of {ids.shape[1]}, so places in the text are not its own."
+        )
 
 
 @torch.no_grad()
@@ -298,7 +313,7 @@ def _listed(
     """Writers in the order in which they write, and (positions, d_model) of each."""
     names, parts = [Writer("embedding")], [sums.start]
     if model.position_table is not None:
-        with suppress(TapError):  # the token's own part is not known: it stands with the position's
+        with suppress(TapError):  # the token's own part is not known: both stand together
             token = model.vocabulary().embed(ids).to(sums.start)
             names, parts = [*names, Writer("position")], [token, sums.start - token]
     for layer, heads in sums.heads.items():

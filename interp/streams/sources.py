@@ -16,7 +16,7 @@ import torch
 
 from interp.errors import InputError, TapError
 from interp.inputs.forward import forward
-from interp.streams.qk import main_site
+from interp.streams.qk import check_tokens, main_site
 from interp.streams.writers import CLOSE, back, frozen_end, heads_and_bias, main_sites
 from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head, parse_heads
@@ -203,6 +203,7 @@ def _rows(
         if site not in sites or site.layer not in wanted:
             return
         assert call is not None and stats.z is not None
+        check_tokens(model, call, ids)
         some = wanted[site.layer]
         if call.pattern is not None:  # TransformerLens hands over its pattern
             row = call.pattern[0, list(some), at].float()
