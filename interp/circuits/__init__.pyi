@@ -1,4 +1,7 @@
 from .circuit import Circuit as Circuit
+from .exchange import Graph as Graph
+from .exchange import read_graph as read_graph
+from .exchange import write_graph as write_graph
 from .finding import find as find
 from .judging import reuse as reuse
 from .judging.agreement import Agreement as Agreement

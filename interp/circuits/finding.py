@@ -84,7 +84,17 @@ def pose(
             prompts.recorded(),
             [searcher, prompts.task],
         )
+        record |= _size(hooked)
     return Posed(hooked, searcher, prompts, record)
+
+
+def _size(model: HookedModel) -> dict[str, Any]:
+    """{"d_model": width of the stream}, which files of other toolkits ask for; {} where the config
+    does not say it."""
+    config: Any = getattr(model.module, "config", None) or getattr(model.module, "cfg", None)
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    width = next((getattr(inner, n) for n in ("hidden_size", "d_model") if hasattr(inner, n)), None)
+    return {"d_model": width} if isinstance(width, int) else {}
 
 
 @reporting("Finding the circuit")
