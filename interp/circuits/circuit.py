@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from interp.atlas import Atlas
 from interp.circuits.drawing.graph import figure
-from interp.circuits.drawing.section import sections
+from interp.circuits.drawing.section import EFFECT, sections, signed
+from interp.report.heatmap import within
 from interp.results.circuit_table import CircuitTable
 from interp.support.html import block
 
@@ -104,15 +105,12 @@ class Circuit(CircuitTable, Atlas):
         return self._write(path, self.sections(truth, faithfulness))
 
     def _repr_html_(self) -> str:
-        search, column = self.search, self.column
-        effects, low = f"{column}_effect" in self.frame, f"{column}_low" in self.frame
-        found = self.frame.set_index(["tower", "layer", "head"])
-        rows = []
-        for head, value, _ in self.head_ranking(column, TOP):
-            row = found.loc[(head.tower, head.layer, head.head)]
-            ends = f" [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]" if low else ""
-            effect = [f"{row[f'{column}_effect']:+.3g}"] if effects else []
-            rows.append([head, f"{value:.3f}{ends}", *effect])
+        search, ranked = self.search, self.ranked(TOP)
+        effects = any(r.effect is not None for r in ranked)
+        rows = [
+            [r.head, within(f"{r.score:.3f}", r.ends), *([signed(r)] if effects else [])]
+            for r in ranked
+        ]
         facts = {
             "prompts": f"{search.n} pairs",
             "accuracy": search.accuracy,
@@ -123,9 +121,9 @@ class Circuit(CircuitTable, Atlas):
             f"Circuit for {self.task} in {self.model}",
             f"by {search.method}",
             facts,
-            ["head", "score", *(["effect"] if effects else [])],
+            ["head", "score", *([EFFECT] if effects else [])],
             rows,
-            [self.about(column).reading, *self.notes],
+            [self.about(self.column).reading, *self.notes],
         )
 
     def __repr__(self) -> str:

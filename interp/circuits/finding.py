@@ -26,7 +26,7 @@ from interp.support.checkpoints import Checkpoints
 from interp.support.ownership import owned
 from interp.support.progress import Shown, reporting
 from interp.support.provenance import provenance
-from interp.support.statistics import Interval, bootstrap
+from interp.support.statistics import Interval, bootstrap, resampled_means
 from interp.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -230,6 +230,12 @@ def circuit_of(
     }
     if found.effect is not None:
         frame[f"{name}_effect"] = found.effect
+        if found.effects is not None and found.effects.shape[1] > 1:
+            means = resampled_means(found.effects, runs.seed)  # (heads, resamples)
+            low, high = np.quantile(means, [0.025, 0.975], axis=1)
+            spread = found.effects.std(1, ddof=1) / np.sqrt(found.effects.shape[1])
+            for part, values in (("stderr", spread), ("low", low), ("high", high)):
+                frame[f"{name}_effect_{part}"] = values
         about[f"{name}_effect"] = About(
             f"{method.title}, signed",
             "Above 0: the head pushes towards the right answer; below 0: against it.",

@@ -8,9 +8,9 @@ import numpy as np
 
 from interp.circuits.finding import find
 from interp.circuits.known.truth import Truth
-from interp.circuits.methods.head_ablation import resampled_means
 from interp.errors import InputError
 from interp.support.progress import Shown, reporting
+from interp.support.statistics import resampled_means
 from interp.tasks.task import Task
 from interp_hooks.heads import Head
 

@@ -302,46 +302,33 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
     """The task and how the model does it, and the strongest heads."""
-    from interp.report.heatmap import number
+    from interp.circuits.drawing import section
+    from interp.report.heatmap import number, within
 
-    console, search, column = out(), found.search, found.column
+    console, search = out(), found.search
     line = (
         f", {search.task} by {search.method}, {search.n} pairs, accuracy "
         f"{search.accuracy.mean:.3f}, "
     )
     line += f"{search.metric} {search.clean.mean:.3g} (corrupted {search.corrupted.mean:.3g})"
     console.print(Text.assemble((found.model, "bold"), line), soft_wrap=True)
-    note(found.about(column).reading)
+    note(found.about(found.column).reading)
     classes = {} if truth is None else _classes(truth)
-    sure, signed = f"{column}_low" in found.frame, f"{column}_effect" in found.frame
-    score, effect = "score [95 %]" if sure else "score", "effect"
-    columns = [
-        "#",
-        "head",
-        score,
-        *([effect] if signed else []),
-        *([truth.name] if truth is not None else []),
-    ]
-    table = common.table(*columns, right=("#", score, effect))
-    places = found.frame.set_index(["tower", "layer", "head"])
-    for rank, (head, value, _) in enumerate(found.head_ranking(column, top), 1):
-        row = places.loc[(head.tower, head.layer, head.head)]
-        interval = (
-            f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"
-            if sure
-            else ""
-        )
+    ranked = found.ranked(top)
+    signed = any(r.effect is not None for r in ranked)
+    known = [] if truth is None else [truth.name]
+    columns = ["#", "head", "score", *([section.EFFECT] if signed else []), *known]
+    table = common.table(*columns, right=("#", "score", section.EFFECT))
+    for rank, r in enumerate(ranked, 1):
         cells: list[str | Text] = [
             str(rank),
-            Text(str(head), style="bold"),
-            f"{number(value, 3)}{interval}",
+            Text(str(r.head), style="bold"),
+            within(number(r.score, 3), r.ends),
         ]
-        cells += [f"{row[f'{column}_effect']:+.3g}"] if signed else []
-        cells += (
-            [classes.get((head.layer, head.head), Text("–", style="dim"))]
-            if truth is not None
-            else []
-        )
+        cells += [section.signed(r)] if signed else []
+        if truth is not None:
+            none = Text("–", style="dim")
+            cells.append(classes.get((r.head.layer, r.head.head), none))
         table.add_row(*cells)
     console.print(table)
     passes = f"{number(search.forwards, 1)} forward"

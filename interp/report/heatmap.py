@@ -83,6 +83,11 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.1f}" if size < 100 else f"{value:.0f}" if size < 1e6 else f"{value:.3g}"
 
 
+def within(value: str, ends: tuple[float, float] | None) -> str:
+    """A number with its interval, "0.31 [−0.02, 0.64]"; as it is where there is none."""
+    return value if ends is None else f"{value} [{number(ends[0], 3)}, {number(ends[1], 3)}]"
+
+
 def heatmap(
     values: np.ma.MaskedArray,
     stderr: np.ma.MaskedArray | None = None,

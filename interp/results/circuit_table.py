@@ -71,11 +71,28 @@ class Example:
     wrong: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """A head of a circuit: its score, and the signed effect where the method tells it.
+
+    Attributes:
+        ends, effect_ends: 95 % intervals, where there are some. Where that of the effect holds 0,
+            it isn't known whether the head matters at all.
+    """
+
+    head: Head
+    score: float
+    ends: tuple[float, float] | None
+    effect: float | None
+    effect_ends: tuple[float, float] | None
+
+
 class CircuitTable(HeadTable):
     """Scores of all heads for one task by one method: the column `method` of a table, ≥ 0.
 
-    Beside it may stand `<method>_stderr`, `_low` and `_high` (95 %), and `<method>_effect`, the
-    signed effect on the metric.
+    Beside it may stand `<method>_effect`, the signed effect on the metric, with its standard error
+    and 95 % interval (`<method>_effect_stderr`, `_low`, `_high`), and, of a score that is sampled
+    otherwise, `<method>_stderr`, `_low` and `_high`.
 
     Args:
         frame, provenance, notes, about, overlays: as in `HeadTable`.
@@ -136,6 +153,36 @@ class CircuitTable(HeadTable):
         """
         ranking = self.head_ranking(self.column, k)
         return [head for head, value, _ in ranking if k is not None or value > 0]
+
+    def ranked(self, k: int | None = None) -> list[Ranked]:
+        """The k strongest heads, or all, strongest first, with their effects and intervals.
+
+        Example:
+            >>> first = circuit.ranked(1)[0]
+            >>> first.head == circuit.heads(1)[0], first.effect_ends[0] <= first.effect
+            (True, True)
+        """
+        column = self.column
+        by_head = self.frame.set_index(["tower", "layer", "head"])
+
+        def ends(row: pd.Series, name: str) -> tuple[float, float] | None:
+            there = f"{name}_low" in row
+            return (float(row[f"{name}_low"]), float(row[f"{name}_high"])) if there else None
+
+        ranked = []
+        for head, value, _ in self.head_ranking(column, k):
+            row = by_head.loc[(head.tower, head.layer, head.head)]
+            effect = row.get(f"{column}_effect")
+            ranked.append(
+                Ranked(
+                    head,
+                    value,
+                    ends(row, column),
+                    None if effect is None else float(effect),
+                    ends(row, f"{column}_effect"),
+                )
+            )
+        return ranked
 
     def value(
         self, head: Place | str | Sequence[int], score: str = "", kind: str | None = None

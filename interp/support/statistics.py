@@ -37,6 +37,16 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     return Interval(float(array.mean()), float(low), float(high), len(array))
 
 
+def resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
+    """(rows, resamples): means of `values` (rows, n) over bootstrap samples of the n, the same for
+    all rows."""
+    n = values.shape[1]
+    rng = np.random.default_rng(seed)
+    # how often each is drawn, rather than the draws: (resamples, n)
+    counts = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
+    return values @ counts.T / n
+
+
 @dataclass(frozen=True)
 class McNemar:
     """Of paired right-or-wrong answers: how many became right (`better`) and wrong (`worse`), and

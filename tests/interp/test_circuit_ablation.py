@@ -24,12 +24,15 @@ from interp.circuits import (
     registry,
     resampled,
 )
+from interp.circuits.finding import circuit_of
 from interp.circuits.methods.circuit_method import Method
-from interp.circuits.methods.head_ablation import HeadAblation, resampled_means
+from interp.circuits.methods.head_ablation import HeadAblation, by_effects
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import from_task
 from interp.errors import InputError, UnknownNameError
+from interp.results.circuit_table import Search
 from interp.results.head_table import KEYS
+from interp.support.statistics import Interval, resampled_means
 from interp.tasks import get
 from interp_hooks import Head
 
@@ -122,6 +125,25 @@ def test_bootstrap_means_have_the_right_mean_and_spread() -> None:
     means = resampled_means(effects, 0)
     np.testing.assert_allclose(means.mean(1), effects.mean(1), atol=0.05)
     np.testing.assert_allclose(means.std(1), effects.std(1) / np.sqrt(50), rtol=0.1)
+
+
+def test_intervals_are_signed_and_hold_0_where_nothing_happens() -> None:
+    """2,000 heads without an effect: about one in twenty is significant by chance, not every
+    one."""
+    made = planted.get("ioi")
+    prompts = from_task(made.model, made.task, 48)
+    runs = PairedRuns(made.model, prompts)
+    draws = np.random.default_rng(0).normal(0.0, 1.0, (2000, 48))
+    outside = 0
+    for start in range(0, 2000, len(runs.heads)):
+        null = draws[(np.arange(len(runs.heads)) + start) % 2000]
+        about = Search("ioi", "head_ablation", 48, *[Interval(0, 0, 0, 48)] * 3, 0, 0, 0)
+        frame = circuit_of(runs, HeadAblation(), by_effects(null), about, {}, []).frame
+        low, high = frame.head_ablation_effect_low, frame.head_ablation_effect_high
+        assert (low < frame.head_ablation_effect).all()
+        assert (frame.head_ablation_effect < high).all()
+        outside += int(((low > 0) | (high < 0)).sum())
+    assert 0.03 < outside / 2000 < 0.1
 
 
 def test_an_interrupted_ablation_resumes_and_gives_the_same(

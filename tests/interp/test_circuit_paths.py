@@ -272,13 +272,13 @@ def test_stacked_senders_are_those_run_one_by_one(monkeypatch: pytest.MonkeyPatc
 def test_the_table_of_edges_and_intervals() -> None:
     runs = bench_of("llama", num_hidden_layers=3)
     found = PathPatching("L2H1.k, 1.0.q", "end", senders="0.1, 1.2").find(runs)  # type: ignore[arg-type]
-    assert found.edges is not None and found.low is not None and found.high is not None
+    assert found.edges is not None and found.effects is not None and found.effect is not None
     rows = [tuple(r) for r in found.edges[["sender", "receiver", "kind"]].itertuples(index=False)]
     assert rows == [("L0H1", "L2H1", "k"), ("L0H1", "L1H0", "q"), ("L1H2", "L2H1", "k")]
     assert found.edges.score[0] == found.score[runs.index[Head(0, 1)]]
     tried = {runs.index[Head(0, 1)], runs.index[Head(1, 2)]}
     assert set(np.flatnonzero(found.score)) <= tried
-    assert (found.low <= found.score + 1e-12).all() and (found.score <= found.high + 1e-12).all()
+    np.testing.assert_allclose(found.effects.mean(1), found.effect)
     assert any("together" in n for n in found.notes) and any(
         "last position" in n for n in found.notes
     )

@@ -16,9 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.circuits import evaluate, find, planted, published
+from interp.circuits import evaluate, find, planted
 from interp.circuits.methods import codes
-from interp.circuits.methods.discrete_sae import DiscreteSAE, gather
+from interp.circuits.methods.attribution_by_code import AttributionByCode
+from interp.circuits.methods.coding import Codes, gather
+from interp.circuits.methods.discrete_sae import DiscreteSAE
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import from_task
 from interp.errors import InputError, ModelError
@@ -61,6 +63,8 @@ def test_edge_score_counts_ends_of_the_strongest_pairs() -> None:
     counts[0, 1], counts[0, 3], counts[1, 2], counts[2, 3] = 9, 8, 7, 6
     # 4² / 2 = 8 ends: four pairs
     assert codes.edge_score(counts).tolist() == [2, 2, 2, 2]
+    # each pair twice in the list: two pairs, whose ends count twice
+    assert codes.edge_score(counts, twice=True).tolist() == [4, 2, 0, 2]
     counts[2, 3], counts[1, 3] = 0, 6
     assert codes.edge_score(counts).tolist() == [2, 3, 1, 2]
 
@@ -186,13 +190,34 @@ def test_pooled_outputs_add_up_to_the_layer_s_output(worded: Any, name: str) -> 
 
 
 @pytest.mark.parametrize("name", planted.names())
-def test_planted_circuits_are_found(name: str) -> None:
+def test_planted_circuits_are_found_by_effects_and_as_well_with_the_codes_shuffled(
+    name: str,
+) -> None:
     made = planted.get(name)
-    circuit = find(made.model, made.task, "discrete_sae", n=48, **QUICK)
-    assert evaluate(circuit, made.truth).auc >= 0.95
-    low, high = circuit.frame.discrete_sae_low, circuit.frame.discrete_sae_high
-    assert (low <= circuit.frame.discrete_sae).all() and (circuit.frame.discrete_sae <= high).all()
-    assert (high > low).any()
+    for shuffled in (False, True):
+        circuit = find(
+            made.model, made.task, "attribution_by_code", n=48, shuffled=shuffled, **QUICK
+        )
+        assert evaluate(circuit, made.truth).auc >= 0.95
+    row = circuit.frame
+    effect = row.attribution_by_code_effect
+    assert (row.attribution_by_code_effect_low <= effect).all()
+    assert (effect <= row.attribution_by_code_effect_high).all()
+
+
+def test_shuffled_codes_are_as_often_seen_and_elsewhere() -> None:
+    """What is left of them is how often each is seen, head by head."""
+    rng = np.random.default_rng(0)
+    positive, attributed = rng.integers(0, 4, (40, 5)), rng.normal(size=(40, 5))
+    made = Codes(positive, positive, np.zeros((5, 5)))
+    own = AttributionByCode().score_of(made, attributed, 0)
+    np.testing.assert_allclose(own, codes.effect_score(positive, attributed))
+    twin = AttributionByCode(shuffled=True)
+    other = twin.score_of(made, attributed, 0)
+    assert not np.allclose(own, other)
+    assert np.array_equal(other, twin.score_of(made, attributed, 0))
+    alone = twin.score_of(Codes(positive * 0, positive, made.pairs), attributed, 0)
+    np.testing.assert_allclose(alone, np.abs(attributed.mean(0)))  # one code: nothing to shuffle
 
 
 def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
@@ -206,26 +231,11 @@ def test_the_paper_s_score_finds_the_planted_ioi_circuit() -> None:
     assert circuit.frame.discrete_sae.max() > 1
 
 
-def test_pocket_llama_meets_the_bar(pocket: Any) -> None:
-    """Mean ROC AUC over three tasks and both planted circuits ≥ .85 (see
-    examples/circuit_table.json for all of it)."""
-    found = [
-        evaluate(
-            find(pocket, task, "discrete_sae", n=64, **QUICK), published(task, "pocket-llama")
-        ).auc
-        for task in ("ioi", "greater_than", "docstring")
-    ]
-    planted_ones = [
-        evaluate(find(made.model, made.task, "discrete_sae", n=48, **QUICK), made.truth).auc
-        for made in map(planted.get, planted.names())
-    ]
-    assert np.mean(found + planted_ones) >= 0.85
-    assert np.mean(found) >= 0.8
-
-
-def test_the_default_score_takes_two_forwards_and_one_backward(pocket: Any) -> None:
+def test_the_paper_s_score_takes_two_forwards_and_effects_a_backward_more(pocket: Any) -> None:
     """The corrupted run gives both what is pooled and what z is compared with."""
     search = find(pocket, "ioi", "discrete_sae", n=12, trials=1, steps=5).search
+    assert (search.forwards, search.backwards) == (2.0, 0.0)
+    search = find(pocket, "ioi", "attribution_by_code", n=12, trials=1, steps=5).search
     assert (search.forwards, search.backwards) == (2.0, 1.0)
 
 
@@ -278,14 +288,15 @@ def test_the_autoencoder_loads_where_interp_was_never_imported(pocket: Any, tmp_
         )
         torch.testing.assert_close(torch.tensor(said["back"]), sae(x), rtol=1e-4, atol=1e-6)
     # and it can be used again, from its folder
-    again = find(pocket, "ioi", "discrete_sae", n=16, sae=folder)
+    again = find(pocket, "ioi", "attribution_by_code", n=16, sae=folder)
     runs = PairedRuns(pocket, from_task(pocket, "ioi", 16))
     outputs = gather(runs, "mean", attribute=True)
-    method = DiscreteSAE(sae=folder)
-    positive, _ = method._codes(runs, outputs, [sae])
+    made = AttributionByCode(sae=folder)._codes(runs, outputs, [sae])
     assert outputs.attributed is not None
     np.testing.assert_allclose(
-        again.frame.discrete_sae, codes.effect_score(positive, outputs.attributed), rtol=1e-4
+        again.frame.attribution_by_code,
+        codes.effect_score(made.positive, outputs.attributed),
+        rtol=1e-4,
     )
 
 
@@ -321,7 +332,7 @@ def test_an_existing_autoencoder_on_hook_z_serves_its_layer(pocket: Any) -> None
     for h in range(8):
         weight = given.W_dec[:, 32 * h : 32 * (h + 1)].norm(dim=1)
         wanted = (features * weight).argmax(1)
-        positive, _ = DiscreteSAE(score="node", sae=given)._codes(runs, outputs, [given])
+        positive = DiscreteSAE(sae=given)._codes(runs, outputs, [given]).positive
         assert positive[:, 8 + h].tolist() == wanted.tolist()
     both = find(
         pocket,
@@ -334,21 +345,14 @@ def test_an_existing_autoencoder_on_hook_z_serves_its_layer(pocket: Any) -> None
     assert not any("no code" in note for note in both.notes)
 
 
-def test_a_score_brings_its_own_training() -> None:
-    """The paper's scores depend on the paper's training; "effect" hardly does and is trained for a
-    shorter time."""
-    assert (
-        DiscreteSAE(score="node") == DiscreteSAE.make("paper")
-        and DiscreteSAE(score="node").steps == 500
-    )
+def test_the_default_is_the_paper_s() -> None:
+    assert DiscreteSAE() == DiscreteSAE.make("paper") == DiscreteSAE(score="node")
+    paper = (DiscreteSAE().sparsity, DiscreteSAE().steps, DiscreteSAE().rate)
+    assert paper == (0.02, 500, 1e-3) and not DiscreteSAE().standardise
     assert DiscreteSAE(score="edge") == DiscreteSAE.make("paper-edge")
-    assert (DiscreteSAE().steps, DiscreteSAE().standardise, DiscreteSAE().variance) == (
-        200,
-        True,
-        0.9,
-    )
-    assert DiscreteSAE(score="node", steps=7).steps == 7
+    assert DiscreteSAE.make("code").pairs == "twice"
     assert DiscreteSAE.make("paper-docstring").sparsity == 0.05
+    assert AttributionByCode().steps == 200 and AttributionByCode().standardise
 
 
 def test_options_of_what_a_head_s_output_is(pocket: Any) -> None:
@@ -356,7 +360,7 @@ def test_options_of_what_a_head_s_output_is(pocket: Any) -> None:
         dict(pool="last"),
         dict(vector="z"),
         dict(score="edge"),
-        dict(variance=1.0, standardise=False),
+        dict(variance=0.9, standardise=True),
     ):
         circuit = find(pocket, "ioi", "discrete_sae", n=12, trials=2, steps=40, **options)
         assert (

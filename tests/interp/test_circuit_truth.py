@@ -18,16 +18,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.circuits.judging.agreement import (
-    Stability,
-    curve_areas,
-    evaluate,
-    jaccard,
-    precision_at,
-    ranks,
+from interp.circuits.judging.agreement import evaluate, precision_at, ranks
+from interp.circuits.judging.areas import curve_areas
+from interp.circuits.judging.ranking import (
     roc,
-    stability,
 )
+from interp.circuits.judging.stability import Stability, jaccard, stability
 from interp.circuits.known.truth import Truth, published, published_names
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp_hooks import Head
@@ -367,7 +363,7 @@ def test_heads_without_layers_between_are_ranked_among_those_scored() -> None:
             "L3H4 have no score",
         ),
         ({"0.0": 1.0, "0.1": 2.0}, ["0.0", "1.1"], "L1H1 are in the circuit"),
-        (np.zeros((2, 2)), [], "No head is in the circuit"),
+        (np.zeros((2, 2)), [], "No heads are in the circuit"),
         (np.zeros((1, 2)), ["0.0", "0.1"], "All heads are in the circuit"),
         (np.zeros(4), ["0.0"], "layers, heads"),
         ("scores", ["0.0"], "dict"),
@@ -483,3 +479,61 @@ def test_a_circuit_is_compared_with_its_own_model_s_truth_by_name() -> None:
     table = compare([wrong, right], "ioi")
     assert table["method"].tolist() == ["right", "wrong"] and table["auc"].tolist() == [1.0, 0.0]
     assert published("ioi", SimpleNamespace(name="pocket-llama")).heads == truth.heads
+
+
+# --- how sure an AUC is
+# --------------------------------------------------------------------------------------------
+
+
+def test_hanley_and_mcneil_s_own_example() -> None:
+    """Their paper: an area of .893 over 51 abnormal and 58 normal cases has a standard error of
+    .032."""
+    low, high = hanley_mcneil(0.893, 51, 58)
+    assert (high - low) / 2 / 1.96 == pytest.approx(0.0325, abs=5e-4)
+    assert hanley_mcneil(1.0, 5, 20) == (1.0, 1.0)
+    assert hanley_mcneil(0.5, 1, 1) == (0.0, 1.0)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 30), st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_areas_of_many_rankings_at_once_are_those_of_each(seed: int, n: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    positives = np.arange(n) < rng.integers(1, n)
+    rows = rng.integers(0, levels, (3, n)).astype(float)
+    for row, auc in zip(rows, auc_of(rows, positives), strict=True):
+        wins = [(a > b) + (a == b) / 2 for a in row[positives] for b in row[~positives]]
+        assert auc == pytest.approx(np.mean(wins))
+
+
+def test_the_interval_of_a_difference_holds_0_for_twins_and_not_for_a_better_ranking() -> None:
+    positives = np.arange(120) < 30
+    holds = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        one, *others = (rng.normal(size=120) + 0.8 * positives for _ in range(4))
+        mean, low, high = difference(one, others, positives, seed)
+        assert low <= mean <= high
+        holds += low <= 0 <= high
+    assert holds >= 34  # 95 % of 40, less three standard deviations
+    rng = np.random.default_rng(0)
+    better, worse = rng.normal(size=120) + 3 * positives, rng.normal(size=120)
+    mean, low, _ = difference(better, [worse], positives, 0)
+    own, other = auc_of(better, positives), auc_of(worse, positives)
+    assert mean == pytest.approx(own - other) and low > 0
+
+
+def test_an_auc_over_prompts_is_as_wide_as_over_new_prompts() -> None:
+    """Ten heads that do something, thirty that do not: the spread over fresh draws of prompts is
+    that of the bootstrap of one draw, to a factor of two."""
+    positives = np.arange(40) < 10
+
+    def drawn(seed: int) -> np.ndarray:
+        noise = np.random.default_rng(seed).normal(size=(40, 50))
+        return noise + 0.25 * positives[:, None]
+
+    fresh = [float(auc_of(np.abs(drawn(s).mean(1)), positives)) for s in range(200)]
+    wide = np.subtract(*np.quantile(fresh, [0.975, 0.025]))
+    found = [auc_over_prompts(drawn(s), positives, s) for s in range(10)]
+    mean = np.mean([high - low for low, high in found if low is not None])
+    assert 0.5 < mean / wide < 2
+    assert auc_over_prompts(drawn(0)[:, :1], positives, 0) is None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from interp.report.heatmap import number
+from interp.report.heatmap import number, within
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -185,16 +185,19 @@ def _head(circuit: CircuitTable, head: Head, x: float, y: float, most: float) ->
         & (circuit.frame["head"] == head.head)
     ].iloc[0]
     unit = f" {circuit.about(column).unit}" if circuit.about(column).unit else ""
-    hover = f"<b>{head}</b><br>score {number(row[column], 3)}{unit}"
-    if f"{column}_low" in row:
-        hover += f" [{number(row[f'{column}_low'], 3)}, {number(row[f'{column}_high'], 3)}]"
+
+    def shown(value: str, name: str) -> str:
+        there = f"{name}_low" in row
+        return within(value, (row[f"{name}_low"], row[f"{name}_high"]) if there else None)
+
+    hover = f"<b>{head}</b><br>score {shown(f'{number(row[column], 3)}{unit}', column)}"
     tint = FOR
     if effect in row:
         tint = FOR if row[effect] >= 0 else AGAINST
-        hover += (
-            f"<br>effect {row[effect]:+.3g}: {'towards' if row[effect] >= 0 else 'against'} "
-            "the answer"
-        )
+        way = "towards" if row[effect] >= 0 else "against"
+        known = f"{effect}_low" not in row or row[f"{effect}_low"] > 0 or row[f"{effect}_high"] < 0
+        way += " the answer" if known else " the answer, if at all"
+        hover += f"<br>effect {shown(f'{row[effect]:+.3g}', effect)}: {way}"
     size = math.sqrt(SMALLEST**2 + (LARGEST**2 - SMALLEST**2) * row[column] / most)
     return Node(name_of(head), name_of(head), x, y, size, tint, "circle", hover)
 

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from interp.circuits.drawing.graph import dark, figure
 from interp.circuits.judging.agreement import Agreement, evaluate, ranks
-from interp.report.heatmap import number
+from interp.report.heatmap import number, within
 from interp.report.section import Section, plotable
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from interp.circuits.judging.faithfulness import Faithfulness
     from interp.circuits.known.truth import Truth
-    from interp.results.circuit_table import CircuitTable
+    from interp.results.circuit_table import CircuitTable, Ranked
 
 #: heads and edges listed, and heads that push against the answer
 LISTED, NEGATIVE = 12, 4
+#: heading of signed effects
+EFFECT = "effect [95 %]"
 #: tokens of a long prompt that are shown around what differs
 AROUND = 20
 
@@ -41,9 +43,10 @@ def sections(
 def agreement_facts(agreement: Agreement) -> dict[str, str]:
     """What there is to say of it, by name."""
     at = ", ".join(f"{k}: {value:.2f}" for k, value in agreement.precision.items())
+    auc = f"{agreement.auc:.3f} [{agreement.auc_low:.3f}, {agreement.auc_high:.3f}]"
     return {
-        "Heads in it": f"{agreement.n_positive} of {agreement.n_heads}",
-        "ROC AUC": f"{agreement.auc:.3f} (p = {agreement.p:.2g})",
+        f"{agreement.ranked.capitalize()} in it": f"{agreement.n_positive} of {agreement.n_heads}",
+        "ROC AUC [95 %]": f"{auc}, p = {agreement.p:.2g}",
         "ROC AUC, pessimistic": f"{agreement.auc_pessimistic:.3f}",
         "Average precision": f"{agreement.average_precision:.3f} (chance {agreement.chance:.3f})",
         "Precision at k": at,
@@ -125,24 +128,21 @@ def _negative(circuit: CircuitTable) -> str:
     )
 
 
+def signed(ranked: Ranked) -> str:
+    """A head's effect with its interval, "+0.31 [0.12, 0.5]"; "–" where there is none."""
+    return "–" if ranked.effect is None else within(f"{ranked.effect:+.3g}", ranked.effect_ends)
+
+
 def _heads(circuit: CircuitTable) -> dict[str, Any]:
     """The table of the strongest heads."""
-    column, effect = circuit.column, f"{circuit.column}_effect"
-    table = circuit.frame.sort_values(
-        [column, "layer", "head"], ascending=[False, True, True], kind="stable"
-    )
-    sure, signed = f"{column}_low" in table, effect in table
-    rows = []
-    for n, row in enumerate(table.head(LISTED).to_dict("records"), 1):
-        cells = [str(n), str(Head(row["layer"], row["head"], row["tower"])), number(row[column], 3)]
-        if sure:
-            low, high = (number(row[f"{column}_{end}"], 3) for end in ("low", "high"))
-            cells.append(f"[{low}, {high}]")
-        if signed:
-            cells.append(f"{row[effect]:+.3g}")
-        rows.append(cells)
-    headings = ["#", "Head", "Score", *(["95 %"] if sure else []), *(["Effect"] if signed else [])]
-    return _listing(headings, rows, f"Strongest of {len(table)} heads")
+    ranked = circuit.ranked(LISTED)
+    effects = any(r.effect is not None for r in ranked)
+    rows = [
+        [str(n), str(r.head), within(number(r.score, 3), r.ends), *([signed(r)] if effects else [])]
+        for n, r in enumerate(ranked, 1)
+    ]
+    headings = ["#", "Head", "Score", *([EFFECT.capitalize()] if effects else [])]
+    return _listing(headings, rows, f"Strongest of {len(circuit.frame)} heads")
 
 
 def _edges(circuit: CircuitTable) -> dict[str, Any]:

@@ -1,17 +1,12 @@
-"""How well a ranking of heads finds a known circuit: ROC, average precision, precision at k; and
-curves of circuits.
-
-Ties are never broken by chance: ROC and average precision take tied heads together, precision and
-recall at k are the expected values under a random order among them.
-"""
+"""How well a ranking of heads finds a known circuit: ROC, average precision, precision at k, each
+with what chance gives."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,35 +14,28 @@ import numpy as np
 import pandas as pd
 
 from interp.circuits.judging.alignment import aligned
+from interp.circuits.judging.ranking import (
+    areas,
+    auc_over_prompts,
+    check_two_sided,
+    expected_hits,
+    hanley_mcneil,
+    p_value,
+)
 from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
 from interp.support import typed
 from interp.support.files import check_writable, write_atomic
+from interp.support.html import block
 from interp.support.json_text import parse
-from interp_hooks.heads import Head, parse_heads
+from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
+    from interp.circuits.known.truth import Truth
     from interp.results.circuit_table import CircuitTable
 
-__all__ = [
-    "Agreement",
-    "Stability",
-    "compare",
-    "curve_areas",
-    "evaluate",
-    "jaccard",
-    "precision_at",
-    "ranks",
-    "roc",
-    "stability",
-]
-
 AT = (1, 3, 5, 10)
-PERMUTATIONS = 2000
-#: Méloux et al.'s bar for reporting a circuit: mean Jaccard, and resamples
-BAR, RESAMPLES = 0.8, 100
-
-
+COMPARED = ("auc", "auc_low", "auc_high", "auc_pessimistic", "average_precision", "p")
 #: what `Agreement.save` writes
 FILE = "agreement.json"
 
@@ -68,8 +56,12 @@ class Agreement:
       what it tends to for a random ranking, the share of positives.
     * `precision`, `recall`: k → of the k highest; k is 1, 3, 5, 10 and n_positive, as far as there
       are heads.
-    * `p`: share of random circuits of the same size, `PERMUTATIONS` seeded draws and this one, with
-      an AUC as high.
+    * `auc_low`, `auc_high`: 95 % by Hanley and McNeil 1982, were the heads others like these;
+      `prompts_low`, `prompts_high`: 95 % with the prompts resampled, where the scores are a circuit
+      with an effect on each prompt, else None.
+    * `p`: share of random circuits of the same size, 2,000 seeded draws and this one, with an AUC
+      as high.
+    * `ranked`: what is ranked, "heads" or "edges" (then `n_heads` is how many edges).
 
     Example:
         >>> scores = np.array([[0.9, 0.1], [0.2, 0.8]])
@@ -88,6 +80,12 @@ class Agreement:
     truth: str
     chance: float
     p: float
+    auc_low: float = 0.0
+    auc_high: float = 1.0
+    prompts_low: float | None = None
+    prompts_high: float | None = None
+    ranked: str = "heads"
+    notes: tuple[str, ...] = ()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `agreement.json` into a folder; returns its path.
@@ -123,8 +121,6 @@ class Agreement:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{path} is damaged ({error}); compare again.") from error
 
-    notes: tuple[str, ...] = ()
-
     def to_frame(self) -> pd.DataFrame:
         """One row: `truth`, `n_positive`, `n_heads`, `auc`, …, and `precision_at_K`, `recall_at_K`.
 
@@ -140,6 +136,10 @@ class Agreement:
                 "n_positive",
                 "n_heads",
                 "auc",
+                "auc_low",
+                "auc_high",
+                "prompts_low",
+                "prompts_high",
                 "auc_pessimistic",
                 "average_precision",
                 "chance",
@@ -153,11 +153,26 @@ class Agreement:
     def __repr__(self) -> str:
         at = ", ".join(f"{k}: {value:.2f}" for k, value in self.precision.items())
         return (
-            f"Agreement({self.truth}, {self.n_positive} of {self.n_heads} heads: AUC "
-            f"{self.auc:.3f} "
+            f"Agreement({self.truth}, {self.n_positive} of {self.n_heads} {self.ranked}: AUC "
+            f"{self.auc:.3f} [{self.auc_low:.3f}, {self.auc_high:.3f}] "
             f"(pessimistic {self.auc_pessimistic:.3f}, p = {self.p:.2g}), average precision "
             f"{self.average_precision:.3f} (chance {self.chance:.3f}), precision at {at})"
         )
+
+    def _repr_html_(self) -> str:
+        rows = [[k, f"{v:.3f}", f"{self.recall[k]:.3f}"] for k, v in self.precision.items()]
+        prompts = None
+        if self.prompts_low is not None:
+            prompts = f"[{self.prompts_low:.3f}, {self.prompts_high:.3f}] with prompts resampled"
+        facts = {
+            "in it": f"{self.n_positive} of {self.n_heads} {self.ranked}",
+            "ROC AUC": f"{self.auc:.3f} [{self.auc_low:.3f}, {self.auc_high:.3f}]",
+            "": prompts,
+            "p": f"{self.p:.2g} against random circuits",
+            "average precision": f"{self.average_precision:.3f} (chance {self.chance:.3f})",
+        }
+        title = f"Agreement with {self.truth}"
+        return block(title, "", facts, ["k", "precision", "recall"], rows, self.notes)
 
 
 def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = None) -> Agreement:
@@ -192,27 +207,45 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
             "and recall are not "
             "defined; use precision_at for small k, or ranks."
         )
-    _two_sided(positives)
-    fpr, tpr, _ = roc(values, positives)
+    effects = getattr(scores, "effects", None) if column is None else None
+    return agreement_of(values, positives, target, seed, effects)
+
+
+def agreement_of(
+    values: np.ndarray,
+    positives: np.ndarray,
+    target: Truth,
+    seed: int,
+    effects: np.ndarray | None = None,
+    ranked: str = "heads",
+) -> Agreement:
+    """The agreement of values (n,) with positives (n,) bool. effects (n, prompts): whose means'
+    magnitudes the values are, if they are."""
+    check_two_sided(positives, ranked)
+    found = areas(values, positives)
     n, n_positive = len(values), int(positives.sum())
-    hits, false_hits = (
-        np.rint(tpr * n_positive),
-        np.rint(fpr * (n - n_positive)),
-    )  # counts at each threshold: areas come out exact
-    pairs = n_positive * (n - n_positive)
     at = [k for k in sorted({*AT, n_positive}) if k <= n]
-    expected = {k: _hits(values, positives, k) for k in at}
+    expected = {k: expected_hits(values, positives, k) for k in at}
+    low, high = hanley_mcneil(found.auc, n_positive, n - n_positive)
+    prompts = None
+    if effects is not None and np.allclose(np.abs(effects.mean(1)), values):
+        prompts = auc_over_prompts(effects, positives, seed)
     return Agreement(
-        auc=float(np.sum(np.diff(false_hits) * (hits[1:] + hits[:-1]) / 2) / pairs),
-        auc_pessimistic=float(np.sum((n - n_positive - false_hits[1:]) * np.diff(hits)) / pairs),
-        average_precision=float(np.sum(np.diff(tpr) * hits[1:] / (hits[1:] + false_hits[1:]))),
+        auc=found.auc,
+        auc_pessimistic=found.pessimistic,
+        average_precision=found.average_precision,
         precision={k: expected[k] / k for k in at},
         recall={k: expected[k] / n_positive for k in at},
         n_positive=n_positive,
         n_heads=n,
         truth=target.name,
         chance=n_positive / n,
-        p=_p_value(values, positives, seed),
+        p=p_value(values, positives, seed),
+        auc_low=low,
+        auc_high=high,
+        prompts_low=None if prompts is None else prompts[0],
+        prompts_high=None if prompts is None else prompts[1],
+        ranked=ranked,
         notes=target.notes,
     )
 
@@ -226,8 +259,9 @@ def compare(circuits: Sequence[CircuitTable], truth: Any, seed: int = 0) -> pd.D
         seed: of the random circuits behind `p`.
 
     Returns:
-        Columns `method`, `auc`, `auc_pessimistic`, `average_precision`, `p`, `forwards`,
-        `backwards` (passes over the prompts) and `seconds`.
+        Columns `method`, `auc` with its 95 % interval (`auc_low`, `auc_high`),
+        `auc_pessimistic`, `average_precision`, `p`, `forwards`, `backwards` (passes over the
+        prompts) and `seconds`.
 
     Raises:
         InputError, HeadError, UnknownNameError: as `evaluate`.
@@ -239,9 +273,7 @@ def compare(circuits: Sequence[CircuitTable], truth: Any, seed: int = 0) -> pd.D
     rows = []
     for circuit in circuits:
         agreement, search = evaluate(circuit, truth, seed), circuit.search
-        scores = {
-            k: getattr(agreement, k) for k in ("auc", "auc_pessimistic", "average_precision", "p")
-        }
+        scores = {k: getattr(agreement, k) for k in COMPARED}
         took = {k: getattr(search, k) for k in ("forwards", "backwards", "seconds")}
         rows.append({"method": search.method, **scores, **took})
     return pd.DataFrame(rows).sort_values("auc", ascending=False, kind="stable", ignore_index=True)
@@ -270,7 +302,7 @@ def precision_at(scores: Any, truth: Any, k: int, *, column: str | None = None) 
         raise InputError(
             f"Precision at k of {target.name} is defined for k from 1 to {most}, not {k}."
         )
-    return _hits(values, positives, k) / k
+    return expected_hits(values, positives, k) / k
 
 
 def ranks(scores: Any, truth: Any, *, column: str | None = None) -> dict[Head, float]:
@@ -294,132 +326,3 @@ def ranks(scores: Any, truth: Any, *, column: str | None = None) -> dict[Head, f
         zip(sorted(target.heads), place[positives].tolist(), strict=True)
     )  # both by layer and head
     return {h: by_head[h] for h in target.heads}
-
-
-def roc(scores: Any, positives: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(FPR, TPR, thresholds) of "score ≥ threshold" at ∞ and at each different score, from the
-    highest down.
-
-    Args:
-        scores: (n,) numbers. positives: (n,) bool.
-
-    Raises:
-        InputError: NaN, different lengths, or one of the two classes is empty.
-    """
-    values, labels = (
-        np.asarray(scores, dtype=np.float64).ravel(),
-        np.asarray(positives).ravel().astype(bool),
-    )
-    if len(values) != len(labels):
-        raise InputError(
-            f"There are {len(values)} scores and {len(labels)} labels; give one label a score."
-        )
-    if np.isnan(values).any():
-        raise InputError(
-            f"{int(np.isnan(values).sum())} of {len(values)} scores are NaN; leave those out."
-        )
-    _two_sided(labels)
-    thresholds, group = np.unique(
-        -values, return_inverse=True
-    )  # ascending: the highest score first
-    hits = np.bincount(group, labels)
-    false = np.bincount(group, ~labels)
-    tpr = np.concatenate([[0.0], np.cumsum(hits) / labels.sum()])
-    fpr = np.concatenate([[0.0], np.cumsum(false) / (~labels).sum()])
-    return fpr, tpr, np.concatenate([[np.inf], -thresholds])
-
-
-def curve_areas(fractions: Sequence[float], faithfulness: Sequence[float]) -> tuple[float, float]:
-    """(CPR, CMD) of MIB (Mueller et al. 2025, arXiv 2504.13151): ∫ f and ∫ |1 − f| over the share
-    kept, by the trapezoid rule on f_i and |1 − f_i|, on a linear axis.
-
-    As in MIB's code, the areas run from the first to the last fraction and are not divided by that
-    range (MIB: 0.001 to 1), and a segment on which f crosses 1 is counted as if it stayed on one
-    side. Unlike there, fractions may be any, and are shares of heads where the caller's circuits
-    are made of heads (MIB: of edges). f is the caller's: (circuit − all ablated) / (whole − all
-    ablated) in the paper.
-
-    Raises:
-        InputError: fewer than two points, fractions not ascending within [0, 1], or numbers that
-            are not finite.
-    """
-    x, f = np.asarray(fractions, dtype=np.float64), np.asarray(faithfulness, dtype=np.float64)
-    if x.ndim != 1 or x.shape != f.shape or len(x) < 2:
-        raise InputError(
-            f"A curve has two or more points, not {x.size} fractions and {f.size} values."
-        )
-    if not (np.isfinite(x).all() and np.isfinite(f).all()):
-        raise InputError(
-            "Fractions and faithfulness must be finite; leave out what could not be measured."
-        )
-    if x[0] < 0 or x[-1] > 1 or (np.diff(x) <= 0).any():
-        raise InputError("Fractions of heads kept ascend, each once, within 0 to 1.")
-    width = np.diff(x)
-    distance = np.abs(1 - f)
-    cpr = float(np.sum(width * (f[1:] + f[:-1]) / 2))
-    return cpr, float(np.sum(width * (distance[1:] + distance[:-1]) / 2))
-
-
-def jaccard(a: Iterable[Any], b: Iterable[Any]) -> float:
-    """|a ∩ b| / |a ∪ b| of two sets of heads in any spelling; 1 where both are empty."""
-    one, other = set(parse_heads(a)), set(parse_heads(b))
-    return len(one & other) / len(one | other) if one | other else 1.0
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Mean Jaccard overlap over all pairs of `n` circuits, and the 2.5 % and 97.5 % quantiles over
-    the pairs."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def reportable(self) -> bool:
-        """Whether it passes the bar of Méloux et al. (§6.2): a mean of 0.8 or more over 100
-        resamples or more."""
-        return self.mean >= BAR and self.n >= RESAMPLES
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.n} resamples"
-
-
-def stability(top_sets: Iterable[Iterable[Any]]) -> Stability:
-    """How much circuits found on bootstrap resamples agree. Raises `InputError` for fewer than
-    two."""
-    sets = [frozenset(parse_heads(s)) for s in top_sets]
-    if len(sets) < 2:
-        raise InputError(f"Stability compares circuits of two or more resamples, not {len(sets)}.")
-    overlaps = [jaccard(a, b) for a, b in combinations(sets, 2)]
-    low, high = np.quantile(overlaps, [0.025, 0.975])
-    return Stability(float(np.mean(overlaps)), float(low), float(high), len(sets))
-
-
-def _hits(values: np.ndarray, positives: np.ndarray, k: int) -> float:
-    """Expected positives among the `k` highest: those above the k-th score, and their share of
-    those tied with it."""
-    cut = np.sort(values)[::-1][k - 1]
-    above, tied = values > cut, values == cut
-    return float(positives[above].sum() + (k - above.sum()) * positives[tied].mean())
-
-
-def _p_value(values: np.ndarray, positives: np.ndarray, seed: int) -> float:
-    """(1 + draws with a rank sum as high) / (1 + draws): AUC rises with the positives' rank sum."""
-    from scipy.stats import rankdata
-
-    place, k = rankdata(values), int(positives.sum())
-    draws = np.random.default_rng(seed).random((PERMUTATIONS, len(values))).argsort(1)[:, :k]
-    as_high = int((place[draws].sum(1) >= place[positives].sum()).sum())
-    return (1 + as_high) / (1 + PERMUTATIONS)
-
-
-def _two_sided(positives: np.ndarray) -> None:
-    """Raise `InputError` unless there are positives and negatives."""
-    count = int(positives.sum())
-    if count in (0, len(positives)):
-        which = "No head is" if count == 0 else "All heads are"
-        raise InputError(
-            f"{which} in the circuit, so a ranking can't be scored; give one with heads in and out."
-        )

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from interp.circuits.judging.agreement import curve_areas
 from interp.circuits.judging.alignment import scores_by_head
-from interp.circuits.methods.head_ablation import resampled_means
+from interp.circuits.judging.areas import curve_areas
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, checked, from_task
 from interp.errors import InputError, OutputError
@@ -30,7 +29,7 @@ from interp.support.json_text import parse
 from interp.support.jsonable import jsonable
 from interp.support.progress import Shown, reporting
 from interp.support.provenance import inputs_hash, provenance
-from interp.support.statistics import Interval, bootstrap
+from interp.support.statistics import Interval, bootstrap, resampled_means
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Faithfulness:
     their mean. m(0): all heads replaced (`empty`); m(full): none (`full`).
 
     `cpr` and `cmd` are the areas under faithfulness and under |1 − faithfulness| over the share of
-    heads kept, 0 to 1 (`interp.circuits.judging.agreement.curve_areas`), and `random_cpr` that of
+    heads kept, 0 to 1 (`interp.circuits.judging.areas.curve_areas`), and `random_cpr` that of
     the random orders. MIB (Mueller et al. 2025, arXiv 2504.13151) keeps shares of edges and takes
     m(corrupted) for m(0), so numbers here compare with each other, not with MIB's. By "resample"
     the two m(0) agree wherever a twin ends with the same token: the last position's stream is then

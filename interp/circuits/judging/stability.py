@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from interp.circuits.judging.agreement import Stability, stability
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Method
 from interp.circuits.runs.paired_runs import PairedRuns
@@ -15,6 +17,47 @@ from interp.errors import InputError
 from interp.inputs.text import check_seed
 from interp.support.progress import Shown, reporting
 from interp.tasks.task import Task
+from interp_hooks.heads import parse_heads
+
+#: Méloux et al.'s bar for reporting a circuit: mean Jaccard, and resamples
+BAR, RESAMPLES = 0.8, 100
+
+
+def jaccard(a: Iterable[Any], b: Iterable[Any]) -> float:
+    """|a ∩ b| / |a ∪ b| of two sets of heads in any spelling; 1 where both are empty."""
+    one, other = set(parse_heads(a)), set(parse_heads(b))
+    return len(one & other) / len(one | other) if one | other else 1.0
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Mean Jaccard overlap over all pairs of `n` circuits, and the 2.5 % and 97.5 % quantiles over
+    the pairs."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def reportable(self) -> bool:
+        """Whether it passes the bar of Méloux et al. (§6.2): a mean of 0.8 or more over 100
+        resamples or more."""
+        return self.mean >= BAR and self.n >= RESAMPLES
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.n} resamples"
+
+
+def stability(top_sets: Iterable[Iterable[Any]]) -> Stability:
+    """How much circuits found on bootstrap resamples agree. Raises `InputError` for fewer than
+    two."""
+    sets = [frozenset(parse_heads(s)) for s in top_sets]
+    if len(sets) < 2:
+        raise InputError(f"Stability compares circuits of two or more resamples, not {len(sets)}.")
+    overlaps = [jaccard(a, b) for a, b in combinations(sets, 2)]
+    low, high = np.quantile(overlaps, [0.025, 0.975])
+    return Stability(float(np.mean(overlaps)), float(low), float(high), len(sets))
 
 
 @reporting("Resampling")

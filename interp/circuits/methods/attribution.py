@@ -21,12 +21,11 @@ class Attribution(Method):
     `head_ablation`'s effect to first order, of all heads from two forwards and one backward.
     `mode`: what z is compared with: its value in the corrupted twin at the same position
     ("resample"), its mean over the corrupted prompts' tokens ("mean"), or 0 ("zero", gradient ×
-    activation). Intervals are bootstrapped over prompts.
+    activation). The effect's interval is bootstrapped over prompts.
 
     Misleads:
         It is of first order: a saturated head has a small gradient. `mode` decides: against a truth
-        by mean ablation mode "mean" leads, against one by resampling "resample". `low` and `high`
-        never contain 0.
+        by mean ablation mode "mean" leads, against one by resampling "resample".
     """
 
     mode: str = "resample"
@@ -44,7 +43,7 @@ class Attribution(Method):
         self.choice("mode", *MODES)
 
     def find(self, runs: PairedRuns) -> Found:
-        return by_effects(first_order(runs, self.mode, self.title), runs.seed)
+        return by_effects(first_order(runs, self.mode, self.title))
 
 
 def first_order(runs: PairedRuns, mode: str, what: str) -> np.ndarray:

@@ -15,6 +15,7 @@ registry: Registry[type[Method]] = Registry(
     "interp.circuits",
     {
         "discrete_sae": "interp.circuits.methods.discrete_sae:DiscreteSAE",
+        "attribution_by_code": "interp.circuits.methods.attribution_by_code:AttributionByCode",
         "head_ablation": "interp.circuits.methods.head_ablation:HeadAblation",
         "attribution": "interp.circuits.methods.attribution:Attribution",
         "eap": "interp.circuits.methods.eap:EAP",
@@ -32,7 +33,7 @@ def names() -> list[str]:
 
     Example:
         >>> interp.circuits.names()[:3]
-        ['discrete_sae', 'head_ablation', 'attribution']
+        ['discrete_sae', 'attribution_by_code', 'head_ablation']
     """
     return registry.names()
 

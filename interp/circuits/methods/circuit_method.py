@@ -24,10 +24,11 @@ class Found:
     """What a method found, in the order of `runs.heads`.
 
     score: (heads,) ≥ 0, how surely or strongly a head is part of the circuit; effect: (heads,)
-    signed, what the head does for the metric, where the method tells; stderr, low, high: (heads,)
-    of the score, where it is sampled (95 %); effects: (heads, n) effect on each prompt, where
-    measured one by one; edges: sender, receiver, kind, score, a row an edge; notes: sentences to
-    tell the user; artefacts: name → something with `save(folder)` to be kept beside it.
+    signed, what the head does for the metric, where the method tells; effects: (heads, n) the same
+    on each prompt, from which the effect's standard error and 95 % interval are made, signed, so
+    that they may hold 0; stderr, low, high: (heads,) of a score that is sampled otherwise (95 %);
+    edges: sender, receiver, kind, score, a row an edge; notes: sentences to tell the user;
+    artefacts: name → something with `save(folder)` to be kept beside it.
     """
 
     score: np.ndarray

@@ -68,15 +68,16 @@ def edge_matrix(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     return np.stack(list(pair_counts(positive, negative)))
 
 
-def edge_score(counts: np.ndarray) -> np.ndarray:
+def edge_score(counts: np.ndarray, twice: bool = False) -> np.ndarray:
     """(heads,): how often a head is an end of the strongest pairs (O'Neill and Bui 2024, section
     4.2): of the pairs in order, the first heads²/2 ends are counted. counts (heads, heads), each
-    pair once, in either half."""
+    pair once, in either half; `twice`: each stands in the list twice, as in the released code."""
     heads = len(counts)
     both = counts + counts.T
     i, j = np.tril_indices(heads, -1)
     order = np.argsort(-both[i, j], kind="stable")
-    ends = np.stack([i[order], j[order]], 1).ravel()[: heads * heads // 2]
+    listed = np.repeat(order, 2) if twice else order
+    ends = np.stack([i[listed], j[listed]], 1).ravel()[: heads * heads // 2]
     return np.bincount(ends, minlength=heads).astype(np.float64)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
-from interp.support.statistics import RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,12 @@ class HeadAblation(Method):
 
     One forward over the prompts a head. `mode`: what takes z's place, at every position: its mean
     over the corrupted prompts' tokens ("mean"), its value in the corrupted twin at the same
-    position ("resample", a counterfactual), or 0 ("zero"). Intervals are bootstrapped over prompts.
+    position ("resample", a counterfactual), or 0 ("zero"). The effect's interval is bootstrapped
+    over prompts.
 
     Misleads:
-        Heads go one at a time, so heads that stand in for each other hide one another. `low` and
-        `high` are of the size of the effect and never contain 0: they are no test
-        (`interp.circuits.measured` is). `mode` moves the result more than the method does.
+        Heads go one at a time, so heads that stand in for each other hide one another. `mode` moves
+        the result more than the method does.
     """
 
     mode: str = "mean"
@@ -47,23 +46,10 @@ class HeadAblation(Method):
         runs.expect(len(runs.heads))
         clean = runs.margins()
         ablated = runs.ablated([[head] for head in runs.heads], self.mode, self.title)
-        return by_effects(np.stack([clean - margins for margins in ablated]), runs.seed)
+        return by_effects(np.stack([clean - margins for margins in ablated]))
 
 
-def by_effects(effects: np.ndarray, seed: int, **more: Any) -> Found:
-    """What effects (heads, n) on each prompt say: score |mean|, its standard error and its 95 %
-    bootstrap interval."""
+def by_effects(effects: np.ndarray, **more: Any) -> Found:
+    """What effects (heads, n) on each prompt say: score |mean|, effect the mean."""
     mean = effects.mean(1)
-    low, high = np.quantile(np.abs(resampled_means(effects, seed)), [0.025, 0.975], axis=1)
-    stderr = effects.std(1, ddof=1) / np.sqrt(effects.shape[1]) if effects.shape[1] > 1 else None
-    return Found(np.abs(mean), mean, stderr, low, high, effects, **more)
-
-
-def resampled_means(effects: np.ndarray, seed: int) -> np.ndarray:
-    """(heads, resamples): means of `effects` (heads, n) over bootstrap samples of the prompts, the
-    same for all."""
-    n = effects.shape[1]
-    rng = np.random.default_rng(seed)
-    # how often each prompt is drawn, rather than the draws: (resamples, n)
-    counts = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    return effects @ counts.T / n
+    return Found(np.abs(mean), mean, effects=effects, **more)

@@ -199,7 +199,7 @@ class PathPatching(Method):
                 'position only; positions="all" patches them everywhere.'
             )
         edges = pd.DataFrame(rows, columns=["sender", "receiver", "kind", "score"])
-        return by_effects(effects, runs.seed, edges=edges, notes=notes)
+        return by_effects(effects, edges=edges, notes=notes)
 
 
 def check_main(runs: PairedRuns, head: Head) -> Head:
