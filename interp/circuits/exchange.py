@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from interp.circuits.graph_shape import GraphShape
 from interp.errors import InputError, OutputError
 from interp.results.circuit_table import EDGE_COLUMNS
 from interp.support.checked import path as checked_path
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: what scores in a file are of: the loss −m, as MIB's own script has it, or the metric m itself
 SIGNS = {"loss": 1.0, "metric": -1.0}
-_NODE = re.compile(r"(input|logits|m(?P<mlp>\d+)|a(?P<layer>\d+)\.h(?P<head>\d+))")
-_EDGE = re.compile(r"(?P<sender>[^<>-]+)->(?P<receiver>[^<>-]+?)(<(?P<kind>[qkv])>)?")
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ def write_graph(
     k: int | None = None,
     sign: str = "loss",
     d_model: int | None = None,
+    parallel: bool | None = None,
 ) -> Path:
     """Writes a circuit as a JSON graph of EAP-IG and MIB.
 
@@ -87,14 +86,15 @@ def write_graph(
         sign: "loss": above 0 speaks for the right answer, as here and as MIB's script writes it
             (its difference is corrupted − clean, and its metric the negated one); "metric": the
             reverse, as EAP-IG gives for the metric itself.
-        d_model: the width of the stream, where the circuit's record does not have it.
+        d_model, parallel: the width of the stream, and whether MLPs read beside the attention (as
+            in GPT-NeoX), where the circuit's record does not have them.
 
     Returns:
         Its path.
 
     Raises:
         InputError: a bad `k` or `sign`, layers without attention or of different numbers of heads,
-            no d_model.
+            no d_model or `parallel`.
         OutputError: it can't be written.
 
     Misleads:
@@ -110,7 +110,7 @@ def write_graph(
     factor = _factor(sign)
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise InputError(f"k counts the edges or heads in the graph, from 1, not {k!r}.")
-    shape = _Shape.of(circuit, d_model)
+    shape = GraphShape.of(circuit, d_model, parallel)
     scores, chosen = _scored(circuit, shape, k)
     nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": True}}
     nodes |= {n: {"in_graph": False} for n in shape.writers()}
@@ -158,7 +158,7 @@ def read_graph(
     source = checked_path(path, "A graph file")
     factor = _factor(sign)
     said = _content(source)
-    shape = _Shape.read(source, said["cfg"], kv_heads)
+    shape = GraphShape.read(source, said["cfg"], kv_heads)
     nodes = {name: _entry(source, name, one) for name, one in said["nodes"].items()}
     edges = {name: _entry(source, name, one) for name, one in said["edges"].items()}
     allowed, writers = set(shape.edges()), {"input", "logits", *shape.writers()}
@@ -179,150 +179,13 @@ def _factor(sign: str) -> float:
     return SIGNS[sign]
 
 
-# --- names ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Layers × heads, which query heads share keys (`groups`, heads of each key-value head; none
-    where each has its own), whether blocks are parallel, and the width of the stream."""
-
-    layers: int
-    heads: int
-    groups: int | None
-    parallel: bool
-    d_model: int
-
-    @classmethod
-    def of(cls, circuit: Circuit, d_model: int | None) -> _Shape:
-        frame = circuit.frame
-        sizes = frame.groupby("layer")["head"].nunique()
-        layers, heads = int(frame["layer"].max()) + 1, int(sizes.iloc[0])
-        if len(sizes) != layers or not bool((sizes == heads).all()):
-            raise InputError(
-                f"A graph file holds models of one attention of one size in every layer, and "
-                f"{circuit.model} has layers without, or of other numbers of heads."
-            )
-        shared = frame.groupby("layer")["kv_head"].nunique()
-        if not bool((shared == shared.iloc[0]).all()):
-            raise InputError(
-                f"Layers of {circuit.model} share keys in groups of different sizes, which a graph "
-                "file does not hold."
-            )
-        count = int(shared.iloc[0])
-        width = d_model or circuit.provenance.get("d_model")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise InputError(
-                "This circuit's record has no d_model, which a graph file needs; give d_model=."
-            )
-        groups = None if count == heads else heads // count
-        return cls(layers, heads, groups, _parallel(circuit, layers), width)
-
-    @classmethod
-    def read(cls, source: Path, config: Any, kv_heads: int | None) -> _Shape:
-        names = ("n_layers", "n_heads", "d_model")
-        sizes = [config.get(n) if isinstance(config, Mapping) else None for n in names]
-        sizes[2] = 1 if sizes[2] is None else sizes[2]
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
-            raise InputError(f"{source} has no cfg with whole numbers n_layers and n_heads.")
-        layers, heads, width = sizes
-        groups = None
-        if kv_heads is not None:
-            if isinstance(kv_heads, bool) or not isinstance(kv_heads, int) or kv_heads < 1 \
-                    or heads % kv_heads:  # fmt: skip
-                raise InputError(
-                    f"kv_heads divides the {heads} heads of a layer in {source}; {kv_heads!r} does "
-                    "not."
-                )
-            groups = None if kv_heads == heads else heads // kv_heads
-        return cls(layers, heads, groups, bool(config.get("parallel_attn_mlp", False)), width)
-
-    def config(self) -> dict[str, Any]:
-        """`cfg` of the file."""
-        return dict(
-            n_layers=self.layers,
-            n_heads=self.heads,
-            parallel_attn_mlp=self.parallel,
-            d_model=self.d_model,
-        )
-
-    def writers(self) -> Iterator[str]:
-        """Heads and MLPs in the order in which they write."""
-        for layer in range(self.layers):
-            yield from (f"a{layer}.h{h}" for h in range(self.heads))
-            yield f"m{layer}"
-
-    def edges(self) -> Iterator[str]:
-        """All edges that there are."""
-        before = ["input"]
-        for layer in range(self.layers):
-            heads = [f"a{layer}.h{h}" for h in range(self.heads)]
-            for u in before:
-                yield from (f"{u}->{head}<{kind}>" for head in heads for kind in "qkv")
-            reads = before if self.parallel else [*before, *heads]
-            yield from (f"{u}->m{layer}" for u in reads)
-            before = [*before, *heads, f"m{layer}"]
-        yield from (f"{u}->logits" for u in before)
-
-    def theirs(self, sender: str, receiver: str, kind: str) -> list[str]:
-        """An edge of ours, as theirs: one for each query head of a shared key-value head."""
-        u = _their_node(sender)
-        if "KV" not in receiver:
-            v = _their_node(receiver)
-            return [f"{u}->{v}<{kind}>" if kind else f"{u}->{v}"]
-        layer, number = (int(n) for n in receiver[1:].split("KV"))
-        size = self.groups or 1
-        return [f"{u}->a{layer}.h{h}<{kind}>" for h in range(number * size, (number + 1) * size)]
-
-    def ours(self, name: str) -> tuple[str, str, str]:
-        """(sender, receiver, kind) of an edge of theirs."""
-        found = _EDGE.fullmatch(name)
-        assert found is not None
-        u, v, kind = _our_node(found["sender"]), _our_node(found["receiver"]), found["kind"] or ""
-        if kind in ("k", "v") and self.groups is not None:
-            layer, head = v[1:].split("H")
-            v = f"L{layer}KV{int(head) // self.groups}"
-        return u, v, kind
-
-
-def _their_node(name: str) -> str:
-    if name in ("input", "output"):
-        return {"input": "input", "output": "logits"}[name]
-    if name.startswith("MLP "):
-        return f"m{name[4:]}"
-    layer, _, head = name[1:].partition("H")
-    return f"a{layer}.h{head}"
-
-
-def _our_node(name: str) -> str:
-    found = _NODE.fullmatch(name)
-    assert found is not None
-    if name in ("input", "logits"):
-        return {"input": "input", "logits": "output"}[name]
-    if found["mlp"] is not None:
-        return f"MLP {found['mlp']}"
-    return f"L{found['layer']}H{found['head']}"
-
-
-def _parallel(circuit: Circuit, layers: int) -> bool:
-    """Whether no MLP reads the heads of its own layer, where there are edges that tell."""
-    edges = circuit.edges
-    mlps = edges[edges["receiver"].str.startswith("MLP")] if len(edges) else edges
-    if not len(mlps):
-        return bool(circuit.provenance.get("parallel", False))
-    own = {f"L{n}H" for n in range(layers)}
-    return not any(
-        s.startswith(f"L{r[4:]}H") and s[: s.index("H") + 1] in own
-        for s, r in zip(mlps["sender"], mlps["receiver"], strict=True)
-    )
-
-
 # --- scores --------------------------------------------------------------------------------------
 
 
-def _scored(circuit: Circuit, shape: _Shape, k: int | None) -> tuple[dict[str, float], set[str]]:
-    """name → score of their edges, or of their nodes where there are no edges; and which are in the
-    graph."""
+def _scored(
+    circuit: Circuit, shape: GraphShape, k: int | None
+) -> tuple[dict[str, float], set[str]]:
+    """name → score of their edges, or of their nodes where there are no edges, and those in it."""
     scores: dict[str, float] = {}
     chosen: set[str] = set()
     if len(circuit.edges):
@@ -341,7 +204,7 @@ def _scored(circuit: Circuit, shape: _Shape, k: int | None) -> tuple[dict[str, f
 
 
 def _edge_table(
-    shape: _Shape, edges: Mapping[str, tuple[float | None, bool]], factor: float
+    shape: GraphShape, edges: Mapping[str, tuple[float | None, bool]], factor: float
 ) -> pd.DataFrame:
     total: dict[tuple[str, str, str], float] = {}
     inside: dict[tuple[str, str, str], bool] = {}
@@ -358,7 +221,7 @@ def _edge_table(
 
 def _head_table(
     source: Path,
-    shape: _Shape,
+    shape: GraphShape,
     nodes: Mapping[str, tuple[float | None, bool]],
     edges: Mapping[str, tuple[float | None, bool]],
     factor: float,

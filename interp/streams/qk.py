@@ -41,9 +41,11 @@ CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bf
 class Writer:
     """One that wrote into the stream, or put a constant into what reads it.
 
-    `component`: "embedding"; "position" (learned; within the embedding where the two can't be told
-    apart); "head"; "attention_bias", b_O and the bias of a norm after attention; "mlp"; "bias", of
-    the norm before attention and of the projection. `layer` and `head` are −1 where it has none.
+    `component`: "embedding"; "before", the embedding with what else came before the first attention
+    (hybrid models whose first blocks have none); "position" (learned; within the embedding where
+    the two can't be told apart); "head"; "attention_bias", b_O and the bias of a norm after
+    attention; "mlp", all that a block adds besides its attention; "bias", of the norm before
+    attention and of the projection. `layer` and `head` are −1 where it has none.
     """
 
     component: str
@@ -55,6 +57,7 @@ class Writer:
             "head": f"L{self.layer}H{self.head}",
             "mlp": f"MLP {self.layer}",
             "attention_bias": f"b_O {self.layer}",
+            "before": f"before layer {self.layer}",
         }.get(self.component, self.component)
 
 
@@ -189,6 +192,11 @@ def _run(
 
     def keep(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         if place in ("pre", "mid", "post"):
+            if tensor.ndim != 3 or len(tensor) != 1:
+                raise TapError(
+                    f"The residual stream of {model.name} is {tuple(tensor.shape)}, not (batch, "
+                    "tokens, d_model), so its writers can't be told."
+                )
             run.stream[place, layer] = tensor[0, list(places)].detach()
         elif place == "z" and layer != site.layer:
             run.z[layer] = tensor[0, list(places)].detach()
@@ -296,7 +304,7 @@ def parts_of(
     stream = {key: value.double() for key, value in run.stream.items()}
     earlier = [s for s in main_sites(model) if s.layer < site.layer]
     sums = written(model, norms, earlier, stream, run.z, into=site.layer)
-    names, parts = _listed(model, sums, run.ids)
+    names, parts = _listed(model, sums, run.ids, (earlier or [site])[0].layer)
     together = torch.stack(parts, 1)  # (2, writers, d_model)
     before = norms.attention(site.layer)
     bias = together.new_zeros(together.shape[0], together.shape[2])
@@ -308,11 +316,12 @@ def parts_of(
 
 
 def _listed(
-    model: HookedModel, sums: Written, ids: torch.Tensor
+    model: HookedModel, sums: Written, ids: torch.Tensor, first: int
 ) -> tuple[list[Writer], list[torch.Tensor]]:
-    """Writers in the order in which they write, and (positions, d_model) of each."""
-    names, parts = [Writer("embedding")], [sums.start]
-    if model.position_table is not None:
+    """Writers in the order in which they write, and (positions, d_model) of each; `first`: the
+    first layer that the stream was seen to enter."""
+    names, parts = [Writer("embedding") if first == 0 else Writer("before", first)], [sums.start]
+    if first == 0 and model.position_table is not None:
         with suppress(TapError):  # the token's own part is not known: both stand together
             token = model.vocabulary().embed(ids).to(sums.start)
             names, parts = [*names, Writer("position")], [token, sums.start - token]
