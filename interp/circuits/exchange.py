@@ -47,8 +47,8 @@ class Graph:
     Example:
         >>> circuit = interp.circuits.find(model, "ioi", "eap", n=4)
         >>> graph = interp.circuits.read_graph(interp.circuits.write_graph(circuit, "graph.json"))
-        >>> graph.column, len(graph.edges) == len(circuit.edges)
-        ('graph', True)
+        >>> graph.column, len(graph.frame), list(graph.edges)[:2]
+        ('graph', 32, ['sender', 'receiver'])
     """
 
     frame: pd.DataFrame

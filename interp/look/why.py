@@ -120,7 +120,7 @@ class Why:
 
         Example:
             >>> sorted(model.why("the cat saw the dog", "L2H4").to_dict(3))[:4]
-            ['against', 'answer', 'edge', 'head']
+            ['against', 'answer', 'by_key', 'by_query']
         """
         qk = self.qk
         edge = dict(

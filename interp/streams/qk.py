@@ -46,6 +46,12 @@ class Writer:
     the two can't be told apart); "head"; "attention_bias", b_O and the bias of a norm after
     attention; "mlp", all that a block adds besides its attention; "bias", of the norm before
     attention and of the projection. `layer` and `head` are −1 where it has none.
+
+    Example:
+        >>> ids = torch.tensor([[5, 9, 7, 5, 9]])
+        >>> found = interp.mechanics.qk_attribution(model, ids, "L2H4", query=4, key=2)
+        >>> found.writers[0].component, str(found.writers[1])
+        ('embedding', 'L0H0')
     """
 
     component: str
