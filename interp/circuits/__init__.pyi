@@ -1,3 +1,6 @@
+from .benching.bench import Bench as Bench
+from .benching.bench import bench as bench
+from .benching.controls.catalogue import controls as controls
 from .circuit import Circuit as Circuit
 from .exchange import Graph as Graph
 from .exchange import read_graph as read_graph
@@ -9,6 +12,7 @@ from .judging.agreement import compare as compare
 from .judging.agreement import evaluate as evaluate
 from .judging.agreement import precision_at as precision_at
 from .judging.agreement import ranks as ranks
+from .judging.curves import Faithfulness as Faithfulness
 from .judging.faithfulness import faithfulness as faithfulness
 from .judging.stability import resampled as resampled
 from .known import planted as planted

@@ -17,7 +17,7 @@ from interp.support.html import block
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.judging.curves import Faithfulness
     from interp.circuits.known.truth import Truth
     from interp.report.section import Section
 

@@ -14,7 +14,7 @@ import torch
 from interp.circuits.circuit import Circuit
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.ability import able, metric_of
+from interp.circuits.runs.ability import UNITS, able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError, OutputError, TapError
@@ -110,7 +110,7 @@ def _blocks(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
 def find(
     model: Any,
     task: str | Task | Prompts = "ioi",
-    method: str | Method = "discrete_sae",
+    method: str | Method = "eap",
     n: int = 128,
     seed: int = 0,
     *,
@@ -233,10 +233,9 @@ def circuit_of(
         values = getattr(found, part)
         if values is not None:
             frame[f"{name}_{part}"] = values
+    unit = UNITS[search.metric] if method.unit == "metric" else method.unit
     about = {
-        name: About(
-            method.title, method.caption(), method.formula, method.citation, method.unit, low=0.0
-        )
+        name: About(method.title, method.caption(), method.formula, method.citation, unit, low=0.0)
     }
     if found.effect is not None:
         frame[f"{name}_effect"] = found.effect
@@ -248,10 +247,10 @@ def circuit_of(
                 frame[f"{name}_effect_{part}"] = values
         about[f"{name}_effect"] = About(
             f"{method.title}, signed",
-            "Above 0: the head pushes towards the right answer; below 0: against it.",
+            method.effect_reading,
             method.formula,
             method.citation,
-            method.unit,
+            unit,
         )
     return Circuit(
         frame,

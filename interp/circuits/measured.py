@@ -46,7 +46,8 @@ def measured(
         task: a name, or a task with settings of its own.
         n: pairs of prompts.
         seed: of the prompts.
-        mode: what takes a head's place: "mean", "resample" or "zero".
+        mode: what takes a head's place: "mean", "resample", "zero" or "optimal" (see
+            `head_ablation`). Which heads matter depends on it: report more than one.
         share: of the metric, from which an effect counts.
         progress: True for a bar with the time left, or a function (done, total, what).
 

@@ -36,7 +36,7 @@ from interp.tasks import catalogue as tasks
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
     from interp.circuits.judging.agreement import Agreement
-    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.judging.curves import Faithfulness
     from interp.circuits.known.truth import Truth
 
 FOLDER = Path("interp-circuits")
@@ -58,7 +58,7 @@ def circuit(
             help=f"How. {explained(methods)} Or a function of one's own: FILE.py:function.",
             metavar="NAME|FILE.py:FN",
         ),
-    ] = "discrete_sae",
+    ] = "eap",
     target: Annotated[
         Path | None,
         typer.Option(
@@ -318,6 +318,7 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
     """The task and how the model does it, and the strongest heads."""
     from interp.circuits.drawing import section
+    from interp.circuits.runs.ability import UNITS
     from interp.report.heatmap import number, within
 
     console, search = out(), found.search
@@ -325,9 +326,12 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
         f", {search.task} by {search.method}, {search.n} pairs, accuracy "
         f"{search.accuracy.mean:.3f}, "
     )
-    line += f"{search.metric} {search.clean.mean:.3g} (corrupted {search.corrupted.mean:.3g})"
+    unit = UNITS.get(search.metric, "")
+    line += (
+        f"{search.metric} {search.clean.mean:.3g} {unit} (corrupted {search.corrupted.mean:.3g})"
+    )
     console.print(Text.assemble((found.model, "bold"), line), soft_wrap=True)
-    note(found.about(found.column).reading)
+    told(found)
     classes = {} if truth is None else _classes(truth)
     ranked = found.ranked(top)
     signed = any(r.effect is not None for r in ranked)
@@ -349,6 +353,14 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
     passes = f"{number(search.forwards, 1)} forward"
     passes += f" and {number(search.backwards, 1)} backward" if search.backwards else ""
     note(f"{passes} passes over the prompts, {number(search.seconds, 1)} s.")
+
+
+def told(found: Circuit) -> None:
+    """How the columns are read."""
+    column = found.column
+    note(f"score: {found.about(column).reading}")
+    if f"{column}_effect" in found.frame:
+        note(f"effect: {found.about(f'{column}_effect').reading}")
 
 
 def _classes(truth: Truth) -> dict[tuple[int, int], str]:

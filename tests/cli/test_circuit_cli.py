@@ -20,7 +20,7 @@ import interp
 from interp import circuits
 from interp.circuits.circuit import Circuit
 from interp.circuits.judging.agreement import Agreement
-from interp.circuits.judging.faithfulness import Faithfulness
+from interp.circuits.judging.curves import Faithfulness
 from interp.circuits.known.truth import Truth, published_for, published_names
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.cli import circuit as command
@@ -130,8 +130,10 @@ def test_show_reads_it(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["show", "found"]).exit_code == 0
 
 
-def test_the_usual_method_keeps_its_autoencoder() -> None:
+def test_discrete_sae_keeps_its_autoencoder() -> None:
     result = run(
+        "--method",
+        "discrete_sae",
         "--n",
         8,
         "--set",
@@ -340,6 +342,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(here: list[Any], pocket: H
     prompts = prompt_file(pocket)
     Path("file").write_text("")
     Path("broken.json").write_text("[{")
+    sae = ("--method", "discrete_sae")
     cases: list[tuple[list[object], str]] = [
         (["--method", "discrete_saes"], "did you mean discrete_sae"),
         (["--task", "ioii"], "did you mean ioi"),
@@ -351,10 +354,10 @@ def test_mistakes_are_told_before_the_model_is_loaded(here: list[Any], pocket: H
         (["--method", "head_ablation", "--set", "modes=zero"], "it takes mode"),
         (["--method", "head_ablation", "--set", "mode"], "--set takes NAME=VALUE"),
         (["--method", "head_ablation", "--set", "mode=gone"], "zero, mean, resample"),
-        (["--set", "steps=many"], "steps of discrete_sae is a whole number, not 'many'"),
-        (["--set", "rate=fast"], "rate of discrete_sae is a number, not 'fast'"),
-        (["--set", "standardise=perhaps"], "is true or false, not 'perhaps'"),
-        (["--set", "steps=0"], "from 1 on"),
+        ([*sae, "--set", "steps=many"], "steps of discrete_sae is a whole number, not 'many'"),
+        ([*sae, "--set", "rate=fast"], "rate of discrete_sae is a number, not 'fast'"),
+        ([*sae, "--set", "standardise=perhaps"], "is true or false, not 'perhaps'"),
+        ([*sae, "--set", "steps=0"], "from 1 on"),
         (["--method", "acdc", "--set", "thresholds=0.1,x"], "thresholds of acdc is numbers"),
         (["--out", "file"], "is a file, not a folder"),
         (["--prompts", "gone.json"], "gone.json can't be read (no such file"),

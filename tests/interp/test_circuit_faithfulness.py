@@ -14,6 +14,7 @@ import interp
 from interp import circuits
 from interp.circuits import planted
 from interp.circuits.judging.faithfulness import APART, _apart, _curve, faithfulness
+from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import from_task
 from interp.edits import Ablate
 from interp.errors import InputError
@@ -200,3 +201,62 @@ def test_sizes_plots_and_words(known: planted.Planted) -> None:
     names = [trace.name for trace in figure.data if trace.name]
     assert names == ["strongest heads kept", "strongest heads removed", "random heads kept"]
     assert "CPR" in repr(found) and "heads" in repr(found)
+
+
+# --- edges
+# ------------------------------------------------------------------------------------------------
+
+
+def test_without_edges_the_model_is_the_corrupted_run_and_with_all_it_is_itself(
+    known: planted.Planted,
+) -> None:
+    circuit = circuits.find(known.model, known.task, "eap", n=8)
+    found = faithfulness(known.model, circuit, n=8, of="edges", sizes=[0.1], orders=1)
+    runs = PairedRuns(known.model, _apart(known.model, circuit, None, 8, 0)[0])
+    assert found.empty.mean == pytest.approx(runs.margins(corrupted=True).mean(), abs=1e-3)
+    assert found.full.mean == pytest.approx(runs.margins().mean(), abs=1e-3)
+    assert found.of == "edges" and list(found.frame.k)[-1] == len(circuit.edges)
+    assert found.frame.faithfulness.iloc[-1] == pytest.approx(1)
+    assert found.frame.faithfulness.iloc[0] == pytest.approx(0)
+    assert "edges replaced by resample" in found._repr_html_()
+
+
+def test_an_edge_that_is_not_kept_carries_what_its_sender_wrote_in_the_twin(
+    pocket: HookedModel,
+) -> None:
+    """All edges kept but that of one head into the output: all else runs as it does, and the output
+    reads the stream with that head's z W_O exchanged."""
+    circuit = circuits.find(pocket, "ioi", "eap", n=4)
+    head, edges = Head(2, 0), circuit.edges
+    last = (edges.sender == str(head)) & (edges.receiver == "output")
+    edges["score"] = np.where(last, 0.0, 1.0)
+    found = faithfulness(pocket, circuit, n=4, of="edges", sizes=[len(edges) - 1], orders=0)
+    prompts, _ = _apart(pocket, circuit, None, 4, 0)
+    W_O = pocket.head_weights(head.layer).W_O[head.head]
+    module, wanted = pocket.module, []
+    for i in prompts.instances:
+        z = []
+        for ids in (i.ids, i.corrupted):
+            with torch.no_grad(), pocket.activations("z", "post") as kept:
+                module(input_ids=torch.tensor([ids]), use_cache=False)
+            z.append(kept["z", head.layer][0, :, head.head])
+            if ids == i.ids:
+                stream = kept["post", pocket.n_layers - 1][0]
+        with torch.no_grad():
+            logits = module.lm_head(module.model.norm(stream + (z[1] - z[0]) @ W_O))
+        wanted.append(float(prompts.task.margin(logits[list(i.positions)], i)))
+    row = found.frame.set_index("k").loc[len(edges) - 1]
+    assert row.margin == pytest.approx(np.mean(wanted), abs=1e-3)
+    assert abs(row.margin - found.full.mean) > 0.01  # and it matters
+
+
+def test_edges_are_refused_where_there_are_none(pocket: HookedModel) -> None:
+    circuit = circuits.find(pocket, "ioi", "attribution", n=4)
+    with pytest.raises(InputError, match="has no edges"):
+        faithfulness(pocket, circuit, n=4, of="edges")
+    edged = circuits.find(pocket, "ioi", "eap", n=4)
+    with pytest.raises(InputError, match="resample, zero"):
+        faithfulness(pocket, edged, n=4, of="edges", mode="mean")
+    edged.edges.loc[0, "receiver"] = "L9H9"
+    with pytest.raises(InputError, match="no edge"):
+        faithfulness(pocket, edged, n=4, of="edges")

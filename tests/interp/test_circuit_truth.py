@@ -21,6 +21,10 @@ from hypothesis import strategies as st
 from interp.circuits.judging.agreement import evaluate, precision_at, ranks
 from interp.circuits.judging.areas import curve_areas
 from interp.circuits.judging.ranking import (
+    auc_of,
+    auc_over_prompts,
+    difference,
+    hanley_mcneil,
     roc,
 )
 from interp.circuits.judging.stability import Stability, jaccard, stability

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from interp.circuits.drawing.graph import dark, figure
 from interp.circuits.judging.agreement import Agreement, evaluate, ranks
+from interp.circuits.runs.ability import UNITS
 from interp.report.heatmap import number, within
 from interp.report.section import Section, plotable
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.judging.faithfulness import Faithfulness
+    from interp.circuits.judging.curves import Faithfulness
     from interp.circuits.known.truth import Truth
     from interp.results.circuit_table import CircuitTable, Ranked
 
@@ -61,18 +62,19 @@ def _circuit(circuit: CircuitTable) -> Section:
     said = str(plot.layout.title.subtitle.text)
     content = plotable(plot)
     strongest = ", ".join(map(str, circuit.heads(5)))
+    metric = f"{search.metric.capitalize()} ({UNITS[search.metric]})"
     values = {
         "facts": {
             "Task": f"{search.task}, {search.n} pairs",
             "Method": about.title,
             "Accuracy": str(search.accuracy),
-            f"{search.metric.capitalize()}, clean": str(search.clean),
-            f"{search.metric.capitalize()}, corrupted": str(search.corrupted),
+            f"{metric}, clean": str(search.clean),
+            f"{metric}, corrupted": str(search.corrupted),
             "Passes over the prompts": ", ".join(passes),
             "Time": f"{number(search.seconds, 1)} s",
             "Against the answer": _negative(circuit),
         },
-        "reading": about.reading,
+        "readings": _readings(circuit),
         "height": content["layout"]["height"],
         "label": "Heads by layer, the embedding below and the answer above; the strongest: "
         f"{strongest}.",
@@ -82,6 +84,16 @@ def _circuit(circuit: CircuitTable) -> Section:
     }
     figures = {"circuit-graph": content}
     return Section("circuit", "Circuit", "circuit/circuit.html.j2", values, figures)
+
+
+def _readings(circuit: CircuitTable) -> list[str]:
+    """How score and effect are read."""
+    effect = f"{circuit.column}_effect"
+    said = [f"Score: {circuit.about(circuit.column).reading}"]
+    return [
+        *said,
+        *([f"Effect: {circuit.about(effect).reading}"] if effect in circuit.frame else []),
+    ]
 
 
 def _prompts(circuit: CircuitTable) -> Section:
@@ -156,7 +168,7 @@ def _edges(circuit: CircuitTable) -> dict[str, Any]:
     kinds = any(row[2] for row in rows)
     headings = ["#", "Edge", *(["Into"] if kinds else []), "Weight"]
     rows = rows if kinds else [[*row[:2], row[3]] for row in rows]
-    return _listing(headings, rows, f"Strongest of {len(table)} edges")
+    return _listing(headings, rows, f"Strongest of {len(table):,} edges")
 
 
 def _known(circuit: CircuitTable, truth: Truth) -> Section:
@@ -189,14 +201,15 @@ def _faithful(found: Faithfulness) -> Section:
     plot.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
     plot.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
     content = plotable(plot)
+    random = "" if found.random_cpr is None else f"{found.random_cpr:.3f}"
     values = {
         "facts": {
             "CPR": f"{found.cpr:.3f}",
-            "CPR, random heads": "" if found.random_cpr is None else f"{found.random_cpr:.3f}",
+            f"CPR, random {found.of}": random,
             "CMD": f"{found.cmd:.3f}",
-            "Heads replaced by": found.mode,
+            f"{found.of.capitalize()} replaced by": found.mode,
             "Margin, whole model": str(found.full),
-            "Margin, no heads": str(found.empty),
+            f"Margin, no {found.of}": str(found.empty),
         },
         "notes": found.notes,
         "height": content["layout"]["height"],

@@ -3,38 +3,26 @@ them removed."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from interp.circuits.judging.alignment import scores_by_head
 from interp.circuits.judging.areas import curve_areas
+from interp.circuits.judging.curves import Faithfulness
+from interp.circuits.judging.parts import Edges, Heads, Parts
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, checked, from_task
-from interp.errors import InputError, OutputError
+from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.text import check_seed
-from interp.support import typed
-from interp.support.files import check_writable, write_atomic
-from interp.support.json_text import parse
-from interp.support.jsonable import jsonable
 from interp.support.progress import Shown, reporting
 from interp.support.provenance import inputs_hash, provenance
-from interp.support.statistics import Interval, bootstrap, resampled_means
-from interp_hooks.heads import Head
+from interp.support.statistics import bootstrap, resampled_means
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from interp.tasks.task import Task
     from interp_hooks.model import HookedModel
 
@@ -45,137 +33,6 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 APART = 1 << 21
 
 
-CURVE, HEAD = "faithfulness.parquet", "faithfulness.json"
-INTERVALS = ("full", "empty", "corrupted")
-
-
-@dataclass(frozen=True)
-class Faithfulness:
-    """How far the k strongest heads do the task alone, and the others without them.
-
-    `frame` has a row for each k: `k`, `share` = k/N, `margin` with the k strongest heads kept and
-    the others replaced, `faithfulness` = (m(kept) − m(0)) / (m(full) − m(0)), `removed_margin` with
-    the k strongest replaced, `completeness` = (m(removed) − m(0)) / (m(full) − m(0)), both with
-    `_low` and `_high` (95 %, bootstrap over prompts), and `random`, faithfulness of random orders,
-    their mean. m(0): all heads replaced (`empty`); m(full): none (`full`).
-
-    `cpr` and `cmd` are the areas under faithfulness and under |1 − faithfulness| over the share of
-    heads kept, 0 to 1 (`interp.circuits.judging.areas.curve_areas`), and `random_cpr` that of
-    the random orders. MIB (Mueller et al. 2025, arXiv 2504.13151) keeps shares of edges and takes
-    m(corrupted) for m(0), so numbers here compare with each other, not with MIB's. By "resample"
-    the two m(0) agree wherever a twin ends with the same token: the last position's stream is then
-    its embedding and the corrupted heads'; `corrupted` has m(corrupted).
-    """
-
-    frame: pd.DataFrame
-    cpr: float
-    cmd: float
-    random_cpr: float | None
-    task: str
-    mode: str
-    full: Interval
-    empty: Interval
-    corrupted: Interval
-    provenance: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `faithfulness.parquet` and `faithfulness.json` into `folder`; returns the folder.
-        Raises `OutputError`."""
-        check_writable(folder)
-        target, table = Path(folder), io.BytesIO()
-        self.frame.to_parquet(table, index=False)
-        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frame"}
-        for name in INTERVALS:
-            said[name] = asdict(said[name])
-        said["frame_sha256"] = hashlib.sha256(table.getvalue()).hexdigest()
-        write_atomic(target / CURVE, table.getvalue())
-        text = json.dumps(jsonable(said), indent=2, ensure_ascii=False)
-        write_atomic(target / HEAD, (text + "\n").encode(errors="backslashreplace"))
-        return target
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Faithfulness:
-        """Read what `save` wrote. Raises `OutputError`."""
-        source = Path(folder)
-        try:
-            said = parse((source / HEAD).read_text(encoding="utf-8"))
-            table = (source / CURVE).read_bytes()
-            if hashlib.sha256(table).hexdigest() != said.pop("frame_sha256"):
-                raise OutputError(f"{source / CURVE} is not the one that {HEAD} describes.")
-            for name in INTERVALS:
-                said[name] = typed.made(Interval, said[name])
-            said["notes"] = tuple(typed.texts(said["notes"]))
-            return cls(frame=pd.read_parquet(io.BytesIO(table)), **said)
-        except FileNotFoundError as error:
-            missing = Path(error.filename).name
-            raise OutputError(f"No faithfulness in {source} ({missing} is missing).") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(f"The faithfulness in {source} is damaged ({error}).") from error
-
-    def plot(self) -> go.Figure:
-        """Faithfulness, completeness and the random control by k."""
-        import plotly.graph_objects as go
-
-        from interp.report.heatmap import FONT, LIGHT
-
-        frame, figure = self.frame, go.Figure()
-        blue, grey, ring = LIGHT.scale[3][1], LIGHT.muted, LIGHT.ring
-        curves = [
-            ("faithfulness", "strongest heads kept", blue),
-            ("completeness", "strongest heads removed", ring),
-        ]
-        for name, label, color in curves:
-            if f"{name}_low" in frame:
-                x = [*frame.share, *frame.share[::-1]]
-                y = [*frame[f"{name}_high"], *frame[f"{name}_low"][::-1]]
-                band = dict(fill="toself", fillcolor=color, opacity=0.15, line={"width": 0})
-                figure.add_trace(go.Scatter(x=x, y=y, hoverinfo="skip", showlegend=False, **band))
-            hover = "<b>%{customdata} heads</b><br>%{y:.3f}"
-            shown = dict(
-                mode="lines+markers",
-                name=label,
-                line={"color": color, "width": 2},
-                hovertemplate=hover,
-            )
-            figure.add_trace(go.Scatter(x=frame.share, y=frame[name], customdata=frame.k, **shown))
-        if "random" in frame:
-            dotted = dict(
-                mode="lines",
-                name="random heads kept",
-                line={"color": grey, "dash": "dot", "width": 2},
-            )
-            figure.add_trace(go.Scatter(x=frame.share, y=frame.random, **dotted))
-        figure.update_layout(
-            title={"text": f"Faithfulness on {self.task}", "x": 0, "xanchor": "left"},
-            font={"family": FONT, "color": LIGHT.ink},
-            paper_bgcolor="rgba(0,0,0,0)",
-            plot_bgcolor="rgba(0,0,0,0)",
-            margin={"l": 60, "r": 20, "t": 60, "b": 48},
-            hoverlabel={"bgcolor": LIGHT.hover, "font": {"family": FONT, "color": LIGHT.ink}},
-            xaxis={
-                "title": {"text": "share of heads"},
-                "range": [0, 1],
-                "gridcolor": LIGHT.gap,
-                "zeroline": False,
-            },
-            yaxis={
-                "title": {"text": "share of the metric"},
-                "gridcolor": LIGHT.gap,
-                "zeroline": False,
-            },
-            legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
-        )
-        return figure
-
-    def __repr__(self) -> str:
-        control = "" if self.random_cpr is None else f", random {self.random_cpr:.2f}"
-        return (
-            f"Faithfulness({self.task}: CPR {self.cpr:.2f}{control}, CMD {self.cmd:.2f}; heads, "
-            f"by {self.mode})"
-        )
-
-
 @reporting("Measuring faithfulness")
 def faithfulness(
     model: Any,
@@ -184,6 +41,7 @@ def faithfulness(
     n: int = 128,
     seed: int = 0,
     *,
+    of: str = "heads",
     mode: str = "resample",
     sizes: Sequence[int | float] | None = None,
     orders: int = 3,
@@ -192,7 +50,8 @@ def faithfulness(
 ) -> Faithfulness:
     """Faithfulness of a circuit: the metric with its k strongest heads kept, all others replaced.
 
-    MLPs stay live; and the other way round, the k strongest replaced.
+    MLPs stay live; and the other way round, the k strongest replaced. With `of="edges"`, the same
+    of the edges that a method found: those not kept carry what their sender wrote in the twin.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
@@ -200,9 +59,11 @@ def faithfulness(
             DataFrame. The highest come first; equal ones in the order of the heads.
         task: a name, a task, or `Prompts` of one's own; None for the circuit's task.
         n: pairs of prompts, other ones than those the circuit was found on.
+        of: "heads", or "edges" (a circuit with edges; an edge that its table lacks comes last).
         seed: of the prompts, drawn from a stream apart from `find`'s, and of the random orders.
         mode: what takes a head's place, at every position: its z in the corrupted twin
-            ("resample"), its mean over the corrupted prompts ("mean") or 0 ("zero").
+            ("resample"), its mean over the corrupted prompts ("mean"), 0 ("zero") or the best
+            constant ("optimal"); of edges "resample" or "zero".
         sizes: whole numbers of heads, or shares (floats); None for MIB's shares. 0 and all heads
             are always among them.
         orders: random orders that make the control; 0 for none.
@@ -230,15 +91,20 @@ def faithfulness(
         prompts, notes = _apart(hooked, circuit, task, n, seed)
         started = time.perf_counter()
         runs = PairedRuns(hooked, prompts, seed, progress)
-        ranking = _ranking(runs, circuit, column)
-        counts = _counts(sizes, len(ranking))
+        parts: Parts = (
+            Heads(runs, circuit, column, mode) if of == "heads" else Edges(runs, circuit, mode)
+        )
+        counts = _counts(sizes, len(parts), of)
         rng = np.random.default_rng(seed)
-        random = [[ranking[i] for i in rng.permutation(len(ranking))] for _ in range(orders)]
+        own = np.arange(len(parts))
+        ranks = [own, *(rng.permutation(len(parts)) for _ in range(orders))]
         plan = [
-            frozenset(order[k:]) for order in (ranking, *random) for k in counts
+            frozenset(order[k:].tolist()) for order in ranks for k in counts
         ]  # replaced: all but the first k
-        removed = [frozenset(ranking[:k]) for k in counts]
-        margins = _margins(runs, [*plan, *removed], mode)
+        removed = [frozenset(range(k)) for k in counts]
+        once = list(dict.fromkeys([*plan, *removed]))
+        runs.expect(len(once))
+        margins = dict(zip(once, parts.without([sorted(s) for s in once]), strict=True))
         corrupted = runs.margins(corrupted=True)
     rows = np.stack([margins[key] for key in plan]).reshape(
         1 + orders, len(counts), -1
@@ -248,11 +114,11 @@ def faithfulness(
     gap = bootstrap((full - empty).tolist(), seed)
     if gap.low <= 0 <= gap.high:
         raise InputError(
-            f"Replacing all heads ({mode}) changes the metric of {prompts.name} by {gap}: there is "
+            f"Replacing all {of} ({mode}) changes the metric of {prompts.name} by {gap}: there is "
             "nothing that a "
             "circuit could be faithful to; use more prompts, another mode or another task."
         )
-    shares = np.array(counts) / len(ranking)
+    shares = np.array(counts) / len(parts)
     frame = pd.DataFrame({"k": counts, "share": shares, "margin": rows[0].mean(1)})
     frame = frame.assign(
         **_curve("faithfulness", rows[0], empty, full, seed), removed_margin=out.mean(1)
@@ -266,6 +132,7 @@ def faithfulness(
     settings = dict(
         task=prompts.name,
         n=len(prompts),
+        of=of,
         mode=mode,
         sizes=counts,
         orders=orders,
@@ -276,21 +143,11 @@ def faithfulness(
         round(time.perf_counter() - started, 3),
         round(runs.forwards, 3),
     )
+    full_, empty_, corrupted_ = (bootstrap(m.tolist(), seed) for m in (full, empty, corrupted))
     return Faithfulness(
-        frame, cpr, cmd, random_cpr, prompts.name, mode, bootstrap(full.tolist(), seed),
-        bootstrap(empty.tolist(), seed), bootstrap(corrupted.tolist(), seed), record, tuple(notes),
+        frame, cpr, cmd, random_cpr, prompts.name, mode, full_, empty_, corrupted_, record,
+        tuple(notes), of,
     )  # fmt: skip
-
-
-def _margins(
-    runs: PairedRuns, sets: Sequence[frozenset[Head]], mode: str
-) -> dict[frozenset[Head], np.ndarray]:
-    """set → (n,) margins on the clean prompts with these heads replaced; each set runs once."""
-    once = list(dict.fromkeys(sets))
-    runs.expect(len(once))
-    return dict(
-        zip(once, runs.ablated([sorted(s) for s in once], mode, "Faithfulness"), strict=True)
-    )
 
 
 def _curve(
@@ -308,32 +165,14 @@ def _curve(
     return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
-def _ranking(runs: PairedRuns, circuit: Any, column: str | None) -> list[Head]:
-    """The model's heads, highest score first. Raises `InputError` for heads without a finite
-    score."""
-    scores = scores_by_head(circuit, column)
-    values = [scores.get(Head(h.layer, h.head), np.nan) for h in runs.heads]
-    lacking = [str(h) for h, v in zip(runs.heads, values, strict=True) if not np.isfinite(v)]
-    if lacking or len(scores) != len(runs.heads):
-        what = (
-            f"{', '.join(lacking[:5])} have no finite score"
-            if lacking
-            else "there are scores of other heads too"
-        )
-        raise InputError(
-            f"Faithfulness needs one score for each head of {runs.model.name}, and {what}."
-        )
-    return [runs.heads[i] for i in np.argsort(-np.array(values), kind="stable")]
-
-
-def _counts(sizes: Sequence[int | float] | None, n: int) -> list[int]:
-    """Numbers of heads kept, ascending, from 0 to all. Raises `InputError`."""
+def _counts(sizes: Sequence[int | float] | None, n: int, of: str) -> list[int]:
+    """Numbers of parts kept, ascending, from 0 to all. Raises `InputError`."""
     counts = {0, n}
     for size in SHARES if sizes is None else sizes:
         count = round(size * n) if isinstance(size, float) else int(size)
         if not 0 <= count <= n or (isinstance(size, float) and not 0 <= size <= 1):
             raise InputError(
-                f"A size is a number of heads, 0 to {n}, or a share (0.0 to 1.0), not {size!r}."
+                f"A size is a number of {of}, 0 to {n}, or a share (0.0 to 1.0), not {size!r}."
             )
         counts.add(count)
     return sorted(counts)

@@ -3,13 +3,13 @@ not between codes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from interp.circuits.methods.circuit_method import Found
+from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.codes import effect_score
 from interp.circuits.methods.coding import CodedMethod, Codes
 
@@ -48,6 +48,9 @@ class AttributionByCode(CodedMethod):
     )
     unit = "metric"
     attributes = True
+
+    def twin(self) -> Method:
+        return replace(self, shuffled=True)
 
     def score_of(self, codes: Codes, attributed: np.ndarray | None, seed: int) -> np.ndarray:
         assert attributed is not None

@@ -58,8 +58,14 @@ class Method(SettingsRecord, ABC):
     summary: ClassVar[str]
     #: how the score is read, one sentence
     reading: ClassVar[str]
+    #: how the signed effect is read, where there is one
+    effect_reading: ClassVar[str] = (
+        "What the metric loses without the head: above 0 it works for the right answer, below 0 "
+        "against it."
+    )
     formula: ClassVar[str]
     citation: ClassVar[str]
+    #: of score and effect; "metric" for that of the task's metric
     unit: ClassVar[str] = ""
     #: settings under a name: {"paper": {"features": 200}}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -67,6 +73,17 @@ class Method(SettingsRecord, ABC):
     def caption(self) -> str:
         """How the score is read with these settings."""
         return self.reading
+
+    def shuffles(self) -> tuple[str, ...]:
+        """What is shuffled in the prompts as this method's control: some of "labels", "pairs" and
+        "sides" (`interp.circuits.benching.shuffling`). Shuffled pairs change nothing where a head
+        is replaced by a mean or by 0."""
+        twinless = getattr(self, "mode", "") in ("mean", "zero", "optimal")
+        return ("labels",) if twinless else ("labels", "pairs")
+
+    def twin(self) -> Method | None:
+        """The method with something of its own shuffled, where it has such a control."""
+        return None
 
     @abstractmethod
     def find(self, runs: PairedRuns) -> Found:

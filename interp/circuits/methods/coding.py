@@ -91,6 +91,9 @@ class CodedMethod(Method):
             raise InputError(f"{self.name} takes sparsity ≥ 0, rate > 0 and variance in (0, 1].")
         need("sae_lens", extra="sae", what="Circuits from codes")
 
+    def shuffles(self) -> tuple[str, ...]:
+        return ("labels",) if self.attributes else ("sides",)
+
     @abstractmethod
     def score_of(self, codes: Codes, attributed: np.ndarray | None, seed: int) -> np.ndarray:
         """(heads,) from the codes and, where the method `attributes`, from what each head does for

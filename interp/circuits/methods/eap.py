@@ -49,6 +49,10 @@ class EAP(Method):
         "The strongest edge out of this head: what the metric would change, to first order, "
         "if it were patched."
     )
+    effect_reading = (
+        "The sum over all edges out of the head, in which paths may cancel: above 0 the head works "
+        "for the right answer, below 0 against it."
+    )
     formula = "max over v of |mean Σ (u(x) − u(x')) · ∂m/∂(input of v)|"
     citation = "Syed et al. 2023, arXiv 2310.10348, section 2"
     unit = "metric"

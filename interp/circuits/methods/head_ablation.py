@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.paired_runs import MODES, PairedRuns
+from interp.circuits.runs.paired_runs import ABLATIONS, PairedRuns
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,10 @@ class HeadAblation(Method):
 
     One forward over the prompts a head. `mode`: what takes z's place, at every position: its mean
     over the corrupted prompts' tokens ("mean"), its value in the corrupted twin at the same
-    position ("resample", a counterfactual), or 0 ("zero"). The effect's interval is bootstrapped
-    over prompts.
+    position ("resample", a counterfactual), 0 ("zero"), or the constant with which the model's
+    answers change least ("optimal", Li and Janson 2024, fitted on one half of the prompts and used
+    on the other; 80 forwards and backwards more a head). The effect's interval is bootstrapped over
+    prompts.
 
     Misleads:
         Heads go one at a time, so heads that stand in for each other hide one another. `mode` moves
@@ -37,10 +39,10 @@ class HeadAblation(Method):
         "Michel et al. 2019, arXiv 1905.10650; Wang et al. 2022, arXiv 2211.00593, section 2.1"
     )
     unit = "metric"
-    presets = {"zero": {"mode": "zero"}, "mean": {"mode": "mean"}, "resample": {"mode": "resample"}}
+    presets = {mode: {"mode": mode} for mode in ABLATIONS}
 
     def check(self) -> None:
-        self.choice("mode", *MODES)
+        self.choice("mode", *ABLATIONS)
 
     def find(self, runs: PairedRuns) -> Found:
         runs.expect(len(runs.heads))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from interp.circuits.runs.optimal import optimal
 from interp.circuits.runs.prompts import Pairs, Prompts
 from interp.errors import InputError
 from interp.inputs.forward import forward
@@ -25,6 +26,8 @@ Progress = Callable[[int, int, str], None]
 #: what takes the place of a head's z: nothing, its mean over the corrupted prompts (samples and
 #: positions pooled), or its z in the corrupted twin at the same position
 MODES = ("zero", "mean", "resample")
+#: the same, and the constant by which the head is missed least (`optimal`)
+ABLATIONS = (*MODES, "optimal")
 #: tokens run together, without and with gradients
 TOKENS, GRADIENT_TOKENS = 8192, 2048
 
@@ -60,6 +63,7 @@ class PairedRuns:
         self._rows_forward = self._rows_backward = 0
         self._progress, self._done, self._total = progress, 0, 0
         self._means: dict[int, torch.Tensor] | None = None
+        self._optimal: dict[int, torch.Tensor] | None = None
 
     @property
     def forwards(self) -> float:
@@ -177,7 +181,8 @@ class PairedRuns:
         return self._means
 
     def stand_ins(self, pairs: Pairs, mode: str) -> Mapping[int, torch.Tensor | float]:
-        """layer → what takes the place of z there: 0, (heads, d) or (batch, tokens, heads, d)."""
+        """layer → what takes the place of z there: 0, (heads, d), (batch, tokens, heads, d), or
+        (batch, 1, heads, d)."""
         if mode == "zero":
             return dict.fromkeys(self.layers, 0.0)
         if mode == "mean":
@@ -187,7 +192,12 @@ class PairedRuns:
                 layer: z
                 for (_, layer), z in self.run(pairs, corrupted=True, keep=("z",))[1].items()
             }
-        raise InputError(f"Heads are replaced by {', '.join(MODES)}, not {mode!r}.")
+        if mode == "optimal":
+            if self._optimal is None:
+                self._optimal = optimal(self)
+            which = torch.tensor(pairs.rows) % 2
+            return {layer: made[which, None] for layer, made in self._optimal.items()}
+        raise InputError(f"Heads are replaced by {', '.join(ABLATIONS)}, not {mode!r}.")
 
     def without(
         self, pairs: Pairs, heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]
