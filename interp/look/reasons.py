@@ -46,7 +46,7 @@ def why_of(
     at = place_in(ids, -1 if query is None else query, "query")
     seen = hardest(model, ids, target, at) if key is None else place_in(ids, key, "key")
     qk = split(model, ids, target, at, seen)
-    notes: list[str] = []
+    notes = _rounded(model, float(qk.table.sum()), qk.score)
     try:
         found, ends = _sources(model, ids, target, at, answer, against)
     except TapError as reason:
@@ -58,6 +58,17 @@ def why_of(
     words = pieces(model.tokenizer, ids[0].tolist())
     said = [None if t is None else pieces(model.tokenizer, [t])[0] for t in ends]
     return Why(model.name, words, qk, found, said[0], said[1], record, notes)
+
+
+def _rounded(model: HookedModel, total: float, score: float) -> list[str]:
+    """What is said where the model's precision parts the pairs' sum from the score."""
+    if abs(total - score) <= 1e-4 * max(1.0, abs(score)):
+        return []
+    dtype = str(next(model.module.parameters()).dtype).removeprefix("torch.")
+    return [
+        f"The model computes in {dtype}: the pairs sum to {total:.4g}, its own score is "
+        f"{score:.4g}."
+    ]
 
 
 def _sources(
