@@ -18,7 +18,7 @@ import torch
 
 from interp.errors import InputError, TapError
 from interp.inputs.forward import forward
-from interp.streams.score_maps import ScoreMap, Way, score_map
+from interp.streams.score_maps import ScoreMap, Way, score_map, watching
 from interp.streams.writers import Written, main_sites, written
 from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head
@@ -217,7 +217,7 @@ def _run(
 
     question = SiteQuestion(call=True, choose=lambda at: Question(call=True))
     try:
-        with run.way.watching(model, site), model.activations(write=keep), model.watch(
+        with watching(model, {site: run.way}), model.activations(write=keep), model.watch(
             question, stop, "after"
         ):  # fmt: skip
             forward(model, ids, keep=1)

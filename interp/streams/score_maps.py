@@ -9,7 +9,7 @@ give the call's own query is checked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -92,15 +92,25 @@ class Way:
             torch.set_grad_enabled(False)
         return tensor.detach()
 
-    @contextmanager
-    def watching(self, model: HookedModel, site: Site) -> Iterator[None]:
-        attention = model.module.get_submodule(site.path)
-        with torch.no_grad(), ExitStack() as stack:
+
+@contextmanager
+def watching(model: HookedModel, ways: Mapping[Site, Way]) -> Iterator[None]:
+    """Lets ways see what leaves the projections and norms of their layers; without gradients but
+    between these and the call."""
+    by_layer = {site.layer: way for site, way in ways.items()}
+
+    def project(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        way = by_layer.get(layer)
+        return None if way is None else way.at_projection(place, layer, tensor)
+
+    with torch.no_grad(), ExitStack() as stack:
+        for site, way in ways.items():
+            attention = model.module.get_submodule(site.path)
             for module in attention.modules():
                 if module is not attention and not isinstance(module, NO_NORM):
-                    stack.callback(module.register_forward_hook(self.at_module).remove)
-            stack.enter_context(model.projections(self.at_projection))
-            yield
+                    stack.callback(module.register_forward_hook(way.at_module).remove)
+        stack.enter_context(model.projections(project))
+        yield
 
 
 def _layout(given: torch.Tensor, projected: torch.Tensor) -> str:
@@ -137,13 +147,13 @@ def score_map(
     called = seen.called[0, position, head]  # (d_head,)
     x, y = seen.projected[0, position, head].detach().double(), called.detach().double()
     most = CLOSE.get(seen.projected.dtype, 2e-2) * float(y.abs().max().clamp_min(1e-30))
-    for norm in (_norm(model, way, seen), None):
+    for norm in (norm_of(model, way, seen), None):
         if norm is None:
             to = ScoreMap(torch.eye(len(x)).to(x), torch.zeros_like(x))
             turn = _jacobian(called, seen.projected, "tokens", seen, position, head)
         else:
             assert seen.left is not None
-            to = _frozen(norm, seen, position, head)
+            to = frozen_norm(norm, seen, position, head)
             turn = _jacobian(called, seen.left, seen.layout, seen, position, head)
         made = ScoreMap(to.matrix @ turn.T, to.offset @ turn.T)
         if float((x @ made.matrix + made.offset - y).abs().max()) <= most:
@@ -164,11 +174,13 @@ def _jacobian(
         (slope,) = torch.autograd.grad(called[i], start, retain_graph=True, allow_unused=True)
         if slope is None:  # there is another way: the check tells
             return called.new_zeros(len(called), len(called), dtype=torch.float64)
-        rows.append(_at(slope, layout, seen, position, head).double())
+        rows.append(vector_at(slope, layout, seen, position, head).double())
     return torch.stack(rows)
 
 
-def _at(tensor: torch.Tensor, layout: str, seen: Seen, position: int, head: int) -> torch.Tensor:
+def vector_at(
+    tensor: torch.Tensor, layout: str, seen: Seen, position: int, head: int
+) -> torch.Tensor:
     """(d_head,) of one head at one position, in a layout."""
     assert seen.projected is not None
     _, n, heads, d = seen.projected.shape
@@ -177,7 +189,7 @@ def _at(tensor: torch.Tensor, layout: str, seen: Seen, position: int, head: int)
     return tensor.reshape(n, heads, d)[position, head]
 
 
-def _norm(model: HookedModel, way: Way, seen: Seen) -> norms.Norm | None:
+def norm_of(model: HookedModel, way: Way, seen: Seen) -> norms.Norm | None:
     """The norm that stands just behind the projection; None where nothing does."""
     if seen.module is None:
         return None
@@ -197,7 +209,7 @@ def _norm(model: HookedModel, way: Way, seen: Seen) -> norms.Norm | None:
 
 
 @torch.no_grad()
-def _frozen(norm: norms.Norm, seen: Seen, position: int, head: int) -> ScoreMap:
+def frozen_norm(norm: norms.Norm, seen: Seen, position: int, head: int) -> ScoreMap:
     """The norm at the run's input, its scale held, for one head."""
     assert seen.entered is not None and seen.projected is not None
     _, n, heads, d = seen.projected.shape
@@ -207,6 +219,6 @@ def _frozen(norm: norms.Norm, seen: Seen, position: int, head: int) -> ScoreMap:
         part = slice(head * d, (head + 1) * d)
         gain, bias = gain[part], bias[part]
     else:
-        x = _at(seen.entered, seen.layout, seen, position, head)
+        x = vector_at(seen.entered, seen.layout, seen, position, head)
     scale = norm.frozen(x[None, None]).scale.reshape(())
     return ScoreMap(norm.centred(torch.eye(d).to(gain)) * gain * scale, bias)  # rows: of each e_i
