@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from interp_hooks.call import Site
     from interp_hooks.head_weights import HeadWeights
     from interp_hooks.model import HookedModel
-    from interp_hooks.norms import Norms
 
 #: writers that are kept of each side
 KEPT = 3
+#: bytes of W_O in float64 that are kept from text to text
+MOST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,45 @@ class _Side:
     size: torch.Tensor
 
 
+class Weights:
+    """Norms and head weights of a model, read once for several texts."""
+
+    def __init__(self, model: HookedModel):
+        self.sites, self.norms = main_sites(model), model.norms()
+        self._of = {s.layer: model.head_weights(s.layer, s.tower) for s in self.sites}
+        self._wide: dict[int, torch.Tensor] = {}
+        numbers = sum(w.W_O.numel() for w in self._of.values())
+        self._keeps = 8 * numbers <= MOST  # in float64
+
+    def of(self, layer: int) -> HeadWeights:
+        return self._of[layer]
+
+    def W_O(self, layer: int) -> torch.Tensor:
+        """(heads, d_head, d_model) float64."""
+        found = self._wide.get(layer)
+        if found is None:
+            found = self._of[layer].W_O.double()
+            if self._keeps:
+                self._wide[layer] = found
+        return found
+
+
 def built_of(
-    model: HookedModel, row: Sequence[int], edges: Mapping[Site, Sequence[Edge]]
+    model: HookedModel,
+    row: Sequence[int],
+    edges: Mapping[Site, Sequence[Edge]],
+    weights: Weights | None = None,
 ) -> dict[Site, list[Built]]:
     """Who built the scores of these edges in one text. Raises `TapError` where they can't be split,
     as `mechanics.qk_attribution`."""
+    known = Weights(model) if weights is None else weights
     run = _Run(model, edges)
     run.go(torch.tensor([list(row)], device=model.device))
-    norms = model.norms()
-    weights = {s: model.head_weights(s.layer, s.tower) for s in main_sites(model)}
     ends = [0, len(row) - 1]  # the stream is held against its parts at two places
-    written(model, norms, main_sites(model)[: len(run.z)],
+    written(model, known.norms, known.sites[: len(run.z)],
             {k: v[ends].double() for k, v in run.stream.items()},
             {k: v[ends] for k, v in run.z.items()})  # fmt: skip
-    return {site: _built(model, norms, weights, run, site) for site in edges if edges[site]}
+    return {site: _built(model, known, run, site) for site in edges if edges[site]}
 
 
 class _Run:
@@ -93,7 +119,7 @@ class _Run:
 
         question = SiteQuestion(call=True, choose=lambda site: Question(call=True))
         with watching(self.model, self.ways), self.model.activations(write=self._keep), \
-                self.model.watch(question, note):  # fmt: skip
+                self.model.watch(question, note, "after"):  # fmt: skip
             forward(self.model, ids, keep=1)
 
     def _keep(self, place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -182,15 +208,13 @@ def _apart(places: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _built(
-    model: HookedModel, norms: Norms, weights: Mapping[Site, HeadWeights], run: _Run, site: Site
-) -> list[Built]:
+def _built(model: HookedModel, known: Weights, run: _Run, site: Site) -> list[Built]:
     """Of the edges of one layer."""
     scaling, edges = run.scaling[site.layer], run.edges[site]
     sides = []
     for place in "qk":
         at = [e.query if place == "q" else e.key for e in edges]
-        sides.append(_parts(model, norms, weights, run, site, place, at))
+        sides.append(_parts(model, known, run, site, place, at))
     scores = (scaling * run.sides[site.layer, "q"].score).tolist()
     found = []
     for i, score in enumerate(scores):
@@ -198,6 +222,7 @@ def _built(
             tuple(
                 (names[j], scaling * float(values[i, j]))
                 for j in values[i].abs().argsort(descending=True)[:KEPT].tolist()
+                if bool(values[i, j])  # biases that are not there
             )
             for names, values in sides
         )
@@ -206,23 +231,17 @@ def _built(
 
 
 def _parts(
-    model: HookedModel,
-    norms: Norms,
-    weights: Mapping[Site, HeadWeights],
-    run: _Run,
-    site: Site,
-    place: str,
-    at: Sequence[int],
+    model: HookedModel, known: Weights, run: _Run, site: Site, place: str, at: Sequence[int]
 ) -> tuple[list[str], torch.Tensor]:
     """Names of the writers and (edges, writers) what each adds to q·k by one side's stream."""
-    side, own = run.sides[site.layer, place], weights[site]
+    side, own = run.sides[site.layer, place], known.of(site.layer)
     W, b = (own.W_Q, own.b_Q) if place == "q" else (own.W_K, own.b_K)
     heads = [e.head for e in run.edges[site]]
     reads = torch.einsum("hmd,hd->hm", W[heads].double(), side.direction)  # (edges, d_model)
     constant = side.constant.clone()
     if b is not None:
         constant += (b[heads].double() * side.direction).sum(1)
-    before = norms.attention(site.layer)
+    before = known.norms.attention(site.layer)
     if before is not None:
         held = before.frozen(run.stream["pre", site.layer][at])
         constant += reads @ held.bias
@@ -231,12 +250,12 @@ def _parts(
     def stream(where: str, layer: int) -> torch.Tensor:
         return (run.stream[where, layer][at].double() * reads).sum(1)
 
-    earlier = [s for s in main_sites(model) if s.layer < site.layer]
+    earlier = [s for s in known.sites if s.layer < site.layer]
     first = (earlier or [site])[0].layer
     names = ["embedding" if first == 0 else f"before layer {first}"]
     parts = [stream("pre", first)]
     for other in earlier:
-        by_head, bias = _heads(model, norms, weights[other], other, run.z[other.layer][at], reads)
+        by_head, bias = _heads(model, known, other, run.z[other.layer][at], reads)
         rest = stream("post", other.layer) - stream("pre", other.layer) - by_head.sum(1) - bias
         names += [f"L{other.layer}H{h}" for h in range(other.n_heads)]
         names += [f"b_O {other.layer}", f"MLP {other.layer}"]
@@ -250,23 +269,20 @@ def _parts(
 
 
 def _heads(
-    model: HookedModel,
-    norms: Norms,
-    weights: HeadWeights,
-    site: Site,
-    z: torch.Tensor,
-    reads: torch.Tensor,
+    model: HookedModel, known: Weights, site: Site, z: torch.Tensor, reads: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(edges, heads) and (edges,): what a layer's heads and biases add along `reads` (edges,
     d_model); z (edges, heads, d_head)."""
-    W_O, b_O = weights.W_O.double(), weights.b_O
-    after = norms.branch(site.layer)
+    W_O, b_O = known.W_O(site.layer), known.of(site.layer).b_O
+    after = known.norms.branch(site.layer)
     bias = reads.new_zeros(len(reads))
     if after is not None:
-        whole = torch.einsum("ehd,hdm->em", z.double(), W_O)
+        whole = z.double().flatten(1) @ W_O.flatten(0, 1)
         whole = whole if b_O is None else whole + b_O.double()
         held = after.frozen(whole.to(next(model.module.parameters()).dtype))
         bias, reads = reads @ held.bias, back(held, reads)
     if b_O is not None:
         bias = bias + reads @ b_O.double()
-    return torch.einsum("ehd,hdm,em->eh", z.double(), W_O, reads), bias
+    # (edges, heads · d_head): one product, no (edges, heads, d_model)
+    toward = (reads @ W_O.flatten(0, 1).T).view(z.shape)
+    return (z.double() * toward).sum(2), bias

@@ -16,7 +16,7 @@ from interp.mechanics.composition import scores_of
 from interp.mechanics.ov_directions import ov_directions
 from interp.mechanics.weights import main_sites
 from interp.results.evidence import Evidence, HeadEvidence, Partner, Passage, Writes
-from interp.scan.built import Edge, built_of
+from interp.scan.built import Edge, Weights, built_of
 from interp_hooks.heads import Head
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.weight_rows import WeightRows
@@ -235,6 +235,7 @@ def _add_built(
 ) -> None:
     """Who built the score of each head's strongest passage; one forward a text."""
     try:
+        weights = Weights(model)
         for sample, row in enumerate(rows):
             edges = {
                 site: [
@@ -245,7 +246,7 @@ def _add_built(
                 for site, some in strongest.items()
             }
             if any(edges.values()):
-                for site, found in built_of(model, row, edges).items():
+                for site, found in built_of(model, row, edges, weights).items():
                     for edge, one in zip(edges[site], found, strict=True):
                         heads[str(Head(site.layer, edge.head, site.tower))].built = one
     except TapError as reason:

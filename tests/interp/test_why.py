@@ -18,6 +18,7 @@ from interp import mechanics
 from interp.cli.main import app
 from interp.errors import ContextError, HeadError, InputError, TapError
 from interp.inputs.pieces import pieces
+from interp.scan.built import Edge, built_of
 from interp_hooks import hook
 
 IDS = torch.arange(3, 20)[None] * 7 % 101
@@ -247,6 +248,30 @@ def test_each_key_by_hand() -> None:
     )
     best = found.top(1).iloc[0]
     assert best.key == int(row.abs().argmax()) and best.weight == pytest.approx(float(a[best.key]))
+
+
+# --- who built the scores of many heads
+
+
+@pytest.mark.parametrize("name", [*tiny.CONFIGS, "phi"])
+def test_many_heads_at_once_are_each_alone(name: str) -> None:
+    """Sides of every head's table, two heads of a group at one key among them."""
+    model = hook(built(name), name=name)
+    edges = {s: [Edge(h, QUERY - h, KEY - h // 2) for h in range(4)] for s in model.sites}
+    found = built_of(model, IDS[0].tolist(), edges)
+    for site, some in edges.items():
+        for edge, one in zip(some, found[site], strict=True):
+            whole = mechanics.qk_attribution(
+                model, IDS, (site.layer, edge.head), edge.query, edge.key
+            )
+            assert one.score == pytest.approx(whole.score, rel=1e-5, abs=1e-6)
+            for side, values in ((one.query, whole.by_query()), (one.key, whole.by_key())):
+                wanted = values.to_dict()
+                if "position" in wanted:
+                    wanted["embedding"] += wanted.pop("position")
+                best = sorted(wanted.items(), key=lambda item: -abs(item[1]))[: len(side)]
+                assert [n for n, _ in side] == [n for n, _ in best]
+                assert [v for _, v in side] == pytest.approx([v for _, v in best], abs=1e-5)
 
 
 # --- what can't be told is refused
