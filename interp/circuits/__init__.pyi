@@ -15,6 +15,7 @@ from .judging.agreement import ranks as ranks
 from .judging.curves import Faithfulness as Faithfulness
 from .judging.faithfulness import faithfulness as faithfulness
 from .judging.stability import resampled as resampled
+from .known import constructed as constructed
 from .known import planted as planted
 from .known.truth import Truth as Truth
 from .known.truth import published as published

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def measured(
     mode: str = "mean",
     share: float = SHARE,
     progress: Shown = None,
+    resume: str | Path | None = None,
 ) -> Truth:
     """The heads that matter for a task by exhaustive ablation, one pass a head.
 
@@ -50,6 +52,8 @@ def measured(
             `head_ablation`). Which heads matter depends on it: report more than one.
         share: of the metric, from which an effect counts.
         progress: True for a bar with the time left, or a function (done, total, what).
+        resume: a folder in which finished heads are kept until the end, so that an interrupted
+            measurement resumes.
 
     Returns:
         A `Truth`, to compare found circuits with.
@@ -62,7 +66,9 @@ def measured(
         >>> set(truth.heads.values()) <= {"helps", "hinders"}
         True
     """
-    circuit = find(model, task, "head_ablation", n, seed + APART, mode=mode, progress=progress)
+    circuit = find(
+        model, task, "head_ablation", n, seed + APART, mode=mode, progress=progress, resume=resume
+    )
     effects = circuit.effects
     assert effects is not None
     clean, corrupted = circuit.search.clean.mean, circuit.search.corrupted.mean

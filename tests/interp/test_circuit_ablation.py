@@ -146,6 +146,40 @@ def test_intervals_are_signed_and_hold_0_where_nothing_happens() -> None:
     assert 0.03 < outside / 2000 < 0.1
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "gemma2"])
+def test_layers_before_the_head_do_not_run_again(worded: Any, name: str) -> None:
+    """And the margins are those of whole runs, to the bit."""
+    model = worded(name)[0]
+    runs = PairedRuns(model, from_task(model, "ioi", 5))
+    batches = runs.batches()
+    (blocks,), (pairs,) = runs.clean_blocks(batches), batches
+    assert sorted(blocks) == runs.layers
+    stand_ins = runs.stand_ins(pairs, "resample")
+    for head in runs.heads:
+        ran: list[int] = []
+        handles = [
+            block.register_forward_pre_hook(lambda m, a, n=n: ran.append(n))
+            for n, block in enumerate(tiny.layers(model.module))
+        ]
+        found = runs.without(pairs, [head], stand_ins, blocks)
+        for handle in handles:
+            handle.remove()
+        assert torch.equal(found, runs.without(pairs, [head], stand_ins))
+        assert ran == list(range(head.layer, model.n_layers)) or head.layer == 0
+
+
+def test_blocks_that_are_too_much_to_hold_are_not_held(
+    worded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = worded("llama")[0]
+    runs = PairedRuns(model, from_task(model, "ioi", 5))
+    monkeypatch.setattr("interp.circuits.runs.paired_runs.HELD", 1000)
+    assert runs.clean_blocks(runs.batches()) == [{}]
+    monkeypatch.undo()
+    monkeypatch.setattr(PairedRuns, "_resumes", lambda *a: False)
+    assert runs.clean_blocks(runs.batches()) == [{}]
+
+
 def test_an_interrupted_ablation_resumes_and_gives_the_same(
     pocket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,14 +18,16 @@ import pandas as pd
 from interp.circuits.benching.controls.catalogue import controls as registry
 from interp.circuits.benching.shuffling import shuffled
 from interp.circuits.finding import find
-from interp.circuits.judging.agreement import evaluate
+from interp.circuits.judging.agreement import Agreement, agreement_of, evaluate
 from interp.circuits.judging.alignment import aligned
+from interp.circuits.judging.parts import edge_scores
 from interp.circuits.judging.ranking import auc_of, difference
 from interp.circuits.known.truth import Truth
 from interp.circuits.measured import measured
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Method
-from interp.circuits.runs.paired_runs import ABLATIONS
+from interp.circuits.runs.edges import Graph, Stream
+from interp.circuits.runs.paired_runs import ABLATIONS, PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
@@ -51,7 +53,8 @@ AGREED = (
 class Bench:
     """What came out: a row a method, truth and control.
 
-    `frame` has `method` (as it was called), `truth`, the method's agreement with it (`auc` with
+    `frame` has `method` (as it was called), `truth`, what is `ranked` ("heads", and "edges" where
+    the truth lists all of its edges and the method scores them), the agreement (`auc` with
     `auc_low` and `auc_high`, Hanley–McNeil, and `prompts_low` and `prompts_high`, prompts
     resampled; `average_precision` beside its `chance`; `precision` and `recall` at as many heads as
     the truth has), `control` (what was shuffled, "" for a ranking that is a control itself),
@@ -72,11 +75,12 @@ class Bench:
         rows = self.frame[(self.frame["control"] != "") & ~self.frame["beats"].astype(bool)]
         return [(r.method, r.truth, r.control) for r in rows.itertuples(index=False)]
 
-    def table(self, truth: str) -> list[list[str]]:
-        """The rows of one truth as text: method, AUC with its interval, average precision, each
-        control with the gain over it, passes and seconds; the highest AUC first."""
+    def table(self, truth: str, ranked: str = "heads") -> list[list[str]]:
+        """The rows of one truth, of heads or edges, as text: method, AUC with its interval, average
+        precision, precision, each control with the gain over it, passes and seconds; the highest
+        AUC first."""
         rows = []
-        mine = self.frame[self.frame["truth"] == truth]
+        mine = self.frame[(self.frame["truth"] == truth) & (self.frame["ranked"] == ranked)]
         for method, some in mine.groupby("method", sort=False):
             first = some.iloc[0]
             controls = "; ".join(
@@ -150,8 +154,10 @@ class Bench:
 
     def _repr_html_(self) -> str:
         parts = [
-            block(f"Against {truth}", about, None, self.HEADINGS, self.table(truth))
+            block(f"Against {truth}, {ranked}", about, None, self.HEADINGS, rows)
             for truth, about in self.truths.items()
+            for ranked in ("heads", "edges")
+            if (rows := self.table(truth, ranked))
         ]
         title = block(f"Circuit methods on {self.task} in {self.model}", notes=self.notes)
         return title + "".join(parts)
@@ -211,6 +217,9 @@ def bench(
              for t in truths}  # fmt: skip
     prompts = from_task(hooked, task, n, seed)
     rows: list[dict[str, Any]] = []
+    graph = None
+    if any(truth.complete_edges for truth in known.values()):
+        graph = Stream(PairedRuns(hooked, prompts, seed)).graph
     naive = registry.names() if controls is None else list(controls)
     total = len(wanted) + len(naive)
     for done, (label, method) in enumerate([*wanted.items(), *((c, c) for c in naive)]):
@@ -220,7 +229,7 @@ def bench(
         circuit = find(hooked, prompts, searcher, seed=seed, progress=False)
         twins = {} if label in naive else _twins(hooked, prompts, searcher, seed, draws)
         for name, truth in known.items():
-            rows += _rows(label, name, circuit, truth, twins, seed)
+            rows += _rows(label, name, circuit, truth, twins, seed, graph)
     if progress is not None:
         progress(total, total, "done")
     frame = pd.DataFrame(rows)
@@ -281,13 +290,47 @@ def _rows(
     truth: Truth,
     twins: Mapping[str, Sequence[Circuit]],
     seed: int,
+    graph: Graph | None,
 ) -> list[dict[str, Any]]:
-    """The rows of one method against one truth."""
-    agreement = evaluate(circuit, truth, seed)
+    """The rows of one method against one truth: of heads, and of edges where there are some."""
+    _, values, positives = aligned(circuit, truth)
+    others = {kind: [aligned(t, truth)[1] for t in some] for kind, some in twins.items()}
+    made = [(evaluate(circuit, truth, seed), values, positives, others)]
+    if graph is not None and truth.complete_edges and len(circuit.edges):
+        whole = {kind: [_edges(graph, t) for t in some] for kind, some in twins.items()}
+        table = _edges(graph, circuit)
+        labels = truth.edge_labels(table)
+        asked = ~np.isnan(labels)
+        scores = {
+            kind: [t["score"].to_numpy()[asked] for t in some] for kind, some in whole.items()
+        }
+        own, inside = table["score"].to_numpy()[asked], labels[asked] == 1
+        made.append((agreement_of(own, inside, truth, seed, ranked="edges"), own, inside, scores))
+    return [row for parts in made for row in _ranked(label, name, circuit, seed, *parts)]
+
+
+def _edges(graph: Graph, circuit: Circuit) -> pd.DataFrame:
+    """All edges of the graph with the size of a circuit's scores, 0 for those it leaves out; in the
+    graph's order."""
+    sizes = np.abs(edge_scores(graph, circuit))
+    return graph.table(sizes).sort_values(["sender", "receiver", "kind"], ignore_index=True)
+
+
+def _ranked(
+    label: str,
+    name: str,
+    circuit: Circuit,
+    seed: int,
+    agreement: Agreement,
+    values: np.ndarray,
+    positives: np.ndarray,
+    twins: Mapping[str, Sequence[np.ndarray]],
+) -> list[dict[str, Any]]:
     search, k = circuit.search, agreement.n_positive
     base = {
         "method": label,
         "truth": name,
+        "ranked": agreement.ranked,
         **{part: getattr(agreement, part) for part in AGREED},
         "precision": agreement.precision[k],
         "recall": agreement.recall[k],
@@ -298,10 +341,8 @@ def _rows(
     none = dict(control="", control_auc=np.nan, gain=np.nan, gain_low=np.nan, gain_high=np.nan)
     if not twins:
         return [{**base, **none, "beats": False}]
-    _, values, positives = aligned(circuit, truth)
     rows = []
-    for kind, circuits in twins.items():
-        others = [aligned(twin, truth)[1] for twin in circuits]
+    for kind, others in twins.items():
         gain, low, high = difference(values, others, positives, seed)
         mean = float(np.mean([auc_of(o, positives) for o in others]))
         rows.append(

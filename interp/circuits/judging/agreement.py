@@ -22,6 +22,7 @@ from interp.circuits.judging.ranking import (
     hanley_mcneil,
     p_value,
 )
+from interp.circuits.known.truth import Truth
 from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
 from interp.support import typed
@@ -31,7 +32,6 @@ from interp.support.json_text import parse
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
-    from interp.circuits.known.truth import Truth
     from interp.results.circuit_table import CircuitTable
 
 AT = (1, 3, 5, 10)
@@ -175,7 +175,9 @@ class Agreement:
         return block(title, "", facts, ["k", "precision", "recall"], rows, self.notes)
 
 
-def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = None) -> Agreement:
+def evaluate(
+    scores: Any, truth: Any, seed: int = 0, *, of: str = "heads", column: str | None = None
+) -> Agreement:
     """Agreement of scores, higher meaning more in the circuit, with a known circuit.
 
     Args:
@@ -184,6 +186,8 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
             circuit).
         truth: a `Truth`; heads in any spelling; or the name of a published circuit, "ioi".
         seed: of the random circuits behind `p`.
+        of: "heads"; or "edges", of a found circuit that lists all of them against a `Truth` that
+            does, ranked by the size of their scores.
         column: of a DataFrame, the column of the scores.
 
     Returns:
@@ -200,6 +204,10 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
         1.0
     """
     check_seed(seed)
+    if of == "edges":
+        return _of_edges(scores, truth, seed)
+    if of != "heads":
+        raise InputError(f'What is judged is "heads" or "edges", not {of!r}.')
     target, values, positives = aligned(scores, truth, column)
     if not target.complete:
         raise InputError(
@@ -209,6 +217,19 @@ def evaluate(scores: Any, truth: Any, seed: int = 0, *, column: str | None = Non
         )
     effects = getattr(scores, "effects", None) if column is None else None
     return agreement_of(values, positives, target, seed, effects)
+
+
+def _of_edges(circuit: Any, truth: Any, seed: int) -> Agreement:
+    table = getattr(circuit, "edges", None)
+    if not isinstance(truth, Truth) or table is None or not len(table):
+        raise InputError(
+            "Edges are judged of a found circuit that has some (eap, eap_ig, acdc), against a "
+            "Truth that lists its edges (interp.circuits.constructed)."
+        )
+    labels = truth.edge_labels(table)
+    asked = ~np.isnan(labels)
+    values = table["score"].abs().to_numpy(dtype=np.float64)[asked]
+    return agreement_of(values, labels[asked] == 1, truth, seed, ranked="edges")
 
 
 def agreement_of(

@@ -1,1 +1,2 @@
+from . import constructed as constructed
 from . import planted as planted

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.circuits.known.ends import Edge, check_edge, labels, parse_end
 from interp.errors import HeadError, InputError, OutputError, UnknownNameError
 from interp.models.names import ALIASES, SHORTCUTS
 from interp.support.files import reason, write_atomic
@@ -19,14 +20,13 @@ from interp.support.json_text import parse
 from interp_hooks.heads import Head, check_head, parse_heads
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from interp_hooks.model import HookedModel
 
 __all__ = ["Edge", "Truth", "published", "published_names"]
 
 FORMAT = 1
-
-#: sender, receiver, and which of the receiver's inputs: "q", "k" or "v"
-Edge = tuple[Head, Head, str]
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,15 @@ class Truth:
         model: which model.
         source: the paper or repository that the list is from.
         effects: a number a head where one was published (retrieval scores), else empty.
-        edges: (sender, receiver, "q" | "k" | "v") where known (planted circuits).
+        edges: (sender, receiver, part) where known (constructed circuits): a head, "input",
+            "MLP 3" or "output", and "q", "k" or "v" of a receiving head, else "".
         notes: what a reader must know.
         complete: False where only the strongest heads are listed; then heads not named may be in it
             too, and neither ROC nor recall means anything.
+        constant_edges: edges that the circuit reads, but that carry the same in every prompt (where
+            a token stands): to remove one breaks the circuit, to compare prompts never shows it.
+        complete_edges: True where every edge that is not in `edges` or `constant_edges` carries
+            nothing for the task, so that an edge AUC means something.
 
     Raises:
         HeadError: a head that a model of this size doesn't have.
@@ -65,6 +70,8 @@ class Truth:
     edges: tuple[Edge, ...] = ()
     notes: tuple[str, ...] = ()
     complete: bool = True
+    constant_edges: tuple[Edge, ...] = ()
+    complete_edges: bool = False
 
     def __post_init__(self) -> None:
         if self.n_layers < 1 or self.n_heads < 1:
@@ -72,16 +79,16 @@ class Truth:
                 f"The circuit {self.name} has {self.n_layers} layers × {self.n_heads} heads; use 1 "
                 "× 1 up."
             )
-        ends = [h for sender, receiver, _ in self.edges for h in (sender, receiver)]
+        edges = (*self.edges, *self.constant_edges)
+        ends = [end for edge in edges for end in edge[:2] if isinstance(end, Head)]
         for head in (*self.heads, *self.effects, *ends):
             if head.tower:
                 raise InputError(
                     f"The circuit {self.name} is of one tower; write {Head(head.layer, head.head)}."
                 )
             check_head(head, self.n_layers, self.n_heads, f"The circuit {self.name}")
-        for _, _, part in self.edges:
-            if part not in ("q", "k", "v"):
-                raise InputError(f"An edge goes into q, k or v of a head, not {part!r}.")
+        for edge in edges:
+            check_edge(edge, self.n_layers, f"The circuit {self.name}")
 
     def __repr__(self) -> str:
         part = "" if self.complete else ", only the strongest"
@@ -114,6 +121,28 @@ class Truth:
         for head in self.heads:
             inside[head.layer, head.head] = True
         return inside
+
+    def edge_labels(self, table: pd.DataFrame) -> np.ndarray:
+        """(rows,) for an edge AUC: 1 for edges of the circuit, 0 for others, NaN for constant ones.
+
+        Args:
+            table: all edges of a found circuit (`circuit.edges`): sender, receiver, kind.
+
+        Raises:
+            InputError: the truth doesn't list all edges, or the table lacks some of them.
+
+        Example:
+            >>> made = interp.circuits.constructed.get("frac_prevs")
+            >>> found = interp.circuits.find(made.model, made.task, "eap", n=4)
+            >>> int((made.truth.edge_labels(found.edges) == 1).sum())
+            9
+        """
+        if not self.complete_edges:
+            raise InputError(
+                f"The circuit {self.name} doesn't list all its edges, so an edge AUC is not "
+                "defined; constructed circuits do (interp.circuits.constructed)."
+            )
+        return labels(table, self.edges, self.constant_edges, f"the circuit {self.name}")
 
     def check_model(self, model: HookedModel) -> None:
         """Refuses a model of another size.
@@ -150,6 +179,8 @@ class Truth:
             effects={str(h): value for h, value in self.effects.items()},
             edges=[[str(a), str(b), part] for a, b, part in self.edges],
             notes=list(self.notes),
+            constant_edges=[[str(a), str(b), part] for a, b, part in self.constant_edges],
+            complete_edges=self.complete_edges,
         )
         target = Path(path)
         write_atomic(
@@ -185,11 +216,11 @@ class Truth:
                 source=_text(content["source"]),
                 model=_text(content["model"]),
                 effects={Head.parse(h): float(value) for h, value in content["effects"].items()},
-                edges=tuple(
-                    (Head.parse(a), Head.parse(b), part) for a, b, part in content["edges"]
-                ),
+                edges=_edges(content["edges"]),
                 notes=tuple(_text(note) for note in content["notes"]),
                 complete=_flag(content["complete"]),
+                constant_edges=_edges(content.get("constant_edges", [])),
+                complete_edges=_flag(content.get("complete_edges", False)),
             )
         except (KeyError, TypeError, AttributeError, ValueError, HeadError) as error:
             raise OutputError(
@@ -207,6 +238,10 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not a whole number")
     return value
+
+
+def _edges(rows: Any) -> tuple[Edge, ...]:
+    return tuple((parse_end(a), parse_end(b), _text(part)) for a, b, part in rows)
 
 
 def _flag(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ MODES = ("zero", "mean", "resample")
 ABLATIONS = (*MODES, "optimal")
 #: tokens run together, without and with gradients
 TOKENS, GRADIENT_TOKENS = 8192, 2048
+#: bytes of what blocks gave that are held, at most
+HELD = 2 << 30
 
 
 class PairedRuns:
@@ -200,10 +202,47 @@ class PairedRuns:
         raise InputError(f"Heads are replaced by {', '.join(ABLATIONS)}, not {mode!r}.")
 
     def without(
-        self, pairs: Pairs, heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]
+        self,
+        pairs: Pairs,
+        heads: Sequence[Head],
+        stand_ins: Mapping[int, torch.Tensor | float],
+        blocks: Mapping[int, Any] | None = None,
     ) -> torch.Tensor:
-        """(batch,) margins with the z of these heads replaced at every position."""
-        return self.run(pairs, write=replacing(heads, stand_ins))[0]
+        """(batch,) margins with the z of these heads replaced at every position. `blocks`: what
+        each block gave in the clean run; those before the first of the heads do not run again."""
+        write = replacing(heads, stand_ins)
+        first = min((h.layer for h in heads), default=self.layers[0])
+        before = self.layers[: self.layers.index(first)]
+        if not blocks or not before:
+            return self.run(pairs, write=write)[0]
+        with self.model.resume(first, blocks[before[-1]]):
+            return self.run(pairs, write=write)[0]
+
+    def clean_blocks(self, batches: Sequence[Pairs]) -> list[dict[int, Any]]:
+        """What each block gives on the clean prompts, batch by batch; nothing where that is too
+        much to hold, or where a forward from there is not the model's own (a layer that reads more
+        than the block before it)."""
+        kept: list[dict[int, Any]] = []
+        for pairs in batches:
+            with self.model.block_outputs() as blocks:
+                margins, _ = self.run(pairs)
+            if not kept and not (
+                _bytes(blocks) * len(batches) <= HELD and self._resumes(pairs, blocks, margins)
+            ):
+                return [{} for _ in batches]
+            kept.append(dict(blocks))
+        return kept
+
+    def _resumes(self, pairs: Pairs, blocks: Mapping[int, Any], margins: torch.Tensor) -> bool:
+        """Whether the last layer, run from what came before it, gives the model's own margins."""
+        if set(blocks) != set(self.layers) or len(self.layers) < 2:
+            return False
+        try:
+            with self.model.resume(self.layers[-1], blocks[self.layers[-2]]):
+                again, _ = self.run(pairs)
+        except (RuntimeError, KeyError, IndexError, AttributeError, TypeError, ValueError):
+            return False
+        return torch.equal(again, margins)
 
     def ablated(
         self, sets: Sequence[Sequence[Head]], mode: str, what: str = ""
@@ -212,14 +251,17 @@ class PairedRuns:
         what `pieces` has is not run again."""
         batches = self.batches()
         stand_ins = [self.stand_ins(pairs, mode) for pairs in batches]
+        blocks: list[dict[int, Any]] = [{} for _ in batches]
+        if len(sets) > len(self.layers):
+            blocks = self.clean_blocks(batches)
         for heads in sets:
             key = hashlib.sha256(f"{mode} {sorted(heads)}".encode()).hexdigest()[:32]
             if self.pieces.has(key):
                 self._rows_forward += len(self.prompts)
             else:
                 margins = [
-                    _numbers(self.without(pairs, heads, s))
-                    for pairs, s in zip(batches, stand_ins, strict=True)
+                    _numbers(self.without(pairs, heads, s, b))
+                    for pairs, s, b in zip(batches, stand_ins, blocks, strict=True)
                 ]
                 self.pieces.save(
                     key,
@@ -249,6 +291,12 @@ def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | floa
         return new
 
     return write
+
+
+def _bytes(blocks: Mapping[int, Any]) -> int:
+    """What the outputs of blocks, tensors or tuples of them, hold."""
+    parts = [p for out in blocks.values() for p in (out if isinstance(out, tuple) else (out,))]
+    return sum(p.numel() * p.element_size() for p in parts if isinstance(p, torch.Tensor))
 
 
 def _leaf(write: Hook | None) -> Hook:
