@@ -37,10 +37,12 @@ class StreamWatch:
 
 
 def _first(value: Any) -> torch.Tensor:
-    return value[0] if isinstance(value, tuple) else value
+    return value[0] if isinstance(value, tuple | list) else value  # OpenAI's GPT gives a list
 
 
 def _swap(value: Any, new: torch.Tensor) -> Any:
+    if isinstance(value, list):
+        return [new, *value[1:]]
     return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
