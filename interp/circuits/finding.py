@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.methods.catalogue import as_method
@@ -16,7 +17,8 @@ from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.runs.ability import UNITS, able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
-from interp.errors import InputError, InterpError, OutputError
+from interp.errors import InputError, InterpError, OutputError, TapError
+from interp.inputs.forward import forward
 from interp.inputs.pieces import pieces
 from interp.inputs.text import check_seed
 from interp.results.circuit_table import Example, Search
@@ -84,7 +86,24 @@ def pose(
             prompts.recorded(),
             [searcher, prompts.task],
         )
+        record |= _blocks(hooked, prompts)
     return Posed(hooked, searcher, prompts, record)
+
+
+def _blocks(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
+    """`d_model`, the width of the stream, and `parallel`, whether MLPs read beside the attention:
+    what files of other toolkits ask for. {} where the stream can't be seen."""
+    ids = torch.tensor([prompts.instances[0].ids], device=model.device)
+    try:
+        with torch.no_grad(), model.capture_resid() as resid:
+            forward(model, ids, keep=1)
+    except TapError:
+        return {}
+    layers = [key[1] for key in resid if key[0] == "pre"]
+    if not layers:
+        return {}
+    width = int(resid["pre", layers[0]].shape[-1])
+    return dict(d_model=width, parallel=("mid", layers[0]) not in resid)
 
 
 @reporting("Finding the circuit")
@@ -107,7 +126,8 @@ def find(
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
         task: a name, a task with settings of its own, or `interp.circuits.prompts` of one's own.
-        method: a name (`interp.circuits.names()`), or a `Method` with its settings.
+        method: a name (`interp.circuits.names()`), a `Method` with its settings, or a function of
+            one's own in a file, "FILE.py:function": (model, prompts) → scores.
         n: pairs of prompts, clean and corrupted; of `Prompts`, all are used.
         seed: of the prompts and of what the method draws.
         preset: settings under a name, such as "paper"; `settings` come on top.

@@ -15,7 +15,7 @@ from interp.cli.common import note, out
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
-    from interp.results.evidence import Passage
+    from interp.results.evidence import Built, Passage
 
 
 def show(
@@ -119,6 +119,8 @@ def card(atlas: Atlas, head: str) -> None:
             ))  # fmt: skip
         for p in kept.passages:
             console.print(_passage(p, console.is_terminal))
+        if kept.built is not None:
+            console.print(_built(kept.built), soft_wrap=True)
         if kept.writes:
             console.print("\nIts OV circuit")
         for w in kept.writes:
@@ -142,6 +144,16 @@ def card(atlas: Atlas, head: str) -> None:
             f"{s.rank} of {s.of}", f"{s.percentile:.0f}", least,
         )  # fmt: skip
     console.print(grid)
+
+
+def _built(built: Built) -> Text:
+    """Who wrote the query and the key of the first passage."""
+    sides = (", ".join(f"{n} {v:+.2g}" for n, v in side) for side in (built.query, built.key))
+    query, key = sides
+    return Text(
+        f"The first scores {built.score:.2g} before the softmax; its query is written by {query}; "
+        f"its key by {key}"
+    )
 
 
 def _passage(passage: Passage, colours: bool) -> Text:
