@@ -13,6 +13,7 @@ from interp.inputs.forward import forward
 from interp.inputs.text import content
 from interp.inputs.tokenizer import pad_id
 from interp.support.html import block
+from interp_hooks.chatting import chat_inputs
 from interp_hooks.edit import edits_of
 from interp_hooks.model import HookedModel
 from interp_hooks.token_ids import check_text
@@ -181,14 +182,19 @@ class Model(HookedModel):
             raise InputError(_NO_INPUT.format(quoted(args[0])))
         return super().__call__(*args, **inputs)
 
-    def generate(self, *args: Any, **inputs: Any) -> Any:
+    def generate(self, *args: Any, chat: bool = False, **inputs: Any) -> Any:
         """Generates text: token ids from token ids, as `HookedModel.generate`; text from text.
 
         Args:
             args: a text (or a `Path` to one), whose continuation comes back as a text, or a list of
                 texts, whose continuations come back as a list. Decoding is greedy then, unless
                 `do_sample` or a generation setting says otherwise, of 64 new tokens at most.
+            chat: a text is a user's message, answered in the tokenizer's chat template; by default
+                it is continued as it is, as `interp generate` does without `--chat`.
             inputs: those of the wrapped model's `generate`.
+
+        Raises:
+            InputError: no input, or a chat that is no text or has no template.
 
         Example:
             >>> said = model.generate("the cat saw the", max_new_tokens=3)
@@ -196,13 +202,20 @@ class Model(HookedModel):
             True
         """
         texts = self._texts(args[0]) if args else None
+        if chat and texts is None:
+            raise InputError("chat=True takes a user's message as a text, or a list of them.")
         if texts is None and args:
             if isinstance(args[0], torch.Tensor) and len(args) == 1:
                 return super().generate(input_ids=args[0], **inputs)
             raise InputError(_NO_INPUT.format(quoted(args[0])))
         if texts is None:
             return super().generate(**inputs)
-        prompt = self.tokens(texts)
+        if not chat:
+            prompt = self.tokens(texts)
+        elif isinstance(texts, str):
+            prompt = chat_inputs(self, texts)
+        else:  # answered one by one, as templates do not pad
+            return [self.generate(t, *args[1:], chat=True, **inputs) for t in texts]
         usual: dict[str, Any] = dict(do_sample=False)
         if "max_length" not in inputs:
             usual["max_new_tokens"] = 64

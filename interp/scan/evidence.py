@@ -54,8 +54,11 @@ class _Place:
 
 
 @torch.no_grad()
-def evidence_of(model: HookedModel, settings: Settings) -> Evidence:
-    """Passages, OV directions and partners of every head of the main tower."""
+def evidence_of(
+    model: HookedModel, settings: Settings, within: Callable[[float], None] = lambda share: None
+) -> Evidence:
+    """Passages, OV directions and partners of every head of the main tower; `within` is told which
+    share is done."""
     rows = settings.rows(model.tokenizer, min(LENGTH, settings.context))[:TEXTS]
     sites = main_sites(model)
     notes: list[str] = []
@@ -66,18 +69,22 @@ def evidence_of(model: HookedModel, settings: Settings) -> Evidence:
     for sample, row in enumerate(rows):
         for name, found in _places(model, sites, sample, row).items():
             places[name] += found
+        within(0.5 * (sample + 1) / len(rows))
     texts = [pieces(model.tokenizer, row) for row in rows]
     raised = _raised(model, notes)
     strongest: dict[Site, list[_Place | None]] = {}
-    for site in sites:
+    for n, site in enumerate(sites):
+        within(0.5 + 0.2 * n / len(sites))
         names = _names(site)
         chosen = [_chosen(places[name], texts) for name in names]
-        strongest[site] = [some[0] if some else None for some in chosen]
+        strongest[site] = [max(some, key=lambda p: p.weight, default=None) for some in chosen]
         promoted = raised(site, chosen)
         for name, some in zip(names, chosen, strict=True):
             heads[name].passages = [_passage(p, texts[p.sample], next(promoted)) for p in some]
     _add_built(model, rows, strongest, heads, notes)
+    within(0.7)
     _add_writes(model, heads, notes)
+    within(0.85)
     _add_partners(model, heads, notes)
     return Evidence(heads, dict(texts=len(rows), tokens=max(map(len, rows))), notes)
 
