@@ -34,7 +34,7 @@ def exact(model: Any) -> Any:
 
 
 HEADS = 4
-KV = {name: 2 for name in ("llama", "qwen2", "mistral", "gemma3", "granite")}
+KV = dict.fromkeys(("llama", "qwen2", "mistral", "gemma3", "granite"), 2)
 KV |= {"gpt2": 4, "neox": 4, "opt": 4}
 
 
