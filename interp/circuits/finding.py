@@ -14,7 +14,7 @@ import torch
 from interp.circuits.circuit import Circuit
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.ability import UNITS, able, metric_of
+from interp.circuits.runs.ability import able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
 from interp.errors import InputError, InterpError, OutputError, TapError
@@ -233,7 +233,7 @@ def circuit_of(
         values = getattr(found, part)
         if values is not None:
             frame[f"{name}_{part}"] = values
-    unit = UNITS[search.metric] if method.unit == "metric" else method.unit
+    unit = search.unit if method.unit == "metric" else method.unit
     about = {
         name: About(method.title, method.caption(), method.formula, method.citation, unit, low=0.0)
     }

@@ -318,7 +318,6 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
     """The task and how the model does it, and the strongest heads."""
     from interp.circuits.drawing import section
-    from interp.circuits.runs.ability import UNITS
     from interp.report.heatmap import number, within
 
     console, search = out(), found.search
@@ -326,7 +325,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
         f", {search.task} by {search.method}, {search.n} pairs, accuracy "
         f"{search.accuracy.mean:.3f}, "
     )
-    unit = UNITS.get(search.metric, "")
+    unit = search.unit
     line += (
         f"{search.metric} {search.clean.mean:.3g} {unit} (corrupted {search.corrupted.mean:.3g})"
     )

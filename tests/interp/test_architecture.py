@@ -225,6 +225,11 @@ ROOMS: dict[str, str] = {
         "atlas circuits.drawing circuits.judging circuits.known circuits.methods circuits.runs "
         "inputs loading report results tasks"
     ),
+    "circuits.benching.controls": "circuits.methods circuits.runs",
+    "circuits.benching": (
+        "circuits circuits.benching.controls circuits.judging circuits.known circuits.methods "
+        "circuits.runs inputs loading tasks"
+    ),
     # the command line sees all, and nothing sees it
     "cli": (
         "atlas calibration circuits circuits.drawing circuits.judging circuits.known "
