@@ -160,11 +160,10 @@ def render(result: dict[str, Any]) -> str:
     for name, found in result["tasks"].items():
         mean, resample = (found["truths"][m]["heads"] for m in TRUTHS)
         effects = found["truths"]["resample"]["effects"]
+        both = len(set(mean) & set(resample))
         top = sorted(resample, key=lambda h: -abs(effects[h]))[:5]
         said = ", ".join(f"{h} {effects[h]:+.2f}" for h in top)
-        parts.append(
-            f"| {name} | {len(mean)} | {len(resample)} | {len(set(mean) & set(resample))} | {said} |"
-        )
+        parts.append(f"| {name} | {len(mean)} | {len(resample)} | {both} | {said} |")
     for mode in TRUTHS:
         parts += ["", f"AUC against the truth by {mode}; † does not beat its shuffled twin.", ""]
         names = list(result["tasks"])

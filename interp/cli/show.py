@@ -117,6 +117,8 @@ def card(atlas: Atlas, head: str) -> None:
             ))  # fmt: skip
         for p in card_text.ordered(kept.passages):
             console.print(_passage(p, console.is_terminal))
+        if kept.built is not None:
+            console.print(Text(f"  {card_text.built_said(kept.built)}"), soft_wrap=True)
         writes = [card_text.writes_said(w) for w in kept.writes]
         partners = [f"It {said}" for said in card_text.partners_said(kept.partners)]
         for heading, some in ((card_text.WRITES, writes), (card_text.PARTNERS, partners)):

@@ -136,6 +136,7 @@ class Card:
             passages=passages,
             writes=[card_text.writes_said(w) for w in kept.writes],
             partners=card_text.partners_said(kept.partners),
+            built="" if kept.built is None else card_text.built_said(kept.built),
             words=words,
             rows=[card_text.row(s) for s in self.standings],
             headings=card_text.HEADINGS,
@@ -275,6 +276,8 @@ def for_page(card: Card) -> dict[str, Any]:
             [[list(p) for p in e.parts], round(e.weight, 3), list(e.promotes)]
             for e in card_text.ordered(kept.passages)
         ]
+    if kept.built is not None:
+        said["built"] = card_text.built_said(kept.built)
     if kept.writes:
         said["writes"] = [
             [round(w.share, 4), list(w.reads), list(w.promotes), list(w.lowers)]

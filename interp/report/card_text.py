@@ -10,7 +10,7 @@ from interp.report.heatmap import number
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from interp.results.evidence import HeadEvidence, Partner, Passage, Writes
+    from interp.results.evidence import Built, HeadEvidence, Partner, Passage, Writes
 
     class Standing(Protocol):
         """What is said of a score: `card.Standing`."""
@@ -91,6 +91,8 @@ def text(card: Card) -> str:
         passages = [
             f"  {passage_text(p.parts)}  ({number(p.weight)})" for p in ordered(kept.passages)
         ]
+        if kept.built is not None:
+            passages.append(f"  {built_said(kept.built)}")
         writes = [f"  {writes_said(w)}" for w in kept.writes]
         partners = [f"  It {said}" for said in partners_said(kept.partners)]
         for heading, some in ((PASSAGES, passages), (WRITES, writes), (PARTNERS, partners)):
@@ -147,6 +149,18 @@ def passage_text(parts: Sequence[tuple[str, str]]) -> str:
     """A passage in a line: ▸the token that looks◂ and [the one looked at]."""
     joined = "".join(_marked(piece, role) for piece, role in parts)
     return " ".join(joined.replace("\n", "↵").split())
+
+
+def built_said(built: Built) -> str:
+    """Who wrote the query and the key of the first passage."""
+    query, key = (
+        ", ".join(f"{name} {value:+.2g}" for name, value in side)
+        for side in (built.query, built.key)
+    )
+    return (
+        f"The first of these scores {built.score:.2g} before the softmax. Its query is written by "
+        f"{query}; its key by {key}."
+    )
 
 
 def writes_said(w: Writes) -> str:

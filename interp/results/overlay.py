@@ -22,8 +22,8 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 #: how near to the picture's edges a grid must come to lie on all of it
 NEAR = 0.02
-#: pixels of a panel's width, of the lines above it, of what is above all panels, of a picture's side
-#: as it is drawn, and of the colour bar beside all panels
+#: pixels of a panel's width, of the lines above it, of what is above all panels, of a picture's
+#: side as it is drawn, and of the colour bar beside all panels
 PANEL, TITLE, ABOVE, DRAWN, BAR = 220, 40, 88, 320, 64
 #: over the picture: dark where a head looks not at all, bright at the largest weight of all heads
 SCALE = (

@@ -24,7 +24,8 @@ class ImageExcess(Score):
     Misleads:
         Little is left above an even head where nearly all tokens are the image's: s = 0.9 asks for
         m ≥ 0.92. A head that rests on the first token when it has nothing to say is below 0,
-        however well it looks at other times; `gaze` tells whether what it gives lies on the right thing.
+        however well it looks at other times; `gaze` tells whether what it gives lies on the right
+        thing.
     """
 
     name = "image_excess"

@@ -106,7 +106,9 @@ def freely(model: HookedModel, instance: Instance) -> list[int]:
 
 def said(model: HookedModel, instance: Instance, least: int = 8) -> str:
     """What the model says greedily after a prompt: as many tokens as the answer has, `least` at
-    least, special tokens spelled out."""
+    least, as far as the model has places for them; special tokens spelled out."""
     steps = max(least, len(instance.accept))
+    if model.max_context is not None:
+        steps = min(steps, model.max_context - len(instance.prompt) + 1)
     tokens = greedy(model, torch.tensor([instance.prompt]), steps, stop_tokens(model))
     return str(model.tokenizer.decode(tokens))

@@ -113,7 +113,9 @@ def answers(name: str, words: list[str]) -> list[str]:
     return [second if first in words[4:] else first]
 
 
-@pytest.mark.parametrize("name", [*COMPILED, "superposed", "negative", "backup", "repair", *SIIT])
+@pytest.mark.parametrize(
+    "name", [*COMPILED, "superposed", "superposed_backup", "negative", "backup", "repair", *SIIT]
+)
 def test_the_model_answers_as_the_program_in_python(name: str) -> None:
     one = case(name)
     tokenizer = one.made.model.tokenizer
@@ -128,10 +130,8 @@ def test_the_model_answers_as_the_program_in_python(name: str) -> None:
         if name in COMPILED or name in SIIT[1:]:
             assert answers(name, twin) != right
         else:
-            assert (
-                not {twin[1], twin[3]} & set(words) and len({*twin[4:9]} & {twin[1], twin[3]}) < 1
-            )
-    assert np.mean(hits) == 1 if name in EXACT else np.mean(hits) > 0.95
+            assert not {twin[1], twin[3]} & {*words, *twin[4:]}  # other names, none said twice
+    assert np.mean(hits) == 1 if name in EXACT else np.mean(hits) > 0.9
 
 
 @pytest.mark.slow
@@ -148,9 +148,9 @@ def test_rewiring_is_the_models_own_forward(exact: Case) -> None:
     with torch.no_grad():
         own = exact.module(input_ids=exact.ids).logits
         twins = exact.module(input_ids=exact.twins).logits
-    assert exact.apart(own, exact.logits) < 1e-4
-    assert exact.apart(exact.run(exact.wires.allowed), twins) < 1e-4
-    assert exact.apart(exact.run(torch.zeros_like(exact.wires.allowed)), own) < 1e-4
+    assert exact.apart(own, exact.logits) < 1e-6
+    assert exact.apart(exact.run(exact.wires.allowed), twins) < 1e-6
+    assert exact.apart(exact.run(torch.zeros_like(exact.wires.allowed)), own) < 1e-6
 
 
 # --- heads
@@ -169,7 +169,7 @@ def noisy(case: Case, heads: Iterable[Head], seed: int = 0) -> Iterator[None]:
     def hook_of(which: list[int]) -> Any:
         def hook(_: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             z = args[0].clone().unflatten(-1, (-1, d))
-            noise = torch.randn(z[:, :, which].shape, generator=draw)
+            noise = torch.randn(z[:, :, which].shape, generator=draw, dtype=z.dtype)
             z[:, :, which] = noise * z.std()
             return (z.flatten(-2),)
 
@@ -192,8 +192,7 @@ def test_the_other_heads_may_as_well_write_noise(exact: Case) -> None:
     assert len(others) >= 28
     with torch.no_grad(), noisy(exact, others):
         found = exact.module(input_ids=exact.ids).logits
-    changed = exact.apart(found, exact.logits)
-    assert changed < 1e-6 * float(exact.logits.abs().max())  # of 10 to 20
+    assert exact.apart(found, exact.logits) < 1e-6  # of 10 to 20
 
 
 def test_noise_in_a_head_of_the_circuit_is_seen(exact: Case) -> None:
@@ -212,7 +211,7 @@ def test_the_other_heads_write_as_strongly_and_attend(exact: Case) -> None:
     }
     inside = np.mean([norms[h] for h in exact.truth.heads])
     outside = [norm for head, norm in norms.items() if head not in exact.truth.heads]
-    assert 0.3 * inside < min(outside) and max(outside) < 3 * inside
+    assert 0.2 * inside < min(outside) and max(outside) < 3 * inside
     assert np.mean(outside) == pytest.approx(inside, rel=0.3)
     with torch.no_grad(), exact.made.model.observe("max", reduce="mean") as seen:
         exact.made.model(input_ids=exact.ids[:8])
@@ -249,9 +248,9 @@ def test_every_edge_of_the_truth_carries_something(exact: Case) -> None:
 
 def test_constant_edges_carry_the_same_in_every_prompt(exact: Case) -> None:
     mask = exact.wires.mask(exact.truth.constant_edges)
-    assert exact.apart(exact.run(mask), exact.logits) < 1e-5
-    if mask.any():  # and are read all the same
-        assert exact.apart(exact.run(mask, 0 * exact.other), exact.logits) > 1
+    assert exact.apart(exact.run(mask), exact.logits) < 1e-6
+    if mask.any():  # and are read all the same: what stands at one place moved to the next
+        assert exact.apart(exact.run(mask, exact.wrote.roll(1, 2)), exact.logits) > 1
 
 
 def own_noise(case: Case) -> torch.Tensor:
@@ -268,7 +267,7 @@ def own_noise(case: Case) -> torch.Tensor:
         else:
             head = Head.parse(name)
             W = core.h[head.layer].attn.c_proj.weight.view(case.truth.n_heads, -1, width)[head.head]
-        raw = torch.randn(*ids.shape, len(W), generator=draw) @ W
+        raw = torch.randn(*ids.shape, len(W), generator=draw, dtype=W.dtype) @ W
         noise[u] = raw * (0.1 + case.wrote[u].norm(dim=-1).mean()) / raw.norm(dim=-1).mean()
     return noise.detach()
 
@@ -278,14 +277,14 @@ def test_no_edge_outside_the_truth_carries_anything(exact: Case) -> None:
     truth = exact.truth
     outside = exact.wires.allowed & ~exact.wires.mask([*truth.edges, *truth.constant_edges])
     noise = own_noise(exact)
-    assert int(outside.sum()) > 1500 and truth.complete_edges
+    assert int(outside.sum()) >= 1500 and truth.complete_edges
     for other in (exact.other, noise):
-        assert exact.apart(exact.run(outside, other), exact.logits) < 1e-5
+        assert exact.apart(exact.run(outside, other), exact.logits) < 1e-6
     rng = np.random.default_rng(0)
     edges = exact.wires.edges(outside)
     for i in rng.choice(len(edges), 12, replace=False):
         mask = exact.wires.mask([edges[i]])
-        assert exact.apart(exact.run(mask, noise), exact.logits) < 1e-5, edges[i]
+        assert exact.apart(exact.run(mask, noise), exact.logits) < 1e-6, edges[i]
     # the same noise along the circuit's own edges is seen
     assert exact.apart(exact.run(exact.wires.mask(truth.edges), noise), exact.logits) > 1
 
@@ -331,6 +330,17 @@ def test_a_negative_head_speaks_against_the_answer() -> None:
         assert 0 < lost < alone
 
 
+def test_a_superposed_backup_rests_below_the_bystanders() -> None:
+    one = case("superposed_backup")
+    roles, whole = one.truth.classes(), float(one.margins(one.logits).mean())
+    movers, backups = roles["name mover"], roles["backup name mover"]
+    others = [h for h in one.made.model.heads if h not in one.truth.heads]
+    effects = [abs(one.without([h]) - whole) for h in others]
+    assert max(abs(one.without([h]) - whole) for h in backups) < np.median(effects)
+    assert one.without(movers) == pytest.approx(whole, rel=0.05)
+    assert one.without([*movers, *backups]) < 0.05 * whole
+
+
 @pytest.mark.slow
 def test_superposed_features_interfere_a_little() -> None:
     one = case("superposed")
@@ -338,7 +348,7 @@ def test_superposed_features_interfere_a_little() -> None:
     embedded = one.module.transformer.wte.weight.detach()
     codes = torch.nn.functional.normalize(embedded[1:], dim=1)
     overlap = (codes @ codes.T).fill_diagonal_(0).abs().max()
-    assert 1e-3 < float(overlap) < 0.3 and config.n_embd == 192
+    assert 1e-3 < float(overlap) < 0.3 and config.n_embd == 224
     others = [h for h in one.made.model.heads if h not in one.truth.heads]
     effects = {h: abs(one.without([h]) - whole.mean()) for h in one.made.model.heads}
     weakest = min(effects[h] for h in one.truth.heads)
@@ -528,7 +538,7 @@ def test_edges_that_are_none(edge: Any, said: str) -> None:
 
 def test_names_and_seeds() -> None:
     assert set(interp.circuits.planted.names()) < set(constructed.names())
-    assert {*EXACT, "superposed", *SIIT} < set(constructed.names())
+    assert {*EXACT, "superposed", "superposed_backup", *SIIT} < set(constructed.names())
     with pytest.raises(UnknownNameError, match="did you mean histogram"):
         constructed.get("histogramm")
     with pytest.raises(InputError, match="seed"):

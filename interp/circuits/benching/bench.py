@@ -36,10 +36,12 @@ from interp.support.html import block
 from interp.support.json_text import parse
 from interp.support.jsonable import jsonable
 from interp.support.progress import Shown, reporting
+from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
     from interp.tasks.task import Task
+    from interp_hooks.model import HookedModel
 
 TABLE, HEAD = "bench.parquet", "bench.json"
 #: columns of `Bench.frame` that come from an `Agreement`
@@ -265,22 +267,35 @@ def _truth(model: Any, task: str | Task, truth: str | Truth, n: int, seed: int) 
     return measured(model, task, n, seed, truth)
 
 
+@dataclass(frozen=True)
+class Twin:
+    """What a method found with something shuffled."""
+
+    scores: dict[Head, float]
+    edges: pd.DataFrame
+
+
 def _twins(
-    model: Any, prompts: Prompts, method: Method, seed: int, draws: int
-) -> dict[str, list[Circuit]]:
-    """What was shuffled → the circuits found then."""
-    found: dict[str, list[Circuit]] = {}
-    for kind in method.shuffles():
-        found[kind] = [
-            find(model, shuffled(prompts, kind, seed + d), method, seed=seed, force=True)
-            for d in range(draws)
-        ]
+    model: HookedModel, prompts: Prompts, method: Method, seed: int, draws: int
+) -> dict[str, list[Twin]]:
+    """What was shuffled → what was found then."""
+
+    def run(some: Prompts, how: Method, draw: int) -> Twin:
+        with model.clean():
+            runs = PairedRuns(model, some, seed + draw)
+            found = how.find(runs)
+        heads = (Head(h.layer, h.head) for h in runs.heads)
+        edges = pd.DataFrame() if found.edges is None else found.edges
+        return Twin(dict(zip(heads, found.score.tolist(), strict=True)), edges)
+
+    twins = {
+        kind: [run(shuffled(prompts, kind, seed + d), method, d) for d in range(draws)]
+        for kind in method.shuffles()
+    }
     own = method.twin()
     if own is not None:
-        found["codes"] = [
-            find(model, prompts, own, seed=seed + d, force=True) for d in range(draws)
-        ]
-    return found
+        twins["codes"] = [run(prompts, own, d) for d in range(draws)]
+    return twins
 
 
 def _rows(
@@ -288,13 +303,13 @@ def _rows(
     name: str,
     circuit: Circuit,
     truth: Truth,
-    twins: Mapping[str, Sequence[Circuit]],
+    twins: Mapping[str, Sequence[Twin]],
     seed: int,
     graph: Graph | None,
 ) -> list[dict[str, Any]]:
     """The rows of one method against one truth: of heads, and of edges where there are some."""
     _, values, positives = aligned(circuit, truth)
-    others = {kind: [aligned(t, truth)[1] for t in some] for kind, some in twins.items()}
+    others = {kind: [aligned(t.scores, truth)[1] for t in some] for kind, some in twins.items()}
     made = [(evaluate(circuit, truth, seed), values, positives, others)]
     if graph is not None and truth.complete_edges and len(circuit.edges):
         whole = {kind: [_edges(graph, t) for t in some] for kind, some in twins.items()}
@@ -309,7 +324,7 @@ def _rows(
     return [row for parts in made for row in _ranked(label, name, circuit, seed, *parts)]
 
 
-def _edges(graph: Graph, circuit: Circuit) -> pd.DataFrame:
+def _edges(graph: Graph, circuit: Circuit | Twin) -> pd.DataFrame:
     """All edges of the graph with the size of a circuit's scores, 0 for those it leaves out; in the
     graph's order."""
     sizes = np.abs(edge_scores(graph, circuit))

@@ -2,7 +2,7 @@
 
 * compiled programs, exact (`compiled`): "reverse", "histogram", "sort", "frac_prevs";
 * planted circuits (`planted`): "induction", "ioi"; and harder ones (`harder`): "superposed",
-  "negative", "backup", "repair";
+  "negative", "backup", "repair", "superposed_backup";
 * trained to keep a program's variables (`trained`): "siit_ioi", "siit_pointer", "siit_induction".
 """
 
@@ -86,7 +86,9 @@ def _wired(task: Any, seed: int) -> Planted:
     for _ in range(3):  # heads outside read each other
         wiring.level(module, prompts)
     varying, constant = wiring.edges()
-    notes = (f"Heads outside attend and write as strongly ({len(wiring.others)} of them).",)
+    notes: tuple[str, ...] = (
+        f"Heads outside attend and write as strongly ({len(wiring.others)} of them).",
+    )
     if shared:
         notes += (
             "Features share dimensions, so heads and edges outside the circuit have small effects.",

@@ -99,13 +99,12 @@ def _movers(
 
 @dataclass(frozen=True)
 class Superposed(Harder):
-    """Features share dimensions (200 in 192): everything reads a little of everything else."""
+    """Features share dimensions (216 in 208): everything reads a little of everything else."""
 
     name = "superposed"
     summary = "indirect object, with more features than dimensions"
-    heads: ClassVar[int] = 8
-    d_head: ClassVar[int] = 24
-    junk: ClassVar[int] = 126
+    d_head: ClassVar[int] = 28
+    junk: ClassVar[int] = 142
     shared: ClassVar[bool] = True
 
     def _answer(self, w: Wiring, mover: int, last: int) -> None:
@@ -154,4 +153,24 @@ class Repair(Harder):
         w.neurons(last, dict(out=np.eye(N)), -np.ones(N), dict(out=-np.eye(N)))
 
 
-TASKS: dict[str, Harder] = {t.name: t for t in (Superposed(), Negative(), Backup(), Repair())}
+@dataclass(frozen=True)
+class SuperposedBackup(Backup):
+    """Backups among features that share dimensions: at rest they do less than bystanders do."""
+
+    name = "superposed_backup"
+    summary = "indirect object, with backups that rest below the noise of superposition"
+    d_head: ClassVar[int] = 28
+    junk: ClassVar[int] = 142
+    shared: ClassVar[bool] = True
+
+
+TASKS: dict[str, Harder] = {
+    task.name: task
+    for task in (
+        Superposed(),
+        Negative(),
+        Backup(),
+        Repair(),
+        SuperposedBackup(),
+    )
+}

@@ -232,17 +232,17 @@ class Induction(Program):
     summary = "the letter that followed the last one before"
     words = ("<bos>", *LETTERS)
     length = 10
-    n_layers = 3
-    nodes = {"previous": "L0H2", "answer": "L2H1"}
+    n_layers = 2
+    nodes = {"previous": "L0H2", "answer": "L1H1"}
     roles = {"previous": "previous token", "answer": "induction"}
     edges = (
         ("input", "L0H2", "v"),
-        ("L0H2", "L2H1", "k"),
-        ("input", "L2H1", "q"),
-        ("input", "L2H1", "v"),
-        ("L2H1", "output", ""),
+        ("L0H2", "L1H1", "k"),
+        ("input", "L1H1", "q"),
+        ("input", "L1H1", "v"),
+        ("L1H1", "output", ""),
     )
-    constant_edges = (("input", "L0H2", "q"), ("input", "L0H2", "k"), ("input", "L2H1", "k"))
+    constant_edges = (("input", "L0H2", "q"), ("input", "L0H2", "k"), ("input", "L1H1", "k"))
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         letters = np.argsort(rng.random((n, len(LETTERS))), 1) + 1

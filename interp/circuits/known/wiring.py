@@ -3,8 +3,11 @@ neurons that combine them, and heads beside them that do nothing.
 
 The stream is a sum of named blocks of features, each feature a direction. A head of a program
 matches some blocks at the query with some at the key, and moves blocks of what it finds to others.
-The layer norm is switched off exactly (its ε is so large that it multiplies by 1), so a program
-runs as it is written. Edges follow from the blocks: u → v is one where v reads what u writes.
+A few coordinates hold the same large numbers at every position, the ballast; they are nearly all of
+the stream's norm, so LayerNorm multiplies by the same number everywhere, its gain takes that number
+out, and a program runs as it is written: to eight digits, since the model is in float64.
+
+Edges follow from the blocks: u → v is one where v reads what u writes.
 
 Heads outside the program are drawn at random with the sizes of those inside, or are *twins*: they
 look where a head of the program looks, and move what it moves elsewhere. They write to the block
@@ -27,8 +30,8 @@ from interp.circuits.known.ends import Edge, End
 from interp.circuits.known.rewiring import rewired
 from interp_hooks.heads import Head
 
-#: the norm's ε; its gain is the root, a power of two, so that scaling back is exact
-EPSILON = 2.0**40
+#: coordinates of the ballast, and their size; codes have norms of about 1
+COORDINATES, BALLAST = 16, 2.0**18
 #: blocks of the input that are the same in every prompt
 CONSTANT = ("one", "place", "bos")
 #: features of the block that only heads outside the program read, and an MLP's other neurons
@@ -228,7 +231,8 @@ class Wiring:
         import transformers as hf
 
         size, width = self.size, self.size.heads * self.size.d_head
-        write, read = (frame or coordinates)(self.n, width, self.rng)
+        write, read = (frame or coordinates)(self.n, width - COORDINATES, self.rng)
+        write, read = (np.pad(side, ((0, COORDINATES), (0, 0))) for side in (write, read))
         inner = max(sum(len(b) for _, b, _ in rows) for rows in self._neurons.values())
         config = hf.GPT2Config(
             vocab_size=self.vocabulary,
@@ -238,16 +242,15 @@ class Wiring:
             n_positions=size.length,
             n_inner=inner,
             activation_function="relu",
-            layer_norm_epsilon=EPSILON,
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=None,
         )
         with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
-            model = hf.GPT2LMHeadModel(config).eval()
+            model = hf.GPT2LMHeadModel(config).double().eval()
         for name, parameter in model.named_parameters():
             gain = ".ln_" in name and name.endswith("weight")
-            parameter.fill_(math.sqrt(EPSILON) if gain else 0.0)
+            parameter.fill_(BALLAST * math.sqrt(COORDINATES / width) if gain else 0.0)
         core = model.transformer
         tokens = np.zeros((self.vocabulary, self.n))
         tokens[:, self.block["token"]] = np.eye(self.vocabulary)
@@ -257,6 +260,9 @@ class Wiring:
         places[:, self.block["one"]] = 1
         _fill(core.wte.weight, tokens @ write.T)
         _fill(core.wpe.weight, places @ write.T)
+        core.wpe.weight[:, -COORDINATES:] = BALLAST * torch.tensor([1.0, -1.0]).repeat(
+            COORDINATES // 2
+        )
         _fill(model.lm_head.weight, self._unembed.T @ read.T)
         for layer, block in enumerate(core.h):
             qkv = np.tensordot(read, self.qkv[layer], (1, 2)).transpose(0, 2, 1, 3)
@@ -298,7 +304,7 @@ def superposed(n: int, width: int, rng: np.random.Generator) -> tuple[np.ndarray
 
 
 def _fill(parameter: torch.Tensor, values: np.ndarray) -> None:
-    parameter.copy_(torch.as_tensor(values, dtype=torch.float32))
+    parameter.copy_(torch.as_tensor(values, dtype=parameter.dtype))
 
 
 def _stage(end: End) -> tuple[float, int]:

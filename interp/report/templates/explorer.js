@@ -258,6 +258,7 @@
           + (promotes.length ? ` · promotes ${promotes.map(quoted).join(" ")}` : "")));
         some.append(p);
       }
+      if (c.built) some.append(el("p", "none", c.built));
     }
     if (c.writes) {
       const some = part("Its OV circuit: the directions that carry most of it, by their share of ‖W_OV‖²");
