@@ -154,7 +154,7 @@ def check_heads(heads: Sequence[Any], model: str) -> None:
     """Raise `HeadError` for a head that can't be written so, or that the model lacks by its
     configuration: before its weights are loaded, where it is in a folder of this machine. What the
     configuration does not say is told when the model is loaded."""
-    from interp.models.sizes import heads_by_layer
+    from interp.cli.sizes import heads_by_layer
     from interp_hooks.heads import Head, check_layer_head
 
     read = [Head.parse(head) for head in heads]
