@@ -116,7 +116,7 @@ def measure(case: Case, label: str, row: Row, n: int, draws: int, state: Path) -
         method = interp.circuits.registry.get(row.method).make(**row.settings)
         made = bench(
             case.model, case.task, {label: method}, list(case.truths), row.n or n,
-            draws=row.draws or draws, controls=[],
+            draws=row.draws or draws, controls=[], truth_prompts=TRUTH_PROMPTS,
         )  # fmt: skip
         frame = made.frame.assign(**curves(case, method, n), n=row.n or n)
         replace(made, frame=frame).save(folder)
@@ -145,7 +145,9 @@ def naive(case: Case, n: int, state: Path) -> pd.DataFrame:
     """The rankings that know nothing of the task."""
     folder = state / f"{case.label}-controls"
     if not (folder / "bench.json").is_file():
-        bench(case.model, case.task, {}, list(case.truths), n).save(folder)
+        bench(case.model, case.task, {}, list(case.truths), n, truth_prompts=TRUTH_PROMPTS).save(
+            folder
+        )
     return Bench.load(folder).frame.assign(case=case.label, n=n)
 
 
