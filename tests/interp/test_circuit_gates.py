@@ -121,10 +121,10 @@ def test_head_gating_tells_heads_that_help_from_heads_that_hurt() -> None:
 def test_gates_find_the_planted_heads(name: str) -> None:
     """What is written into the weights is facilitating, and nothing else is."""
     made = planted_circuits.get(name)
-    found = find(made.model, made.task, "head_gating", n=16)
+    found = find(made.model, made.task, "head_gating", n=8)
     gates = {h: found["head_gating"][h.layer, h.head] for h in made.model.heads}
     assert {h for h, gate in gates.items() if gate > 0.5} == set(made.truth.heads)
-    pruned = find(made.model, made.task, "edge_pruning", n=16, over="heads", sparsity=0.8)
+    pruned = find(made.model, made.task, "edge_pruning", n=8, over="heads", sparsity=0.8)
     assert set(pruned.heads(len(made.truth.heads))) == set(made.truth.heads)
 
 
