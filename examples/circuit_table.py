@@ -219,10 +219,10 @@ def render(result: dict[str, Any]) -> str:
             "",
         ]
     about = (
-        "ROC AUC [95 %, Hanley–McNeil]; † a shuffled twin is as good (labels, pairs, sides or codes "
-        "shuffled; 95 % interval of the paired difference over resampled heads holds 0). "
-        f"{result['n']} pairs of prompts (discrete SAE 250, ACDC 16), {result['draws']} shuffles of "
-        f"each kind; {result['machine']}, {result['date']}, float32 "
+        "ROC AUC [95 %, Hanley–McNeil]; † a shuffled twin is as good (labels, pairs, sides or "
+        "codes shuffled; the 95 % interval of the paired difference holds 0). "
+        f"{result['n']} pairs of prompts (discrete SAE 250, ACDC 16), {result['draws']} shuffles "
+        f"of each kind; {result['machine']}, {result['date']}, float32 "
         "([all numbers](../examples/circuit_table.json))."
     )
     return "\n".join([*parts, about])

@@ -161,15 +161,18 @@ class Atlas(HeadTable):
         k: int = 10,
         group: str | None = None,
         seed: int = 0,
+        names: tuple[str, str] | None = None,
     ) -> Path:
         """Writes a page that holds this atlas against another: how far they agree, what moved.
 
-        Its maps show each shared score in both, and the second less the first.
+        Its maps show each shared score in both, and the second less the first, the changes of
+        scores of one unit on one scale.
 
         Args:
             path: the file.
             other: an atlas, its folder, or a score file.
             score, k, group, seed: as `interp.compare` takes them.
+            names: what the two are called; their models and, of one model, the folder of `other`.
 
         Returns:
             The report's path.
@@ -187,8 +190,9 @@ class Atlas(HeadTable):
         pairs = [p for p in alignment.pairs(first, second, score) if group is None]
         shown = change.both(first, second, pairs) if pairs else None
         moves = [] if shown is None else change.moves(shown, change.names(pairs), MOVED)
-        section = comparison_section.of(compared, self, there, moves)
-        heading = ("Two atlases compared", f"{self.model}, then {there.model}")
+        called = names or _called(self, there, other)
+        section = comparison_section.of(compared, self, there, moves, called)
+        heading = ("Two atlases compared", " and ".join(called))
         return self._write(path, [section, *self.sections()], heading, shown)
 
     def sections(self) -> list[Section]:
@@ -352,6 +356,14 @@ class Atlas(HeadTable):
         page = render(self, heading or self.heading(), first, known, shown)
         write_atomic(target, page.encode(errors="backslashreplace"))
         return target
+
+
+def _called(one: HeadTable, two: HeadTable, other: Any) -> tuple[str, str]:
+    """What the two sides of a comparison are called, apart where they are of one model."""
+    if one.model != two.model:
+        return one.model, two.model
+    where = f" in {other}" if isinstance(other, str | os.PathLike) else ""
+    return f"{one.model}, the first scan", f"the second{where}"
 
 
 def compare(

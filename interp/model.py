@@ -13,6 +13,7 @@ from interp.inputs.forward import forward
 from interp.inputs.text import content
 from interp.inputs.tokenizer import pad_id
 from interp.support.html import block
+from interp_hooks.chatting import chat_inputs
 from interp_hooks.edit import edits_of
 from interp_hooks.model import HookedModel
 from interp_hooks.token_ids import check_text
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from interp.look.look import Look
+    from interp.look.why import Why
 
 
 _NO_INPUT = "A model is given a text, a list of texts or a tensor of token ids, not {}."
@@ -116,6 +118,57 @@ class Model(HookedModel):
 
         return measure.look_at(self, text, head, chat=chat, edits=edits_of(edits))
 
+    def why(
+        self,
+        text: str | Path | torch.Tensor,
+        head: Any,
+        query: int | None = None,
+        key: int | None = None,
+        *,
+        answer: str | int | None = None,
+        against: str | int | None = None,
+        chat: bool = False,
+    ) -> Why:
+        """Why a head looks from one token at another, and which tokens it moves the answer by.
+
+        The score before softmax, scaling · q·k, as a sum over pairs of earlier writers, one of the
+        query's stream and one of the key's (`mechanics.qk_attribution`); and what each key adds to
+        the answer's logit at the query through this head (`mechanics.sources`). Both are exact,
+        with the norms' scales held at their values in the run.
+
+        Args:
+            text: a text, a `Path` to one, or token ids.
+            head: the head, in any spelling.
+            query: where it looks from; the last token if not given.
+            key: where it looks; the token that it looks at most besides the first, if not given.
+            answer: the token whose logit keys push, a text of one token or its id; the one that the
+                model says next if not given.
+            against: a token whose logit is taken off; the mean of the vocabulary if not given.
+            chat: the text is a user's message, put into the tokenizer's chat template.
+
+        Returns:
+            A `Why`: it shows itself in Jupyter; `top()`, `by_query()`, `by_key()` and `keys()` give
+            tables, `to_dict()` JSON.
+
+        Raises:
+            HeadError: no such head.
+            InputError: no tokenizer, an empty text, a place outside it, a key that the query does
+                not see, an answer of several tokens, or edits that are active.
+            ContextError: a text longer than the model reads.
+            TapError: the model's stream is not the sum of what heads and MLPs write, or its norms
+                or projections are not known.
+
+        Example:
+            >>> why = model.why("the cat saw the dog . the cat saw the dog .", "L2H4", 8)
+            >>> why.top(1).columns.tolist(), len(why.by_key()) == len(why.qk.writers)
+            (['query', 'key', 'score'], True)
+        """
+        from interp.look import reasons
+
+        return reasons.why_of(
+            self, text, head, query, key, answer=answer, against=against, chat=chat
+        )
+
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """The wrapped model's forward; a text, or a list of texts, in place of token ids.
 
@@ -129,14 +182,19 @@ class Model(HookedModel):
             raise InputError(_NO_INPUT.format(quoted(args[0])))
         return super().__call__(*args, **inputs)
 
-    def generate(self, *args: Any, **inputs: Any) -> Any:
+    def generate(self, *args: Any, chat: bool = False, **inputs: Any) -> Any:
         """Generates text: token ids from token ids, as `HookedModel.generate`; text from text.
 
         Args:
             args: a text (or a `Path` to one), whose continuation comes back as a text, or a list of
                 texts, whose continuations come back as a list. Decoding is greedy then, unless
                 `do_sample` or a generation setting says otherwise, of 64 new tokens at most.
+            chat: a text is a user's message, answered in the tokenizer's chat template; by default
+                it is continued as it is, as `interp generate` does without `--chat`.
             inputs: those of the wrapped model's `generate`.
+
+        Raises:
+            InputError: no input, or a chat that is no text or has no template.
 
         Example:
             >>> said = model.generate("the cat saw the", max_new_tokens=3)
@@ -144,13 +202,20 @@ class Model(HookedModel):
             True
         """
         texts = self._texts(args[0]) if args else None
+        if chat and texts is None:
+            raise InputError("chat=True takes a user's message as a text, or a list of them.")
         if texts is None and args:
             if isinstance(args[0], torch.Tensor) and len(args) == 1:
                 return super().generate(input_ids=args[0], **inputs)
             raise InputError(_NO_INPUT.format(quoted(args[0])))
         if texts is None:
             return super().generate(**inputs)
-        prompt = self.tokens(texts)
+        if not chat:
+            prompt = self.tokens(texts)
+        elif isinstance(texts, str):
+            prompt = chat_inputs(self, texts)
+        else:  # answered one by one, as templates do not pad
+            return [self.generate(t, *args[1:], chat=True, **inputs) for t in texts]
         usual: dict[str, Any] = dict(do_sample=False)
         if "max_length" not in inputs:
             usual["max_new_tokens"] = 64

@@ -33,7 +33,9 @@ def exact(model: Any) -> Any:
     return twin
 
 
-HEADS, KV = 4, {"llama": 2, "qwen2": 2, "mistral": 2, "gpt2": 4, "neox": 4, "opt": 4}
+HEADS = 4
+KV = dict.fromkeys(("llama", "qwen2", "mistral", "gemma3", "granite"), 2)
+KV |= {"gpt2": 4, "neox": 4, "opt": 4}
 
 
 def parts(name: str, model: Any) -> tuple[list[Any], Any, list[dict[str, Any]]]:
@@ -76,6 +78,8 @@ class Split:
 
     def __init__(self, name: str, model: Any):
         self.name, self.model = name, model
+        #: what a sender's output becomes before it is added to the stream
+        self.written: Any = lambda sender, output: output
         self.blocks, self.final, self.named = parts(name, model)
         self.layers = range(len(self.blocks))
         self.d = 8
@@ -148,7 +152,7 @@ class Split:
                 )
                 for h in range(HEADS):
                     own = slice(h * self.d, (h + 1) * self.d)
-                    now[layer, h] = z[..., own] @ weight[own]
+                    now[layer, h] = self.written((layer, h), z[..., own] @ weight[own])
 
             return hook
 
@@ -157,7 +161,7 @@ class Split:
 
         def gives(layer: int) -> Any:
             def hook(module: Any, args: tuple, output: torch.Tensor) -> None:
-                now["mlp", layer] = output
+                now["mlp", layer] = self.written(("mlp", layer), output)
 
             return hook
 

@@ -71,12 +71,25 @@ CONFIGS: dict[str, Callable[[int], Any]] = {
     ),
 }
 
+#: built by name too, for the tests that are about what they do otherwise
+OTHERS: dict[str, Callable[[int], Any]] = {
+    "granite": lambda v: hf.GraniteConfig(
+        vocab_size=v,
+        **GQA,
+        residual_multiplier=0.3,
+        embedding_multiplier=2.0,
+        attention_multiplier=0.2,
+        logits_scaling=2.0,
+        eos_token_id=2,
+    ),
+}
+
 
 def build(name: str, vocabulary: int = 101, seed: int = 0, **overrides: Any) -> Any:
     """A tiny random causal language model. Biases, norms and sink logits are random too, so that
     nothing is trivial."""
     torch.manual_seed(seed)
-    config = CONFIGS[name](vocabulary)
+    config = (CONFIGS | OTHERS)[name](vocabulary)
     for key, value in overrides.items():
         setattr(config, key, value)
     model = hf.AutoModelForCausalLM.from_config(config).eval()

@@ -28,8 +28,8 @@ SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
     "text": (TEXT, "all,-importance", dict(context=1024, samples=16)),
     "image": (
         EYE,
-        "vhd,gaze,image_retrieval,image_mass,visual_sink,visual_nonsink_ratio,image_centric,"
-        "cls_outlier,vit_distance,vit_importance",
+        "vhd,gaze,image_retrieval,image_mass,image_excess,visual_sink,visual_nonsink_ratio,"
+        "image_centric,cls_outlier,vit_distance,vit_importance",
         dict(samples=16),
     ),
     "importance": (TEXT, "importance", dict(context=128, samples=2)),

@@ -1,15 +1,16 @@
-"""Heat maps of heads as SVG: a column a layer, a row a head, to stand in a page of the site."""
+"""Heat maps of heads as SVG, as in the reports: a row a layer, layer 0 at the top, a column a head;
+to stand in a page of the site."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 
-#: from low to high; and for signed values, 0 in the middle
-SEQUENTIAL = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
-DIVERGING = ("#2166ac", "#92c5de", "#f7f7f7", "#f4a582", "#b2182b")
-#: side of a cell and room for labels
-CELL, LEFT, TOP, BELOW = 20, 34, 6, 52
+#: from low to high; and for signed values, 0 in the middle: the colours of the reports
+SEQUENTIAL = ("#f5f7fa", "#c4d3e4", "#7d9cc0", "#3d6494", "#122f55")
+DIVERGING = ("#1f4e8c", "#7fa6d6", "#f5f7fa", "#f0a878", "#b4430c")
+#: width and height of a cell, and room for labels
+WIDE, HIGH, LEFT, TOP, BELOW = 30, 13, 34, 6, 52
 
 Row = Sequence[float | None]
 
@@ -31,7 +32,7 @@ def heat_map(
     low, high = span or _span(values)
     signed = low < 0 < high
     layers, heads = len(values), max(map(len, values))
-    width, height = LEFT + layers * CELL + 4, TOP + heads * CELL + BELOW
+    width, height = max(LEFT + heads * WIDE + 4, 290), TOP + layers * HIGH + BELOW
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}, by layer and '
         f'head" style="max-width:{width}px">'
@@ -39,12 +40,11 @@ def heat_map(
     for layer, row in enumerate(values):
         for head, value in enumerate(row):
             parts.append(_cell(layer, head, value, (low, high), signed, threshold))
-    base = TOP + heads * CELL
+    base = TOP + layers * HIGH
     for layer in range(0, layers, 5 if layers > 12 else 1):
-        parts.append(_text(LEFT + layer * CELL + CELL / 2, base + 17, str(layer), "middle"))
-    for head in range(0, heads, 2 if heads > 5 else 1):
-        parts.append(_text(LEFT - 5, TOP + head * CELL + 15, f"H{head}", "end"))
-    parts.append(_text(LEFT, base + 42, "layer", "start"))
+        parts.append(_text(LEFT - 5, TOP + layer * HIGH + HIGH - 2, f"L{layer}", "end"))
+    for head in range(0, heads, 2 if heads > 12 else 1):
+        parts.append(_text(LEFT + head * WIDE + WIDE / 2, base + 15, f"H{head}", "middle"))
     parts += _legend(width, base + 30, low, high, signed)
     return "".join(parts) + "</svg>"
 
@@ -73,7 +73,7 @@ def _cell(
     signed: bool,
     threshold: float | None,
 ) -> str:
-    place = f'x="{LEFT + layer * CELL}" y="{TOP + head * CELL}"'
+    place = f'x="{LEFT + head * WIDE}" y="{TOP + layer * HIGH}"'
     if value is None:
         return f'<rect {place} class="none"><title>L{layer}H{head}: no value</title></rect>'
     counts = ' class="on"' if threshold is not None and value >= threshold else ""

@@ -60,7 +60,8 @@ def drawn(markdown: str) -> str:
 
         score, values = get(found[1]), measured()["scores"][found[1]]["values"]
         span = (score.low, score.high) if None not in (score.low, score.high) else None
-        return _figure(values, score.title, span, score.threshold)
+        map_of = _figure(values, score.title, span, score.threshold)
+        return f"{map_of}\n{_caption(score.threshold)}\n"
 
     maps = re.sub(r"<!-- heads: (\w+) -->", figure, markdown)
     return maps.replace("<!-- sentence -->", _sentence()) if "<!-- sentence -->" in maps else maps
@@ -227,8 +228,12 @@ def _figure(values: Any, title: str, span: Any, threshold: float | None) -> str:
 
 
 def _caption(threshold: float | None) -> str:
-    marked = f" Outlined: {number(threshold)} or more." if threshold is not None else ""
-    return f"Every head of every layer.{marked} Hover a cell for its value."
+    marked = (
+        f" Outlined in red: {number(threshold)} or more, from which a head counts."
+        if threshold is not None
+        else ""
+    )
+    return f"Every head of every layer, layer 0 at the top.{marked} Hover a cell for its value."
 
 
 def _places(values: list[list[float | None]], grain: str) -> list[tuple[str, float]]:

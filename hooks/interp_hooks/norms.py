@@ -212,6 +212,10 @@ def find(
     after: dict[int, torch.nn.Module | None] = {}
     width = 0
     for layer, block in blocks.items():
+        if block is attentions[layer] or not {block, attentions[layer]} <= set(calls[layer]):
+            raise TapError(
+                f"Layer {layer} has no block around its attention, so its norms can't be told."
+            )
         stream, _ = calls[layer].pop(block)
         attention_in, attention_out = calls[layer].pop(attentions[layer])
         if stream is None:

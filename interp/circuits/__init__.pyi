@@ -2,6 +2,9 @@ from .benching.bench import Bench as Bench
 from .benching.bench import bench as bench
 from .benching.controls.catalogue import controls as controls
 from .circuit import Circuit as Circuit
+from .exchange import Graph as Graph
+from .exchange import read_graph as read_graph
+from .exchange import write_graph as write_graph
 from .finding import find as find
 from .judging import reuse as reuse
 from .judging.agreement import Agreement as Agreement

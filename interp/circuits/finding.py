@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.ability import UNITS, able, metric_of
+from interp.circuits.runs.ability import able, metric_of
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, from_task
-from interp.errors import InputError, InterpError, OutputError
+from interp.errors import InputError, InterpError, OutputError, TapError
+from interp.inputs.forward import forward
 from interp.inputs.pieces import pieces
 from interp.inputs.text import check_seed
 from interp.results.circuit_table import Example, Search
@@ -84,7 +86,24 @@ def pose(
             prompts.recorded(),
             [searcher, prompts.task],
         )
+        record |= _blocks(hooked, prompts)
     return Posed(hooked, searcher, prompts, record)
+
+
+def _blocks(model: HookedModel, prompts: Prompts) -> dict[str, Any]:
+    """`d_model`, the width of the stream, and `parallel`, whether MLPs read beside the attention:
+    what files of other toolkits ask for. {} where the stream can't be seen."""
+    ids = torch.tensor([prompts.instances[0].ids], device=model.device)
+    try:
+        with torch.no_grad(), model.capture_resid() as resid:
+            forward(model, ids, keep=1)
+    except TapError:
+        return {}
+    layers = [key[1] for key in resid if key[0] == "pre"]
+    if not layers:
+        return {}
+    width = int(resid["pre", layers[0]].shape[-1])
+    return dict(d_model=width, parallel=("mid", layers[0]) not in resid)
 
 
 @reporting("Finding the circuit")
@@ -107,15 +126,16 @@ def find(
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
         task: a name, a task with settings of its own, or `interp.circuits.prompts` of one's own.
-        method: a name (`interp.circuits.names()`), or a `Method` with its settings.
+        method: a name (`interp.circuits.names()`), a `Method` with its settings, or a function of
+            one's own in a file, "FILE.py:function": (model, prompts) → scores.
         n: pairs of prompts, clean and corrupted; of `Prompts`, all are used.
         seed: of the prompts and of what the method draws.
         preset: settings under a name, such as "paper"; `settings` come on top.
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the model can't do the task.
         progress: True for a bar with the time left, or a function (done, total, what).
-        resume: a folder in which finished ablations are kept until the end, so that an interrupted
-            search resumes (`head_ablation`; the other methods take seconds, but for ACDC).
+        resume: a folder in which what is finished is kept until the end, so that an interrupted
+            search resumes (`head_ablation`, `acdc`; the other methods begin again).
         settings: the method's.
 
     Returns:
@@ -213,7 +233,7 @@ def circuit_of(
         values = getattr(found, part)
         if values is not None:
             frame[f"{name}_{part}"] = values
-    unit = UNITS[search.metric] if method.unit == "metric" else method.unit
+    unit = search.unit if method.unit == "metric" else method.unit
     about = {
         name: About(method.title, method.caption(), method.formula, method.citation, unit, low=0.0)
     }

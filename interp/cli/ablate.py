@@ -44,6 +44,15 @@ class Mode(str, Enum):
     uniform = "uniform"
 
 
+#: what a mode puts in the place of a head's output
+SAID = {
+    "zero": "0",
+    "mean": "its mean over the task's corrupted prompts",
+    "resample": "that of a random place in the task's corrupted prompts",
+    "uniform": "the mean of the values it can see",
+}
+
+
 def ablate(
     model: ModelOption = "llama",
     heads: Annotated[
@@ -62,7 +71,7 @@ def ablate(
     ] = "niah",
     format: FormatOption = None,
     force: ForceOption = False,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 64,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many instances of the task.")] = 32,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     device_map: DeviceMapOption = None,
@@ -92,6 +101,7 @@ def ablate(
     score, count = parse_top(top) if top is not None else ("", 0)
     if atlas is not None:
         targets, rivals = from_atlas(atlas, score, count)
+    common.check_heads(targets, model)
     tasks.get(task)  # what is wrong without the model is found before it is loaded
     import interp
 
@@ -107,8 +117,13 @@ def ablate(
     if top is not None and atlas is None:
         targets, rivals = scanned(loaded, score, count, seed)
     check(targets, loaded)
-    note(f"Ablating {', '.join(map(str, targets))} of {loaded.name} ({mode.value}).")
-    with progress(f"Ablating on {task}") as report:
+    note(
+        f"Ablating {', '.join(map(str, targets))} of {loaded.name}: {mode.value}, the output of "
+        f"each becomes {SAID[mode.value]}. {n} problems of {task}, untouched, ablated and with "
+        "other heads ablated."
+    )
+    with progress(f"Ablating on {task}") as bar:
+        report = common.estimated(bar)
         result = interp.ablate(
             loaded,
             targets,
@@ -130,9 +145,8 @@ def ablate(
             (loaded.name, "bold"), f", {task}, {result.baseline.n} instances, {mode.value} ablation"
         )
     )
-    table = common.table(
-        "", "score [95 %]", "change [95 %]", "heads", right=("score [95 %]", "change [95 %]")
-    )
+    measured = ("accuracy [95 %]", "change [95 %]")
+    table = common.table("", *measured, "heads", right=measured)
     table.add_row("untouched", common.interval(result.baseline), "", "")
     table.add_row(
         "ablated",
@@ -145,9 +159,11 @@ def ablate(
             "control",
             common.interval(result.control),
             common.interval(result.control_difference),
-            Text("random, like ") + _join(result.control_heads),
+            Text(f"{len(result.draws)} random draws"),
         )
     console.print(table)
+    if result.control is not None:
+        note(f"control: {result.control_said}.")
     for remark in result.notes:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
 

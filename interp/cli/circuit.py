@@ -54,7 +54,10 @@ def circuit(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(help=f"How. {explained(methods)}"),
+        typer.Option(
+            help=f"How. {explained(methods)} Or a function of one's own: FILE.py:function.",
+            metavar="NAME|FILE.py:FN",
+        ),
     ] = "eap",
     target: Annotated[
         Path | None,
@@ -98,6 +101,12 @@ def circuit(
             help="Also measure how far the heads do the task alone, on other prompts.",
         ),
     ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the circuit as a JSON graph of EAP-IG and MIB.", metavar="FILE"
+        ),
+    ] = None,
     format: FormatOption = None,
     force: ForceOption = False,
     overwrite: OverwriteOption = False,
@@ -123,6 +132,8 @@ def circuit(
     from interp.support.files import check_writable, folder_name
 
     check_writable(target or FOLDER)
+    if export is not None:
+        check_writable(export.parent)
     searcher = made(method, preset, settings or [])
     rows = written(prompts, task, faithfulness)
     truth = known(compare, model, task or "ioi", rows is not None)
@@ -152,7 +163,9 @@ def circuit(
     folder = target or vacant(
         FOLDER
         / folder_name(
-            loaded.name, prompts.stem if prompts else problems, *filter(None, (method, preset))
+            loaded.name,
+            prompts.stem if prompts else problems,
+            *filter(None, (searcher.name, preset)),
         ),
         HEAD,
         search.record,
@@ -171,6 +184,8 @@ def circuit(
                 resume=folder,
             )
         result.save(folder)
+        if export is not None:
+            note(f"graph: {circuits.write_graph(result, export)}")
         if not as_json:
             show(result, top, truth)
         agreement = agree(result, truth, folder, quiet=as_json)
@@ -193,9 +208,9 @@ def circuit(
 
 def made(method: str, preset: str | None, written: list[str]) -> Any:
     """The method with its settings. Raises `UnknownNameError`, `InputError`."""
-    from interp import circuits
-
-    cls = circuits.registry.get(method)
+    if methods.is_file(method):
+        return methods.of_file(method, preset, dict.fromkeys(written))
+    cls = methods.registry.get(method)
     return cls.make(preset, **parse_settings(cls, written))
 
 
@@ -303,7 +318,6 @@ def known(compare: str | None, model: str, task: str, own: bool) -> Truth | None
 def show(found: Circuit, top: int, truth: Truth | None) -> None:
     """The task and how the model does it, and the strongest heads."""
     from interp.circuits.drawing import section
-    from interp.circuits.runs.ability import UNITS
     from interp.report.heatmap import number, within
 
     console, search = out(), found.search
@@ -311,7 +325,7 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
         f", {search.task} by {search.method}, {search.n} pairs, accuracy "
         f"{search.accuracy.mean:.3f}, "
     )
-    unit = UNITS.get(search.metric, "")
+    unit = search.unit
     line += (
         f"{search.metric} {search.clean.mean:.3g} {unit} (corrupted {search.corrupted.mean:.3g})"
     )

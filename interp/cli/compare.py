@@ -50,6 +50,11 @@ def compare(
     import interp
 
     a, b = _read(first, shape), _read(second, shape)
+    short = first.resolve().name != second.resolve().name
+    both = tuple(
+        f"{atlas.model} ({path.resolve().name if short else path})"
+        for atlas, path in ((a, first), (b, second))
+    )
     compared = interp.compare(a, b, score, k=k, group=group, seed=seed)
     if as_json:
         notes = [compared.attrs.get("inputs"), *dict.fromkeys([*a.notes, *b.notes])]
@@ -61,11 +66,11 @@ def compare(
             }
         )
         if report is not None:
-            note(f"Report: {a.report_against(report, b, score, k=k, group=group, seed=seed)}")
+            _report(report, a, b, score, k, group, seed, both)
         return
     console = out()
-    console.print(common.about_line(a), soft_wrap=True)
-    console.print(common.about_line(b), soft_wrap=True)
+    for atlas, path in ((a, first), (b, second)):
+        console.print(Text.assemble((f"{path}: ", "dim"), common.about_line(atlas)), soft_wrap=True)
     console.print(_table(compared, k))
     for row in compared.itertuples():
         if row.remark:
@@ -83,7 +88,22 @@ def compare(
     if only and not any(" ~ " in name for name in compared["score"]):
         note(f"In one of them only: {', '.join(only)}.")
     if report is not None:
-        note(f"Report: {a.report_against(report, b, score, k=k, group=group, seed=seed)}")
+        _report(report, a, b, score, k, group, seed, both)
+
+
+def _report(
+    report: Path,
+    a: Atlas,
+    b: Atlas,
+    score: str | None,
+    k: int,
+    group: str | None,
+    seed: int,
+    names: tuple[str, ...],
+) -> None:
+    first, second = names
+    page = a.report_against(report, b, score, k=k, group=group, seed=seed, names=(first, second))
+    note(f"Report: {page}")
 
 
 def _read(path: Path, shape: str | None) -> Atlas:
@@ -100,7 +120,15 @@ def _table(compared: pd.DataFrame, k: int) -> common.Table:
     from interp.report.comparison_section import chance, ranged, share
 
     wide = out().width >= 110
-    names = ("score", "Spearman", "Kendall", "heads", f"top-{k} overlap", "by chance", "p")
+    names = (
+        "score",
+        "Spearman",
+        "Kendall",
+        "heads",
+        f"top-{k} overlap",
+        "by chance",
+        "p of overlap",
+    )
     table = common.table(*names, right=names[1:])
     for row in compared.to_dict("records"):
         ends = [

@@ -46,7 +46,7 @@ def evaluate(
         typer.Option(
             "--n", "--limit", min=1, help="How many instances of the task, or rows of text."
         ),
-    ] = 64,
+    ] = 32,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -162,7 +162,11 @@ def evaluate(
     if target is not None:
         check_early(target / HEAD, overwrite, loaded.name, seed)
     with owned(target):
-        with progress(f"Evaluating {task or metric or 'niah'}") as report:
+        what = task or metric or "niah"
+        with_edits = ", without and with the edits" if edits else ""
+        note(f"{n} {'problems of ' + what if metric is None else 'rows for ' + what}{with_edits}.")
+        with progress(f"Evaluating {what}") as bar:
+            report = common.estimated(bar)
             result = interp.evaluate(
                 loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
             )

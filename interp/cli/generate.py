@@ -34,7 +34,7 @@ def generate(
         typer.Option(
             "--chat/--no-chat",
             help="Put the prompt into the tokenizer's chat template, or continue it as it is.",
-            show_default="a chat where the model is tuned for its template",
+            show_default="continue; a chat with --system",
         ),
     ] = None,
     system: Annotated[
@@ -100,18 +100,15 @@ def generate(
 
 
 def _is_chat(loaded: Any, chat: bool | None, system: str | None) -> bool:
-    """Whether the prompt is a chat's; said where nobody asked for it."""
+    """Whether the prompt is a chat's, as in `interp.model.Model.generate` where it is asked for; a
+    hint where a model tuned for chats just goes on."""
     from interp_hooks.chatting import tuned_for_chat
 
     if chat is not None or system is not None:
         return chat is not False
-    if not tuned_for_chat(loaded):
-        return False
-    common.note(
-        f"{loaded.name} is tuned for chat: the prompt goes into its chat template (--no-chat "
-        "continues it as it is)."
-    )
-    return True
+    if tuned_for_chat(loaded):
+        common.note(f"{loaded.name} is tuned for chat: --chat asks it in its chat template.")
+    return False
 
 
 def _inputs(loaded: Any, prompt: str, chat: bool, system: str | None) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 #: rows that the terminal shows, of tokens that put so much weight past the first
 ROWS, LEAST = 24, 0.1
+HEADINGS = ("#", "token", "looks at", "at", "weight", "past the first", "at", "weight")
 
 
 def look(
@@ -57,6 +58,7 @@ def look(
     from interp.inputs.text import content
     from interp.support.files import check_writable
 
+    common.check_heads([head], model)
     content(text)  # a wrong one is told of before a model is loaded
     for file in (page, save):
         if file is not None:
@@ -86,7 +88,8 @@ def look(
 
 
 def show(result: Look) -> None:
-    """The tokens that look hardest at another than the first, in the order of the text."""
+    """The tokens that look hardest past the first one, in the order of the text: where each looks
+    most, the first token included, and where most past it."""
     from interp.report.look_page import facts
 
     console = out()
@@ -94,21 +97,24 @@ def show(result: Look) -> None:
     console.print(Text.assemble((f"{result.head} of {result.model}", "bold"), f": {said}"),
                   soft_wrap=True)  # fmt: skip
     frame = result.frame
-    some = frame[frame["weight"] >= LEAST]
-    rows = (some if len(some) else frame[frame["weight"] > 0]).nlargest(ROWS, "weight").sort_index()
+    past = "past_first_weight"
+    some = frame[frame[past] >= LEAST]
+    rows = (some if len(some) else frame[frame[past] > 0]).nlargest(ROWS, past).sort_index()
     if rows.empty:
         console.print("No token looks at any but the first.")
         return
-    grid = common.table("#", "token", "looks at", "at", "weight", "first token",
-                        right=("#", "at", "weight", "first token"))  # fmt: skip
+    grid = common.table(*HEADINGS, right=("#", "at", "weight"))
     for place, row in rows.iterrows():
+        elsewhere = row["at"] != row.past_first_at
         grid.add_row(
             f"{place}",
             Text(_visible(row.token)),
             Text(_visible(row.looks_at)),
             f"{row['at']}",
             f"{row.weight:.2f}",
-            Text(f"{row['first']:.2f}", style="dim"),
+            Text(_visible(row.past_first) if elsewhere else "the same", "" if elsewhere else "dim"),
+            f"{row.past_first_at}" if elsewhere else "",
+            f"{row.past_first_weight:.2f}" if elsewhere else "",
         )
     console.print(grid)
     if len(rows) < len(frame):

@@ -23,6 +23,7 @@ from interp.cli import (
     models,
     scan_heads,
     show,
+    why,
 )
 from interp.cli.common import fail
 from interp.support.memory import is_out_of_memory
@@ -119,6 +120,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "list": catalogue.show_names,
     "scan-heads": scan_heads.scan_heads,
     "look": look.look,
+    "why": why.why,
     "show": show.show,
     "compare": compare.compare,
     "ablate": ablate.ablate,

@@ -63,10 +63,16 @@ def get(
 ) -> None:
     """Fetch a model once, so that it loads offline from then on."""
     from interp.models import get
+    from interp.models.names import EYES
 
-    if not common.fetch(name, yes):
-        path = get(name)
-        out().print(Text.assemble(("Model   ", "dim"), str(path)), soft_wrap=True)
+    if common.fetch(name, yes):
+        return
+    path, eye = get(name), EYES.get(name.lower())
+    out().print(Text.assemble(("Model   ", "dim"), str(path)), soft_wrap=True)
+    ready = f"{name} is ready: --model {name}."
+    if eye is not None:
+        ready = f"{name} is ready: its eye comes with interp, {eye.language} is its language model."
+    note(ready)
 
 
 def remove(

@@ -185,6 +185,7 @@ def scan_heads(
         words=words,
     )
     show_plan(plan, loaded.name)
+    note(of_pictures(plan, images))
     if plan.seconds > ASK_FROM_SECONDS and not yes:
         agree(plan.seconds)
     folder = target
@@ -210,6 +211,8 @@ def scan_heads(
 
 def show(atlas: Atlas, folder: Path, page: Path) -> None:
     """The strongest heads of every score, what to mind, and where everything is."""
+    from interp.report.card import cards, opening
+
     console = out()
     console.print(common.about_line(atlas), soft_wrap=True)
     console.print(common.top_table(atlas, console.width))
@@ -220,24 +223,18 @@ def show(atlas: Atlas, folder: Path, page: Path) -> None:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     console.print(Text.assemble(("Atlas   ", "dim"), str(folder)), soft_wrap=True)
     console.print(Text.assemble(("Report  ", "dim"), str(page)), soft_wrap=True)
-    best = most_roles(atlas)
+    best = None if atlas.evidence is None else opening(cards(atlas, atlas.evidence))
     if best is not None:
-        note(f"What one head does, and where in the texts: interp show {folder} --head {best}")
-
-
-def most_roles(atlas: Atlas) -> str | None:
-    """The head with the most roles, whose card is worth a look; None where nothing is kept."""
-    from interp.report.card import cards
-
-    if atlas.evidence is None:
-        return None
-    all_cards = cards(atlas, atlas.evidence)
-    return max(all_cards, key=lambda name: len(all_cards[name].roles), default=None)
+        note(
+            f"What one head does ({best[1]}), and where in the texts: interp show {folder} --head "
+            f"{best[0]}"
+        )
 
 
 def show_plan(plan: Any, name: str) -> None:
     """What will be measured, how, and what it costs; on stderr, for it is not a result."""
-    table = common.table("probe", "measured", "passes", right=("passes",), title=f"Plan for {name}")
+    size = "tokens × samples"
+    table = common.table("probe", "measured", size, right=(size,), title=f"Plan for {name}")
     for probe, measured, passes in plan.rows:
         table.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
     common.err().print(table)
@@ -247,6 +244,14 @@ def show_plan(plan: Any, name: str) -> None:
         else f"{max(1, round(plan.gigabytes * 1000))} MB"
     )
     note(f"About {common.duration(plan.seconds)} and {size} of memory.")
+
+
+def of_pictures(plan: Any, images: Path | None) -> str | None:
+    """How to leave the text out, where pictures were given and texts are read too."""
+    if images is None or not any(not s.needs_images for s in plan.scores):
+        return None
+    names = ",".join(s.name for s in plan.scores if s.needs_images)
+    return f"Texts and needles are read too; for the pictures alone: --scores {names}"
 
 
 def agree(seconds: float) -> None:

@@ -95,15 +95,12 @@ def evaluation(folder: Path, score: str | None, as_json: bool = False) -> None:
 
 def card(atlas: Atlas, head: str) -> None:
     """A head's roles with their reasons, passages, directions, partners and scores."""
-    from interp.report.card import quoted
-    from interp.report.heatmap import number
+    from interp.report import card_text
 
     shown, console = atlas.card(head), out()
-    said = "; also ".join(role.name for role in shown.roles) or "no role by these scores"
-    of = f"{shown.head} of {shown.model}"
+    of, _, said = card_text.title(shown).partition(": ")
     console.print(Text.assemble((of, "bold"), f": {said}"), soft_wrap=True)
-    if shown.kv_head is not None and shown.kv_head[1] > 1:
-        note(f"one of {shown.kv_head[1]} heads that read key/value head {shown.kv_head[0]}")
+    note(card_text.sharing_said(shown))
     for role in shown.roles:
         console.print(Text.assemble("  ", (role.name, "bold"), f": {role.reason}"))
     for text in shown.extremes:
@@ -114,39 +111,32 @@ def card(atlas: Atlas, head: str) -> None:
     else:
         if kept.passages:
             console.print(Text.assemble(
-                "\nWhere it does most, from the ", ("token that looks", "bold yellow"), " to the ",
+                "\nWhere it does most, by attention weight, from the ",
+                ("token that looks", "bold yellow"), " to the ",
                 ("token looked at", "bold cyan underline"),
             ))  # fmt: skip
-        for p in kept.passages:
+        for p in card_text.ordered(kept.passages):
             console.print(_passage(p, console.is_terminal))
-        if kept.writes:
-            console.print("\nIts OV circuit")
-        for w in kept.writes:
-            console.print(Text(
-                f"  {w.share:.0%} of it reads {quoted(w.reads)} and promotes {quoted(w.promotes)}"
-            ))  # fmt: skip
-        for earlier, verb in ((True, "reads from"), (False, "is read by")):
-            some = sorted(
-                (p for p in kept.partners if p.earlier == earlier), key=lambda p: -p.above_random
-            )
+        if kept.built is not None:
+            console.print(Text(f"  {card_text.built_said(kept.built)}"), soft_wrap=True)
+        writes = [card_text.writes_said(w) for w in kept.writes]
+        partners = [f"It {said}" for said in card_text.partners_said(kept.partners)]
+        for heading, some in ((card_text.WRITES, writes), (card_text.PARTNERS, partners)):
             if some:
-                names = ", ".join(f"{p.head} ({p.kind.upper()} {number(p.score)})" for p in some)
-                console.print(Text(f"\nIt {verb} {names}"))
-    grid = common.table("score", "value", "±", "rank", "percentile", "counts from",
-                        right=("value", "±", "rank", "percentile", "counts from"))  # fmt: skip
+                console.print(Text(f"\n{heading}"))
+            for line in some:
+                console.print(Text(f"  {line}"))
+    grid = common.table(*card_text.HEADINGS, right=card_text.HEADINGS[1:])
     for s in shown.standings:
-        error = "" if s.error is None else number(s.error, 3)
-        least = "" if s.threshold is None else number(s.threshold)
-        grid.add_row(
-            Text(s.title, style="bold" if s.reaches else ""), number(s.value, 3), error,
-            f"{s.rank} of {s.of}", f"{s.percentile:.0f}", least,
-        )  # fmt: skip
+        name, *cells = card_text.row(s)
+        grid.add_row(Text(name, style="bold" if s.reaches else ""), *cells)
     console.print(grid)
+    note("Bold: at its threshold. =: others have the same value; ties count half in percentiles.")
 
 
 def _passage(passage: Passage, colours: bool) -> Text:
     """A passage in colours, or with ▸the token that looks◂ and [the one looked at] marked."""
-    from interp.report.card import passage_text
+    from interp.report.card_text import passage_text
     from interp.report.heatmap import number
 
     if not colours:

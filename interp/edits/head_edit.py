@@ -14,7 +14,7 @@ from interp.edits.checks import count, real
 from interp.edits.keys import Span, bound, names_text, query_rows
 from interp.edits.tensors import stored
 from interp.errors import EditError
-from interp.support.html import block
+from interp.support.html import block, listed
 from interp.support.presets import settings_of
 from interp_hooks.edit import BoundEdit, CallEdit, Edit
 from interp_hooks.heads import Head, parse_heads
@@ -168,12 +168,34 @@ class HeadEdit(Edit):
         """The JSON form without the name; tensors of more than one number as they are."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
 
+    @property
+    def phrase(self) -> str:
+        """The edit in a few words: its name, its heads, and what is not as by default.
+
+        Example:
+            >>> interp.edits.Ablate(["L17H3", "L18H6"]).phrase
+            'Ablate L17H3, L18H6; mode zero'
+        """
+        usual = {f.name: f.default for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        values = self.fields()
+        heads = values.pop("heads", None)
+        if not heads and self.concerned:
+            heads = [str(h) for h in self.concerned]
+        said = [
+            f"{name.replace('_', ' ')} {listed(value)}"
+            for name, value in values.items()
+            if name == "mode" or not _same(value, usual.get(name))
+        ]
+        return "; ".join(
+            [f"{type(self).__name__} {listed(heads) if heads else 'all heads'}", *said]
+        )
+
     def _repr_html_(self) -> str:
         said = (type(self).__doc__ or "").strip().split("\n\n")[0]
         fields = {k: "all" if k == "heads" and v is None else v for k, v in self.fields().items()}
         if self.heads is None and "heads" not in fields and self.concerned:
             fields["heads"] = [str(h) for h in self.concerned]
-        return block(type(self).__name__, " ".join(said.split()), fields)
+        return block(type(self).__name__, facts=fields, notes=[" ".join(said.split())])
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
@@ -200,6 +222,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _same(value: Any, usual: Any) -> bool:
+    """Whether a JSON value is a field's default; never for tensors."""
+    return not isinstance(value, torch.Tensor) and bool(value == _plain(usual))
 
 
 def _range(queries: Any, name: str) -> tuple[int, int | None]:

@@ -35,8 +35,8 @@ class Ablation:
     """Accuracy untouched, with `heads` ablated, and with controls ablated; differences are paired
     to the baseline.
 
-    `control_heads` is the first of the control draws; `control` None where the model has too few
-    other heads.
+    `draws`: the control's sets of random heads, whose results are averaged; `control_heads` is the
+    first of them; `control` None where the model has too few other heads.
     """
 
     task: str
@@ -49,6 +49,18 @@ class Ablation:
     control_difference: Interval | None
     frame: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    draws: list[list[Head]] = field(default_factory=list)
+
+    @property
+    def control_said(self) -> str:
+        """What the control is, in words; "" where there is none."""
+        if not self.draws:
+            return ""
+        some = len(self.heads)
+        return (
+            f"{len(self.draws)} draws of {some} random head{'' if some == 1 else 's'} of the same "
+            f"or the nearest layers, averaged; the first: {', '.join(map(str, self.draws[0]))}"
+        )
 
     def _repr_html_(self) -> str:
         rows: list[list[Any]] = [
@@ -56,8 +68,8 @@ class Ablation:
             ["ablated", self.ablated, self.difference, self.heads],
         ]
         if self.control is not None:
-            random = [*self.control_heads]
-            rows.append(["control: random heads", self.control, self.control_difference, random])
+            said = self.control_said or self.control_heads
+            rows.append(["control", self.control, self.control_difference, said])
         return block(
             f"Ablation of {listed(self.heads)}",
             f"accuracy on {self.baseline.n} instances of {self.task}",
@@ -73,7 +85,7 @@ def ablate(
     heads: str | Iterable[Any],
     mode: str = "zero",
     task: str | Task = "niah",
-    n: int = 64,
+    n: int = 32,
     seed: int = 0,
     avoid: Sequence[Head] = (),
     progress: Shown = None,
@@ -122,6 +134,8 @@ def ablate(
     targets = [hooked.check(h) for h in dict.fromkeys(parse_heads(heads))]
     if not targets:
         raise InputError("No head was named; write them layer first, like 3.1,4.2.")
+    report = progress or (lambda done, total, what: None)
+    report(0, n * (2 + DRAWS), "how to ask")
     posed, instances = sample(hooked, task, n, seed, format=format)
     problem = posed.task
     reference = problem.source if mode in ("mean", "resample") else None
@@ -129,7 +143,6 @@ def ablate(
     draws = [controls(hooked, targets, avoid, rng) for _ in range(DRAWS)]
     draws = [d for d in draws if d]
     total = n * (2 + len(draws))
-    report = progress or (lambda done, total, what: None)
 
     def run(which: Sequence[Head], done: int, what: str) -> list[float]:
         edits = [Ablate(which, mode, reference, seed)] if which else []
@@ -161,6 +174,7 @@ def ablate(
         difference,
         frame,
         [note for note in (posed.note, floor) if note],
+        draws,
     )
 
 

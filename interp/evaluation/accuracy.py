@@ -86,11 +86,12 @@ def accuracy(
     model can't do it."""
     import pandas as pd
 
+    total = n * (2 if edits else 1)
+    report = progress or (lambda done, total, what: None)
+    report(0, total, "how to ask")
     posed, instances = sample(hooked, task, n, seed, context, extrapolate, format)
     chosen = posed.task
     stepwise = by_steps(edits)
-    total = n * (2 if edits else 1)
-    report = progress or (lambda done, total, what: None)
     plain = judge(hooked, chosen, instances, (), stepwise, lambda k: report(k, total, "untouched"))
     floor = check_floor(hooked, chosen, instances, [correct for correct, _ in plain], force)
     frame = pd.DataFrame(plain, columns=["baseline", "baseline_margin"])

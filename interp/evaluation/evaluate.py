@@ -37,7 +37,7 @@ def evaluate(
     model: Any,
     task: str | Task | None = None,
     edits: Sequence[Edit] = (),
-    n: int = 64,
+    n: int = 32,
     seed: int = 0,
     progress: Shown = None,
     *,

@@ -34,7 +34,8 @@ class View:
         first, value_first: (tokens,) the first token's weight, and its share of what is moved.
         moved: (tokens,) Σ_k a_k ‖v_k W_O‖, in units of the residual stream.
         entropy: (tokens,) −Σ a ln a, in nats.
-        received: (tokens,) mean weight that a key gets from the queries which see it.
+        received: (tokens,) mean weight that a key gets from the queries which see it; the page's
+            lane "receives", and the frame's column.
         total: (tokens,) the sum of the weights that a key gets.
         key_norm: (tokens,) ‖v_k W_O‖ of each key.
         queries, from_weights: (tokens, r) the r queries that look at a key most, −1 where fewer do.
@@ -99,28 +100,34 @@ class Look:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row a token: where it looks most off the first token, how concentrated, and what it
-        receives; of the run without edits.
+        """A row a token: where it looks most, how concentrated, and what it receives; of the run
+        without edits.
+
+        `looks_at`, `at`, `weight`: the key with the largest weight, its place, its weight; often
+        the first token, where heads rest. `past_first`, `past_first_at`, `past_first_weight`: the
+        same of the keys after the first; "", −1 and NaN where there is none. `first`: the weight on
+        the first token. `entropy`: in nats. `received`: the mean weight that it gets from the
+        tokens which see it.
 
         Example:
             >>> look = model.look("the cat saw the dog", "L0H2")
-            >>> look.frame.columns.tolist()
-            ['token', 'looks_at', 'at', 'weight', 'first', 'entropy', 'received']
+            >>> look.frame.columns.tolist()[:5]
+            ['token', 'looks_at', 'at', 'weight', 'past_first']
         """
         import pandas as pd
 
         v = self.views[OWN]
-        off = np.where(v.keys <= 0, -1.0, v.weights)
-        best = off.argmax(1)
-        rows = np.arange(len(self))
-        at, weight = v.keys[rows, best], off[rows, best]
-        at = np.where(weight >= 0, at, -1)
+        at, weight = _largest(v, past=0)
+        further, less = _largest(v, past=1)
         return pd.DataFrame(
             dict(
                 token=self.tokens,
                 looks_at=[self.tokens[a] if a >= 0 else "" for a in at],
                 at=at,
-                weight=np.where(at >= 0, weight, np.nan),
+                weight=weight,
+                past_first=[self.tokens[a] if a >= 0 else "" for a in further],
+                past_first_at=further,
+                past_first_weight=less,
                 first=v.first,
                 entropy=v.entropy,
                 received=v.received,
@@ -230,3 +237,12 @@ class Look:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             why = reason(error) if isinstance(error, OSError) else str(error)
             raise OutputError(f"{path} can't be read as a look at a head ({why}).") from error
+
+
+def _largest(view: View, past: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) places of the keys with the largest weights, from key `past` on, and the weights;
+    −1 and NaN where none is kept."""
+    some = np.where(view.keys < past, -1.0, view.weights)
+    rows, best = np.arange(len(some)), some.argmax(1)
+    weight = some[rows, best]
+    return np.where(weight >= 0, view.keys[rows, best], -1), np.where(weight >= 0, weight, np.nan)

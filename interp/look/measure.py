@@ -178,6 +178,7 @@ def look_at(
         edits=[repr(e) for e in edits],
     )
     record = provenance(model, 0, settings, [ids])
+    record["edits"] = [getattr(e, "phrase", repr(e)) for e in edits]
     record["seconds"] = round(time.time() - started, 2)
     words = pieces(model.tokenizer, ids[0].tolist())
     notes = []

@@ -5,6 +5,8 @@ attention agrees with attribution.
     mechanics.copying(model)           # OV and QK circuits: copying, matching, or their opposites
     mechanics.composition(model)       # Q-, K- and V-composition of every pair
     mechanics.direct_logits(model)     # each head's direct contribution to the answer
+    mechanics.qk_attribution(model, ids, head, query, key)  # who built one attention score
+    mechanics.sources(model, ids, direction)                # which token, by which head, on a logit
     mechanics.agreement(model)         # attention against gradient × input and integrated gradients
 """
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.errors import InputError, TapError
+from interp.errors import InputError
 from interp.evaluation.accuracy import sample
 from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
 from interp.mechanics.metric import Judged, judged
 from interp.mechanics.weights import head_rows, main_sites
+from interp.streams.writers import back, frozen_end, written
 from interp_hooks.logits import logits_of
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from interp_hooks.norms import Norms
     from interp_hooks.vocabulary import Vocabulary
 
-#: largest difference, relative to the size of the stream, by which parts may miss their sum
-CLOSE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 #: instances run together
 BATCH = 16
 
@@ -250,99 +249,40 @@ def _direct(
         forward(model, input_ids.to(model.device), attention_mask)
     sites = main_sites(model)
     stream = {k: v[at].double() for k, v in resid.items()}  # (n, d_model)
-    last = norms.final()
     end = stream["post", sites[-1].layer]
-    # frozen at the stream in the model's own precision, and where there is no final norm, nothing
-    # but a projection
-    frozen = None if last is None else last.frozen(resid["post", sites[-1].layer][at])
-    if frozen is not None and not _close(frozen(end) + frozen.bias, stream["final"], model):
-        raise TapError(
-            f"The final norm of {model.name} does not read the stream of its last attention block."
-        )
-
-    results, biases, mlps = (
-        {},
-        {},
-        {},
-    )  # what is written: (n, heads, d_model), (n, d_model), (n, d_model)
-    previous: torch.Tensor | None = None
-    for site in sites:
-        pre, post = stream["pre", site.layer], stream["post", site.layer]
-        if previous is not None and not _close(previous, pre, model):
-            raise TapError(
-                f"Something stands between layer {site.layer} of {model.name} and the one before "
-                "it."
-            )
-        previous = post
-        result, bias = _attention(model, norms, site, z[_key(site)][at])
-        written = result.sum(1) + bias
-        middle = stream.get(("mid", site.layer))
-        if middle is not None and not _close(pre + written, middle, model):
-            raise TapError(
-                f"Layer {site.layer} of {model.name} does more than add Σ_h z_h W_O + b_O to the "
-                "stream (it scales, "
-                "gates or normalises it), so direct contributions can't be told."
-            )
-        results[site.layer], biases[site.layer], mlps[site.layer] = (
-            result,
-            bias,
-            post - pre - written,
-        )
+    frozen = frozen_end(model, norms, resid["post", sites[-1].layer][at], stream.get("final"))
+    outputs = {site.layer: z[_key(site)][at] for site in sites}
+    parts = written(model, norms, sites, stream, outputs)
     contributions = []
     for vectors in (one.to(end) for one in directions):
-        along = vectors if frozen is None else _back(frozen, vectors)  # through the frozen norm
+        along = vectors if frozen is None else back(frozen, vectors)  # through the frozen norm
 
         def project(
-            parts: dict[int, torch.Tensor], along: torch.Tensor = along
+            wrote: dict[int, torch.Tensor], along: torch.Tensor = along
         ) -> dict[int, torch.Tensor]:
             """layer → (n, …, d_model) to layer → (n, …)."""
             return {
                 layer: (part * along.reshape(len(along), *[1] * (part.ndim - 2), -1)).sum(-1)
-                for layer, part in parts.items()
+                for layer, part in wrote.items()
             }
 
-        start = (stream["pre", sites[0].layer] * along).sum(-1)
+        start = (parts.start * along).sum(-1)
         tail = (
             torch.zeros_like(vectors[:, 0]) if frozen is None else vectors @ frozen.bias.to(vectors)
         )
         total = (vectors * stream.get("final", end)).sum(-1)
         contributions.append(
-            Direct(start, project(results), project(biases), project(mlps), tail, total)
+            Direct(
+                start,
+                project(parts.heads),
+                project(parts.biases),
+                project(parts.mlps),
+                tail,
+                total,
+            )
         )
     return contributions
 
 
 def _key(site: Site) -> Any:
     return site.layer if site.is_main else (site.tower or site.kind, site.layer)
-
-
-def _back(frozen: Any, vectors: torch.Tensor) -> torch.Tensor:
-    """(n, d_model) w with w · r = vectors · frozen(r): the transpose of the linear map."""
-    return frozen.norm.centred(vectors * frozen.norm.gain.to(vectors)) * frozen.scale
-
-
-def _close(a: torch.Tensor, b: torch.Tensor, model: HookedModel) -> bool:
-    dtype = next(model.module.parameters()).dtype
-    return float((a - b).abs().max()) <= CLOSE.get(dtype, 2e-2) * float(
-        b.abs().max().clamp_min(1e-30)
-    )
-
-
-def _attention(
-    model: HookedModel, norms: Norms, site: Site, z: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, heads, d_model) and (n, d_model) float64: what heads and biases add to the stream; z (n,
-    heads, d_head)."""
-    weights = model.head_weights(site.layer, site.tower)
-    result = torch.einsum("nhd,hdm->nhm", z.double(), weights.W_O.double())
-    bias = result.new_zeros(len(z), result.shape[-1])
-    if weights.b_O is not None:
-        bias = bias + weights.b_O.double()
-    after = norms.branch(site.layer)
-    if after is None:
-        return result, bias
-    whole = (result.sum(1) + bias).to(next(model.module.parameters()).dtype)
-    frozen = after.frozen(whole)
-    # scale (n, 1) is the same for all heads
-    by_head = after.centred(result) * after.gain * frozen.scale[:, None]
-    return by_head, frozen(bias) + frozen.bias

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InputError
+from interp.inputs.one_token import token_id
 from interp.mechanics.weights import Folded, folded, head_rows, main_sites, through_vocabulary
 from interp.support.progress import timed
 from interp_hooks.heads import Head
-from interp_hooks.token_ids import check_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,7 +217,7 @@ def ov_top_tokens(
     size = vocabulary.W_U.shape[1]
     if not 1 <= k <= size:
         raise InputError(f"k is between 1 and the {size} tokens of the vocabulary, not {k}.")
-    ids = torch.tensor([_id(hooked, t, size) for t in tokens], device=vocabulary.W_E.device)
+    ids = torch.tensor([token_id(hooked, t, size) for t in tokens], device=vocabulary.W_E.device)
     if not len(ids):
         raise InputError("No token was named; give ids, or words of one token each.")
     logits = _raised(layer, target.head, vocabulary.embed(ids).double(), vocabulary, norms)
@@ -313,21 +313,3 @@ def _after_first(model: HookedModel, ids: torch.Tensor) -> torch.Tensor:
     with model.capture_resid() as resid:
         model.logits(ids[:, None])
     return resid["post", first][:, 0]
-
-
-def _id(model: HookedModel, token: int | str, size: int) -> int:
-    if isinstance(token, str):
-        if model.tokenizer is None:
-            raise InputError(
-                f"{model.name} came without a tokenizer, so tokens are given by their ids."
-            )
-        ids = model.tokenizer.encode(check_text(token), add_special_tokens=False)
-        if len(ids) != 1:
-            raise InputError(
-                f"{token!r} is {len(ids)} tokens for this tokenizer; give text of one token, or "
-                "its id."
-            )
-        token = int(ids[0])  # a tokenizer may know more than the model embeds
-    if not 0 <= int(token) < size:
-        raise InputError(f"There is no token {token}: ids go from 0 to {size - 1}.")
-    return int(token)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.streams.writers import main_sites
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -64,11 +66,6 @@ def through_vocabulary(vocabulary: Vocabulary, norms: Norms) -> tuple[torch.Tens
     out *= vocabulary.embed_scale * vocabulary.logit_scale
     last = norms.final()
     return out if last is None else last.fold_in(out), same * vocabulary.embed_scale**2
-
-
-def main_sites(model: HookedModel) -> list[Site]:
-    """The self-attentions of the main tower."""
-    return [s for s in model.sites if s.kind == "self" and s.tower == model.main_tower]
 
 
 def head_rows(model: HookedModel) -> pd.DataFrame:

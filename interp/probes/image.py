@@ -63,7 +63,7 @@ class ImageProbe(Probe):
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         if batches[0].input_ids.shape[1]:
             return super().passes(batches)
-        return f"{len(batches)} × a picture of {max(b.length for b in batches)} tokens"
+        return f"{max(b.length for b in batches):,} × {len(batches)} pictures"
 
     def run(
         self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback

@@ -153,7 +153,7 @@ class NeedleProbe(_NeedleProbe):
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
         instance = batches[0].info["instance"]
         steps = instance.info.get("steps", len(instance.accept))
-        return f"{super().passes(batches)} + {steps} steps"
+        return f"{super().passes(batches)}, then {steps} steps"
 
     def outcome(self, batch: ProbeBatch) -> float | None:
         """1 where the needle was found."""

@@ -97,8 +97,10 @@ class Probe(ABC):
         return pace.watched(1, batch.length) * batch.tokens / batch.length
 
     def passes(self, batches: Sequence[ProbeBatch]) -> str:
-        """How many forwards of how many tokens, for the plan."""
-        return f"{len(batches)} × {max(b.input_ids.shape[1] for b in batches)} tokens"
+        """How many tokens the longest input has, and how many there are, "1,024 × 16", for the
+        plan."""
+        longest = max(b.input_ids.shape[1] for b in batches)
+        return f"{longest:,} × {sum(b.samples for b in batches)}"
 
     def outcome(self, batch: ProbeBatch) -> float | None:
         """A number that a run of the batch gave beside the scores, which is saved with them; None

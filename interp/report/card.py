@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.report import card_text
 from interp.report.heatmap import number
 from interp.report.templating import rendered
 from interp.results.evidence import Evidence, HeadEvidence
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 #: a score without a role stands out in so many percent of the heads at either end, of so many heads
 EXTREME, FEW = 2.0, 25
-#: a passage, as text, marks the token that looks and the one looked at so
-MARKS = {"query": "▸{}◂", "key": "[{}]", "both": "[▸{}◂]", "": "{}"}
+#: roles that a page opens on, by their score: the strongest head of the first that has one
+OPENING = {"retrieval": "the strongest retrieval head", "induction": "the strongest induction head"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Standing:
         rank, of: its place among the measured heads, 1 the highest.
         percentile: the share of the other heads that are lower, ties counted half; in percent.
         threshold: from which a head counts, None where the score has none.
+        role: what such a head is called; "" where the score names no role.
+        tied: how many heads have this value, itself among them.
     """
 
     score: str
@@ -54,6 +57,12 @@ class Standing:
     percentile: float
     threshold: float | None
     role: str = ""
+    tied: int = 1
+
+    @property
+    def place(self) -> str:
+        """ "4 of 270"; "=1 of 270" where others have the same value."""
+        return f"{'=' if self.tied > 1 else ''}{self.rank} of {self.of}"
 
     @property
     def reaches(self) -> bool:
@@ -105,20 +114,33 @@ class Card:
                 place = "lowest" if low == 1 else f"{ordinal(low)} lowest"
             else:
                 continue
-            said.append(f"{s.title.lower()} {number(s.value)}: {place} of {s.of}")
+            unit = f" {s.unit}" if s.unit else ""
+            tied = f", with {s.tied - 1} more" if s.tied > 1 else ""
+            said.append(f"{s.title.lower()} {number(s.value)}{unit}: {place} of {s.of}{tied}")
         return said
 
     def __str__(self) -> str:
-        said = "; also ".join(role.name for role in self.roles) or "no role by these scores"
-        lines = [f"{self.head} of {self.model}: {said}"]
-        lines += [f"  {role.name}: {role.reason}" for role in self.roles]
-        lines += [f"  {text}" for text in self.extremes]
-        if self.evidence is not None:
-            lines += [f"  {passage_text(p.parts)}" for p in self.evidence.passages]
-        return "\n".join(lines)
+        return card_text.text(self)
+
+    def __repr__(self) -> str:
+        said = ", ".join(role.name for role in self.roles) or "no role"
+        return f"Card({self.head} of {self.model}: {said}; {len(self.standings)} scores)"
 
     def _repr_html_(self) -> str:
-        return rendered("card.html.j2", card=self, evidence=self.evidence or HeadEvidence())
+        kept = self.evidence or HeadEvidence()
+        passages = card_text.ordered(kept.passages)
+        words = dict(writes=card_text.WRITES, partners=card_text.PARTNERS)
+        return rendered(
+            "card.html.j2",
+            card=self,
+            passages=passages,
+            writes=[card_text.writes_said(w) for w in kept.writes],
+            partners=card_text.partners_said(kept.partners),
+            built="" if kept.built is None else card_text.built_said(kept.built),
+            words=words,
+            rows=[card_text.row(s) for s in self.standings],
+            headings=card_text.HEADINGS,
+        )
 
 
 def cards(table: HeadTable, evidence: Evidence | None) -> dict[str, Card]:
@@ -135,6 +157,26 @@ def cards(table: HeadTable, evidence: Evidence | None) -> dict[str, Card]:
         )
         for name, kv in shared.items()
     }
+
+
+def opening(cards: Mapping[str, Card]) -> tuple[str, str] | None:
+    """(head, why): the card to show first, of the strongest retrieval head where there is one, else
+    of the strongest induction head, else of the head with most roles; None where none has any."""
+    for score, why in OPENING.items():
+        found = [
+            (s.value, len(card.roles), name)
+            for name, card in cards.items()
+            for s in card.standings
+            if s.score == score and s.role and s.reaches
+        ]
+        if found:
+            value, most = max(f[:2] for f in found)
+            return next(name for v, n, name in found if (v, n) == (value, most)), why
+    name = max(cards, key=lambda c: len(cards[c].roles), default=None)
+    if name is None or not cards[name].roles:
+        return None
+    several = len(cards[name].roles) > 1
+    return name, "the head with most roles" if several else "a head with a role"
 
 
 def standings(table: HeadTable) -> dict[str, list[Standing]]:
@@ -166,6 +208,7 @@ def standings(table: HeadTable) -> dict[str, list[Standing]]:
                         percentile=100 * float(lower[i] + same / 2) / others,
                         threshold=about.threshold,
                         role=about.role if about.grain == "head" else "",
+                        tied=int(same) + 1,
                     )
                 )
     return found
@@ -220,24 +263,6 @@ def ordinal(n: int) -> str:
     return f"{n}{last}"
 
 
-def passage_text(parts: Sequence[tuple[str, str]]) -> str:
-    """A passage in a line: ▸the token that looks◂ and [the one looked at]."""
-    text = "".join(_marked(piece, role) for piece, role in parts)
-    return " ".join(text.replace("\n", "↵").split())
-
-
-def quoted(tokens: Sequence[str]) -> str:
-    """Tokens side by side, their blanks left out."""
-    return " ".join(f"“{t.strip() or '␣'}”".replace("\n", "↵") for t in tokens)
-
-
-def _marked(piece: str, role: str) -> str:
-    if not role:
-        return piece
-    blank = piece[: len(piece) - len(piece.lstrip(" "))]
-    return blank + MARKS[role].format(piece.lstrip(" ") or "␣")
-
-
 def for_page(card: Card) -> dict[str, Any]:
     """What the page's script shows of a card, beside the scores it has already."""
     kept = card.evidence or HeadEvidence()
@@ -249,16 +274,21 @@ def for_page(card: Card) -> dict[str, Any]:
     if kept.passages:
         said["passages"] = [
             [[list(p) for p in e.parts], round(e.weight, 3), list(e.promotes)]
-            for e in kept.passages
+            for e in card_text.ordered(kept.passages)
         ]
+    if kept.built is not None:
+        said["built"] = card_text.built_said(kept.built)
     if kept.writes:
         said["writes"] = [
-            [round(w.share, 3), list(w.reads), list(w.promotes), list(w.lowers)]
+            [round(w.share, 4), list(w.reads), list(w.promotes), list(w.lowers)]
             for w in kept.writes
         ]
     if kept.partners:
         said["partners"] = [
-            [p.head, p.kind, int(p.earlier), round(p.score, 3), round(p.above_random, 3)]
-            for p in kept.partners
+            [int(earlier), head, [[p.kind, round(p.score, 3)] for p in some]]
+            for earlier in (True, False)
+            for head, some in card_text.by_head(
+                p for p in kept.partners if p.earlier == earlier
+            ).items()
         ]
     return said

@@ -14,24 +14,39 @@ if TYPE_CHECKING:
 
     from interp.results.head_table import HeadTable
 
-HEADINGS = ["Score", "Spearman", "p", "Kendall", "Heads", "Strongest in both", "By chance", "p", ""]
+HEADINGS = ["Score", "Spearman", "p of ρ", "Kendall", "Heads", "Strongest in both", "By chance"]
+HEADINGS += ["p of overlap", ""]
 
 
 def of(
-    compared: pd.DataFrame, one: HeadTable, other: HeadTable, moves: Sequence[Move] = ()
+    compared: pd.DataFrame,
+    one: HeadTable,
+    other: HeadTable,
+    moves: Sequence[Move] = (),
+    called: tuple[str, str] | None = None,
 ) -> Section:
     """The section of what `interp.compare` gave for `one`, whose page it is, and `other`, and of
-    the heads that moved most."""
+    the heads that moved most; `called`: what the two are called."""
+    first, second = called or (one.model, other.model)
     rows = [cells(row) for row in compared.to_dict("records")]
     table = dict(
         headings=HEADINGS,
         rows=rows,
-        caption=f"{one.model} and {other.model}: rank correlations with 95 % intervals",
+        caption="Rank correlations with 95 % intervals",
     )
     file = other.provenance.get("interchange")
     values = dict(
         table=table,
-        theirs=file["file"] if isinstance(file, dict) else other.model,
+        sides=[
+            ("First", first, one.shape_text(), measured(one), one.notes),
+            (
+                "Second",
+                file["file"] if isinstance(file, dict) else second,
+                other.shape_text(),
+                measured(other),
+                other.notes,
+            ),
+        ],
         inputs=compared.attrs.get("inputs", ""),
         differently=differently(one.provenance, other.provenance),
         moved=dict(
@@ -41,6 +56,16 @@ def of(
         ),
     )
     return Section("comparison", "Agreement", "comparison.html.j2", values, {})
+
+
+def measured(table: HeadTable) -> str:
+    """How a scan was measured, "context 1024, 16 samples, seed 0"; without what is not known."""
+    settings = table.provenance.get("settings")
+    settings = settings if isinstance(settings, Mapping) else {}
+    parts = [f"context {settings['context']}"] if settings.get("context") is not None else []
+    parts += [f"{settings['samples']} samples"] if settings.get("samples") is not None else []
+    seed = table.provenance.get("seed")
+    return ", ".join([*parts, *([f"seed {seed}"] if seed is not None else [])])
 
 
 def differently(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

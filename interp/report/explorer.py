@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.report.card import Card, for_page
+from interp.report.card import Card, for_page, opening
 from interp.results.places import noun
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 DIGITS = 4
 
 
-def data(table: HeadTable, cards: Mapping[str, Card]) -> dict[str, Any]:
-    """Heads, scores, and the cards of the heads that have one."""
+def data(table: HeadTable, cards: Mapping[str, Card], columns: int = 0) -> dict[str, Any]:
+    """Heads, scores, and the cards of the heads that have one; `columns`: how many maps stand in a
+    row, 0 as many as there is room for."""
     frame = table.frame.reset_index(drop=True)
     panels = list(dict.fromkeys(zip(frame["tower"], frame["kind"], strict=True)))
     number_of = {panel: i for i, panel in enumerate(panels)}
@@ -36,6 +37,8 @@ def data(table: HeadTable, cards: Mapping[str, Card]) -> dict[str, Any]:
     kept = {name: for_page(card) for name, card in cards.items()}
     selves = {t for t, k in panels if k == "self"}
     return dict(
+        columns=columns,
+        opens=opening(cards),
         panels=[_panel(tower, kind, len(panels) > 1) for tower, kind in panels],
         names=names,
         heads=heads,

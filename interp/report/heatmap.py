@@ -69,7 +69,7 @@ DARK = Palette(
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A value as people read it, with at most `digits` decimals: "0.98", "12.3", "1480"; "<0.01"
+    """A value as people read it, with at most `digits` decimals: "0.98", "12.3", "1,480"; "<0.01"
     for a trace."""
     if not np.isfinite(value):
         return "–"
@@ -80,7 +80,7 @@ def number(value: float, digits: int = 2) -> str:
         return f"{'<' if value > 0 else '>−'}{least:.{digits}f}"
     if size < 10:
         return f"{value:.{digits}f}"
-    return f"{value:.1f}" if size < 100 else f"{value:.0f}" if size < 1e6 else f"{value:.3g}"
+    return f"{value:.1f}" if size < 100 else f"{value:,.0f}" if size < 1e6 else f"{value:.3g}"
 
 
 def within(value: str, ends: tuple[float, float] | None) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NONE = 0xFFFF
 #: arrays of a view that are shares, and those that are scaled to their largest value
 SHARES = ("weights", "values", "first", "value_first", "from_weights")
-SCALED = ("entropy", "received", "total", "moved", "key_norm")
+SCALED = ("entropy", "received", "moved", "key_norm")
 PLACES = ("keys", "value_keys", "queries")
 #: pixels of the frame in a notebook
 HEIGHT = 560
@@ -62,7 +62,7 @@ def framed(look: Looked) -> str:
 
 def facts(look: Looked) -> dict[str, str]:
     """What the head does on the whole text, by name."""
-    v = look.views["own"]
+    v, said = look.views["own"], look.provenance
     rows = slice(1, None)  # the first token sees itself alone
     some = len(look.tokens) > 1
     return {
@@ -70,7 +70,7 @@ def facts(look: Looked) -> dict[str, str]:
         "On the first token": f"{float(v.first[rows].mean()):.0%}" if some else "",
         "By value": f"{float(v.value_first[rows].mean()):.0%}" if some else "",
         "Entropy": f"{number(float(v.entropy[rows].mean()))} nats" if some else "",
-        "Edits": ", ".join(look.provenance.get("settings", {}).get("edits", ())),
+        "Edits": " · ".join(said.get("edits") or said.get("settings", {}).get("edits", ())),
     }
 
 

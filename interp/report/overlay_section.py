@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp.results.overlay import ABOVE
+from interp.report.heatmap import number
+from interp.results.overlay import SCALE, Panel
 
 if TYPE_CHECKING:
     from interp.results.overlay import PictureOverlay
 
-#: pixels above the panels, for their lines and plotly's buttons: the page's heading replaces the
-#: figure's title
-_ABOVE = 64
+#: digits of a weight on the page
+DIGITS = 4
 
 
 @dataclass(frozen=True)
 class OverlaySection:
-    """A picture's part of the page: its element, its heading, its size in pixels, what it shows in
-    a sentence, what was read, which word looks (and which word it is about to say), if its weight
-    on the first token is known, and if there are visual sinks."""
+    """A picture's part of the page: its element, its heading, what it shows in a sentence, what was
+    read, which word looks (and which word it is about to say), by which score the heads were
+    chosen, the largest weight, if its weight on the first token is known, if there are visual
+    sinks, and what the page's script draws."""
 
     element: str
     heading: str
-    height: int
-    width: int
     label: str
     prompt: str
     token: str
     word: str
+    by: str
+    top: str
     first: bool
     sinks: bool
-    figures: Mapping[str, Any]
+    data: dict[str, Any]
 
 
 def of(overlay: PictureOverlay, element: str) -> OverlaySection:
-    """The section of `overlay`, its figure in the element with this id."""
-    figure = overlay.figure()
-    height, width = int(figure.layout.height) - ABOVE + _ABOVE, int(figure.layout.width)
-    figure.update_layout(title=None, width=None, height=height, margin={"t": _ABOVE}, autosize=True)
+    """The section of `overlay`, drawn in the element with this id."""
+    source, width, height = overlay.drawn()
+    panels, top = overlay.panels(), overlay.top
     return OverlaySection(
         element,
         _heading(overlay),
-        height,
-        width,
         f"The picture, and the attention {overlay.looker} on it in the heads "
         f"{', '.join(overlay.heads)}.",
         overlay.prompt,
         overlay.token,
         overlay.word,
+        overlay.by,
+        number(top),
         bool(overlay.first),
         any(layer.sinks for h in overlay.heads for layer in overlay.layers(h)),
-        {element: json.loads(figure.to_json())},
+        dict(
+            source=source,
+            width=width,
+            height=height,
+            top=top,
+            scale=SCALE,
+            panels=[_panel(p) for p in panels],
+        ),
+    )
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    return dict(
+        title=panel.title,
+        layers=[
+            dict(
+                box=list(layer.box),
+                weights=[[float(f"{w:.{DIGITS}g}") for w in row] for row in layer.weights.tolist()],
+                sinks=[list(at) for at in layer.sinks],
+            )
+            for layer in panel.layers
+        ],
     )
 
 

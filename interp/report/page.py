@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from interp.report import explorer, overlay_section, score_section, summary
 from interp.report.card import Card
 from interp.report.heatmap import DARK, LIGHT
-from interp.report.overlay_section import OverlaySection
 from interp.report.section import Section
 from interp.report.templating import asset, rendered
 
@@ -36,21 +35,29 @@ def render(
     all scores (of `shown`, where that is another table) with the cards of heads."""
     kind, title = heading
     overlays = [overlay_section.of(o, f"overlay-{n}") for n, o in enumerate(atlas.overlays)]
-    parts: list[Section | OverlaySection] = [*sections, *overlays]
-    figures = {element: figure for s in parts for element, figure in s.figures.items()}
+    two = any(s.anchor == "comparison" for s in sections)
+    # a comparison has three maps of each score: in both scans, and the change
+    walked = explorer.data(shown or atlas, cards, 0 if shown is None else 3)
+    figures = {element: figure for s in sections for element, figure in s.figures.items()}
     return rendered(
         "page.html.j2",
         kind=kind,
         title=title,
         atlas=atlas,
-        facts=_facts(atlas),
+        # of two atlases the comparison says it of both
+        facts={} if two else _facts(atlas),
+        notes=[] if two else atlas.notes,
         first=[s for s in sections if not s.after],
         after=[s for s in sections if s.after],
         rows=summary.rows(atlas),
         hint=summary.hint(atlas),
         overlays=overlays,
+        pictures={o.element: o.data for o in overlays},
+        over=asset("overlay.js"),
         scores=[score_section.of(atlas, score) for score in atlas.scores],
-        explorer=explorer.data(shown or atlas, cards),
+        explorer=walked,
+        signed=any(s["signed"] for s in walked["scores"]),
+        unnamed=_unnamed(shown or atlas),
         # how much each score was measured on stands in its section
         provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
         data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
@@ -99,10 +106,19 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
 
 
 def _weights(origin: Any) -> str | None:
-    """Where the weights come from, in a line."""
+    """Where the weights come from, in a line; of an eye before another model, where that one's come
+    from too."""
     if not isinstance(origin, dict) or not origin.get("source"):
         return None
-    return ", ".join(str(origin[k]) for k in ("source", "weights", "folder") if origin.get(k))
+    said = ", ".join(str(origin[k]) for k in ("source", "weights", "folder") if origin.get(k))
+    behind = _weights(origin.get("language_model"))
+    return f"eye: {said}; language model: {behind}" if behind else said
+
+
+def _unnamed(atlas: HeadTable) -> list[str]:
+    """The titles of scores that have a threshold and name no role."""
+    every = [atlas.about(score) for score in atlas.scores]
+    return [about.title for about in every if about.threshold is not None and not about.role]
 
 
 def _tokens(value: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -62,7 +62,22 @@ def both(one: HeadTable, other: HeadTable, pairs: Sequence[tuple[str, str]]) -> 
             threshold=None,
             role="",
         )
+    _share_scales(frame, about)
     return HeadTable(frame, one.provenance, (), about)
+
+
+def _share_scales(frame: pd.DataFrame, about: dict[str, Any]) -> None:
+    """Makes the colours of changes reach equally far, of the scores that share a range and a unit:
+    else a small change looks like a large one."""
+    kinds: dict[Any, list[str]] = {}
+    for name in (n.removesuffix("_after") for n in about if n.endswith("_after")):
+        plain = about[name]
+        kinds.setdefault((plain.unit, plain.low, plain.high), []).append(f"{name}_change")
+    for some in kinds.values():
+        sizes = np.abs(frame[some].to_numpy(float))
+        most = float(sizes[np.isfinite(sizes)].max(initial=0.0))
+        for name in some:
+            about[name] = replace(about[name], high=most or None)
 
 
 def moves(table: HeadTable, names: Sequence[str], k: int) -> list[Move]:

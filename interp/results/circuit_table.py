@@ -37,6 +37,10 @@ FORMAT = 1
 EDGE_COLUMNS = ("sender", "receiver", "kind", "score")
 
 
+#: metric → its unit
+UNITS = {"margin": "logits", "probability difference": "of probability", "log-probability": "nats"}
+
+
 @dataclass(frozen=True)
 class Search:
     """What was asked and how the model does it: the task, the method, accuracy and margins (clean
@@ -53,6 +57,11 @@ class Search:
     backwards: float
     seconds: float
     metric: str = "margin"
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit."""
+        return UNITS.get(self.metric, "")
 
 
 @dataclass(frozen=True)

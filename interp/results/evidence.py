@@ -74,6 +74,22 @@ class Partner:
     above_random: float
 
 
+@dataclass(frozen=True)
+class Built:
+    """Who built the score of a head's strongest passage.
+
+    Attributes:
+        score: scaling · q·k, before a softcap.
+        query, key: (writer, what it adds over all writers of the other side), of the writers of
+            either stream that add most, the largest by size first; learned positions are in
+            "embedding".
+    """
+
+    score: float
+    query: tuple[tuple[str, float], ...]
+    key: tuple[tuple[str, float], ...]
+
+
 @dataclass
 class HeadEvidence:
     """What is kept of one head."""
@@ -81,6 +97,7 @@ class HeadEvidence:
     passages: list[Passage] = field(default_factory=list)
     writes: list[Writes] = field(default_factory=list)
     partners: list[Partner] = field(default_factory=list)
+    built: Built | None = None
 
 
 @dataclass
@@ -144,4 +161,8 @@ def _head(said: dict[str, Any]) -> HeadEvidence:
         for p in said["passages"]
     ]
     writes = [Writes(**tuples(w, ["reads", "promotes", "lowers"])) for w in said["writes"]]
-    return HeadEvidence(passages, writes, [Partner(**p) for p in said["partners"]])
+    built = said.get("built")  # evidence of earlier versions has none
+    if built is not None:
+        sides = {s: tuple((str(n), float(v)) for n, v in built[s]) for s in ("query", "key")}
+        built = Built(float(built["score"]), **sides)
+    return HeadEvidence(passages, writes, [Partner(**p) for p in said["partners"]], built)

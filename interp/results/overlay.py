@@ -22,9 +22,15 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 #: how near to the picture's edges a grid must come to lie on all of it
 NEAR = 0.02
-#: pixels of a panel's width, of the lines above it, of what is above all panels, and of a picture's
-#: side as it is drawn
-PANEL, TITLE, ABOVE, DRAWN = 220, 40, 88, 320
+#: pixels of a panel's width, of the lines above it, of what is above all panels, of a picture's
+#: side as it is drawn, and of the colour bar beside all panels
+PANEL, TITLE, ABOVE, DRAWN, BAR = 220, 40, 88, 320, 64
+#: over the picture: dark where a head looks not at all, bright at the largest weight of all heads
+SCALE = (
+    (0.0, "rgba(8,12,24,0.62)"),
+    (0.5, "rgba(255,120,0,0.35)"),
+    (1.0, "rgba(255,235,59,0.75)"),
+)
 
 
 class Layer(NamedTuple):
@@ -40,12 +46,22 @@ class Layer(NamedTuple):
         return max(left, top) < NEAR and min(right, bottom) > 1 - NEAR
 
 
+class Panel(NamedTuple):
+    """What is drawn beside the others: its head ("" for the picture alone), its title in lines, and
+    the weights that lie over the picture."""
+
+    head: str
+    title: str
+    layers: list[Layer]
+
+
 class PictureOverlay(ABC):
     """One token's attention to one picture: what its two kinds share.
 
     `first`: head → its weight on the prompt's first token, the usual sink ({} in files of versions
     that did not measure it). `word`: the word that the token is about to say, where one was chosen.
-    `shown`: which picture it is, where there are several.
+    `shown`: which picture it is, where there are several. `by`: the title of the score whose
+    strongest heads these are; "" where they were named.
     """
 
     picture: str
@@ -55,6 +71,7 @@ class PictureOverlay(ABC):
     first: dict[str, float]
     word: str
     shown: str
+    by: str
 
     @property
     def heads(self) -> list[str]:
@@ -85,7 +102,7 @@ class PictureOverlay(ABC):
         """Where the attention comes from, in words: of “a” before “table”."""
         return f"of “{self.token}”" + (f", before “{self.word}”" if self.word else "")
 
-    def _drawn(self) -> tuple[str, int, int]:
+    def drawn(self) -> tuple[str, int, int]:
         """The picture as an address that holds it, no larger than it is drawn, with its width and
         height."""
         from PIL import Image as Pictures
@@ -114,47 +131,67 @@ class PictureOverlay(ABC):
             return image
         return f"{image},{parted}{_percent(self.first[head])} on the first token"
 
+    def panels(self) -> list[Panel]:
+        """The picture, then its heads in order; where a small copy of the whole picture stands
+        beside its tiles, it has a panel of its own."""
+        made = [Panel("", "the picture", [])]
+        for head in self.heads:
+            tiles, copies = _parted(self.layers(head))
+            made.append(Panel(head, self.title(head, "\n"), tiles))
+            for copy in copies:
+                share = _percent(float(copy.weights.sum()))
+                made.append(Panel(head, f"{_short(head)} · {share} on the small copy", [copy]))
+        return made
+
+    @property
+    def top(self) -> float:
+        """The largest weight of a patch, of all heads: what is bright."""
+        every = (float(x.weights.max()) for h in self.heads for x in self.layers(h))
+        return max(every, default=1.0) or 1.0
+
     def figure(self, columns: int = 4) -> go.Figure:
-        """The picture, then the same with each head's weights over it (bright: much), its share of
-        attention beside the head's name; crosses are visual sinks. Where a small copy of the whole
-        picture stands beside its tiles, it has a panel of its own."""
+        """The picture, then the same with each head's weights over it (bright: much, on one scale
+        for all heads), its share of attention beside the head's name; crosses are visual sinks.
+        Where a small copy of the whole picture stands beside its tiles, it has a panel of its
+        own."""
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 
-        panels: list[tuple[str, str, list[Layer]]] = [("", "the picture", [])]
-        for head in self.heads:
-            tiles, copies = _parted(self.layers(head))
-            panels.append((head, self.title(head, "<br>"), tiles))
-            for copy in copies:
-                share = _percent(float(copy.weights.sum()))
-                panels.append((head, f"{_short(head)} · {share} on the small copy", [copy]))
+        panels = self.panels()
         across = min(columns, len(panels))
         down = -(-len(panels) // across)
-        source, width, height = self._drawn()
+        source, width, height = self.drawn()
         panel = min(max(PANEL * height / width, PANEL / 4), 2 * PANEL)
         area = panel * down + TITLE * (down - 1)
         plot = make_subplots(
             down,
             across,
-            subplot_titles=[title for _, title, _ in panels],
+            subplot_titles=[panel.title.replace("\n", "<br>") for panel in panels],
             horizontal_spacing=0.02,
             vertical_spacing=TITLE / area if down > 1 else 0,
         )
         for k, (head, _, layers) in enumerate(panels):
             where = dict(row=k // across + 1, col=k % across + 1)
             plot.add_trace(go.Image(source=source, hoverinfo="skip"), **where)
-            top = max((float(layer.weights.max()) for layer in layers), default=1.0) or 1.0
             for layer in layers:
-                _draw(plot, head, layer, top, height, width, where)
+                _draw(plot, head, layer, height, width, where)
             plot.update_xaxes(visible=False, range=[-0.5, width - 0.5], constrain="domain", **where)
             own = f"x{k + 1 if k else ''}"  # proportions stay, however wide the page is
             edges = dict(range=[height - 0.5, -0.5], scaleanchor=own, constrain="domain")
             plot.update_yaxes(visible=False, **edges, **where)
         plot.update_layout(
-            width=PANEL * across + 40,
+            width=PANEL * across + 40 + BAR,
             height=round(area) + ABOVE + 16,
-            margin=dict(l=16, r=16, t=ABOVE, b=16),
+            margin=dict(l=16, r=16 + BAR, t=ABOVE, b=16),
             showlegend=False,
+            coloraxis=dict(
+                cmin=0,
+                cmax=self.top,
+                colorscale=SCALE,
+                colorbar=dict(
+                    title="weight", thickness=12, len=1, x=1.01, xpad=4, tickfont_size=10
+                ),
+            ),
             meta=dict(overlay=True),
             title=dict(text=f"Attention {self.looker}", font=dict(size=15)),
             font=dict(size=11),
@@ -183,6 +220,7 @@ class Overlay(PictureOverlay):
     first: dict[str, float] = field(default_factory=dict)
     word: str = ""
     shown: str = ""
+    by: str = ""
 
     def layers(self, head: str) -> list[Layer]:
         return [Layer(self.box, np.array(self.maps[head]), self.sinks.get(head, []))]
@@ -217,6 +255,7 @@ class TiledOverlay(PictureOverlay):
     first: dict[str, float] = field(default_factory=dict)
     word: str = ""
     shown: str = ""
+    by: str = ""
 
     @property
     def maps(self) -> dict[str, list[list[float]]]:
@@ -266,7 +305,6 @@ def _draw(
     figure: go.Figure,
     head: str,
     layer: Layer,
-    top: float,
     height: int,
     width: int,
     where: dict[str, int],
@@ -284,14 +322,7 @@ def _draw(
             y=y,
             dx=(right - left) * width / columns,
             dy=(below - above) * height / rows,
-            zmin=0,
-            zmax=top,
-            showscale=False,
-            colorscale=[
-                [0, "rgba(8,12,24,0.62)"],
-                [0.5, "rgba(255,120,0,0.35)"],
-                [1, "rgba(255,235,59,0.75)"],
-            ],
+            coloraxis="coloraxis",
             hovertemplate=head + "<br>weight %{z:.4f}<extra></extra>",
         ),
         **where,

@@ -3,7 +3,7 @@ with whom it composes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from interp.mechanics.composition import scores_of
 from interp.mechanics.ov_directions import ov_directions
 from interp.mechanics.weights import main_sites
 from interp.results.evidence import Evidence, HeadEvidence, Partner, Passage, Writes
+from interp.scan.built import Edge, Weights, built_of
 from interp_hooks.heads import Head
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.weight_rows import WeightRows
@@ -53,8 +54,11 @@ class _Place:
 
 
 @torch.no_grad()
-def evidence_of(model: HookedModel, settings: Settings) -> Evidence:
-    """Passages, OV directions and partners of every head of the main tower."""
+def evidence_of(
+    model: HookedModel, settings: Settings, within: Callable[[float], None] = lambda share: None
+) -> Evidence:
+    """Passages, OV directions and partners of every head of the main tower; `within` is told which
+    share is done."""
     rows = settings.rows(model.tokenizer, min(LENGTH, settings.context))[:TEXTS]
     sites = main_sites(model)
     notes: list[str] = []
@@ -65,15 +69,22 @@ def evidence_of(model: HookedModel, settings: Settings) -> Evidence:
     for sample, row in enumerate(rows):
         for name, found in _places(model, sites, sample, row).items():
             places[name] += found
+        within(0.5 * (sample + 1) / len(rows))
     texts = [pieces(model.tokenizer, row) for row in rows]
     raised = _raised(model, notes)
-    for site in sites:
+    strongest: dict[Site, list[_Place | None]] = {}
+    for n, site in enumerate(sites):
+        within(0.5 + 0.2 * n / len(sites))
         names = _names(site)
         chosen = [_chosen(places[name], texts) for name in names]
+        strongest[site] = [max(some, key=lambda p: p.weight, default=None) for some in chosen]
         promoted = raised(site, chosen)
         for name, some in zip(names, chosen, strict=True):
             heads[name].passages = [_passage(p, texts[p.sample], next(promoted)) for p in some]
+    _add_built(model, rows, strongest, heads, notes)
+    within(0.7)
     _add_writes(model, heads, notes)
+    within(0.85)
     _add_partners(model, heads, notes)
     return Evidence(heads, dict(texts=len(rows), tokens=max(map(len, rows))), notes)
 
@@ -84,7 +95,7 @@ def seconds(model: HookedModel, settings: Settings, pace: Pace) -> float:
     length, texts = min(LENGTH, settings.context), min(TEXTS, settings.samples)
     cost = _cost(model)
     products = cost if cost <= MOST else 0.0
-    return 4 * texts * pace.plain(1, length) + products / PACE + 0.1 * model.n_layers
+    return 6 * texts * pace.plain(1, length) + products / PACE + 0.1 * model.n_layers
 
 
 def _cost(model: HookedModel) -> float:
@@ -220,6 +231,35 @@ def _raised(model: HookedModel, notes: list[str], n: int = 3) -> Raised:
         return iter([tuple(pieces(model.tokenizer, [i])[0] for i in row) for row in ids])
 
     return tokens
+
+
+def _add_built(
+    model: HookedModel,
+    rows: Sequence[Sequence[int]],
+    strongest: Mapping[Site, Sequence[_Place | None]],
+    heads: dict[str, HeadEvidence],
+    notes: list[str],
+) -> None:
+    """Who built the score of each head's strongest passage; one forward a text."""
+    try:
+        weights = Weights(model)
+        for sample, row in enumerate(rows):
+            edges = {
+                site: [
+                    Edge(h, p.query, p.key)
+                    for h, p in enumerate(some)
+                    if p is not None and p.sample == sample
+                ]
+                for site, some in strongest.items()
+            }
+            if any(edges.values()):
+                for site, found in built_of(model, row, edges, weights).items():
+                    for edge, one in zip(edges[site], found, strict=True):
+                        heads[str(Head(site.layer, edge.head, site.tower))].built = one
+    except TapError as reason:
+        for head in heads.values():
+            head.built = None
+        notes.append(f"Who built the scores of passages is left out: {reason}")
 
 
 def _add_writes(model: HookedModel, heads: dict[str, HeadEvidence], notes: list[str]) -> None:

@@ -238,6 +238,8 @@ def fitting(
             )
 
     def has(score: Score) -> bool:
+        if score.needs_scenes and folder is not None:
+            return False
         there = score.name in named or not score.needs_site
         return there or any(getattr(site, score.needs_site) for site in model.sites)
 

@@ -37,7 +37,7 @@ from interp.support.ownership import owned
 from interp.support.progress import Clock, Shown, bar, reporting
 from interp.support.provenance import provenance
 from interp.vision.pictures import files_in
-from interp.vision.prompts import needs_image_tokens, needs_images
+from interp.vision.prompts import needs_image_tokens, needs_images, takes_images
 from interp.vision.towers import sees_alone
 from interp.vision.words import chosen
 from interp_hooks.call import STREAMS, Site
@@ -163,7 +163,7 @@ class Scan(Plan):
         clock.start("evidence" if self._gathers_evidence else "saving")
         if self._gathers_evidence:
             with _spared(lost, "evidence", atlas.notes):
-                atlas.evidence = evidence_of(self.model, self.settings)
+                atlas.evidence = evidence_of(self.model, self.settings, clock.within)
         if lost:
             atlas.provenance["missing"] = lost
         clock.finish()
@@ -408,7 +408,7 @@ def plan_scan(
     Example:
         >>> plan = interp.plan_scan(model, ["previous_token"], context=64, samples=2)
         >>> plan.rows
-        [('repeated random tokens', 'previous_token', '1 × 101 tokens')]
+        [('repeated random tokens', 'previous_token', '101 × 2')]
     """
     from interp.loading import load
 
@@ -429,7 +429,8 @@ def plan_scan(
     hooked = load(model)
     if sought is not None:
         needs_image_tokens(hooked, "words=")
-    selection = fitting(hooked, selection, asked_by_name(scores), images)
+    asked = selection
+    selection = fitting(hooked, asked, asked_by_name(scores), images)
     if sought is not None:
         check_drawn(selection)
     if (images is not None or prompt is not None) and not sees_alone(hooked):
@@ -466,6 +467,12 @@ def plan_scan(
         sought,
     )
     scan = Scan(hooked, selection, settings, extrapolate)
+    unseen = [s.name for s in asked if s.needs_scenes and takes_images(hooked)]
+    if images is not None and unseen:
+        scan.notes.append(
+            f"{', '.join(unseen)}: left out, for where each thing lies is known in rendered scenes "
+            f"alone, not in the pictures of {images}."
+        )
     if alone:
         named = asked_by_name(scores)
         pictures_alone.check_defined(hooked, scan.scores, scan._batches, scan.notes, named)

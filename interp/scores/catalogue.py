@@ -50,6 +50,7 @@ registry: Registry[Score] = Registry(
         "gaze": "interp.scores.gaze:Gaze",
         "image_retrieval": "interp.scores.image_retrieval:ImageRetrieval",
         "image_mass": "interp.scores.image_mass:ImageMass",
+        "image_excess": "interp.scores.image_excess:ImageExcess",
         "visual_sink": "interp.scores.visual_sink:VisualSink",
         "visual_nonsink_ratio": "interp.scores.visual_nonsink_ratio:VisualNonsinkRatio",
         "image_centric": "interp.scores.image_centric:ImageCentric",

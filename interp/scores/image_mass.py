@@ -17,7 +17,9 @@ class ImageMass(Score):
 
     Misleads:
         Part of it may lie on a few patches that collect attention whatever they show: `visual_sink`
-        says how much. More image tokens make more of it, so models with other grids do not compare.
+        says how much. More image tokens make more of it: where 36 of a prompt's 41 tokens are the
+        image's, a head that looks at all alike gives it 0.9. `image_excess` is what it gives beyond
+        such a head, and names the heads that look at the image.
     """
 
     name = "image_mass"
@@ -28,10 +30,9 @@ class ImageMass(Score):
     )
     formula = "mean over words q after the image of Σ_{k∈image} A[q, k]"
     citation = (
-        "Kang et al. 2025 (ICLR), arXiv 2503.03321, section 4 (heads from 0.2 on look at the image)"
+        "Kang et al. 2025 (ICLR), arXiv 2503.03321, section 4 (who take heads from 0.2 on; an even "
+        "head has more than that in most prompts, so none counts by it here)"
     )
-    threshold = 0.2
-    role = "looks at the image"
     probe = "image"
     default = True
     needs_images = True

@@ -22,7 +22,8 @@ class VHD(ModelScore):
 
     Misleads:
         Image tokens are taken out, not blanked: the text moves to other positions, and a head that
-        follows positions moves with it. It is a length, so heads with large outputs lead.
+        follows positions moves with it. It is a length, so heads with large outputs lead. A head
+        whose output changes need not look at the image itself: `image_excess` and `gaze` say that.
     """
 
     name = "vhd"
@@ -38,7 +39,6 @@ class VHD(ModelScore):
     passes = "2 a picture, with and without it"
     default = True
     needs_images = True
-    drawn = 2
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
         (one,) = settings.pictures.inputs(model, limit=1)

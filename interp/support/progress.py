@@ -22,6 +22,10 @@ Progress = Callable[[int, int, str], None]
 Shown = Any
 
 
+#: seconds after which a line of a log says what has begun
+PATIENCE = 3
+
+
 @contextmanager
 def bar(title: str, enabled: bool = True) -> Iterator[Progress | None]:
     """Yields report(done, total, what), or None when not enabled."""
@@ -113,17 +117,20 @@ def progress(title: str) -> Iterator[Progress]:
 
 class _Lines:
     """Progress for logs and pipes: a line at the first report, then whenever another tenth is
-    done."""
+    done, or something else begins after `PATIENCE` seconds without a line."""
 
     def __init__(self, console: Console, title: str):
         self._console, self._title, self._tenth = console, title, -1
+        self._what, self._told = "", time.monotonic()
 
     def __call__(self, done: int, total: int, what: str) -> None:
         from rich.text import Text
 
         tenth = 10 * done // total if total else 0
-        if tenth > self._tenth:
-            self._tenth = tenth
+        now = time.monotonic()
+        other = what != self._what and now - self._told > PATIENCE
+        if tenth > self._tenth or other:
+            self._tenth, self._what, self._told = max(tenth, self._tenth), what, now
             self._console.print(
                 Text(f"{self._title}: {done / max(total, 1):4.0%} {what}".rstrip()), soft_wrap=True
             )

@@ -35,7 +35,7 @@ class Posed:
 
     Example:
         >>> interp.tasks.pose(model, interp.tasks.get("ioi")).note
-        'ioi: format bare, 8 of 8'
+        'ioi: asked in the format bare, which solved 8 of 8 trial problems beforehand'
     """
 
     task: Task
@@ -44,13 +44,17 @@ class Posed:
 
     @property
     def note(self) -> str | None:
-        """ "niah: format lead, 8 of 8; bare 0, chat 2"; None where there was nothing to choose."""
+        """Which format was taken and how many trial problems it solved, which are not those that
+        are measured, and the others' numbers; None where there was nothing to choose."""
         if not self.solved:
             return None
         mine = self.solved[self.task.format]
         others = ", ".join(f"{f} {k}" for f, k in self.solved.items() if f != self.task.format)
-        line = f"{self.task.name}: format {self.task.format}, {mine} of {self.trials}"
-        return f"{line}; {others}" if others else line
+        line = (
+            f"{self.task.name}: asked in the format {self.task.format}, which solved {mine} of "
+            f"{self.trials} trial problems beforehand"
+        )
+        return f"{line} ({others})" if others else line
 
 
 def pose(model: HookedModel, task: Task, format: str = "auto") -> Posed:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 import transformers as hf
 from chats import END, always, talking
 from typer.testing import CliRunner, Result
 
 import interp
 from interp.cli.main import app
+from interp.errors import InputError
+from interp.model import Model
 from interp_hooks import hook
 
 
@@ -42,13 +45,17 @@ def load(monkeypatch: pytest.MonkeyPatch, talker: Any) -> Any:
     return put
 
 
-def test_a_tuned_model_answers_and_says_that_it_was_asked(load: Any, talker: Any) -> None:
+def test_a_tuned_model_goes_on_unless_it_is_asked_and_a_hint_says_so(
+    load: Any, talker: Any
+) -> None:
     model = load(tiny.build("llama", len(talker), seed=3), "</s>", END)
-    asked = run("--prompt", "the dog")
-    assert "talker is tuned for chat" in asked.stderr and "--no-chat" in asked.stderr
-    assert asked.stdout.strip() == model.chat("the dog", max_new_tokens=4)
     told = run("--prompt", "the dog", "--chat")
-    assert told.stdout == asked.stdout and told.stderr == ""
+    assert told.stdout.strip() == model.chat("the dog", max_new_tokens=4) and told.stderr == ""
+    face = model.as_face(Model)
+    assert face.generate("the dog", chat=True, max_new_tokens=4).strip() == told.stdout.strip()
+    assert face.generate(["the dog"], chat=True, max_new_tokens=4)[0].strip() == told.stdout.strip()
+    with pytest.raises(InputError, match="chat=True"):
+        face.generate(input_ids=torch.tensor([[1]]), chat=True)
     kind = run("--prompt", "the dog", "--system", "the river")
     assert kind.stdout.strip() == model.chat("the dog", "the river", 4) and kind.stderr == ""
     plain = run("--prompt", "the dog", "--no-chat")
@@ -56,6 +63,9 @@ def test_a_tuned_model_answers_and_says_that_it_was_asked(load: Any, talker: Any
     out = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
     text = talker.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert plain.stdout == f"{text}\n" and plain.stderr == ""
+    usual = run("--prompt", "the dog")
+    assert usual.stdout == plain.stdout == face.generate("the dog", max_new_tokens=4) + "\n"
+    assert usual.stderr == "talker is tuned for chat: --chat asks it in its chat template.\n"
 
 
 def test_a_base_model_with_a_template_is_not_taken_for_a_tuned_one(load: Any, talker: Any) -> None:

@@ -407,7 +407,8 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Head], dict[st
         return SimpleNamespace(
             heads=heads, control_heads=[Head(0, 0)], baseline=interval(0.9), ablated=interval(0.2),
             control=interval(0.88), difference=interval(-0.7), control_difference=interval(-0.02),
-            notes=["ioi: format bare, 8 of 8"],
+            notes=["ioi: asked bare"],
+            draws=[[Head(0, 0)]] * 5, control_said="5 draws of 1 random head",
         )  # fmt: skip
 
     monkeypatch.setitem(vars(interp), "ablate", ablate)
@@ -424,7 +425,9 @@ def test_ablate_heads(ablations: list[Any]) -> None:
             dict(mode="mean", task="ioi", n=8, seed=0, avoid=[], format=None, force=False),
         )
     ]
-    assert "0.900 [0.800, 1.000]" in text and "-0.700" in text and "control" in text
+    assert "0.900 [0.800, 1.000]" in text and "-0.700" in text and "5 random draws" in text
+    assert "accuracy" in text and "control: 5 draws of 1 random head" in text
+    assert "mean over the task's corrupted prompts" in text
 
 
 def test_ablate_top(ablations: list[Any], stand_ins: SimpleNamespace, tmp_path: Path) -> None:

@@ -3,14 +3,17 @@ sentence where nobody can be asked."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_wheel
 from typer.testing import CliRunner
 
+import interp
 from interp.cli import common
 from interp.cli.main import app
+from interp.models import names
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +44,13 @@ def run(words: str, code: int = 0, answer: str | None = None) -> str:
 
 def test_get_list_load_remove(home: Path) -> None:
     text = run("models get tiny --yes")
+    assert "dequantised to float32" in text and "loads offline" in text
     for fact in ("2 layers × 4 heads", "CC0-1.0", "1 MB", "tiny-weights==1.0", str(home / "tiny")):
         assert fact in text
     assert "tiny-weights==1.0" in run("models") and "Q8_0" in run("models")
     assert str(home / "tiny") in run("models get tiny")  # nothing to fetch, nothing to ask
     text = run("generate --model tiny --prompt cat --max-new-tokens 1")
-    assert "dequantised to float32" in text
+    assert "dequantised" not in text  # said once, when it was fetched, and in every record
     assert "MB are free" in run("models remove tiny")
     assert "tiny-weights==1.0" not in run("models")
     assert "no model called" in run("models remove tiny", code=2)
@@ -82,5 +86,24 @@ def test_a_failed_download_is_one_sentence(
 
 
 def test_bundled_and_unknown(home: Path) -> None:
-    assert "pocket_llama" in run("models get llama")
+    assert "pocket_llama" in run("models get llama") and "llama is ready" in run("models get llama")
     assert "interp models" in run("models get no-such-model", code=2)
+
+
+def test_a_bundled_eye_says_what_was_fetched_and_that_it_is_ready(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eye = names.EYES["smol-llava"]
+    monkeypatch.setitem(names.EYES, "smol-llava", replace(eye, language="tiny"))
+    assert "from now on smol-llava loads offline" in run("models get smol-llava --yes")
+    again = run("models get smol-llava --yes")
+    assert "smol-llava is ready: its eye comes with interp, tiny is its language model" in again
+
+
+def test_a_wrong_head_is_told_before_weights_are_read(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interp, "load", lambda *args, **more: pytest.fail("loaded"))
+    for head, said in (("L4H0", "has no head L4H0"), ("H18L6", "H18L6"), ("L1H8", "8 heads")):
+        for command in (f"look --head {head} --text cat", f"ablate --heads {head}"):
+            assert said in run(f"{command} --model llama", code=2)

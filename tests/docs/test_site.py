@@ -133,15 +133,17 @@ def test_heat_map_shows_every_head() -> None:
     svg = site_figures.heat_map([[0.0, 0.5], [1.0, None]], "a <score>", (0.0, 1.0), threshold=0.5)
     root = ET.fromstring(svg)
     cells = {rect[0].text: (rect.get("fill"), rect.get("class")) for rect in root if len(rect)}
+    at = {rect[0].text: (float(rect.get("x")), float(rect.get("y"))) for rect in root if len(rect)}
+    assert at["L1H0 1.00"][1] > at["L0H0 0.00"][1] and at["L0H1 0.50"][0] > at["L0H0 0.00"][0]
     assert cells == {
-        "L0H0 0.00": ("#440154", None),
-        "L0H1 0.50": ("#21918c", "on"),
-        "L1H0 1.00": ("#fde725", "on"),
+        "L0H0 0.00": ("#f5f7fa", None),
+        "L0H1 0.50": ("#7d9cc0", "on"),
+        "L1H0 1.00": ("#122f55", "on"),
         "L1H1: no value": (None, "none"),
     }
     signed = site_figures.heat_map([[-1.0, 0.0, 3.0]], "signed")
-    assert 'fill="#f7f7f7"><title>L0H1 0.00' in signed  # 0 is the middle of the scale
-    assert 'fill="#b2182b"><title>L0H2 3.00' in signed
+    assert 'fill="#f5f7fa"><title>L0H1 0.00' in signed  # 0 is the middle of the scale
+    assert 'fill="#b4430c"><title>L0H2 3.00' in signed
 
 
 @pytest.mark.parametrize(

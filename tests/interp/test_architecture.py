@@ -196,7 +196,8 @@ ROOMS: dict[str, str] = {
     "results": "",
     "results.interchange": "results",
     "report": "results",
-    "look": "inputs report results",
+    "streams": "inputs",
+    "look": "inputs report results streams",
     "model": "inputs look",
     "loading": "model models",
     # what a model is asked, and how it is changed
@@ -205,10 +206,10 @@ ROOMS: dict[str, str] = {
     "edits": "inputs loading results.interchange tasks vision",
     "probes": "inputs tasks vision",
     "evaluation": "edits inputs loading results tasks vision",
-    "mechanics": "evaluation inputs loading results tasks",
+    "mechanics": "evaluation inputs loading results streams tasks",
     "scores": "edits inputs mechanics probes vision",
     "atlas": "report results results.interchange scores",
-    "scan": "atlas inputs loading mechanics probes results scores vision",
+    "scan": "atlas inputs loading mechanics probes results scores streams vision",
     "procedures": "inputs loading vision",
     "calibration": "edits evaluation inputs loading tasks",
     # circuits, from runs up to the circuit
@@ -223,6 +224,11 @@ ROOMS: dict[str, str] = {
     "circuits": (
         "atlas circuits.drawing circuits.judging circuits.known circuits.methods circuits.runs "
         "inputs loading report results tasks"
+    ),
+    "circuits.benching.controls": "circuits.methods circuits.runs",
+    "circuits.benching": (
+        "circuits circuits.benching.controls circuits.judging circuits.known circuits.methods "
+        "circuits.runs inputs loading tasks"
     ),
     # the command line sees all, and nothing sees it
     "cli": (

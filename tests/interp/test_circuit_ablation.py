@@ -158,7 +158,7 @@ def test_layers_before_the_head_do_not_run_again(worded: Any, name: str) -> None
     for head in runs.heads:
         ran: list[int] = []
         handles = [
-            block.register_forward_pre_hook(lambda m, a, n=n: ran.append(n))
+            block.register_forward_pre_hook(lambda m, a, n=n, ran=ran: ran.append(n))
             for n, block in enumerate(tiny.layers(model.module))
         ]
         found = runs.without(pairs, [head], stand_ins, blocks)

@@ -3,6 +3,7 @@ of their own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,16 @@ from test_circuit_gradients import bench_of, inputs, instances, lens_bench, marg
 
 from interp.circuits.methods.acdc import ACDC
 from interp.circuits.runs.edges import Graph, Stream
+from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts, Written
 from interp.circuits.runs.subgraph import Receivers, Subgraph
 from interp.errors import InputError
-from interp_hooks.errors import TapError
+from interp.support.checkpoints import Checkpoints
+from interp_hooks import hook
 
 NAMES = ["llama", "gpt2", "neox"]
 ROWS = 2
+ONE = hook(tiny.build("gpt2", n_layer=1), name="one")
 
 
 def cut(name: str, mode: str = "resample") -> Subgraph:
@@ -184,12 +189,6 @@ def test_a_high_threshold_keeps_nothing_and_needs_few_runs() -> None:
     assert runs.forwards <= senders + 6
 
 
-@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
-def test_streams_that_are_no_plain_sum_are_refused(name: str) -> None:
-    with pytest.raises(TapError, match="use head_ablation"):
-        ACDC().find(bench_of(name, 1))
-
-
 def test_settings_that_make_no_sense_are_refused() -> None:
     for make in (
         lambda: ACDC(()),
@@ -214,3 +213,47 @@ def test_other_projections_and_norms_run_too(name: str) -> None:
         found[:, -1], wanted[:, -1], rtol=2e-3, atol=2e-3 * float(wanted.abs().max())
     )
     assert float((clean - wanted)[:, -1].abs().max()) > 0.05 * float(wanted.abs().max())
+
+
+def small() -> PairedRuns:
+    """One layer of GPT-2's make: 32 edges."""
+    return PairedRuns(ONE, Prompts(Written(), instances(1)))
+
+
+def test_edges_side_by_side_are_decided_as_one_by_one() -> None:
+    one, other = (ACDC((0.003, 0.03, 0.3), at_once=n).find(small()) for n in (1, 5))
+    assert one.edges is not None and other.edges is not None
+    assert scores(one) == scores(other) and 3 < len(scores(one)) < 30
+    assert "passes over the prompts" in other.notes[0] and "seconds" in other.notes[0]
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_search_resumes_and_finds_the_same(tmp_path: Path) -> None:
+    method, whole = ACDC(thresholds=(0.003, 0.3)), small()
+    wanted = method.find(whole)
+
+    def stop(done: int, total: int, what: str) -> None:
+        if done > total // 2:
+            raise Stopped
+
+    model, prompts = whole.model, whole.prompts
+    with pytest.raises(Stopped):
+        method.find(PairedRuns(model, prompts, 0, stop, Checkpoints(tmp_path, {})))
+    pieces = Checkpoints(tmp_path, {})
+    assert pieces.kept > 1
+    again = PairedRuns(model, prompts, 0, None, pieces)
+    before, run = again.forwards, []
+    logits = again.logits
+    again.logits = lambda *args, **more: run.append(1) or logits(*args, **more)  # type: ignore
+    found = method.find(again)
+    assert scores(found) == scores(wanted)
+    assert again.forwards - before == whole.forwards  # counted with those of the first
+    fresh: list[int] = []
+    other = PairedRuns(model, prompts)
+    own = other.logits
+    other.logits = lambda *args, **more: fresh.append(1) or own(*args, **more)  # type: ignore
+    method.find(other)
+    assert len(run) < 0.8 * len(fresh)

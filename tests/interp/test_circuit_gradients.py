@@ -22,7 +22,6 @@ from interp.circuits.runs.prompts import Prompts, Written
 from interp.errors import InputError
 from interp.tasks.task import Instance
 from interp_hooks import Head, HookedModel, hook
-from interp_hooks.errors import TapError
 
 STEP = 1e-4
 
@@ -224,12 +223,6 @@ def test_edges_lead_forwards_only_and_shared_keys_are_one_receiver() -> None:
         assert ("MLP 1", "MLP 1", "") not in found
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2"])
-def test_streams_that_are_no_plain_sum_are_refused(name: str) -> None:
-    with pytest.raises(TapError, match="sum of its heads' results"):
-        EAP().find(bench_of(name))
-
-
 def lens_bench() -> PairedRuns:
     """A TransformerLens model with grouped keys and rotation."""
     lens = pytest.importorskip("transformer_lens")
@@ -282,6 +275,31 @@ def test_one_step_from_the_inputs_is_eap() -> None:
         assert integrated[edge] == pytest.approx(value, rel=1e-3, abs=1e-5)
 
 
+def test_points_on_the_left_begin_with_the_corrupted_run() -> None:
+    """One step there is EAP with the twins' roles exchanged, with the other sign."""
+    rows = instances(2)
+    exchanged = tuple(Instance(i.corrupted, i.positions, i.accept, i.wrong, i.ids) for i in rows)
+    found = scores(EAPIG.make("code", steps=1).find(bench_of("llama", 2)))
+    other = scores(EAP().find(PairedRuns(hooked("llama"), Prompts(Written(), exchanged))))
+    size = max(map(abs, found.values()))
+    for edge, value in other.items():
+        assert found[edge] == pytest.approx(-value, rel=2e-3, abs=1e-4 * size)
+
+
+def test_presets_are_the_papers_text_and_the_released_code() -> None:
+    """Of four steps, three lie at the same points: the sums differ by the ends alone."""
+    paper, code = (EAPIG.make(name, steps=4) for name in ("paper", "code"))
+    assert (paper.points, code.points) == ("right", "left") and EAPIG() == EAPIG.make("paper")
+    right, left, one, none = (
+        scores(method.find(bench_of("gpt2", 2)))
+        for method in (paper, code, EAPIG(steps=1), EAPIG(steps=1, points="left"))
+    )
+    size = max(map(abs, right.values()))
+    for edge in list(right)[::37]:
+        gap = (one[edge] - none[edge]) / 4
+        assert right[edge] - left[edge] == pytest.approx(gap, rel=2e-3, abs=1e-4 * size)
+
+
 def extrapolated(of: Any, steps: int) -> float:
     """The limit of sums over the last points of `steps` and 2 · `steps` intervals, whose error
     halves."""
@@ -321,6 +339,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         lambda: HISP("median"),
         lambda: EAPIG(steps=0),
         lambda: EAPIG(mode="weights"),
+        lambda: EAPIG(points="middle"),
     ):
         with pytest.raises(InputError):
             make()

@@ -165,3 +165,30 @@ def test_an_encoder_looks_forward_too() -> None:
     passages = [p for h in model.heads for p in found.of(str(h)).passages]
     assert any(p.key > p.query for p in passages)
     assert found.notes  # what it promotes can't be said
+
+
+def test_the_strongest_passage_says_who_built_its_score(model: Any, kept: Evidence) -> None:
+    rows = SETTINGS.rows(model.tokenizer)
+    for name in ("L1H5", "L2H4", "L3H1"):
+        one = kept.of(name)
+        first = one.passages[0]
+        found = interp.mechanics.qk_attribution(
+            model, torch.tensor([rows[first.sample]]), name, first.query, first.key
+        )
+        assert one.built is not None and one.built.score == pytest.approx(found.score, rel=1e-4)
+        for side, values in ((one.built.query, found.by_query()), (one.built.key, found.by_key())):
+            assert len(side) == 3
+            for writer, value in side:
+                assert value == pytest.approx(values[writer], abs=1e-3, rel=1e-3)
+        assert abs(one.built.key[0][1]) >= abs(one.built.key[1][1])
+
+
+def test_evidence_without_it_is_read(kept: Evidence, tmp_path: Path) -> None:
+    import json
+
+    path = kept.save(tmp_path) / "evidence.json"
+    said = json.loads(path.read_text())
+    for one in said["heads"].values():
+        assert one.pop("built")["key"]
+    path.write_text(json.dumps(said))
+    assert Evidence.load(tmp_path).of("L2H4").built is None

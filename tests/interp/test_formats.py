@@ -157,21 +157,28 @@ class Sees:
 @pytest.mark.parametrize(
     ("solved", "chosen", "note"),
     [
-        (dict(bare=8), "bare", "niah: format bare, 8 of 8"),
+        (
+            dict(bare=8),
+            "bare",
+            "niah: asked in the format bare, which solved 8 of 8 trial problems beforehand",
+        ),
         (
             dict(bare=0, lead=8),
             "lead",
-            "niah: format lead, 8 of 8; bare 0",
+            "niah: asked in the format lead, which solved 8 of 8 trial problems beforehand "
+            "(bare 0)",
         ),
         (
             dict(zip(("bare", "lead", "few-shot", "chat"), (5, 6, 6, 7), strict=True)),
             "chat",
-            "niah: format chat, 7 of 8; bare 5, lead 6, few-shot 6",
+            "niah: asked in the format chat, which solved 7 of 8 trial problems beforehand "
+            "(bare 5, lead 6, few-shot 6)",
         ),
         (
             dict(zip(("bare", "lead", "few-shot", "chat"), (5, 6, 6, 6), strict=True)),
             "bare",  # one more of eight is chance
-            "niah: format bare, 5 of 8; lead 6, few-shot 6, chat 6",
+            "niah: asked in the format bare, which solved 5 of 8 trial problems beforehand "
+            "(lead 6, few-shot 6, chat 6)",
         ),
     ],
 )

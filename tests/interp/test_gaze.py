@@ -16,6 +16,7 @@ from tokenizers import AddedToken
 
 import interp
 from interp import scenes, scores
+from interp.cli.scan_heads import of_pictures
 from interp.edits import ScaleTokens
 from interp.errors import InputError
 from interp.probes import catalogue as probes
@@ -219,8 +220,10 @@ def test_a_folder_has_no_truth(model: HookedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gaze needs to know where things lie.*leave images="):
         interp.plan_scan(model, "gaze,image_mass", 64, 1, images=tmp_path)
     plan = interp.plan_scan(model, "default,-retrieval", 64, 1, images=tmp_path)
-    for name in ("gaze", "image_retrieval"):
-        assert sum(note.startswith(f"{name}: not measured. Where each") for note in plan.notes) == 1
+    assert sum("gaze, image_retrieval: left out, for where each" in n for n in plan.notes) == 1
+    assert not {"gaze", "image_retrieval"} & {s.name for s in plan.scores}  # no empty columns
+    assert "--scores vhd,image_mass,image_excess" in str(of_pictures(plan, tmp_path))
+    assert of_pictures(plan, None) is None
 
 
 def test_resampled_pictures_have_no_gaze() -> None:

@@ -237,6 +237,28 @@ def test_pieces_of_a_word_level_vocabulary(tokenizer: Any) -> None:
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+def test_the_frame_says_where_a_token_looks_the_first_included() -> None:
+    model, _ = loaded("llama")
+    frame, a = model.look(IDS, "L1H2").frame, model.attention(IDS, "L1H2").numpy()
+    np.testing.assert_array_equal(frame["at"], a.argmax(1))
+    np.testing.assert_allclose(frame.weight, a.max(1), atol=1e-6)
+    np.testing.assert_allclose(frame["first"], a[:, 0], atol=1e-6)
+    assert frame.past_first_at[0] == -1 and np.isnan(frame.past_first_weight[0])
+    np.testing.assert_array_equal(frame.past_first_at[1:], 1 + a[1:, 1:].argmax(1))
+    np.testing.assert_allclose(frame.past_first_weight[1:], a[1:, 1:].max(1), atol=1e-6)
+    seen = np.arange(len(a), 0, -1)  # how many tokens see each
+    np.testing.assert_allclose(frame.received, a.sum(0) / seen, atol=1e-6)
+
+
+def test_edits_are_said_in_a_phrase() -> None:
+    model, _ = loaded("llama")
+    edits = [interp.edits.Ablate(["L1H2"]), interp.edits.ScaleHeads({"L0H1": 0.5})]
+    look = model.look(IDS, "L1H2", edits=edits)
+    page = look.page()
+    assert "Ablate L1H2; mode zero" in page and "ScaleHeads L0H1" in page
+    assert "reference=None" not in page
+
+
 def numbers(text: str, kind: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), kind)
 
@@ -303,7 +325,9 @@ def test_walking_through_the_page(tmp_path: Path, width: int, dark: bool) -> Non
     rest, hovered, walked, by_value, free, fits = browser.run(
         page, WALK, tmp_path, width, dark=dark
     ).splitlines()
-    assert "Most looked at" in rest and "Most looked at" in free
+    assert "token 14)" in rest and "Most looked at" in free  # at rest the last token
+    received = look.frame.received[1:].max()
+    assert f"{received:.2f}"[1:] in free
     top = look.at(8, 1)
     assert "token 8)" in hovered and f"{top.weight.item():.2f}"[1:] in hovered
     assert "token 9)" in walked and "weight" in walked

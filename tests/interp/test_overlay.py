@@ -122,5 +122,26 @@ def test_the_report_shows_it(model: HookedModel, tmp_path: Path) -> None:
         and 'id="overlay-0-section"' in page
         and 'id="overlay-0"' in page
     )
-    figures = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["figures"]  # type: ignore[index]
-    assert figures["overlay-0"]["layout"]["meta"]["overlay"] is True
+    found = re.search(r'id="overlay-data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None and len(page) < 1_000_000  # drawn without plotly.js
+    drawn, kept = json.loads(found[1])["overlay-0"], atlas.overlays[0]
+    weights = {h: np.array(kept.maps[h]) for h in kept.heads}
+    assert drawn["top"] == max(w.max() for w in weights.values())  # one scale for all heads
+    assert [p["title"].split(" ")[0] for p in drawn["panels"][1:]] == [
+        h.partition(".")[2] for h in kept.heads
+    ]
+    for panel, own in zip(drawn["panels"][1:], weights.values(), strict=True):
+        np.testing.assert_allclose(panel["layers"][0]["weights"], own, rtol=1e-3)
+
+
+def test_heads_that_look_are_drawn_on_one_scale(model: HookedModel) -> None:
+    what = "vhd,image_mass,image_excess"
+    atlas = interp.scan_heads(model, scores=what, samples=1, context=64, progress=False)
+    (made,) = atlas.overlays
+    # vhd says whose output changes, not who looks
+    assert made.by == "Image excess"
+    ranked = atlas.frame.sort_values("image_excess", ascending=False)[["layer", "head"]]
+    assert made.heads == [f"text.L{la}H{h}" for la, h in ranked.head(7).to_numpy().tolist()]
+    figure = made.figure()
+    assert {t.coloraxis for t in figure.data if t.type == "heatmap"} == {"coloraxis"}
+    assert figure.layout.coloraxis.cmax == made.top and figure.layout.coloraxis.colorbar.title.text

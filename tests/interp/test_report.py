@@ -192,8 +192,66 @@ def test_cards_say_why(atlas: Atlas) -> None:
             assert "counts from 0.50" in role.reason and f"of {len(values)}" in role.reason
         assert "retrieval" not in [s.score for s in card.standings]  # measured nowhere
         assert card.head in str(card) and "<table>" in card._repr_html_()
+        assert repr(card).startswith(f"Card({card.head} of ") and "kv_head" not in repr(card)
     with pytest.raises(HeadError):
         named.card("text.L99H0")
+
+
+def test_a_card_in_print_says_all_that_is_shown(atlas: Atlas) -> None:
+    """`interp show --head` is made of the same words."""
+    named = Atlas(atlas.frame, atlas.provenance, about=ABOUT)
+    one = Passage(0, 3, 1, 0.5, 9.5, (("a ", ""), ("b", "key"), ("c", "query")), ("d",))
+    two = replace(one, weight=0.75, moves=1.5)
+    kept = HeadEvidence(
+        [one, two], [Writes(0.5, ("in",), ("out",), ("low",))],
+        [Partner("L0H1", "k", True, 0.17, 0.1), Partner("L0H1", "q", True, 0.07, 0.05)],
+    )  # fmt: skip
+    named.evidence = Evidence({"text.L1H0": kept})
+    said = str(named.card("text.L1H0"))
+    assert said.index("(0.75)") < said.index("(0.50)")  # by the number that is shown
+    assert "50%: reads “in”, promotes “out”" in said
+    assert "reads from L0H1 (K 0.17, Q 0.07)" in said  # a head once
+    for standing in named.card("text.L1H0").standings:
+        assert standing.title in said and standing.place in said
+    assert "nats" in said
+
+
+def test_ties_are_said_and_the_first_card_is_of_a_copying_head() -> None:
+    from interp.report.card import cards, opening
+
+    rows = pd.DataFrame(
+        [("", "self", 0, h, h) for h in range(4)],
+        columns=["tower", "kind", "layer", "head", "kv_head"],
+    )
+    about = {
+        "sink": replace(ABOUT["sink"], role="rests on the first token"),
+        "induction": replace(ABOUT["sink"], title="Induction", role="induction head"),
+        "retrieval": replace(ABOUT["sink"], title="Retrieval", role="retrieval head"),
+    }
+    rows["sink"], rows["induction"] = [0.9, 0.9, 0.1, 0.9], [0.6, 0.1, 0.8, 0.1]
+    rows["retrieval"] = [0.0, 0.0, 0.1, 0.9]
+    made = cards(Atlas(rows, {"model": "m"}, about=about), None)
+    (first, *_) = made["L0H0"].standings
+    assert first.place == "=1 of 4" and first.tied == 3
+    assert opening(made) == ("L0H3", "the strongest retrieval head")
+    rows["retrieval"] = 0.1
+    made = cards(Atlas(rows, {"model": "m"}, about=about), None)
+    assert opening(made) == ("L0H2", "the strongest induction head")
+    rows["induction"] = 0.1
+    made = cards(Atlas(rows, {"model": "m"}, about=about), None)
+    assert opening(made) == ("L0H0", "a head with a role")
+    assert opening({}) is None
+
+
+def test_where_the_weights_of_an_eye_and_of_its_model_come_from(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        [("", "self", 0, 0, 0, 0.5)], columns=["tower", "kind", "layer", "head", "kv_head", "sink"]
+    )
+    origin = dict(
+        source="bundled with interp", language_model=dict(source="PyPI: some==1", weights="Q4_1")
+    )
+    page = Atlas(rows, dict(model="m", origin=origin)).report(tmp_path / "r.html").read_text()
+    assert "eye: bundled with interp; language model: PyPI: some==1, Q4_1" in page
 
 
 def test_what_lies_between_is_kept(tmp_path: Path) -> None:
@@ -253,7 +311,8 @@ def test_walking_through_the_page(
     assert said[0] == "5"  # sink ×2, entropy, third-party ×2; retrieval has none
     assert said[1:3] == ["true", "true"]
     assert said[3].startswith("text.L3H2") and said[4].startswith("text.L3H3")
-    best, worst = (atlas.frame.sink.idxmax(), atlas.frame.sink.idxmin())
+    own = atlas.frame.sink[atlas.frame.tower == "text"]  # the tower of the head that was clicked
+    best, worst = own.idxmax(), own.idxmin()
     for line, row in ((said[5], best), (said[6], worst)):
         at = atlas.frame.loc[row]
         assert line.startswith(f"{at.tower}.L{at.layer}H{at['head']}")
@@ -278,4 +337,7 @@ def test_a_comparison_says_what_moved(atlas: Atlas, tmp_path: Path) -> None:
     assert len(change.moves(both, change.names(pairs), 5)) == 1  # nothing else moved
     page = atlas.report_against(tmp_path / "both.html", later).read_text(encoding="utf-8")
     text = re.sub(r"\s+", " ", Tags(page).text)
+    scales = {n: both.about(f"{n}_change").high for n in ("sink", "entropy")}
+    assert scales["sink"] == 0.75 and scales["entropy"] is None  # of other units, and unmoved
+    assert "later" in text and "p of overlap" in text
     assert "Moved most" in text and "+0.75" in text and "53.0" in text

@@ -39,6 +39,7 @@ Pair = tuple[HookedModel, Any]
 TEXTS = ["describe the picture : a red table top left .", "is there a chair ?"]
 IMAGE_SCORES = [
     "image_mass",
+    "image_excess",
     "visual_sink",
     "visual_nonsink_ratio",
     "image_centric",
@@ -191,6 +192,40 @@ def test_image_mass_is_its_definition_under_left_padding(llava: Pair) -> None:
     got = measured(model, "image_mass", batch)
     np.testing.assert_allclose(got, wanted, atol=2e-5)
     assert got.std() > 0.01
+
+
+def test_image_excess_is_what_an_even_head_would_not_give(llava: Pair) -> None:
+    model, plain = llava
+    batch, alone = batch_of_two(model)
+    wanted = []
+    for given in alone:
+        a, image, after = text_attention(plain, given)
+        n = len(image)
+        s = image.double().cumsum(0) / torch.arange(1, n + 1)  # of the keys that a row sees
+        m = a[:, :, after:, image].sum(-1)
+        wanted.append(((m - s[after:]) / (1 - s[after:])).mean(-1).numpy())
+    got = measured(model, "image_excess", batch)
+    np.testing.assert_allclose(got, wanted, atol=2e-4)
+    assert got.std() > 0.01 and got.max() <= 1
+
+
+def test_an_even_head_does_not_look_at_the_image(llava: Pair) -> None:
+    """Its mass is large in a prompt of image tokens nearly alone, and is no reason for a role."""
+    model, _ = llava
+    batch = image_batch(model, with_images(model, DESCRIBE, [picture(0)]))
+    q = model.module.model.language_model.layers[0].self_attn.q_proj.weight
+    kept = q.detach().clone()
+    try:
+        with torch.no_grad():
+            q.zero_()
+        mass, excess = (measured(model, n, batch)[0, 0] for n in ("image_mass", "image_excess"))
+        atlas = interp.scan_heads(model, "image_mass,image_excess", 64, 1, progress=False)
+    finally:
+        with torch.no_grad():
+            q.copy_(kept)
+    assert mass.min() > 0.8
+    np.testing.assert_allclose(excess, 0, atol=1e-5)
+    assert not any(atlas.card(f"text.L0H{h}").roles for h in range(4))
 
 
 def sink_definition(
@@ -507,7 +542,7 @@ def test_a_default_scan_has_both_towers(llava: Pair, tmp_path: Path) -> None:
     assert calls[-1][0] == calls[-1][1] and all(done < total for done, total in calls[:-1])
     assert calls == sorted(calls)
     assert any(
-        "image_mass" in measured and passes.startswith("2 × ") for _, measured, passes in plan.rows
+        "image_mass" in measured and passes.endswith(" × 2") for _, measured, passes in plan.rows
     )
     assert any(measured == "vhd" for _, measured, _ in plan.rows)
     frame = atlas.frame

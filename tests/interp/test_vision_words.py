@@ -201,7 +201,7 @@ def test_old_files_load_and_new_ones_come_back(model: HookedModel) -> None:
     made = overlay(model, picture(), TOLD, "L0H0,L2H1")
     data = json.loads(json.dumps(made.to_json()))
     assert PictureOverlay.from_json(data) == made and len(made.first) == 2
-    old = {k: v for k, v in data.items() if k not in ("first", "word", "shown")}
+    old = {k: v for k, v in data.items() if k not in ("first", "word", "shown", "by")}
     read = PictureOverlay.from_json(old)
     assert isinstance(read, Overlay) and read.first == {} and read.maps == made.maps
     mass = 100 * made.mass["text.L0H0"]
@@ -220,13 +220,14 @@ def test_a_scan_draws_the_words(model: HookedModel, folder: Path, tmp_path: Path
     assert any("“zebra”" in note for note in atlas.notes)
     again = interp.Atlas.load(tmp_path)
     assert again.provenance["settings"]["words"] == ["table", "zebra"]
-    assert again.overlays == atlas.overlays
+    assert again.overlays == atlas.overlays and {o.by for o in again.overlays} == {"Image mass"}
     page = again.report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Where heads look for “table”, 1.png" in page and "from which the model goes" in page
+    assert "the heads that are highest in image mass" in page
 
 
 def test_words_that_cannot_be_drawn(model: HookedModel, folder: Path) -> None:
-    with pytest.raises(InputError, match="scan for gaze, vhd or image_mass too"):
+    with pytest.raises(InputError, match="scan for gaze, image_excess or image_mass too"):
         interp.plan_scan(model, "cls_outlier", 64, 1, words="table")
     with pytest.raises(InputError, match="takes no images"):
         interp.plan_scan(interp.load("llama"), "sink", 64, 1, words="table")

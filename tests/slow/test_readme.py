@@ -54,7 +54,7 @@ def test_the_first_command_gives_what_is_printed(tmp_path: Path) -> None:
     printed = next(b for b in re.findall(r"```text\n(.*?)```", README, re.DOTALL))
     for name, first in re.findall(r"^ (\w+) +(L\d+H\d+) ", printed, re.MULTILINE):
         assert re.search(rf"^ {name} +{first} ", done.stdout, re.MULTILINE), name
-    assert "niah: format lead" in done.stdout
+    assert "niah: asked in the format lead" in done.stdout
     card = run(["-m", "interp.cli.main", *shlex.split(CARD)[1:]], tmp_path)
     assert card.returncode == 0, card.stderr
     printed = re.findall(r"```text\n(.*?)```", README, re.DOTALL)[1]

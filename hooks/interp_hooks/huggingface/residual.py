@@ -37,10 +37,12 @@ class StreamWatch:
 
 
 def _first(value: Any) -> torch.Tensor:
-    return value[0] if isinstance(value, tuple) else value
+    return value[0] if isinstance(value, tuple | list) else value  # OpenAI's GPT gives a list
 
 
 def _swap(value: Any, new: torch.Tensor) -> Any:
+    if isinstance(value, list):
+        return [new, *value[1:]]
     return (new, *value[1:]) if isinstance(value, tuple) else new
 
 
@@ -68,6 +70,7 @@ def capture(
     def middle_of(layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         """The norm's hook sees only one branch of the stream; the other one is made up for at the
         block's output."""
+        _check_one_stream(layer, shapes[layer], tensor)
         stream = tensor.reshape(shapes[layer])  # OPT flattens batch and queries here
         new = see("mid", layer, stream)
         if new is None:
@@ -114,6 +117,17 @@ def capture(
         if norm is not None:
             stack.enter_context(norm.register_forward_hook(makes("final", max(blocks))))
         yield residual
+
+
+def _check_one_stream(layer: int, entered: torch.Size, middle: torch.Tensor) -> None:
+    """Raises `TapError` where what the MLP's norm takes is not as large as what entered the
+    block."""
+    if middle.numel() != entered.numel():
+        raise TapError(
+            f"Layer {layer} takes a stream {tuple(entered)} and its MLP's norm "
+            f"{tuple(middle.shape)}: several streams run beside each other, which this toolkit "
+            "does not follow."
+        )
 
 
 def _stream(

@@ -40,8 +40,8 @@ from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
-    from interp_hooks.model import HookedModel
     from interp.tasks.task import Task
+    from interp_hooks.model import HookedModel
 
 TABLE, HEAD = "bench.parquet", "bench.json"
 #: columns of `Bench.frame` that come from an `Agreement`

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from interp.circuits.drawing.graph import dark, figure
 from interp.circuits.judging.agreement import Agreement, evaluate, ranks
-from interp.circuits.runs.ability import UNITS
 from interp.report.heatmap import number, within
 from interp.report.section import Section, plotable
 from interp_hooks.heads import Head
@@ -62,7 +61,7 @@ def _circuit(circuit: CircuitTable) -> Section:
     said = str(plot.layout.title.subtitle.text)
     content = plotable(plot)
     strongest = ", ".join(map(str, circuit.heads(5)))
-    metric = f"{search.metric.capitalize()} ({UNITS[search.metric]})"
+    metric = f"{search.metric.capitalize()} ({search.unit})"
     values = {
         "facts": {
             "Task": f"{search.task}, {search.n} pairs",

@@ -86,7 +86,9 @@ def _wired(task: Any, seed: int) -> Planted:
     for _ in range(3):  # heads outside read each other
         wiring.level(module, prompts)
     varying, constant = wiring.edges()
-    notes = (f"Heads outside attend and write as strongly ({len(wiring.others)} of them).",)
+    notes: tuple[str, ...] = (
+        f"Heads outside attend and write as strongly ({len(wiring.others)} of them).",
+    )
     if shared:
         notes += (
             "Features share dimensions, so heads and edges outside the circuit have small effects.",

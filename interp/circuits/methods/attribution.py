@@ -3,6 +3,7 @@ pass."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.head_ablation import by_effects
+from interp.circuits.runs.backward import Rules, ruled
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
 
 
@@ -46,15 +48,16 @@ class Attribution(Method):
         return by_effects(first_order(runs, self.mode, self.title))
 
 
-def first_order(runs: PairedRuns, mode: str, what: str) -> np.ndarray:
+def first_order(runs: PairedRuns, mode: str, what: str, rules: Rules | None = None) -> np.ndarray:
     """(heads, n) float64: Σ over positions and d of (z − stand-in) · ∂m/∂z at the clean run, on
-    each prompt."""
+    each prompt; the derivative is that of `rules`, if given."""
     batches = runs.batches(gradients=True)
     runs.expect(len(batches))
     scores = []
     for pairs in batches:
         stand_ins = runs.stand_ins(pairs, mode)
-        _, activations, gradients = runs.gradients(pairs, keep=("z",))
+        with nullcontext() if rules is None else ruled(runs.model, rules):
+            _, activations, gradients = runs.gradients(pairs, keep=("z",))
         layers = []
         for layer in runs.layers:
             z, slope, stand = (

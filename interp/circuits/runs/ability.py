@@ -13,8 +13,6 @@ from interp_hooks.model import HookedModel
 
 #: below this accuracy the user is told that the circuit is one of a task half done
 POOR = 0.8
-#: metric → its unit
-UNITS = {"margin": "logits", "probability difference": "of probability", "log-probability": "nats"}
 
 
 def able(

@@ -1,15 +1,17 @@
-"""Edges between heads and MLPs: who adds to the residual stream, who reads from it, and how the
-metric feels it.
+"""Edges between heads and MLPs: who adds to the residual stream, and who reads from it.
 
 The stream that a layer reads is the sum of what was written before: the embedding, z_h W_O,h of
 every earlier head, the output of every earlier MLP. An edge (u → v) is the path of u's contribution
-straight into the input of v.
+straight into the input of v. Where a norm stands between heads and stream, a head's contribution is
+what it writes with the norm's scale held (`writers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -17,9 +19,11 @@ import torch
 
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Pairs
+from interp.circuits.runs.writers import Writer, factor_of
 from interp_hooks.activations import Activations
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
+from interp_hooks.norms import Norms
 
 STREAM = ("pre", "mid", "post", "z")
 #: largest difference, relative to the largest magnitude, between two ways to the same stream or
@@ -96,24 +100,31 @@ class Graph:
 
 
 class Stream:
-    """The residual stream of a model as a sum over senders, and the metric's gradient at every
-    receiver's input."""
+    """The residual stream of a model as a sum over senders."""
 
     def __init__(self, runs: PairedRuns):
         self.runs, self.first, self.last = runs, runs.layers[0], runs.layers[-1]
         self.weights = {layer: _weights(runs, layer) for layer in runs.layers}
+        self.writers = {layer: Writer(W) for layer, W in self.weights.items()}
         pairs = runs.batches(gradients=True)[0]
         _, activations = runs.run(pairs, keep=STREAM)
         self.parallel = ("mid", self.first) not in activations
         self.graph = Graph.of(runs, self.parallel, self._check_sum(activations, pairs.mask.bool()))
-        self._checked = False
 
     def attention(self, layer: int, activations: Activations) -> torch.Tensor:
-        """(batch, tokens, d_model): what the layer's heads write together, bias included."""
-        W = self.weights[layer]
-        z = activations["z", layer]
-        out = torch.einsum("bqhd,hdm->bqm", z, W.W_O.to(z))
-        return out if W.b_O is None else out + W.b_O.to(z)
+        """(batch, tokens, d_model): what the layer's heads write together, bias and norm
+        included."""
+        return self.writers[layer].written(activations["z", layer])
+
+    @cached_property
+    def norms(self) -> Norms:
+        """The norms around each attention."""
+        return self.runs.model.norms()
+
+    @property
+    def plain(self) -> bool:
+        """Whether every head writes z_h W_O,h to the stream: no norm and no factor in between."""
+        return all(writer.plain for writer in self.writers.values())
 
     def mlp(self, layer: int, activations: Activations) -> torch.Tensor:
         """(batch, tokens, d_model): what the layer's MLP writes."""
@@ -129,7 +140,10 @@ class Stream:
         self, clean: Activations, corrupted: Activations, among: slice = slice(None)
     ) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows of the graph, (rows, batch, tokens, d_model): what these senders write, clean minus
-        corrupted), a layer at a time; layers of which none is `among` those wanted are left out."""
+        corrupted), a layer at a time; layers of which none is `among` those wanted are left out.
+
+        Where a norm stands between heads and stream, both go through it with its scale at the clean
+        run."""
         senders = range(len(self.graph.senders))[among]
         if 0 in senders:
             yield slice(0, 1), (clean["pre", self.first] - corrupted["pre", self.first])[None]
@@ -139,9 +153,9 @@ class Stream:
                 and self.graph.mlp.get(layer) not in senders
             ):
                 continue
-            z = clean["z", layer] - corrupted["z", layer]
-            change = (
-                self.weights[layer].result(z).permute(2, 0, 1, 3)
+            z, writer = clean["z", layer] - corrupted["z", layer], self.writers[layer]
+            change = writer.result(z, writer.scale(clean["z", layer])).permute(
+                2, 0, 1, 3
             )  # (heads, batch, tokens, d_model)
             rows = self.graph.rows[layer]
             if layer in self.graph.mlp:
@@ -151,56 +165,6 @@ class Stream:
                 rows = slice(rows.start, rows.stop + 1)
             yield rows, change
 
-    def slopes(
-        self, margins: torch.Tensor, activations: Activations, among: slice = slice(None)
-    ) -> Iterator[tuple[slice, torch.Tensor]]:
-        """(columns of the graph, (columns, batch, tokens, d_model): ∂ Σ margins / ∂ input of these
-        receivers) at a live run, a layer at a time from the output down to the last that reads
-        senders `among` those wanted."""
-        keys = list(activations)
-        grads = torch.autograd.grad(
-            margins.sum(), list(activations.values()), retain_graph=True, allow_unused=True
-        )
-        slope = {
-            key: torch.zeros_like(activations[key]) if g is None else g
-            for key, g in zip(keys, grads, strict=True)
-        }
-        yield (
-            slice(len(self.graph.receivers) - 1, len(self.graph.receivers)),
-            slope["post", self.last][None],
-        )
-        for layer in reversed(self.runs.layers):
-            if not self.graph.allowed[among, self.graph.columns[layer]].any():
-                return
-            parts = [
-                g
-                for place in "qkv"
-                for g in self._back(place, layer, activations, slope[place, layer])
-            ]
-            if self.parallel:
-                rest = slope["pre", layer] - slope["post", layer] - sum(parts)
-            else:
-                rest = slope["mid", layer] - slope["post", layer]
-                self._check_slopes(layer, slope["pre", layer], slope["mid", layer] + sum(parts))
-            if layer in self.graph.mlp:
-                parts.append(rest)
-            yield self.graph.columns[layer], torch.stack(parts)
-        self._checked = True
-
-    def _back(
-        self, place: str, layer: int, activations: Activations, slope: torch.Tensor
-    ) -> Iterator[torch.Tensor]:
-        """∂m/∂ the stream that enters the layer through each head's queries (or keys, or values)
-        alone: back through projection and norm, which lie between two activations, and nowhere
-        further."""
-        for head in range(slope.shape[2]):
-            alone = torch.zeros_like(slope)
-            alone[:, :, head] = slope[:, :, head]
-            (g,) = torch.autograd.grad(
-                activations[place, layer], activations["pre", layer], alone, retain_graph=True
-            )
-            yield g
-
     @torch.no_grad()
     def _check_sum(self, activations: Activations, real: torch.Tensor) -> dict[int, bool]:
         """Which layers have an MLP. Raises `TapError` where the stream is not the sum of what heads
@@ -208,26 +172,41 @@ class Stream:
         mlps = {}
         for layer, following in zip(self.runs.layers, [*self.runs.layers[1:], None], strict=True):
             pre, post = activations["pre", layer][real], activations["post", layer][real]
-            if following is not None and not _near(post, activations["pre", following][real], post):
-                self._refuse(
+            if following is not None and not near(post, activations["pre", following][real], post):
+                self.refuse(
                     f"between layers {layer} and {following} something else writes to the residual "
                     "stream"
                 )
             if self.parallel:
                 rest = post - pre - self.attention(layer, activations)[real]
-                mlps[layer] = not _near(rest, torch.zeros_like(rest), post)
+                mlps[layer] = not near(rest, torch.zeros_like(rest), post)
             else:
-                written = self.attention(layer, activations)[real]
-                if not _near(activations["mid", layer][real], pre + written, written):
-                    self._refuse(
-                        f"layer {layer} does not add the sum of its heads' results to the residual "
-                        "stream (it "
-                        "normalises or scales them first)"
-                    )
+                self.writers[layer] = self._writer(
+                    layer, activations["z", layer], pre, activations["mid", layer][real], real
+                )
                 mlps[layer] = True
         if self.parallel and any(mlps.values()):
             self._check_parallel()
         return mlps
+
+    def _writer(
+        self, layer: int, z: torch.Tensor, pre: torch.Tensor, mid: torch.Tensor, real: torch.Tensor
+    ) -> Writer:
+        """The one of a layer that takes the stream from `pre` to `mid` (tokens, d_model) at `real`
+        (batch, tokens): by the sum of its heads, that through its norm, or a multiple."""
+        weights, written = self.weights[layer], mid - pre
+        # a stream with massive entries is rounded at their size
+        close = CLOSE.get(mid.dtype, 2e-2) * written.abs().max()
+        close = close + 8 * torch.finfo(mid.dtype).eps * mid.abs().amax(-1, keepdim=True)
+        for base in (Writer(weights, self.norms.branch(layer)), Writer(weights)):
+            factor = factor_of(written, base.written(z)[real])
+            for writer in (base, replace(base, factor=factor)):
+                if bool(((written - writer.written(z)[real]).abs() <= close).all()):
+                    return writer
+        self.refuse(
+            f"layer {layer} does not add the sum of its heads' results to the residual stream, "
+            "nor that through a norm or times a number"
+        )
 
     def _check_parallel(self) -> None:
         """Without a stream between attention and MLP, what a layer writes must move with z by W_O
@@ -240,39 +219,14 @@ class Stream:
             probe = torch.randn(post.shape, generator=draw).to(post) * pairs.mask[..., None]
             (grad,) = torch.autograd.grad(post, activations["z", layer], probe, retain_graph=True)
             target = torch.einsum("bqm,hdm->bqhd", probe, self.weights[layer].W_O.to(probe))
-            if not _near(grad, target, target):
-                self._refuse(
+            if not near(grad, target, target):
+                self.refuse(
                     f"layer {layer} has neither a plain sequential block nor a parallel one"
                 )
 
-    def _check_slopes(self, layer: int, found: torch.Tensor, wanted: torch.Tensor) -> None:
-        if not self._checked and not _near(found, wanted, found):
-            self._refuse(f"layer {layer} is read by more than its queries, keys, values and MLP")
-
-    def _refuse(self, why: str) -> None:
+    def refuse(self, why: str) -> NoReturn:
+        """Raise `TapError`: this model has no edges."""
         raise TapError(f"Edges of {self.runs.model.name} can't be told apart: {why}; {INSTEAD}.")
-
-
-def products(
-    stream: Stream,
-    margins: torch.Tensor,
-    live: Activations,
-    clean: Activations,
-    corrupted: Activations,
-    scores: np.ndarray,
-    among: slice = slice(None),
-) -> None:
-    """Add Σ over prompts, positions and d_model of (u clean − u corrupted) · ∂m/∂input of v, the
-    gradient taken at the `live` run, to `scores` (senders, receivers), at least for senders `among`
-    those wanted."""
-    allowed = stream.graph.allowed
-    for columns, slope in stream.slopes(margins, live, among):
-        flat = slope.detach().flatten(1)  # (receivers, batch · tokens · d_model)
-        with torch.no_grad():
-            for rows, change in stream.changes(clean, corrupted, among):
-                if allowed[rows, columns].any():
-                    product = change.flatten(1) @ flat.T
-                    scores[rows, columns] += product.double().cpu().numpy() * allowed[rows, columns]
 
 
 def detached(activations: Activations) -> Activations:
@@ -289,7 +243,7 @@ def _weights(runs: PairedRuns, layer: int) -> HeadWeights:
     return runs.model.head_weights(layer, runs.sites[layer].tower)
 
 
-def _near(a: torch.Tensor, b: torch.Tensor, like: torch.Tensor) -> bool:
+def near(a: torch.Tensor, b: torch.Tensor, like: torch.Tensor) -> bool:
     """Whether a and b are equal up to rounding at the magnitude of `like`."""
     size = max(float(like.abs().max()), float(a.abs().max()), 1e-30) if a.numel() else 1.0
     return a.numel() == 0 or float((a - b).abs().max()) <= CLOSE.get(a.dtype, 2e-2) * size

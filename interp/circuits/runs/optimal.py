@@ -5,20 +5,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from interp.circuits.runs.prompts import Pairs
+from interp.circuits.runs.prompts import Pairs, Prompts
 
 if TYPE_CHECKING:
-    from interp.circuits.runs.paired_runs import PairedRuns
+    from interp_hooks.activations import Activations, Hook
+    from interp_hooks.model import HookedModel
+
+
+class Runs(Protocol):
+    """What is asked of the runs of prompts: `paired_runs.PairedRuns`."""
+
+    @property
+    def layers(self) -> list[int]: ...
+    @property
+    def prompts(self) -> Prompts: ...
+    @property
+    def model(self) -> HookedModel: ...
+    def means(self) -> dict[int, torch.Tensor]: ...
+    def expect(self, steps: int) -> None: ...
+    def step(self, what: str) -> None: ...
+    def logits(
+        self, pairs: Pairs, ids: torch.Tensor, write: Hook | None = None, *, copies: int = 1
+    ) -> tuple[torch.Tensor, Activations]: ...
+
 
 #: steps of Adam from the mean, and its rate as a share of the spread of z
 STEPS, RATE = 40, 0.1
 
 
-def optimal(runs: PairedRuns) -> dict[int, torch.Tensor]:
+def optimal(runs: Runs) -> dict[int, torch.Tensor]:
     """layer → (2, heads, d_head): for each head, and for the prompts of even and of odd number, the
     constant a fitted on the *other* prompts so that replacing its z by a at every position changes
     the model's answers least:
@@ -39,7 +58,7 @@ def optimal(runs: PairedRuns) -> dict[int, torch.Tensor]:
     return constants
 
 
-def _fitted(runs: PairedRuns, layer: int, half: int, mean: torch.Tensor) -> torch.Tensor:
+def _fitted(runs: Runs, layer: int, half: int, mean: torch.Tensor) -> torch.Tensor:
     """(heads, d_head) of one layer, fitted on the prompts whose number modulo 2 is `half`."""
     heads = len(mean)
     scale = float(mean.norm(dim=-1).mean().clamp_min(1e-3)) / mean.shape[-1] ** 0.5
@@ -57,7 +76,7 @@ def _fitted(runs: PairedRuns, layer: int, half: int, mean: torch.Tensor) -> torc
     return constant.detach()
 
 
-def _half(runs: PairedRuns, half: int, copies: int) -> Iterator[Pairs]:
+def _half(runs: Runs, half: int, copies: int) -> Iterator[Pairs]:
     instances = runs.prompts.instances
     mine = instances[half::2] or instances
     few = replace(runs.prompts, instances=mine)
@@ -65,14 +84,14 @@ def _half(runs: PairedRuns, half: int, copies: int) -> Iterator[Pairs]:
 
 
 @torch.no_grad()
-def _answers(runs: PairedRuns, pairs: Pairs) -> list[torch.Tensor]:
+def _answers(runs: Runs, pairs: Pairs) -> list[torch.Tensor]:
     """(judged positions, vocabulary) log-probabilities of the untouched model, a prompt each."""
     logits, _ = runs.logits(pairs, pairs.clean)
     return [rows.float().log_softmax(-1) for rows in pairs.judged(logits)]
 
 
 def _loss(
-    runs: PairedRuns,
+    runs: Runs,
     pairs: Pairs,
     wanted: list[torch.Tensor],
     layer: int,

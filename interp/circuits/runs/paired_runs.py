@@ -136,6 +136,14 @@ class PairedRuns:
         with torch.enable_grad():
             return self._forward(pairs, pairs.clean, _leaf(write), keep)
 
+    def again(self, pairs: Pairs) -> None:
+        """Count one more backward through the graph of a `live` run."""
+        self._rows_backward += len(pairs.rows)
+
+    def skipped(self, forwards: float) -> None:
+        """Count passes over all prompts that an earlier search made."""
+        self._rows_forward += round(forwards * len(self.prompts))
+
     def _forward(
         self, pairs: Pairs, ids: torch.Tensor, write: Hook | None, keep: Sequence[str]
     ) -> tuple[torch.Tensor, Activations]:

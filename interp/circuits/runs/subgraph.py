@@ -74,7 +74,9 @@ class Subgraph:
 
         stream + Σ over removed (u → v) of (stand-in of u − u as it is in this run)
 
-    and everything after follows. `logits` runs several such models side by side.
+    and everything after follows. Where a norm stands between a layer's heads and the stream, v
+    reads what the norm gives for the heads with those replaced whose edge into v is removed: the
+    norm is taken anew, and nothing is held. `logits` runs several such models side by side.
     """
 
     def __init__(self, stream: Stream, receivers: Receivers, pairs: Pairs, mode: str):
@@ -95,13 +97,19 @@ class Subgraph:
             self.mlps = {
                 layer: stream.mlp(layer, corrupted) * (mode != "zero") for layer in self.graph.mlp
             }
-            #: (senders, batch, tokens, d_model): stand-in minus what the clean run has
+            #: layers with a norm between heads and stream: what goes into it in the clean run
+            self.totals: dict[int, torch.Tensor] = {}
+            #: (senders, batch, tokens, d_model): stand-in minus what the clean run has; of heads
+            #: before such a norm
             self.changes = self._changes(corrupted)
 
     def _changes(self, corrupted: Activations) -> torch.Tensor:
         changes = [corrupted["pre", self.stream.first] - self.clean["pre", self.stream.first]]
-        for layer, W in self.stream.weights.items():
-            changes += W.result(self.z[layer] - self.clean["z", layer]).unbind(2)
+        for layer, writer in self.stream.writers.items():
+            z = self.clean["z", layer]
+            changes += writer.raw(self.z[layer] - z).unbind(2)
+            if writer.norm is not None:
+                self.totals[layer] = writer.total(z)
             if layer in self.mlps:
                 changes.append(self.mlps[layer] - self.stream.mlp(layer, self.clean))
         return torch.stack(changes)
@@ -111,6 +119,11 @@ class Subgraph:
         """(models, batch, last slots, vocabulary). `removed` (models, senders, receivers), 1 where
         an edge is removed; none may be into a receiver of a layer before `start`, which are not run
         again."""
+        return self.live(removed, start)
+
+    def live(self, removed: torch.Tensor, start: int) -> torch.Tensor:
+        """The same with its graph; `removed` may be anything from 0 to 1, and gradients flow to
+        it."""
         models = len(removed)
         run = _Run(self, removed.to(self.changes), start)
         before = None if start == self.stream.first else _copied(self._blocks[start - 1], models)
@@ -131,6 +144,13 @@ class _Run:
         self.first = self.graph.rows[start].start  # their first number
         self.here: dict[str, torch.Tensor] = {}  # pre, mid and z of the layer that runs now
         self.added: torch.Tensor | None = None  # to the input of its MLP
+        #: layers with a norm after their heads: (change of each head before it (models, heads,
+        #: batch, tokens, d), what goes into it (models, batch, tokens, d))
+        self.normed = {
+            layer: (sub.changes[self.graph.rows[layer]][None], total[None])
+            for layer, total in sub.totals.items()
+            if layer < start
+        }
 
     def into(self, receiver: int) -> torch.Tensor | None:
         """(models · batch, tokens, d_model): what removed edges into a receiver add to its input;
@@ -138,14 +158,26 @@ class _Run:
         removed = self.removed[:, :, receiver]  # (models, senders)
         if not removed.any():
             return None
+        plain = removed
+        if self.sub.totals:  # what passes a norm is no sum
+            plain = removed.clone()
+            for layer in self.sub.totals:
+                plain[:, self.graph.rows[layer]] = 0
         changes = self.sub.changes[: self.first]
-        total = torch.einsum("ms,sbtd->mbtd", removed[:, : self.first], changes)
+        total = torch.einsum("ms,sbtd->mbtd", plain[:, : self.first], changes)
         start = self.first
         for change in self.changes:
-            part = removed[:, start : start + change.shape[1]]
+            part = plain[:, start : start + change.shape[1]]
             if part.any():
                 total = total + torch.einsum("ms,msbtd->mbtd", part, change)
             start += change.shape[1]
+        for layer, (change, before) in self.normed.items():
+            part = removed[:, self.graph.rows[layer]]
+            if part.any():
+                writer = self.stream.writers[layer]
+                change = change.expand(len(part), *change.shape[1:])
+                after = before + torch.einsum("ms,msbtd->mbtd", part, change)
+                total = total + (writer.passed(after) - writer.passed(before))
         return total.flatten(0, 1)
 
     def project(self, place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
@@ -189,10 +221,12 @@ class _Run:
     def z_(self, layer: int, tensor: torch.Tensor) -> None:
         self.here["z"] = tensor
         change = self._against(self.sub.z[layer], tensor)
-        result = self.stream.weights[layer].result(
-            change
-        )  # (models · batch, tokens, heads, d_model)
+        writer = self.stream.writers[layer]
+        result = writer.raw(change)  # (models · batch, tokens, heads, d_model)
         self._note(result.transpose(1, 2))
+        if writer.norm is not None:
+            total = writer.total(tensor).unflatten(0, (-1, len(self.sub.pairs.rows)))
+            self.normed[layer] = (self.changes[-1], total)
 
     def post_(self, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
         new = tensor if self.added is None else tensor - self.added

@@ -2,7 +2,7 @@
 // All scores as maps on one frame, a table of heads, and the card of the chosen head.
 (() => {
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
-  const {panels, names, heads, scores, cards} = data;
+  const {panels, names, heads, scores, cards, opens} = data;
   const $ = (id) => document.getElementById(id);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const el = (tag, name, text) => {
@@ -16,7 +16,7 @@
     const size = Math.abs(x), least = 10 ** -digits;
     if (size === 0) return "0";
     if (size < least) return `${x > 0 ? "<" : ">−"}${least}`;
-    return (size < 10 ? x.toFixed(digits) : size < 100 ? x.toFixed(1) : x.toFixed(0))
+    return (size < 10 ? x.toFixed(digits) : size < 100 ? x.toFixed(1) : Math.round(x).toLocaleString("en"))
       .replace("-", "−");
   };
 
@@ -32,6 +32,7 @@
   for (const s of scores) {
     s.rank = new Array(names.length).fill(null);
     s.of = panels.map(() => 0);
+    s.ties = panels.map(() => new Map());
     const order = names.map((_, i) => i).filter((i) => s.values[i] !== null)
       .sort((a, b) => s.values[b] - s.values[a]);
     const seen = panels.map(() => 0), last = panels.map(() => [null, 0]);
@@ -41,6 +42,7 @@
       if (last[panel][0] !== s.values[i]) last[panel] = [s.values[i], seen[panel]];
       s.rank[i] = last[panel][1];
       s.of[panel] = seen[panel];
+      s.ties[panel].set(s.values[i], (s.ties[panel].get(s.values[i]) || 0) + 1);
     }
   }
 
@@ -48,7 +50,7 @@
   const SCALES = {
     light: {gap: "#d5d9df", up: ["#f5f7fa", "#c4d3e4", "#7d9cc0", "#3d6494", "#122f55"],
       both: ["#1f4e8c", "#7fa6d6", "#f5f7fa", "#f0a878", "#b4430c"]},
-    dark: {gap: "#3a414c", up: ["#151b24", "#24405f", "#41709f", "#83add4", "#e3effa"],
+    dark: {gap: "#3a414c", up: ["#151b24", "#1d3550", "#2b5680", "#437cb0", "#6ba3d8"],
       both: ["#8fbbee", "#33598a", "#151b24", "#8a4a22", "#ffb27a"]},
   };
   const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -74,7 +76,7 @@
 
   // The maps
   const maps = [];
-  const state = {row: -1, hover: -1, sort: null, down: true, filter: "", all: false};
+  const state = {row: -1, hover: -1, sort: null, down: true, filter: "", all: false, panel: 0};
   const draw_map = (m) => {
     const {canvas, s, grid, panel} = m, ratio = window.devicePixelRatio || 1;
     const w = canvas.clientWidth, h = canvas.clientHeight;
@@ -90,12 +92,37 @@
     });
     for (const row of [state.hover, state.row]) {
       if (row < 0 || heads[row][0] !== panel) continue;
-      c.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
-      c.lineWidth = 2;
-      c.strokeRect(heads[row][2] * cw - .5, heads[row][1] * ch - .5, Math.max(4, cw), Math.max(4, ch));
+      const css = getComputedStyle(document.documentElement);
+      for (const [name, width] of [["--paper", 5], ["--accent", 2.5]]) { // seen on any colour
+        c.strokeStyle = css.getPropertyValue(name);
+        c.lineWidth = width;
+        c.strokeRect(heads[row][2] * cw - .5, heads[row][1] * ch - .5, Math.max(4, cw),
+          Math.max(4, ch));
+      }
     }
   };
-  const draw = () => maps.forEach(draw_map);
+  // under a map: the ends of its colours
+  const draw_scale = ({s, bar}) => {
+    const c = colours[dark.matches ? "dark" : "light"], most = Math.max(Math.abs(s.low), Math.abs(s.high));
+    const [low, high] = s.signed ? [-most, most] : [s.low, s.high];
+    const stops = s.signed ? c.both : c.up, some = [0, 64, 128, 192, 255].map((i) => stops[i]);
+    bar.children[0].textContent = shown(low);
+    bar.children[1].style.background = `linear-gradient(to right, ${some.join(", ")})`;
+    bar.children[2].textContent = shown(high) + (s.unit ? ` ${s.unit}` : "");
+  };
+  const draw = () => maps.forEach((m) => { draw_map(m); draw_scale(m); });
+  // the first, the middle and the last of so many
+  const ticks = (name, n) => {
+    const box = el("span", name);
+    const at = n > 8 ? [0, Math.floor((n - 1) / 2), n - 1] : n > 1 ? [0, n - 1] : [0];
+    for (const i of at) {
+      const mark = el("i", "", String(i));
+      mark.style[name === "layers" ? "top" : "left"] = `${100 * (i + .5) / n}%`;
+      box.append(mark);
+    }
+    box.setAttribute("aria-hidden", "true");
+    return box;
+  };
   // what a value belongs to: a head, or its key/value head or layer
   const place = (s, row) => s.grain === "layer" ? names[row].replace(/H\d+$/, "")
     : s.grain === "key/value head" && heads[row][3] >= 0
@@ -122,6 +149,10 @@
     draw();
   };
   const holder = $("maps");
+  if (data.columns) {
+    holder.classList.add("rows");
+    holder.style.gridTemplateColumns = `repeat(${data.columns}, minmax(0, 1fr))`;
+  }
   for (const s of scores) {
     panels.forEach((label, panel) => {
       const grid = grids[panel];
@@ -143,7 +174,9 @@
         + `${said(s, best)}. Arrow keys choose a head.`);
       const size = Math.max(2, Math.min(14, 300 / grid.layers));
       canvas.style.height = `${Math.round(size * grid.layers)}px`;
-      const m = {canvas, s, grid, panel, note,
+      const bar = el("div", "bar");
+      bar.append(el("span"), el("i"), el("span"));
+      const m = {canvas, s, grid, panel, note, bar,
         rest: `${place(s, best)} ${shown(s.values[best])}`};
       note.textContent = m.rest;
       canvas.addEventListener("pointermove", (e) => hover(row_at(m, e)));
@@ -163,7 +196,9 @@
         const row = grid.at.get(`${at[1] + step[0]},${at[2] + step[1]}`);
         if (row !== undefined) choose(row);
       });
-      figure.append(caption, canvas);
+      const frame = el("div", "grid");
+      frame.append(ticks("layers", grid.layers), canvas, ticks("heads", grid.heads));
+      figure.append(caption, frame, bar);
       holder.append(figure);
       maps.push(m);
     });
@@ -205,6 +240,7 @@
     const top = el("h2", "", names[row]);
     if (c.kv) top.append(el("small", "", ` one of ${c.kv[1]} that read key/value head ${c.kv[0]}`));
     box.append(top);
+    if (opens && names[row] === opens[0]) box.append(el("p", "none", `Shown first: ${opens[1]}.`));
     const roles = el("ul", "roles");
     for (const [name, why] of c.roles || []) {
       const li = el("li");
@@ -214,7 +250,7 @@
     if (!(c.roles || []).length) roles.append(el("li", "none", "No role by these scores."));
     box.append(roles);
     if (c.passages) {
-      const some = part("Where it does most");
+      const some = part("Where it does most, by attention weight");
       some.append(legend());
       for (const [parts, weight, promotes] of c.passages) {
         const p = passage(parts);
@@ -222,12 +258,13 @@
           + (promotes.length ? ` · promotes ${promotes.map(quoted).join(" ")}` : "")));
         some.append(p);
       }
+      if (c.built) some.append(el("p", "none", c.built));
     }
     if (c.writes) {
-      const some = part("What its OV circuit reads and writes");
+      const some = part("Its OV circuit: the directions that carry most of it, by their share of ‖W_OV‖²");
       for (const [share, reads, promotes, lowers] of c.writes) {
-        const p = el("p", "", `${Math.round(100 * share)} % of it reads `);
-        p.append(el("span", "tokens", reads.map(quoted).join(" ")), " and promotes ",
+        const p = el("p", "", `${Math.round(100 * share)} %: reads `);
+        p.append(el("span", "tokens", reads.map(quoted).join(" ")), ", promotes ",
           el("span", "tokens", promotes.map(quoted).join(" ")), "; lowers ",
           el("span", "tokens", lowers.map(quoted).join(" ")));
         some.append(p);
@@ -235,12 +272,15 @@
     }
     if (c.partners) {
       const some = part("Composes with");
+      some.append(el("p", "none", "How much of what the earlier head writes the later one reads by its "
+        + "queries (Q), keys (K) or values (V), 0 to 1; furthest above random first."));
       for (const [earlier, text] of [[1, "reads from"], [0, "is read by"]]) {
-        const these = c.partners.filter((p) => p[2] === earlier).sort((a, b) => b[4] - a[4]);
+        const these = c.partners.filter((p) => p[0] === earlier);
         if (!these.length) continue;
         const p = el("p", "", `${text} `);
-        these.forEach(([name, kind, , score], i) => {
-          p.append(to_head(name), ` ${kind.toUpperCase()} ${shown(score)}${i < these.length - 1 ? ", " : ""}`);
+        these.forEach(([, name, ways], i) => {
+          p.append(to_head(name), ` ${ways.map(([kind, x]) => `${kind.toUpperCase()} ${shown(x)}`).join(" ")}`
+            + (i < these.length - 1 ? ", " : ""));
         });
         some.append(p);
       }
@@ -252,7 +292,8 @@
       const tr = table.insertRow(), of = s.of[heads[row][0]];
       tr.append(el("th", "", s.title));
       tr.append(el("td", "n", said(s, row)));
-      tr.append(el("td", "n", `${s.rank[row]} of ${of}`));
+      const same = s.ties[heads[row][0]].get(s.values[row]) > 1 ? "=" : "";
+      tr.append(el("td", "n", `${same}${s.rank[row]} of ${of}`));
       const bar = el("td", "bar"), i = el("i");
       i.style.width = `${100 * (of - s.rank[row] + 1) / of}%`;
       bar.title = `percentile ${Math.round(100 * (of - s.rank[row]) / Math.max(1, of - 1))}`;
@@ -262,7 +303,9 @@
       tr.append(el("td", reaches ? "n yes" : "n", s.threshold === null ? ""
         : `${reaches ? "≥" : "<"} ${shown(s.threshold)}`));
     }
-    some.append(table);
+    const scroll = el("div", "scroll");
+    scroll.append(table);
+    some.append(scroll);
   };
   const quoted = (token) => `“${token.replace(/\n/g, "↵").trim() || "␣"}”`;
   const legend = () => {
@@ -272,12 +315,20 @@
   };
 
   // The table of heads
+  const several = panels.length > 1;
+  // of a tower, the scores that some head of it has
+  const columns = () => scores.map((_, k) => k).filter((k) => !several
+    || scores[k].values.some((v, i) => v !== null && heads[i][0] === state.panel));
+  const roles_of = (i) => (cards[i] || {}).roles || [];
+  const furthest = names.map((_, i) => Math.max(0, ...scores.filter((s) => s.threshold > 0)
+    .map((s) => s.values[i] === null ? 0 : s.values[i] / s.threshold)));
   const filtered = () => {
     const text = state.filter.trim().toLowerCase();
-    const wanted = (i) => !text || names[i].toLowerCase().includes(text)
+    const wanted = (i) => several && heads[i][0] !== state.panel ? false : !text || names[i].toLowerCase().includes(text)
       || ((cards[i] || {}).roles || []).some(([name]) => name.toLowerCase().includes(text));
     const rows = names.map((_, i) => i).filter(wanted);
     const s = scores[state.sort];
+    if (!s) rows.sort((a, b) => roles_of(b).length - roles_of(a).length || furthest[b] - furthest[a]);
     if (s) rows.sort((a, b) => {
       const [x, y] = [s.values[a], s.values[b]];
       if (x === null || y === null) return (x === null) - (y === null);
@@ -298,7 +349,7 @@
       th.append(to_head_row(i));
       tr.append(th);
       tr.append(el("td", "roles", ((cards[i] || {}).roles || []).map(([name]) => name).join(", ")));
-      for (const s of scores) {
+      for (const s of columns().map((k) => scores[k])) {
         const td = el("td", "n", shown(s.values[i]));
         if (s.threshold !== null && s.values[i] !== null && s.values[i] >= s.threshold)
           td.classList.add("yes");
@@ -317,29 +368,54 @@
     return button;
   };
   const headings = $("heads-head");
-  const sorted = () => headings.querySelectorAll("th").forEach((th, k) => {
-    if (k < 2) return;
-    th.setAttribute("aria-sort", state.sort !== k - 2 ? "none"
+  const sorted = () => headings.querySelectorAll("th[data-score]").forEach((th) => {
+    th.setAttribute("aria-sort", state.sort !== +th.dataset.score ? "none"
       : state.down ? "descending" : "ascending");
   });
-  for (const text of ["Head", "Roles"]) {
-    const th = el("th", "", text);
-    th.scope = "col";
-    headings.append(th);
-  }
-  scores.forEach((s, k) => {
-    const th = el("th", "n"), button = el("button", "sort", s.title);
-    th.scope = "col";
-    button.type = "button";
-    button.addEventListener("click", () => {
-      if (state.sort === k) state.down = !state.down; else { state.sort = k; state.down = true; }
-      sorted();
-      list();
-    });
-    th.append(button);
-    headings.append(th);
+  const head = () => {
+    headings.textContent = "";
+    for (const text of ["Head", "Roles"]) {
+      const th = el("th", "", text);
+      th.scope = "col";
+      headings.append(th);
+    }
+    for (const k of columns()) {
+      const th = el("th", "n"), button = el("button", "sort", scores[k].title);
+      th.scope = "col";
+      th.dataset.score = k;
+      button.type = "button";
+      button.addEventListener("click", () => {
+        if (state.sort === k) state.down = !state.down; else { state.sort = k; state.down = true; }
+        sorted();
+        list();
+      });
+      th.append(button);
+      headings.append(th);
+    }
+    sorted();
+  };
+  if (several) panels.forEach((label, panel) => {
+    const choice = el("label"), radio = el("input");
+    radio.type = "radio";
+    radio.name = "heads-tower";
+    radio.addEventListener("change", () => show_panel(panel));
+    choice.append(radio, ` ${label}`);
+    $("heads-towers").append(choice);
   });
-  $("heads-filter").addEventListener("input", (e) => { state.filter = e.target.value; list(); });
+  const show_panel = (panel) => {
+    state.panel = panel;
+    if (!columns().includes(state.sort)) state.sort = null;
+    $("heads-towers").querySelectorAll("input").forEach((radio, k) => { radio.checked = k === panel; });
+    head();
+    list();
+  };
+  $("heads-filter").addEventListener("input", (e) => {
+    state.filter = e.target.value;
+    const here = state.panel;
+    for (let p = 0; p < panels.length && !filtered().length; p++) state.panel = p;
+    if (!filtered().length) state.panel = here;
+    show_panel(state.panel);
+  });
   $("heads-more").addEventListener("click", () => { state.all = true; list(); });
 
   const choose = (row) => {
@@ -348,6 +424,7 @@
     state.hover = -2;
     hover(-1);
     card();
+    if (heads[row][0] !== state.panel) show_panel(heads[row][0]);
     for (const tr of $("heads-body").rows) tr.className = +tr.dataset.row === row ? "chosen" : "";
   };
   for (const button of document.querySelectorAll("button[data-head]"))
@@ -355,12 +432,11 @@
   window.addEventListener("resize", draw);
   dark.addEventListener("change", draw);
 
-  // Whoever opens the page sees a card at once: that of the head with most roles
-  const most = names.map((_, i) => i).sort((a, b) =>
-    ((cards[b] || {}).roles || []).length - ((cards[a] || {}).roles || []).length)[0];
+  // Whoever opens the page sees a card at once: that of a head worth a look
   const asked = names.indexOf(decodeURIComponent(location.hash.slice(1)));
-  sorted();
-  list();
-  choose(asked >= 0 ? asked : most === undefined ? -1 : most);
+  const first = opens ? names.indexOf(opens[0]) : names.length - 1;
+  const shown_first = asked >= 0 ? asked : first;
+  show_panel(shown_first >= 0 ? heads[shown_first][0] : 0);
+  choose(shown_first);
   draw();
 })();

@@ -13,11 +13,6 @@
     const f = JSON.parse(JSON.stringify(figure), (key, value) => other.get(value) ?? value);
     f.layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: p.muted, activecolor: p.ink};
     if (meta.dark) return f;
-    if (meta.overlay) {
-      f.layout.font = {...f.layout.font, color: p.ink};
-      f.layout.paper_bgcolor = f.layout.plot_bgcolor = "rgba(0,0,0,0)";
-      return f;
-    }
     for (const trace of f.data) trace.colorscale = p.scale;
     f.layout.font.color = p.ink;
     f.layout.plot_bgcolor = p.gap;

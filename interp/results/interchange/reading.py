@@ -104,8 +104,10 @@ def _format(content: Any) -> FileFormat:
             "It is empty; Retrieval_Head writes such files where no sample counted (the answer "
             "never matched the needle)."
         )
-    known = "; ".join(f"{name}: {catalogue.get(name).what}" for name in catalogue.names())
-    raise InputError(f"Its content has no known format ({known}).")
+    raise InputError(
+        f"Its content has no known format ({', '.join(catalogue.names())}); docs/usage.md shows "
+        "them."
+    )
 
 
 def _settings(path: Path, format: FileFormat) -> dict[str, Any]:

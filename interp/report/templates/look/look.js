@@ -23,7 +23,8 @@
     Object.entries(data.views).map(([name, v]) => [name, unpacked(v)]));
 
   // What is chosen
-  const state = {view: "own", way: "from", by: "weight", token: -1, pinned: false,
+  // at rest the last token, from which a model goes on; Escape: none
+  const state = {view: "own", way: "from", by: "weight", token: n - 1, rest: n - 1, pinned: false,
     start: 0, from: 0, to: n};
   const view = () => views[state.view];
 
@@ -43,6 +44,8 @@
 
   const shown = (x) => x >= 9.95 ? x.toFixed(1) : x >= 0.995 ? x.toFixed(2) : x < 0.005 ? "<.01"
     : x.toFixed(2).slice(1);
+  // the fewest tokens that the strip shows, and the colour of the smallest weight
+  const LEAST = 8, FAINT = .06;
   const special = (text) => /^<.*>$|^\[[A-Z]+\]$/.test(text.trim());
   const visible = (text) => text === "" ? "⋯" : text.replace(/\n/g, "↵").replace(/\t/g, "⇥");
   const around = (t) => {
@@ -86,18 +89,22 @@
     } else {
       most = 0;
       const stop = Math.min(n, state.start + WINDOW);
-      for (let i = 1; i < n; i++) most = Math.max(most, v.total[i]);
-      for (let i = state.start; i < stop; i++) heat.set(i, v.total[i]);
+      for (let i = 1; i < n; i++) most = Math.max(most, v.received[i]);
+      for (let i = state.start; i < stop; i++) heat.set(i, v.received[i]);
     }
     for (const span of spans) {
       const at = +span.dataset.t, w = Math.min(1, (heat.get(at) || 0) / (most || 1));
-      span.style.background = w > 0.004 ? `rgba(${colour}, ${(0.75 * Math.sqrt(w)).toFixed(3)})` : "";
+      span.style.background = w > 0.004 ? `rgba(${colour}, ${(FAINT + .79 * w).toFixed(3)})` : "";
       span.classList.toggle("chosen", at === t);
     }
     $("hint").textContent = t < 0
       ? "Point at a token to see where the head looks from it; click to keep it, arrow keys to walk. "
-        + "Now: the weight that each token receives in all."
-      : state.pinned ? "Kept: Escape or another click lets it go. Arrow keys walk." : "";
+        + "Now: what each token receives, the mean weight of the tokens that see it."
+      : state.pinned ? "Kept: Escape or another click lets it go. Arrow keys walk."
+        : "Point at a token to see where the head looks from it; click to keep it, arrow keys to walk, "
+          + "Escape for what every token receives.";
+    // which way it looks is a question about a token
+    for (const input of document.querySelectorAll("input[name=way]")) input.disabled = t < 0;
     if (n > WINDOW)
       $("hint").textContent += ` Tokens ${state.start.toLocaleString("en")} to `
         + `${Math.min(n, state.start + WINDOW).toLocaleString("en")} of ${n.toLocaleString("en")}.`;
@@ -141,10 +148,11 @@
     };
     if (t < 0) {
       add("h2", "Most looked at");
-      add("p", "The weight that it receives from all tokens together; the first token apart.");
+      add("p", "What it receives: the mean weight of the tokens that see it. The first token apart: "
+        + `${shown(v.received[0])}.`);
       const order = Array.from({length: n}, (_, i) => i).slice(1)
-        .sort((a, b) => v.total[b] - v.total[a]).slice(0, 10);
-      side.append(table(order.map((i) => [i, v.total[i]]), "mean"));
+        .sort((a, b) => v.received[b] - v.received[a]).slice(0, 10);
+      side.append(table(order.map((i) => [i, v.received[i]]), "mean"));
       return;
     }
     add("h2", `${visible(tokens[t])}  (token ${t.toLocaleString("en")})`);
@@ -159,7 +167,8 @@
   };
 
   // The strip: the whole text in three lanes
-  const LANES = [["total", "receives"], ["first", "on the first token"], ["entropy", "entropy"]];
+  const LANES = [["received", "receives"],
+    ["first", "on the first token"], ["entropy", "entropy, nats"]];
   const strip = () => {
     const canvas = $("strip"), ratio = window.devicePixelRatio || 1;
     const w = canvas.clientWidth, h = canvas.clientHeight;
@@ -176,10 +185,11 @@
       c.fillRect(x(state.start), 0, Math.max(2, WINDOW / span * w), h);
     }
     LANES.forEach(([name], j) => {
-      const values = v[name];
+      const values = v[name], [low, high] = [Math.max(1, from), Math.max(to, 2)];
       let most = name === "first" ? 1 : 0;
       if (name !== "first") // what the first token receives would flatten the rest
-        for (let t = 1; t < n; t++) most = Math.max(most, values[t]);
+        for (let t = low; t < high && t < n; t++) most = Math.max(most, values[t]);
+      const cut = from === 0 && values[0] > most ? `; first token ${shown(values[0])}, cut` : "";
       c.fillStyle = j === 0 ? `rgb(${css.getPropertyValue("--to")})` : muted;
       for (let p = 0; p < w; p++) {
         const a = Math.floor(from + p / w * span);
@@ -191,7 +201,7 @@
       }
       c.fillStyle = ink;
       c.font = "11px system-ui, sans-serif";
-      c.fillText(LANES[j][1], 4, j * lane + 11);
+      c.fillText(`${LANES[j][1]}: 0 to ${shown(most)}${cut}`, 4, j * lane + 11);
     });
     if (state.token >= 0) {
       c.fillStyle = `rgb(${css.getPropertyValue("--from")})`;
@@ -220,7 +230,7 @@
     }
   };
   const zoom = (factor, middle) => {
-    const span = Math.max(Math.min(n, 50), Math.min(n, Math.round((state.to - state.from) * factor)));
+    const span = Math.max(Math.min(n, LEAST), Math.min(n, Math.round((state.to - state.from) * factor)));
     const share = (middle - state.from) / (state.to - state.from);
     state.from = Math.round(Math.max(0, Math.min(n - span, middle - share * span)));
     state.to = state.from + span;
@@ -233,16 +243,16 @@
     const t = e.target.dataset && e.target.dataset.t;
     if (t !== undefined && !state.pinned && e.pointerType === "mouse") choose(+t);
   });
-  text.addEventListener("pointerleave", () => { if (!state.pinned) choose(-1); });
+  text.addEventListener("pointerleave", () => { if (!state.pinned) choose(state.rest); });
   text.addEventListener("click", (e) => {
     const t = e.target.dataset && e.target.dataset.t;
     if (t === undefined) return;
-    choose(state.pinned && state.token === +t ? -1 : +t, !(state.pinned && state.token === +t));
+    choose(state.pinned && state.token === +t ? state.rest : +t, !(state.pinned && state.token === +t));
   });
   const walk = (e) => {
     const step = {ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10,
       PageUp: -500, PageDown: 500}[e.key];
-    if (e.key === "Escape") choose(-1, false);
+    if (e.key === "Escape") { state.rest = -1; choose(-1, false); }
     else if (e.key === "Home") choose(0, true);
     else if (e.key === "End") choose(n - 1, true);
     else if (e.key === "+" || e.key === "=") zoom(.5, middle());
@@ -275,6 +285,9 @@
     input.addEventListener("change", () => { state[input.name] = input.value; draw(); });
   window.addEventListener("resize", strip);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  window_to(state.token);
   write();
+  choose(state.token, true);
+  state.pinned = false;
   draw();
 })();

@@ -1,0 +1,326 @@
+"""Other backward passes through the same forward: norms with their scales held, activations as
+factors, products shared out, attention with another derivative.
+
+Each rule leaves every number of the forward as it is, bit by bit, and gives it another derivative:
+what an operation gave is replaced by itself plus (s − s), s a stand-in with the rule's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import rms_norm
+from torch.overrides import TorchFunctionMode
+
+from interp.errors import TapError
+from interp_hooks.activations import Hook
+from interp_hooks.call import AttentionCall
+from interp_hooks.edit import LiveEdit
+from interp_kernels.reference import weights
+
+if TYPE_CHECKING:
+    from interp.circuits.runs.paired_runs import PairedRuns
+    from interp_hooks.model import HookedModel
+
+#: largest part of the relevance that may be lost for the rules to count as applied
+CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+#: rows that the check runs
+ROWS = 2
+_ROOTS = {"sqrt", "rsqrt", "sqrt_", "rsqrt_"}
+_POWERS = {"pow", "__pow__", "float_power"}
+_PRODUCTS = {"mul", "__mul__", "__rmul__", "multiply"}
+#: functions f with f(0) = 0, which f(x)/x makes a factor of
+_ACTIVATIONS = {"relu", "gelu", "silu", "mish", "tanh", "leaky_relu", "elu", "selu", "celu"} | {
+    "relu6",
+    "hardswish",
+}
+#: attributes that hold an activation as a plain function
+_HELD = {"act", "act_fn", "activation", "activation_fn", "activation_function", "hidden_act_fn"}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the backward pass does otherwise.
+
+    norms: scales 1/σ are constants. activations: act(x) is x times the constant act(x)/x. products:
+    of two activations, each gets half its gradient. logits, values: factors on the gradient through
+    attention's logits (so to queries and keys), taken at `temperature`, and to the values; None for
+    attention's own derivative.
+    """
+
+    norms: bool = True
+    activations: bool = False
+    products: bool = False
+    logits: float | None = None
+    values: float = 1.0
+    temperature: float = 1.0
+
+
+#: layer-wise relevance propagation: with patterns held, x · ∂m/∂x adds up to m but for biases
+RELEVANCE = Rules(activations=True, products=True, logits=0.0)
+
+
+def same(value: torch.Tensor, stand_in: torch.Tensor) -> torch.Tensor:
+    """`value`, bit by bit, with the gradient of `stand_in`."""
+    return value.detach() + (stand_in - stand_in.detach())
+
+
+@contextmanager
+def ruled(model: HookedModel, rules: Rules) -> Iterator[None]:
+    """Forwards of the block, on this thread, have these rules in their graph. Parameters take no
+    gradient meanwhile."""
+    with ExitStack() as stack:
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+        stack.enter_context(_installed(model, rules))
+        yield
+
+
+@contextmanager
+def _installed(model: HookedModel, rules: Rules) -> Iterator[None]:
+    mode = _Mode(rules)
+    with ExitStack() as stack:
+        for module in model.module.modules():
+            _wrap_activations(module, mode, stack)
+        stack.enter_context(model.edit(_Attention(mode)))
+        stack.enter_context(model.activations(write=_shared(rules)))
+        stack.enter_context(mode)
+        yield
+
+
+class _Mode(TorchFunctionMode):
+    """Gives the functions that a forward calls their rules, outside attention."""
+
+    def __init__(self, rules: Rules):
+        super().__init__()
+        self.rules, self.off = rules, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, rules = getattr(func, "__name__", ""), self.rules
+        live = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args[:2])
+        if self.off or not live:
+            return func(*args, **kwargs)
+        if rules.activations and name in _ACTIVATIONS:
+            kwargs.pop("inplace", None)
+            return as_factor(args[0], func(*args, **kwargs))
+        out = func(*args, **kwargs)
+        if rules.norms:
+            if name in _ROOTS or (name in _POWERS and len(args) > 1 and args[1] in (0.5, -0.5)):
+                return out.detach()
+            if name in ("layer_norm", "rms_norm"):
+                return same(out, _held_norm(name, *args, **kwargs))
+        if rules.products and name in _PRODUCTS and _both(args):
+            a, b = args
+            return same(out, (a * b.detach() + a.detach() * b) / 2)
+        return out
+
+
+def _both(args: tuple) -> bool:
+    """Whether two activations are multiplied."""
+    return len(args) == 2 and all(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+
+
+def as_factor(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """`out` = act(x), with the derivative act(x)/x."""
+    if not x.requires_grad:
+        return out
+    with torch.no_grad():
+        factor = torch.where(x == 0, torch.zeros_like(x), out / x)
+    return same(out, x * factor)
+
+
+def _held_norm(
+    name: str,
+    x: torch.Tensor,
+    shape: Any,
+    weight: torch.Tensor | None = None,
+    bias: Any = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """`layer_norm` or `rms_norm` of x, its scale a constant."""
+    dims = tuple(range(-len(shape), 0))
+    if name == "rms_norm":
+        with torch.no_grad():  # the scale, with the eps that the function itself takes by default
+            ones = rms_norm(x, shape, None, eps)
+            scale = torch.where(x == 0, torch.zeros_like(x), ones / x).abs().amax(dims, True)
+        out = x * scale
+        return out if weight is None else out * weight
+    centred = x - x.mean(dims, keepdim=True)
+    with torch.no_grad():
+        eps = 1e-5 if eps is None else eps
+        scale = (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    out = centred * scale
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _wrap_activations(module: Any, mode: _Mode, stack: ExitStack) -> None:
+    """A module that is an activation, or holds one as a function, gives it as one piece."""
+    kind = type(module)
+    if kind.__module__ in ("transformers.activations", "torch.nn.modules.activation"):
+        own = vars(module).get("forward")
+        module.forward = _whole(module.forward, mode)
+        stack.callback(vars(module).__setitem__, "forward", own) if own else stack.callback(
+            vars(module).pop, "forward", None
+        )
+    for name in _HELD & vars(module).keys():
+        function = vars(module)[name]
+        if callable(function):
+            setattr(module, name, _whole(function, mode))
+            stack.callback(setattr, module, name, function)
+
+
+def _whole(function: Callable[..., Any], mode: _Mode) -> Callable[..., Any]:
+    """`function` of one tensor with the rule for activations; inside it no other applies."""
+
+    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if mode.off:
+            return function(x, *args, **kwargs)
+        mode.off += 1
+        try:
+            out = function(x, *args, **kwargs)
+            alike = isinstance(out, torch.Tensor) and out.shape == x.shape
+            return as_factor(x, out) if mode.rules.activations and alike else out
+        finally:
+            mode.off -= 1
+
+    return call
+
+
+class _Attention(LiveEdit):
+    """Attention is one piece: no rule for functions acts inside, and z has the gradient of
+    `attended`."""
+
+    def __init__(self, mode: _Mode):
+        self.mode = mode
+
+    def before(self, call: AttentionCall) -> AttentionCall:
+        self.mode.off += 1
+        pattern, rules = call.pattern, self.mode.rules
+        if pattern is None or rules.logits is None:
+            return call
+        if not rules.logits:
+            return replace(call, pattern=pattern.detach())
+        stand_in = rules.logits * softened(pattern, rules.temperature)
+        return replace(call, pattern=same(pattern, stand_in))
+
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        try:
+            if call.query is None or self.mode.rules.logits is None:
+                return z  # z was computed from the pattern of `before`
+            return same(z, attended(call, self.mode.rules).to(z))
+        finally:
+            self.mode.off -= 1
+
+
+def _shared(rules: Rules) -> Hook:
+    """Values that take their share of the gradient."""
+
+    def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        if place != "v" or rules.values == 1 or not tensor.requires_grad:
+            return None
+        return same(tensor, rules.values * tensor)
+
+    return write
+
+
+def attended(call: AttentionCall, rules: Rules) -> torch.Tensor:
+    """(batch, queries, heads, d_head): z from the call's queries, keys and values, with the rules'
+    derivative; its value is z up to rounding."""
+    q, k = call.query, call.key
+    assert q is not None and k is not None
+    if rules.logits:
+        pattern = weights(q, k, **call.settings)
+        pattern = same(pattern, rules.logits * _softened(call, rules.temperature))
+    else:
+        with torch.no_grad():
+            pattern = weights(q, k, **call.settings)
+    value = call.value.repeat_interleave(pattern.shape[1] // call.value.shape[1], 1)
+    return (pattern @ value.to(pattern)).transpose(1, 2)
+
+
+def _softened(call: AttentionCall, temperature: float) -> torch.Tensor:
+    """(batch, heads, queries, keys): T · softmax(logits / T), learned sinks among them, whose
+    gradient with respect to the logits is the softmax's at temperature T without the factor 1/T."""
+    assert call.query is not None and call.key is not None
+    settings = call.settings
+    for name in ("scale", "softcap", "sinks"):
+        if settings[name] is not None:
+            settings[name] = settings[name] / temperature
+    return temperature * weights(call.query, call.key, **settings)
+
+
+def softened(pattern: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(…, keys): the same from softmax(logits) = `pattern` alone, where rows sum to 1."""
+    seen = pattern > 0
+    logs = torch.where(seen, pattern, torch.ones_like(pattern)).log() / temperature
+    logs = logs.masked_fill(~seen, -torch.inf)
+    # rows that see nothing
+    logs = torch.where(seen.any(-1, keepdim=True), logs, torch.zeros_like(logs))
+    return temperature * logs.softmax(-1)
+
+
+def check_rules(runs: PairedRuns) -> None:
+    """Raise `TapError` where it can't be known that every norm, activation and product of the model
+    was found.
+
+    With patterns held the model is then linear along its own activations: a sum of logits is Σ x ·
+    ∂/∂x over the entries x of the stream that enters the first layer, and over the biases. Whatever
+    is missed breaks that sum.
+    """
+    model, first = runs.model, runs.layers[0]
+    pairs = runs.prompts.batches(model, 1)[0]
+    kept: dict[str, torch.Tensor] = {}
+
+    def enter(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
+        if (place, layer) != ("pre", first):
+            return None
+        kept["pre"] = tensor.detach().requires_grad_()
+        return kept["pre"]
+
+    with ExitStack() as stack:
+        named = list(model.module.named_parameters())
+        biases = [p for name, p in named if _is_bias(name.rsplit(".", 1)[-1])]
+        asked = {id(p) for p in biases}
+        for _, parameter in named:
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(id(parameter) in asked)
+        stack.enter_context(_installed(model, RELEVANCE))
+        stack.enter_context(torch.enable_grad())
+        logits, _ = runs.logits(pairs, pairs.clean, enter)
+    draw = torch.Generator().manual_seed(0)
+    probe = torch.randn(logits[:, -1:].shape, generator=draw).to(logits)
+    total = (logits[:, -1:] * probe).sum()
+    leaves = [kept["pre"], *biases]
+    grads = torch.autograd.grad(total, leaves, allow_unused=True)
+    parts = [
+        float((leaf.detach().double() * g.double()).sum())
+        for leaf, g in zip(leaves, grads, strict=True)
+        if g is not None
+    ]
+    found = float(total.detach())
+    lost, size = abs(found - sum(parts)), max(abs(found), *map(abs, parts))
+    if not lost <= CLOSE.get(logits.dtype, 1e-1) * size:
+        raise TapError(
+            f"The backward rules don't reach all of {runs.model.name}: {lost / size:.2g} of the "
+            "relevance is lost between its logits and its first layer, so some norm, activation or "
+            "gate in it is of a kind that is not known here; use attribution, eap or eap_ig."
+        )
+
+
+def _is_bias(name: str) -> bool:
+    return name in ("bias", "b") or name.startswith("b_") or name.endswith("_bias")
+
+
+def without_attention(rules: Rules) -> Rules:
+    """The same rules with attention's own derivative."""
+    return replace(rules, logits=None, values=1.0, temperature=1.0)
