@@ -59,7 +59,7 @@ def get(name: str, seed: int = 0) -> Planted:
     Example:
         >>> made = interp.circuits.constructed.get("sort")
         >>> made.truth.classes()["count smaller"], made.truth.complete_edges
-        ([L1H3], True)
+        ([L1H7], True)
     """
     check_seed(seed)
     if name in planted.names():
