@@ -17,6 +17,7 @@ import torch
 
 import interp
 from interp.circuits import constructed
+from interp.circuits.known import trained
 from interp.circuits.known.planted import Planted
 from interp.circuits.known.rewiring import Wires, rewired
 from interp.circuits.known.truth import Truth
@@ -26,7 +27,7 @@ from interp_hooks import Head
 COMPILED = ("reverse", "histogram", "sort", "frac_prevs")
 #: exact, but for the norm of what is superposed
 EXACT = (*COMPILED, "negative", "backup", "repair")
-SIIT = ("siit_ioi", "siit_pointer", "siit_induction")
+SIIT = tuple(trained.names())
 N = 16
 HELD_OUT = 4321  # a seed of prompts that no weight was chosen on
 
@@ -127,7 +128,7 @@ def test_the_model_answers_as_the_program_in_python(name: str) -> None:
         hits.append(tokenizer.convert_ids_to_tokens(logits[one.judged].argmax(-1)) == right)
         assert len(instance.ids) == len(instance.corrupted)
         twin = tokenizer.convert_ids_to_tokens(list(instance.corrupted))
-        if name in COMPILED or name in SIIT[1:]:
+        if name in COMPILED or name in ("siit_pointer", "siit_induction"):
             assert answers(name, twin) != right
         else:
             assert not {twin[1], twin[3]} & {*words, *twin[4:]}  # other names, none said twice
@@ -249,7 +250,9 @@ def test_every_edge_of_the_truth_carries_something(exact: Case) -> None:
 def test_constant_edges_carry_the_same_in_every_prompt(exact: Case) -> None:
     mask = exact.wires.mask(exact.truth.constant_edges)
     assert exact.apart(exact.run(mask), exact.logits) < 1e-6
-    if mask.any():  # and are read all the same: what stands at one place moved to the next
+    if (
+        mask.any() and exact.made.name in COMPILED
+    ):  # and are read all the same: what stands at one place moved to the next
         assert exact.apart(exact.run(mask, exact.wrote.roll(1, 2)), exact.logits) > 1
 
 
@@ -280,11 +283,10 @@ def test_no_edge_outside_the_truth_carries_anything(exact: Case) -> None:
     assert int(outside.sum()) >= 1500 and truth.complete_edges
     for other in (exact.other, noise):
         assert exact.apart(exact.run(outside, other), exact.logits) < 1e-6
-    rng = np.random.default_rng(0)
-    edges = exact.wires.edges(outside)
-    for i in rng.choice(len(edges), 12, replace=False):
-        mask = exact.wires.mask([edges[i]])
-        assert exact.apart(exact.run(mask, noise), exact.logits) < 1e-6, edges[i]
+    rng, edges = np.random.default_rng(0), exact.wires.edges(outside)
+    some = rng.choice(len(edges), N, replace=False)  # one a row
+    mask = torch.stack([exact.wires.mask([edges[i]]) for i in some])
+    assert exact.apart(exact.run(mask, noise), exact.logits) < 1e-6
     # the same noise along the circuit's own edges is seen
     assert exact.apart(exact.run(exact.wires.mask(truth.edges), noise), exact.logits) > 1
 
@@ -330,6 +332,7 @@ def test_a_negative_head_speaks_against_the_answer() -> None:
         assert 0 < lost < alone
 
 
+@pytest.mark.slow
 def test_a_superposed_backup_rests_below_the_bystanders() -> None:
     one = case("superposed_backup")
     roles, whole = one.truth.classes(), float(one.margins(one.logits).mean())
@@ -543,8 +546,9 @@ def test_names_and_seeds() -> None:
         constructed.get("histogramm")
     with pytest.raises(InputError, match="seed"):
         constructed.get("sort", -1)
-    with pytest.raises(InputError, match="trained once"):
-        constructed.get("siit_ioi", 1)
+    for name in SIIT:
+        with pytest.raises(InputError, match="trained once"):
+            constructed.get(name, 1)
     state = torch.random.get_rng_state()
     one, same = (constructed.get("repair", 3) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state) and one.truth == same.truth

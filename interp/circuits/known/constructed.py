@@ -37,7 +37,7 @@ def names() -> list[str]:
         >>> interp.circuits.constructed.names()[:4]
         ['reverse', 'histogram', 'sort', 'frac_prevs']
     """
-    return [*compiled.TASKS, *planted.names(), *harder.TASKS, *trained.TASKS]
+    return [*compiled.TASKS, *planted.names(), *harder.TASKS, *trained.names()]
 
 
 def get(name: str, seed: int = 0) -> Planted:
@@ -59,12 +59,12 @@ def get(name: str, seed: int = 0) -> Planted:
     Example:
         >>> made = interp.circuits.constructed.get("sort")
         >>> made.truth.classes()["count smaller"], made.truth.complete_edges
-        ([L1H3], True)
+        ([L1H7], True)
     """
     check_seed(seed)
     if name in planted.names():
         return planted.get(name, seed)
-    if name in trained.TASKS:
+    if name in trained.names():
         if seed:
             raise InputError(f"{name} was trained once; it has no seed but 0, not {seed}.")
         return _trained(name)

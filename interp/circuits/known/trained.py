@@ -50,6 +50,11 @@ TASKS: dict[str, ProgramTask] = {
 }
 
 
+def names() -> list[str]:
+    """Those that are here, trained."""
+    return [name for name in TASKS if (folder_of(name) / "training.json").is_file()]
+
+
 def module_of(name: str) -> Any:
     """The trained GPT-2, read from its folder."""
     import transformers as hf
