@@ -12,6 +12,7 @@ import typer
 from interp.cli import (
     ablate,
     bench,
+    bench_circuits,
     calibrate,
     catalogue,
     check,
@@ -127,6 +128,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate.evaluate,
     "calibrate": calibrate.calibrate,
     "circuit": circuit.circuit,
+    "bench-circuits": bench_circuits.bench_circuits,
     "generate": generate.generate,
     "check": check.check,
     "bench": bench.bench,
