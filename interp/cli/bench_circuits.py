@@ -132,18 +132,27 @@ def read(name: str) -> Any:
 
 
 def show(found: Bench) -> None:
-    """A table a truth, and who does not beat the shuffle."""
+    """A table a truth, a line a control, and who does not beat the shuffle."""
     console = out()
     console.print(Text.assemble((found.model, "bold"), f", {found.task}"))
     for truth, about in found.truths.items():
         for ranked in ("heads", "edges"):
-            rows = found.table(truth, ranked)
+            rows = found.of(truth, ranked)
             if not rows:
                 continue
             console.print(f"\nAgainst {truth}, {ranked}: {about}", markup=False, soft_wrap=True)
-            grid = common.table(*found.HEADINGS, right=(*found.HEADINGS[1:4], "s"))
-            for row in rows:
-                grid.add_row(*row)
+            columns = ("method", "AUC [95 %]", "AP", "shuffled", "gain [95 %]", "", "s")
+            grid = common.table(*columns, right=("AUC [95 %]", "AP", "gain [95 %]", "s"))
+            for method, some in rows:
+                first = some[0]
+                own = [method, f"{first.auc:.2f} [{first.auc_low:.2f}, {first.auc_high:.2f}]"]
+                own.append(f"{first.average_precision:.2f}")
+                for row in some:
+                    gain = f"{row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}]"
+                    verdict = "" if row.beats else "not beaten"
+                    control = [row.control, gain, verdict] if row.control else ["–", "", ""]
+                    grid.add_row(*own, *control, f"{first.seconds:.1f}" if own[0] else "")
+                    own = ["", "", ""]
             console.print(grid)
     lost = sorted({f"{m} ({c})" for m, _, c in found.beaten()})
     if lost:

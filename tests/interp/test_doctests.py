@@ -21,7 +21,7 @@ PACKAGES = ("interp", "interp_hooks", "interp_kernels")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 #: public names without an example: errors are raised, not called; registries are data
-NO_EXAMPLE = {"InterpError", "registry"}
+NO_EXAMPLE = {"InterpError", "registry", "controls"}
 
 
 def _files(kind: str) -> Iterator[tuple[str, Path]]:

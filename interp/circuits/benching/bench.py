@@ -53,7 +53,7 @@ AGREED = (
 
 @dataclass(frozen=True)
 class Bench:
-    """What came out: a row a method, truth and control.
+    """What came of `bench`: a row a method, truth and control.
 
     `frame` has `method` (as it was called), `truth`, what is `ranked` ("heads", and "edges" where
     the truth lists all of its edges and the method scores them), the agreement (`auc` with
@@ -63,6 +63,12 @@ class Bench:
     `control_auc` (mean over the draws), `gain` = auc − control_auc with `gain_low` and `gain_high`
     (95 %, heads resampled, paired), `beats` (whether `gain_low` > 0), and what it took:
     `forwards`, `backwards`, `seconds`.
+
+    Example:
+        >>> truth = Truth("mine", {Head(2, 3): "x"}, 4, 8, "me")
+        >>> found = interp.circuits.bench(model, "ioi", ["attribution"], [truth], n=8, draws=1)
+        >>> [row[0] for row in found.table("mine") if row[0] == "attribution"]
+        ['attribution']
     """
 
     frame: pd.DataFrame
@@ -77,35 +83,39 @@ class Bench:
         rows = self.frame[(self.frame["control"] != "") & ~self.frame["beats"].astype(bool)]
         return [(r.method, r.truth, r.control) for r in rows.itertuples(index=False)]
 
+    def of(self, truth: str, ranked: str = "heads") -> list[tuple[str, list[Any]]]:
+        """(method, its rows of `frame`, one a control) of one truth, of heads or edges; the highest
+        AUC first."""
+        mine = self.frame[(self.frame["truth"] == truth) & (self.frame["ranked"] == ranked)]
+        grouped = mine.groupby("method", sort=False)
+        rows = [(str(name), list(some.itertuples(index=False))) for name, some in grouped]
+        return sorted(rows, key=lambda pair: -pair[1][0].auc)
+
     def table(self, truth: str, ranked: str = "heads") -> list[list[str]]:
         """The rows of one truth, of heads or edges, as text: method, AUC with its interval, average
         precision, precision, each control with the gain over it, passes and seconds; the highest
         AUC first."""
-        rows = []
-        mine = self.frame[(self.frame["truth"] == truth) & (self.frame["ranked"] == ranked)]
-        for method, some in mine.groupby("method", sort=False):
-            first = some.iloc[0]
+        table = []
+        for method, some in self.of(truth, ranked):
+            first = some[0]
             controls = "; ".join(
                 f"{r.control} {r.gain:+.2f} [{r.gain_low:+.2f}, {r.gain_high:+.2f}]"
                 + ("" if r.beats else ": not beaten")
-                for r in some.itertuples(index=False)
+                for r in some
                 if r.control
             )
-            rows.append(
-                (
-                    float(first["auc"]),
-                    [
-                        str(method),
-                        f"{first['auc']:.3f} [{first['auc_low']:.2f}, {first['auc_high']:.2f}]",
-                        f"{first['average_precision']:.2f}",
-                        f"{first['precision']:.2f}",
-                        controls or "–",
-                        f"{first['forwards']:.4g} + {first['backwards']:.4g}",
-                        f"{first['seconds']:.1f}",
-                    ],
-                )
+            table.append(
+                [
+                    method,
+                    f"{first.auc:.3f} [{first.auc_low:.2f}, {first.auc_high:.2f}]",
+                    f"{first.average_precision:.2f}",
+                    f"{first.precision:.2f}",
+                    controls or "–",
+                    f"{first.forwards:.4g} + {first.backwards:.4g}",
+                    f"{first.seconds:.1f}",
+                ]
             )
-        return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+        return table
 
     #: headings of `table`
     HEADINGS = (
@@ -179,8 +189,7 @@ def bench(
     controls: Sequence[str] | None = None,
     progress: Shown = None,
 ) -> Bench:
-    """Methods on a task, each beside the same method on shuffled prompts, and beside rankings that
-    know nothing of the task.
+    """Methods on a task, each beside itself on shuffled prompts, and rankings that know nothing.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.

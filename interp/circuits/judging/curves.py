@@ -44,6 +44,11 @@ class Faithfulness:
     m(corrupted) for m(0): with `of` "edges" and mode "resample" that is what is measured here, as
     a model without edges is the corrupted run. Of heads by "resample" the two m(0) agree wherever a
     twin ends with the same token; `corrupted` has m(corrupted).
+
+    Example:
+        >>> found = interp.circuits.faithfulness(model, circuit, n=8, sizes=[4], orders=0)
+        >>> found.of, [int(k) for k in found.frame.k]
+        ('heads', [0, 4, 32])
     """
 
     frame: pd.DataFrame

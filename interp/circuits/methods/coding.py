@@ -89,7 +89,7 @@ class CodedMethod(Method):
         self.at_least(1, "features", "steps", "examples", "trials")
         if not self.sparsity >= 0 or not self.rate > 0 or not 0 < self.variance <= 1:
             raise InputError(f"{self.name} takes sparsity ≥ 0, rate > 0 and variance in (0, 1].")
-        need("sae_lens", extra="sae", what="Circuits from codes")
+        need("sae_lens", extra="sae", what="Discrete-SAE circuits")
 
     def shuffles(self) -> tuple[str, ...]:
         return ("labels",) if self.attributes else ("sides",)
