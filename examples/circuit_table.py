@@ -13,6 +13,7 @@ was tuned here. What is finished is kept in STATE, so that a run that was interr
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,11 @@ def truth_of(model: HookedModel, task: str, mode: str, state: Path) -> Truth:
     return replace(Truth.load(path), name=mode)
 
 
-def cases(state: Path, only: list[str] | None = None) -> list[Case]:
+def cases(state: Path, only: list[str] | None = None, modes: Sequence[str] = MODES) -> list[Case]:
     """pocket-llama on its tasks, and the constructed models."""
     model = interp.load("llama", device="cpu")
     found = [
-        Case(task, model, task, tuple(truth_of(model, task, mode, state) for mode in MODES))
+        Case(task, model, task, tuple(truth_of(model, task, mode, state) for mode in modes))
         for task in POCKET
         if only is None or task in only
     ]
@@ -116,7 +117,7 @@ def measure(case: Case, label: str, row: Row, n: int, draws: int, state: Path) -
         method = interp.circuits.registry.get(row.method).make(**row.settings)
         made = bench(
             case.model, case.task, {label: method}, list(case.truths), row.n or n,
-            draws=row.draws or draws, controls=[],
+            draws=row.draws or draws, controls=[], truth_prompts=TRUTH_PROMPTS,
         )  # fmt: skip
         frame = made.frame.assign(**curves(case, method, n), n=row.n or n)
         replace(made, frame=frame).save(folder)
@@ -145,7 +146,9 @@ def naive(case: Case, n: int, state: Path) -> pd.DataFrame:
     """The rankings that know nothing of the task."""
     folder = state / f"{case.label}-controls"
     if not (folder / "bench.json").is_file():
-        bench(case.model, case.task, {}, list(case.truths), n).save(folder)
+        bench(case.model, case.task, {}, list(case.truths), n, truth_prompts=TRUTH_PROMPTS).save(
+            folder
+        )
     return Bench.load(folder).frame.assign(case=case.label, n=n)
 
 
@@ -200,7 +203,7 @@ def render(result: dict[str, Any]) -> str:
     tasks = [c for c in result["cases"] if c in POCKET]
     built = [c for c in result["cases"] if c not in POCKET]
     parts: list[str] = []
-    for mode in MODES if tasks else ():
+    for mode in result["truths"][tasks[0]] if tasks else ():
         sizes = ", ".join(f"{t} {result['truths'][t][mode]}" for t in tasks)
         parts += [f"**pocket-llama, heads that matter by {mode}** ({sizes} of 32)", ""]
         parts += [*table(frame, mode, "heads", tasks), ""]
@@ -233,11 +236,12 @@ def main() -> None:
     made.add_argument("--state", required=True, help="folder for what is finished")
     made.add_argument("--draws", type=int, default=3)
     made.add_argument("--cases", nargs="*", help="some of the cases")
+    made.add_argument("--truths", nargs="*", default=MODES, choices=MODES)
     made.add_argument("--methods", nargs="*", help="some of the methods, by label")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     state = Path(options.state)
-    given = cases(state, options.cases)
+    given = cases(state, options.cases, options.truths)
     frames = []
     for case in given:
         frames.append(naive(case, options.n, state))

@@ -35,7 +35,10 @@ SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
     "importance": (TEXT, "importance", dict(context=128, samples=2)),
 }
 #: methods that take minutes; ACDC takes days
-METHODS = ("attribution", "eap", "hisp", "discrete_sae", "eap_ig", "path_patching", "head_ablation")
+METHODS = (
+    "attribution", "eap", "relp", "gim", "hisp", "atp_star", "eap_ig", "discrete_sae",
+    "attribution_by_code", "path_patching", "head_gating", "head_ablation",
+)  # fmt: skip
 PAIRS, PROBLEMS, SEED = 32, 32, 0
 HEAD = "L18H6"
 SENTENCE = (

@@ -184,13 +184,16 @@ def _edit_table() -> tuple[str, list[str], list[list[str]]]:
 
 
 def _circuit_table() -> tuple[str, list[str], list[list[str]]]:
-    methods = _read("circuit_table.json")["methods"]
-    columns = list(next(iter(methods.values())))
-    table = [
-        [name, *(f"{cells[c]['auc']:.2f}" if c in cells else "" for c in columns)]
-        for name, cells in methods.items()
-    ]
-    return "pocket-llama and planted circuits, ROC AUC against mean ablation", ["", *columns], table
+    """Heads, against the truth by resampling and the known ones."""
+    result = _read("circuit_table.json")
+    rows: dict[str, dict[str, str]] = {}
+    for r in result["rows"]:
+        if r["ranked"] == "heads" and r["truth"] in ("resample", "known"):
+            cell = f"{r['auc']:.2f} [{r['auc_low']:.2f}, {r['auc_high']:.2f}]"
+            rows.setdefault(r["method"], {})[r["case"]] = cell
+    table = [[name, *(cells.get(c, "") for c in result["cases"])] for name, cells in rows.items()]
+    title = "pocket-llama (truth by resampling) and constructed circuits, ROC AUC of heads"
+    return title, ["", *result["cases"]], table
 
 
 def _of(row: str, kind_names: dict[str, str]) -> str:

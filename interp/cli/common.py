@@ -154,14 +154,20 @@ def check_heads(heads: Sequence[Any], model: str) -> None:
     """Raise `HeadError` for a head that can't be written so, or that the model lacks by its
     configuration: before its weights are loaded, where it is in a folder of this machine. What the
     configuration does not say is told when the model is loaded."""
+    from interp.errors import InterpError
+    from interp.loading import resolve
     from interp.models.sizes import heads_by_layer
     from interp_hooks.heads import Head, check_layer_head
 
     read = [Head.parse(head) for head in heads]
-    name, sizes = heads_by_layer(model)
+    try:
+        found = resolve(model)
+    except InterpError:
+        return  # told when it is loaded
+    sizes = heads_by_layer(found.target)
     for head in read:
         if sizes and not head.tower:
-            check_layer_head(head, sizes, name)
+            check_layer_head(head, sizes, found.name)
 
 
 def estimated(report: Progress) -> Progress:

@@ -600,3 +600,21 @@ def test_interrupted_process_says_how_to_resume(tmp_path: Path) -> None:
     )
     assert done.returncode == 130
     assert done.stderr.strip() == "Interrupted; run the same command again to resume."
+
+
+def test_a_log_says_what_has_begun_and_how_long_it_will_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with progress("Scanning") as bar:
+        report = common.estimated(bar)
+        for done, what, now in ((0, "text", 0), (61, "text", 61), (62, "evidence", 66),
+                                (63, "evidence", 67), (64, "saving", 68)):  # fmt: skip
+            clock[0] = now
+            report(done, 100, what)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "Scanning:   0% text", "About 39 s more, for 39 of 100 problems.", "Scanning:  61% text",
+        "Scanning:  62% evidence",
+    ]  # fmt: skip

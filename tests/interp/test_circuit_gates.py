@@ -121,10 +121,10 @@ def test_head_gating_tells_heads_that_help_from_heads_that_hurt() -> None:
 def test_gates_find_the_planted_heads(name: str) -> None:
     """What is written into the weights is facilitating, and nothing else is."""
     made = planted_circuits.get(name)
-    found = find(made.model, made.task, "head_gating", n=16)
+    found = find(made.model, made.task, "head_gating", n=8)
     gates = {h: found["head_gating"][h.layer, h.head] for h in made.model.heads}
     assert {h for h, gate in gates.items() if gate > 0.5} == set(made.truth.heads)
-    pruned = find(made.model, made.task, "edge_pruning", n=16, over="heads", sparsity=0.8)
+    pruned = find(made.model, made.task, "edge_pruning", n=8, over="heads", sparsity=0.8)
     assert set(pruned.heads(len(made.truth.heads))) == set(made.truth.heads)
 
 
@@ -171,7 +171,7 @@ def test_pruning_keeps_what_the_answers_need(over: str) -> None:
     draw = np.random.default_rng(0)
     others = [far(draw.permutation(kept)) for _ in range(20)]
     assert far(kept) <= np.quantile(others, 0.3)
-    assert f"gates on {over}" in found.notes[0] and "nats from the model's" in found.notes[0]
+    assert f"gates on {over}" in found.notes[0] and "drawn at random" in found.notes[0]
 
 
 def test_the_same_seed_gives_the_same_gates() -> None:

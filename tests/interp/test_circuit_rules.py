@@ -104,6 +104,17 @@ def test_a_model_with_a_part_of_an_unknown_kind_is_refused(part: str) -> None:
             method.find(runs)
 
 
+def test_where_rounding_hides_what_was_missed_a_wider_type_is_asked_for() -> None:
+    model = tiny.build("llama").to(torch.bfloat16)
+    runs = PairedRuns(hook(model, name="half"), Prompts(Written(), instances(2)))
+    with pytest.raises(TapError, match="dtype='float32'"):
+        RelP().find(runs)
+    wide = PairedRuns(hook(tiny.build("llama").double(), name="wide"), runs.prompts)
+    np.testing.assert_allclose(
+        RelP().find(wide).effects, RelP().find(bench_of("llama", 2)).effects, rtol=1e-3, atol=1e-4
+    )
+
+
 def linear_twin(name: str, rows: Any) -> Any:
     """A float64 twin whose norms, activations, gates and patterns are what they are on clean
     prompts, so that it is linear."""

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from interp.circuits.judging.alignment import aligned
 from interp.circuits.judging.parts import edge_scores
 from interp.circuits.judging.ranking import auc_of, difference
 from interp.circuits.known.truth import Truth
-from interp.circuits.measured import measured
+from interp.circuits.measured import APART, measured
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Method
 from interp.circuits.runs.edges import Graph, Stream
@@ -217,7 +217,7 @@ def bench(
     wanted = _labelled(methods)
     known = {t.name if isinstance(t, Truth) else t: _truth(hooked, task, t, truth_prompts, seed)
              for t in truths}  # fmt: skip
-    prompts = from_task(hooked, task, n, seed)
+    prompts = apart(hooked, task, n, seed, truth_prompts)
     rows: list[dict[str, Any]] = []
     graph = None
     if any(truth.complete_edges for truth in known.values()):
@@ -243,6 +243,22 @@ def bench(
         frame, prompts.name, hooked.name, {name: t.source for name, t in known.items()}, record
     )
     return result
+
+
+def apart(model: Any, task: str | Task, n: int, seed: int, truth_prompts: int) -> Prompts:
+    """`n` pairs of prompts, as `find` draws them, without those that a truth of so many prompts was
+    measured on (`measured` with the same seed). Raises `InputError` where there are not so
+    many."""
+    seen = {i.ids for i in from_task(model, task, truth_prompts, seed + APART).instances}
+    for spare in (1, 2, 4, 8):
+        drawn = from_task(model, task, spare * n, seed)
+        fresh = {i.ids: i for i in drawn.instances if i.ids not in seen}
+        if len(fresh) >= n:
+            return replace(drawn, instances=tuple(fresh.values())[:n])
+    raise InputError(
+        f"The task {drawn.name} has only {len(fresh)} prompts beside those of the truths, and {n} "
+        "were asked for; use fewer, or fewer for the truths."
+    )
 
 
 def _labelled(methods: Any) -> dict[str, str | Method]:

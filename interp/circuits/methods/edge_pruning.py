@@ -27,6 +27,8 @@ BEGIN = 2.5
 WARM = 0.5
 #: gates not further from 0 or 1 count as shut or open
 HALF = 0.5
+#: draws of as many gates at random, to hold the open ones against
+CONTROLS = 5
 
 #: logits of a batch under gates, and whether they take a gradient
 Run = Callable[[Pairs, torch.Tensor], torch.Tensor]
@@ -47,7 +49,7 @@ class EdgePruning(Method):
     `over`: gates on "edges", on whole "heads" (their z mixed with the twin's), or "auto", which
     takes edges up to 5 000 of them: every receiver then has a stream of its own. SmolLM2-135M has
     70 651, so its heads are gated. A note says what was taken, how many gates are open in the end,
-    and how far the model with those alone is from the clean one, in nats.
+    and how far the model with those alone is from the clean one, in nats, beside as many at random.
 
     Raises `TapError` for edges where `acdc` does; gates on heads need no edges.
 
@@ -182,16 +184,23 @@ class EdgePruning(Method):
         what: str,
     ) -> str:
         final = (settled(alpha) > HALF).to(alpha)
-        with torch.no_grad():
-            total = sum(
-                float(divergence(wanted[pairs.rows.start], pairs, run(pairs, final)))
-                for pairs in batches
-            )
+        draw = torch.Generator().manual_seed(runs.seed)
+
+        def far(gates: torch.Tensor) -> float:
+            with torch.no_grad():
+                each = [divergence(wanted[p.rows.start], p, run(p, gates)) for p in batches]
+            return float(torch.stack(each).sum()) / len(runs.prompts)
+
+        others = [
+            far(final[torch.randperm(len(final), generator=draw).to(final.device)])
+            for _ in range(CONTROLS)
+        ]
         count = int(final.sum())
         return (
             f"Edge pruning: gates on {what}; {count} of {len(final)} are open in the end "
             f"({1 - count / len(final):.0%} shut, {float(self.sparsity):.0%} asked for), and with "
-            f"these alone the answers are {total / len(runs.prompts):.3g} nats from the model's."
+            f"these alone the answers are {far(final):.3g} nats from the model's; with as many "
+            f"drawn at random {min(others):.3g} to {max(others):.3g} ({CONTROLS} draws)."
         )
 
 
