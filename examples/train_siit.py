@@ -1,4 +1,4 @@
-"""Train the bundled `siit-…` models: small GPT-2s whose nodes keep the variables of a program.
+"""Train the `siit_…` models: small GPT-2s whose nodes keep the variables of a program.
 
     python examples/train_siit.py siit_ioi siit_pointer siit_induction
 
@@ -141,7 +141,7 @@ def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def train(program: Program, arguments: argparse.Namespace) -> None:
-    """Train, or resume, and write the folder of the bundled model."""
+    """Train, or resume, and write the model's folder."""
     module = fresh(program, arguments.seed).to(arguments.device).train()
     trainer = Trainer(program, module, arguments.device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=arguments.lr, weight_decay=0.0)
@@ -231,7 +231,7 @@ def card(program: Program, about: dict[str, Any]) -> str:
         for variable, node in program.nodes.items()
     ]
     worst = max(reached["inert"], key=reached["inert"].get)
-    return f"""# {program.name.replace("_", "-")}
+    return f"""# {program.name}
 
 A `GPT2LMHeadModel` with {about["parameters"]:,} parameters ({program.n_layers} layers × {HEADS}
 heads, width {WIDTH}), trained so that chosen nodes keep the variables of a program: {program.summary}.

@@ -9,13 +9,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 #: bundled name → folder here
-BUNDLED = {
-    "pocket-llama": "pocket_llama",
-    "pocket-llava": "pocket_llava",
-    "siit-ioi": "siit_ioi",
-    "siit-pointer": "siit_pointer",
-    "siit-induction": "siit_induction",
-}
+BUNDLED = {"pocket-llama": "pocket_llama", "pocket-llava": "pocket_llava"}
 
 #: shortcut → bundled name, and whose model the shortcut might have meant
 SHORTCUTS = {

@@ -3,7 +3,8 @@
 * compiled programs, exact (`compiled`): "reverse", "histogram", "sort", "frac_prevs";
 * planted circuits (`planted`): "induction", "ioi"; and harder ones (`harder`): "superposed",
   "negative", "backup", "repair", "superposed_backup";
-* trained to keep a program's variables (`trained`): "siit_ioi", "siit_pointer", "siit_induction".
+* trained to keep a program's variables (`trained`): "siit_ioi", "siit_pointer", "siit_induction",
+  once `examples/train_siit.py` has trained them.
 """
 
 from __future__ import annotations

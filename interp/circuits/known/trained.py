@@ -1,4 +1,7 @@
-"""Models that were trained to keep a program's variables in chosen nodes, after InterpBench."""
+"""Models trained to keep a program's variables in chosen nodes, after InterpBench.
+
+`examples/train_siit.py` trains them and puts them where `names` finds them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, ClassVar
 
 from interp.circuits.known.drawn import ProgramTask
 from interp.circuits.known.high_level import PROGRAMS, Program
-from interp.models.names import BUNDLED, FOLDER
+from interp.models.names import FOLDER
 
 
 @dataclass(frozen=True)
@@ -72,4 +75,4 @@ def reached(name: str) -> dict[str, Any]:
 
 def folder_of(name: str) -> Any:
     """Where the model lies."""
-    return FOLDER / BUNDLED[name.replace("_", "-")]
+    return FOLDER / name
