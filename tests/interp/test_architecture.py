@@ -233,8 +233,8 @@ ROOMS: dict[str, str] = {
     # the command line sees all, and nothing sees it
     "cli": (
         "atlas calibration circuits circuits.benching circuits.drawing circuits.judging "
-        "circuits.known circuits.methods circuits.runs edits evaluation inputs loading look models probes "
-        "procedures report results results.interchange scores tasks vision"
+        "circuits.known circuits.methods circuits.runs edits evaluation inputs loading look models "
+        "probes procedures report results results.interchange scores tasks vision"
     ),
 }
 #: rooms of the lower floors: the first named may import the second
