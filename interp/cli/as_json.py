@@ -84,14 +84,15 @@ def ablation(model: str, mode: str, result: Ablation) -> dict[str, Any]:
 
 def circuit(found: Circuit, top: int, truth: Truth | None, **more: Any) -> dict[str, Any]:
     """A circuit: what was asked, its strongest heads and edges, and what judges said."""
-    column = found.column
-    rows = found.frame.set_index(["tower", "layer", "head"])
     heads = []
-    for head, value, error in found.head_ranking(column, top):
-        row = rows.loc[(head.tower, head.layer, head.head)]
-        parts = {part: row.get(f"{column}_{part}") for part in ("low", "high", "effect")}
-        kind = {} if truth is None else {"known": truth.heads.get(head)}
-        heads.append({"head": str(head), "score": value, "stderr": error, **parts, **kind})
+    for r in found.ranked(top):
+        low, high = r.ends or (None, None)
+        least, most = r.effect_ends or (None, None)
+        heads.append({
+            "head": str(r.head), "score": r.score, "low": low, "high": high,
+            "effect": r.effect, "effect_low": least, "effect_high": most,
+            **({} if truth is None else {"known": truth.heads.get(r.head)}),
+        })  # fmt: skip
     return {
         "model": found.model,
         "search": found.search,

@@ -141,22 +141,23 @@ def show(found: Bench) -> None:
             if not rows:
                 continue
             console.print(f"\nAgainst {truth}, {ranked}: {about}", markup=False, soft_wrap=True)
-            columns = ("method", "AUC [95 %]", "AP", "shuffled", "gain [95 %]", "", "s")
-            grid = common.table(*columns, right=("AUC [95 %]", "AP", "gain [95 %]", "s"))
+            columns = ("method", "AUC [95 %]", "AP", "shuffled", "gain [95 %]")
+            grid = common.table(*columns, right=columns[1:3])
+            grid.columns[0].no_wrap = True
             for method, some in rows:
                 first = some[0]
                 own = [method, f"{first.auc:.2f} [{first.auc_low:.2f}, {first.auc_high:.2f}]"]
                 own.append(f"{first.average_precision:.2f}")
                 for row in some:
                     gain = f"{row.gain:+.2f} [{row.gain_low:+.2f}, {row.gain_high:+.2f}]"
-                    verdict = "" if row.beats else "not beaten"
-                    control = [row.control, gain, verdict] if row.control else ["–", "", ""]
-                    grid.add_row(*own, *control, f"{first.seconds:.1f}" if own[0] else "")
+                    mark = "" if row.beats else " †"
+                    control = [f"{row.control}{mark}", gain] if row.control else ["–", ""]
+                    grid.add_row(*own, *control)
                     own = ["", "", ""]
             console.print(grid)
     lost = sorted({f"{m} ({c})" for m, _, c in found.beaten()})
     if lost:
         note(
-            f"Does not beat its shuffled twin somewhere: {', '.join(lost)}. Such a ranking would "
-            "have come out as well with wrong answers or wrong twins."
+            f"† does not beat its shuffled twin: {', '.join(lost)}. Such a ranking would have come "
+            "out as well with wrong answers or wrong twins."
         )

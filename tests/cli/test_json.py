@@ -125,7 +125,9 @@ def test_runs_of_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert gone["heads"] == ["L2H3"] and set(gone["difference"]) == {"mean", "low", "high", "n"}
     circuit = said("circuit", "--method", "head_ablation", "--n", 4, "--top", 3)
     assert len(circuit["heads"]) == 3 and circuit["search"]["task"] == "ioi"
-    assert set(circuit["heads"][0]) >= {"head", "score", "low", "high", "effect"}
+    first = circuit["heads"][0]
+    assert set(first) >= {"head", "score", "low", "high", "effect", "effect_low", "effect_high"}
+    assert first["effect_low"] <= first["effect"] <= first["effect_high"]
     tuned = said("calibrate", "--method", "zerotuning", "--n", 8, "--out", "tuned.json")
     assert tuned["edits"] == json.loads(Path("tuned.json").read_text())
     assert set(tuned["heldout"]["accuracy"]) == {"baseline", "edited", "difference"}
