@@ -150,7 +150,7 @@ def train(program: Program, arguments: argparse.Namespace) -> None:
     )
     state, start, curve, seconds = Path(f"{arguments.state}-{program.name}.pt"), 0, [], 0.0
     if state.exists():
-        kept = torch.load(state, weights_only=False)
+        kept = torch.load(state, weights_only=True)
         module.load_state_dict(kept["module"])
         optimizer.load_state_dict(kept["optimizer"])
         schedule.load_state_dict(kept["schedule"])

@@ -305,7 +305,7 @@ def test_an_unknown_preset_is_told_with_those_there_are() -> None:
     for there, run in {
         "edit act has no preset {}; it has paper, code.": lambda p: E.ACT(preset=p),
         "edit var has no preset {}; it has paper, code.": lambda p: E.VAR((1, 4), preset=p),
-        "method eap_ig has no preset {}; it has activations.": find,
+        "method eap_ig has no preset {}; it has paper, code, activations.": find,
         "calibration method act has no preset {}; it has paper, code.": lambda p: make(
             "act", {}, p
         ),

@@ -100,7 +100,7 @@ def test_saved_loaded_reported(planted: Any, tmp_path: Path) -> None:
     assert again.massive.provenance["weights_hash"] == atlas.provenance["weights_hash"]
     page = atlas.report(tmp_path / "report.html").read_text(encoding="utf-8")
     largest = atlas.massive.frame["value"].abs().max()
-    assert "Massive activations" in page and f"<td>{largest:.0f}</td>" in page
+    assert "Massive activations" in page and f"<td>{largest:,.0f}</td>" in page
     (tmp_path / "massive.parquet").write_bytes(b"other")
     with pytest.raises(OutputError, match="another one"):
         MassiveActivations.load(tmp_path)
