@@ -110,9 +110,14 @@ def cases(state: Path, only: list[str] | None = None, modes: Sequence[str] = MOD
     return found
 
 
+def folder_of(case: Case, label: str, state: Path) -> Path:
+    """Where a method's rows on a case are kept."""
+    return state / re.sub(r"[^a-z0-9]+", "-", f"{case.label} {label}".lower())
+
+
 def measure(case: Case, label: str, row: Row, n: int, draws: int, state: Path) -> pd.DataFrame:
     """One method on one case: the bench's rows, with the curves of the circuit."""
-    folder = state / re.sub(r"[^a-z0-9]+", "-", f"{case.label} {label}".lower())
+    folder = folder_of(case, label, state)
     if not (folder / "bench.json").is_file():
         method = interp.circuits.registry.get(row.method).make(**row.settings)
         made = bench(
@@ -238,6 +243,7 @@ def main() -> None:
     made.add_argument("--cases", nargs="*", help="some of the cases")
     made.add_argument("--truths", nargs="*", default=MODES, choices=MODES)
     made.add_argument("--methods", nargs="*", help="some of the methods, by label")
+    made.add_argument("--kept", action="store_true", help="only what STATE holds already")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     state = Path(options.state)
@@ -246,7 +252,10 @@ def main() -> None:
     for case in given:
         frames.append(naive(case, options.n, state))
         for label, row in METHODS.items():
-            if options.methods is None or label in options.methods:
+            there = (folder_of(case, label, state) / "bench.json").is_file()
+            if (options.methods is None or label in options.methods) and (
+                there or not options.kept
+            ):
                 frames.append(measure(case, label, row, options.n, options.draws, state))
     frame = pd.concat(frames, ignore_index=True)
     result = dict(
