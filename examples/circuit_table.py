@@ -104,9 +104,10 @@ def cases(state: Path, only: list[str] | None = None, modes: Sequence[str] = MOD
         if only is None or task in only
     ]
     for name in constructed.names():
-        if only is None or name in only:
+        label = f"planted {name}" if name in POCKET else name
+        if only is None or label in only:
             made = constructed.get(name)
-            found.append(Case(name, made.model, made.task, (replace(made.truth, name="known"),)))
+            found.append(Case(label, made.model, made.task, (replace(made.truth, name="known"),)))
     return found
 
 
