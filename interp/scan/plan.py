@@ -156,9 +156,7 @@ class Plan:
         self._finish = {
             "overlays": 0.0,
             "massive": 0.0,
-            "evidence": evidence.seconds(self.model, settings, pace)
-            if self._gathers_evidence
-            else 0,
+            "evidence": 0.0,
             "saving": SAVING * (1 + len(self.scores)),
         }
         if self._lists_massive:

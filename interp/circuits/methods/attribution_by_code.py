@@ -27,7 +27,7 @@ class AttributionByCode(CodedMethod):
 
     Misleads:
         What it finds, the attribution finds: with the codes shuffled, agreement and stability
-        stayed as they were wherever it was tried (docs/results.md). Use `attribution`.
+        stayed as they were where it was tried (docs/methods.md). Use `attribution`.
     """
 
     sparsity: float = 0.2
