@@ -136,7 +136,7 @@ def curves(case: Case, method: Any, n: int) -> dict[str, float]:
     circuit = find(case.model, case.task, method, min(n, 32))
     found: dict[str, float] = {}
     for of in ("heads", "edges"):
-        if of == "edges" and (not len(circuit.edges) or method.name == "discrete_sae"):
+        if of == "edges" and (not len(circuit.edges) or method.edges_of != "graph"):
             continue
         try:
             curve = faithfulness(case.model, circuit, case.task, n=24, of=of, orders=1)

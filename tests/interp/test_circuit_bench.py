@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 
-from interp.circuits import Bench, Truth, bench, controls, evaluate, planted
+from interp.circuits import Bench, Truth, bench, constructed, controls, evaluate, planted
 from interp.circuits.benching.shuffling import shuffled
 from interp.circuits.judging.ranking import auc_of
 from interp.circuits.methods.attribution import Attribution, first_order
@@ -268,6 +268,21 @@ def test_truths_are_measured_as_they_are_named() -> None:
     own = found.frame[(found.frame.method == "attribution") & (found.frame.truth != "zero")]
     assert (own.auc == 1).all()
     assert auc_of(np.arange(3.0), np.array([False, True, True])) == 1
+
+
+@pytest.mark.slow
+def test_pairs_and_paths_are_not_held_against_edges() -> None:
+    """What a discrete SAE or path patching lists are no edges of the graph: only heads are judged;
+    EAP's are."""
+    made = constructed.get("negative")
+    methods = {
+        "codes": DiscreteSAE(trials=1, steps=5),
+        "paths": "path_patching",
+        "edges": "eap",
+    }
+    found = bench(made.model, made.task, methods, [made.truth], n=8, draws=1, controls=[]).frame
+    ranked = found.groupby("method")["ranked"].unique().map(set).to_dict()
+    assert ranked == {"codes": {"heads"}, "paths": {"heads"}, "edges": {"heads", "edges"}}
 
 
 def test_what_a_bench_refuses(pocket: Any) -> None:

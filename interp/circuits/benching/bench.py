@@ -240,7 +240,8 @@ def bench(
         circuit = find(hooked, prompts, searcher, seed=seed, progress=False)
         twins = {} if label in naive else _twins(hooked, prompts, searcher, seed, draws)
         for name, truth in known.items():
-            rows += _rows(label, name, circuit, truth, twins, seed, graph)
+            own = graph if searcher.edges_of == "graph" else None
+            rows += _rows(label, name, circuit, truth, twins, seed, own)
     if progress is not None:
         progress(total, total, "done")
     frame = pd.DataFrame(rows)

@@ -67,6 +67,9 @@ class Method(SettingsRecord, ABC):
     citation: ClassVar[str]
     #: of score and effect; "metric" for that of the task's metric
     unit: ClassVar[str] = ""
+    #: what the rows of its edges are: edges of the model's "graph" (`runs.edges.Graph`), which can
+    #: be judged and kept or cut; "pairs" of heads; or "paths" into chosen receivers
+    edges_of: ClassVar[str] = "graph"
     #: settings under a name: {"paper": {"features": 200}}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 

@@ -80,6 +80,7 @@ class CodedMethod(Method):
     variance: float = 1.0
     sae: Any = field(default=None, compare=False)
 
+    edges_of = "pairs"
     #: whether the score needs to know what heads do for the metric (a backward pass)
     attributes: ClassVar[bool] = False
 

@@ -105,6 +105,7 @@ class PathPatching(Method):
         "Merullo et al. 2024"
     )
     unit = "share"
+    edges_of = "paths"
     presets = {"direct": {"freeze_mlps": True}}
 
     def __post_init__(self) -> None:
