@@ -28,7 +28,7 @@ from interp.circuits.measured import measured
 
 BEGIN, END = "<!-- real circuits: begin -->", "<!-- real circuits: end -->"
 MODEL = "smollm2-135m"
-TASKS = ("ioi", "greater_than", "docstring", "induction")
+TASKS = ("ioi", "greater_than", "docstring", "induction", "colored_objects")
 RELATIONS = ("country-capital", "present-past", "antonym")
 TRUTHS = ("mean", "resample")
 METHODS: dict[str, Any] = {
