@@ -19,6 +19,7 @@ from interp.cli import (
     circuit,
     compare,
     evaluate,
+    export,
     generate,
     look,
     models,
@@ -130,6 +131,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "circuit": circuit.circuit,
     "bench-circuits": bench_circuits.bench_circuits,
     "generate": generate.generate,
+    "export": export.export,
     "check": check.check,
     "bench": bench.bench,
 }
