@@ -86,8 +86,10 @@ def one(model: Any, name: str, options: Any) -> dict[str, Any]:
             for label, (method, settings) in METHODS.items()
         }
         circuits.bench(
-            model, task, methods, list(truths.values()), options.n, draws=options.draws
-        ).save(folder / "bench")
+            model, task, methods, list(truths.values()), options.n, draws=options.draws,
+            progress=lambda done, total, what: print(name, what, f"{done} of {total}", flush=True),
+            resume=folder,
+        ).save(folder / "bench")  # fmt: skip
     found = circuits.Bench.load(folder / "bench")
 
     def curve() -> dict[str, Any]:

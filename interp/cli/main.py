@@ -35,7 +35,7 @@ OUT_OF_MEMORY = (
 )
 KEPT = "; what was already measured is kept, and the same command resumes"
 #: the commands that save what is finished and go on from there
-RESUMING = ("scan-heads", "calibrate")
+RESUMING = ("scan-heads", "calibrate", "bench-circuits")
 
 
 def explained(command: Callable[..., None], resumes: bool = False) -> Callable[..., None]:
