@@ -104,10 +104,11 @@ def iti_for(
 ) -> ShiftHeads:
     """The edit of inference-time intervention for two lists of texts.
 
-    Li et al. 2023, arXiv 2306.03341, §3. A logistic probe of each head's z at the last token tells the lists apart; the `k` heads whose
-    probes do best on texts that they were not fitted on are moved from the one mean towards the
-    other, z_h ← z_h + α σ_h θ_h, at every token. The paper splits its questions once; here the
-    accuracy is the mean of five folds, and equals are told apart by how sure their probes are.
+    Li et al. 2023, arXiv 2306.03341, §3. A logistic probe of each head's z at the last token tells
+    the lists apart; the `k` heads whose probes do best on texts that they were not fitted on are
+    moved from the one mean towards the other, z_h ← z_h + α σ_h θ_h, at every token. The paper
+    splits its questions once; here the accuracy is the mean of five folds, and equals are told
+    apart by how sure their probes are.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
