@@ -26,6 +26,7 @@ import interp
 from interp import circuits
 from interp.circuits.judging.reuse import chance
 from interp.circuits.measured import measured
+from interp.tasks.relations import Relation
 
 BEGIN, END = "<!-- real circuits: begin -->", "<!-- real circuits: end -->"
 MODEL = "smollm2-135m"
@@ -56,7 +57,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 def task_of(name: str, icl: Path) -> Any:
     if name in TASKS:
         return name
-    return interp.tasks.get(str(icl / f"{name}.json"), shots=SHOTS)
+    return Relation(str(icl / f"{name}.json"), shots=SHOTS)
 
 
 def truth(model: Any, task: Any, mode: str, n: int, folder: Path) -> tuple[Any, float]:
