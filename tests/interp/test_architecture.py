@@ -203,7 +203,7 @@ ROOMS: dict[str, str] = {
     # what a model is asked, and how it is changed
     "tasks": "inputs scenes",
     "vision": "inputs results scenes",
-    "edits": "inputs loading results.interchange tasks vision",
+    "edits": "inputs loading model results.interchange tasks vision",
     "probes": "inputs tasks vision",
     "evaluation": "edits inputs loading results tasks vision",
     "mechanics": "evaluation inputs loading results streams tasks",
