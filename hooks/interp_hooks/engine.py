@@ -21,6 +21,7 @@ from interp_kernels import (
     Result,
     Steer,
     attention,
+    budget,
     explain,
     pattern_statistics,
     steer_pattern,
@@ -192,13 +193,22 @@ def gate_values(before: torch.Tensor, after: torch.Tensor) -> Callable[[], torch
     queries); NaN where the head's output is zero, which hides its gate."""
 
     def mean() -> torch.Tensor:
-        x, y = before.detach().float(), after.detach().float()
-        # a quotient of subnormal numbers has no digits left
-        shown = x.abs() > 16 * torch.finfo(before.dtype).tiny
-        ratio = torch.where(shown, y / torch.where(shown, x, 1), 0)
-        return (ratio.sum(-1) / shown.sum(-1)).transpose(1, 2)
+        x, y = before.detach(), after.detach()
+        batch, queries, heads, d = x.shape
+        parts = [
+            _mean_gate(x[:, a:b].float(), y[:, a:b].float(), torch.finfo(before.dtype).tiny)
+            for a, b in budget.ranges(queries, batch * heads * d, x.device)
+        ]
+        return torch.cat([x.new_empty(batch, 0, heads).float(), *parts], 1).transpose(1, 2)
 
     return mean
+
+
+def _mean_gate(x: torch.Tensor, y: torch.Tensor, tiny: float) -> torch.Tensor:
+    # a quotient of subnormal numbers has no digits left
+    shown = x.abs() > 16 * tiny
+    ratio = torch.where(shown, y / torch.where(shown, x, 1), 0)
+    return ratio.sum(-1) / shown.sum(-1)
 
 
 def explain_call(call: AttentionCall, tap: Tap) -> str:
