@@ -11,7 +11,8 @@ import torch
 from interp_hooks.blocks import Observer, Tap
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import CallEdit
-from interp_hooks.errors import ActivationError, EditError, InterpError, TapError
+from interp_hooks.errors import EditError, InterpError, TapError
+from interp_hooks.forward_notes import ForwardNotes
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 from interp_hooks.weight_rows import WeightRows, of_heads, ranges, up_to
@@ -417,13 +418,9 @@ def answer_from_pattern(
 
 
 def check_finite(call: AttentionCall, z: torch.Tensor) -> None:
-    """Raise `ActivationError` naming the layer if z has NaN or infinity."""
-    if z.numel() and not bool(
-        torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all()
-    ):  # one pass, no copy of z
-        where = f"{call.site.tower + ' ' if call.site.tower else ''}layer {call.site.layer}"
-        raise ActivationError(
-            f"The attention output of {where} has NaN or infinity; check the weights, or load the "
-            "model in a wider "
-            "dtype (dtype='float32')."
-        )
+    """Raise `ActivationError` naming the layer if z has NaN or infinity, on a device when its
+    forward ends, where that is known."""
+    notes = ForwardNotes() if call.notes is None else call.notes
+    notes.check_finite(call, z)
+    if call.notes is None:
+        notes.ends()

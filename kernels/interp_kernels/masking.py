@@ -115,8 +115,10 @@ class Visibility:
 
     @cached_property
     def padded(self) -> tuple[int, int]:
-        """Padding is usually at one end: only the columns that are padding somewhere need masking.
-        (On a GPU this waits for the device.)"""
+        """Padding is usually at one end: only the columns that are padding somewhere need masking;
+        on a GPU, where looking for them would wait for the device, all."""
+        if self.keys is not None and self.device.type != "cpu":
+            return 0, self.lk
         columns = torch.empty(0) if self.keys is None else (~self.keys).any(0).nonzero()
         return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
 
