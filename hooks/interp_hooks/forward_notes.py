@@ -4,7 +4,7 @@ device: whether outputs are finite, and what questions ask in the coordinates of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 #: An attention call, and its site: the module of theirs imports this one.
-AttentionCall = Site = Any
+AttentionCall: TypeAlias = Any
+Site: TypeAlias = Any
 
 
 def waits(device: torch.device) -> bool:
