@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from ..call import Call
 from ..masking import Visibility
 
 #: Bytes that a chunk's buffers of logits may take on other devices than a CPU.
@@ -106,6 +108,33 @@ def chunks_of(
         r1 = _last_row(vis, heads, r0, sizes) if sizes.growing else min(r0 + rows, vis.lq)
         yield (r0, r1, *vis.span(r0, r1))
         r0 = r1
+
+
+def rows_wanted(call: Call) -> Tensor | None:
+    """(queries,) bool on the host: the rows whose weights something is asked of, where nothing but
+    attention received by sets of queries is; None for all. A set on a device is not looked at."""
+    request = call.request
+    questions = list(request.received.values())
+    others = request.out or request.lse or request.names or request.pairs or request.topk
+    if others or not questions:
+        return None
+    sets = [question.queries for question in questions]
+    if any(one is None or one.device.type != "cpu" for one in sets):
+        return None
+    return torch.stack([one.bool().any(0) for one in sets if one is not None]).any(0)
+
+
+def cut_to(
+    wanted: Tensor, vis: Visibility, chunks: list[tuple[int, int, int, int]]
+) -> list[tuple[int, int, int, int]]:
+    """The chunks from their first row that is wanted to the last, those without any left out."""
+    cut = []
+    for r0, r1, _, _ in chunks:
+        rows = wanted[r0:r1].nonzero()
+        if len(rows):
+            a, b = r0 + int(rows[0]), r0 + int(rows[-1]) + 1
+            cut.append((a, b, *vis.span(a, b)))
+    return cut
 
 
 def _last_row(vis: Visibility, heads: int, r0: int, sizes: Sizes) -> int:

@@ -32,7 +32,15 @@ from ..masking import FLOOR, cast
 from ..reference import choose_rows, pick
 from ..request import Result
 from ..steer import Steer
-from .chunk_plan import Block, Sizes, blocks_of, chunks_of, device_sizes
+from .chunk_plan import (
+    Block,
+    Sizes,
+    blocks_of,
+    chunks_of,
+    cut_to,
+    device_sizes,
+    rows_wanted,
+)
 from .chunk_statistics import (
     Chunk,
     Results,
@@ -87,9 +95,11 @@ def run_chunks(call: Call) -> Result:
         sizes = _sizes(call)
         blocks, rows = blocks_of(vis, kv_heads, sizes)
         chunks = list(chunks_of(vis, blocks[0].heads, rows, sizes))
+        wanted = rows_wanted(call)
+        chunks = chunks if wanted is None else cut_to(wanted, vis, chunks)
     whole = len(blocks) == len(chunks) == 1 and chunks[0][2] < chunks[0][3]
-    results = Results(call, whole)
-    if blocks:
+    results = Results(call, whole and chunks[0][:2] == (0, vis.lq))
+    if chunks:
         size = blocks[0].heads * max((r1 - r0) * (c1 - c0) for r0, r1, c0, c1 in chunks)
         buffers = _Buffers(size, call.dtype, call.q.device)
         for block in blocks:
@@ -97,6 +107,7 @@ def run_chunks(call: Call) -> Result:
             for r0, r1, c0, c1 in chunks:
                 if c0 < c1:
                     one.run(Chunk(block.bs, block.hs, r0, r1, c0, c1))
+    if blocks:
         _finish_received(results)
     stats = results.statistics()
     if request.topk:
