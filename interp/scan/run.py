@@ -379,6 +379,7 @@ def plan_scan(
     inputs: Any = None,
     force: bool = False,
     words: str | Sequence[str] | None = None,
+    chunk: int | None = None,
 ) -> Scan:
     """The plan of a scan, before it runs: `plan.rows`, `plan.seconds`, `plan.run()`.
 
@@ -407,6 +408,9 @@ def plan_scan(
         words: draw where the heads that look at pictures most look when these words come, in each
             of the first four pictures: from the token that predicts the word in the prompt, or else
             in the model's own caption.
+        chunk: read texts so many tokens at a time over a cache, for long ones: the same scores
+            (but for rounding) in the memory of a chunk and the cache. Scores that run the model
+            themselves (importance) read their short texts at once all the same.
 
     Returns:
         A `Scan`: what it reads, how long it takes, and how to run it.
@@ -474,6 +478,7 @@ def plan_scan(
         own,
         force,
         sought,
+        None if chunk is None else whole_number(chunk, "chunk, tokens at a time,"),
     )
     scan = Scan(hooked, selection, settings, extrapolate)
     unseen = [s.name for s in asked if s.needs_scenes and takes_images(hooked)]
@@ -507,7 +512,7 @@ def scan_heads(
 
     Args:
         model, scores, context, samples, seed, text, extrapolate, images, prompt: as in `plan_scan`.
-        needles: format, haystack, needle, question, inputs, force and words, as there.
+        needles: format, haystack, needle, question, inputs, force, words and chunk, as there.
         out: folder to save to (and resume from).
         progress: True shows a bar with time left, False nothing, or a function (done, total,
             label).
