@@ -15,6 +15,7 @@ from interp_hooks.errors import EditError, InterpError, TapError
 from interp_hooks.forward_notes import ForwardNotes
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.told import tell
 from interp_hooks.weight_rows import WeightRows, of_heads, ranges, up_to
 from interp_kernels import (
     BackendError,
@@ -179,13 +180,21 @@ def deliver(
     attended: Attended, z: torch.Tensor, gate: Callable[[], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """z itself, once it is known to be finite and the observers are told."""
-    check_finite(attended.call, z)
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        check_finite(attended.call, z)
+    found = []
     for observer, answer in attended.answers:
         question = observer.question
         stats = LayerStats(attended.call, answer, question, z if question.z else None)
         if gate is not None and "gate" in question.names:
             stats.rows["gate"] = gate()
-        observer.callback(stats)
+        if compiling:
+            found.append((observer, stats))
+        else:
+            observer.callback(stats)
+    if compiling:
+        tell(attended.call.site, z, found)
     return z
 
 

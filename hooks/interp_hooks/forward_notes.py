@@ -57,21 +57,27 @@ class ForwardNotes:
 
     def begins(self) -> None:
         """What a forward before it left, or one that failed, is forgotten."""
+        if torch.compiler.is_compiling():
+            return
         self._finite.clear()
         self._requests.clear()
 
     def ends(self) -> None:
         """Raise `ActivationError` naming the first layer whose output was not finite."""
+        if torch.compiler.is_compiling():
+            return
         noted, self._finite = self._finite, []
         self._requests.clear()
-        if not noted:
-            return
         flags = fetched([flag for _, flag in noted])
         for (site, _), flag in zip(noted, flags, strict=True):
             if not bool(flag):
                 raise_broken(site)
 
     def check_finite(self, call: AttentionCall, z: torch.Tensor) -> None:
+        """As `check_finite_at`, of a call."""
+        self.check_finite_at(call.site, z)
+
+    def check_finite_at(self, site: Site, z: torch.Tensor) -> None:
         """Raise `ActivationError` if z has NaN or infinity: now on a CPU, which has computed z when
         asked, so that looking costs nothing and nobody is told of broken numbers; when the forward
         ends on a device, which each layer's look would stop."""
@@ -79,15 +85,17 @@ class ForwardNotes:
             return
         finite = torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all()  # no copy of z
         if waits(z.device):
-            self._finite.append((call.site, finite))
+            self._finite.append((site, finite))
         elif not bool(finite):
-            raise_broken(call.site)
+            raise_broken(site)
 
     def request(
         self, question: Any, call: AttentionCall, make: Callable[[AttentionCall], Request]
     ) -> Request:
         """What `make` says a question asks of a call, once for all layers with such calls: its
         indices are made, and brought to the device, once a forward."""
+        if torch.compiler.is_compiling():
+            return make(call)
         mask = call.mask
         key = (
             id(question),

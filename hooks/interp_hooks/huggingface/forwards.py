@@ -84,6 +84,7 @@ class Forwards:
 
         def ends(module: Any, args: tuple, output: Any) -> None:
             self._notes.ends()
+            self._rows.forget()  # a compiled forward finds things as the one before did
 
         watches = [(self.module, begins), (self.module, self.images), (self.module, self._reads)]
         watches += [(self.module, self._real)]

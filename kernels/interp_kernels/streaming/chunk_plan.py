@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..looking import may_look
 from ..masking import Visibility
 
 #: Bytes that a chunk's buffers of logits may take on other devices than a CPU.
@@ -119,7 +120,7 @@ def rows_wanted(call: Call) -> Tensor | None:
     if others or not questions:
         return None
     sets = [question.queries for question in questions]
-    if any(one is None or one.device.type != "cpu" for one in sets):
+    if any(one is None or not may_look(one.device) for one in sets):
         return None
     return torch.stack([one.bool().any(0) for one in sets if one is not None]).any(0)
 

@@ -22,12 +22,12 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..call import Call
+from ..looking import lazy, may_look
 from ..masking import FLOOR, cast
 from ..reference import choose_rows, pick
 from ..request import Result
@@ -140,7 +140,7 @@ class _Buffers:
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.dtype, self.device = size, dtype, device
         self.store: dict[tuple[str, torch.dtype], Tensor] = {}
-        if device.type == "cpu" and size <= _BUDGET:
+        if may_look(device) and size <= _BUDGET:
             self.store = self._kept.__dict__.setdefault("store", self.store)
 
     def large(self, name: str, *shape: int) -> Tensor | None:
@@ -199,7 +199,7 @@ class _BlockPass:
         self.rows_real = None if vis.rows is None else vis.rows[bs]
         self.bs = bs
 
-    @cached_property
+    @lazy
     def wanted(self) -> Wanted:
         """What statistics that are not sums of the products are computed from."""
         request, vis = self.call.request, self.call.vis

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import Call
+from ..looking import may_look
 from ..masking import FLOOR, INVISIBLE, Visibility, cast
 from ..steer import Rule, factors
 
@@ -107,7 +108,7 @@ def padded(*tensors: Tensor) -> list[Tensor]:
 
 def _unpadded(vis: Visibility, s: int, e: int) -> bool:
     """No padding in the columns s:e, as far as one may ask without waiting for a device."""
-    return vis.device.type == "cpu" and (e <= vis.padded[0] or s >= vis.padded[1])
+    return may_look(vis.device) and (e <= vis.padded[0] or s >= vis.padded[1])
 
 
 def _narrow(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..looking import may_look
 from ..masking import FLOOR, INVISIBLE, Visibility, bias_visible, compute_dtype
 from .flash_gradients import FUSED
 from .flash_gradients import Flash as Differentiable
@@ -82,7 +83,8 @@ def attend(call: Call, shape: str, bias: Tensor | None = None) -> tuple[Tensor, 
         # Where all that is seen is hidden, the hidden keys' bias is what is left of the
         # log-sum-exp.
         empty = lse <= FLOOR
-        if bool(empty.any()):  # on a CPU looking costs less than writing the output once more
+        # on a CPU looking costs less than writing the output once more
+        if not may_look(empty.device) or bool(empty.any()):
             out, lse = out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, -torch.inf)
     return out if d == d_v else out[..., :d_v], lse
 
