@@ -255,6 +255,7 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
     "scale_heads": dict(gains={"L1H1": 0.5}),
+    "shift_heads": dict(directions={"L1H1": [0.5, 0.25]}),
     "overwrite_row": dict(heads=["L1H1"], keys=[1, 2]),
     "scale_tokens": dict(keys="initial", gain=2.0),
     "move_mass": dict(donors="initial", receivers=[2]),
@@ -453,6 +454,17 @@ def test_results_show_themselves(model: Any) -> None:
     ablated = interp.ablate(model, "L2H3", task="induction", n=4)
     assert str(ablated.ablated) in read(ablated) and str(ablated.control_heads[0]) in read(ablated)
     assert "edited" not in read(interp.evaluate(model, "induction", n=4))
+
+
+def test_plans_and_massive_activations_show_themselves(model: Any) -> None:
+    plan = interp.plan_scan(model, ["sink", "entropy"], context=32, samples=1)
+    text = read(plan)
+    assert plan.cost in text and "sink, entropy" in text and "2 scores" in repr(plan)
+    table = interp.massive_activations(model, context=32, samples=2, least=3, ratio=10)
+    text = read(table)
+    largest = table.frame["value"].abs().max()
+    assert table.rule in text and f"{largest:,.0f}" in text.replace("-", "")
+    assert table.rule in repr(table)
 
 
 @pytest.mark.slow
