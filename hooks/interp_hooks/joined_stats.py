@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -51,7 +51,7 @@ class JoinedStats:
         layer = self._layers.get(stats.site)
         if layer is None:
             asked = self._question.at(stats.site).received
-            reduces = {name: one.reduce for name, one in asked.items()}
+            reduces: dict[str, str] = {name: one.reduce for name, one in asked.items()}
             layer = self._layers[stats.site] = _Layer(stats, self._length, reduces)
         layer.add(stats)
 
@@ -62,7 +62,7 @@ class JoinedStats:
 
 
 class _Layer:
-    def __init__(self, first: LayerStats, length: int, reduces: dict[str, str]) -> None:
+    def __init__(self, first: LayerStats, length: int, reduces: Mapping[str, str]) -> None:
         self._first, self._length, self._reduces = first, length, reduces
         self._rows: dict[str, list[torch.Tensor]] = {}
         self._pairs: dict[str, list[torch.Tensor]] = {}
