@@ -61,7 +61,10 @@ def small(layers: int, tokenizer: Any) -> Any:
     return hook(model, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("probe", ["text", "repeat"])
+PROBES = ("text", "repeat", "domains")
+
+
+@pytest.mark.parametrize("probe", PROBES)
 def test_a_scan_s_forward_looks_twice_and_uploads_once(
     probe: str, reads: list[int], tokenizer: Any
 ) -> None:
@@ -70,10 +73,15 @@ def test_a_scan_s_forward_looks_twice_and_uploads_once(
     counts = []
     for layers in (2, 5):
         model = small(layers, tokenizer)
-        plan = interp.plan_scan(model, "default", context=48, samples=2)
+        names = [
+            s.name
+            for s in interp.scores.select("all")
+            if getattr(s, "probe", "") in PROBES and not s.needs_images and not s.needs_site
+        ]
+        plan = interp.plan_scan(model, names, context=48, samples=2)
         model.module.to("meta")  # checked and planned on the CPU; now it has no numbers
         scores = plan._by_probe[probe]
-        assert len(scores) >= 2
+        assert scores
         batch = plan._batches[probe][0]
         reads.clear()
         with torch.no_grad(), Crossings() as crossings:
@@ -82,7 +90,7 @@ def test_a_scan_s_forward_looks_twice_and_uploads_once(
         assert not crossings.from_device
         assert {r.layer for r in records if r.layer >= 0} == set(range(layers))
         counts.append(sum(crossings.to_device.values()))
-    assert counts[0] == counts[1] <= 12
+    assert counts[0] == counts[1] <= 16
 
 
 def test_everything_one_may_ask(reads: list[int], tokenizer: Any) -> None:
