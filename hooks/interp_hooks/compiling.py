@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 
 def compiled(model: HookedModel, **options: Any) -> Callable[..., Any]:
-    """The model's forward compiled by `torch.compile`, statistics and edits of the blocks that are
-    open with it.
+    """The model's forward compiled by `torch.compile`, with what open blocks ask and edit.
 
     Callbacks are not compiled: they run as they are, with detached statistics, while the graph
     does.
