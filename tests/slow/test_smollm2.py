@@ -151,3 +151,34 @@ def test_shifts_of_probed_heads_move_it_and_controls_do_not(smollm2: Any) -> Non
               f"directions {np.round(ways, 1)}")  # fmt: skip
         assert found.min() > 0 and found.mean() > 2 * max(heads)
         assert np.abs(ways).max() < 0.2 * found.mean()
+
+
+def test_its_copy_suppression_heads_are_those_that_lower_names(smollm2: Any) -> None:
+    """From weights, the two heads that ablation on another task had named; no successor head, and
+    hardly more than the same with predecessors."""
+    from itertools import pairwise
+
+    import interp
+    from interp.mechanics import ov_words
+    from interp.scores.successor import Successor
+
+    atlas = interp.scan_heads(
+        smollm2, "successor,copy_suppression", context=64, samples=1, progress=False
+    )
+    ranked = atlas.ranking("copy_suppression", 3)
+    assert {str(head) for head, *_ in ranked[:2]} == {"L24H4", "L23H3"}
+    assert ranked[1][1] > 0.4 and ranked[2][1] < 0.2
+    series = Successor()._series(smollm2)
+    assert {len(some) for some in series.values()} == {7, 12, 20, 10, 26}
+    words = [word for some in series.values() for word in some]
+    before = {b: a for some in series.values() for a, b in pairwise(some)}
+    asked = [word for word in words if word in before]
+    wanted = torch.tensor([words.index(before[word]) for word in asked])
+    places = [words.index(word) for word in asked]
+    backwards = max(
+        float((logits.argmax(-1)[:, places] == wanted).double().mean(1).max())
+        for _, logits in ov_words.raised(smollm2, words, words)
+    )
+    most = atlas.ranking("successor", 1)[0][1]
+    print(f"successor {most:.2f}, predecessor {backwards:.2f}")
+    assert most < 0.2 and backwards > most / 2
