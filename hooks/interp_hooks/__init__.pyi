@@ -2,6 +2,7 @@ from .activations import Activations as Activations
 from .activations import Residual as Residual
 from .call import AttentionCall as AttentionCall
 from .call import Site as Site
+from .compiling import compiled as compiled
 from .edit import BoundEdit as BoundEdit
 from .edit import CallEdit as CallEdit
 from .edit import Edit as Edit

@@ -80,7 +80,7 @@ class Tap:
     def _current(self) -> list[Block]:
         """The blocks that act: those after the last clean one, and it."""
         blocks = self.blocks
-        last = max((i for i, block in enumerate(blocks) if block.clean), default=0)
+        last = [0, *(i for i, block in enumerate(blocks) if block.clean)][-1]
         return blocks[last:]
 
     @property

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from interp_kernels import Mask
+
+if TYPE_CHECKING:
+    from interp_hooks.forward_notes import ForwardNotes
 
 #: the tower of streams that a module attends with beside its main one
 STREAMS = "ngram"
@@ -83,6 +86,7 @@ class AttentionCall:
         weights: takes the attention weights (batch, heads, queries, keys) after edits, where the
             model's caller asks for them (`output_attentions=True`); None elsewhere.
         copies: rows of the batch for each sample of the prompt (beams, `num_return_sequences`).
+        notes: what the layers of its forward share; None where forwards aren't followed.
 
     Example:
         >>> from interp_hooks import Question
@@ -107,6 +111,7 @@ class AttentionCall:
     tokens: torch.Tensor | None = None
     weights: Callable[[torch.Tensor], object] | None = None
     copies: int = 1
+    notes: ForwardNotes | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

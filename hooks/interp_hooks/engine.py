@@ -11,9 +11,11 @@ import torch
 from interp_hooks.blocks import Observer, Tap
 from interp_hooks.call import AttentionCall
 from interp_hooks.edit import CallEdit
-from interp_hooks.errors import ActivationError, EditError, InterpError, TapError
+from interp_hooks.errors import EditError, InterpError, TapError
+from interp_hooks.forward_notes import ForwardNotes
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.told import tell
 from interp_hooks.weight_rows import WeightRows, of_heads, ranges, up_to
 from interp_kernels import (
     BackendError,
@@ -21,6 +23,7 @@ from interp_kernels import (
     Result,
     Steer,
     attention,
+    budget,
     explain,
     pattern_statistics,
     steer_pattern,
@@ -177,13 +180,21 @@ def deliver(
     attended: Attended, z: torch.Tensor, gate: Callable[[], torch.Tensor] | None = None
 ) -> torch.Tensor:
     """z itself, once it is known to be finite and the observers are told."""
-    check_finite(attended.call, z)
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        check_finite(attended.call, z)
+    found = []
     for observer, answer in attended.answers:
         question = observer.question
         stats = LayerStats(attended.call, answer, question, z if question.z else None)
         if gate is not None and "gate" in question.names:
             stats.rows["gate"] = gate()
-        observer.callback(stats)
+        if compiling:
+            found.append((observer, stats))
+        else:
+            observer.callback(stats)
+    if compiling:
+        tell(attended.call.site, z, found)
     return z
 
 
@@ -192,13 +203,22 @@ def gate_values(before: torch.Tensor, after: torch.Tensor) -> Callable[[], torch
     queries); NaN where the head's output is zero, which hides its gate."""
 
     def mean() -> torch.Tensor:
-        x, y = before.detach().float(), after.detach().float()
-        # a quotient of subnormal numbers has no digits left
-        shown = x.abs() > 16 * torch.finfo(before.dtype).tiny
-        ratio = torch.where(shown, y / torch.where(shown, x, 1), 0)
-        return (ratio.sum(-1) / shown.sum(-1)).transpose(1, 2)
+        x, y = before.detach(), after.detach()
+        batch, queries, heads, d = x.shape
+        parts = [
+            _mean_gate(x[:, a:b].float(), y[:, a:b].float(), torch.finfo(before.dtype).tiny)
+            for a, b in budget.ranges(queries, batch * heads * d, x.device)
+        ]
+        return torch.cat([x.new_empty(batch, 0, heads).float(), *parts], 1).transpose(1, 2)
 
     return mean
+
+
+def _mean_gate(x: torch.Tensor, y: torch.Tensor, tiny: float) -> torch.Tensor:
+    # a quotient of subnormal numbers has no digits left
+    shown = x.abs() > 16 * tiny
+    ratio = torch.where(shown, y / torch.where(shown, x, 1), 0)
+    return ratio.sum(-1) / shown.sum(-1)
 
 
 def explain_call(call: AttentionCall, tap: Tap) -> str:
@@ -407,13 +427,9 @@ def answer_from_pattern(
 
 
 def check_finite(call: AttentionCall, z: torch.Tensor) -> None:
-    """Raise `ActivationError` naming the layer if z has NaN or infinity."""
-    if z.numel() and not bool(
-        torch.isfinite(torch.stack(torch.aminmax(z.detach()))).all()
-    ):  # one pass, no copy of z
-        where = f"{call.site.tower + ' ' if call.site.tower else ''}layer {call.site.layer}"
-        raise ActivationError(
-            f"The attention output of {where} has NaN or infinity; check the weights, or load the "
-            "model in a wider "
-            "dtype (dtype='float32')."
-        )
+    """Raise `ActivationError` naming the layer if z has NaN or infinity, on a device when its
+    forward ends, where that is known."""
+    notes = ForwardNotes() if call.notes is None else call.notes
+    notes.check_finite(call, z)
+    if call.notes is None:
+        notes.ends()

@@ -113,6 +113,11 @@ class Question:
 
     def whole_request(self, call: AttentionCall) -> Request:
         """As `request`, with nothing left out: for a question that was made for this tower."""
+        if call.notes is not None:
+            return call.notes.request(self, call, self._asked)
+        return self._asked(call)
+
+    def _asked(self, call: AttentionCall) -> Request:
         q0, nq, k0, nk = call.mask.q_start, call.n_queries, call.mask.k_start, call.n_keys
         pairs = {}
         for name, index in self.pairs.items():

@@ -12,6 +12,7 @@ from interp_hooks.call import AttentionCall, Site
 from interp_hooks.errors import TapError
 from interp_hooks.question import Question
 from interp_kernels import Result
+from interp_kernels.budget import vector_norms
 
 
 class LayerStats:
@@ -64,7 +65,7 @@ class LayerStats:
             if "group_mass" in question.names and masses.shape[-1] > 1:  # none in a vision tower
                 self.rows["group_mass"] = masses[..., :-1]
         if "value_norm" in question.names:
-            self.rows["value_norm"] = call.value.float().norm(dim=-1)  # (batch, kv_heads, keys)
+            self.rows["value_norm"] = vector_norms(call.value)  # (batch, kv_heads, keys)
 
     def __getattr__(self, name: str) -> torch.Tensor:
         rows = self.__dict__.get("rows", {})

@@ -108,6 +108,14 @@ def scan_heads(
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow a context past the model's limit.")
     ] = False,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            help="Read texts so many tokens at a time over a cache: long ones in less memory.",
+            show_default="all at once",
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     device_map: DeviceMapOption = None,
@@ -183,6 +191,7 @@ def scan_heads(
         question=question,
         force=force,
         words=words,
+        chunk=chunk,
     )
     show_plan(plan, loaded.name)
     note(of_pictures(plan, images))

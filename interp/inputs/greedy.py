@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.inputs.chunks import prefill
 from interp.inputs.forward import forward
 from interp_hooks.logits import logits_of
 
@@ -22,6 +23,7 @@ def greedy(
     steps: int,
     stop: Collection[int] = (),
     step: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    chunk: int | None = None,
 ) -> list[int]:
     """The tokens that follow a prompt greedily: at most `steps`, none after one of `stop`.
 
@@ -34,6 +36,7 @@ def greedy(
         steps: tokens at most.
         stop: tokens that end it; the one met is the last returned.
         step: makes the context of each step.
+        chunk: how many tokens of the prompt are read at a time; None for all.
 
     Example:
         >>> from interp.inputs.greedy import greedy
@@ -43,7 +46,7 @@ def greedy(
     said: list[int] = []
     cache: dict[str, Any] = {}
     if model.has_cache:
-        out = forward(model, ids[:, :-1], keep=1, use_cache=True)
+        out = prefill(model, ids[:, :-1], chunk=chunk)
         cache, ids = dict(past_key_values=out.past_key_values, use_cache=True), ids[:, -1:]
     for _ in range(steps):
         with step():

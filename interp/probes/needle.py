@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.inputs.batches import left_padded
-from interp.inputs.forward import forward
+from interp.inputs.chunks import watched
 from interp.inputs.greedy import greedy
 from interp.inputs.tokenizer import Text, pad_id, stop_tokens
 from interp.probes.probe import Callback, Probe, ProbeBatch
@@ -98,8 +98,7 @@ class QuestionProbe(_NeedleProbe):
     def run(
         self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback
     ) -> None:
-        with model.watch(question, callback):
-            out = forward(model, batch.input_ids, batch.attention_mask, keep=1)
+        out = watched(model, question, callback, batch.input_ids, batch.attention_mask, batch.chunk)
         token = int(logits_of(out)[0, -1].argmax())
         batch.info["begun"] = token in batch.info["instance"].accept[0]
 
@@ -133,7 +132,12 @@ class NeedleProbe(_NeedleProbe):
         steps = instance.info["steps"] if free else len(instance.accept)
         stop = stop_tokens(model) | set(instance.info["ends"]) if free else ()
         generated = greedy(
-            model, batch.input_ids, steps, stop, lambda: model.watch(question, callback)
+            model,
+            batch.input_ids,
+            steps,
+            stop,
+            lambda: model.watch(question, callback),
+            batch.chunk,
         )
         batch.info["generated"] = generated
         if free:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.inputs.forward import forward
+from interp.inputs.chunks import watched
 from interp.probes.settings import Settings
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
@@ -30,6 +30,7 @@ class ProbeBatch:
         info: what the scores need to know.
         samples: how many samples it holds.
         extra: inputs beside these (the pixels of pictures).
+        chunk: how many tokens are read at a time; None for all in one forward.
 
     Example:
         >>> interp.probes.ProbeBatch(torch.arange(8)[None]).tokens
@@ -41,6 +42,7 @@ class ProbeBatch:
     info: dict[str, Any] = field(default_factory=dict)
     samples: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
+    chunk: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -88,9 +90,8 @@ class Probe(ABC):
     def run(
         self, model: HookedModel, batch: ProbeBatch, question: Question, callback: Callback
     ) -> None:
-        """One forward; each layer's statistics go to `callback`."""
-        with model.watch(question, callback):
-            forward(model, batch.input_ids, batch.attention_mask, keep=1)
+        """One forward, or one a chunk; each layer's statistics go to `callback`."""
+        watched(model, question, callback, batch.input_ids, batch.attention_mask, batch.chunk)
 
     def seconds(self, batch: ProbeBatch, pace: Pace) -> float:
         """How long a run of the batch takes, for the plan."""

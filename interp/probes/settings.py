@@ -29,6 +29,7 @@ class Settings:
         inputs: token ids of one's own as text rows; None for rows of text.
         force: keep scores of needles where the model can't do the task.
         words: what heads are drawn looking for in the pictures; None for what is drawn otherwise.
+        chunk: tokens of a text that are read at a time; None for all in one forward.
 
     Example:
         >>> interp.probes.Settings(context=64).samples
@@ -48,6 +49,7 @@ class Settings:
     inputs: tuple[tuple[int, ...], ...] | None = None
     force: bool = False
     words: tuple[str, ...] | None = None
+    chunk: int | None = None
 
     def rows(self, tokenizer: Any, context: int | None = None) -> list[list[int]]:
         """Rows of running text, of the scan's context or all of at most `context` tokens.

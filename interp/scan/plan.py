@@ -11,6 +11,7 @@ import torch
 
 from interp.atlas import REPORT_SECONDS
 from interp.errors import ContextError, InputError, TapError
+from interp.inputs.chunks import check_chunks
 from interp.inputs.context import check_context
 from interp.inputs.pace import LONG, Pace, PicturePace
 from interp.inputs.text import named
@@ -82,6 +83,7 @@ class Plan:
                 self.notes += [
                     f"{s.name}: not measured. {reason}" for s in self._by_probe.pop(name)
                 ]
+        self._set_chunks()
         self._own: list[ModelScore] = []
         self._cost: dict[str, int] = {}
         for own in (s for s in scores if isinstance(s, ModelScore)):
@@ -95,6 +97,26 @@ class Plan:
                 self.notes.append(f"{own.name}: not measured. {reason}")
         self.rows = self._describe()
         self.seconds, self.gigabytes = self._estimate()
+
+    def _set_chunks(self) -> None:
+        """Texts are read in chunks, where that was asked for and is proved to say the same."""
+        chunk = self.settings.chunk
+        if chunk is None:
+            return
+        texts = [
+            batch
+            for batches in self._batches.values()
+            for batch in batches
+            if not batch.extra and batch.input_ids.shape[1]
+        ]
+        if not texts:
+            raise InputError(
+                "Nothing of this scan is a text, so there is nothing to read in chunks."
+            )
+        row = texts[0].input_ids[:1]
+        check_chunks(self.model, chunk, row, max(batch.length for batch in texts))
+        for batch in texts:
+            batch.chunk = chunk
 
     def _settle(self) -> None:
         """Fix the format of needle prompts; what is in the way is told when they are made."""

@@ -41,6 +41,7 @@ from interp.vision.prompts import needs_image_tokens, needs_images, takes_images
 from interp.vision.towers import sees_alone
 from interp.vision.words import chosen
 from interp_hooks.call import STREAMS, Site
+from interp_hooks.forward_notes import fetched
 from interp_hooks.question import Question, SiteQuestion
 from interp_hooks.recording import LayerStats
 
@@ -51,6 +52,9 @@ Progress = Callable[[int, int, str], None]
 
 DEFAULT_CONTEXT = 1024
 OUT_OF_MEMORY = "out of memory"
+
+#: A score, where it was measured, and its (samples, heads) values, still on the device.
+_Measured = tuple[Score, Site, torch.Tensor]
 
 
 @contextmanager
@@ -277,7 +281,7 @@ class Scan(Plan):
         self, name: str, scores: Sequence[Score], batch: ProbeBatch, first: int
     ) -> list[Record]:
         """Run one batch and turn each layer's statistics into records."""
-        records: list[Record] = []
+        found: list[_Measured] = []
         steps: dict[Site, list[LayerStats]] = {}
         decoded = [s for s in scores if isinstance(s, DecodeScore)]
         late = [s for s in scores if isinstance(s, PassScore)]
@@ -292,7 +296,7 @@ class Scan(Plan):
             for passed in (s for s in late if s.at(self._role(stats.site))):
                 whole[passed.name].append(stats)
             for score in (s for s in now if s.at(self._role(stats.site))):
-                records.extend(_records(score, stats.site, score.measure(stats, batch), first))
+                found.append((score, stats.site, score.measure(stats, batch)))
             if not decoded:
                 stats.call = None  # not kept until the forward's end
 
@@ -300,11 +304,12 @@ class Scan(Plan):
         probe.run(self.model, batch, self._question(scores, batch), note)
         for site, by_step in steps.items():
             for step in decoded:
-                records.extend(_records(step, site, step.measure_steps(by_step, batch), first))
+                found.append((step, site, step.measure_steps(by_step, batch)))
         for passed in late:
             layers = whole[passed.name]
             for stats, values in zip(layers, passed.measure_pass(layers, batch), strict=True):
-                records.extend(_records(passed, stats.site, values, first))
+                found.append((passed, stats.site, values))
+        records = _records(found, first)
         outcome = probe.outcome(batch)
         if outcome is not None:
             records.append(Record(outcome_name(name), first, "", "self", -1, -1, outcome))
@@ -337,19 +342,23 @@ def job_steps(plan: Plan, job: Job) -> int:
     return max(1, score.steps(plan.model, plan.settings))
 
 
-def _records(score: Score, site: Site, values: torch.Tensor, first: int) -> list[Record]:
-    """(samples, heads) values as records. Infinity is an error; NaN means "not defined in this
-    sample"."""
-    if bool(torch.isinf(values).any()):
-        raise ActivationError(
-            f"The score {score.name} of layer {site.layer} is infinite; its activations look "
-            "broken."
-        )
-    return [
-        Record(score.name, first + i, site.tower, site.kind, site.layer, h, value)
-        for i, row in enumerate(values.float().cpu().tolist())
-        for h, value in enumerate(row)
-    ]
+def _records(found: Sequence[_Measured], first: int) -> list[Record]:
+    """(samples, heads) values as records, read from the device at once. Infinity is an error; NaN
+    means "not defined in this sample"."""
+    records: list[Record] = []
+    values = fetched([one for _, _, one in found])
+    for (score, site, _), of_heads in zip(found, values, strict=True):
+        if bool(torch.isinf(of_heads).any()):
+            raise ActivationError(
+                f"The score {score.name} of layer {site.layer} is infinite; its activations look "
+                "broken."
+            )
+        records += [
+            Record(score.name, first + i, site.tower, site.kind, site.layer, h, value)
+            for i, row in enumerate(of_heads.tolist())
+            for h, value in enumerate(row)
+        ]
+    return records
 
 
 def plan_scan(
@@ -370,6 +379,7 @@ def plan_scan(
     inputs: Any = None,
     force: bool = False,
     words: str | Sequence[str] | None = None,
+    chunk: int | None = None,
 ) -> Scan:
     """The plan of a scan, before it runs: `plan.rows`, `plan.seconds`, `plan.run()`.
 
@@ -398,6 +408,9 @@ def plan_scan(
         words: draw where the heads that look at pictures most look when these words come, in each
             of the first four pictures: from the token that predicts the word in the prompt, or else
             in the model's own caption.
+        chunk: read texts so many tokens at a time over a cache, for long ones: the same scores
+            (but for rounding) in the memory of a chunk and the cache. Scores that run the model
+            themselves (importance) read their short texts at once all the same.
 
     Returns:
         A `Scan`: what it reads, how long it takes, and how to run it.
@@ -465,6 +478,7 @@ def plan_scan(
         own,
         force,
         sought,
+        None if chunk is None else whole_number(chunk, "chunk, tokens at a time,"),
     )
     scan = Scan(hooked, selection, settings, extrapolate)
     unseen = [s.name for s in asked if s.needs_scenes and takes_images(hooked)]
@@ -498,7 +512,7 @@ def scan_heads(
 
     Args:
         model, scores, context, samples, seed, text, extrapolate, images, prompt: as in `plan_scan`.
-        needles: format, haystack, needle, question, inputs, force and words, as there.
+        needles: format, haystack, needle, question, inputs, force, words and chunk, as there.
         out: folder to save to (and resume from).
         progress: True shows a bar with time left, False nothing, or a function (done, total,
             label).

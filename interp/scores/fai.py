@@ -40,5 +40,5 @@ class FAI(Score):
         mean, count = layer.received["future"], layer.received_count["future"]
         order = layer.keys.long().cumsum(-1)[:, None]
         # only keys whose whole band lies in the text: means over few queries are large by chance
-        whole = (order > 1) & (count >= min(FAR - NEAR + 1, int(count.max())))
+        whole = (order > 1) & (count >= count.max().clamp_max(FAR - NEAR + 1))
         return torch.where(whole, mean, 0.0).amax(-1)

@@ -7,7 +7,6 @@ brings several edits together (`compose.fuse`); nothing behind it does so again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from . import compose
 from .compose import Steers
 from .kinds import check_settings
+from .looking import lazy, may_look
 from .masking import Visibility, compute_dtype
 from .request import Mask, Request
 from .steer import Steer, segments
@@ -73,12 +73,12 @@ class Call:
         """Query heads a key-value head."""
         return self.q.shape[1] // self.k.shape[1]
 
-    @cached_property
+    @lazy
     def dtype(self) -> torch.dtype:
         """What PyTorch computes in: float64 if anything is, else float32."""
         return compute_dtype(self.q, self.k, self.v)
 
-    @cached_property
+    @lazy
     def segments(self) -> list[tuple[int, int, int]]:
         """(start, stop, group) of all key columns, as the only edit's spans cut them."""
         return segments(self.steer.spans, self.vis.lk)
@@ -216,7 +216,7 @@ def _check_received(name: str, request: Request, vis: Visibility) -> None:
 def _in_range(what: str, index: Tensor, limit: int, of: str = "keys") -> None:
     """A number past the last is an error, and of rows one below the first; of keys, those below 0
     are none. On a GPU looking would wait for the device, so there it is not looked at."""
-    if index.device.type != "cpu" or not index.numel() or type(index) is not Tensor:
+    if not may_look(index.device) or not index.numel() or type(index) is not Tensor:
         return
     if of != "keys" and int(index.min()) < 0:
         raise ValueError(f"{what} lists number {int(index.min())}; {of} count from 0.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
+from .looking import lazy, may_look
 from .request import Mask, Received
 
 #: Logit of a key that is not seen. Finite, so that 0 · INVISIBLE = 0 (−inf would give NaN in Σ
@@ -85,7 +84,7 @@ class Visibility:
         reach = last if self.mask.causal else max(abs(last), abs(first - self.lk + 1))
         return self.mask.window is not None and reach >= self.mask.window
 
-    @cached_property
+    @lazy
     def _first_columns(self) -> Tensor:
         """(batch or 1,) int64: the column of each sample's first token; it may stand outside those
         there are."""
@@ -93,13 +92,13 @@ class Visibility:
             return torch.full((1,), -self.mask.k_start, dtype=torch.int64, device=self.device)
         return self.mask.starts.to(device=self.device, dtype=torch.int64) - self.mask.k_start
 
-    @cached_property
+    @lazy
     def _kept_columns(self) -> tuple[int, int]:
         """Columns outside which no sample's kept keys stand; on a GPU, where looking at `starts`
         would wait, all."""
         if self.mask.starts is None:
             low = high = -self.mask.k_start
-        elif self.device.type != "cpu":
+        elif not may_look(self.device):
             return 0, self.lk
         else:
             low, high = (int(x) for x in self._first_columns.aminmax()) if self.batch else (0, 0)
@@ -113,10 +112,12 @@ class Visibility:
         first = first.view(-1, *[1] * max(columns.ndim - 1, 1))
         return (columns >= first) & (columns < first + self.keep_first)
 
-    @cached_property
+    @lazy
     def padded(self) -> tuple[int, int]:
-        """Padding is usually at one end: only the columns that are padding somewhere need masking.
-        (On a GPU this waits for the device.)"""
+        """Padding is usually at one end: only the columns that are padding somewhere need masking;
+        on a GPU, where looking for them would wait for the device, all."""
+        if self.keys is not None and not may_look(self.device):
+            return 0, self.lk
         columns = torch.empty(0) if self.keys is None else (~self.keys).any(0).nonzero()
         return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
 

@@ -110,7 +110,8 @@ class Request:
         out: False: the output is not needed, and may come back without columns; the streaming route
             then leaves V alone.
         lse: False: nobody reads the log-sum-exp, and it may come as a rule leaves it (one that
-            renormalises is then a bias on the logits).
+            renormalises is then a bias on the logits). With out False too, rows that no question
+            counts may be left out of the pass.
 
     Raises:
         ValueError: for an unknown name, groups without labels, or rows without topk.

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .looking import may_look
+
 MAX_GROUPS = 256
 MAX_TESTS = 4
 #: Receivers that hold less of a row are as good as invisible: dividing by it would overflow
@@ -262,7 +264,7 @@ class Steer:
         """No key is in a group that the rule does not have."""
         labels = self.labels
         # on a GPU this would wait for the device
-        if labels is not None and labels.device.type == "cpu" and labels.numel():
+        if labels is not None and may_look(labels.device) and labels.numel():
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= groups:
                 raise ValueError(

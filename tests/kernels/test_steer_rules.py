@@ -239,4 +239,6 @@ def test_refused_with_sigmoid_and_explained() -> None:
     many = tuple((i, i + 1, 1) for i in range(0, 100, 2))
     assert "up to 50 listed keys" in explain(rule=rule, spans=many)
     grown = Rule(torch.ones(1, 2, requires_grad=True))
-    assert "gradient" in explain(rule=grown, spans=((0, 1, 1),))
+    assert "merged by log-sum-exp" in explain(rule=grown, spans=((0, 1, 1),))
+    grown_bias = torch.zeros(1, 1, 300, requires_grad=True)
+    assert "gradient" in explain(bias=grown_bias)

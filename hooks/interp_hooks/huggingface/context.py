@@ -31,6 +31,27 @@ def max_context(config: Any) -> int | None:
     return max(limit, int(original * factor))
 
 
+def grows_with_length(config: Any, length: int) -> str:
+    """The kind of rotary scaling whose angles change with the length of the text at hand, where
+    `length` reaches that; "" where a token's angles are its own.
+
+    Dynamic scaling does beyond the length trained on, LongRoPE beyond the original one.
+    """
+    text = getattr(config, "text_config", None) or config
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = getattr(text, name, None)
+        if not isinstance(rope, Mapping):
+            continue
+        for one in (rope, *(v for v in rope.values() if isinstance(v, Mapping))):
+            kind = one.get("rope_type", one.get("type"))
+            limit = one.get("original_max_position_embeddings")
+            limit = limit or getattr(text, "original_max_position_embeddings", None)
+            limit = limit or getattr(text, "max_position_embeddings", None) or 0
+            if kind in ("dynamic", "longrope") and length > limit:
+                return str(kind)
+    return ""
+
+
 def _scaling(config: Any) -> Mapping[str, Any]:
     """The rotary parameters of all layers, or of those with full attention where kinds of layers
     have their own and these are YaRN's (Gemma 3 scales linearly inside its length)."""

@@ -11,6 +11,7 @@ import torch
 
 from interp_hooks.blocks import Tap
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.forward_notes import ForwardNotes
 from interp_hooks.huggingface.generation import Generation
 from interp_hooks.huggingface.images import ImageWatch, ids_and_before
 from interp_hooks.huggingface.masks import QueryRows, real_tokens
@@ -50,6 +51,7 @@ class Forwards:
         self.late, self._rows = LateOutputs(self.between), QueryRows()
         self._real = RealTokens(self.module)
         self._asked = False
+        self._notes = ForwardNotes()
         self._streams = StreamWatch(lambda: any(edit.needs_hidden for edit in tap.edits))
         self._generation = Generation(lambda: bool(tap.observers))
         # with an encoder beside the decoder, input_ids are not what the main tower reads
@@ -77,7 +79,12 @@ class Forwards:
             # what a forward that failed left behind is forgotten
             for one in (self.late, self._rows, self._streams):
                 one.forget()
+            self._notes.begins()
             checkpoints.wrap()
+
+        def ends(module: Any, args: tuple, output: Any) -> None:
+            self._notes.ends()
+            self._rows.forget()  # a compiled forward finds things as the one before did
 
         watches = [(self.module, begins), (self.module, self.images), (self.module, self._reads)]
         watches += [(self.module, self._real)]
@@ -85,11 +92,13 @@ class Forwards:
         with ExitStack() as stack:
             for watched, watch in watches:
                 stack.callback(watched.register_forward_pre_hook(watch, with_kwargs=True).remove)
+            stack.callback(self.module.register_forward_hook(ends).remove)
             stack.enter_context(self.late)
             stack.enter_context(checkpoints)
             stack.enter_context(self._generation.watching(self.module))
             checkpoints.wrap()
             yield
+            self._notes.ends()  # of parts of the model that were run by themselves
 
     @contextmanager
     def again(self, layer: Recomputed) -> Iterator[None]:
@@ -124,7 +133,7 @@ class Forwards:
         if site.is_main and self.tokens.prompt is not None:
             call = replace(call, tokens=self.tokens.prompt)
         hidden = self._streams.take(self.blocks.get(site.path))
-        return call if hidden is None else replace(call, hidden=hidden)
+        return replace(call, notes=self._notes, hidden=call.hidden if hidden is None else hidden)
 
     def _padded(self, call: AttentionCall) -> AttentionCall:
         """The call with its real rows, where the model made a mask of four dimensions itself, which

@@ -68,6 +68,8 @@ def _moved(mask: Mask, device: torch.device) -> Mask:
 
 def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
     """The mask function as {"causal": bool, "window": int | None}, None if it is anything more."""
+    if torch.compiler.is_compiling():
+        return _while_compiling(function)
     name = getattr(function, "__qualname__", "")
     if name == "causal_mask_function":
         return dict(causal=True, window=None)
@@ -93,6 +95,18 @@ def _conditions(function: Callable[..., Any]) -> dict[str, Any] | None:
             if one["window"] is not None:
                 conditions["window"] = min(one["window"], conditions["window"] or one["window"])
         return conditions
+    return None
+
+
+def _while_compiling(function: Callable[..., Any]) -> dict[str, Any] | None:
+    """The same where closures can't be looked into: the two plain kinds; all others stay a mask of
+    four dimensions."""
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+    if function is causal_mask_function:
+        return dict(causal=True, window=None)
+    if function is bidirectional_mask_function:
+        return dict(causal=False, window=None)
     return None
 
 

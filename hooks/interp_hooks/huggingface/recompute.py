@@ -108,7 +108,8 @@ def layer_of(run: Any) -> torch.nn.Module | None:
 def foreign() -> bool:
     """Whether a checkpoint of the caller's own runs now, which would be run again without its
     edits: `torch.utils.checkpoint` around a layer, not transformers' gradient checkpointing."""
-    if getattr(_INSIDE, "depth", 0):
+    depth: int = getattr(_INSIDE, "depth", 0)
+    if depth or torch.compiler.is_compiling():
         return False
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = top(True) if top is not None else None

@@ -77,7 +77,7 @@ def _tap(
             "(was it replaced or "
             "copied after loading?); load the model again."
         )
-    if live is not None and live.thread != threading.get_ident():
+    if live is not None and not _own_thread(live.thread):
         raise TapError(OTHER_THREAD)
     if dropout:
         raise TapError(
@@ -110,6 +110,11 @@ def _tap(
     return z.contiguous(), weights[-1] if weights else None
 
 
+def _own_thread(thread: int) -> bool:
+    """Whether it is the thread at hand; a graph is compiled where its block is."""
+    return torch.compiler.is_compiling() or thread == threading.get_ident()
+
+
 def _inside(module: torch.nn.Module) -> bool:
     """Whether an attention is of a model that is tapped, or a replica of one (DataParallel)."""
     replica = getattr(module, "_is_replica", False)
@@ -132,7 +137,7 @@ OTHER_HANDLE = (
 def _masked(*args: Any, **kwargs: Any) -> torch.Tensor:
     """The mask function: `describe`, in the thread of the block only."""
     routed = _ROUTED.get(id(kwargs.get("config")))
-    if routed is not None and routed.thread != threading.get_ident():
+    if routed is not None and not _own_thread(routed.thread):
         raise TapError(OTHER_THREAD)
     return describe(*args, **kwargs)
 

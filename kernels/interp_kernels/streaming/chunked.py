@@ -22,16 +22,25 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..call import Call
+from ..looking import lazy, may_look
 from ..masking import FLOOR, cast
 from ..reference import choose_rows, pick
 from ..request import Result
 from ..steer import Steer
+from .chunk_plan import (
+    Block,
+    Sizes,
+    blocks_of,
+    chunks_of,
+    cut_to,
+    device_sizes,
+    rows_wanted,
+)
 from .chunk_statistics import (
     Chunk,
     Results,
@@ -61,67 +70,44 @@ _ARGMAX_BLOCK = 64
 _LOG2E = math.log2(math.e)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Batch entries b0:b1 and kv heads n0:n1, that is query heads n0·group : n1·group."""
-
-    b0: int
-    b1: int
-    n0: int
-    n1: int
-    group: int
-
-    @property
-    def bs(self) -> slice:
-        return slice(self.b0, self.b1)
-
-    @property
-    def ns(self) -> slice:
-        return slice(self.n0, self.n1)
-
-    @property
-    def hs(self) -> slice:
-        return slice(self.n0 * self.group, self.n1 * self.group)
-
-
-def _plan(batch: int, kv_heads: int, group: int, lq: int, lk: int) -> tuple[list[_Block], int]:
-    """Blocks of (batch, kv heads) and rows a chunk such that a chunk's logits fit the budget."""
-    if lq <= _MAX_ROWS and batch * kv_heads * group * lq * lk <= _BUDGET:  # as below, at once
-        return [_Block(0, batch, 0, kv_heads, group)], lq
-    per_unit = group * min(_MIN_ROWS, lq) * lk
-    units = min(max(1, _BUDGET // per_unit), batch * kv_heads)
-    nb, nn = (max(1, units // kv_heads), kv_heads) if units >= kv_heads else (1, units)
-    rows = min(
-        max(_BUDGET // (nb * nn * group * lk), 1 if units == 1 else _MIN_ROWS), _MAX_ROWS, lq
-    )
-    blocks = [
-        _Block(b, min(b + nb, batch), n, min(n + nn, kv_heads), group)
-        for b in range(0, batch, nb)
-        for n in range(0, kv_heads, nn)
-    ]
-    return blocks, rows
+def _sizes(call: Call) -> Sizes:
+    """How much a chunk holds at a time, by the device of the tensors."""
+    if call.q.is_cpu:
+        return Sizes(_BUDGET, _MIN_ROWS, _MAX_ROWS)
+    names, request, edits = call.request.names, call.request, call.steers
+    buffers = 1  # the logits; beside them the weights, and copies of these where rules changed them
+    if edits and (len(edits) > 1 or edits[0].rules or edits[0].blend is not None):
+        buffers = 4 if request else 2
+    elif "entropy" in names or "distance" in names or request.topk:
+        buffers = 2
+    dense = call.mask.dense
+    if dense is not None and dense.dtype != torch.bool:
+        buffers += 1
+    return device_sizes(call.vis.lq, call.dtype, buffers)
 
 
 def run_chunks(call: Call) -> Result:
     """Output, log-sum-exp and all requested statistics; call it without gradients."""
     vis, request, kv_heads = call.vis, call.request, call.k.shape[1]
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     chunks: list[tuple[int, int, int, int]] = []
     if vis.lq and vis.lk and vis.batch:
-        blocks, rows = _plan(vis.batch, kv_heads, call.group, vis.lq, vis.lk)
-        ranges = [(r0, min(r0 + rows, vis.lq)) for r0 in range(0, vis.lq, rows)]
-        chunks = [(r0, r1, *vis.span(r0, r1)) for r0, r1 in ranges]
+        sizes = _sizes(call)
+        blocks, rows = blocks_of(vis, kv_heads, sizes)
+        chunks = list(chunks_of(vis, blocks[0].heads, rows, sizes))
+        wanted = rows_wanted(call)
+        chunks = chunks if wanted is None else cut_to(wanted, vis, chunks)
     whole = len(blocks) == len(chunks) == 1 and chunks[0][2] < chunks[0][3]
-    results = Results(call, whole)
-    if blocks:
-        widest = max(c1 - c0 for _, _, c0, c1 in chunks)
-        size = max((b.b1 - b.b0) * (b.n1 - b.n0) * b.group for b in blocks) * rows * widest
+    results = Results(call, whole and chunks[0][:2] == (0, vis.lq))
+    if chunks:
+        size = blocks[0].heads * max((r1 - r0) * (c1 - c0) for r0, r1, c0, c1 in chunks)
         buffers = _Buffers(size, call.dtype, call.q.device)
         for block in blocks:
             one = _BlockPass(call, block, buffers, results)
             for r0, r1, c0, c1 in chunks:
                 if c0 < c1:
                     one.run(Chunk(block.bs, block.hs, r0, r1, c0, c1))
+    if blocks:
         _finish_received(results)
     stats = results.statistics()
     if request.topk:
@@ -154,7 +140,7 @@ class _Buffers:
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self.size, self.dtype, self.device = size, dtype, device
         self.store: dict[tuple[str, torch.dtype], Tensor] = {}
-        if device.type == "cpu" and size <= _BUDGET:
+        if may_look(device) and size <= _BUDGET:
             self.store = self._kept.__dict__.setdefault("store", self.store)
 
     def large(self, name: str, *shape: int) -> Tensor | None:
@@ -191,7 +177,7 @@ class _BlockPass:
     """One block of batch entries and heads: keys and values as the products want them, the edits
     made ready, and which steps the request needs."""
 
-    def __init__(self, call: Call, block: _Block, buffers: _Buffers, results: Results) -> None:
+    def __init__(self, call: Call, block: Block, buffers: _Buffers, results: Results) -> None:
         self.call, self.buffers, self.results = call, buffers, results
         vis, names, bs, hs = call.vis, call.request.names, block.bs, block.hs
         self.names, self.dtype = names, buffers.dtype
@@ -213,7 +199,7 @@ class _BlockPass:
         self.rows_real = None if vis.rows is None else vis.rows[bs]
         self.bs = bs
 
-    @cached_property
+    @lazy
     def wanted(self) -> Wanted:
         """What statistics that are not sums of the products are computed from."""
         request, vis = self.call.request, self.call.vis

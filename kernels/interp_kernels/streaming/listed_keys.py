@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..budget import ranges
 from ..call import Call
 from ..masking import Visibility, compute_dtype
-
-#: Elements of gathered keys held at a time.
-_BUDGET = 1 << 22
 
 
 def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
@@ -17,7 +15,8 @@ def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
     columns, −1 for none.
 
     One index row for all queries (say, the first key) needs only m keys; otherwise keys are
-    gathered for a chunk of rows at a time, in O(chunk · m · d) memory, once a kv head.
+    gathered for a chunk of rows at a time, in O(chunk · m · d) memory, once a kv head. Queries are
+    upcast a chunk at a time too.
     """
     q, k, vis, softcap = call.q, call.k, call.vis, call.softcap
     batch, heads, lq, d = q.shape
@@ -30,17 +29,13 @@ def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
         return mass
     grouped = q.reshape(batch, kv_heads, heads // kv_heads, lq, d)
     rows = vis.row_set()
-    chunk = lq if shared else max(1, _BUDGET // (batch * kv_heads * m * d))
-    for r0 in range(0, lq, chunk):
-        r1 = min(r0 + chunk, lq)
+    keys = _gathered(k, index, dtype) if shared else k
+    # what a row holds: its queries and logits, and the keys that are its own
+    each = batch * (heads * max(d, m) if shared else max(heads * max(d, m), kv_heads * m * d))
+    for r0, r1 in ranges(lq, each, q.device):
         picked = index if shared else index[:, r0:r1]
-        column = picked.clamp_min(0)
-        # (batch, kv_heads, rows or 1, m, d); index_select copies whole rows, gather would go
-        # element by element
-        keys = torch.stack([k[b].index_select(1, column[b].flatten()) for b in range(batch)]).to(
-            dtype
-        )
-        keys = keys.unflatten(2, column.shape[1:])
+        if not shared:
+            keys = _gathered(k, picked, dtype)
         queries = grouped[:, :, :, r0:r1].to(dtype)
         if shared:
             logits = queries @ keys[:, :, 0, None].transpose(-1, -2)
@@ -53,10 +48,18 @@ def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
         logits = (logits * call.scale).reshape(batch, heads, r1 - r0, m)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        seen = (picked >= 0) & _seen(vis, column, r0, r1) & rows[:, r0:r1, None]
+        seen = (picked >= 0) & _seen(vis, picked.clamp_min(0), r0, r1) & rows[:, r0:r1, None]
         weight = torch.exp(logits - lse[:, :, r0:r1, None].to(dtype))
         mass[:, :, r0:r1] = weight.masked_fill_(~seen[:, None], 0.0).sum(-1)
     return mass
+
+
+def _gathered(k: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, kv_heads, rows or 1, m, d) the listed keys; index_select copies whole rows, gather
+    would go element by element."""
+    column = index.clamp_min(0)
+    each = [k[b].index_select(1, column[b].flatten()) for b in range(len(k))]
+    return torch.stack(each).to(dtype).unflatten(2, column.shape[1:])
 
 
 def _seen(vis: Visibility, column: Tensor, r0: int, r1: int) -> Tensor:

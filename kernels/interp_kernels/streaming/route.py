@@ -21,7 +21,7 @@ from ..call import NOTHING_ASKED, Call
 from ..masking import FLOOR, bias_visible
 from ..request import Result
 from ..steer import Steer
-from . import scattered, spans, vendor
+from . import flash_gradients, scattered, spans, vendor
 from .chunked import run_chunks
 from .listed_keys import pair_mass
 from .prepared_steer import SteerBlock, finish
@@ -38,11 +38,13 @@ _FEW_ROWS = 32
 
 class Route(NamedTuple):
     """`shape` of the vendor calls, "" for chunks; `why` in words; `plan` where a rule's keys are
-    scattered."""
+    scattered; `own_backward`: by `scaled_dot_product_attention` with the vendor's backward, which
+    has no log-sum-exp."""
 
     shape: str
     why: str
     plan: scattered.Plan | None = None
+    own_backward: bool = False
 
 
 def _prepared(call: Call) -> Call:
@@ -79,6 +81,9 @@ def choose(call: Call) -> Route:
     """Which way the call goes, and why."""
     shape, why = vendor.shape_of(call)
     if not shape:
+        square = vendor.geometry(call.vis)[0]
+        if call.needs_grad(call.q, call.k, call.v) and not flash_gradients.why_not(call, square):
+            return Route(square, "gradients of q, k and v are the vendor's own", own_backward=True)
         return Route("", f"because {why}")
     request, vis, one = call.request, call.vis, call.steer
     if len(call.steers) > 1:
@@ -100,10 +105,6 @@ def choose(call: Call) -> Route:
         return Route(
             "", f"{', '.join(wanted + ['topk'] * bool(request.topk))} need a pass over all keys"
         )
-    if (shape == "prefix" or call.sinks is not None) and call.needs_grad(
-        call.q, call.k, call.v, call.sinks, one.temper
-    ):
-        return Route("", "the vendor's log-sum-exp has no gradient and merging needs one")
     return Route(shape, why, plan)
 
 
@@ -127,16 +128,13 @@ def _needs_chunks(call: Call) -> str:
         return ""
     if steer.bias is not None:
         return "a rule beside a bias on the logits needs a pass over all keys"
-    tensors = [t for rule in steer.rules for t in (rule.keep, rule.receive)]
-    if call.needs_grad(call.q, call.k, call.v, call.sinks, *tensors):
-        return "the vendor's log-sum-exp has no gradient and merging by a rule needs one"
     return ""
 
 
 def attention(call: Call) -> Result:
     """As `reference.attention`; never holds a (queries, keys) matrix. Gradients flow through `out`
-    (not `lse`, where the vendor computes it); statistics are computed without gradients, in a pass
-    of their own if some are needed."""
+    and `lse` (not `lse` where PyTorch's own call stands in, which gives none); statistics are
+    computed without gradients, in a pass of their own if some are needed."""
     call = _prepared(call)
     if not torch.is_grad_enabled():
         return _attention(call, False)
@@ -144,7 +142,7 @@ def attention(call: Call) -> Result:
     needs_grad = call.needs_grad(call.q, call.k, call.v, call.sinks, call.mask.dense, *edits)
     if not needs_grad or not call.request:
         return _attention(call, needs_grad)
-    result = _attention(replace(call, request=NOTHING_ASKED), True)
+    result = _attention(replace(call, request=replace(NOTHING_ASKED, lse=call.request.lse)), True)
     with torch.no_grad():
         return Result(result.out, result.lse, _attention(call, False).stats)
 
@@ -160,8 +158,10 @@ def _attention(call: Call, needs_grad: bool) -> Result:
     one, v = call.steer, call.v
     if one.temper is not None:
         call = replace(call, q=call.q * one.temper.to(call.q)[..., None])
-    if one.rule is not None:
-        with _no_grad():
+    if route.own_backward:
+        out, lse = flash_gradients.attend(call, route.shape), _lse_alone(call)
+    elif one.rule is not None:
+        with nullcontext() if needs_grad else _no_grad():
             if route.plan is None:
                 flash = vendor.flash(call.scale)
                 out, lse = spans.attend(call, flash, causal=route.shape != "full")
@@ -178,6 +178,15 @@ def _attention(call: Call, needs_grad: bool) -> Result:
             for name, index in call.request.pairs.items():
                 stats[f"pair_mass:{name}"] = pair_mass(call, lse, index)
     return Result(finish(out, v, call.vis, one), lse, stats)
+
+
+def _lse_alone(call: Call) -> Tensor:
+    """The log-sum-exp by products of queries and keys alone, without gradients; nothing where
+    nobody reads it."""
+    if not call.request.lse:
+        return call.q.new_empty(*call.q.shape[:2], 0, dtype=call.dtype)
+    with torch.no_grad():
+        return run_chunks(replace(call, request=replace(NOTHING_ASKED, out=False))).lse
 
 
 def _no_grad() -> AbstractContextManager[object]:
@@ -297,6 +306,8 @@ def explain_route(call: Call) -> str:
 
 
 def _plain_calls(route: Route) -> str:
+    if route.own_backward:
+        return "SDPA and its own backward pass"
     return (
         "two vendor SDPA calls merged by log-sum-exp" if route.shape == "prefix" else "vendor SDPA"
     )

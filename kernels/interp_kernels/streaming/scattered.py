@@ -73,7 +73,7 @@ def plan(labels: Tensor, groups: int, vis: Visibility) -> Plan | None:
 
 
 def states(call: Call, shape: str, plan: Plan) -> list[list[State]]:
-    """The states of each group, one or none; `shape` as in `vendor.attend`. No gradients."""
+    """The states of each group, one or none; `shape` as in `vendor.attend`."""
     found: list[list[State]] = []
     for group, columns in enumerate(plan.listed):
         if columns is not None:
@@ -126,12 +126,14 @@ def listed(call: Call, columns: Tensor) -> tuple[Tensor, Tensor]:
         if all_see < width:
             beyond = columns[:, :, None, all_see:width] > limit[r0:r1, None]
             s[..., all_see:].masked_fill_(beyond, INVISIBLE)
-        top = s.amax(-1, keepdim=True).clamp_min_(FLOOR)
+        top = s.detach().amax(-1, keepdim=True).clamp_min_(FLOOR)
         p = s.sub_(top).exp2_()
         total = p.sum(-1, keepdim=True)
+        none = total == 0
+        safe = total.masked_fill(none, 1.0)  # the gradient of ln 0 would be infinite
         sums = (p.view(batch, stacks, -1, width) @ values[:, :, :width]).view(
             batch, heads, r1 - r0, d_v
         )
-        out[:, :, r0:r1] = sums / total.masked_fill(total == 0, 1.0)
-        lse[:, :, r0:r1] = (top / _LOG2E + total.log())[..., 0]  # top + ln 0 = −inf
+        out[:, :, r0:r1] = sums / safe
+        lse[:, :, r0:r1] = (top / _LOG2E + safe.log()).masked_fill(none, -torch.inf)[..., 0]
     return out, lse

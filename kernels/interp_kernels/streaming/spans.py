@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..call import Call
+from ..looking import may_look
 from ..masking import FLOOR, INVISIBLE, Visibility, cast
 from ..steer import Rule, factors
 
@@ -107,7 +108,7 @@ def padded(*tensors: Tensor) -> list[Tensor]:
 
 def _unpadded(vis: Visibility, s: int, e: int) -> bool:
     """No padding in the columns s:e, as far as one may ask without waiting for a device."""
-    return vis.device.type == "cpu" and (e <= vis.padded[0] or s >= vis.padded[1])
+    return may_look(vis.device) and (e <= vis.padded[0] or s >= vis.padded[1])
 
 
 def _narrow(
@@ -139,12 +140,14 @@ def _narrow(
             s.masked_fill_(~seen, INVISIBLE)
         if real is not None:
             s.masked_fill_(~real[:, None, None], INVISIBLE)
-        top = s.amax(-1, keepdim=True).clamp_min(FLOOR)
+        top = s.detach().amax(-1, keepdim=True).clamp_min(FLOOR)
         p = s.sub_(top).exp_()
         total = p.sum(-1, keepdim=True)
         out = (p.view(batch, kv_heads, group * n, width) @ values).view(batch, heads, n, -1)
-        outs.append(out / total.masked_fill(total == 0, 1.0))
-        lses.append((top + total.log()).squeeze(-1))  # top + ln 0 = −inf
+        none = total == 0
+        safe = total.masked_fill(none, 1.0)  # the gradient of ln 0 would be infinite
+        outs.append(out / safe)
+        lses.append((top + safe.log()).masked_fill(none, -torch.inf).squeeze(-1))
     if len(outs) == 1:
         return outs[0], lses[0]
     return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
@@ -164,8 +167,13 @@ def merge(
     any_state = next(state for group in found for state in group)
     batch, heads, d_v = *any_state.lse.shape[:2], any_state.out.shape[-1]
     compute = torch.promote_types(dtype, torch.float32)
-    by_group = _lse_by_group(found, rows, compute)
-    joint = torch.logsumexp(by_group, dim=-1)
+    differentiable = torch.is_grad_enabled() and any(s.lse.requires_grad for g in found for s in g)
+    if differentiable:
+        by_group = _differentiable_lse(found, rows, compute)
+        joint = _log_sum(by_group)
+    else:
+        by_group = _lse_by_group(found, rows, compute)
+        joint = torch.logsumexp(by_group, dim=-1)
     empty = joint == -torch.inf
     if sinks is not None:
         logit = sinks.to(joint)[None, :, None]
@@ -212,9 +220,26 @@ def _lse_by_group(found: list[list[State]], rows: int, dtype: torch.dtype) -> Te
     return by_group
 
 
+def _differentiable_lse(found: list[list[State]], rows: int, dtype: torch.dtype) -> Tensor:
+    """The same out of place: each state's −inf beyond its rows, then a log-sum-exp over them."""
+    some = next(state for group in found for state in group).lse
+    nothing = some.new_full((*some.shape[:2], rows), -torch.inf, dtype=dtype)
+    groups = []
+    for group in found:
+        each = [F.pad(s.lse.to(dtype), (s.r0, rows - s.r1), value=-torch.inf) for s in group]
+        groups.append(_log_sum(torch.stack([nothing, *each], -1)) if each else nothing)
+    return torch.stack(groups, -1)
+
+
+def _log_sum(x: Tensor) -> Tensor:
+    """logsumexp over the last dimension, whose gradient is 0 where all of it is −inf."""
+    none = (x == -torch.inf).all(-1)
+    return x.masked_fill(none[..., None], 0.0).logsumexp(-1).masked_fill(none, -torch.inf)
+
+
 def attend(call: Call, flash: Flash, *, causal: bool) -> tuple[Tensor, Tensor]:
-    """out in v's dtype and lse of the call with its edit's rule applied; no gradients flow to q, k
-    and v."""
+    """out in v's dtype and lse of the call with its edit's rule applied; as differentiable as
+    `flash`."""
     rule, d_v, rows = call.steer.rule, call.v.shape[3], call.q.shape[2]
     assert rule is not None
     if call.q.shape[3] != d_v:  # as for the plain call

@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..looking import may_look
 from ..masking import FLOOR, INVISIBLE, Visibility, bias_visible, compute_dtype
+from .flash_gradients import FUSED
+from .flash_gradients import Flash as Differentiable
 from .spans import Flash, padded
 
-#: The binding costs 2 µs a call less than the same operator of `torch.ops`, where torch has it.
-_FUSED = getattr(
-    torch,
-    "_scaled_dot_product_flash_attention_for_cpu",
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-)
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: Devices whose fused call gives its log-sum-exp here.
+WIRED = ("cpu",)
 
 
 def shape_of(call: Call) -> tuple[str, str]:
@@ -26,7 +25,7 @@ def shape_of(call: Call) -> tuple[str, str]:
         return "", "of soft-capped logits"
     if call.mask.dense is not None:
         return "", "of the dense mask"
-    if not q.is_cpu:
+    if q.device.type not in WIRED:
         return "", f"no vendor call with a log-sum-exp is wired on {q.device.type}"
     dtype = q.dtype
     if dtype not in _DTYPES or dtype != call.k.dtype or dtype != call.v.dtype:
@@ -84,7 +83,8 @@ def attend(call: Call, shape: str, bias: Tensor | None = None) -> tuple[Tensor, 
         # Where all that is seen is hidden, the hidden keys' bias is what is left of the
         # log-sum-exp.
         empty = lse <= FLOOR
-        if bool(empty.any()):  # on a CPU looking costs less than writing the output once more
+        # on a CPU looking costs less than writing the output once more
+        if not may_look(empty.device) or bool(empty.any()):
             out, lse = out.masked_fill(empty[..., None], 0.0), lse.masked_fill(empty, -torch.inf)
     return out if d == d_v else out[..., :d_v], lse
 
@@ -146,7 +146,9 @@ def _call(
         scale <= 0
     ):  # PyTorch's kernel multiplies hidden logits by it too: −∞ · −1 is no longer hidden
         q, scale = q * scale, 1.0
-    return _FUSED(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return Differentiable.apply(q, k, v, bias, scale, causal)
+    return FUSED(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
 
 
 def add_sink(out: Tensor, lse: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor]:
