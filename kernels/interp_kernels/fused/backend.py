@@ -142,10 +142,13 @@ def choose(call: Call) -> Route:
         return Route(own, f"because {why}")
     if steer.rule is not None and len(call.segments) > 8:
         return Route(own, "the spans cut the keys into more than 8 segments")
-    name, why = vendor_states.name_of(call.q, call.k, call.v)
+    kind = "spans" if steer.rule is not None or shape == "prefix" else "vendor"
+    # keys after the last query (a static cache's empty end) are no part of the call
+    seen = vis.span(0, vis.lq)[1]
+    kinds = (False,) if shape == "full" else (True,) if kind == "vendor" else (True, False)
+    name, why = vendor_states.name_of(call.q, call.k[:, :, :seen], call.v[:, :, :seen], kinds)
     if not name:
         return Route(own, f"because {why}")
-    kind = "spans" if steer.rule is not None or shape == "prefix" else "vendor"
     return Route(kind, f"{shape} call", name)
 
 
@@ -160,8 +163,8 @@ def attention(call: Call) -> Result:
     if route.kind == "vendor":
         with torch.no_grad():
             flash = vendor_states.flash(route.call, call.scale)
-            square = geometry(call.vis)[0] == "square"
-            out, lse = flash(call.q, call.k, call.v, square, None)
+            square, seen = geometry(call.vis)[0] == "square", call.vis.span(0, call.vis.lq)[1]
+            out, lse = flash(call.q, call.k[:, :, :seen], call.v[:, :, :seen], square, None)
         pieces = [Piece(0, 0, out, lse)]
     elif route.kind == "spans":
         pieces = _span_pieces(call, route)
