@@ -21,13 +21,13 @@ from .configs import processors
 from .decode_kernels import combine_kernel, split_kernel
 from .primitives import (
     DTYPES,
-    FLOOR,
     INTERPRETED,
     LOG2E,
     MAX_DIM,
     MAX_GROUPS,
     device_of,
     flags,
+    hides,
     padded_dim,
     precision,
     schema,
@@ -356,9 +356,7 @@ def _decode(*values: Any) -> _Outputs:
             SOFTCAP=x.softcap is not None,
             TEMPER=x.temper is not None,
             BIAS=x.bias is not None,
-            HIDES=FLOOR.value
-            if x.bias is None
-            else max(torch.finfo(x.bias.dtype).min / 2, FLOOR.value),
+            HIDES=hides(x.bias),
             BIAS_HEADS=x.bias is not None and x.bias.shape[1] > 1,
             LABELS=x.labels is not None,
             LABEL_HEADS=x.labels is not None and x.labels.shape[1] > 1,

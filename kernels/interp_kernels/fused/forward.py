@@ -13,7 +13,17 @@ from ..call import Call
 from . import configs
 from .configs import Config
 from .forward_kernel import forward_kernel
-from .primitives import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, schema, strides
+from .primitives import (
+    INTERPRETED,
+    LOG2E,
+    device_of,
+    flags,
+    hides,
+    padded_dim,
+    precision,
+    schema,
+    strides,
+)
 
 #: Statistics this kernel gives, in the order of its outputs.
 NAMES = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
@@ -235,6 +245,7 @@ def _forward(*values: Any) -> list[Tensor]:
             SOFTCAP=x.softcap is not None,
             TEMPER=x.temper is not None,
             BIAS=x.bias is not None,
+            HIDES=hides(x.bias),
             SIGMOID=x.sigmoid is not None,
             REAL=x.real is not None,
             ENTROPY="entropy" in stats,

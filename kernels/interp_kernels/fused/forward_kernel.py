@@ -44,9 +44,9 @@ def _tiles(
     BN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED:
     tl.constexpr,
-    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr,
-    ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED: tl.constexpr,
-    FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, HIDES: tl.constexpr,
+    SIGMOID: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr,
+    CAPPED: tl.constexpr, FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state after the keys lo … hi (multiples of BN, or a list of hi columns)."""
     # without anything between the product and the softmax, scaling fuses with the subtraction: one
@@ -90,8 +90,9 @@ def _tiles(
         if TEMPER:
             s = s * temper[:, None]
         if BIAS:
-            bias = tl.load(bias_ptr + cols * bias_n, mask=inside, other=0.0)
-            s = s + tl.maximum(bias * 1.4426950408889634, HIDDEN)[None, :]
+            # float32 first: in float16 HIDDEN is −inf, and −inf · 0 in the entropy NaN
+            bias = tl.load(bias_ptr + cols * bias_n, mask=inside, other=0.0).to(tl.float32)
+            s = s + tl.where(bias > HIDES, bias * 1.4426950408889634, HIDDEN)[None, :]
         if MASK:
             ok = seen(rows[:, None], cols[None, :], off, lk, window, CAUSAL, WINDOW)
             if LISTED:
@@ -186,8 +187,8 @@ def forward_kernel(
     D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED: tl.constexpr, SINK:
     tl.constexpr,
-    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr, REAL:
-    tl.constexpr,
+    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, HIDES: tl.constexpr,
+    SIGMOID: tl.constexpr, REAL: tl.constexpr,
     ENTROPY: tl.constexpr, MAX: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED:
     tl.constexpr,
     GROUPS: tl.constexpr, FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
@@ -218,7 +219,7 @@ def forward_kernel(
             temper_ptr + batch * temper_b + head * temper_h + rows * temper_m,
             mask=row_ok,
             other=0.0,
-        )
+        ).to(tl.float32)
 
     k_at = k_ptr + batch * k_b + kv.to(tl.int64) * k_h
     v_at = v_ptr + batch * v_b + kv.to(tl.int64) * v_h
@@ -334,6 +335,7 @@ def forward_kernel(
             SOFTCAP,
             TEMPER,
             BIAS,
+            HIDES,
             SIGMOID,
             ENTROPY,
             ARGMAX,
@@ -392,6 +394,7 @@ def forward_kernel(
             SOFTCAP,
             TEMPER,
             BIAS,
+            HIDES,
             SIGMOID,
             ENTROPY,
             ARGMAX,
@@ -449,6 +452,7 @@ def forward_kernel(
         SOFTCAP,
         TEMPER,
         BIAS,
+        HIDES,
         SIGMOID,
         ENTROPY,
         ARGMAX,

@@ -86,6 +86,12 @@ def flags(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.view(torch.uint8)
 
 
+def hides(bias: Tensor | None) -> float:
+    """A bias up to this hides its key, as `masking.bias_visible`."""
+    floor = float(FLOOR.value)
+    return floor if bias is None else max(torch.finfo(bias.dtype).min / 2, floor)
+
+
 def strides(value: Tensor | None, n: int) -> tuple[int, ...]:
     """The n strides of a tensor, 0 for dimensions of size 1 (so that they broadcast) and for an
     absent tensor."""
