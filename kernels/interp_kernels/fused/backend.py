@@ -25,7 +25,7 @@ from ..streaming import spans
 from ..streaming.chunked import run_chunks
 from ..streaming.listed_keys import pair_mass
 from ..streaming.vendor import geometry
-from . import capable, vendor_states
+from . import capable, configs, vendor_states
 from .capable import DoesNotRun, usable
 from .decode import decode
 from .forward import NAMES, Keys, State, forward
@@ -92,7 +92,7 @@ def _why_not_tensors(call: Call) -> str:
     dim = max(q.shape[3], v.shape[3])
     if dim > MAX_DIM:
         return f"heads of dimension {dim} do not fit a tile; up to {MAX_DIM} do"
-    return ""
+    return configs.why_not(dim, q.dtype, q.device)
 
 
 def _ready(call: Call) -> Call:

@@ -29,6 +29,7 @@ from .primitives import (
     flags,
     hides,
     padded_dim,
+    parts,
     precision,
     schema,
     strides,
@@ -346,9 +347,11 @@ def _decode(*values: Any) -> _Outputs:
             BM=block_m,
             BN=block_n,
             D=d,
-            DP=padded_dim(d),
+            DP=parts(d)[0],
+            DP2=parts(d)[1],
             DV=d_v,
-            DVP=dim_v,
+            DVP=parts(d_v)[0],
+            DVP2=parts(d_v)[1],
             PAGE=page,
             CAUSAL=x.causal,
             WINDOW=x.window is not None,
@@ -368,6 +371,7 @@ def _decode(*values: Any) -> _Outputs:
             V_PRECISION=precision(v.dtype),
             num_warps=warps,
             num_stages=stages,
+            enable_fp_fusion=True,
         )
         combine_kernel[(batch * heads * lq, dim_v // dim_t + (in_kernel > 0))](
             m,
@@ -431,6 +435,7 @@ def _decode(*values: Any) -> _Outputs:
             TILES=triton.next_power_of_2(max(tiles, 1)),
             BN=block_n,
             num_warps=4,
+            enable_fp_fusion=True,
         )
     if x.topk and not in_kernel:
         _top_by_torch(raw, lse, real, x.lo, x.hi, index, prob)

@@ -19,7 +19,7 @@ from .primitives import (
     device_of,
     flags,
     hides,
-    padded_dim,
+    parts,
     precision,
     schema,
     strides,
@@ -176,6 +176,14 @@ class _Arguments:
     cap: int
 
 
+def _work(x: _Arguments) -> int:
+    """What the loop over tiles does beside the softmax, which wants registers too."""
+    if x.names:
+        return configs.STATISTICS
+    more = (x.window, x.sigmoid, x.softcap, x.keep, x.lists, x.temper, x.bias)
+    return configs.PLAIN if all(one is None for one in more) else configs.DRESSED
+
+
 @torch.library.custom_op("interp::forward", mutates_args=(), schema=schema(_Arguments, "Tensor[]"))
 def _forward(*values: Any) -> list[Tensor]:
     x = _Arguments(*values)
@@ -234,9 +242,11 @@ def _forward(*values: Any) -> list[Tensor]:
             BM=config.rows,
             BN=config.cols,
             D=d,
-            DP=padded_dim(d),
+            DP=parts(d)[0],
+            DP2=parts(d)[1],
             DV=d_v,
-            DVP=padded_dim(d_v),
+            DVP=parts(d_v)[0],
+            DVP2=parts(d_v)[1],
             CAUSAL=x.causal,
             WINDOW=x.window is not None,
             KEEP=x.keep is not None,
@@ -263,8 +273,7 @@ def _forward(*values: Any) -> list[Tensor]:
         )
 
     with device_of(q):
-        busy = bool(x.names) or x.window is not None or x.sigmoid is not None
-        default = configs.forward(max(d, d_v), q.dtype, busy, q.device)
+        default = configs.forward(max(d, d_v), q.dtype, _work(x), q.device)
         key = (
             "forward",
             q.shape,

@@ -62,7 +62,7 @@ def _params(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> torch.backends.cud
 
 def _cudnn_refuses(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
     if not q.is_cuda:
-        return f"it is not on {q.device.type}"
+        return f"they are on {q.device.type}"
     if why := cudnn_guard(
         torch.cuda.get_device_capability(q.device),
         torch.backends.cudnn.version() or 0,
@@ -76,7 +76,7 @@ def _cudnn_refuses(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
 
 def _flash_refuses(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> str:
     if not q.is_cuda:
-        return f"it is not on {q.device.type}"
+        return f"they are on {q.device.type}"
     can = torch.backends.cuda.can_use_flash_attention(_params(q, k, v, causal), False)
     return "" if can else "torch says that it cannot take them"
 
