@@ -28,7 +28,7 @@ from interp.circuits.measured import measured
 
 BEGIN, END = "<!-- real circuits: begin -->", "<!-- real circuits: end -->"
 MODEL = "smollm2-135m"
-TASKS = ("ioi", "greater_than", "docstring", "induction")
+TASKS = ("ioi", "greater_than", "docstring", "induction", "colored_objects")
 RELATIONS = ("country-capital", "present-past", "antonym")
 TRUTHS = ("mean", "resample")
 METHODS: dict[str, Any] = {
@@ -86,8 +86,10 @@ def one(model: Any, name: str, options: Any) -> dict[str, Any]:
             for label, (method, settings) in METHODS.items()
         }
         circuits.bench(
-            model, task, methods, list(truths.values()), options.n, draws=options.draws
-        ).save(folder / "bench")
+            model, task, methods, list(truths.values()), options.n, draws=options.draws,
+            progress=lambda done, total, what: print(name, what, f"{done} of {total}", flush=True),
+            resume=folder,
+        ).save(folder / "bench")  # fmt: skip
     found = circuits.Bench.load(folder / "bench")
 
     def curve() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from . import tasks as tasks
 from . import vision as vision
 from .atlas import Atlas as Atlas
 from .atlas import compare as compare
+from .baking.export import export as export
 from .calibration.calibration import Calibration as Calibration
 from .calibration.run import calibrate as calibrate
 from .errors import InterpError as InterpError

@@ -12,6 +12,7 @@ import torch
 from interp_hooks.activations import Hook, Residual
 from interp_hooks.call import Site
 from interp_hooks.engine import Tap
+from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
 from interp_hooks.vocabulary import Embeddings
@@ -98,6 +99,10 @@ class Adapter(ABC):
     @abstractmethod
     def head_weights(self, site: Site) -> HeadWeights:
         """Per-head weights at a site."""
+
+    def output_projection(self, site: Site) -> torch.nn.Module:
+        """The module that is W_O of a site. Raises `TapError` where none is known."""
+        raise TapError("Modules of this library's models are not known by what they do.")
 
     @abstractmethod
     def embeddings(self) -> Embeddings:

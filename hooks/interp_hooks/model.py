@@ -669,6 +669,21 @@ class HookedModel:
             raise HeadError(f"{self.name} has no tower {tower!r}; it has {towers}.")
         raise HeadError(f"{self.name} has no such heads: {no_attention(layer, layers)}.")
 
+    def output_projection(self, site: Site) -> torch.nn.Module:
+        """The module of the model that is W_O of a site, as the check on load proved it.
+
+        Args:
+            site: one of `sites`.
+
+        Raises:
+            TapError: none is known: another library's model, an output that was refused.
+
+        Example:
+            >>> model.output_projection(model.sites[0])
+            Linear(in_features=256, out_features=128, bias=False)
+        """
+        return self._adapter.output_projection(site)
+
     def vocabulary(self) -> Vocabulary:
         """W_E, W_U and b_U of the main tower with their scales, checked in a short forward.
 
@@ -682,7 +697,7 @@ class HookedModel:
             True
         """
         return read_vocabulary(
-            self.name, self._adapter.embeddings(), self._short_rows(), self._forward
+            self.name, self._adapter.embeddings(), self.short_rows(), self._forward
         )
 
     def _forward(self, ids: torch.Tensor) -> Forward:
@@ -704,12 +719,24 @@ class HookedModel:
             torch.Size([128])
         """
         with self.clean():
-            return self._adapter.norms(self._short_rows())
+            return self._adapter.norms(self.short_rows())
 
-    def _short_rows(self) -> torch.Tensor:
-        """(2, tokens) ids, different in every column."""
+    def short_rows(self, tokens: int = TOKENS) -> torch.Tensor:
+        """(2, tokens) ids that stand for words, different in every column: to hold one way of
+        running the model against another.
+
+        Args:
+            tokens: of a row.
+
+        Raises:
+            TapError: the model has no embedding of tokens.
+
+        Example:
+            >>> model.short_rows(4).shape
+            torch.Size([2, 4])
+        """
         size = self._adapter.embeddings().W_E.shape[0]
-        ids = torch.arange(2 * TOKENS, device=self.device).reshape(2, TOKENS) * 37 % size
+        ids = torch.arange(2 * tokens, device=self.device).reshape(2, tokens) * 37 % size
         return self._adapter.ordinary(ids)
 
     def observers_and_edits(self) -> tuple[list[Observer], list[CallEdit]]:

@@ -105,7 +105,7 @@ def bench_circuits(
     with progress("Testing circuit methods") as report:
         found = circuits.bench(
             loaded, task, asked, truths, n, seed, draws=draws, truth_prompts=truth_prompts,
-            progress=report,
+            progress=report, resume=folder,
         )  # fmt: skip
     found.save(folder)
     if as_json:

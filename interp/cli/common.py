@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interp.edits import catalogue as edits
+from interp.support.progress import duration
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
@@ -326,14 +327,6 @@ def interval(value: Any) -> str:
     if value is None:
         return "–"
     return f"{number(value.mean, 3)} [{number(value.low, 3)}, {number(value.high, 3)}]"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "40 s", "12 min" or "3 h 20 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def is_interactive() -> bool:

@@ -19,6 +19,7 @@ from interp.cli import (
     circuit,
     compare,
     evaluate,
+    export,
     generate,
     look,
     models,
@@ -34,7 +35,7 @@ OUT_OF_MEMORY = (
 )
 KEPT = "; what was already measured is kept, and the same command resumes"
 #: the commands that save what is finished and go on from there
-RESUMING = ("scan-heads", "calibrate")
+RESUMING = ("scan-heads", "calibrate", "bench-circuits")
 
 
 def explained(command: Callable[..., None], resumes: bool = False) -> Callable[..., None]:
@@ -130,6 +131,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "circuit": circuit.circuit,
     "bench-circuits": bench_circuits.bench_circuits,
     "generate": generate.generate,
+    "export": export.export,
     "check": check.check,
     "bench": bench.bench,
 }

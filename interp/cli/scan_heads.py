@@ -28,7 +28,7 @@ from interp.cli.common import (
     out,
 )
 from interp.scores import catalogue as scores
-from interp.support.progress import before, progress
+from interp.support.progress import before, duration, progress
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
@@ -238,12 +238,7 @@ def show_plan(plan: Any, name: str) -> None:
     for probe, measured, passes in plan.rows:
         table.add_row(Text(probe, style="bold"), Text(measured), Text(str(passes)))
     common.err().print(table)
-    size = (
-        f"{plan.gigabytes:.1f} GB"
-        if plan.gigabytes >= 0.1
-        else f"{max(1, round(plan.gigabytes * 1000))} MB"
-    )
-    note(f"About {common.duration(plan.seconds)} and {size} of memory.")
+    note(plan.cost + ".")
 
 
 def of_pictures(plan: Any, images: Path | None) -> str | None:
@@ -261,7 +256,7 @@ def agree(seconds: float) -> None:
 
     if not common.is_interactive():
         raise InputError(
-            f"This scan takes about {common.duration(seconds)}; add --yes to run it without being "
+            f"This scan takes about {duration(seconds)}; add --yes to run it without being "
             "asked, or choose "
             "fewer --samples, a shorter --context or fewer --scores."
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.checks import count
+from interp.edits.fold import Affine
 from interp.edits.head_edit import HeadEdit
 from interp.edits.reference import reference_z
 from interp.errors import EditError
@@ -93,6 +94,27 @@ class Ablate(HeadEdit):
             return BoundEdit(self)
         layers = {s.layer for s in model.sites if self.at(s)}
         return BoundAblate(self, reference_z(model, str(self.reference), layers, self.seed))
+
+    def folded(self, model: Model) -> Mapping[Site, Affine]:
+        if self.mode not in ("zero", "mean"):
+            raise EditError(
+                f"ablate by {self.mode} can't be baked into weights, since what stands in for a "
+                "head depends on the prompt; zero and mean can."
+            )
+        self.check_unbounded()
+        bound = self.bind(model)
+        pools = bound.pools if isinstance(bound, BoundAblate) else {}
+        found = {}
+        for site in (s for s in model.sites if self.at(s)):
+            gain, heads = torch.ones(site.n_heads, dtype=torch.float64), self.heads_at(site)
+            gain[heads] = 0.0
+            offset = None
+            if site.layer in pools:
+                mean = pools[site.layer].mean(0)  # as it is where the model runs
+                offset = torch.zeros(mean.shape, dtype=torch.float64)
+                offset[heads] = mean[heads].double()
+            found[site] = Affine(gain, offset)
+        return found
 
     def is_identity(self) -> bool:
         return self.heads == ()

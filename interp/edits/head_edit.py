@@ -23,6 +23,7 @@ from interp_hooks.whole_numbers import whole
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from interp.edits.fold import Affine
     from interp_hooks.call import AttentionCall, Site
     from interp_hooks.protocol import Model
 
@@ -111,6 +112,29 @@ class HeadEdit(Edit):
     def bind(self, model: Model) -> CallEdit:
         self.check_model(model)
         return BoundEdit(self.reading(model))
+
+    def folded(self, model: Model) -> Mapping[Site, Affine]:
+        """What the edit does to z at each site that it concerns, where that is the same for every
+        token and prompt, so that weights can hold it.
+
+        Raises:
+            EditError: it is not the same.
+        """
+        raise EditError(
+            f"{self.name} can't be baked into weights: what it does depends on the prompt. It acts "
+            "while a model runs (model.edit, --edit); scale_heads and ablate (zero, mean) can be "
+            "baked."
+        )
+
+    def check_unbounded(self) -> None:
+        """Raise `EditError` unless it acts on every token, as weights do."""
+        queries = getattr(self, "queries", None)
+        if self.scope != "all" or queries not in (None, (0, None)):
+            where = f"scope {self.scope}" if self.scope != "all" else f"queries {queries}"
+            raise EditError(
+                f"{self.name} with {where} can't be baked into weights, which act on every token; "
+                "leave that out, or use it while the model runs (model.edit, --edit)."
+            )
 
     def reading(self, model: Model) -> Self:
         """The edit with the texts among its keys found in the prompts of `model`, for one block;

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from interp_hooks.protocol import Model
 
 SAMPLES = 32
+#: tokens of a sample of a file
+LENGTH = 256
 #: vectors kept a layer: plenty for a mean, small enough to keep
 KEEP = 4096
 
@@ -34,7 +36,8 @@ def reference_z(
     """
     own = reference.endswith(FILES)
     if Path(reference).suffix and not own and Path(reference).is_file():
-        batches: list[Any] = list(text_rows(model, Path(reference), 256, SAMPLES, seed))
+        length = min(LENGTH, model.max_context or LENGTH)
+        batches: list[Any] = list(text_rows(model, Path(reference), length, SAMPLES, seed))
     else:
         instances = tasks.get(reference).sample(model.tokenizer, SAMPLES, seed)
         batches = [tasks.collate([i], 0, "corrupted") for i in instances]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from interp.edits.fold import Affine
 from interp.edits.head_edit import SCOPES, HeadEdit
 from interp.edits.values import Number, fixed, head_values, vector
 from interp.errors import EditError
@@ -15,7 +16,8 @@ from interp_hooks.edit import Scope
 from interp_hooks.heads import Head, parse_heads
 
 if TYPE_CHECKING:
-    from interp_hooks.call import AttentionCall
+    from interp_hooks.call import AttentionCall, Site
+    from interp_hooks.protocol import Model
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,27 @@ class ScaleHeads(HeadEdit):
     def is_identity(self) -> bool:
         return all(fixed(g, 1) for g in self.values)
 
+    def gains_at(self, site: Site) -> list[Number]:
+        """γ of each head at a site."""
+        here = set(self.heads_at(site))
+        by_head = {
+            head.head: gain
+            for head, gain in zip(self.heads, self.values, strict=True)
+            if head.head in here and head.layer == site.layer
+        }
+        return [by_head.get(h, 1.0) for h in range(site.n_heads)]
+
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        by_head: dict[int, Number] = {}
-        here = set(self.heads_at(call.site))
-        for head, gain in zip(self.heads, self.values, strict=True):
-            if head.head in here and head.layer == call.site.layer:
-                by_head[head.head] = gain
-        gains = vector([by_head.get(h, 1.0) for h in range(call.site.n_heads)], z.device)
-        return scale(z, gains, self.query_rows(call))
+        return scale(z, vector(self.gains_at(call.site), z.device), self.query_rows(call))
+
+    def folded(self, model: Model) -> Mapping[Site, Affine]:
+        self.check_unbounded()
+        self.check_model(model)
+        return {
+            site: Affine(torch.tensor([float(g) for g in self.gains_at(site)], dtype=torch.float64))
+            for site in model.sites
+            if self.at(site)
+        }
 
     def fields(self) -> dict[str, Any]:
         gains = {str(h): float(g) for h, g in zip(self.heads, self.values, strict=True)}

@@ -55,7 +55,7 @@ def of(
             caption="Moved most, in shares of the score's range: second − first",
         ),
     )
-    return Section("comparison", "Agreement", "comparison.html.j2", values, {})
+    return Section("comparison", "Agreement", "comparison.html.j2", values)
 
 
 def measured(table: HeadTable) -> str:

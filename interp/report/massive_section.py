@@ -40,4 +40,4 @@ def of(massive: MassiveActivations, full: float) -> Section:
         caption=f"The {len(rows)} largest of {len(summary)}, by dimension, position and token",
     )
     values = dict(rule=massive.rule, full=f"{full:,g}", table=table, any=bool(rows))
-    return Section("massive", "Massive activations", "massive.html.j2", values, {}, after=True)
+    return Section("massive", "Massive activations", "massive.html.j2", values, after=True)

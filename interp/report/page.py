@@ -1,22 +1,19 @@
 """The HTML report of an atlas: one file that opens from disk, with no network and nothing
 installed.
 
-Maps, table and cards are drawn by a script of the page's own; plotly.js (4.8 MB) is inlined only
-where a section has a figure of its. A content-security policy in the page forbids it, and anything
-else, to load more.
+Maps, table and cards are drawn by a script of the page's own, circuits and curves as SVG. A
+content-security policy in the page forbids it to load anything.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from interp.report import explorer, overlay_section, score_section, summary
 from interp.report.card import Card
-from interp.report.heatmap import DARK, LIGHT
 from interp.report.section import Section
 from interp.report.templating import asset, rendered
 
@@ -38,7 +35,6 @@ def render(
     two = any(s.anchor == "comparison" for s in sections)
     # a comparison has three maps of each score: in both scans, and the change
     walked = explorer.data(shown or atlas, cards, 0 if shown is None else 3)
-    figures = {element: figure for s in sections for element, figure in s.figures.items()}
     return rendered(
         "page.html.j2",
         kind=kind,
@@ -60,19 +56,9 @@ def render(
         unnamed=_unnamed(shown or atlas),
         # how much each score was measured on stands in its section
         provenance=list(_flat({k: v for k, v in atlas.provenance.items() if k != "measured"})),
-        data={"figures": figures, "palettes": {"light": asdict(LIGHT), "dark": asdict(DARK)}},
         style=asset("report.css"),
         walk=asset("explorer.js"),
-        script=asset("report.js"),
-        plotly=_plotly() if figures else "",
     )
-
-
-def _plotly() -> str:
-    """plotly.js, which must not be able to close its own script element."""
-    from plotly.offline import get_plotlyjs
-
-    return re.sub(r"</(script)", r"<\\/\1", get_plotlyjs(), flags=re.IGNORECASE)
 
 
 def _facts(atlas: HeadTable) -> dict[str, str]:

@@ -16,10 +16,13 @@ import pandas as pd
 from interp.errors import OutputError
 from interp.support import typed as checked
 from interp.support.files import check_writable, reason, write_atomic
+from interp.support.html import block
 from interp.support.json_text import parse
 from interp.support.jsonable import jsonable
 
 ROWS, HEAD = "massive.parquet", "massive.json"
+#: rows that a notebook shows
+SHOWN = 20
 COLUMNS = {
     "sample": "int64",
     "layer": "int64",
@@ -87,6 +90,27 @@ class MassiveActivations:
         table = pd.DataFrame(rows, columns=columns)
         order = table["value"].abs().sort_values(ascending=False, kind="stable").index
         return table.loc[order].reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        dimensions = sorted(set(self.frame["dimension"].tolist()))
+        return f"MassiveActivations({len(self.frame)} in dimensions {dimensions}; {self.rule})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                r.dimension,
+                r.position,
+                repr(r.token),
+                r.layers,
+                r.samples,
+                f"{r.value:,.0f}",
+                f"{r.ratio:,.0f} ×",
+            ]
+            for r in self.summary().head(SHOWN).itertuples(index=False)
+        ]
+        headings = ["dimension", "position", "token", "layers", "samples", "largest", "of median"]
+        many = f"{len(self.frame):,} where {self.rule}"
+        return block("Massive activations", many, {}, headings, rows)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `massive.parquet` and `massive.json` into a folder (made if need be).

@@ -22,6 +22,8 @@ from interp.probes.settings import Settings
 from interp.scan import evidence, pictures_alone
 from interp.scan.massive import CONTEXT
 from interp.scores.score import ModelScore, Score
+from interp.support.html import block
+from interp.support.progress import duration
 from interp.vision.pixels import assumed
 from interp.vision.prompts import needs_images, takes_images
 from interp.vision.towers import picture_tower, sees_alone
@@ -111,6 +113,24 @@ class Plan:
             passes = f"{score.passes}: {self._cost[score.name]:,} tokens"
             rows.append(("own passes", score.name, passes))
         return rows
+
+    @property
+    def cost(self) -> str:
+        """ "About 40 s and 610 MB of memory"."""
+        size = (
+            f"{self.gigabytes:.1f} GB"
+            if self.gigabytes >= 0.1
+            else f"{max(1, round(self.gigabytes * 1000))} MB"
+        )
+        return f"About {duration(self.seconds)} and {size} of memory"
+
+    def __repr__(self) -> str:
+        cost = self.cost[:1].lower() + self.cost[1:]
+        return f"Plan({self.model.name}: {len(self.scores)} scores, {cost})"
+
+    def _repr_html_(self) -> str:
+        headings = ("probe", "measured", "tokens × samples")
+        return block(f"Plan for {self.model.name}", self.cost, {}, headings, self.rows, self.notes)
 
     @property
     def _lists_massive(self) -> bool:

@@ -179,6 +179,14 @@ class Clock:
             self._report(self._total, self._total, "done")
 
 
+def duration(seconds: float) -> str:
+    """Seconds as "40 s", "12 min" or "3 h 20 min"."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def _clip(text: str, width: int = 36) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 

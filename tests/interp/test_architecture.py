@@ -211,6 +211,7 @@ ROOMS: dict[str, str] = {
     "atlas": "report results results.interchange scores",
     "scan": "atlas inputs loading mechanics probes results scores streams vision",
     "procedures": "inputs loading vision",
+    "baking": "edits loading",
     "calibration": "edits evaluation inputs loading tasks",
     # circuits, from runs up to the circuit
     "circuits.runs": "evaluation inputs tasks",
@@ -232,7 +233,7 @@ ROOMS: dict[str, str] = {
     ),
     # the command line sees all, and nothing sees it
     "cli": (
-        "atlas calibration circuits circuits.benching circuits.drawing circuits.judging "
+        "atlas baking calibration circuits circuits.benching circuits.drawing circuits.judging "
         "circuits.known circuits.methods circuits.runs edits evaluation inputs loading look models "
         "probes procedures report results results.interchange scores tasks vision"
     ),

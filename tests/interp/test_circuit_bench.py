@@ -3,6 +3,7 @@ their definitions, and that a method which reads nothing of the task is told so.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,19 @@ import pytest
 import tiny
 import torch
 
-from interp.circuits import Bench, Truth, bench, constructed, controls, evaluate, planted
+from interp.circuits import (
+    Bench,
+    Truth,
+    bench,
+    constructed,
+    controls,
+    evaluate,
+    measured,
+    planted,
+)
+from interp.circuits.benching import bench as benches
 from interp.circuits.benching.shuffling import shuffled
+from interp.circuits.finding import find
 from interp.circuits.judging.ranking import auc_of
 from interp.circuits.methods.attribution import Attribution, first_order
 from interp.circuits.methods.attribution_by_code import AttributionByCode
@@ -238,8 +250,6 @@ def test_who_reads_the_prompts_beats_the_shuffle_and_who_does_not_is_told(result
 def test_a_bench_says_what_evaluate_says_and_survives_the_disk(
     result: Bench, pocket: Any, tmp_path: Path
 ) -> None:
-    from interp.circuits import find
-
     heads = {Head(layer, h): "x" for layer in range(4) for h in range(2)}
     truth = Truth("made", heads, 4, 8, "made for a test")
     wanted = evaluate(find(pocket, "ioi", "attribution", n=12), truth)
@@ -254,6 +264,78 @@ def test_a_bench_says_what_evaluate_says_and_survives_the_disk(
         Bench.load(tmp_path / "bench")
     with pytest.raises(OutputError, match="no bench"):
         Bench.load(tmp_path)
+
+
+class Halting(Attribution):
+    """Attribution that is interrupted at its first go."""
+
+    runs = 0
+
+    def find(self, runs: PairedRuns) -> Found:
+        type(self).runs += 1
+        if type(self).runs == 1:
+            raise KeyboardInterrupt
+        return super().find(runs)
+
+
+def test_an_interrupted_bench_goes_on(pocket: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """What was finished is not run again, and the numbers are those of one go."""
+    truth = Truth("made", {Head(2, 3): "x", Head(1, 0): "x"}, 4, 8, "made for a test")
+    methods = {"one": Attribution(), "two": Halting()}
+    searched: list[str] = []
+
+    def counting(model: Any, prompts: Any, method: Method, **more: Any) -> Any:
+        searched.append(type(method).__name__)
+        return find(model, prompts, method, **more)
+
+    monkeypatch.setattr(benches, "find", counting)
+
+    def go(truth: Truth = truth, halt: bool = False) -> Bench | None:
+        Halting.runs = 0 if halt else 1
+        searched.clear()
+        with contextlib.suppress(KeyboardInterrupt):
+            return bench(
+                pocket, "ioi", methods, [truth], n=8, draws=1, controls=["head_norm"],
+                resume=tmp_path,
+            )  # fmt: skip
+        return None
+
+    assert go(halt=True) is None and searched == ["Attribution", "Halting"]
+    found = go()
+    assert searched == ["Halting", "HeadNorm"] and not (tmp_path / "partial").exists()
+    once = go()
+    assert searched == ["Attribution", "Halting", "HeadNorm"]
+    assert found is not None and once is not None
+    columns = [c for c in once.frame if c != "seconds"]
+    assert found.frame[columns].equals(once.frame[columns])
+    # what is damaged, or was held against another truth, is run again
+    go(halt=True)
+    (kept,) = (tmp_path / "partial").glob("*.parquet")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    go(halt=True)
+    assert searched == ["Attribution", "Halting"]
+    go(Truth("made", {Head(0, 0): "x"}, 4, 8, "made for a test"))
+    assert searched == ["Attribution", "Halting", "HeadNorm"]
+
+
+@pytest.mark.slow
+def test_measured_truths_are_kept_too(tmp_path: Path, monkeypatch: Any) -> None:
+    made, times = planted.get("induction"), []
+    from interp.circuits.benching import truths
+
+    def counting(*given: Any, **more: Any) -> Any:
+        times.append(given[4])
+        return measured(*given, **more)
+
+    monkeypatch.setattr(truths, "measured", counting)
+    for seed in (0, 0, 1):
+        Halting.runs = seed % 2  # halts, then not
+        with contextlib.suppress(KeyboardInterrupt):
+            bench(
+                made.model, made.task, {"it": Halting()}, ["zero"], n=8, seed=seed, draws=1,
+                truth_prompts=16, controls=[], resume=tmp_path,
+            )  # fmt: skip
+    assert times == ["zero", "zero"]  # of seed 0 once
 
 
 @pytest.mark.slow

@@ -3,14 +3,12 @@ draws it."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import browser
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.circuits.circuit import Circuit
-from interp.circuits.drawing import graph
+from interp.circuits.drawing import curve_svg, graph, graph_svg
 from interp.circuits.drawing import layout as placing
+from interp.circuits.drawing import picture as pictures
 from interp.circuits.drawing.section import marked
 from interp.circuits.finding import find
 from interp.circuits.known.truth import Truth
 from interp.errors import InputError
 from interp.loading import load
-from interp.report.heatmap import LIGHT
 from interp.results.circuit_table import EDGE_COLUMNS, Search
 from interp.support.statistics import Interval
 from interp_hooks import Head
@@ -133,7 +131,7 @@ def test_edges_are_the_strongest_between_them() -> None:
         assert nodes[row.sender][1] < nodes[row.receiver][1]  # upwards
         widths.append(trace.line.width)
     assert widths == sorted(widths, reverse=True)
-    assert (widths[0], widths[-1]) == pytest.approx((graph.THICK, graph.THIN))
+    assert (widths[0], widths[-1]) == pytest.approx((pictures.THICK, pictures.THIN))
 
 
 def test_size_is_score_and_colour_is_effect() -> None:
@@ -235,11 +233,52 @@ def test_spread_keeps_order_and_distance(wanted: list[float], apart: float) -> N
         assert found == pytest.approx(wanted)
 
 
-def test_every_colour_has_one_for_the_dark() -> None:
-    figure = graph.figure(made())
-    there = set(re.findall(r"#[0-9a-f]{6}", json.dumps(figure.to_dict()["data"], default=str)))
-    assert there and there <= set(figure.layout.meta["dark"])
-    assert figure.layout.font.color == LIGHT.ink and LIGHT.ink in figure.layout.meta["dark"]
+def shapes(circuit: Circuit, style: str, heads: int = 12) -> dict[str, Any]:
+    """What is drawn in a window of this kind."""
+    every = graph_svg.drawings(circuit, heads)["drawings"]
+    return next(one for one in every if one["style"] == style)
+
+
+def test_pages_show_what_the_figure_shows() -> None:
+    circuit = made()
+    figure, pages = graph.figure(circuit), graph_svg.drawings(circuit)
+    assert pages["said"] == figure.layout.title.subtitle.text
+    for one in pages["drawings"]:
+        told = {node["hover"].splitlines()[0] for node in one["nodes"]}
+        assert told == set(spots(figure))
+        assert len(one["wires"]) == len(lines(figure))
+        # a line leaves its sender and ends at its receiver
+        centres = {n["hover"].splitlines()[0]: (n["x"], n["y"]) for n in one["nodes"]}
+        for wire in one["wires"]:
+            sender, receiver = re.match(r"(.+?) → ([^,:]+)", wire["hover"]).groups()  # type: ignore[union-attr]
+            numbers = [float(x) for x in re.findall(r"-?[\d.]+", wire["path"])]
+            assert (numbers[0], numbers[1]) == pytest.approx(centres[sender], abs=0.11)
+            assert (numbers[-2], numbers[-1]) == pytest.approx(centres[receiver], abs=0.11)
+            assert numbers[1] > numbers[-1]  # upwards
+
+
+@pytest.mark.parametrize("style", ["wide", "narrow"])
+@pytest.mark.parametrize("shown", [1, 12, 30])
+@pytest.mark.parametrize(("layers", "heads", "kv"), [(4, 8, 4), (32, 32, 8), (1, 64, 64)])
+def test_nothing_overlaps_on_a_page(
+    layers: int, heads: int, kv: int, shown: int, style: str
+) -> None:
+    one = shapes(made(layers, heads, kv, seed=layers, edges=40 * layers), style, shown)
+    for a, b in combinations((n for n in one["nodes"] if not n["small"]), 2):
+        apart = np.hypot(a["x"] - b["x"], a["y"] - b["y"])
+        assert apart >= 0.88 * (a["radius"] + b["radius"]), (a["label"], b["label"], apart)
+    for node in one["nodes"]:
+        assert node["x"] - node["radius"] >= -14 and node["x"] + node["radius"] <= one["width"] + 14
+        assert node["y"] - node["radius"] >= -14
+        assert node["y"] + node["radius"] <= one["height"] + 14
+
+
+@given(st.floats(-3, 0.5), st.floats(0.5, 4))
+def test_steps_of_an_axis(low: float, high: float) -> None:
+    found = curve_svg.steps(low, high)
+    assert found[0] <= min(low, 0) + 1e-9 and found[-1] >= max(high, 1) - 1e-9
+    assert 0.0 in found and len(found) <= curve_svg.STEPS + 2
+    np.testing.assert_allclose(np.diff(found), found[1] - found[0], atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -287,58 +326,31 @@ def test_a_plain_atlas_has_no_such_section(tmp_path: Path) -> None:
     )
 
 
-def browser() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    found = next((found for found in map(shutil.which, names) if found), None)
-    if found is None:
-        pytest.skip(f"no browser installed (looked for {', '.join(names)})")
-    return found
-
-
-def picture(page: Path, folder: Path, *more: str) -> np.ndarray:
-    """(height, width, 3) what a browser shows of the page."""
-    from PIL import Image
-
-    target = folder / "page.png"
-    subprocess.run(
-        [
-            browser(),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-            f"--user-data-dir={folder / 'profile'}",
-            "--virtual-time-budget=8000",
-            "--window-size=1000,1500",
-            "--hide-scrollbars",
-            *more,
-            f"--screenshot={target}",
-            page.as_uri(),
-        ],
-        capture_output=True,
-        timeout=120,
-        check=True,
-    )
-    return np.asarray(Image.open(target).convert("RGB")).astype(int)
-
-
-def near(pixels: np.ndarray, color: str) -> int:
-    """How many pixels have this colour."""
-    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
-    return int((np.abs(pixels - wanted).max(-1) <= 3).sum())
-
-
 @pytest.mark.slow
-def test_a_browser_draws_it_in_light_and_in_dark(page: Path, tmp_path: Path) -> None:
-    light = picture(page, tmp_path)
-    dark = picture(page, tmp_path, "--blink-settings=preferredColorScheme=0")
-    for tint in (placing.FOR, placing.AGAINST):
-        # the insides of circles, several hundred pixels each, in the one mode and not in the other
-        assert near(light, tint.fill) > 1000 and near(dark, tint.fill) < 50
-        assert near(dark, tint.dark_fill) > 1000 and near(light, tint.dark_fill) < 50
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    """One of the two drawings is there, in the theme's colours, and nothing is wider than the
+    window."""
+    said = browser.run(
+        page,
+        """
+        const there = [...document.querySelectorAll('.graph > svg')]
+          .filter((s) => s.getBoundingClientRect().width > 0);
+        say(there.length);
+        say(there.map((s) => s.classList[0]).join());
+        say(getComputedStyle(there[0].querySelector('g.for circle')).fill);
+        say(document.documentElement.scrollWidth > innerWidth);
+        """,
+        tmp_path,
+        width=width,
+        dark=dark,
+    ).splitlines()
+    fill = placing.FOR.dark_fill if dark else placing.FOR.fill
+    wanted = ", ".join(str(int(fill[i : i + 2], 16)) for i in (1, 3, 5))
+    # headless browsers are no narrower than about 500 pixels, which is narrow as well
+    assert said == ["1", "wide" if width > 704 else "narrow", f"rgb({wanted})", "false"]
+    assert page.stat().st_size < 400_000  # drawn without plotly.js
 
 
 def test_prompts_stand_side_by_side(tmp_path: Path) -> None:

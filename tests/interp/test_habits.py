@@ -455,6 +455,17 @@ def test_results_show_themselves(model: Any) -> None:
     assert "edited" not in read(interp.evaluate(model, "induction", n=4))
 
 
+def test_plans_and_massive_activations_show_themselves(model: Any) -> None:
+    plan = interp.plan_scan(model, ["sink", "entropy"], context=32, samples=1)
+    text = read(plan)
+    assert plan.cost in text and "sink, entropy" in text and "2 scores" in repr(plan)
+    table = interp.massive_activations(model, context=32, samples=2, least=3, ratio=10)
+    text = read(table)
+    largest = table.frame["value"].abs().max()
+    assert table.rule in text and f"{largest:,.0f}" in text.replace("-", "")
+    assert table.rule in repr(table)
+
+
 @pytest.mark.slow
 def test_a_circuit_and_a_calibration_show_themselves(model: Any) -> None:
     circuit = interp.circuits.find(model, "ioi", "head_ablation", n=4)

@@ -45,6 +45,15 @@ def test_attention_is_the_eager_one(name: str) -> None:
     )
 
 
+def test_a_layer_that_is_skipped_has_nothing_to_see(monkeypatch: Any) -> None:
+    model, _ = loaded("llama")
+    skipped = model.module.model.layers[1]
+    monkeypatch.setattr(skipped, "forward", lambda hidden, *args, **kwargs: hidden)
+    with pytest.raises(TapError, match="without calling the attention of layer 1"):
+        model.look(IDS, "L1H0")
+    assert model.look(IDS, "L0H0").head == "L0H0"
+
+
 @pytest.mark.parametrize("at_once", [1, 64, 400])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 def test_few_rows_at_a_time_are_the_same(name: str, at_once: int) -> None:

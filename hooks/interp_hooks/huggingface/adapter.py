@@ -333,6 +333,12 @@ class HFAdapter(Adapter):
         """The attention module at a site."""
         return self._modules[(site.tower, site.kind, site.layer)]
 
+    def output_projection(self, site: Site) -> torch.nn.Module:
+        part = self.parts.get(site, {}).get("z", "it was not seen in the check on load")
+        if isinstance(part, str):
+            raise TapError(f"The output projection of {site} is not known to this toolkit: {part}.")
+        return part.projection
+
     def head_weights(self, site: Site) -> HeadWeights:
         unseen = dict.fromkeys("qkvz", "it was not seen in the check on load")
         parts: dict[str, Any] = unseen | self.parts.get(site, {})

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,20 @@ import numpy as np
 import pandas as pd
 
 from interp.circuits.benching.controls.catalogue import controls as registry
+from interp.circuits.benching.finished import FinishedRows
 from interp.circuits.benching.shuffling import shuffled
-from interp.circuits.finding import find
+from interp.circuits.benching.truths import apart, truth_of
+from interp.circuits.finding import find, pose
 from interp.circuits.judging.agreement import Agreement, agreement_of, evaluate
 from interp.circuits.judging.alignment import aligned
 from interp.circuits.judging.parts import edge_scores
 from interp.circuits.judging.ranking import auc_of, difference
 from interp.circuits.known.truth import Truth
-from interp.circuits.measured import APART, measured
 from interp.circuits.methods.catalogue import as_method
 from interp.circuits.methods.circuit_method import Method
 from interp.circuits.runs.edges import Graph, Stream
-from interp.circuits.runs.paired_runs import ABLATIONS, PairedRuns
-from interp.circuits.runs.prompts import Prompts, from_task
+from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts
 from interp.errors import InputError, OutputError
 from interp.inputs.text import check_seed
 from interp.support.files import check_writable, write_atomic
@@ -188,6 +189,7 @@ def bench(
     truth_prompts: int = 512,
     controls: Sequence[str] | None = None,
     progress: Shown = None,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Bench:
     """Methods on a task, each beside itself on shuffled prompts, and rankings that know nothing.
 
@@ -203,6 +205,8 @@ def bench(
         truth_prompts: pairs of prompts that truths are measured on.
         controls: rankings that know nothing of the task; None for all there are.
         progress: True for a bar with the time left, or a function (done, total, what).
+        resume: a folder in which finished methods and truths are kept until the end, so that an
+            interrupted bench goes on.
 
     Returns:
         A `Bench`. Its rows say of every method whether it beats its shuffled twin.
@@ -224,8 +228,12 @@ def bench(
         raise InputError(f"A control is drawn at least once, not {draws} times.")
     hooked = load(model)
     wanted = _labelled(methods)
-    known = {t.name if isinstance(t, Truth) else t: _truth(hooked, task, t, truth_prompts, seed)
-             for t in truths}  # fmt: skip
+    known = {
+        t.name if isinstance(t, Truth) else t: truth_of(
+            hooked, task, t, truth_prompts, seed, resume
+        )
+        for t in truths
+    }
     prompts = apart(hooked, task, n, seed, truth_prompts)
     rows: list[dict[str, Any]] = []
     graph = None
@@ -233,42 +241,36 @@ def bench(
         graph = Stream(PairedRuns(hooked, prompts, seed)).graph
     naive = registry.names() if controls is None else list(controls)
     total = len(wanted) + len(naive)
+    finished = FinishedRows(resume, draws, known)
     for done, (label, method) in enumerate([*wanted.items(), *((c, c) for c in naive)]):
         if progress is not None:
             progress(done, total, label)
         searcher = _method(method)
-        circuit = find(hooked, prompts, searcher, seed=seed, progress=False)
-        twins = {} if label in naive else _twins(hooked, prompts, searcher, seed, draws)
-        for name, truth in known.items():
+        record = pose(hooked, prompts, searcher, n, seed).record
+        some = finished.read(label, record)
+        if some is None:
+            circuit = find(hooked, prompts, searcher, seed=seed, progress=False)
+            twins = {} if label in naive else _twins(hooked, prompts, searcher, seed, draws)
             own = graph if searcher.edges_of == "graph" else None
-            rows += _rows(label, name, circuit, truth, twins, seed, own)
+            some = [
+                row
+                for name, truth in known.items()
+                for row in _rows(label, name, circuit, truth, twins, seed, own)
+            ]
+            finished.save(label, record, some)
+        rows += some
     if progress is not None:
         progress(total, total, "done")
     frame = pd.DataFrame(rows)
-    record = dict(
+    about = dict(
         n=len(prompts), seed=seed, draws=draws, truth_prompts=truth_prompts,
-        circuit=circuit.provenance,
+        circuit=record,
     )  # fmt: skip
     result = Bench(
-        frame, prompts.name, hooked.name, {name: t.source for name, t in known.items()}, record
+        frame, prompts.name, hooked.name, {name: t.source for name, t in known.items()}, about
     )
+    finished.clear()
     return result
-
-
-def apart(model: Any, task: str | Task, n: int, seed: int, truth_prompts: int) -> Prompts:
-    """`n` pairs of prompts, as `find` draws them, without those that a truth of so many prompts was
-    measured on (`measured` with the same seed). Raises `InputError` where there are not so
-    many."""
-    seen = {i.ids for i in from_task(model, task, truth_prompts, seed + APART).instances}
-    for spare in (1, 2, 4, 8):
-        drawn = from_task(model, task, spare * n, seed)
-        fresh = {i.ids: i for i in drawn.instances if i.ids not in seen}
-        if len(fresh) >= n:
-            return replace(drawn, instances=tuple(fresh.values())[:n])
-    raise InputError(
-        f"The task {drawn.name} has only {len(fresh)} prompts beside those of the truths, and {n} "
-        "were asked for; use fewer, or fewer for the truths."
-    )
 
 
 def _labelled(methods: Any) -> dict[str, str | Method]:
@@ -281,16 +283,6 @@ def _method(method: str | Method) -> Method:
     if isinstance(method, str) and method in registry.names():
         return registry.get(method).make()
     return as_method(method, None, {})
-
-
-def _truth(model: Any, task: str | Task, truth: str | Truth, n: int, seed: int) -> Truth:
-    if isinstance(truth, Truth):
-        return truth
-    if truth not in ABLATIONS:
-        raise InputError(
-            f"A truth is measured by {', '.join(ABLATIONS)}, or given as a Truth, not {truth!r}."
-        )
-    return measured(model, task, n, seed, truth)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Node:
     size: float
     tint: Tint
     symbol: str
-    hover: str
+    hover: tuple[str, ...]
 
 
 def strongest(circuit: CircuitTable, chosen: Sequence[Head], edges: int) -> pd.DataFrame:
@@ -108,10 +108,10 @@ def readers_of(circuit: CircuitTable, name: str, chosen: Sequence[Head]) -> list
 
 
 def placed(
-    circuit: CircuitTable, chosen: Sequence[Head], shown: pd.DataFrame
+    circuit: CircuitTable, chosen: Sequence[Head], shown: pd.DataFrame, abreast: int = ABREAST
 ) -> tuple[dict[str, Node], dict[int, list[float]]]:
-    """(name → node, layer → the lines its heads are on). Layers of which nothing is shown take no
-    room."""
+    """(name → node, layer → the lines its heads are on), up to `abreast` heads on a line. Layers of
+    which nothing is shown take no room."""
     touched = {*shown["sender"], *shown["receiver"]}
     mlps = {int(match[1]): name for name in touched if (match := _MLP.fullmatch(name))}
     groups = {name: readers_of(circuit, name, chosen) for name in touched if _GROUP.fullmatch(name)}
@@ -135,10 +135,11 @@ def placed(
         if mine:
             y += 0.15
         lines[layer] = []
-        rows = [members[i :: _count(members)] for i in range(_count(members))]
+        count = max(1, math.ceil(len(members) / abreast))
+        rows = [members[i::count] for i in range(count)]
         low = y
         for row in rows:
-            xs = spread([_across(h.head, width) for h in row], 2 / (ABREAST - 1))
+            xs = spread([_across(h.head, width) for h in row], 2 / (abreast - 1))
             for head, x in zip(row, xs, strict=True):
                 nodes[name_of(head)] = _head(circuit, head, x, y, most)
             lines[layer].append(y)
@@ -146,10 +147,8 @@ def placed(
         centres = [
             sum(nodes[name_of(h)].x for h in groups[name]) / len(groups[name]) for name in mine
         ]
-        for name, x in zip(mine, spread(centres, 0.14), strict=True):
-            hover = (
-                f"<b>{name}</b><br>key-value head, read by {', '.join(map(name_of, groups[name]))}"
-            )
+        for name, x in zip(mine, spread(centres, 1.12 / (abreast - 1)), strict=True):
+            hover = (name, f"key-value head, read by {', '.join(map(name_of, groups[name]))}")
             label = name.rpartition("L")[2].partition("KV")[2]
             nodes[name] = Node(name, f"KV{label}", x, low - 0.55, GROUP, PLAIN, "diamond", hover)
         if layer in mlps:
@@ -162,19 +161,15 @@ def placed(
                 BOX,
                 PLAIN,
                 "square",
-                f"<b>{name}</b>",
+                (name,),
             )
     if "output" in touched:
         nodes["output"] = _end("output", "the final residual stream", y + (0.2 if mlps else 0))
     return nodes, lines
 
 
-def _count(members: Sequence[Head]) -> int:
-    return max(1, math.ceil(len(members) / ABREAST))
-
-
 def _end(name: str, what: str, y: float) -> Node:
-    return Node(name, name, 0.0, y, BOX, PLAIN, "square", f"<b>{name}</b><br>{what}")
+    return Node(name, name, 0.0, y, BOX, PLAIN, "square", (name, what))
 
 
 def _head(circuit: CircuitTable, head: Head, x: float, y: float, most: float) -> Node:
@@ -190,16 +185,16 @@ def _head(circuit: CircuitTable, head: Head, x: float, y: float, most: float) ->
         there = f"{name}_low" in row
         return within(value, (row[f"{name}_low"], row[f"{name}_high"]) if there else None)
 
-    hover = f"<b>{head}</b><br>score {shown(f'{number(row[column], 3)}{unit}', column)}"
+    hover = [str(head), f"score {shown(f'{number(row[column], 3)}{unit}', column)}"]
     tint = FOR
     if effect in row:
         tint = FOR if row[effect] >= 0 else AGAINST
         way = "towards" if row[effect] >= 0 else "against"
         known = f"{effect}_low" not in row or row[f"{effect}_low"] > 0 or row[f"{effect}_high"] < 0
         way += " the answer" if known else " the answer, if at all"
-        hover += f"<br>effect {shown(f'{row[effect]:+.3g}', effect)}: {way}"
+        hover.append(f"effect {shown(f'{row[effect]:+.3g}', effect)}: {way}")
     size = math.sqrt(SMALLEST**2 + (LARGEST**2 - SMALLEST**2) * row[column] / most)
-    return Node(name_of(head), name_of(head), x, y, size, tint, "circle", hover)
+    return Node(name_of(head), name_of(head), x, y, size, tint, "circle", tuple(hover))
 
 
 def _across(head: int, heads: int) -> float:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.circuits.drawing.graph import dark, figure
+from interp.circuits.drawing import curve_svg, graph_svg
 from interp.circuits.judging.agreement import Agreement, evaluate, ranks
 from interp.report.heatmap import number, within
-from interp.report.section import Section, plotable
+from interp.report.section import Section
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def _circuit(circuit: CircuitTable) -> Section:
     search, about = circuit.search, circuit.about(circuit.column)
     passes = [f"{number(search.forwards, 1)} forward"]
     passes += [f"{number(search.backwards, 1)} backward"] if search.backwards else []
-    plot = figure(circuit)
-    said = str(plot.layout.title.subtitle.text)
-    content = plotable(plot)
+    graph = graph_svg.drawings(circuit)
     strongest = ", ".join(map(str, circuit.heads(5)))
     metric = f"{search.metric.capitalize()} ({search.unit})"
     values = {
@@ -74,15 +72,14 @@ def _circuit(circuit: CircuitTable) -> Section:
             "Against the answer": _negative(circuit),
         },
         "readings": _readings(circuit),
-        "height": content["layout"]["height"],
+        "graph": graph,
         "label": "Heads by layer, the embedding below and the answer above; the strongest: "
         f"{strongest}.",
-        "caption": said[:1].upper() + said[1:],
+        "caption": graph["said"][:1].upper() + graph["said"][1:],
         "heads": _heads(circuit),
         "edges": _edges(circuit) if len(circuit.edges) else None,
     }
-    figures = {"circuit-graph": content}
-    return Section("circuit", "Circuit", "circuit/circuit.html.j2", values, figures)
+    return Section("circuit", "Circuit", "circuit/circuit.html.j2", values)
 
 
 def _readings(circuit: CircuitTable) -> list[str]:
@@ -107,7 +104,7 @@ def _prompts(circuit: CircuitTable) -> Section:
         for e in circuit.examples
     ]
     values = {"rows": rows, "n": circuit.search.n}
-    return Section("prompts", "Prompts", "circuit/prompts.html.j2", values, {})
+    return Section("prompts", "Prompts", "circuit/prompts.html.j2", values)
 
 
 def marked(tokens: Sequence[str], other: Sequence[str]) -> list[tuple[str, bool]]:
@@ -192,14 +189,10 @@ def _known(circuit: CircuitTable, truth: Truth) -> Section:
         ),
     }
     title = f"Against the known circuit {truth.name}"
-    return Section("known", title, "circuit/known.html.j2", values, {})
+    return Section("known", title, "circuit/known.html.j2", values)
 
 
 def _faithful(found: Faithfulness) -> Section:
-    plot = found.plot()
-    plot.update_layout(template="none", height=400, meta={"dark": dark()}, margin={"t": 92})
-    plot.update_layout(legend={"x": 0, "xanchor": "left"})  # clear of the buttons
-    content = plotable(plot)
     random = "" if found.random_cpr is None else f"{found.random_cpr:.3f}"
     values = {
         "facts": {
@@ -211,11 +204,10 @@ def _faithful(found: Faithfulness) -> Section:
             f"Margin, no {found.of}": str(found.empty),
         },
         "notes": found.notes,
-        "height": content["layout"]["height"],
+        "of": found.of,
+        "curve": curve_svg.drawings(found),
     }
-    figures = {"faithfulness-plot": content}
-    template = "circuit/faithfulness.html.j2"
-    return Section("faithfulness", "Faithfulness", template, values, figures)
+    return Section("faithfulness", "Faithfulness", "circuit/faithfulness.html.j2", values)
 
 
 def _listing(headings: list[str], rows: list[list[str]], caption: str) -> dict[str, Any]:

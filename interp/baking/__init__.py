@@ -1,0 +1,1 @@
+"""Edits baked into the weights of a checkpoint."""
