@@ -36,6 +36,7 @@ _TWO = Rule(torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]]))
 #: Settings of the forward kernel: those of every dimension, then those of `DIMS` alone.
 WORST: dict[str, dict[str, Any]] = {
     "plain": {},
+    "keep": dict(keys=_KEEP),
     "window": dict(mask=Mask(window=100)),
     "dressed": _DRESSED,
     "all": _ALL,
@@ -52,7 +53,6 @@ EVERY: dict[str, dict[str, Any]] = {
     "max+argmax": dict(names=["max", "argmax"]),
     "distances": dict(names=["distance", "capped_distance"]),
     "group mass": dict(names=["group_mass"], labels=_LABELS, n_groups=8),
-    "keep": dict(keys=_KEEP),
     "listed": dict(keys=_LISTS),
     "bias": dict(bias=_BIAS),
     "temper": dict(temper=_TEMPER),
@@ -143,8 +143,8 @@ def cases(family: int = 90) -> dict[str, Launch]:
     made["decode fp32 d128"] = step(128, torch.float32)
     made["merge d128"] = merged(_TWO)
     made["merge with gradients d128"] = merged(_TWO, gradients=True)
-    if family in (80, 89, 120):  # `configs.why_not`: the streaming route's
-        made = {n: one for n, one in made.items() if not ("fp32" in n and n.endswith("d256"))}
+    # `configs.why_not`: the streaming route's
+    made = {n: one for n, one in made.items() if not ("fp32" in n and n.endswith("d256"))}
     if family == 90:
         for name in ("descriptors, two loops", "warp-specialised"):
             made[f"experiment, {name} d128"] = _experiment(name)

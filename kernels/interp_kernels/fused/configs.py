@@ -52,7 +52,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         96: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
         128: (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(128, 32, 8, 2)),
         192: (Config(128, 32, 8, 3), Config(128, 32, 8, 2), Config(64, 32, 4, 2)),
-        256: (Config(64, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)),
+        256: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)),
     },
     90: {
         64: (Config(128, 128, 8, 3), Config(128, 128, 8, 3), Config(128, 64, 8, 3)),
@@ -66,7 +66,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         96: (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
         128: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
         192: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
-        256: (Config(128, 32, 8, 3), Config(128, 32, 8, 3), Config(64, 64, 8, 2)),
+        256: (Config(128, 32, 8, 3), Config(128, 32, 8, 3), Config(64, 32, 8, 3)),
     },
     120: {
         64: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
@@ -76,8 +76,8 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         256: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
     },
 }
-#: The same of float32: three tf32 products and twice the bytes. Where operands come from registers
-#: (80, 89, 120) heads of more than 192 dimensions spill whatever their tiles.
+#: The same of float32: three tf32 products and twice the bytes. Heads of more than 192 dimensions
+#: spill whatever their tiles.
 _FORWARD_32: dict[int, dict[int, tuple[Config, Config, Config]]] = {
     80: {
         64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
@@ -96,14 +96,12 @@ _FORWARD_32: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         96: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
         128: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
         192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
-        256: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
     },
     100: {
         64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
-        96: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
-        128: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        96: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        128: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
         192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
-        256: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
     },
     120: {
         64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),

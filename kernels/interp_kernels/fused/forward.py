@@ -180,7 +180,7 @@ def _work(x: _Arguments) -> int:
     """What the loop over tiles does beside the softmax, which wants registers too."""
     if x.names:
         return configs.STATISTICS
-    more = (x.window, x.sigmoid, x.softcap, x.keep, x.lists, x.temper, x.bias)
+    more = (x.window, x.sigmoid, x.softcap, x.lists, x.temper, x.bias)
     return configs.PLAIN if all(one is None for one in more) else configs.DRESSED
 
 
