@@ -11,11 +11,12 @@ import torch
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from interp_kernels import BackendError, Mask, Request, Rule, Steer, attention, dispatch, explain
-from interp_kernels.fused import backend, capable
+from interp_kernels.fused import backend, capable, configs
 from interp_kernels.fused import decode as decode_module
 from interp_kernels.fused import forward as forward_module
 from interp_kernels.fused import merge as merge_module
 from interp_kernels.fused import received as received_module
+from interp_kernels.fused.configs import Config
 from interp_kernels.request import Received
 
 Tensor = torch.Tensor
@@ -220,3 +221,25 @@ def test_other_errors_are_not_swallowed(error: Exception, monkeypatch: pytest.Mo
         with pytest.raises(type(error), match=str(error)[:12]):
             attention(q, k, v)
     assert broken.launches == 2
+
+
+def test_tuning_leaves_out_what_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton.testing
+
+    monkeypatch.setattr(configs, "INTERPRETED", False)
+    monkeypatch.setattr(configs, "_FASTEST", {})
+    monkeypatch.setenv("INTERP_AUTOTUNE", "1")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(triton.testing, "do_bench", lambda run, **_: run())
+    times = {16: 3.0, 32: 2.0}
+
+    def run(config: Config) -> float:
+        if config.rows not in times:
+            raise PTXASError("`ptxas` failed") if config.rows > 64 else TOO_MUCH
+        return times[config.rows]
+
+    made = {rows: Config(rows, 16, 4, 2) for rows in (16, 32, 64, 128)}
+    candidates = tuple(made.values())
+    assert configs.tuned("a", made[16], candidates, run) == made[32]
+    times.clear()
+    assert configs.tuned("b", made[16], candidates, run) == made[16]

@@ -174,8 +174,9 @@ def tuned(
     ):
         return default
     if key not in _FASTEST:
-        from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
+
+        from .capable import does_not_run
 
         times: dict[Config, float] = {}
         for config in {default, *candidates}:
@@ -183,8 +184,12 @@ def tuned(
                 times[config] = do_bench(
                     lambda config=config: run(config), warmup=10, rep=50, return_mode="median"
                 )
-            except OutOfResources:  # this one does not fit; the others may
-                continue
+            except Exception as error:
+                if not does_not_run(error):
+                    raise
+                continue  # this one does not fit; the others may
+        if not times:
+            return default  # whose error says why
         _FASTEST[key] = min(times, key=times.__getitem__)
     return _FASTEST[key]
 
