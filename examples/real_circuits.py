@@ -2,10 +2,11 @@
 
     python examples/real_circuits.py --icl FOLDER --state STATE --page docs/results.md
 
-Of each task: which heads matter, by exhaustive ablation in two ways; six methods, each beside the
-same method on shuffled prompts; how faithful the best ranking is; and which heads two tasks share,
-beside chance. FOLDER holds relations as JSON lists of {"input", "output"} (those of Todd et al.
-2024). Every piece is kept in STATE, so that a run that was interrupted goes on.
+Of each task: which heads matter, by exhaustive ablation in two ways; five gradient methods (one
+with two ablations), each beside the same method on shuffled prompts; how faithful the best ranking
+is; and which heads two tasks share, beside chance. FOLDER holds relations as JSON lists of
+{"input", "output"} (those of Todd et al. 2024). Every piece is kept in STATE, so that a run that
+was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ METHODS: dict[str, Any] = {
     "EAP-IG": ("eap_ig", {}),
     "RelP": ("relp", {}),
     "AtP*": ("atp_star", {}),
-    "discrete SAE, paper": ("discrete_sae", {}),
 }
 #: shots of a relation's prompts
 SHOTS = 5

@@ -13,6 +13,7 @@ import torch
 
 from interp import edits as E
 from interp_hooks.edit import Edit
+from interp_hooks.heads import Head
 
 Tensor = torch.Tensor
 
@@ -246,6 +247,14 @@ def scale_heads(x: Attention, z: Tensor, edit: E.ScaleHeads) -> Tensor:
     return chosen(x, edit, z, lambda h: z[:, h] * gains[x.layer, h])
 
 
+def shift_heads(x: Attention, z: Tensor, edit: E.ShiftHeads) -> Tensor:
+    by_head = dict(zip(edit.heads, edit.vectors, strict=True))
+    return chosen(
+        x, edit, z,
+        lambda h: z[:, h] + edit.strength * torch.as_tensor(by_head[Head(x.layer, h)]).double(),
+    )  # fmt: skip
+
+
 def zero(x: Attention, z: Tensor, edit: E.Ablate) -> Tensor:
     return z if edit.mode == "uniform" else chosen(x, edit, z, lambda h: torch.zeros_like(z[:, h]))
 
@@ -343,6 +352,7 @@ WEIGHTS: dict[type, Any] = {
 }
 OUTPUT: dict[type, Any] = {
     E.ScaleHeads: scale_heads,
+    E.ShiftHeads: shift_heads,
     E.Ablate: zero,
     E.VHR: vhr,
     E.Gate: gate,

@@ -1,10 +1,10 @@
 """Measures SmolLM2 (and smol-llava) for the catalogue's pages, into measured.json beside this file.
 
-    python docs/site/measure.py FOLDER [scans] [circuits] [tasks] [sentence]
+    python docs/site/measure.py FOLDER [scans] [scans:weights] [circuits] [tasks] [sentence]
 
-Scans are kept in FOLDER, so that a run that was interrupted goes on; the other parts take minutes.
-The models come from the cache (`interp models get smol-llava`). Each part replaces its own share of
-the file.
+One scan alone is measured by its name, as scans:weights. Scans are kept in FOLDER, so that a run
+that was interrupted goes on; the other parts take minutes. The models come from the cache (`interp
+models get smol-llava`). Each part replaces its own share of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ OUT = Path(__file__).with_name("measured.json")
 TEXT, EYE = "smollm2-135m", "smol-llava"
 #: folder → (model, scores, settings)
 SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
-    "text": (TEXT, "all,-importance", dict(context=1024, samples=16)),
+    "text": (
+        TEXT,
+        "all,-importance,-successor,-copy_suppression",
+        dict(context=1024, samples=16),
+    ),
+    "weights": (TEXT, "successor,copy_suppression", dict(context=64, samples=1)),
     "image": (
         EYE,
         "vhd,gaze,image_retrieval,image_mass,image_excess,visual_sink,visual_nonsink_ratio,"
@@ -51,15 +56,19 @@ def main() -> None:
     folder, *parts = sys.argv[1:]
     record = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
     for part in parts or PARTS:
-        for found in PARTS[part](Path(folder)):
-            record.update(found)
+        name, _, only = part.partition(":")
+        for found in PARTS[name](Path(folder), *([only] if only else ())):
+            for key, value in found.items():
+                record[key] = {**record[key], **value} if only else value
             OUT.write_text(_compact(record), encoding="utf-8")
 
 
-def scans(folder: Path) -> Iterator[dict[str, Any]]:
+def scans(folder: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
     """Scores of all heads."""
     made: dict[str, Any] = {"scans": {}, "scores": {}}
     for name, (model, scores, settings) in SCANS.items():
+        if only not in (None, name):
+            continue
         if not (folder / name).is_dir():
             interp.scan_heads(model, scores, out=folder / name, progress=False, **settings)
         atlas = interp.Atlas.load(folder / name)
@@ -80,6 +89,9 @@ def scans(folder: Path) -> Iterator[dict[str, Any]]:
                     "measured": str(atlas.measured(score)),
                     "values": _rounded(matrix.filled(np.nan)),
                 }
+    if only is not None:
+        yield made
+        return
     config = interp.load(TEXT, device="cpu").module.config
     made["query_heads"] = config.num_attention_heads // config.num_key_value_heads
     yield made

@@ -42,6 +42,11 @@ class Site:
     learned_sinks: bool = False
 
     @property
+    def place(self) -> str:
+        """In a sentence: "layer 3", "vision layer 3"."""
+        return f"{self.tower} layer {self.layer}" if self.tower else f"layer {self.layer}"
+
+    @property
     def is_main(self) -> bool:
         """Self-attention of the main tower: what a layer number alone means."""
         return self.tower in ("", "text") and self.kind == "self"

@@ -50,11 +50,11 @@ def export(
 
         Σ_h W_O,h (γ_h z_h + b_h) = Σ_h (γ_h W_O,h) z_h + Σ_h W_O,h b_h
 
-    so that gains (`ScaleHeads`), zero ablation (γ = 0) and mean ablation (γ = 0, b the mean) cost
-    nothing where the checkpoint is served: in transformers, vLLM, llama.cpp. An offset needs a
-    bias of the output projection. Llama, Gemma, Qwen3 and others get one by their config's
-    `attention_bias`; Qwen2 and Mistral without windows are written as Llama, which computes the
-    same.
+    so that gains (`ScaleHeads`), vectors added (`ShiftHeads`), zero ablation (γ = 0) and mean
+    ablation (γ = 0, b the mean) need nothing of this toolkit, and no time, where the checkpoint is
+    used. An offset needs a bias of the output projection. Llama, Gemma, Qwen3 and others get one by
+    their config's `attention_bias`; Qwen2 and Mistral without windows are written as Llama, which
+    computes the same.
 
     The folder is loaded again by transformers alone and its logits are held against those of the
     model under the edits, before it gets its name.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.fold import Affine
+from interp.edits.shift_heads import check_width
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def folded_weights(
         weight = _plain_weight(projection, site)
         if f"{path}.weight" in weights or _is_shared(model, projection, site):
             raise InputError(
-                f"The output projection of {site} serves other layers too ({path}), so that heads "
-                "of one layer can't be baked into it; edit them while the model runs (--edit)."
+                f"The output projection of {site.place} serves other layers too ({path}), so that "
+                "heads of one layer can't be baked into it; edit them while the model runs "
+                "(--edit)."
             )
         # Conv1D of GPT-2 stores W_O as it is applied, Linear transposed
         rows = weight if _is_transposed(projection) else weight.T  # (heads · d, d_model)
@@ -51,10 +53,11 @@ def folded_weights(
         if fold.offset is not None:
             if site.output_gate:
                 raise InputError(
-                    f"A gate comes between the heads of {site} and W_O, so that what stands in for "
-                    "a head would change from token to token; bake gains or mode zero, or edit "
-                    "while the model runs (--edit)."
+                    f"A gate comes between the heads of {site.place} and W_O, so that what stands "
+                    "in for a head would change from token to token; bake gains or mode zero, or "
+                    "edit while the model runs (--edit)."
                 )
+            check_width(site, fold.offset.shape[1], by_head.shape[1])
             bias = torch.einsum("hd,hdm->m", fold.offset.to(by_head), by_head)
             own = getattr(projection, "bias", None)
             total = bias + own.detach().double() if isinstance(own, torch.Tensor) else bias
@@ -74,9 +77,9 @@ def _plain_weight(projection: Any, site: Site) -> torch.Tensor:
         or weight.is_meta
     ):
         raise InputError(
-            f"The output projection of {site} is a {type(projection).__name__} whose weights can't "
-            "be rewritten; merge adapters first (merge_and_unload), and load quantised or "
-            "offloaded models in full."
+            f"The output projection of {site.place} is a {type(projection).__name__} whose "
+            "weights can't be rewritten; merge adapters first (merge_and_unload), and load "
+            "quantised or offloaded models in full."
         )
     return weight.detach()
 

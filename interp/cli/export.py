@@ -18,8 +18,8 @@ def export(
         Path,
         typer.Option(
             "--edit",
-            help="Edits to bake, as JSON (what `interp.edits.save` writes): scale_heads, and "
-            "ablate by zero or mean.",
+            help="Edits to bake, as JSON (what `interp.edits.save` writes): scale_heads, "
+            "shift_heads, and ablate by zero or mean.",
             metavar="FILE",
         ),
     ],

@@ -6,6 +6,7 @@ from .files import from_json as from_json
 from .files import load as load
 from .files import save as save
 from .files import to_json as to_json
+from .fit_iti import iti_for as iti_for
 from .fit_paint import paint_for as paint_for
 from .fit_vhr import vhr_for as vhr_for
 from .gate import Gate as Gate
@@ -17,6 +18,7 @@ from .overwrite_row import OverwriteRow as OverwriteRow
 from .paint import PAINT as PAINT
 from .scale_heads import ScaleHeads as ScaleHeads
 from .scale_tokens import ScaleTokens as ScaleTokens
+from .shift_heads import ShiftHeads as ShiftHeads
 from .sigmoid_attention import SigmoidAttention as SigmoidAttention
 from .soft_pag import SoftPAG as SoftPAG
 from .softplus_reweight import SoftplusReweight as SoftplusReweight

@@ -11,7 +11,7 @@ from interp.support.registry import Registry
 if TYPE_CHECKING:
     from interp.edits.head_edit import HeadEdit
 
-HELPERS = ("catalogue", "files", "fit_paint", "fit_vhr", "head_edit", "keys")
+HELPERS = ("catalogue", "files", "fit_iti", "fit_paint", "fit_vhr", "head_edit", "keys")
 
 registry: Registry[type[HeadEdit]] = Registry(
     "edit",

@@ -122,8 +122,8 @@ class HeadEdit(Edit):
         """
         raise EditError(
             f"{self.name} can't be baked into weights: what it does depends on the prompt. It acts "
-            "while a model runs (model.edit, --edit); scale_heads and ablate (zero, mean) can be "
-            "baked."
+            "while a model runs (model.edit, --edit); scale_heads, shift_heads and ablate (zero, "
+            "mean) can be baked."
         )
 
     def check_unbounded(self) -> None:

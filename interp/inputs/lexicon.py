@@ -98,3 +98,17 @@ toward""".split()
 TRIGGERS = "indeed namely likewise".split()
 
 DETERMINERS = ["the", "a", "this", "that", "every", "one"]
+
+#: words in an order, each the successor of the one before
+SERIES = {
+    "days": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
+    "months": (
+        "January February March April May June July August September October November December"
+    ).split(),
+    "numbers": (
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+        "sixteen seventeen eighteen nineteen twenty"
+    ).split(),
+    "places": "first second third fourth fifth sixth seventh eighth ninth tenth".split(),
+    "letters": list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+}

@@ -107,6 +107,13 @@ def seconds_of_copying(model: HookedModel) -> float:
     return timed(lambda: through_vocabulary(some, norms)) * size / part + each * model.n_layers
 
 
+def seconds_of_folding(model: HookedModel) -> float:
+    """How long it takes to fold the norms into all layers' weights: one is timed. Raises
+    `TapError`."""
+    norms, site = model.norms(), main_sites(model)[0]
+    return timed(lambda: folded(model, site, norms)) * model.n_layers
+
+
 def _shares(
     layer: Folded, unembed_embed: torch.Tensor, embed_embed: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +165,7 @@ def copying(
     hooked = load(model)
     vocabulary, norms = hooked.vocabulary(), hooked.norms()
     ids = _drawn(hooked, tokens, k, vocabulary.W_U.shape[1], seed)
-    stream = _after_first(hooked, ids) if after_mlp else None
+    stream = after_first(hooked, ids) if after_mlp else None
     values = copying_of(hooked)
     frame = head_rows(hooked)
     ranks = []
@@ -285,17 +292,10 @@ def _drawn(
     model: HookedModel, tokens: Sequence[int] | None, k: int, size: int, seed: int
 ) -> torch.Tensor:
     """(tokens,) ids to measure `copy_rank` on."""
-    import numpy as np
-
     if not 1 <= k <= size:
         raise InputError(f"k is between 1 and the {size} tokens of the vocabulary, not {k}.")
     if tokens is None:
-        special = set(getattr(model.tokenizer, "all_special_ids", ()) or ())
-        ordinary = np.array([t for t in range(size) if t not in special])
-        if model.tokenizer is not None:  # an unembedding may be wider than the vocabulary
-            ordinary = ordinary[ordinary < len(model.tokenizer)]
-        draw = np.random.default_rng(seed)
-        tokens = sorted(draw.choice(ordinary, min(SAMPLE, len(ordinary)), replace=False).tolist())
+        return drawn(model, SAMPLE, seed)
     bad = [t for t in tokens if not 0 <= int(t) < size]
     if bad or not len(tokens):
         raise InputError(
@@ -306,8 +306,22 @@ def _drawn(
     return torch.tensor([int(t) for t in tokens], device=model.device)
 
 
+def drawn(model: HookedModel, n: int, seed: int) -> torch.Tensor:
+    """(n or all,) ids of tokens drawn from the vocabulary, in order, without special tokens."""
+    import numpy as np
+
+    size = model.vocabulary().W_U.shape[1]
+    special = set(getattr(model.tokenizer, "all_special_ids", ()) or ())
+    ordinary = np.array([t for t in range(size) if t not in special])
+    if model.tokenizer is not None:  # an unembedding may be wider than the vocabulary
+        ordinary = ordinary[ordinary < len(model.tokenizer)]
+    draw = np.random.default_rng(seed)
+    tokens = sorted(draw.choice(ordinary, min(n, len(ordinary)), replace=False).tolist())
+    return torch.tensor(tokens, device=model.device)
+
+
 @torch.no_grad()
-def _after_first(model: HookedModel, ids: torch.Tensor) -> torch.Tensor:
+def after_first(model: HookedModel, ids: torch.Tensor) -> torch.Tensor:
     """(tokens, d_model): the stream after the first block, of prompts of one token."""
     first = main_sites(model)[0].layer
     with model.capture_resid() as resid:

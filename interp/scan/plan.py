@@ -89,7 +89,8 @@ class Plan:
                 self._cost[own.name] = own.cost(model, settings)
                 self._own.append(own)
             except (InputError, ContextError, TapError) as reason:
-                if len(scores) == 1 or not (own.needs_images or isinstance(reason, TapError)):
+                spared = own.needs_images or own.optional or isinstance(reason, TapError)
+                if len(scores) == 1 or not spared:
                     raise
                 self.notes.append(f"{own.name}: not measured. {reason}")
         self.rows = self._describe()

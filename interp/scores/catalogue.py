@@ -45,6 +45,8 @@ registry: Registry[Score] = Registry(
         "importance": "interp.scores.importance:Importance",
         "importance_gradient": "interp.scores.importance_gradient:ImportanceGradient",
         "ov_copying": "interp.scores.ov_copying:OVCopying",
+        "successor": "interp.scores.successor:Successor",
+        "copy_suppression": "interp.scores.copy_suppression:CopySuppression",
         "qk_matching": "interp.scores.qk_matching:QKMatching",
         "vhd": "interp.scores.vhd:VHD",
         "gaze": "interp.scores.gaze:Gaze",

@@ -155,6 +155,8 @@ class ModelScore(Score):
 
     #: forwards a sample
     passes: ClassVar[str]
+    #: where the model's tokenizer lacks what it needs, other scores stand, and a note says so
+    optional: ClassVar[bool] = False
 
     def measure(self, layer: LayerStats, batch: ProbeBatch) -> torch.Tensor:
         raise TypeError(f"{self.name} runs the model itself; use compute.")

@@ -236,6 +236,12 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "scale_heads": lambda d, c: E.ScaleHeads(
         {(c.site.layer, 0): -0.5, (1 - c.site.layer, 0): 3}, scope(d), ranged(d)
     ),
+    "shift_heads": lambda d, c: E.ShiftHeads(
+        {(c.site.layer, 0): [0.5] * c.value.shape[3], (1 - c.site.layer, 0): [1.0]},
+        d(st.sampled_from([-1.5, 2.0])),
+        scope(d),
+        ranged(d),
+    ),
     "ablate_zero": lambda d, c: E.Ablate(heads(d, c), scope=scope(d), queries=ranged(d)),
     "ablate_uniform": lambda d, c: E.Ablate(
         heads(d, c), "uniform", scope=scope(d), queries=None if c.sinks is not None else ranged(d)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -25,6 +26,9 @@ TENSOR = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) < 0.3
 #: edits whose scope is all rows, prompt and generated
 EVERYWHERE: dict[str, list[Edit]] = {
     "scale_heads": [E.ScaleHeads({"0.1": -1.0, "1.3": 2.0}, queries=(2, 10))],
+    "shift_heads": [
+        E.ShiftHeads({"0.1": [0.5] * 8, "1.3": np.linspace(-2, 1, 8)}, 0.7, queries=(2, 10))
+    ],
     "ablate": [E.Ablate("0.2, 1.0", queries=(3, None))],
     "uniform": [E.Ablate("0.2, 1.0", "uniform")],
     "scale_tokens": [
@@ -349,6 +353,7 @@ PARAMETERS: dict[str, tuple[Any, Callable[[torch.Tensor], Edit]]] = {
     "zero_tuning": (1.7, lambda t: E.ZeroTuning({"0.0": t, "1.2": 2.0})),
     "zero_tuning, all heads": (1.0, lambda t: E.ZeroTuning(t)),
     "scale_heads": (0.6, lambda t: E.ScaleHeads({"0.3": t, "1.1": t})),
+    "shift_heads": (0.6, lambda t: E.ShiftHeads({"0.3": t.expand(8), "1.1": t.expand(8)})),
     "scale_tokens": (2.0, lambda t: E.ScaleTokens([1, 3], t, "0.1, 1.0")),
     "move_mass": (0.4, lambda t: E.MoveMass("initial", (2, 6), t, queries=(4, None))),
     "temperature": (1.3, lambda t: E.Temperature(t)),

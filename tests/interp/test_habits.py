@@ -255,6 +255,7 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 NEEDED: dict[str, dict[str, Any]] = {
     "scale_heads": dict(gains={"L1H1": 0.5}),
+    "shift_heads": dict(directions={"L1H1": [0.5, 0.25]}),
     "overwrite_row": dict(heads=["L1H1"], keys=[1, 2]),
     "scale_tokens": dict(keys="initial", gain=2.0),
     "move_mass": dict(donors="initial", receivers=[2]),

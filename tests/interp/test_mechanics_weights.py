@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 import interp
 from interp import mechanics
 from interp.errors import HeadError, InputError, TapError
+from interp.mechanics import ov_words
+from interp.mechanics.ov_qk import drawn
+from interp.probes.settings import Settings
 from interp.results.head_table import KEYS
+from interp.scores.successor import Successor
 from interp_hooks import HookedModel, hook
 from interp_hooks.norms import frozen, read
 
@@ -421,6 +425,108 @@ def test_transformer_lens_gives_the_same(name: str, fold: bool) -> None:
     np.testing.assert_allclose(
         mechanics.composition(other).score, mechanics.composition(one).score, atol=1e-5
     )
+
+
+# --- what heads write of words
+# ------------------------------------------------------------------------------------------
+
+
+def written(dense: Any, layer: int, ids: list[int]) -> torch.Tensor:
+    """(heads, tokens, vocabulary) by hand: heads of layer 1 read what layer 0 leaves."""
+    with torch.no_grad():
+        hidden = dense.module(
+            input_ids=torch.tensor(ids)[:, None], output_hidden_states=True
+        ).hidden_states
+    source = hidden[1][:, 0].double() if layer else dense.W_E[ids]
+    return torch.stack([source @ ov @ dense.W_U for ov in dense.maps(layer)[0]])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "olmo2", "opt"])
+def test_heads_write_of_words_what_their_matrices_say(made: Made, name: str) -> None:
+    """Up to the norms' scales, one for each token (gpt2 and opt: and the bias of their norm)."""
+    model, dense = made(name)
+    ids, outputs = [5, 17, 60, 99], [2, 3, 50, 61, 100]
+    for site, logits in ov_words.raised(model, ids, outputs):
+        wanted = written(dense, site.layer, ids)[:, :, outputs]
+        assert logits.shape == (4, 4, 5)
+        flat = torch.nn.functional.cosine_similarity(
+            logits.double().flatten(0, 1), wanted.flatten(0, 1), dim=-1
+        )
+        assert float(flat.min()) > 1 - 1e-5
+    for _, logits in ov_words.raised(model, ids):
+        assert logits.shape == (4, 4, 101)
+
+
+def test_copy_suppression_is_its_definition(made: Made, worded: Worded) -> None:
+    """And heads that are made to lower what they read have it."""
+    model = worded("llama")[0]
+    atlas = interp.scan_heads(model, ["sink", "copy_suppression"], 64, 2, progress=False)
+    ids = drawn(model, 100, 0).tolist()
+    dense = Dense(model.module, "llama")
+    for layer in (0, 1):
+        logits = written(dense, layer, ids)
+        own = logits[:, torch.arange(len(ids)), ids][..., None]
+        wanted = ((logits < own).sum(-1) < 10).double().mean(1)
+        np.testing.assert_allclose(atlas["copy_suppression"][layer], wanted, atol=0.011)
+    lowering, raising = (
+        interp.scan_heads(planted(sign), "copy_suppression", 64, 1, inputs=[[1, 2, 3, 4]],
+                          progress=False)["copy_suppression"]
+        for sign in (-1.0, 1.0)
+    )  # fmt: skip
+    assert lowering[0].min() > 0.5 and raising[0].max() < 0.05
+
+
+SERIES = {"days": ["mon", "tue", "wed", "thu"], "few": ["x", "y"], "long": ["a", "b c", "d", "e"]}
+
+
+def test_series_are_words_of_one_token_in_a_row(monkeypatch: Any) -> None:
+    class Words:
+        def encode(self, text: str) -> list[int]:
+            return [hash(word) % 1000 for word in text.split()]
+
+    monkeypatch.setattr(ov_words.lexicon, "SERIES", SERIES)
+    text: Any = Words()
+    assert ov_words.ordered_words(text) == {"days": [hash(w) % 1000 for w in SERIES["days"]]}
+
+
+def test_a_head_that_counts_is_found(monkeypatch: Any) -> None:
+    """L0H2 is given the map from each word of a series to the next; the others nothing."""
+    module = tiny.build("llama", num_key_value_heads=4)
+    series = {"one": [10, 11, 12, 13], "two": [20, 21, 22, 23, 24]}
+    with torch.no_grad():
+        model = module.model
+        draw = torch.Generator().manual_seed(0)
+        model.embed_tokens.weight.copy_(torch.randn(101, 32, generator=draw))
+        for some in series.values():
+            for k, token in enumerate(some):
+                model.embed_tokens.weight[token] = torch.eye(32)[k]
+                module.lm_head.weight[token] = torch.eye(32)[k]
+        shift = torch.zeros(32, 32)
+        for k in range(5):
+            shift[k + 1, k] = 1.0  # from e_k to e_{k+1}
+        layer = model.layers[0]
+        layer.input_layernorm.weight.fill_(1.0)
+        model.norm.weight.fill_(1.0)
+        layer.self_attn.v_proj.weight.zero_()
+        layer.self_attn.o_proj.weight.zero_()
+        layer.self_attn.v_proj.weight[16:24, :8] = torch.eye(8)
+        layer.self_attn.o_proj.weight[:, 16:24] = shift[:, :8]
+    hooked = hook(module)
+    # words of both series share their directions here, so each series is asked by itself
+    for name, some in series.items():
+        monkeypatch.setattr(Successor, "_series", lambda self, model, one={name: some}: one)
+        found = dict(next(iter(Successor().compute(hooked, Settings()))))
+        assert {h.head: v for h, v in found.items()}[2] == [1.0]
+        assert max(v[0] for h, v in found.items() if h.head != 2) < 0.5
+
+
+def test_a_tokenizer_without_series_is_noted(worded: Worded, monkeypatch: Any) -> None:
+    monkeypatch.setattr(ov_words.lexicon, "SERIES", {"none": ["zqx wv", "qqq zz"]})
+    model = worded("llama")[0]
+    atlas = interp.scan_heads(model, ["sink", "successor"], 64, 1, progress=False)
+    assert any(note.startswith("successor: not measured. No series") for note in atlas.notes)
+    with pytest.raises(InputError, match="No series of words"):
+        interp.scan_heads(model, "successor", 64, 1, progress=False)
 
 
 # --- scores of a scan

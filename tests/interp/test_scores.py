@@ -41,7 +41,7 @@ OF_TEXT = [
 #: filled by tests of their own below
 APART = {"retrieval", "retrieval_activation"}
 #: without samples; tested in test_mechanics_weights.py
-FROM_WEIGHTS = {"ov_copying", "qk_matching"}
+FROM_WEIGHTS = {"ov_copying", "qk_matching", "successor", "copy_suppression"}
 
 
 # --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,)

@@ -89,3 +89,96 @@ def test_its_template_and_ends(smollm2: Any) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.eos_token_id == smollm2.module.generation_config.eos_token_id == end
     assert tokenizer.model_max_length == 8192
+
+
+def test_shifts_of_probed_heads_move_it_and_controls_do_not(smollm2: Any) -> None:
+    """Inference-time intervention on what a model thinks of things: heads that probes choose,
+    against random heads of the same layers and random directions of the same heads. The figures in
+    docs/methods.md are what this prints."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from interp.edits.fit_iti import probe_heads, shift_along
+
+    things = "film book meal hotel concert game phone trip car song show lesson".split()
+    others = "coffee story museum garden play dinner beach jacket camera printer teacher doctor"
+    kinds = ("wonderful excellent great lovely", "terrible awful horrible dreadful")
+    good, bad = ([f"The {t} was {w}, and I felt" for t in things for w in k.split()] for k in kinds)
+    frames = ("The {} was", "My {} was", "About the {}, my friend said it was")
+    rows = smollm2.tokens([frame.format(t) for frame in frames for t in others.split()])
+    words = (
+        "good great wonderful excellent amazing lovely",
+        "bad terrible awful horrible poor disappointing",
+    )
+    ids = [[smollm2.tokenizer.encode(f" {w}")[0] for w in some.split()] for some in words]
+
+    def margin(*edits: Any) -> np.ndarray:
+        with torch.no_grad(), smollm2.edit(*edits):
+            logits = smollm2.logits(rows["input_ids"], rows["attention_mask"])[:, -1]
+        return (logits[:, ids[0]].logsumexp(-1) - logits[:, ids[1]].logsumexp(-1)).numpy()
+
+    probed, own, rng = probe_heads(smollm2, good, bad), margin(), np.random.default_rng(0)
+    chosen = probed.strongest(13)
+
+    def elsewhere() -> list[int]:
+        """As many heads of the same layers that were not chosen."""
+        pool = {i: rng.random() for i in range(len(probed.heads)) if i not in chosen}
+        taken: list[int] = []
+        for layer in (probed.heads[i].layer for i in chosen):
+            there = [i for i in pool if probed.heads[i].layer == layer and i not in taken]
+            taken.append(min(there, key=pool.__getitem__))
+        return taken
+
+    def turned(seed: int) -> Any:
+        g = torch.Generator().manual_seed(seed)
+        random = torch.randn(probed.direction.shape, generator=g, dtype=probed.direction.dtype)
+        return replace(probed, direction=random / random.norm(dim=-1, keepdim=True))
+
+    def moves(edit: Any) -> np.ndarray:
+        return margin(edit) - own
+
+    def said(x: np.ndarray) -> str:
+        means = [x[rng.integers(0, len(x), len(x))].mean() for _ in range(2000)]
+        low, high = np.quantile(means, [0.025, 0.975])
+        return f"{x.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+    for strength in (2.0, 5.0):
+        found = moves(shift_along(probed, chosen, strength))
+        heads = [moves(shift_along(probed, elsewhere(), strength)).mean() for _ in range(5)]
+        ways = [moves(shift_along(turned(s), chosen, strength)).mean() for s in range(5)]
+        print(f"α = {strength:g}: {said(found)}; random heads {np.round(heads, 1)}, random "
+              f"directions {np.round(ways, 1)}")  # fmt: skip
+        assert found.min() > 0 and found.mean() > 2 * max(heads)
+        assert np.abs(ways).max() < 0.2 * found.mean()
+
+
+def test_its_copy_suppression_heads_are_those_that_lower_names(smollm2: Any) -> None:
+    """From weights, the two heads that ablation on another task had named; no successor head, and
+    hardly more than the same with predecessors."""
+    from itertools import pairwise
+
+    import interp
+    from interp.mechanics import ov_words
+    from interp.scores.successor import Successor
+
+    atlas = interp.scan_heads(
+        smollm2, "successor,copy_suppression", context=64, samples=1, progress=False
+    )
+    ranked = atlas.ranking("copy_suppression", 3)
+    assert {str(head) for head, *_ in ranked[:2]} == {"L24H4", "L23H3"}
+    assert ranked[1][1] > 0.4 and ranked[2][1] < 0.2
+    series = Successor()._series(smollm2)
+    assert {len(some) for some in series.values()} == {7, 12, 20, 10, 26}
+    words = [word for some in series.values() for word in some]
+    before = {b: a for some in series.values() for a, b in pairwise(some)}
+    asked = [word for word in words if word in before]
+    wanted = torch.tensor([words.index(before[word]) for word in asked])
+    places = [words.index(word) for word in asked]
+    backwards = max(
+        float((logits.argmax(-1)[:, places] == wanted).double().mean(1).max())
+        for _, logits in ov_words.raised(smollm2, words, words)
+    )
+    most = atlas.ranking("successor", 1)[0][1]
+    print(f"successor {most:.2f}, predecessor {backwards:.2f}")
+    assert most < 0.2 and backwards > most / 2

@@ -336,7 +336,9 @@ class HFAdapter(Adapter):
     def output_projection(self, site: Site) -> torch.nn.Module:
         part = self.parts.get(site, {}).get("z", "it was not seen in the check on load")
         if isinstance(part, str):
-            raise TapError(f"The output projection of {site} is not known to this toolkit: {part}.")
+            raise TapError(
+                f"The output projection of {site.place} is not known to this toolkit: {part}."
+            )
         return part.projection
 
     def head_weights(self, site: Site) -> HeadWeights:

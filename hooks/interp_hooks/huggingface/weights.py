@@ -27,7 +27,7 @@ def head_weights(site: Site, parts: Mapping[str, Part | ByHead | str]) -> HeadWe
     """
     for part in parts.values():
         if isinstance(part, WrongLayout):
-            raise TapError(f"Head weights of {_where(site)} are refused: {part}.")
+            raise TapError(f"Head weights of {site.place} are refused: {part}.")
     refused: dict[str, str] = {}
     by_head: dict[str, ByHead] = {}
     maps: dict[Any, ByHead] = {}  # a fused projection is read once
@@ -38,19 +38,15 @@ def head_weights(site: Site, parts: Mapping[str, Part | ByHead | str]) -> HeadWe
                 raise TapError(part)
             by_head[place] = _by_head(site, place, part, maps)
         except TapError as reason:
-            refused[matrix] = f"{matrix} of {_where(site)} is refused: {reason}."
+            refused[matrix] = f"{matrix} of {site.place} is refused: {reason}."
     if len(refused) == len(MATRICES):
         first = next(iter(refused.values())).partition(": ")[2]
-        raise TapError(f"Head weights of {_where(site)} are refused: {first}")
+        raise TapError(f"Head weights of {site.place} are refused: {first}")
     (wq, bq), (wk, bk), (wv, bv), (wo, bo) = (
         by_head.get(place, (None, None)) for place in MATRICES
     )
     normed = frozenset(p for p, part in parts.items() if isinstance(part, Part) and part.normed)
     return HeadWeights(wq, wk, wv, wo, bq, bk, bv, bo, normed, refused)  # type: ignore[arg-type]
-
-
-def _where(site: Site) -> str:
-    return f"{site.tower} layer {site.layer}" if site.tower else f"layer {site.layer}"
 
 
 def _by_head(site: Site, place: str, part: Any, maps: dict[Any, ByHead]) -> ByHead:
