@@ -233,10 +233,10 @@ def run_vendor(data: Any, bottom: bool) -> None:
         assert took or not made.called
 
 
-FAST = 12
+FAST = 6
 
 
-@examples(60)
+@examples(40)
 @given(st.data())
 def test_streaming(data: Any) -> None:
     run(data, "streaming")

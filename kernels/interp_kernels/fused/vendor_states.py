@@ -147,8 +147,10 @@ def name_of(q: Tensor, k: Tensor, v: Tensor, kinds: tuple[bool, ...] = (True,)) 
             if trusted(one.name, q.dtype, q.shape[3], q.shape[1] != k.shape[1], q.device):
                 return one.name, ""
             why = "its private call does not give what is expected of it here"
-        reasons.append(f"{one.name}: {why}")
-    return "", f"no vendor call takes these tensors ({'; '.join(reasons)})"
+        reasons.append((one.name, why))
+    same = len({why for _, why in reasons}) == 1
+    said = reasons[0][1] if same else "; ".join(f"{name}: {why}" for name, why in reasons)
+    return "", f"no vendor call takes these tensors ({said})"
 
 
 #: (queries, keys, causal) of the calls that are looked at before a vendor is trusted: on and off
