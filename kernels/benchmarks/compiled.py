@@ -1,12 +1,19 @@
-"""Ahead-of-time check: compile the kernels for a GPU that need not be there, and read what came
-out.
+"""Ahead-of-time check: compile the kernels for GPUs that need not be there, and read what came out.
 
-    python kernels/benchmarks/compiled.py [--json FILE] [--only NAME]
+    python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only WORDS] [--jobs 2]
+        [--json FILE] [--check]
+    python kernels/benchmarks/compiled.py --table        (Markdown of the committed results)
 
 The real launchers run on small CPU tensors with Triton's launch cut off after compilation, so every
 argument is specialised as on a GPU. Printed for each kernel: registers a thread, spilled bytes (and
-accesses to them in the hot loop, the shortest one with products), HGMMA (tensor core) instructions,
-and the length of each loop with products. Must not run under TRITON_INTERPRET.
+accesses to them in the hot loop, the shortest one with products), shared memory, tensor-core
+instructions (HMMA, HGMMA on sm_90, tcgen05 on sm_100) and the length of the hot loop. --check: exit
+1 if something spills in a hot loop, or more than little around it, asks for more shared memory than
+the family has, or does its products beside the tensor cores.
+
+What was compiled and read is kept in $INTERP_AOT_CACHE (a folder in the system's temporary one
+unless set), by the hash of source, settings and Triton, so that only changes cost time. Must not
+run under TRITON_INTERPRET.
 """
 
 from __future__ import annotations
@@ -14,25 +21,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "compiled" / "kernels.json"  # beside what `interp bench` lists
+CACHE = Path(
+    os.environ.get("INTERP_AOT_CACHE") or Path(tempfile.gettempdir(), f"interp-aot-{os.getuid()}")
+)
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE / "triton"))
+sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
+from machine_code import read  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+#: Shared memory a program may have, in bytes.
+SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+#: Bytes of registers spilled outside hot loops that are let pass.
+LITTLE = 128
 
 
 class _Driver:
@@ -45,7 +62,7 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return int(self.target.arch)  # Triton keeps what it compiled by device: one a family
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
@@ -56,9 +73,12 @@ class _Driver:
 
 @contextmanager
 def compiling(capability: int = 90) -> Iterator[list[Any]]:
-    """Kernel launches inside only compile; what was compiled is in the list."""
+    """Kernel launches inside only compile, with that GPU's tiles; what was compiled is in the
+    list."""
+    from interp_kernels.fused import configs
+
     found: list[Any] = []
-    launch = JITFunction.run
+    launch, capability_of = JITFunction.run, configs.capability
 
     def only_compile(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
@@ -67,194 +87,149 @@ def compiling(capability: int = 90) -> Iterator[list[Any]]:
 
     triton.runtime.driver.set_active(_Driver(capability))
     JITFunction.run = only_compile
+    configs.capability = lambda index: divmod(capability, 10)
     try:
         yield found
     finally:
-        JITFunction.run = launch
+        JITFunction.run, configs.capability = launch, capability_of
 
 
-def read(kernel: Any) -> dict[str, Any]:
-    """Registers, spills (bytes of local memory), tensor-core instructions and the longest loop of
-    one kernel."""
+def reading(kernel: Any) -> dict[str, Any]:
+    """`read`, kept by the hash of what was compiled."""
+    kept = CACHE / "readings" / f"{kernel.hash}.json"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(read(kernel)))
+        part.replace(kept)
+    return json.loads(kept.read_text())
+
+
+def faults(name: str, row: dict[str, Any], family: int) -> list[str]:
+    """What is wrong with a kernel's machine code."""
+    found = []
+    if row["hot_spills"]:
+        found.append(f"{row['hot_spills']} accesses to spilled registers in the hot loop")
+    if row["spilled"] > LITTLE:
+        found.append(f"{row['spilled']} bytes spilled")
+    if row["shared"] > SHARED[family]:
+        found.append(f"{row['shared']} bytes of shared memory of {SHARED[family]}")
+    if row["kernel"] in ("forward_kernel", "received_kernel", "split_kernel"):
+        # few rows do not fill a tile of the newer instructions, nor do float32's registers
+        own = {90: "hgmma", 100: "tcgen05"}.get(family, "mma")
+        small = row["kernel"] == "split_kernel" or "fp32" in name
+        if not (row[own] or (small and row["mma"])):
+            found.append(f"no product on the tensor cores by {own}")
+    return found
+
+
+def sweep(family: int, only: str) -> dict[str, dict[str, Any]]:
+    """name → row; what does not compile has an `error`."""
+    import compile_cases
+
+    table: dict[str, dict[str, Any]] = {}
+    for name, launch in compile_cases.cases(family).items():
+        if not all(word in name for word in only.split()):
+            continue
+        try:
+            with compiling(family) as found:
+                launch()
+        except Exception as error:
+            table[name] = dict(error=f"{type(error).__name__}: {str(error).strip()[-300:]}")
+            print(f"sm_{family} {name:32} {table[name]['error']}", flush=True)
+            continue
+        for kernel in found:
+            row = reading(kernel)
+            loops = [one for one in row.pop("loops") if one[1]]
+            row["loop"] = min((n for n, _ in loops), default=0)
+            table[name if len(found) == 1 else f"{name}: {row['kernel']}"] = row
+            print(line(family, name, row), flush=True)
+    return table
+
+
+def line(family: int, name: str, row: dict[str, Any]) -> str:
+    products = row["hgmma"] or row["tcgen05"] or row["mma"]
+    wrong = "; ".join(faults(name, row, family))
+    return (
+        f"sm_{family} {name:32}{row['kernel']:18}{row['registers']:4} registers"
+        f"{row['spilled']:5} B spilled ({row['hot_spills']} hot){row['shared']:8} B shared"
+        f"{products:5} products{row['warps']:3} warps, loop {row['loop']}"
+        + (f"  ! {wrong}" if wrong else "")
+    )
+
+
+def side_by_side(families: list[int], only: str, jobs: int) -> dict[int, dict[str, Any]]:
+    """Each family in a process of its own, `jobs` of them at a time."""
+    found: dict[int, dict[str, Any]] = {}
+    waiting, running = list(families), dict[int, Any]()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(kernel.asm["cubin"])
-        usage = subprocess.run(
-            [TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True
-        ).stdout
-        sass = subprocess.run(
-            [TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True
-        ).stdout
-    lines = [
-        line
-        for line in sass.splitlines()
-        if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line) or line.startswith(".L_")
-    ]
-    labels: dict[str, int] = {}
-    instructions: list[str] = []
-    for line in lines:
-        if line.startswith(".L_"):
-            labels[line.rstrip(":").strip()] = len(instructions)
-        else:
-            instructions.append(line)
-    loops, spills = [], []
-    for i, line in enumerate(instructions):
-        jump = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-        if jump and labels.get(jump[1], i + 1) <= i:
-            body = instructions[labels[jump[1]] : i + 1]
-            products = sum(re.search(r"\bH(G)?MMA", x) is not None for x in body)
-            loops.append((len(body), products))
-            if products:
-                spills.append(
-                    (len(body), sum(re.search(r"\b(STL|LDL)\b", x) is not None for x in body))
-                )
-    local = int(re.search(r"LOCAL:(\d+)", usage)[1]) if "LOCAL:" in usage else 0  # type: ignore[index]
-    stack = int(re.search(r"STACK:(\d+)", usage)[1]) if "STACK:" in usage else 0  # type: ignore[index]
-    return dict(
-        kernel=kernel.metadata.name,
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
-        spilled=max(local, stack),
-        hot_spills=min(spills)[1] if spills else 0,
-        shared=kernel.metadata.shared,
-        hgmma=sum("HGMMA" in x for x in instructions),
-        mma=sum(re.search(r"\bHMMA", x) is not None for x in instructions),
-        loops=loops,
-        warps=kernel.metadata.num_warps,
-    )
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                family = waiting.pop(0)
+                out = Path(folder, f"{family}.json")
+                call = [sys.executable, __file__, "--families", str(family), "--only", only]
+                running[family] = subprocess.Popen([*call, "--json", str(out)])
+            family, process = next(iter(running.items()))
+            if process.wait():
+                raise SystemExit(f"compiling for sm_{family} failed")
+            del running[family]
+            found[family] = json.loads(Path(folder, f"{family}.json").read_text())["families"][
+                str(family)
+            ]
+    return {family: found[family] for family in families}
 
 
-def cases() -> dict[str, Callable[[], Any]]:
-    """name → what launches it."""
-    import specialised
+#: Rows of the table in the documentation.
+SHOWN = ("forward plain", "forward all", "received", "decode")
 
-    from interp_kernels import Mask, Received, Request, Rule, Steer
-    from interp_kernels.call import prepare
-    from interp_kernels.fused.decode import decode
-    from interp_kernels.fused.forward import NAMES, Keys, forward
-    from interp_kernels.fused.merge import Piece, merge
-    from interp_kernels.fused.received import received
 
-    def tensors(
-        d: int, dtype: torch.dtype = torch.bfloat16, heads: int = 4
-    ) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            torch.zeros(1, 256, h, d, dtype=dtype).transpose(1, 2)
-            for h in (heads, heads // 2, heads // 2)
-        )
+def markdown(result: dict[str, Any]) -> str:
+    """registers / spilled bytes / shared memory of the kernels that matter most, by family and head
+    dimension."""
+    import compile_cases
 
-    def run(d: int = 128, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> Callable[[], Any]:
-        keys, names = kwargs.pop("keys", Keys()), kwargs.pop("names", ())
-        settings = {
-            name: kwargs.pop(name) for name in ("mask", "softcap", "sinks") if name in kwargs
-        }
-        labels = dict(labels=kwargs.pop("labels", None), n_groups=kwargs.pop("n_groups", 0))
-        request, steer = Request(frozenset(names), **labels), Steer(**kwargs)
-
-        def launch() -> Any:
-            call = prepare(*tensors(d, dtype), steer=steer, scale=0.1, **settings)
-            return forward(replace(call, request=request), keys, names)
-
-        return launch
-
-    labels = torch.zeros(1, 256, dtype=torch.int32)
-    keep = Keys(torch.ones(1, 4, 256, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.int32))
-    lists = Keys(
-        lists=torch.zeros(1, 4, 256, dtype=torch.int32),
-        counts=torch.zeros(1, 4, dtype=torch.int32),
-    )
-    everything: dict[str, Any] = dict(names=NAMES, labels=labels, n_groups=8)
-
-    def column(question: Received, **kwargs: Any) -> Callable[[], Any]:
-        def launch() -> Any:
-            q, k, _ = tensors(128)
-            call = prepare(q, k, k, scale=0.1, **kwargs)
-            return received(call, torch.zeros(1, 4, 256), question)
-
-        return launch
-
-    def step(steer: Steer | None = None, topk: int = 0) -> Callable[[], Any]:
-        def launch() -> Any:
-            q, k, v = tensors(128, heads=8)
-            call = prepare(q[:, :, :1], k, v, mask=Mask(q_start=255), scale=0.1, steer=steer)
-            return decode(call, topk=topk)
-
-        return launch
-
-    two = Rule(torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]]))
-
-    def merged(rule: Rule | None, gradients: bool = False) -> Callable[[], Any]:
-        def launch() -> Any:
-            out, _, v = tensors(128)
-            pieces = [Piece(g, 0, out, torch.zeros(1, 4, 256)) for g in (0, 1)]
-            gain = torch.ones(1, 4, 1)
-            if rule is not None:
-                rule.keep.requires_grad_(gradients)
-            spans = () if rule is None else ((0, 1, 1),)
-            call = prepare(out, v, v, steer=Steer(spans=spans, rule=rule, gain=gain))
-            state = merge(pieces, call)
-            return state.out.sum().backward() if gradients else state
-
-        return launch
-
-    return {
-        "received": column(Received()),
-        "received rows": column(Received(torch.ones(1, 256, dtype=torch.bool))),
-        "received band": column(Received(band=(1, 50))),
-        "received keys": column(Received(keys=torch.zeros(1, 1, 64, dtype=torch.int64))),
-        "decode": step(),
-        "decode rule, top-k": step(steer=Steer(spans=((0, 1, 1),), rule=two), topk=5),
-        "merge": merged(two),
-        "experiment, TMA": lambda: specialised.run("descriptors, two loops", *tensors(128), 0.1),
-        "experiment, warps": lambda: specialised.run("warp-specialised", *tensors(128), 0.1),
-        "merge with gradients": merged(two, gradients=True),
-        "forward plain": run(),
-        "forward plain d64": run(64),
-        "forward plain d256": run(256),
-        "forward plain d80": run(80),
-        "forward plain fp16": run(dtype=torch.float16),
-        "forward plain fp32": run(dtype=torch.float32),
-        "forward window": run(mask=Mask(window=100)),
-        "forward softcap": run(softcap=30.0),
-        "forward entropy": run(names=["entropy"]),
-        "forward max+argmax": run(names=["max", "argmax"]),
-        "forward distances": run(names=["distance", "capped_distance"]),
-        "forward group mass": run(names=["group_mass"], labels=labels, n_groups=8),
-        "forward all": run(**everything),
-        "forward all d64": run(64, **everything),
-        "forward all d256": run(256, **everything),
-        "forward all fp32": run(dtype=torch.float32, **everything),
-        "forward keep": run(keys=keep),
-        "forward listed": run(keys=lists),
-        "forward bias": run(bias=torch.zeros(1, 1, 256)),
-        "forward temper": run(temper=torch.zeros(1, 4, 256)),
-        "forward sigmoid": run(sigmoid=-3.0),
-    }
+    lines = ["| | " + " | ".join(SHOWN) + " |", "|---" * (len(SHOWN) + 1) + "|"]
+    for family, table in result["families"].items():
+        for d in sorted((*compile_cases.DIMS, *compile_cases.MORE_DIMS)):
+            cells = []
+            for name in SHOWN:
+                key = f"{name} d{d}"
+                row = table.get(key) or table[f"{key}: split_kernel"]
+                hot = "*" if row["hot_spills"] else ""
+                cells.append(f"{row['registers']} / {row['spilled']}{hot} / {row['shared']:,}")
+            lines.append(f"| sm_{family}, D = {d} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", type=int, nargs="+", default=list(SHARED))
+    parser.add_argument("--only", default="", help="only names that contain these words")
+    parser.add_argument("--jobs", type=int, default=1, help="families side by side")
     parser.add_argument("--json", help="also write the table there")
-    parser.add_argument("--only", default="", help="only names that contain this")
-    parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--check", action="store_true", help="exit 1 where something is wrong")
+    parser.add_argument("--table", action="store_true", help="print the committed results")
     arguments = parser.parse_args()
-    table = {}
-    for name, launch in cases().items():
-        if arguments.only in name:
-            with compiling(arguments.capability) as found:
-                launch()
-            for kernel in found:
-                row = read(kernel)
-                table[name if len(found) == 1 else f"{name}: {row['kernel']}"] = row
-                loops = ", ".join(f"{n} ({h} MMA)" for n, h in row["loops"] if h)
-                print(
-                    f"{name:24}{row['kernel']:18}{row['registers']:4} registers"
-                    f"{row['spilled']:5} B spilled ({row['hot_spills']} hot)"
-                    f"{row['shared']:8} B shared{row['hgmma']:4} HGMMA{row['warps']:3} warps; "
-                    f"loops {loops}",
-                    flush=True,
-                )
+    if arguments.table:
+        print(markdown(json.loads(RESULTS.read_text())))
+        return
+    families = arguments.families
+    if len(families) > 1:
+        found = side_by_side(families, arguments.only, arguments.jobs)
+    else:
+        found = {families[0]: sweep(families[0], arguments.only)}
+    result = dict(triton=triton.__version__, families=found)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(table, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps(result, indent=0) + "\n")
+    if arguments.check:
+        wrong = [
+            f"sm_{family} {name}: {fault}"
+            for family, table in found.items()
+            for name, row in table.items()
+            for fault in ([row["error"]] if "error" in row else faults(name, row, family))
+        ]
+        if wrong:
+            raise SystemExit("\n".join(["", *wrong]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # GPU tests and benchmarks, on any machine with a CUDA device, PyTorch, Triton and (model) transformers:
 #
+#   kernels/benchmarks/gpu.sh first                                   the first ten minutes on a GPU: is every kernel right
+#                                                                     (a minute), a model at 131,072 tokens, kernels at 32,768
 #   kernels/benchmarks/gpu.sh tests   [pytest's options]              the kernels' tests, on the device
 #   kernels/benchmarks/gpu.sh kernels [kernel_times.py's options]     a time a kernel, beside the vendors'; --tune
 #   kernels/benchmarks/gpu.sh model   [longcontext.py's options]      end to end, 8k to 128k tokens
 #
-# Nothing is installed. Each ends within 8 minutes; results are written as they come, and the same command goes on where
+# Nothing is installed. Each ends within 8 minutes (first: 10); results are written as they come, and the same command goes on where
 # it stopped. JSON and a log go to $OUT if that is set, else to results/ beside this file. Results of earlier runs are
 # found in both places.
 set -uo pipefail
@@ -16,9 +18,9 @@ python=${PYTHON:-python3}
 what=${1:-}
 shift || true
 case "$what" in
-  tests | kernels | model) ;;
+  first | tests | kernels | model) ;;
   *)
-    echo "Usage: gpu.sh tests|kernels|model [options]" >&2
+    echo "Usage: gpu.sh first|tests|kernels|model [options]" >&2
     exit 2
     ;;
 esac
@@ -41,6 +43,16 @@ out=${OUT:-$here/results}
 mkdir -p "$out"
 log="$out/gpu_$what.log"
 
+# a script within so many seconds; 3: its device was lost, another process goes on behind that row
+step() {
+  local end=$((SECONDS + $1)) code=3
+  while [ $code = 3 ] && [ $((end - SECONDS)) -gt 20 ]; do
+    timeout -k 5 $((end - SECONDS)) "$python" "$here/$2" "${@:3}"
+    code=$?
+  done
+  return $code
+}
+
 run() {
   case "$what" in
     tests)
@@ -51,6 +63,16 @@ run() {
           -W ignore::DeprecationWarning -W ignore::FutureWarning --continue-on-collection-errors $workers \
           $({ grep -rl 'mark\.gpu' tests --include='test_*.py'; ls tests/hooks/test_fused*.py tests/kernels/test_{fused*,kernels,steer*}.py; } | sort -u) \
           "${@:2}")
+      ;;
+    first)
+      # what fails is recorded and stepped over; `gpu.sh model` and `gpu.sh kernels` go on from there
+      step 100 first_smoke.py --seconds 85
+      smoke=$?
+      step 170 longcontext.py --lengths 131072 --minutes 2
+      for part in "cuDNN|plain|all row statistics|received alone|FlashAttention|FlexAttention" ""; do
+        step $((570 - SECONDS)) kernel_times.py --lengths 32768 --only "$part" --minutes 4
+      done
+      return $smoke
       ;;
     kernels) timeout -k 10 "$1" "$python" "$here/kernel_times.py" "${@:2}" ;;
     model) timeout -k 10 "$1" "$python" "$here/longcontext.py" "${@:2}" ;;

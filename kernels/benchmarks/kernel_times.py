@@ -225,6 +225,11 @@ def measure(case: Case, x: Inputs, found: Row, floors: tuple[float, float]) -> N
         found["note"] = run.note
 
 
+def wanted(name: str, only: str) -> bool:
+    """Whether the name contains one of the alternatives, as a|b."""
+    return any(one in name for one in only.split("|"))
+
+
 def measure_all(
     book: Record,
     lengths: Sequence[int],
@@ -240,7 +245,7 @@ def measure_all(
         todo = [
             c
             for c in CASES
-            if (c.name, length) in book.rows and only in c.name and book.todo(c.name, length)
+            if (c.name, length) in book.rows and wanted(c.name, only) and book.todo(c.name, length)
         ]
         x = None
         for case in todo:
@@ -379,7 +384,9 @@ def header(gpu: str, shape: Shape | None, floors: tuple[float, float], measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
-    parser.add_argument("--only", default="", help="only rows whose name contains this")
+    parser.add_argument(
+        "--only", default="", help="only rows whose name contains this (a|b: either)"
+    )
     parser.add_argument(
         "--out", help="the result file (default: in $OUT, else in results/ beside this)"
     )

@@ -82,7 +82,7 @@ def fuse(steer: Steers, keys: int, device: torch.device | None = None) -> tuple[
     stay spans among themselves; with labels they become labels. Nothing waits for a GPU. device:
     where tensors of several edits are brought together.
     """
-    steers = as_steers(steer)
+    steers = tuple(one.wide() for one in as_steers(steer))
     if len(steers) < 2:
         return steers
     if device is not None:

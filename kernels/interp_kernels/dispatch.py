@@ -7,6 +7,7 @@ fallback; `explain` says what would run.
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -75,10 +76,15 @@ def _unusable(device: torch.device) -> str:
     return "the package triton is not installed" if fused is None else fused.usable(device)
 
 
+def _on_gpu(call: Call) -> bool:
+    """Whether `auto` asks the kernels first."""
+    return call.q.is_cuda
+
+
 def _resolve(backend: str, call: Call) -> tuple[str, str]:
     """(backend, why not triton): raises `BackendError` if the one asked for cannot serve the
     call."""
-    if backend == "auto" and not call.q.is_cuda:
+    if backend == "auto" and not _on_gpu(call):
         return "streaming", ""
     if backend not in ("auto", *BACKENDS):
         check_backend(backend)
@@ -133,7 +139,18 @@ def attention(
         return reference.attention(call)
     fused = _fused()
     assert fused is not None
-    return fused.attention(call)
+    try:
+        return fused.attention(call)
+    except fused.DoesNotRun as error:  # once a configuration; from then on `why_not` has it
+        if backend == "triton":
+            raise BackendError(
+                f"The triton backend cannot serve this call: {error}; use backend='streaming' or "
+                "'auto'."
+            ) from error
+        warnings.warn(
+            f"Attention goes the streaming way from here on: {error}.", RuntimeWarning, stacklevel=2
+        )
+    return streaming.attention(call)
 
 
 def explain(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .looking import may_look
+from .masking import bias_visible
 
 MAX_GROUPS = 256
 MAX_TESTS = 4
@@ -68,6 +69,12 @@ class Rule:
         moved: dict[str, Any] = {name: _move(value, device) for name, value in given.items()}
         return replace(self, **moved)
 
+    def wide(self) -> Rule:
+        """The same with half-precision tensors in float32."""
+        given = {name: getattr(self, name) for name in ("keep", "receive", "tests", "bounds")}
+        half: dict[str, Any] = {n: value.float() for n, value in given.items() if _is_half(value)}
+        return replace(self, **half) if half else self
+
     def check(self, groups: int, batch: int, heads: int, queries: int) -> None:
         """Raise `ValueError` naming the field that does not fit, or if it has not that many
         groups."""
@@ -105,6 +112,10 @@ class Rule:
             raise ValueError(
                 f"steer.rule.tests must be (1 to {MAX_TESTS}, {self.groups}), bounds as long."
             )
+
+
+def _is_half(value: Tensor | None) -> bool:
+    return value is not None and value.is_floating_point() and value.dtype.itemsize < 4
 
 
 def _move(value: Tensor | None, device: torch.device) -> Tensor | None:
@@ -199,6 +210,22 @@ class Steer:
             rule=self.rule if self.rule is None else rules[0] if len(rules) == 1 else rules,
             **moved,
         )
+
+    def wide(self) -> Steer:
+        """The same with half-precision tensors in float32, so that sums, products and 1 − keep
+        lose nothing and what hides a key (in float16 finfo.min and its neighbourhood) is −inf."""
+        given = {name: getattr(self, name) for name in ("temper", "bias", "blend", "gain")}
+        half = {name: value for name, value in given.items() if _is_half(value)}
+        if "bias" in half:
+            shown = bias_visible(half["bias"])
+            half["bias"] = half["bias"].float().masked_fill(~shown, -torch.inf)
+        upcast: dict[str, Any] = {
+            name: value if name == "bias" else value.float() for name, value in half.items()
+        }
+        rules = tuple(rule.wide() for rule in self.rules)
+        if any(a is not b for a, b in zip(rules, self.rules, strict=True)):
+            upcast["rule"] = rules[0] if len(rules) == 1 else rules
+        return replace(self, **upcast) if upcast else self
 
     def labels_of(self, keys: int, device: torch.device) -> Tensor:
         """(batch or 1, heads or 1, keys) int64 group of each key, from labels or spans."""

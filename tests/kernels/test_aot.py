@@ -1,5 +1,6 @@
-"""The kernels compiled ahead of time for sm_90, without a GPU: tensor cores used, nothing spilled
-in a hot loop."""
+"""The kernels compiled ahead of time, without a GPU: tensor cores used, nothing spilled in a hot
+loop, nothing over a family's shared memory. Here the kernels that want most; all flags of all
+families, `.ci/run` looks at."""
 
 from __future__ import annotations
 
@@ -12,34 +13,47 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "kernels" / "benchmarks" / "compiled.py"
+FOLDER = Path(__file__).parents[2] / "kernels" / "benchmarks"
+sys.path.append(str(FOLDER))
 
-pytestmark = [  # every kernel is compiled
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux"),
-]
+FAMILIES = (80, 89, 90, 100, 120)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def compiled(out: Path, *arguments: str) -> dict[str, Any]:
     """What `compiled.py` reads from the machine code, from a process without TRITON_INTERPRET."""
-    out = tmp_path_factory.mktemp("aot") / "table.json"
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["TRITON_CACHE_DIR"] = str(out.parent / "cache")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--json", str(out)],
+        [sys.executable, str(FOLDER / "compiled.py"), "--json", str(out), "--check", *arguments],
         capture_output=True,
         text=True,
         env=env,
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())
+    return json.loads(out.read_text())["families"]
 
 
-def test_every_kernel_compiles(table: dict[str, Any]) -> None:
-    kernels = {row["kernel"] for row in table.values()}
-    assert kernels >= {
+@pytest.mark.slow
+def test_families_side_by_side(tmp_path: Path) -> None:
+    """The plain kernel of each, and the heaviest of two: no fault, and its own tensor cores."""
+    table = compiled(tmp_path / "t.json", "--only", "forward plain d128", "--jobs", "1")
+    assert sorted(map(int, table)) == list(FAMILIES)
+    rows = {int(family): found["forward plain d128"] for family, found in table.items()}
+    assert rows[90]["hgmma"] and not rows[90]["mma"]
+    assert rows[100]["tcgen05"] and not rows[100]["hgmma"]
+    for family in (80, 89, 120):
+        assert rows[family]["mma"] and not rows[family]["hgmma"]
+    # instructions a key of the unmasked loop (a warp, 128 rows): a regression shows here before any
+    # GPU does
+    assert rows[90]["loop"] / 128 < 4.5
+
+
+@pytest.mark.slow
+def test_every_kernel_of_one_family(tmp_path: Path) -> None:
+    table = compiled(tmp_path / "t.json", "--families", "90", "--only", "d128")["90"]
+    assert {row["kernel"] for row in table.values()} >= {
         "forward_kernel",
         "received_kernel",
         "split_kernel",
@@ -48,30 +62,123 @@ def test_every_kernel_compiles(table: dict[str, Any]) -> None:
         "weighted_kernel",
         "weighted_backward_kernel",
     }
+    assert all(row["registers"] <= 255 for row in table.values())
+    assert table["forward all d128"]["loop"] / 64 < 10
 
 
-def test_products_run_on_tensor_cores(table: dict[str, Any]) -> None:
-    """HGMMA in every loop over tiles; where few rows do not fill one (decode; float32, for its
-    registers), HMMA."""
-    for name, row in table.items():
-        if row["kernel"] in ("forward_kernel", "received_kernel", "split_kernel"):
-            assert row["hgmma"] + row["mma"] > 0, name
-        if row["kernel"] in ("forward_kernel", "received_kernel") and "fp32" not in name:
-            assert row["hgmma"] > 0, name
+#: As nvdisasm prints it: a loop with products and a spill, a wait's retry behind the exit.
+SASS = """
+.L_x_0:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   UTCHMMA gdesc[UR20], gdesc[UR4], tmem[UR17], idesc[UR7] ;
+        /*0020*/                   STL [R1], R2 ;
+        /*0030*/               @P0 BRA `(.L_x_1) ;
+.L_x_2:
+        /*0040*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0050*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+        /*0060*/                   BRA.U UP0, `(.L_x_2) ;
+        /*0070*/                   EXIT ;
+.L_x_3:
+        /*0080*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [R2], R3 ;
+        /*0090*/                   BRA `(.L_x_0) ;
+"""
 
 
-def test_nothing_spills_in_a_hot_loop(table: dict[str, Any]) -> None:
-    """No local memory touched in the loop over whole tiles; around it and in the few masked tiles,
-    little."""
-    for name, row in table.items():
-        assert row["hot_spills"] == 0, name
-        assert row["spilled"] <= 128, name
-        assert row["registers"] <= 255, name
+def test_loops_are_read_from_machine_code() -> None:
+    import machine_code
+
+    found, labels = machine_code.instructions_of(SASS)
+    assert len(found) == 10
+    assert machine_code.loops_of(found, labels) == [(3, 1, 1), (3, 2, 0)]
 
 
-def test_the_plain_loop_is_short(table: dict[str, Any]) -> None:
-    """Instructions a key of the unmasked loop (a warp, 128 rows): a regression would show here
-    before any GPU does."""
-    per_key = table["forward plain"]["loops"][0][0] / 128
-    assert per_key < 4.5
-    assert table["forward all"]["loops"][0][0] / 64 < 10
+ROW = dict(kernel="forward_kernel", registers=200, spilled=0, hot_spills=0, shared=9000, warps=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "family", "word"),
+    [
+        (dict(mma=3), 80, ""),
+        (dict(mma=3), 90, "by hgmma"),
+        (dict(hgmma=3), 90, ""),
+        (dict(hgmma=3), 100, "by tcgen05"),
+        (dict(tcgen05=3), 100, ""),
+        (dict(mma=3, hot_spills=2), 80, "hot loop"),
+        (dict(mma=3, spilled=900), 80, "900 bytes spilled"),
+        (dict(mma=3, shared=101377), 120, "of 101376"),
+        (dict(mma=3, shared=101377), 80, ""),
+        (dict(mma=3, kernel="split_kernel"), 100, ""),
+    ],
+)
+def test_faults_are_found(change: dict[str, Any], family: int, word: str) -> None:
+    import compiled as module
+
+    row = dict(ROW, mma=0, hgmma=0, tcgen05=0) | change
+    found = "; ".join(module.faults("forward plain d64", row, family))
+    assert (word in found) if word else not found
+
+
+def test_tables_have_a_row_for_every_family_and_dimension() -> None:
+    from interp_kernels.fused import configs
+
+    for table in (configs._FORWARD, configs._FORWARD_32):
+        assert tuple(sorted(table)) == FAMILIES
+        for rows in table.values():
+            spills = table is configs._FORWARD_32
+            assert tuple(rows) == (configs.DIMS[:-1] if spills else configs.DIMS)
+    devices = {
+        (8, 0): 80, (8, 7): 80, (8, 6): 89, (8, 9): 89, (9, 0): 90, (10, 0): 100, (10, 3): 100,
+        (12, 0): 120, (12, 1): 120, (11, 0): 120, (13, 0): 120,
+    }  # fmt: skip
+    import torch
+
+    device = torch.device("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        for capability, family in devices.items():
+            patch.setattr(configs, "capability", lambda index, c=capability: c)
+            assert configs.family(device) == family
+            patch.setattr(configs, "INTERPRETED", False)
+            why = configs.why_not(256, torch.float32, device)
+            assert "float32 heads of dimension 256" in why
+            assert not configs.why_not(192, torch.float32, device)
+            assert not configs.why_not(256, torch.bfloat16, device)
+    assert [configs.bucket(d) for d in (8, 64, 72, 80, 96, 112, 160, 192, 200, 256)] == [
+        64, 64, 96, 96, 96, 128, 192, 192, 256, 256,
+    ]  # fmt: skip
+
+
+def test_the_committed_results_have_no_fault() -> None:
+    import compiled as module
+
+    result = json.loads(module.RESULTS.read_text())
+    assert tuple(map(int, result["families"])) == FAMILIES
+    for family, table in result["families"].items():
+        assert len(table) > 80
+        for name, row in table.items():
+            assert "error" not in row, (family, name)
+            assert not module.faults(name, row, int(family)), (family, name)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_results() -> None:
+    import compiled as module
+
+    docs = (FOLDER.parents[1] / "docs" / "kernels.md").read_text()
+    assert module.markdown(json.loads(module.RESULTS.read_text())) in docs
+
+
+def test_every_launch_asks_for_fused_multiply_adds() -> None:
+    """By name: Triton 3.10 leaves them off otherwise."""
+    import ast
+
+    launches = 0
+    for path in (FOLDER.parent / "interp_kernels" / "fused").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)):
+                continue
+            name = getattr(node.func.value, "id", "")
+            if name.endswith("_kernel"):
+                launches += 1
+                asked = {one.arg: ast.unparse(one.value) for one in node.keywords}
+                assert asked.get("enable_fp_fusion") == "True", (path.name, name)
+    assert launches == 7

@@ -33,6 +33,7 @@ from interp_kernels.fused import backend, configs
 from interp_kernels.fused.configs import Config
 from interp_kernels.fused.forward import Keys
 from interp_kernels.fused.merge import Piece
+from interp_kernels.fused.primitives import padded_dim, parts
 from interp_kernels.reference import weights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -146,6 +147,21 @@ def test_half_inputs_and_head_dims(dtype: torch.dtype, d: int) -> None:
         )
     )  # the position feature is rounded with the weights: 2⁻¹² of half a tile
     assert_same(got, want, weights(*wide((q, k))[:2], mask=Mask(), scale=d**-0.5), 5e-4)
+
+
+@pytest.mark.parametrize("d", [72, 80, 96, 160, 192])
+def test_head_dims_of_two_tiles(d: int) -> None:
+    """A tile as wide as the largest power of two below, and one for the rest: forward, columns,
+    decode, lists."""
+    assert sum(parts(d)) < padded_dim(d)
+    torch.manual_seed(d)
+    q, k = torch.randn(1, 2, 37, d), torch.randn(1, 1, 37, d)
+    v = torch.randn(1, 1, 37, 2 * d if d < 96 else 24)
+    request = Request(frozenset({"entropy"}), received={"all": Received()})
+    compare((q, k, v), dict(mask=Mask(), scale=d**-0.5, request=request), 2e-5)
+    steer = Steer(labels=(torch.arange(37)[None, None] % 3 == 0).long(), rule=Rule(torch.eye(2)))
+    compare((q, k, v), dict(mask=Mask(), scale=d**-0.5, steer=steer), 2e-5)
+    compare((q[:, :, :2], k, v), dict(mask=Mask(q_start=35), scale=d**-0.5), 2e-5)
 
 
 def make_steer(draw: Any, shape: tuple[int, int, int, int]) -> Steer:

@@ -55,7 +55,7 @@ def examples(count: int) -> settings:
 def tiles(keys: int, queries: int, programs: int = 1) -> Iterator[None]:
     """Other tiles inside; more programs share out heads and queries."""
     before = module.config
-    module.config = lambda d, dtype: Config(keys, queries, 4, 2, programs)
+    module.config = lambda *_: Config(keys, queries, 4, 2, programs)
     try:
         yield
     finally:

@@ -25,12 +25,15 @@ from ..streaming import spans
 from ..streaming.chunked import run_chunks
 from ..streaming.listed_keys import pair_mass
 from ..streaming.vendor import geometry
-from . import vendor_states
+from . import capable, configs, vendor_states
+from .capable import DoesNotRun, usable
 from .decode import decode
 from .forward import NAMES, Keys, State, forward
 from .merge import Piece, merge
-from .primitives import DTYPES, INTERPRETED, MAX_DIM, MAX_GROUPS
+from .primitives import DTYPES, MAX_DIM, MAX_GROUPS
 from .received import received
+
+__all__ = ["DoesNotRun", "Route", "attention", "choose", "explain_route", "usable", "why_not"]
 
 #: Up to so many query rows are a decode step: split over the keys, scores kept.
 DECODE_ROWS = 8
@@ -44,20 +47,6 @@ class Route:
     kind: str
     why: str
     call: str = ""
-
-
-def usable(device: torch.device) -> str:
-    """Why no kernel can run on tensors of this device, "" if they can."""
-    if device.type == "cuda" and not INTERPRETED:
-        return ""
-    if device.type == "cpu" and INTERPRETED:
-        return ""
-    if INTERPRETED:
-        return f"TRITON_INTERPRET=1 runs kernels on the CPU, and the tensors are on {device}"
-    return (
-        f"it needs a CUDA GPU and the tensors are on {device} (TRITON_INTERPRET=1 runs it "
-        "there, slowly, for tests)"
-    )
 
 
 def why_not(call: Call) -> str:
@@ -89,7 +78,7 @@ def why_not(call: Call) -> str:
         return "statistics of weights after a rule or a blend need the streaming route"
     if call.request and decodes and steer.blend is not None:
         return "statistics of weights after a blend need the streaming route"
-    return ""
+    return capable.refusal(call)
 
 
 def _why_not_tensors(call: Call) -> str:
@@ -103,7 +92,7 @@ def _why_not_tensors(call: Call) -> str:
     dim = max(q.shape[3], v.shape[3])
     if dim > MAX_DIM:
         return f"heads of dimension {dim} do not fit a tile; up to {MAX_DIM} do"
-    return ""
+    return configs.why_not(dim, q.dtype, q.device)
 
 
 def _ready(call: Call) -> Call:
@@ -142,17 +131,29 @@ def choose(call: Call) -> Route:
         return Route(own, f"because {why}")
     if steer.rule is not None and len(call.segments) > 8:
         return Route(own, "the spans cut the keys into more than 8 segments")
-    name, why = vendor_states.name_of(call.q, call.k, call.v)
+    kind = "spans" if steer.rule is not None or shape == "prefix" else "vendor"
+    # keys after the last query (a static cache's empty end) are no part of the call
+    seen = vis.span(0, vis.lq)[1]
+    kinds = (False,) if shape == "full" else (True,) if kind == "vendor" else (True, False)
+    name, why = vendor_states.name_of(call.q, call.k[:, :, :seen], call.v[:, :, :seen], kinds)
     if not name:
         return Route(own, f"because {why}")
-    kind = "spans" if steer.rule is not None or shape == "prefix" else "vendor"
     return Route(kind, f"{shape} call", name)
 
 
 def attention(call: Call) -> Result:
     """As `reference.attention`, with kernels. Gradients flow to a rule's tensors, blend and
-    gain."""
-    call = _ready(call)
+    gain. Raises `DoesNotRun`, once a configuration, where a kernel does not compile for the device
+    or does not fit it."""
+    try:
+        return _attention(_ready(call))
+    except Exception as error:
+        if not capable.does_not_run(error):
+            raise
+        raise DoesNotRun(capable.refuse(call, error)) from error
+
+
+def _attention(call: Call) -> Result:
     route, request, steer = choose(call), call.request, call.steer
     if route.kind == "decode":
         return _decode(call)
@@ -160,8 +161,8 @@ def attention(call: Call) -> Result:
     if route.kind == "vendor":
         with torch.no_grad():
             flash = vendor_states.flash(route.call, call.scale)
-            square = geometry(call.vis)[0] == "square"
-            out, lse = flash(call.q, call.k, call.v, square, None)
+            square, seen = geometry(call.vis)[0] == "square", call.vis.span(0, call.vis.lq)[1]
+            out, lse = flash(call.q, call.k[:, :, :seen], call.v[:, :, :seen], square, None)
         pieces = [Piece(0, 0, out, lse)]
     elif route.kind == "spans":
         pieces = _span_pieces(call, route)

@@ -1,5 +1,10 @@
-"""How each kernel is cut into tiles: a static table by architecture, head dimension and work, and
+"""How each kernel is cut into tiles: a static table by GPU family, head dimension and work, and
 opt-in autotuning.
+
+The families are compute capabilities with shared memory and tensor cores of their own: 80 (A100),
+89 (Ada, and 8.6), 90 (Hopper), 100 (Blackwell with tcgen05), 120 (Blackwell without). Every row is
+the one with fewest instructions a logit among those that compile without a spill in a hot loop, for
+all flags of its column (`kernels/benchmarks/compiled.py` holds them to it); no GPU has timed them.
 
 `INTERP_AUTOTUNE=1` times every candidate once a process and shape and keeps the fastest; without it
 nothing is timed.
@@ -14,7 +19,7 @@ from functools import lru_cache
 
 import torch
 
-from .primitives import INTERPRETED, padded_dim
+from .primitives import INTERPRETED
 
 
 @dataclass(frozen=True)
@@ -27,34 +32,100 @@ class Config:
     stages: int
 
 
-#: (architecture, padded head dimension, more in the loop than the softmax) → forward tiles;
-#: tests/kernels/test_aot.py looks at what they compile to.
-_FORWARD: dict[tuple[int, int, bool], Config] = {
-    (9, 16, False): Config(128, 128, 4, 3),
-    (9, 32, False): Config(128, 128, 4, 3),
-    (9, 64, False): Config(128, 128, 8, 3),
-    (9, 128, False): Config(128, 128, 8, 2),
-    (9, 256, False): Config(128, 64, 8, 2),
-    (9, 16, True): Config(128, 64, 8, 3),
-    (9, 32, True): Config(128, 64, 8, 3),
-    (9, 64, True): Config(128, 64, 8, 3),
-    (9, 128, True): Config(128, 64, 8, 3),
-    (9, 256, True): Config(64, 32, 8, 3),
+#: Head dimensions that have a row; those between take the next.
+DIMS = (64, 96, 128, 192, 256)
+#: What a tile's loop does beside the softmax: nothing; a window, a bias, a soft-cap, …;
+#: statistics.
+PLAIN, DRESSED, STATISTICS = range(3)
+
+#: family → head dimension → forward tiles (plain, dressed, with statistics) of 16-bit tensors.
+_FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
+    80: {
+        64: (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 8, 3)),
+        96: (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
+        128: (Config(128, 64, 8, 3), Config(128, 32, 8, 3), Config(128, 32, 8, 3)),
+        192: (Config(128, 32, 8, 3), Config(128, 32, 8, 3), Config(64, 32, 4, 2)),
+        256: (Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 32, 4, 2)),
+    },
+    89: {
+        64: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 64, 8, 2)),
+        96: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
+        128: (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(128, 32, 8, 2)),
+        192: (Config(128, 32, 8, 3), Config(128, 32, 8, 2), Config(64, 32, 4, 2)),
+        256: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)),
+    },
+    90: {
+        64: (Config(128, 128, 8, 3), Config(128, 128, 8, 3), Config(128, 64, 8, 3)),
+        96: (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 64, 8, 3)),
+        128: (Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 64, 8, 3)),
+        192: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
+        256: (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 3)),
+    },
+    100: {
+        64: (Config(128, 128, 8, 3), Config(128, 128, 8, 3), Config(128, 32, 8, 3)),
+        96: (Config(128, 128, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
+        128: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
+        192: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
+        256: (Config(128, 32, 8, 3), Config(128, 32, 8, 3), Config(64, 32, 8, 3)),
+    },
+    120: {
+        64: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
+        96: (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
+        128: (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(128, 16, 8, 2)),
+        192: (Config(32, 32, 4, 2), Config(128, 16, 8, 2), Config(128, 16, 8, 2)),
+        256: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+    },
 }
-#: Elsewhere: small enough for 99 KB of shared memory.
-_SMALL = {
-    16: Config(64, 64, 4, 2),
-    32: Config(64, 64, 4, 2),
-    64: Config(64, 64, 4, 2),
-    128: Config(64, 32, 4, 2),
+#: The same of float32: three tf32 products and twice the bytes. Heads of more than 192 dimensions
+#: spill whatever their tiles.
+_FORWARD_32: dict[int, dict[int, tuple[Config, Config, Config]]] = {
+    80: {
+        64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        96: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        128: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
+    },
+    89: {
+        64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        96: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        128: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
+    },
+    90: {
+        64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        96: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        128: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
+    },
+    100: {
+        64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        96: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        128: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
+    },
+    120: {
+        64: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        96: (Config(64, 16, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        128: (Config(16, 32, 4, 2), Config(16, 32, 4, 2), Config(16, 32, 4, 2)),
+        192: (Config(16, 16, 4, 2), Config(16, 16, 4, 2), Config(16, 16, 4, 2)),
+    },
 }
 _INTERPRETED = Config(32, 32, 1, 1)
 
 
 @lru_cache
-def architecture(index: int | None) -> int:
-    """Major compute capability of a CUDA device; 9 (Hopper) where there is none."""
-    return torch.cuda.get_device_capability(index)[0] if torch.cuda.is_available() else 9
+def capability(index: int | None) -> tuple[int, int]:
+    """Compute capability of a CUDA device; Hopper's where there is none."""
+    return torch.cuda.get_device_capability(index) if torch.cuda.is_available() else (9, 0)
+
+
+def family(device: torch.device) -> int:
+    """Which rows of the tables a device takes; what is newer than all of them, those that ask for
+    least."""
+    major, minor = capability(device.index)
+    if major == 8:
+        return 80 if minor in (0, 7) else 89
+    return {9: 90, 10: 100}.get(major, 120)
 
 
 @lru_cache
@@ -67,20 +138,25 @@ def processors(index: int | None) -> int:
     )
 
 
-def forward(dim: int, dtype: torch.dtype, busy: bool, device: torch.device) -> Config:
-    """Tiles of the forward kernel for the larger of d and d_v; busy: statistics, a window or σ want
-    registers too."""
+def bucket(dim: int) -> int:
+    """The row of a head dimension."""
+    return next(d for d in DIMS if dim <= d)
+
+
+def why_not(dim: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Why no tiles serve such heads on this device, "" if some do."""
+    if INTERPRETED or dtype != torch.float32 or bucket(dim) in _FORWARD_32[family(device)]:
+        return ""
+    return f"float32 heads of dimension {dim} do not fit the registers of this GPU"
+
+
+def forward(dim: int, dtype: torch.dtype, work: int, device: torch.device) -> Config:
+    """Tiles of the forward kernel for the larger of d and d_v; work: `PLAIN`, `DRESSED` or
+    `STATISTICS`."""
     if INTERPRETED:
         return _INTERPRETED
-    dim = padded_dim(dim)
-    if dtype == torch.float32:  # three tf32 products and twice the bytes
-        if dim <= 128:
-            return Config(16, 32, 4, 2) if busy else Config(64, 16, 4, 2)
-        return Config(16, 16, 4, 2)
-    arch = architecture(device.index)
-    if arch == 9 or arch == 10:
-        return _FORWARD[9, dim, busy]
-    return _SMALL.get(dim, Config(32, 32, 4, 1))
+    table = _FORWARD_32 if dtype == torch.float32 else _FORWARD
+    return table[family(device)][bucket(dim)][work]
 
 
 _FASTEST: dict[Hashable, Config] = {}
@@ -98,8 +174,9 @@ def tuned(
     ):
         return default
     if key not in _FASTEST:
-        from triton.runtime.errors import OutOfResources
         from triton.testing import do_bench
+
+        from .capable import does_not_run
 
         times: dict[Config, float] = {}
         for config in {default, *candidates}:
@@ -107,8 +184,12 @@ def tuned(
                 times[config] = do_bench(
                     lambda config=config: run(config), warmup=10, rep=50, return_mode="median"
                 )
-            except OutOfResources:  # this one does not fit; the others may
-                continue
+            except Exception as error:
+                if not does_not_run(error):
+                    raise
+                continue  # this one does not fit; the others may
+        if not times:
+            return default  # whose error says why
         _FASTEST[key] = min(times, key=times.__getitem__)
     return _FASTEST[key]
 

@@ -21,14 +21,15 @@ from .configs import processors
 from .decode_kernels import combine_kernel, split_kernel
 from .primitives import (
     DTYPES,
-    FLOOR,
     INTERPRETED,
     LOG2E,
     MAX_DIM,
     MAX_GROUPS,
     device_of,
     flags,
+    hides,
     padded_dim,
+    parts,
     precision,
     schema,
     strides,
@@ -346,9 +347,11 @@ def _decode(*values: Any) -> _Outputs:
             BM=block_m,
             BN=block_n,
             D=d,
-            DP=padded_dim(d),
+            DP=parts(d)[0],
+            DP2=parts(d)[1],
             DV=d_v,
-            DVP=dim_v,
+            DVP=parts(d_v)[0],
+            DVP2=parts(d_v)[1],
             PAGE=page,
             CAUSAL=x.causal,
             WINDOW=x.window is not None,
@@ -356,9 +359,7 @@ def _decode(*values: Any) -> _Outputs:
             SOFTCAP=x.softcap is not None,
             TEMPER=x.temper is not None,
             BIAS=x.bias is not None,
-            HIDES=FLOOR.value
-            if x.bias is None
-            else max(torch.finfo(x.bias.dtype).min / 2, FLOOR.value),
+            HIDES=hides(x.bias),
             BIAS_HEADS=x.bias is not None and x.bias.shape[1] > 1,
             LABELS=x.labels is not None,
             LABEL_HEADS=x.labels is not None and x.labels.shape[1] > 1,
@@ -370,6 +371,7 @@ def _decode(*values: Any) -> _Outputs:
             V_PRECISION=precision(v.dtype),
             num_warps=warps,
             num_stages=stages,
+            enable_fp_fusion=True,
         )
         combine_kernel[(batch * heads * lq, dim_v // dim_t + (in_kernel > 0))](
             m,
@@ -433,6 +435,7 @@ def _decode(*values: Any) -> _Outputs:
             TILES=triton.next_power_of_2(max(tiles, 1)),
             BN=block_n,
             num_warps=4,
+            enable_fp_fusion=True,
         )
     if x.topk and not in_kernel:
         _top_by_torch(raw, lse, real, x.lo, x.hi, index, prob)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import FLOOR, HIDDEN, NOTHING, dot, seen, soft_cap
+from .primitives import FLOOR, HIDDEN, NOTHING, dot, seen, soft_cap, tile
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -62,6 +62,12 @@ def _in_span(label, cols, start, stop, group):
     return tl.where((cols >= start) & (cols < stop), group, label)
 
 
+@triton.jit
+def _store(to, value, row_ok, FROM: tl.constexpr, SIZE: tl.constexpr, DV: tl.constexpr):
+    dims = FROM + tl.arange(0, SIZE)[None, :]
+    tl.store(to + dims, value, mask=row_ok[:, None] & (dims < DV))
+
+
 @triton.jit(do_not_specialize=_STEPPING)
 def split_kernel(
     q_ptr, k_ptr, v_ptr, pages_ptr, keys_ptr, bias_ptr, label_ptr, temper_ptr, stand_ptr,
@@ -71,14 +77,12 @@ def split_kernel(
     n_pages, lq, rows, lk, hi, first, tiles, per_split, n_splits, off, window, scale, cap,
     a0, b0, g0, a1, b1, g1, a2, b2, g2, a3, b3, g3,
     KV: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, PAGE: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEYS: tl.constexpr, SOFTCAP: tl.constexpr, TEMPER:
-    tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
+    DVP2: tl.constexpr, PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    KEYS: tl.constexpr, SOFTCAP: tl.constexpr, TEMPER: tl.constexpr,
     BIAS: tl.constexpr, HIDES: tl.constexpr, BIAS_HEADS: tl.constexpr, LABELS: tl.constexpr,
-    LABEL_HEADS: tl.constexpr,
-    SPANS: tl.constexpr, SCORES: tl.constexpr, STANDS: tl.constexpr, INTERP: tl.constexpr,
-    PRECISION: tl.constexpr,
-    V_PRECISION: tl.constexpr,
+    LABEL_HEADS: tl.constexpr, SPANS: tl.constexpr, SCORES: tl.constexpr, STANDS: tl.constexpr,
+    INTERP: tl.constexpr, PRECISION: tl.constexpr, V_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """m, l, acc (batch, heads, queries, groups, splits[, d_v]) of one piece of the keys for all
     heads of a kv head:
@@ -104,16 +108,12 @@ def split_kernel(
     query = base % lq
     flat = (batch * (KV * GROUP) + head) * lq + query  # of (batch, heads, queries), int64
     offs_n = tl.arange(0, BN)
-    offs_d = tl.arange(0, DP)
-    offs_v = tl.arange(0, DVP)
-    q = tl.load(
-        q_ptr
-        + batch * q_b
-        + head[:, None].to(tl.int64) * q_h
-        + (query[:, None] * q_m + offs_d[None, :] * q_d),
-        mask=row_ok[:, None] & (offs_d[None, :] < D),
-        other=0.0,
-    )  # (BM, DP)
+    q_from = q_ptr + batch * q_b
+    q_at = head[:, None].to(tl.int64) * q_h + query[:, None] * q_m
+    q = tile(q_from, q_at, q_d, row_ok, 0, DP, D, True, False)  # (BM, DP)
+    q2 = row_ok
+    if DP2:
+        q2 = tile(q_from, q_at, q_d, row_ok, DP, DP2, D, True, False)
     temper = tl.full([BM], 1.0, tl.float32)
     if TEMPER:
         temper = tl.load(
@@ -135,6 +135,7 @@ def split_kernel(
     m = tl.full([BM], FLOOR, tl.float32)
     den = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, DVP], tl.float32)
+    acc2 = tl.zeros([BM, DVP2 if DVP2 else 1], tl.float32)
     t0 = split * per_split
     for t in tl.range(t0, tl.minimum(t0 + per_split, tiles)):
         start = (first + t) * BN
@@ -148,32 +149,23 @@ def split_kernel(
             page = tl.load(pages_ptr + batch * n_pages + cols // PAGE, mask=inside, other=0).to(
                 tl.int64
             )
-            k_to = k_at + (page * k_b + cols % PAGE * k_n)[None, :]
-            v_to = v_at + (page * v_b + cols % PAGE * v_n)[:, None]
+            k_from = k_at
+            v_from = v_at
+            k_to = (page * k_b + cols % PAGE * k_n)[None, :]
+            v_to = (page * v_b + cols % PAGE * v_n)[:, None]
         else:
-            k_to = k_at + start.to(tl.int64) * k_n + (offs_n * k_n)[None, :]
-            v_to = v_at + start.to(tl.int64) * v_n + (offs_n * v_n)[:, None]
+            k_from = k_at + start.to(tl.int64) * k_n
+            v_from = v_at + start.to(tl.int64) * v_n
+            k_to = (offs_n * k_n)[None, :]
+            v_to = (offs_n * v_n)[:, None]
         readable = inside if PAGE > 0 else cols < hi
-        if D != DP:
-            k = tl.load(
-                k_to + offs_d[:, None] * k_d,
-                mask=readable[None, :] & (offs_d[:, None] < D),
-                other=0.0,
-            )
-        else:
-            k = tl.load(k_to + offs_d[:, None] * k_d, mask=readable[None, :], other=0.0)  # (DP, BN)
-        if DV != DVP:
-            v = tl.load(
-                v_to + offs_v[None, :] * v_d,
-                mask=readable[:, None] & (offs_v[None, :] < DV),
-                other=0.0,
-            )
-        else:
-            v = tl.load(
-                v_to + offs_v[None, :] * v_d, mask=readable[:, None], other=0.0
-            )  # (BN, DVP)
-
-        s = dot(q, k, tl.zeros([BM, BN], tl.float32), INTERP, PRECISION) * scale  # (BM, BN)
+        k = tile(k_from, k_to, k_d, readable, 0, DP, D, True, True)  # (DP, BN)
+        v = tile(v_from, v_to, v_d, readable, 0, DVP, DV, True, False)  # (BN, DVP)
+        s = dot(q, k, tl.zeros([BM, BN], tl.float32), INTERP, PRECISION)  # (BM, BN)
+        if DP2:
+            k2 = tile(k_from, k_to, k_d, readable, DP, DP2, D, True, True)
+            s = dot(q2, k2, s, INTERP, PRECISION)
+        s = s * scale
         if SOFTCAP:
             s = soft_cap(s, cap)
         if TEMPER:
@@ -242,16 +234,17 @@ def split_kernel(
         if not INTERP:
             p = p.to(v.dtype)
         acc = dot(p, v, acc, INTERP, V_PRECISION)
+        if DVP2:
+            v2 = tile(v_from, v_to, v_d, readable, DVP, DVP2, DV, True, False)
+            acc2 = dot(p, v2, acc2 * alpha[:, None], INTERP, V_PRECISION)
         m = new
 
     to = (flat * GROUPS + group) * n_splits + split  # (BM,)
     tl.store(m_ptr + to, m, mask=row_ok)
     tl.store(l_ptr + to, den, mask=row_ok)
-    tl.store(
-        acc_ptr + to[:, None] * DV + offs_v[None, :],
-        acc,
-        mask=row_ok[:, None] & (offs_v[None, :] < DV),
-    )
+    _store(acc_ptr + to[:, None] * DV, acc, row_ok, 0, DVP, DV)
+    if DVP2:
+        _store(acc_ptr + to[:, None] * DV, acc2, row_ok, DVP, DVP2, DV)
 
 
 @triton.jit

@@ -13,7 +13,17 @@ from ..call import Call
 from . import configs
 from .configs import Config
 from .forward_kernel import forward_kernel
-from .primitives import INTERPRETED, LOG2E, device_of, flags, padded_dim, precision, schema, strides
+from .primitives import (
+    INTERPRETED,
+    LOG2E,
+    device_of,
+    flags,
+    hides,
+    parts,
+    precision,
+    schema,
+    strides,
+)
 
 #: Statistics this kernel gives, in the order of its outputs.
 NAMES = ("entropy", "max", "argmax", "distance", "capped_distance", "group_mass")
@@ -166,6 +176,14 @@ class _Arguments:
     cap: int
 
 
+def _work(x: _Arguments) -> int:
+    """What the loop over tiles does beside the softmax, which wants registers too."""
+    if x.names:
+        return configs.STATISTICS
+    more = (x.window, x.sigmoid, x.softcap, x.lists, x.temper, x.bias)
+    return configs.PLAIN if all(one is None for one in more) else configs.DRESSED
+
+
 @torch.library.custom_op("interp::forward", mutates_args=(), schema=schema(_Arguments, "Tensor[]"))
 def _forward(*values: Any) -> list[Tensor]:
     x = _Arguments(*values)
@@ -224,9 +242,11 @@ def _forward(*values: Any) -> list[Tensor]:
             BM=config.rows,
             BN=config.cols,
             D=d,
-            DP=padded_dim(d),
+            DP=parts(d)[0],
+            DP2=parts(d)[1],
             DV=d_v,
-            DVP=padded_dim(d_v),
+            DVP=parts(d_v)[0],
+            DVP2=parts(d_v)[1],
             CAUSAL=x.causal,
             WINDOW=x.window is not None,
             KEEP=x.keep is not None,
@@ -235,6 +255,7 @@ def _forward(*values: Any) -> list[Tensor]:
             SOFTCAP=x.softcap is not None,
             TEMPER=x.temper is not None,
             BIAS=x.bias is not None,
+            HIDES=hides(x.bias),
             SIGMOID=x.sigmoid is not None,
             REAL=x.real is not None,
             ENTROPY="entropy" in stats,
@@ -252,8 +273,7 @@ def _forward(*values: Any) -> list[Tensor]:
         )
 
     with device_of(q):
-        busy = bool(x.names) or x.window is not None or x.sigmoid is not None
-        default = configs.forward(max(d, d_v), q.dtype, busy, q.device)
+        default = configs.forward(max(d, d_v), q.dtype, _work(x), q.device)
         key = (
             "forward",
             q.shape,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import FLOOR, HIDDEN, dot, seen, soft_cap
+from .primitives import FLOOR, HIDDEN, dot, seen, soft_cap, tile
 
 _BIG = tl.constexpr(2147483647)
 
@@ -35,26 +35,32 @@ def weights_times(p, v, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _store(out_at, value, row_ok, FROM: tl.constexpr, SIZE: tl.constexpr, DV: tl.constexpr):
+    """value (BM, SIZE) as the dimensions FROM … of rows at out_at (BM, 1)."""
+    dims = FROM + tl.arange(0, SIZE)[None, :]
+    tl.store(out_at + dims, value.to(out_at.dtype.element_ty), mask=row_ok[:, None] & (dims < DV))
+
+
+@triton.jit
 def _tiles(
-    acc, m, norm, e, far, near, best, mass,
-    q, temper, rows, off, first,
+    acc, acc2, m, norm, e, far, near, best, mass,
+    q, q2, temper, rows, off, first,
     k_ptr, v_ptr, keep_ptr, dirty_ptr, bias_ptr, feature_ptr, list_ptr,
     k_n, k_d, v_n, v_d, keep_n, bias_n,
     lo, hi, lk, window, cap, scale, softcap, sigmoid,
-    BN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
+    BN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, DV: tl.constexpr,
+    DVP: tl.constexpr, DVP2: tl.constexpr,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED:
     tl.constexpr,
-    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr,
-    ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED: tl.constexpr,
-    FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, HIDES: tl.constexpr,
+    SIGMOID: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr,
+    CAPPED: tl.constexpr, FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state after the keys lo … hi (multiples of BN, or a list of hi columns)."""
     # without anything between the product and the softmax, scaling fuses with the subtraction: one
     # fma an element
     FUSED: tl.constexpr = not (SOFTCAP or TEMPER or BIAS or SIGMOID)
     offs_n = tl.arange(0, BN)
-    offs_d = tl.arange(0, DP)
-    offs_v = tl.arange(0, DVP)
     hidden = HIDDEN / scale if FUSED else HIDDEN
     for start in tl.range(lo, hi, BN):
         start = tl.multiple_of(start, BN)
@@ -62,26 +68,24 @@ def _tiles(
             inside = start + offs_n < hi
             cols = tl.load(list_ptr + start + offs_n, mask=inside, other=0)
             at = cols.to(tl.int64)
-            k = tl.load(
-                k_ptr + at[None, :] * k_n + offs_d[:, None] * k_d,
-                mask=offs_d[:, None] < D,
-                other=0.0,
-            )
+            k_at = at[None, :] * k_n
+            v_at = at[:, None] * v_n
+            k_from = k_ptr
+            v_from = v_ptr
         else:
             cols = start + offs_n
             inside = cols < lk
-            k_at = (
-                k_ptr + start.to(tl.int64) * k_n + (offs_n[None, :] * k_n + offs_d[:, None] * k_d)
-            )
-            if MASK and D != DP:
-                k = tl.load(k_at, mask=inside[None, :] & (offs_d[:, None] < D), other=0.0)
-            elif MASK:
-                k = tl.load(k_at, mask=inside[None, :], other=0.0)
-            elif D != DP:
-                k = tl.load(k_at, mask=offs_d[:, None] < D, other=0.0)
-            else:
-                k = tl.load(k_at)
+            k_at = offs_n[None, :] * k_n
+            v_at = offs_n[:, None] * v_n
+            k_from = k_ptr + start.to(tl.int64) * k_n
+            v_from = v_ptr + start.to(tl.int64) * v_n
+        # a list's last tile reads column 0 where it ends; tiles of a range are cut by the last key
+        CUT: tl.constexpr = MASK and not LISTED
+        k = tile(k_from, k_at, k_d, inside, 0, DP, D, CUT, True)  # (DP, BN)
         s = dot(q, k, tl.zeros([q.shape[0], BN], tl.float32), INTERP, PRECISION)  # (BM, BN)
+        if DP2:
+            k2 = tile(k_from, k_at, k_d, inside, DP, DP2, D, CUT, True)
+            s = dot(q2, k2, s, INTERP, PRECISION)
 
         if not FUSED:
             s = s * scale
@@ -90,8 +94,9 @@ def _tiles(
         if TEMPER:
             s = s * temper[:, None]
         if BIAS:
-            bias = tl.load(bias_ptr + cols * bias_n, mask=inside, other=0.0)
-            s = s + tl.maximum(bias * 1.4426950408889634, HIDDEN)[None, :]
+            # float32 first: in float16 HIDDEN is −inf, and −inf · 0 in the entropy NaN
+            bias = tl.load(bias_ptr + cols * bias_n, mask=inside, other=0.0).to(tl.float32)
+            s = s + tl.where(bias > HIDES, bias * 1.4426950408889634, HIDDEN)[None, :]
         if MASK:
             ok = seen(rows[:, None], cols[None, :], off, lk, window, CAUSAL, WINDOW)
             if LISTED:
@@ -147,28 +152,16 @@ def _tiles(
                 mass = weights_times(p, features, mass * alpha[:, None], INTERP, PRECISION)
             norm = norm * alpha + gained
             acc = acc * alpha[:, None]
+            if DVP2:
+                acc2 = acc2 * alpha[:, None]
             m = new
 
-        if LISTED:
-            v = tl.load(
-                v_ptr + at[:, None] * v_n + offs_v[None, :] * v_d,
-                mask=offs_v[None, :] < DV,
-                other=0.0,
-            )
-        else:
-            v_at = (
-                v_ptr + start.to(tl.int64) * v_n + (offs_n[:, None] * v_n + offs_v[None, :] * v_d)
-            )
-            if MASK and DV != DVP:
-                v = tl.load(v_at, mask=inside[:, None] & (offs_v[None, :] < DV), other=0.0)
-            elif MASK:
-                v = tl.load(v_at, mask=inside[:, None], other=0.0)
-            elif DV != DVP:
-                v = tl.load(v_at, mask=offs_v[None, :] < DV, other=0.0)
-            else:
-                v = tl.load(v_at)
+        v = tile(v_from, v_at, v_d, inside, 0, DVP, DV, CUT, False)  # (BN, DVP)
         acc = weights_times(p, v, acc, INTERP, PRECISION)
-    return acc, m, norm, e, far, near, best, mass
+        if DVP2:
+            v2 = tile(v_from, v_at, v_d, inside, DVP, DVP2, DV, CUT, False)
+            acc2 = weights_times(p, v2, acc2, INTERP, PRECISION)
+    return acc, acc2, m, norm, e, far, near, best, mass
 
 
 @triton.jit
@@ -183,11 +176,12 @@ def forward_kernel(
     list_b, list_h,
     lq, lk, off, window, cap, scale, softcap, sigmoid, n_kv,
     GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    D: tl.constexpr, DP: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
+    DVP2: tl.constexpr,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED: tl.constexpr, SINK:
     tl.constexpr,
-    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, SIGMOID: tl.constexpr, REAL:
-    tl.constexpr,
+    SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, HIDES: tl.constexpr,
+    SIGMOID: tl.constexpr, REAL: tl.constexpr,
     ENTROPY: tl.constexpr, MAX: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED:
     tl.constexpr,
     GROUPS: tl.constexpr, FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
@@ -204,21 +198,20 @@ def forward_kernel(
 
     r0 = block * BM
     rows = r0 + tl.arange(0, BM)  # (BM,)
-    offs_d = tl.arange(0, DP)
     row_ok = rows < lq
-    q_at = q_ptr + batch * q_b + head.to(tl.int64) * q_h + r0.to(tl.int64) * q_m
-    q = tl.load(
-        q_at + (tl.arange(0, BM)[:, None] * q_m + offs_d[None, :] * q_d),
-        mask=row_ok[:, None] & (offs_d[None, :] < D),
-        other=0.0,
-    )  # (BM, DP)
+    q_from = q_ptr + batch * q_b + head.to(tl.int64) * q_h + r0.to(tl.int64) * q_m
+    q_at = tl.arange(0, BM)[:, None] * q_m
+    q = tile(q_from, q_at, q_d, row_ok, 0, DP, D, True, False)  # (BM, DP)
+    q2 = row_ok
+    if DP2:
+        q2 = tile(q_from, q_at, q_d, row_ok, DP, DP2, D, True, False)  # (BM, DP2)
     temper = row_ok
     if TEMPER:
         temper = tl.load(
             temper_ptr + batch * temper_b + head * temper_h + rows * temper_m,
             mask=row_ok,
             other=0.0,
-        )
+        ).to(tl.float32)
 
     k_at = k_ptr + batch * k_b + kv.to(tl.int64) * k_h
     v_at = v_ptr + batch * v_b + kv.to(tl.int64) * v_h
@@ -238,6 +231,7 @@ def forward_kernel(
         list_at = list_ptr + batch * list_b + head.to(tl.int64) * list_h
 
     acc = tl.zeros([BM, DVP], tl.float32)
+    acc2 = tl.zeros([BM, DVP2 if DVP2 else 1], tl.float32)
     m = tl.full([BM], FLOOR, tl.float32)
     norm = tl.zeros([BM], tl.float32)
     e = tl.zeros([BM], tl.float32)
@@ -286,178 +280,37 @@ def forward_kernel(
         full0 = 0
         full1 = 0
     if WINDOW and not LISTED:
-        acc, m, norm, e, far, near, best, mass = _tiles(
-            acc,
-            m,
-            norm,
-            e,
-            far,
-            near,
-            best,
-            mass,
-            q,
-            temper,
-            rows,
-            off,
-            first,
-            k_at,
-            v_at,
-            keep_at,
-            dirty_at,
-            bias_at,
-            feature_at,
-            list_at,
-            k_n,
-            k_d,
-            v_n,
-            v_d,
-            keep_n,
-            bias_n,
-            lo,
-            tl.minimum(full0, hi),
-            lk,
-            window,
-            cap,
-            scale,
-            softcap,
-            sigmoid,
-            BN,
-            D,
-            DP,
-            DV,
-            DVP,
-            True,
-            CAUSAL,
-            WINDOW,
-            KEEP,
-            LISTED,
-            SOFTCAP,
-            TEMPER,
-            BIAS,
-            SIGMOID,
-            ENTROPY,
-            ARGMAX,
-            DISTANCE,
-            CAPPED,
-            FEATURES,
-            INTERP,
-            PRECISION,
-        )
+        acc, acc2, m, norm, e, far, near, best, mass = _tiles(
+            acc, acc2, m, norm, e, far, near, best, mass,
+            q, q2, temper, rows, off, first,
+            k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at,
+            k_n, k_d, v_n, v_d, keep_n, bias_n,
+            lo, tl.minimum(full0, hi), lk, window, cap, scale, softcap, sigmoid,
+            BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEEP, LISTED,
+            SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES,
+            INTERP, PRECISION,
+        )  # fmt: skip
     if not LISTED:
-        acc, m, norm, e, far, near, best, mass = _tiles(
-            acc,
-            m,
-            norm,
-            e,
-            far,
-            near,
-            best,
-            mass,
-            q,
-            temper,
-            rows,
-            off,
-            first,
-            k_at,
-            v_at,
-            keep_at,
-            dirty_at,
-            bias_at,
-            feature_at,
-            list_at,
-            k_n,
-            k_d,
-            v_n,
-            v_d,
-            keep_n,
-            bias_n,
-            full0,
-            full1,
-            lk,
-            window,
-            cap,
-            scale,
-            softcap,
-            sigmoid,
-            BN,
-            D,
-            DP,
-            DV,
-            DVP,
-            False,
-            CAUSAL,
-            WINDOW,
-            KEEP,
-            LISTED,
-            SOFTCAP,
-            TEMPER,
-            BIAS,
-            SIGMOID,
-            ENTROPY,
-            ARGMAX,
-            DISTANCE,
-            CAPPED,
-            FEATURES,
-            INTERP,
-            PRECISION,
-        )
-    acc, m, norm, e, far, near, best, mass = _tiles(
-        acc,
-        m,
-        norm,
-        e,
-        far,
-        near,
-        best,
-        mass,
-        q,
-        temper,
-        rows,
-        off,
-        first,
-        k_at,
-        v_at,
-        keep_at,
-        dirty_at,
-        bias_at,
-        feature_at,
-        list_at,
-        k_n,
-        k_d,
-        v_n,
-        v_d,
-        keep_n,
-        bias_n,
-        tl.maximum(full0, full1),
-        hi,
-        lk,
-        window,
-        cap,
-        scale,
-        softcap,
-        sigmoid,
-        BN,
-        D,
-        DP,
-        DV,
-        DVP,
-        True,
-        CAUSAL,
-        WINDOW,
-        KEEP,
-        LISTED,
-        SOFTCAP,
-        TEMPER,
-        BIAS,
-        SIGMOID,
-        ENTROPY,
-        ARGMAX,
-        DISTANCE,
-        CAPPED,
-        FEATURES,
-        INTERP,
-        PRECISION,
-    )
+        acc, acc2, m, norm, e, far, near, best, mass = _tiles(
+            acc, acc2, m, norm, e, far, near, best, mass,
+            q, q2, temper, rows, off, first,
+            k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at,
+            k_n, k_d, v_n, v_d, keep_n, bias_n,
+            full0, full1, lk, window, cap, scale, softcap, sigmoid,
+            BN, D, DP, DP2, DV, DVP, DVP2, False, CAUSAL, WINDOW, KEEP, LISTED,
+            SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES,
+            INTERP, PRECISION,
+        )  # fmt: skip
+    acc, acc2, m, norm, e, far, near, best, mass = _tiles(
+        acc, acc2, m, norm, e, far, near, best, mass,
+        q, q2, temper, rows, off, first,
+        k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at,
+        k_n, k_d, v_n, v_d, keep_n, bias_n,
+        tl.maximum(full0, full1), hi, lk, window, cap, scale, softcap, sigmoid,
+        BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEEP, LISTED,
+        SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES,
+        INTERP, PRECISION,
+    )  # fmt: skip
 
     empty = norm <= 0.0
     safe = tl.where(empty, 1.0, norm)
@@ -507,10 +360,8 @@ def forward_kernel(
             mask=row_ok[:, None] & (g[None, :] < GROUPS),
         )
     # last: its many addresses want the registers
-    offs_v = tl.arange(0, DVP)
     out_at = out_ptr + batch * o_b + head.to(tl.int64) * o_h + r0.to(tl.int64) * o_m
-    tl.store(
-        out_at + (tl.arange(0, BM)[:, None] * o_m + offs_v[None, :]),
-        (acc * scaling[:, None]).to(out_ptr.dtype.element_ty),
-        mask=row_ok[:, None] & (offs_v[None, :] < DV),
-    )
+    out_at += tl.arange(0, BM)[:, None] * o_m
+    _store(out_at, acc * scaling[:, None], row_ok, 0, DVP, DV)
+    if DVP2:
+        _store(out_at, acc2 * scaling[:, None], row_ok, DVP, DVP2, DV)

@@ -158,7 +158,7 @@ def merge_kernel(  # noqa: PLR0913
         # a state over no key may hold anything; its weight is 0
         out += tl.where(weight[:, None] != 0, weight[:, None] * o.to(tl.float32), 0.0)
     if BLEND:
-        u = tl.load(blend_ptr + head * blend_h)
+        u = tl.load(blend_ptr + head * blend_h).to(tl.float32)
         own = rows + off
         there = row_ok & (own >= 0) & (own < lk)
         if REAL:
@@ -175,7 +175,7 @@ def merge_kernel(  # noqa: PLR0913
     if GAIN:
         gain = tl.load(
             gain_ptr + batch * gain_b + head * gain_h + rows * gain_m, mask=row_ok, other=0.0
-        )
+        ).to(tl.float32)
         out = out * gain[:, None]
     out_at = out_ptr + batch * r_b + head * r_h + rows.to(tl.int64)[:, None] * r_m + cols[None, :]
     tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=row_ok[:, None] & (cols[None, :] < DV))

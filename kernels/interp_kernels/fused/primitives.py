@@ -47,6 +47,36 @@ def dot(a, b, acc, INTERP: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def tile(  # noqa: PLR0913
+    start, at, stride, inside,
+    FROM: tl.constexpr, SIZE: tl.constexpr, D: tl.constexpr, CUT: tl.constexpr,
+    ACROSS: tl.constexpr,
+):  # fmt: skip
+    """The dimensions FROM … FROM + SIZE of the vectors at start + at, 0 beyond the D there are:
+    (vectors, SIZE) for at (vectors, 1), or with ACROSS (SIZE, vectors) for at (1, vectors). CUT:
+    only those of `inside` (vectors,) are there. What needs no mask is loaded without."""
+    dims = tl.arange(0, SIZE)
+    start += FROM * stride
+    if ACROSS:
+        to = at + dims[:, None] * stride
+        real = (dims < D - FROM)[:, None]
+        there = inside[None, :]
+    else:
+        to = at + dims[None, :] * stride
+        real = (dims < D - FROM)[None, :]
+        there = inside[:, None]
+    if CUT and D < FROM + SIZE:
+        value = tl.load(start + to, mask=there & real, other=0.0)
+    elif CUT:
+        value = tl.load(start + to, mask=there, other=0.0)
+    elif D < FROM + SIZE:
+        value = tl.load(start + to, mask=real, other=0.0)
+    else:
+        value = tl.load(start + to)
+    return value
+
+
+@triton.jit
 def soft_cap(s, cap):
     """cap·tanh(s / cap), s and cap in base-2 units. tanh from exp2: it saturates at ±1 and never
     overflows to NaN."""
@@ -81,9 +111,23 @@ def padded_dim(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
+def parts(d: int) -> tuple[int, int]:
+    """A head dimension as one tile (`padded_dim`, 0), or above 64 as two where their sum is less:
+    96 = 64 + 32, 192 = 128 + 64, 80 = 64 + 16. A tile is as wide as a power of two."""
+    whole = padded_dim(d)
+    rest = padded_dim(d - whole // 2)
+    return (whole // 2, rest) if d > 64 and rest < whole // 2 else (whole, 0)
+
+
 def flags(value: Tensor | None) -> Tensor | None:
     """A bool tensor as uint8, which kernels can load; not a copy."""
     return None if value is None else value.view(torch.uint8)
+
+
+def hides(bias: Tensor | None) -> float:
+    """A bias up to this hides its key, as `masking.bias_visible`."""
+    floor = float(FLOOR.value)
+    return floor if bias is None else max(torch.finfo(bias.dtype).min / 2, floor)
 
 
 def strides(value: Tensor | None, n: int) -> tuple[int, ...]:

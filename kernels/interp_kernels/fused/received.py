@@ -26,6 +26,7 @@ from ..call import Call
 from ..masking import FLOOR
 from ..reference import pick
 from ..request import Mask, Received
+from . import configs
 from .primitives import (
     DTYPES,
     INTERPRETED,
@@ -34,11 +35,12 @@ from .primitives import (
     device_of,
     dot,
     flags,
-    padded_dim,
+    parts,
     precision,
     schema,
     soft_cap,
     strides,
+    tile,
 )
 
 #: Log-sum-exp of a row that does not count or sees nothing: exp2(anything − NEVER) = 0.
@@ -58,12 +60,17 @@ class Config:
     programs: int = 264
 
 
-def config(d: int, dtype: torch.dtype) -> Config:
-    """Tiles by head dimension."""
+def config(d: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """Tiles by head dimension and GPU family."""
     if INTERPRETED:
         return Config(32, 32, 1, 1, programs=1)
     if dtype == torch.float32:  # three tf32 products and twice the bytes
-        return Config(64, 32, 4, 2) if d <= 128 else Config(16, 32, 8, 2)
+        if d <= 128:
+            family = configs.family(device)  # elsewhere than on Hopper the wider tile spills
+            if d <= 96 or family == 90:
+                return Config(64, 32, 4, 2)
+            return Config(32 if family == 100 else 64, 16, 4, 2)
+        return Config(16, 32, 8, 2)
     if d <= 64:
         return Config(128, 64, 4, 3)
     return Config(128, 64, 8, 3) if d <= 128 else Config(64, 64, 4, 2)
@@ -71,42 +78,33 @@ def config(d: int, dtype: torch.dtype) -> Config:
 
 @triton.jit
 def _sweep(  # noqa: PLR0913
-    acc, k, bias, cols, q_ptr, lse_ptr, temper_ptr, entries_ptr, begin, end,
+    acc, k, k2, bias, cols, q_ptr, lse_ptr, temper_ptr, entries_ptr, begin, end,
     stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, LO: tl.constexpr, HI:
-    tl.constexpr,
-    CAP: tl.constexpr, LARGEST: tl.constexpr, MASK: tl.constexpr, INTERP: tl.constexpr, PRECISION:
-    tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, BLOCK_M: tl.constexpr,
+    LO: tl.constexpr, HI: tl.constexpr, CAP: tl.constexpr, LARGEST: tl.constexpr,
+    MASK: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """acc (BLOCK_N,) joined with the weights of query blocks begin…end−1, or of those entries of
     the block list. MASK: some pair of these blocks does not count, or the last block is cut by the
     end of the queries."""
-    tile = tl.arange(0, BLOCK_M)
-    dims = tl.arange(0, BLOCK_D)
-    q_tile = tile[:, None] * stride_qm + dims[None, :] * stride_qd
+    offs = tl.arange(0, BLOCK_M)
+    q_at = offs[:, None] * stride_qm
     for entry in tl.range(begin, end):
         if entries_ptr is not None:
             start = tl.load(entries_ptr + entry) * BLOCK_M
         else:
             start = entry * BLOCK_M
         q_block = q_ptr + start.to(tl.int64) * stride_qm
-        rows = start + tile
+        rows = start + offs
         inside = rows < lq
-        lse = tl.load(lse_ptr + start + tile)  # (BLOCK_M,), padded to whole blocks
-        if MASK and D != BLOCK_D:
-            q = tl.load(
-                q_block + q_tile, mask=inside[:, None] & (dims < D)[None, :], other=0.0
-            )  # (BLOCK_M, BLOCK_D)
-        elif MASK:
-            q = tl.load(q_block + q_tile, mask=inside[:, None], other=0.0)
-        elif D != BLOCK_D:
-            q = tl.load(q_block + q_tile, mask=(dims < D)[None, :], other=0.0)
-        else:
-            q = tl.load(q_block + q_tile)
+        lse = tl.load(lse_ptr + start + offs)  # (BLOCK_M,), padded to whole blocks
+        q = tile(q_block, q_at, stride_qd, inside, 0, DP, D, MASK, False)  # (BLOCK_M, DP)
         s = tl.zeros([cols.shape[0], BLOCK_M], tl.float32)
-        s = dot(
-            k, tl.trans(q), s, INTERP, PRECISION
-        )  # (BLOCK_N, BLOCK_M): the reduction stays within a warp
+        # (BLOCK_N, BLOCK_M): the reduction stays within a warp
+        s = dot(k, tl.trans(q), s, INTERP, PRECISION)
+        if DP2:
+            q2 = tile(q_block, q_at, stride_qd, inside, DP, DP2, D, MASK, False)
+            s = dot(k2, tl.trans(q2), s, INTERP, PRECISION)
         gain = scale
         if CAP:
             s = soft_cap(s * scale, cap)
@@ -147,11 +145,10 @@ def received_kernel(  # noqa: PLR0913
     stride_cb, stride_ch,
     stride_tb, stride_th, stride_tm, stride_bb, stride_bh, stride_bn,
     heads, lq, lk, n, first, last, scale, cap,
-    GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N:
-    tl.constexpr,
-    BLOCK_M: tl.constexpr, LO: tl.constexpr, HI: tl.constexpr, TAIL: tl.constexpr, CAP:
-    tl.constexpr,
-    LARGEST: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    DP2: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, LO: tl.constexpr,
+    HI: tl.constexpr, TAIL: tl.constexpr, CAP: tl.constexpr, LARGEST: tl.constexpr,
+    INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Program (x, y, z): keys x·BLOCK_N…, the HEADS query heads number y, part z of their query
     blocks.
@@ -165,7 +162,6 @@ def received_kernel(  # noqa: PLR0913
     head = (y % sets) * HEADS  # all heads of the program share one key head
     part = tl.program_id(2)
     slots = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    dims = tl.arange(0, BLOCK_D)
     if cols_ptr is not None:
         cols = tl.load(
             cols_ptr + batch * stride_cb + head * stride_ch + slots, mask=slots < n, other=-1
@@ -208,11 +204,12 @@ def received_kernel(  # noqa: PLR0913
     clear = tl.minimum(tl.maximum(clear, begin), end)
     over = tl.minimum(tl.maximum(over, clear), end)
 
-    k_tile = cols.to(tl.int64)[:, None] * stride_kn + dims[None, :] * stride_kd
-    k_tile += batch * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
-    k = tl.load(
-        k_ptr + k_tile, mask=valid[:, None] & (dims < D)[None, :], other=0.0
-    )  # (BLOCK_N, BLOCK_D)
+    k_from = k_ptr + batch * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
+    k_at = cols.to(tl.int64)[:, None] * stride_kn
+    k = tile(k_from, k_at, stride_kd, valid, 0, DP, D, True, False)  # (BLOCK_N, DP)
+    k2 = valid
+    if DP2:
+        k2 = tile(k_from, k_at, stride_kd, valid, DP, DP2, D, True, False)
     wanted = valid
     if keep_ptr is not None:
         wanted = valid & (tl.load(keep_ptr + batch * lk + cols, mask=valid, other=0) != 0)
@@ -234,20 +231,20 @@ def received_kernel(  # noqa: PLR0913
         acc = tl.zeros([BLOCK_N], tl.float32)
         if LO:
             acc = _sweep(
-                acc, k, bias, cols, q_head, lse_head, temper_head, entries_ptr, begin, clear,
+                acc, k, k2, bias, cols, q_head, lse_head, temper_head, entries_ptr, begin, clear,
                 stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
-                D, BLOCK_D, BLOCK_M, LO, HI, CAP, LARGEST, True, INTERP, PRECISION,
+                D, DP, DP2, BLOCK_M, LO, HI, CAP, LARGEST, True, INTERP, PRECISION,
             )  # fmt: skip
         acc = _sweep(
-            acc, k, bias, cols, q_head, lse_head, temper_head, entries_ptr, clear, over,
+            acc, k, k2, bias, cols, q_head, lse_head, temper_head, entries_ptr, clear, over,
             stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
-            D, BLOCK_D, BLOCK_M, LO, HI, CAP, LARGEST, False, INTERP, PRECISION,
+            D, DP, DP2, BLOCK_M, LO, HI, CAP, LARGEST, False, INTERP, PRECISION,
         )  # fmt: skip
         if TAIL:
             acc = _sweep(
-                acc, k, bias, cols, q_head, lse_head, temper_head, entries_ptr, over, end,
+                acc, k, k2, bias, cols, q_head, lse_head, temper_head, entries_ptr, over, end,
                 stride_qm, stride_qd, stride_tm, lq, first, last, scale, cap,
-                D, BLOCK_D, BLOCK_M, LO, HI, CAP, LARGEST, True, INTERP, PRECISION,
+                D, DP, DP2, BLOCK_M, LO, HI, CAP, LARGEST, True, INTERP, PRECISION,
             )  # fmt: skip
         # a padding key was worked out like any other: its weight is what it would have been
         acc = tl.where(wanted, acc, 0.0)
@@ -320,7 +317,8 @@ def _received(*values: Any) -> Tensor:
             GROUP=n_heads // x.k.shape[1],
             HEADS=x.heads,
             D=d,
-            BLOCK_D=padded_dim(d),
+            DP=parts(d)[0],
+            DP2=parts(d)[1],
             BLOCK_N=x.block_n,
             BLOCK_M=x.block_m,
             LO=x.first is not None,
@@ -332,6 +330,7 @@ def _received(*values: Any) -> Tensor:
             PRECISION=precision(x.q.dtype),
             num_warps=x.warps,
             num_stages=x.stages,
+            enable_fp_fusion=True,
         )
     return out
 
@@ -410,7 +409,7 @@ def received(call: Call, lse: Tensor, question: Received) -> tuple[Tensor, Tenso
     count = vis.key_counts(question)
     cols = None if question.keys is None else question.keys.to(q.device)
     n = lk if cols is None else cols.shape[2]
-    tiles = config(d, q.dtype)
+    tiles = config(d, q.dtype, q.device)
 
     base2 = torch.where(lse <= FLOOR, NEVER, lse.float() * LOG2E)
     entries = before = None
