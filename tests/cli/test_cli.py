@@ -22,6 +22,7 @@ from interp.cli import common
 from interp.cli.main import KEPT, OUT_OF_MEMORY, app
 from interp.errors import InputError, ModelError
 from interp.results.head_table import About
+from interp.scan.plan import Plan as Planned
 from interp.support.files import folder_name
 from interp.support.progress import progress
 from interp_hooks.heads import Head
@@ -60,6 +61,7 @@ class Plan:
         ("niah", "retrieval", "16 + 40"),
     )
     ran: list[Any] = field(default_factory=list)
+    cost = Planned.cost
 
     def folder(self, usual: Path) -> Path:
         return usual
