@@ -202,6 +202,7 @@ def test_scan_prints_saves_and_reports(stand_ins: SimpleNamespace, tmp_path: Pat
     assert stand_ins.seen["plan"] == {
         "scores": "sink,retrieval",
         "context": 256,
+        "chunk": None,
         "samples": 16,
         "seed": 3,
         "text": None,
