@@ -113,7 +113,7 @@ def prepare(
     if request is None:
         request = NOTHING_ASKED
     elif request is not NOTHING_ASKED:
-        _check_request(request, vis)
+        check_request(request, vis)
     steers: tuple[Steer, ...] = ()
     if steer is not None:
         compose.check(steer, batch, heads, lq, lk)
@@ -161,7 +161,7 @@ def _refuse_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} is on {x.device}, q on {q.device}; move one of them.")
 
 
-def _check_request(request: Request, vis: Visibility) -> None:
+def check_request(request: Request, vis: Visibility) -> None:
     """Raise `ValueError` naming the part of the request that does not fit."""
     batch, lq, lk = vis.batch, vis.lq, vis.lk
     if request.labels is not None:

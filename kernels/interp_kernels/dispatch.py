@@ -42,6 +42,18 @@ def _fused() -> ModuleType | None:
     return backend
 
 
+def _plans(backend: str, q: Tensor) -> ModuleType | None:
+    """What keeps plans of decode steps, where the kernels come first; a graph that is being
+    compiled keeps its own."""
+    if backend != "triton" and not (backend == "auto" and q.is_cuda):
+        return None
+    if torch.compiler.is_compiling() or _fused() is None:
+        return None
+    from .fused import plans
+
+    return plans
+
+
 def check_backend(backend: str) -> None:
     """Refuse a backend that does not exist or cannot be used on this machine.
 
@@ -130,6 +142,12 @@ def attention(
         >>> attention(q, k, v).out.flatten()
         tensor([1., 2.])
     """
+    plans = _plans(backend, q)
+    step = None
+    if plans is not None:
+        step = plans.Step(q, k, v, settings)
+        if (known := step.answer()) is not None:
+            return known
     call = prepare(q, k, v, fuse=backend != "reference", **settings)
     name, _ = _resolve(backend, call)
     refuse(call.steers, call.sinks, call.request)
@@ -140,8 +158,13 @@ def attention(
     fused = _fused()
     assert fused is not None
     try:
-        return fused.attention(call)
+        result = fused.attention(call)
+        if step is not None:
+            step.learn(call)
+        return result
     except fused.DoesNotRun as error:  # once a configuration; from then on `why_not` has it
+        if plans is not None:
+            plans.forget()
         if backend == "triton":
             raise BackendError(
                 f"The triton backend cannot serve this call: {error}; use backend='streaming' or "

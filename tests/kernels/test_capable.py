@@ -12,7 +12,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from interp_kernels import BackendError, Mask, Request, Rule, Steer, attention, dispatch, explain
 from interp_kernels.fused import backend, capable, configs
-from interp_kernels.fused import decode as decode_module
+from interp_kernels.fused import decode_launch as decode_module
 from interp_kernels.fused import forward as forward_module
 from interp_kernels.fused import merge as merge_module
 from interp_kernels.fused import received as received_module

@@ -374,7 +374,7 @@ def test_decode_is_the_edited_matrix(data: Any) -> None:
 
 @pytest.mark.parametrize("block", [16, 64])
 def test_tiles_of_any_width(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interp_kernels.fused.decode._BLOCK_N", block)
+    monkeypatch.setattr("interp_kernels.fused.decode_launch._BLOCK_N", block)
     gen = torch.Generator().manual_seed(block)
     q, k, v = (torch.randn(1, h, n, 32, generator=gen) for h, n in ((4, 1), (2, 150), (2, 150)))
     mask = Mask(q_start=149, window=100)

@@ -28,6 +28,7 @@ from ..streaming.vendor import geometry
 from . import capable, configs, vendor_states
 from .capable import DoesNotRun, usable
 from .decode import decode
+from .decode_launch import Decoded
 from .forward import NAMES, Keys, State, forward
 from .merge import Piece, merge
 from .primitives import DTYPES, MAX_DIM, MAX_GROUPS
@@ -95,7 +96,7 @@ def _why_not_tensors(call: Call) -> str:
     return configs.why_not(dim, q.dtype, q.device)
 
 
-def _ready(call: Call) -> Call:
+def ready(call: Call) -> Call:
     """The call with its edit on the device of its queries."""
     if len(call.steers) > 1:
         raise ValueError("The kernels take edits that fuse into one; `why_not` says so.")
@@ -146,7 +147,7 @@ def attention(call: Call) -> Result:
     gain. Raises `DoesNotRun`, once a configuration, where a kernel does not compile for the device
     or does not fit it."""
     try:
-        return _attention(_ready(call))
+        return _attention(ready(call))
     except Exception as error:
         if not capable.does_not_run(error):
             raise
@@ -156,7 +157,9 @@ def attention(call: Call) -> Result:
 def _attention(call: Call) -> Result:
     route, request, steer = choose(call), call.request, call.steer
     if route.kind == "decode":
-        return _decode(call)
+        topk, scores = asked_of_decode(call)
+        with torch.no_grad():
+            return decoded(call, decode(call, topk=topk, scores=scores))
     stats: dict[str, Tensor] = {}
     if route.kind == "vendor":
         with torch.no_grad():
@@ -265,28 +268,26 @@ def top_rows(call: Call, lse: Tensor) -> dict[str, Tensor]:
     return {"topk_index": torch.cat(indices, 2), "topk_prob": torch.cat(probs, 2)}
 
 
-def _decode(call: Call) -> Result:
-    """A few rows: out, lse and top-k from the kernels, other statistics from the raw scores, which
-    are O(keys)."""
-    request, steer, vis, sinks = call.request, call.steer, call.vis, call.sinks
-    rules = steer.rules  # one at most
-    whole = bool(request.names or request.received or request.pairs or (request.topk and rules))
-    with torch.no_grad():
-        got = decode(call, topk=0 if whole else request.topk, scores=whole)
+def asked_of_decode(call: Call) -> tuple[int, bool]:
+    """(strongest keys, whether the raw scores) that the kernels give for what is asked: statistics
+    other than top-k come from the scores, which are O(keys)."""
+    request = call.request
+    ruled = bool(request.topk and call.steer.rule is not None)
+    whole = bool(request.names or request.received or request.pairs or ruled)
+    return (0 if whole else request.topk), whole
+
+
+def decoded(call: Call, got: Decoded) -> Result:
+    """A few rows' result of what the kernels gave for `asked_of_decode`."""
+    request, vis = call.request, call.vis
     stats: dict[str, Tensor] = {}
-    if whole:
-        assert got.scores is not None
+    if got.scores is not None:
         every = slice(None)
         visible = vis.visible(every, every, 0, vis.lq, 0, vis.lk).expand(got.scores.shape)
         safe = got.lse.masked_fill(got.lse == -torch.inf, 0.0)
         a = (got.scores - safe[..., None]).exp()
-        if rules:
-            assert got.masses is not None
-            gone = (
-                None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
-            )
-            labels = steer.labels_of(vis.lk, call.q.device)[:, :, None].expand(a.shape)
-            a = a * factors(got.masses, rules, gone).gather(-1, labels)
+        if got.masses is not None:
+            a = a * _factors(call, got.masses, safe, a.shape)
         stats = reference.statistics(a, visible, vis, request)
     elif request.topk:
         assert got.topk_index is not None and got.topk_prob is not None
@@ -295,9 +296,17 @@ def _decode(call: Call) -> Result:
     return Result(got.out, got.lse, stats)
 
 
+def _factors(call: Call, masses: Tensor, safe: Tensor, shape: torch.Size) -> Tensor:
+    """What the only rule makes of every weight (batch, heads, queries, keys)."""
+    sinks, steer = call.sinks, call.steer
+    gone = None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
+    labels = steer.labels_of(call.vis.lk, call.q.device)[:, :, None].expand(shape)
+    return factors(masses, steer.rules, gone).gather(-1, labels)
+
+
 def explain_route(call: Call) -> str:
     """One line: which kernels `attention` would run, and why."""
-    call = _ready(call)
+    call = ready(call)
     route, request, steer = choose(call), call.request, call.steer
     first = {
         "decode": "split-KV decode",

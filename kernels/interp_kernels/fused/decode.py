@@ -8,71 +8,15 @@ maxima.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..call import Call
-from .configs import processors
-from .decode_kernels import combine_kernel, split_kernel
-from .primitives import (
-    DTYPES,
-    INTERPRETED,
-    LOG2E,
-    MAX_DIM,
-    MAX_GROUPS,
-    device_of,
-    flags,
-    hides,
-    padded_dim,
-    parts,
-    precision,
-    schema,
-    strides,
-)
-
-#: Keys a tile under the interpreter or, for tests, anywhere; None: what `config` says.
-_BLOCK_N: int | None = 32 if INTERPRETED else None
-#: A program has at least so many keys.
-_MIN_KEYS = 256
-#: Above, or with more tiles, top-k is torch's.
-_MAX_TOPK, _MAX_TILES = 16, 8192
-#: Spans passed to the kernel as numbers; more become labels.
-_MAX_SPANS = 4
-
-
-@dataclass
-class Decoded:
-    """out (batch, heads, queries, d_v) in v's dtype; lse (batch, heads, queries) float32, natural
-    log, before the rule (−inf where nothing is visible; includes the sink logit). Where asked:
-    scores (batch, heads, queries, keys) float32, the logits after soft-cap, temper and bias, −inf
-    where hidden; topk_index (batch, heads, queries, k) int64 columns, strongest first, −1 where
-    fewer are visible; topk_prob float32, exp(score − lse); masses (batch, heads, queries, groups)
-    float32 before the rule."""
-
-    out: Tensor
-    lse: Tensor
-    scores: Tensor | None = None
-    topk_index: Tensor | None = None
-    topk_prob: Tensor | None = None
-    masses: Tensor | None = None
-
-
-def config(dim: int, itemsize: int, rows: int) -> tuple[int, int, int, int]:
-    """(rows of a tile, keys a tile, warps, stages) for the larger head dimension, bytes an element
-    and the rows there are. No spills on sm_90 but for float32 of 256 dimensions; for 16-bit decode
-    two programs fit a multiprocessor, whose loads in flight saturate its bandwidth. More rows
-    become further programs, which find the keys in L2."""
-    width = padded_dim(dim) * itemsize  # bytes of a key
-    most = 16 if itemsize == 4 else 64 if width <= 256 else 32
-    block_m = min(max(16, triton.next_power_of_2(rows)), most)
-    block_n = 64 if width <= 256 and block_m == 16 else 32 if width <= 512 else 16
-    warps = 4 if itemsize == 2 and (block_m == 16 or (block_m == 32 and width <= 256)) else 8
-    return block_m, _BLOCK_N or block_n, warps, 3 if width <= 512 else 2
+from .decode_launch import MAX_SPANS, Arguments, Decoded, Launch
+from .primitives import DTYPES, MAX_DIM, MAX_GROUPS, schema
 
 
 def decode(
@@ -94,22 +38,44 @@ def decode(
     n_splits: pieces of the keys; None: enough to fill the device.
     """
     _check(call, pages, stands)
-    q, vis, mask, steer = call.q, call.vis, call.mask, call.steer
-    lo, hi = vis.span(0, vis.lq) if stands is None else (0, vis.lk)
-    rule = steer.rules[0] if steer.rules else None
-    labels, spans = steer.labels, [x for span in steer.spans for x in span]
-    if len(steer.spans) > _MAX_SPANS:
-        labels, spans = steer.labels_of(vis.lk, q.device).to(torch.uint8), []
-
-    given: list[Tensor | None] = (
-        [] if rule is None else [rule.keep, rule.receive, rule.tests, rule.bounds, rule.rows]
+    x = arguments(call, topk=topk, scores=scores, pages=pages, stands=stands, n_splits=n_splits)
+    out, lse, raw, index, prob, masses = _decode(*(getattr(x, name) for name in _NAMES))
+    return Decoded(
+        out,
+        lse,
+        raw if scores else None,
+        index if topk else None,
+        prob if topk else None,
+        None if x.keep is None else masses,
     )
-    given += [None] * (5 - len(given))
+
+
+def arguments(
+    call: Call,
+    *,
+    topk: int = 0,
+    scores: bool = False,
+    pages: Tensor | None = None,
+    stands: Tensor | None = None,
+    n_splits: int | None = None,
+) -> Arguments:
+    """What `decode` hands the operator, its tensors on the queries' device; nothing is checked."""
+    q, vis, mask, steer, device = call.q, call.vis, call.vis.mask, call.steer, call.q.device
+    lo, hi = vis.span(0, vis.lq) if stands is None else (0, vis.lk)
+    labels, spans = steer.labels, [x for span in steer.spans for x in span]
+    if len(steer.spans) > MAX_SPANS:
+        labels, spans = steer.labels_of(vis.lk, device).to(torch.uint8), []
 
     def here(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.to(q.device)
+        return value if value is None or value.device == device else value.to(device)
 
-    out, lse, raw, index, prob, masses = _decode(
+    keep = receive = tests = bounds = rows = None
+    renormalise = False
+    if steer.rule is not None:
+        rule = steer.rules[0]
+        keep, receive, rows = here(rule.keep), here(rule.receive), here(rule.rows)
+        tests, bounds, renormalise = here(rule.tests), here(rule.bounds), rule.renormalise
+    return Arguments(
         q,
         call.k,
         call.v,
@@ -122,8 +88,12 @@ def decode(
         here(labels),
         here(steer.blend),
         here(steer.gain),
-        *(here(x) for x in given),
-        rule is not None and rule.renormalise,
+        keep,
+        receive,
+        tests,
+        bounds,
+        rows,
+        renormalise,
         spans,
         call.scale,
         call.softcap,
@@ -135,15 +105,7 @@ def decode(
         topk,
         scores,
         n_splits,
-        None if stands is None else stands.to(q.device, torch.int32),
-    )
-    return Decoded(
-        out,
-        lse,
-        raw if scores else None,
-        index if topk else None,
-        prob if topk else None,
-        masses if rule is not None else None,
+        None if stands is None else stands.to(device, torch.int32),
     )
 
 
@@ -186,6 +148,8 @@ def _check_pages(call: Call, pages: Tensor | None) -> None:
         )
 
 
+#: In the operator's order.
+_NAMES = tuple(one.name for one in fields(Arguments))
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -206,255 +170,26 @@ def _outputs(
     )
 
 
-def _cut(
-    tiles: int, block: int, programs: int, device: torch.device, asked: int | None
-) -> tuple[int, int]:
-    """(pieces of the keys, tiles a piece): two programs a multiprocessor, not fewer than
-    `_MIN_KEYS` keys each."""
-    wanted = asked or min(
-        max(2 * processors(device.index) // programs, 1), max(tiles * block // _MIN_KEYS, 1)
-    )
-    per_split = max(-(-tiles // wanted), 1)
-    return max(-(-tiles // per_split), 1), per_split
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    """What the operator takes."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    pages: Tensor | None
-    keys: Tensor | None
-    real: Tensor | None
-    sinks: Tensor | None
-    temper: Tensor | None
-    bias: Tensor | None
-    labels: Tensor | None
-    blend: Tensor | None
-    gain: Tensor | None
-    keep: Tensor | None
-    receive: Tensor | None
-    tests: Tensor | None
-    bounds: Tensor | None
-    rows: Tensor | None
-    renormalise: bool
-    spans: Sequence[int]
-    scale: float
-    softcap: float | None
-    causal: bool
-    window: int | None
-    offset: int
-    lo: int
-    hi: int
-    topk: int
-    scores: bool
-    n_splits: int | None
-    stands: Tensor | None
-
-
 @torch.library.custom_op(
     "interp::decode",
     mutates_args=(),
-    schema=schema(_Arguments, "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
+    schema=schema(Arguments, "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
 )
 def _decode(*values: Any) -> _Outputs:
-    x = _Arguments(*values)
-    q, k, v, pages, keep = x.q, x.k, x.v, x.pages, x.keep
-    batch, heads, lq, d = q.shape
-    n_kv, d_v = v.shape[1], v.shape[3]
-    page = 0 if pages is None else k.shape[2]
-    lk = k.shape[2] if pages is None else pages.shape[1] * page
-    made = _outputs(q, v, lk, keep, x.topk, x.scores)
-    out, lse, raw, index, prob, masses = made
-    if not out.numel():
-        return made
-    groups = 1 if keep is None else keep.shape[1]
-    rows_per_kv = heads // n_kv * lq
-    itemsize = max(k.dtype.itemsize, v.dtype.itemsize)
-    block_m, block_n, warps, stages = config(max(d, d_v), itemsize, rows_per_kv * groups)
-    first = x.lo // block_n
-    tiles = -(-(x.hi - first * block_n) // block_n)
-    blocks_m = -(-rows_per_kv * groups // block_m)
-    splits, per_split = _cut(tiles, block_n, batch * n_kv * blocks_m, q.device, x.n_splits)
+    x = Arguments(*values)
+    got = Launch(x).run(x)
 
-    keyed = x.scores or x.topk > 0
-    if x.scores and (first or x.hi < lk):
-        raw.fill_(float("-inf"))  # columns that no program visits
-    elif keyed and not x.scores:
-        raw = q.new_empty((batch, heads, lq, lk), dtype=torch.float32)
-    tops = q.new_empty((batch, heads, lq, tiles) if keyed else (0,), dtype=torch.float32)
-    m, den = q.new_empty(2, batch, heads, lq, groups, splits, dtype=torch.float32)
-    acc = q.new_empty(batch, heads, lq, groups, splits, d_v, dtype=torch.float32)
-    in_kernel = x.topk if x.topk <= _MAX_TOPK and tiles <= _MAX_TILES else 0
-    pages, keys, real, rows = (
-        None if t is None else t.contiguous() for t in (x.pages, x.keys, x.real, x.rows)
-    )
-    keep, receive, tests, bounds = (
-        None if t is None else t.contiguous() for t in (x.keep, x.receive, x.tests, x.bounds)
-    )
-    n_pages = 0 if pages is None else pages.shape[1]
-    dim_v = padded_dim(d_v)
-    # few rows: the output's dimensions are shared out, so that the partial sums are read by many
-    # programs
-    dim_t = (
-        dim_v
-        if batch * heads * lq >= processors(q.device.index) or dim_v < 64
-        else max(32, dim_v // 4)
-    )
-    edges = [*x.spans, *[0] * (3 * _MAX_SPANS - len(x.spans))]
-    with device_of(q):
-        split_kernel[(splits, batch * n_kv, blocks_m)](
-            q,
-            k,
-            v,
-            pages,
-            flags(keys),
-            x.bias,
-            x.labels,
-            x.temper,
-            x.stands,
-            m,
-            den,
-            acc,
-            raw,
-            tops,
-            *q.stride(),
-            *k.stride(),
-            *v.stride(),
-            strides(keys, 2)[0],
-            *strides(x.bias, 3),
-            *strides(x.labels, 3),
-            *strides(x.temper, 3),
-            n_pages,
-            lq,
-            rows_per_kv,
-            lk,
-            x.hi,
-            first,
-            tiles,
-            per_split,
-            splits,
-            x.offset,
-            x.window or 0,
-            x.scale * LOG2E,
-            (x.softcap or 0.0) * LOG2E,
-            *edges,
-            KV=n_kv,
-            GROUP=heads // n_kv,
-            GROUPS=groups,
-            BM=block_m,
-            BN=block_n,
-            D=d,
-            DP=parts(d)[0],
-            DP2=parts(d)[1],
-            DV=d_v,
-            DVP=parts(d_v)[0],
-            DVP2=parts(d_v)[1],
-            PAGE=page,
-            CAUSAL=x.causal,
-            WINDOW=x.window is not None,
-            KEYS=keys is not None,
-            SOFTCAP=x.softcap is not None,
-            TEMPER=x.temper is not None,
-            BIAS=x.bias is not None,
-            HIDES=hides(x.bias),
-            BIAS_HEADS=x.bias is not None and x.bias.shape[1] > 1,
-            LABELS=x.labels is not None,
-            LABEL_HEADS=x.labels is not None and x.labels.shape[1] > 1,
-            SPANS=len(x.spans) // 3,
-            SCORES=keyed,
-            STANDS=x.stands is not None,
-            INTERP=INTERPRETED,
-            PRECISION=precision(k.dtype),
-            V_PRECISION=precision(v.dtype),
-            num_warps=warps,
-            num_stages=stages,
-            enable_fp_fusion=True,
-        )
-        combine_kernel[(batch * heads * lq, dim_v // dim_t + (in_kernel > 0))](
-            m,
-            den,
-            acc,
-            raw,
-            tops,
-            v,
-            pages,
-            flags(keys),
-            x.sinks,
-            flags(real),
-            keep,
-            receive,
-            tests,
-            bounds,
-            flags(rows),
-            x.blend,
-            x.gain,
-            out,
-            lse,
-            masses,
-            index,
-            prob,
-            *v.stride(),
-            *out.stride()[:3],
-            strides(keep, 2)[0],
-            strides(receive, 2)[0],
-            *strides(x.blend, 1),
-            *strides(x.gain, 3),
-            splits,
-            lq,
-            lk,
-            x.hi,
-            first,
-            tiles,
-            x.offset,
-            n_pages,
-            HEADS=heads,
-            GROUP=heads // n_kv,
-            GROUPS=groups,
-            GP=triton.next_power_of_2(groups),
-            SP=triton.next_power_of_2(splits),
-            DV=d_v,
-            DVP=dim_v,
-            DT=dim_t,
-            PAGE=page,
-            BS=32 if dim_t <= 128 else 16,
-            SINK=x.sinks is not None,
-            KEYS=keys is not None,
-            REAL=real is not None,
-            RULE=keep is not None,
-            RECEIVE=receive is not None,
-            RENORMALISE=x.renormalise,
-            TESTS=0 if tests is None else tests.shape[0],
-            WHERE=rows is not None,
-            BLEND=x.blend is not None,
-            GAIN=x.gain is not None,
-            K=in_kernel,
-            KP=triton.next_power_of_2(max(in_kernel, 1)),
-            TILES=triton.next_power_of_2(max(tiles, 1)),
-            BN=block_n,
-            num_warps=4,
-            enable_fp_fusion=True,
-        )
-    if x.topk and not in_kernel:
-        _top_by_torch(raw, lse, real, x.lo, x.hi, index, prob)
-    return made
+    def or_empty(value: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        return x.q.new_empty(0, dtype=dtype) if value is None else value
 
-
-def _top_by_torch(
-    scores: Tensor, lse: Tensor, real: Tensor | None, lo: int, hi: int, index: Tensor, prob: Tensor
-) -> None:
-    """Fill index and prob (batch, heads, queries, k) from the scores of the columns lo … hi."""
-    found = min(index.shape[-1], hi - lo)
-    index.fill_(-1)
-    prob.zero_()
-    value, column = scores[..., lo:hi].topk(found, -1)
-    ok = value > float("-inf")
-    if real is not None:
-        ok &= real[:, None, :, None] != 0
-    index[..., :found] = torch.where(ok, column + lo, -1)
-    prob[..., :found] = torch.where(ok, torch.exp(value - lse[..., None]), 0)
+    return (
+        got.out,
+        got.lse,
+        or_empty(got.scores),
+        or_empty(got.topk_index, torch.int64),
+        or_empty(got.topk_prob),
+        or_empty(got.masses),
+    )
 
 
 @_decode.register_fake
