@@ -20,7 +20,7 @@ from .. import reference
 from ..call import Call
 from ..masking import Visibility
 from ..request import Request, Result
-from ..steer import Steer, factors
+from ..steer import Steer
 from ..streaming import spans
 from ..streaming.chunked import run_chunks
 from ..streaming.listed_keys import pair_mass
@@ -29,6 +29,7 @@ from . import capable, configs, vendor_states
 from .capable import DoesNotRun, usable
 from .decode import decode
 from .decode_launch import Decoded
+from .decode_statistics import statistics
 from .forward import NAMES, Keys, State, forward
 from .merge import Piece, merge
 from .primitives import DTYPES, MAX_DIM, MAX_GROUPS
@@ -279,29 +280,14 @@ def asked_of_decode(call: Call) -> tuple[int, bool]:
 
 def decoded(call: Call, got: Decoded) -> Result:
     """A few rows' result of what the kernels gave for `asked_of_decode`."""
-    request, vis = call.request, call.vis
-    stats: dict[str, Tensor] = {}
+    request, stats = call.request, dict[str, Tensor]()
     if got.scores is not None:
-        every = slice(None)
-        visible = vis.visible(every, every, 0, vis.lq, 0, vis.lk).expand(got.scores.shape)
-        safe = got.lse.masked_fill(got.lse == -torch.inf, 0.0)
-        a = (got.scores - safe[..., None]).exp()
-        if got.masses is not None:
-            a = a * _factors(call, got.masses, safe, a.shape)
-        stats = reference.statistics(a, visible, vis, request)
+        stats = statistics(call, got)
     elif request.topk:
         assert got.topk_index is not None and got.topk_prob is not None
         stats = {"topk_index": got.topk_index, "topk_prob": got.topk_prob}
         reference.choose_rows(stats, request)
     return Result(got.out, got.lse, stats)
-
-
-def _factors(call: Call, masses: Tensor, safe: Tensor, shape: torch.Size) -> Tensor:
-    """What the only rule makes of every weight (batch, heads, queries, keys)."""
-    sinks, steer = call.sinks, call.steer
-    gone = None if sinks is None else (sinks.to(safe)[None, :, None] - safe).exp()[..., None]
-    labels = steer.labels_of(call.vis.lk, call.q.device)[:, :, None].expand(shape)
-    return factors(masses, steer.rules, gone).gather(-1, labels)
 
 
 def explain_route(call: Call) -> str:

@@ -39,7 +39,7 @@ def decode(
     """
     _check(call, pages, stands)
     x = arguments(call, topk=topk, scores=scores, pages=pages, stands=stands, n_splits=n_splits)
-    out, lse, raw, index, prob, masses = _decode(*(getattr(x, name) for name in _NAMES))
+    out, lse, raw, index, prob, masses, factors = _decode(*(getattr(x, name) for name in _NAMES))
     return Decoded(
         out,
         lse,
@@ -47,6 +47,7 @@ def decode(
         index if topk else None,
         prob if topk else None,
         None if x.keep is None else masses,
+        factors if scores and x.keep is not None else None,
     )
 
 
@@ -150,13 +151,14 @@ def _check_pages(call: Call, pages: Tensor | None) -> None:
 
 #: In the operator's order.
 _NAMES = tuple(one.name for one in fields(Arguments))
-_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _outputs(
     q: Tensor, v: Tensor, lk: int, keep: Tensor | None, topk: int, scores: bool
 ) -> _Outputs:
     batch, heads, lq, _ = q.shape
+    masses = (0,) if keep is None else (batch, heads, lq, keep.shape[1])
     return (
         # the layout of a model's q, so that its (batch, queries, heads, d_v) view is contiguous
         v.new_empty(batch, lq, heads, v.shape[3]).transpose(1, 2),
@@ -164,16 +166,15 @@ def _outputs(
         q.new_empty((batch, heads, lq, lk) if scores else (0,), dtype=torch.float32),
         q.new_empty((batch, heads, lq, topk) if topk else (0,), dtype=torch.int64),
         q.new_empty((batch, heads, lq, topk) if topk else (0,), dtype=torch.float32),
-        q.new_empty(
-            (0,) if keep is None else (batch, heads, lq, keep.shape[1]), dtype=torch.float32
-        ),
+        q.new_empty(masses, dtype=torch.float32),
+        q.new_empty(masses if scores else (0,), dtype=torch.float32),
     )
 
 
 @torch.library.custom_op(
     "interp::decode",
     mutates_args=(),
-    schema=schema(Arguments, "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
+    schema=schema(Arguments, "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"),
 )
 def _decode(*values: Any) -> _Outputs:
     x = Arguments(*values)
@@ -189,6 +190,7 @@ def _decode(*values: Any) -> _Outputs:
         or_empty(got.topk_index, torch.int64),
         or_empty(got.topk_prob),
         or_empty(got.masses),
+        or_empty(got.factors),
     )
 
 

@@ -329,7 +329,7 @@ def _top_keys(
 def combine_kernel(
     m_ptr, l_ptr, acc_ptr, score_ptr, top_ptr, v_ptr, pages_ptr, keys_ptr, sink_ptr, real_ptr,
     keep_ptr, receive_ptr, tests_ptr, bounds_ptr, where_ptr, blend_ptr, gain_ptr,
-    out_ptr, lse_ptr, mass_ptr, index_ptr, prob_ptr,
+    out_ptr, lse_ptr, mass_ptr, factor_ptr, index_ptr, prob_ptr,
     v_b, v_h, v_n, v_d, o_b, o_h, o_m, keep_h, receive_h, blend_h, gain_b, gain_h, gain_m,
     n_splits, lq, lk, hi, first, tiles, off, n_pages,
     HEADS: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, GP: tl.constexpr, SP:
@@ -339,10 +339,10 @@ def combine_kernel(
     tl.constexpr,
     RENORMALISE: tl.constexpr, TESTS: tl.constexpr, WHERE: tl.constexpr, BLEND: tl.constexpr, GAIN:
     tl.constexpr,
-    K: tl.constexpr, KP: tl.constexpr, TILES: tl.constexpr, BN: tl.constexpr,
+    FACTORS: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, TILES: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """out = gain·((1 − u)·Σ_g factor_g·P_g·ô_g + u·v_own) of one row, lse, the masses P_g and the
-    strongest keys.
+    """out = gain·((1 − u)·Σ_g factor_g·P_g·ô_g + u·v_own) of one row, lse, the masses P_g, with
+    FACTORS those factors, and the strongest keys.
 
     Program 0, 1 … of the second axis writes DT dimensions of the output; one after the last finds
     the strongest keys.
@@ -469,3 +469,5 @@ def combine_kernel(
             tl.store(lse_ptr + row, lse)
             if RULE:
                 tl.store(mass_ptr + row * GROUPS + g, mass, mask=g < GROUPS)
+            if FACTORS:
+                tl.store(factor_ptr + row * GROUPS + g, factor, mask=g < GROUPS)

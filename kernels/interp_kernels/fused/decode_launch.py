@@ -44,7 +44,8 @@ class Decoded:
     scores (batch, heads, queries, keys) float32, the logits after soft-cap, temper and bias, −inf
     where hidden; topk_index (batch, heads, queries, k) int64 columns, strongest first, −1 where
     fewer are visible; topk_prob float32, exp(score − lse); masses (batch, heads, queries, groups)
-    float32 before the rule."""
+    float32 before the rule; with scores, factors of that shape, by which the rule multiplies the
+    weights of each group."""
 
     out: Tensor
     lse: Tensor
@@ -52,6 +53,7 @@ class Decoded:
     topk_index: Tensor | None = None
     topk_prob: Tensor | None = None
     masses: Tensor | None = None
+    factors: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -209,6 +211,7 @@ class Launch:
             "WHERE": x.rows is not None,
             "BLEND": x.blend is not None,
             "GAIN": x.gain is not None,
+            "FACTORS": x.keep is not None and x.scores,
             "BN": self.block_n,
             "num_warps": 4,
             "enable_fp_fusion": True,
@@ -223,6 +226,8 @@ class Launch:
         )
         if x.keep is not None:
             made.masses = q.new_empty(self.mass_shape, dtype=floats)
+            if self.scores:
+                made.factors = q.new_empty(self.mass_shape, dtype=floats)
         if self.topk:
             made.topk_index = q.new_empty(self.top_shape, dtype=torch.int64)
             made.topk_prob = q.new_empty(self.top_shape, dtype=floats)
@@ -278,8 +283,9 @@ class Launch:
         keys, real, rows = flags(keys), flags(real), flags(rows)
         n_pages = 0 if pages is None else pages.shape[1]
         none = made.lse
-        masses, index, prob = (
-            none if t is None else t for t in (made.masses, made.topk_index, made.topk_prob)
+        masses, factors, index, prob = (
+            none if t is None else t
+            for t in (made.masses, made.factors, made.topk_index, made.topk_prob)
         )
         k_strides, v_strides = k.stride(), v.stride()
         edges = [*x.spans, *_NO_EDGES[len(x.spans) :]]
@@ -343,6 +349,7 @@ class Launch:
                 made.out,
                 none,
                 masses,
+                factors,
                 index,
                 prob,
                 *v_strides,
