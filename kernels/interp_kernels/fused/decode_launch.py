@@ -181,7 +181,6 @@ class Launch:
             "V_PRECISION": precision(x.v.dtype),
             "num_warps": warps,
             "num_stages": stages,
-            "enable_fp_fusion": True,
         }
 
     def _fix_combine(self, x: Arguments) -> None:
@@ -214,7 +213,6 @@ class Launch:
             "FACTORS": x.keep is not None and x.scores,
             "BN": self.block_n,
             "num_warps": 4,
-            "enable_fp_fusion": True,
         }
 
     def run(self, x: Arguments) -> Decoded:
@@ -245,18 +243,7 @@ class Launch:
         if not made.out.numel():
             return made
         in_kernel = self.topk if self.topk <= _MAX_TOPK and tiles <= _MAX_TILES else 0
-        # absent tensors are no pointers that a kernel reads; theirs keep the types they would have
-        none = made.lse
-        self._launch(
-            x,
-            lk,
-            first,
-            tiles,
-            in_kernel,
-            none if raw is None else raw,
-            none if tops is None else tops,
-            made,
-        )
+        self._launch(x, (lk, first, tiles), in_kernel, raw, tops, made)
         if self.topk and not in_kernel:
             assert raw is not None and made.topk_index is not None and made.topk_prob is not None
             _top_by_torch(raw, made.lse, x.real, x.lo, x.hi, made.topk_index, made.topk_prob)
@@ -265,14 +252,13 @@ class Launch:
     def _launch(
         self,
         x: Arguments,
-        lk: int,
-        first: int,
-        tiles: int,
+        cut: tuple[int, int, int],
         in_kernel: int,
-        raw: Tensor,
-        tops: Tensor,
+        raw: Tensor | None,
+        tops: Tensor | None,
         made: Decoded,
     ) -> None:
+        lk, first, tiles = cut
         q, k, v, lq = x.q, x.k, x.v, self.lq
         splits, per_split = _cut(tiles, self.block_n, self.wanted, x.n_splits)
         state = (*self.mass_shape, splits)
@@ -282,10 +268,10 @@ class Launch:
         keep, receive, tests, bounds = (_whole(t) for t in (x.keep, x.receive, x.tests, x.bounds))
         keys, real, rows = flags(keys), flags(real), flags(rows)
         n_pages = 0 if pages is None else pages.shape[1]
-        none = made.lse
-        masses, factors, index, prob = (
+        none = made.lse  # a pointer that no kernel reads, for what is not asked
+        raw, tops, masses, factors, index, prob = (
             none if t is None else t
-            for t in (made.masses, made.factors, made.topk_index, made.topk_prob)
+            for t in (raw, tops, made.masses, made.factors, made.topk_index, made.topk_prob)
         )
         k_strides, v_strides = k.stride(), v.stride()
         edges = [*x.spans, *_NO_EDGES[len(x.spans) :]]
@@ -326,6 +312,7 @@ class Launch:
                 x.scale * LOG2E,
                 (x.softcap or 0.0) * LOG2E,
                 *edges,
+                enable_fp_fusion=True,
                 **self.split,
             )
             combine_kernel[(self.combined[0], self.combined[1] + (in_kernel > 0))](
@@ -370,6 +357,7 @@ class Launch:
                 K=in_kernel,
                 KP=_power(in_kernel),
                 TILES=_power(tiles),
+                enable_fp_fusion=True,
                 **self.combine,
             )
 

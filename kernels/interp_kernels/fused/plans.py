@@ -146,10 +146,14 @@ class Step:
             if len(steer) > 1:
                 raise _Odd
             steer = steer[0] if steer else None
+        if steer is not None and type(steer) is not Steer:
+            raise _Odd
+        if steer is not None and not steer and steer.labels is None and steer.spans == ():
+            steer = None  # it changes nothing
         self.steer: Steer | None = steer
         if steer is None:
             return None
-        if type(steer) is not Steer or steer.sigmoid is not None or not steer:
+        if steer.sigmoid is not None or not steer:
             raise _Odd
         bias, labels = self._last(mark, steer.bias), self._last(mark, steer.labels)
         others = mark(steer.temper), mark(steer.blend), mark(steer.gain)
