@@ -94,7 +94,7 @@ CHOICES: dict[str, list[Any]] = {
     "bias": [None, torch.float32, torch.float16, "heads", "short"],
     "gain": [None, (1, "heads", 1), (1, 1, 1), (1, 1, 5)],
     "blend": [None, torch.float32],
-    "rule": [None, "keep", "receive", "renormalise", "tests", "rows", "half", "wide", "two"],
+    "rule": [None, "receive", "keep", "renormalise", "tests", "rows", "half", "wide", "two"],
     "where": [
         ((0, 2, 1),), ((0, 2, 0),), ((1, 2, 1), (0, 1, 1)), ((0, 30, 1),), ((0.0, 2.0, 1.0),),
         ((0, 2, 5),), ((0, 1, 1),) * 5, torch.int64, torch.int32, torch.float32, "heads", "far",
