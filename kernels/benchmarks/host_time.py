@@ -8,13 +8,17 @@ A round is a process a checkout, in turn first; a process' figure for a case is 
 blocks of calls, on one thread. Reported are the median over the rounds, the median of the rounds'
 ratios, and where a median of as many ratios would fall in 95 of 100 runs (bootstrap). The row
 "vendor call alone" is what torch's fused call takes without any of our code: no ratio of a plain
-call can fall below its share.
+call can fall below its share. With --fused the same calls by the Triton backend, over a
+cache that grows by a key a call, with nothing in place of its two launches: what Python does before
+a GPU has work. Operations of PyTorch that statistics take beside are in them, arithmetic included.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -32,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Keys in the cache.
 LENGTHS = (16, 128)
 BLOCKS, CALLS = 40, 50
+#: Steps of a growing cache.
+GROWING = 10
 
 
 def cases(length: int) -> dict[str, Callable[[], object]]:
@@ -61,30 +67,88 @@ def cases(length: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(quick: bool) -> dict[str, float]:
+class Nothing:
+    """Stands in for a kernel, whatever its grid and arguments."""
+
+    def __getitem__(self, grid: object) -> Nothing:
+        return self
+
+    def __call__(self, *args: object, **constants: object) -> None:
+        pass
+
+
+def fused() -> dict[str, Callable[[], object]]:
+    """name → `GROWING` calls by the Triton backend, whose launches do nothing from here on."""
+    import torch
+
+    from interp_kernels import Mask, Request, Rule, Steer, attention
+
+    for name in ("decode_launch", "decode"):  # where this and earlier checkouts launch from
+        if importlib.util.find_spec(f"interp_kernels.fused.{name}"):
+            module: Any = importlib.import_module(f"interp_kernels.fused.{name}")
+            if hasattr(module, "split_kernel"):
+                module.split_kernel = module.combine_kernel = Nothing()
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(1, 8, 1, 64, generator=generator)
+    steps = []
+    for length in range(LENGTHS[-1] - GROWING + 1, LENGTHS[-1] + 1):
+        k, v = (torch.randn(1, 2, length, 64, generator=generator) for _ in range(2))
+        steps.append((k, v, Mask(q_start=length - 1)))
+    rule = Rule(keep=torch.tensor([[1.0, 0.5]]), receive=torch.tensor([[1.0, 0.0]]))
+    edit = Steer(spans=((0, 1, 1),), rule=rule)
+    three = Request(names=frozenset({"entropy", "max", "argmax"}))
+
+    def call(**asked: Any) -> Callable[[], object]:
+        def run() -> None:
+            for k, v, mask in steps:
+                attention(q, k, v, mask=mask, backend="triton", **asked)
+
+        return run
+
+    return {
+        "fused, plain": call(),
+        "fused, gain": call(steer=Steer(gain=torch.ones(1, 8, 1))),
+        "fused, edit with a rule": call(steer=edit),
+        "fused, strongest 8 keys": call(request=Request(topk=8)),
+        "fused, entropy, max, argmax": call(request=three),
+        "fused, edit and statistics": call(steer=edit, request=three),
+    }
+
+
+def measure(quick: bool, only_fused: bool) -> dict[str, float]:
     """Microseconds a call of every case, in this process."""
     import torch
 
     found = {}
     blocks, calls = (2, 2) if quick else (BLOCKS, CALLS)
     with torch.no_grad():
-        for length in LENGTHS:
+        for length in () if only_fused else LENGTHS:
             for name, call in cases(length).items():
-                times = []
-                for _ in range(blocks + 1):  # the first warms up
-                    start = time.perf_counter()
-                    for _ in range(calls):
-                        call()
-                    times.append((time.perf_counter() - start) / calls)
-                found[f"{name} {length}"] = 1e6 * min(times[1:])
+                found[f"{name} {length}"] = fastest(call, blocks, calls)
+        if only_fused:
+            for name, call in fused().items():
+                times = fastest(call, blocks, max(calls // GROWING, 1))
+                found[f"{name} {LENGTHS[-1]}"] = times / GROWING
     return found
 
 
-def in_process(checkout: Path, quick: bool) -> dict[str, float]:
+def fastest(call: Callable[[], object], blocks: int, calls: int) -> float:
+    """Microseconds a call in the fastest block of calls."""
+    times = []
+    for _ in range(blocks + 1):  # the first warms up
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append((time.perf_counter() - start) / calls)
+    return 1e6 * min(times[1:])
+
+
+def in_process(checkout: Path, quick: bool, only_fused: bool) -> dict[str, float]:
     """`measure` by the kernels of a checkout."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout / "kernels")}
+    environment["TRITON_INTERPRET"] = "1"  # kernels on the CPU; none of them runs
     command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
-    command += ["--quick"] * quick
+    command += ["--quick"] * quick + ["--fused"] * only_fused
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{checkout} failed:\n{done.stderr}")
@@ -122,14 +186,14 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} threads"
 
 
-def compare(against: Path | None, rounds: int, quick: bool) -> dict[str, Any]:
+def compare(against: Path | None, rounds: int, quick: bool, only_fused: bool) -> dict[str, Any]:
     """The result file's content."""
     checkouts = [ROOT] if against is None else [ROOT, against.resolve()]
     found: list[list[dict[str, float]]] = [[] for _ in checkouts]
     for turn in range(rounds):
         order = list(range(len(checkouts)))
         for i in order if turn % 2 else order[::-1]:
-            found[i].append(in_process(checkouts[i], quick))
+            found[i].append(in_process(checkouts[i], quick, only_fused))
     rows = []
     for name in found[0][0]:
         case, length = name.rsplit(" ", 1)
@@ -167,12 +231,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, help="write the JSON there")
     parser.add_argument("--quick", action="store_true", help="a few calls: does it run at all?")
+    parser.add_argument("--fused", action="store_true", help="the Triton backend, launches stubbed")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        print(json.dumps(measure(arguments.quick)))
+        print(json.dumps(measure(arguments.quick, arguments.fused)))
         return
-    text = dumps(compare(arguments.against, arguments.rounds, arguments.quick))
+    text = dumps(compare(arguments.against, arguments.rounds, arguments.quick, arguments.fused))
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")
     print(text)
