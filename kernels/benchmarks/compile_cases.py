@@ -13,6 +13,7 @@ import torch
 from interp_kernels import Mask, Received, Request, Rule, Steer
 from interp_kernels.call import prepare
 from interp_kernels.fused.decode import decode
+from interp_kernels.fused.decode_statistics import statistics
 from interp_kernels.fused.forward import NAMES, Keys, forward
 from interp_kernels.fused.merge import Piece, merge
 from interp_kernels.fused.received import received
@@ -105,6 +106,20 @@ def step(
     return launch
 
 
+def few_statistics(steer: Steer | None = None) -> Launch:
+    """Entropy, maximum and argmax of a decode step."""
+
+    def launch() -> Any:
+        q, k, v = tensors(128, heads=8)
+        names = frozenset({"entropy", "max", "argmax"})
+        call = prepare(
+            q[:, :, :1], k, v, mask=Mask(q_start=255), steer=steer, request=Request(names=names)
+        )
+        return statistics(call, decode(call, scores=True))
+
+    return launch
+
+
 def merged(rule: Rule, gradients: bool = False) -> Launch:
     def launch() -> Any:
         out, _, v = tensors(128)
@@ -141,6 +156,8 @@ def cases(family: int = 90) -> dict[str, Launch]:
         made[f"decode {rows_} rows d128"] = step(128, rows=rows_)
         made[f"decode {rows_} rows, rule d128"] = step(128, rows=rows_, steer=act)
     made["decode fp32 d128"] = step(128, torch.float32)
+    made["decode statistics d128"] = few_statistics()
+    made["decode statistics, rule d128"] = few_statistics(act)
     made["merge d128"] = merged(_TWO)
     made["merge with gradients d128"] = merged(_TWO, gradients=True)
     # `configs.why_not`: the streaming route's

@@ -9,7 +9,7 @@ blocks of calls, on one thread. Reported are the median over the rounds, the med
 ratios, and where a median of as many ratios would fall in 95 of 100 runs (bootstrap). The row
 "vendor call alone" is what torch's fused call takes without any of our code: no ratio of a plain
 call can fall below its share. With --fused the same calls by the Triton backend, over a
-cache that grows by a key a call, with nothing in place of its two launches: what Python does before
+cache that grows by a key a call, with nothing in place of its launches: what Python does before
 a GPU has work. Operations of PyTorch that statistics take beside are in them, arithmetic included.
 """
 
@@ -83,11 +83,13 @@ def fused() -> dict[str, Callable[[], object]]:
 
     from interp_kernels import Mask, Request, Rule, Steer, attention
 
-    for name in ("decode_launch", "decode"):  # where this and earlier checkouts launch from
+    kernels = ("split_kernel", "combine_kernel", "decode_statistics_kernel")
+    # where this and earlier checkouts launch from
+    for name in ("decode_launch", "decode_statistics", "decode"):
         if importlib.util.find_spec(f"interp_kernels.fused.{name}"):
-            module: Any = importlib.import_module(f"interp_kernels.fused.{name}")
-            if hasattr(module, "split_kernel"):
-                module.split_kernel = module.combine_kernel = Nothing()
+            module = importlib.import_module(f"interp_kernels.fused.{name}")
+            for kernel in set(kernels) & set(vars(module)):
+                setattr(module, kernel, Nothing())
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 8, 1, 64, generator=generator)
     steps = []

@@ -58,6 +58,7 @@ def test_every_kernel_of_one_family(tmp_path: Path) -> None:
         "received_kernel",
         "split_kernel",
         "combine_kernel",
+        "decode_statistics_kernel",
         "merge_kernel",
         "weighted_kernel",
         "weighted_backward_kernel",
@@ -181,4 +182,4 @@ def test_every_launch_asks_for_fused_multiply_adds() -> None:
                 launches += 1
                 asked = {one.arg: ast.unparse(one.value) for one in node.keywords}
                 assert asked.get("enable_fp_fusion") == "True", (path.name, name)
-    assert launches == 7
+    assert launches == 8

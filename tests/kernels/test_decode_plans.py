@@ -18,7 +18,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from interp_kernels import Mask, Received, Request, Rule, Steer, attention, dispatch
-from interp_kernels.fused import capable, decode_launch, plans
+from interp_kernels.fused import capable, decode_launch, decode_statistics, plans
 from interp_kernels.fused.primitives import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="launches are stubbed on the CPU")
@@ -59,6 +59,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder([])
     monkeypatch.setattr(decode_launch, "split_kernel", recorder)
     monkeypatch.setattr(decode_launch, "combine_kernel", recorder)
+    monkeypatch.setattr(decode_statistics, "decode_statistics_kernel", recorder)
     return recorder
 
 
@@ -401,3 +402,49 @@ def test_planned_steps_against_float64(rule: str | None) -> None:
             torch.testing.assert_close(got.stats[name].double(), near, atol=2e-5, rtol=0)
         assert torch.equal(got.stats["argmax"], want.stats["argmax"])
     assert len(plans._PLANS) == 1
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("where", ["spans", "many", "labels", "none"])
+def test_statistics_of_long_rows(where: str, sinks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several tiles, some of them hidden, by several heads; and a row that sees nothing."""
+    monkeypatch.setattr(decode_statistics, "_TILE", 32)
+    generator = torch.Generator().manual_seed(1)
+    batch, heads, lq, lk = 2, 2, 2, 100
+    q = torch.randn(batch, heads, lq, 16, generator=generator)
+    k, v = (torch.randn(batch, 1, lk, 16, generator=generator) for _ in range(2))
+    keys = torch.rand(batch, lk, generator=generator) < 0.7
+    keys[1] = False
+    mask = Mask(q_start=lk - lq, keys=keys)
+    keep, receive = torch.rand(heads, 3, generator=generator), torch.tensor([[1.0, 0.0, 0.0]])
+    at: dict[str, Any] = {
+        "spans": {"spans": ((1, 40, 1), (70, lk, 2))},
+        "many": {"spans": tuple((14 * i, 14 * i + 5, 1 + i % 2) for i in range(7))},
+        "labels": {"labels": torch.randint(0, 3, (batch, heads, lk), generator=generator)},
+    }.get(where, {})
+    given: dict[str, Any] = {
+        "mask": mask,
+        "sinks": torch.randn(heads, generator=generator) if sinks else None,
+        "steer": Steer(rule=Rule(keep, receive), **at) if at else None,
+    }
+    for names in ({"entropy"}, {"max", "argmax"}):
+        request = Request(frozenset(names))
+        with torch.no_grad():
+            got = attention(q, k, v, backend="triton", request=request, **given)
+            wide = q.double(), k.double(), v.double()
+            want = attention(*wide, backend="reference", request=request, **given)
+        assert set(got.stats) == names
+        for name in names - {"argmax"}:
+            near = want.stats[name].double()
+            torch.testing.assert_close(got.stats[name].double(), near, atol=2e-5, rtol=1e-5)
+        if "argmax" in names:
+            assert torch.equal(got.stats["argmax"], want.stats["argmax"])
+
+
+def test_a_broken_row_has_broken_statistics() -> None:
+    q, k = torch.ones(1, 1, 1, 16), torch.ones(1, 1, 20, 16)
+    k[0, 0, 3] = torch.nan
+    request = Request(frozenset({"entropy", "max", "argmax"}))
+    with torch.no_grad():
+        got = attention(q, k, k, mask=Mask(q_start=19), backend="triton", request=request)
+    assert got.stats["entropy"].isnan().all() and got.stats["max"].isnan().all()
