@@ -156,7 +156,6 @@ def test_shifts_of_probed_heads_move_it_and_controls_do_not(smollm2: Any) -> Non
 def test_its_copy_suppression_heads_are_those_that_lower_names(smollm2: Any) -> None:
     """From weights, the two heads that ablation on another task had named; no successor head, and
     hardly more than the same with predecessors."""
-    from itertools import pairwise
 
     import interp
     from interp.mechanics import ov_words
