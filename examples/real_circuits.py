@@ -165,7 +165,7 @@ def render(result: dict[str, Any]) -> str:
         effects = found["truths"]["resample"]["effects"]
         both = len(set(mean) & set(resample))
         top = sorted(resample, key=lambda h: -abs(effects[h]))[:5]
-        said = ", ".join(f"{h} {effects[h]:+.2f}" for h in top)
+        said = ", ".join(f"{h} {effects[h]:+.2f}".replace("-", "−") for h in top)
         parts.append(f"| {name} | {len(mean)} | {len(resample)} | {both} | {said} |")
     for mode in TRUTHS:
         parts += ["", f"AUC against the truth by {mode}; † does not beat its shuffled twin.", ""]
@@ -186,6 +186,11 @@ def render(result: dict[str, Any]) -> str:
                     f"{one['auc']:.2f}{mark} [{one['auc_low']:.2f}, {one['auc_high']:.2f}]"
                 )
             parts.append(f"| {label} | " + " | ".join(cells) + " |")
+    parts += ["", "| heads kept by | task | CPR | random orders | CMD |", "|---|---|---|---|---|"]
+    for name, found in result["tasks"].items():
+        for ranking, curve in found["curves"].items():
+            numbers = (curve[k] for k in ("cpr", "random_cpr", "cmd"))
+            parts.append(f"| {ranking} | {name} | {' | '.join(f'{x:.2f}' for x in numbers)} |")
     parts += ["", "| tasks | heads | shared | by chance | p |", "|---|---|---|---|---|"]
     for row in result["shared"]:
         parts.append(

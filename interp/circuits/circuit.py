@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from interp.atlas import Atlas
 from interp.circuits.drawing.graph import figure
-from interp.circuits.drawing.section import EFFECT, sections, signed
+from interp.circuits.drawing.section import effect_heading, sections, signed
 from interp.report.heatmap import within
 from interp.results.circuit_table import CircuitTable
 from interp.support.html import block
@@ -106,9 +106,9 @@ class Circuit(CircuitTable, Atlas):
 
     def _repr_html_(self) -> str:
         search, ranked = self.search, self.ranked(TOP)
-        effects = any(r.effect is not None for r in ranked)
+        effect = effect_heading(ranked)
         rows = [
-            [r.head, within(f"{r.score:.3f}", r.ends), *([signed(r)] if effects else [])]
+            [r.head, within(f"{r.score:.3f}", r.ends), *([signed(r)] if effect else [])]
             for r in ranked
         ]
         facts = {
@@ -121,7 +121,7 @@ class Circuit(CircuitTable, Atlas):
             f"Circuit for {self.task} in {self.model}",
             f"by {search.method}",
             facts,
-            ["head", "score", *([EFFECT] if effects else [])],
+            ["head", "score", *([effect] if effect else [])],
             rows,
             [self.about(self.column).reading, *self.notes],
         )

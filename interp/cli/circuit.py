@@ -333,17 +333,17 @@ def show(found: Circuit, top: int, truth: Truth | None) -> None:
     told(found)
     classes = {} if truth is None else _classes(truth)
     ranked = found.ranked(top)
-    signed = any(r.effect is not None for r in ranked)
+    effect = section.effect_heading(ranked)
     known = [] if truth is None else [truth.name]
-    columns = ["#", "head", "score", *([section.EFFECT] if signed else []), *known]
-    table = common.table(*columns, right=("#", "score", section.EFFECT))
+    columns = ["#", "head", "score", *([effect] if effect else []), *known]
+    table = common.table(*columns, right=("#", "score", effect))
     for rank, r in enumerate(ranked, 1):
         cells: list[str | Text] = [
             str(rank),
             Text(str(r.head), style="bold"),
             within(number(r.score, 3), r.ends),
         ]
-        cells += [section.signed(r)] if signed else []
+        cells += [section.signed(r)] if effect else []
         if truth is not None:
             none = Text("–", style="dim")
             cells.append(classes.get((r.head.layer, r.head.head), none))

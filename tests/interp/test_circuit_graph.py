@@ -19,12 +19,12 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.drawing import curve_svg, graph, graph_svg
 from interp.circuits.drawing import layout as placing
 from interp.circuits.drawing import picture as pictures
-from interp.circuits.drawing.section import marked
+from interp.circuits.drawing.section import effect_heading, marked
 from interp.circuits.finding import find
 from interp.circuits.known.truth import Truth
 from interp.errors import InputError
 from interp.loading import load
-from interp.results.circuit_table import EDGE_COLUMNS, Search
+from interp.results.circuit_table import EDGE_COLUMNS, Ranked, Search
 from interp.support.statistics import Interval
 from interp_hooks import Head
 
@@ -351,6 +351,15 @@ def test_a_browser_draws_it(page: Path, tmp_path: Path, width: int, dark: bool) 
     # headless browsers are no narrower than about 500 pixels, which is narrow as well
     assert said == ["1", "wide" if width > 704 else "narrow", f"rgb({wanted})", "false"]
     assert page.stat().st_size < 400_000  # drawn without plotly.js
+
+
+def test_a_level_is_named_where_there_are_intervals() -> None:
+    def of(effect: float | None, ends: tuple[float, float] | None) -> Any:
+        return Ranked(Head(0, 0), 1.0, None, effect, ends)
+
+    assert effect_heading([of(None, None)]) == ""
+    assert effect_heading([of(1.0, None), of(None, None)]) == "effect"
+    assert effect_heading([of(1.0, None), of(1.0, (0.5, 1.5))]) == "effect [95 %]"
 
 
 def test_prompts_stand_side_by_side(tmp_path: Path) -> None:

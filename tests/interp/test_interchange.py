@@ -322,6 +322,9 @@ def test_a_format_is_one_line_in_the_registry(tmp_path: Path) -> None:
 
     catalogue.registry.add("mine", Mine())
     try:
-        assert interp.Atlas.read(file(tmp_path, {"mine": 0.5})).value("L0H1", "mine") == 0.5
+        atlas = interp.Atlas.read(file(tmp_path, {"mine": 0.5}))
+        assert atlas.value("L0H1", "mine") == 0.5
+        with pytest.raises(InputError, match="is read and not written"):
+            atlas.write_json(tmp_path / "out.json", "mine", format="mine")
     finally:
         del catalogue.registry._loaded["mine"]

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: heads and edges listed, and heads that push against the answer
 LISTED, NEGATIVE = 12, 4
-#: heading of signed effects
-EFFECT = "effect [95 %]"
 #: tokens of a long prompt that are shown around what differs
 AROUND = 20
 
@@ -141,15 +139,23 @@ def signed(ranked: Ranked) -> str:
     return "–" if ranked.effect is None else within(f"{ranked.effect:+.3g}", ranked.effect_ends)
 
 
+def effect_heading(ranked: Sequence[Ranked]) -> str:
+    """The heading of signed effects, with the interval's level where there are intervals; "" where
+    no head has an effect."""
+    if all(r.effect is None for r in ranked):
+        return ""
+    return "effect [95 %]" if any(r.effect_ends for r in ranked) else "effect"
+
+
 def _heads(circuit: CircuitTable) -> dict[str, Any]:
     """The table of the strongest heads."""
     ranked = circuit.ranked(LISTED)
-    effects = any(r.effect is not None for r in ranked)
+    effect = effect_heading(ranked)
     rows = [
-        [str(n), str(r.head), within(number(r.score, 3), r.ends), *([signed(r)] if effects else [])]
+        [str(n), str(r.head), within(number(r.score, 3), r.ends), *([signed(r)] if effect else [])]
         for n, r in enumerate(ranked, 1)
     ]
-    headings = ["#", "Head", "Score", *([EFFECT.capitalize()] if effects else [])]
+    headings = ["#", "Head", "Score", *([effect.capitalize()] if effect else [])]
     return _listing(headings, rows, f"Strongest of {len(circuit.frame)} heads")
 
 

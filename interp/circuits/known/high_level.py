@@ -8,6 +8,7 @@ the nodes aligned with them gives the same answers (Geiger et al. 2021, arXiv 21
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +19,7 @@ Values = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Program:
+class Program(ABC):
     """A program over prompts of one length; the answer comes at the last position.
 
     Attributes:
@@ -43,18 +44,18 @@ class Program:
     edges: ClassVar[tuple[tuple[str, str, str], ...]]
     constant_edges: ClassVar[tuple[tuple[str, str, str], ...]]
 
+    @abstractmethod
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """(n, length) token ids."""
-        raise NotImplementedError
 
     def asked(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """(n, length): prompts with one answer, those that a task asks."""
         return self.sample(n, rng)
 
+    @abstractmethod
     def values(self, ids: np.ndarray, given: Values | None = None) -> dict[str, np.ndarray]:
         """Every variable of these prompts, where those `given` are taken as they are; the last,
         "answer", is (n, vocabulary) probabilities."""
-        raise NotImplementedError
 
     def corrupted(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(n, length): prompts with another answer, of the same form."""
@@ -63,9 +64,9 @@ class Program:
             found[same] = self.sample(len(same), rng)
         return found
 
+    @abstractmethod
     def rivals(self, ids: np.ndarray) -> np.ndarray:
         """(n, vocabulary) bool: the wrong answers that the right one is compared with."""
-        raise NotImplementedError
 
     def _one_hot(self, token: np.ndarray) -> np.ndarray:
         return np.eye(len(self.words))[token]
