@@ -50,8 +50,11 @@ def test_half_of_what_it_was() -> None:
 
 def test_a_planned_step_takes_60_microseconds() -> None:
     """The committed figures of the kernels' decode step, without its launches: plain, edited, with
-    the strongest keys."""
+    the strongest keys, with statistics."""
     kept = json.loads((BENCHMARKS / "results/host_time_fused.json").read_text())["rows"]
     took = {row["name"]: row["us"] for row in kept}
-    for name in ("plain", "gain", "edit with a rule", "strongest 8 keys"):
+    for name in (
+        "plain", "gain", "edit with a rule", "strongest 8 keys", "entropy, max, argmax",
+        "edit and statistics",
+    ):  # fmt: skip
         assert took[f"fused, {name}"] <= 60
