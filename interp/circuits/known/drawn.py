@@ -3,6 +3,7 @@ in Python."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ Answer = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class DrawnTask(Task):
+class DrawnTask(Task, ABC):
     """Prompts that are drawn token by token, for the model that was made for them.
 
     Corrupted: another prompt of the same form, with another answer.
@@ -27,13 +28,13 @@ class DrawnTask(Task):
     words: ClassVar[tuple[str, ...]]
     citation: ClassVar[str] = ""
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator) -> list[int]:
         """The ids of one prompt; all prompts have one length."""
-        raise NotImplementedError
 
+    @abstractmethod
     def solve(self, ids: list[int]) -> dict[int, Answer]:
         """Judged position → the right token after it, and the wrong ones."""
-        raise NotImplementedError
 
     def corrupt(self, ids: list[int], rng: np.random.Generator) -> list[int]:
         """A prompt with another answer."""

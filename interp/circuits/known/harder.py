@@ -8,6 +8,7 @@ said twice, movers rest on "<bos>" and write nothing.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,9 +52,9 @@ class Harder(ProgramTask):
         w.answer("out", LOGIT * np.eye(N), range(1, N + 1))
         return w
 
+    @abstractmethod
     def _answer(self, w: Wiring, mover: int, last: int) -> None:
         """The heads from name movers on, in these two layers."""
-        raise NotImplementedError
 
 
 def _rest(w: Wiring, head: Head, share: float = 0.5) -> None:
