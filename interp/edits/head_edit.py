@@ -121,9 +121,9 @@ class HeadEdit(Edit):
             EditError: it is not the same.
         """
         raise EditError(
-            f"{self.name} can't be baked into weights: what it does depends on the prompt. It acts "
-            "while a model runs (model.edit, --edit); scale_heads, shift_heads and ablate (zero, "
-            "mean) can be baked."
+            f"{self.name} can't be baked into W_O: what it does to z depends on the prompt. It "
+            "acts while a model runs (model.edit, --edit); scale_heads, shift_heads and ablate "
+            "(zero, mean) can be baked."
         )
 
     def check_unbounded(self) -> None:
