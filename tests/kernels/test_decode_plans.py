@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -223,16 +224,6 @@ def changed(draw: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in draw(st.sets(st.sampled_from(sorted(CHOICES)), min_size=1, max_size=2)):
         after[name] = draw(st.sampled_from(CHOICES[name]))
     return before, after
-
-
-def examples(count: int) -> settings:
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def same_as_the_long_way(both: Any, stubbed: Recorder) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from test_fused_vendors import Emulated, use
 from test_kernels import PLAIN_ROW, assert_same
@@ -36,17 +37,6 @@ Tensor = torch.Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Powers of two, what two of them add up to, and neither.
 DIMS = (8, 16, 24, 40, 64, 80, 96)
-
-
-def examples(count: int) -> settings:
-    return settings(
-        max_examples=count,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
 
 
 def draw_mask(
