@@ -176,12 +176,14 @@ def _edit_facts(edit: Any) -> dict[str, str]:
 def _score_use(name: str, score: Any) -> str:
     if score.needs_site or score.needs_images or score.tower:
         return ""
+    command = f"On the command line: `interp scan-heads --model smollm2-135m --scores {name}`."
+    if score.needs_words:  # pocket-llama's tokenizer has none
+        return command
     return (
         "```python\nimport interp\n\n"
         'model = interp.load("llama")  # or smollm2-135m, a hub id, a folder\n'
         f'atlas = interp.scan_heads(model, "{name}", context=128, samples=2, progress=False)\n'
-        f'atlas.ranking("{name}")[:5]\n```\n\n'
-        f"On the command line: `interp scan-heads --model smollm2-135m --scores {name}`."
+        f'atlas.ranking("{name}")[:5]\n```\n\n{command}'
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,8 +28,40 @@ def eagerly(certain: bool = False) -> Iterator[None]:
     if not certain and "torch._dynamo" not in sys.modules:
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    _EAGER.enter()
+    try:
         yield
+    finally:
+        _EAGER.leave()
+
+
+class _Eager:
+    """The blocks that want compiled code to stand aside, counted.
+
+    The stance is the process's, and blocks of two handles, or generators that Python closes when
+    it likes, do not end in the order they began: were each to put back what it found, the last
+    one could leave compiling off for good.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.open = 0
+        self.stance = ExitStack()
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.open == 0:
+                self.stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self.open += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.open -= 1
+            if self.open == 0:
+                self.stance.close()
+
+
+_EAGER = _Eager()
 
 
 def inner(module: Any) -> Any:

@@ -80,6 +80,8 @@ class Score(ABC):
     #: what of a site only some architectures have ("output_gate", "learned_sinks"); "default" and
     #: "all" leave the score out where no site has it
     needs_site: ClassVar[str] = ""
+    #: only tokenizers that write common words as single tokens have it
+    needs_words: ClassVar[bool] = False
     #: "" for heads of the main tower, or "vision"
     tower: ClassVar[str] = ""
     #: why it is not defined in a model that gives it nowhere, as a clause; "" where that can't be

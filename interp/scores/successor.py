@@ -38,6 +38,7 @@ class Successor(ModelScore):
     probe = "own"
     passes = "one of single words"
     optional = True
+    needs_words = True
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
         from interp.mechanics.weights import main_sites

@@ -150,6 +150,31 @@ def test_blocks_left_in_another_order() -> None:
     assert_untouched(model, plain)
 
 
+@torch.no_grad()
+def test_blocks_left_in_another_order_leave_compiling_on() -> None:
+    """Compiled code stands aside while any block is open, and is back after the last one."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, example: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compiles() -> bool:
+        torch._dynamo.reset()
+        graphs.clear()
+        torch.compile(lambda x: x + 1, backend=backend)(torch.ones(1))
+        return len(graphs) == 1
+
+    assert compiles()
+    a, b = hook(tiny.build("llama")), hook(tiny.build("llama"))
+    first, second = a.edit(ONE), b.edit(OTHER)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert not compiles()
+    second.__exit__(None, None, None)
+    assert compiles()
+
+
 def assert_untouched(model: HookedModel, plain: torch.Tensor) -> None:
     module = model.module
     assert near(module(input_ids=tokens()).logits, plain)

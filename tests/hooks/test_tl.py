@@ -30,9 +30,9 @@ MODELS = ["llama", "gpt2"]
 LIBRARIES = ["hooked", "bridge"]
 #: those of models without images, but for the slow one
 SCORES = [s for s in scores.names() if s != "importance" and not scores.get(s).needs_images]
-#: what a model of random weights without sink logits or gates has no value for: qr asks that the
-#: needle is answered
-UNDEFINED = {"qr"} | {s for s in SCORES if scores.get(s).needs_site}
+#: what a model of random weights without sink logits or gates has no value for, and a tokenizer
+#: that cuts common words: qr asks that the needle is answered
+UNDEFINED = {"qr"} | {s for s in SCORES if scores.get(s).needs_site or scores.get(s).needs_words}
 #: counts of an arg-max that may fall differently where two weights are equal to rounding
 TIES = {"retrieval", "retrieval_activation", "sink_rate"}
 Trio = Callable[[str], dict[str, HookedModel]]
