@@ -7,7 +7,8 @@ pocket-llama's tasks, where heads count by exhaustive ablation in three ways (me
 best constant), and constructed models, whose circuits are known head by head and edge by edge.
 Every method runs beside itself on shuffled prompts and beside rankings that know nothing of the
 task. No prompt of a truth is seen by a method; settings are defaults and published presets; nothing
-was tuned here. What is finished is kept in STATE, so that a run that was interrupted goes on.
+was tuned here. What is finished is kept in STATE, so that a run that was interrupted goes on; rows
+that --out holds already stay, and are measured anew only where --methods names them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from published import parser, publish, stamp
+from published import earlier, parser, publish, stamp, where
 
 import interp
 from interp.circuits import Bench, Truth, bench, constructed, controls, faithfulness, find, measured
@@ -231,7 +232,7 @@ def render(result: dict[str, Any]) -> str:
         "ROC AUC [95 %, Hanley–McNeil]; † a shuffled twin is as good (labels, pairs, sides or "
         "codes shuffled; the 95 % interval of the paired difference holds 0). "
         f"{result['n']} pairs of prompts (discrete SAE 250, ACDC 16), {result['draws']} shuffles "
-        f"of each kind; {result['machine']}, {result['date']}, float32 "
+        f"of each kind; {where(result['rows'])}, float32 "
         "([all numbers](../examples/circuit_table.json))."
     )
     return "\n".join([*parts, about])
@@ -248,24 +249,43 @@ def main() -> None:
     options = made.parse_args()
     torch.set_num_threads(options.threads)
     state = Path(options.state)
+    before = earlier(options, n=options.n, draws=options.draws)
     given = cases(state, options.cases, options.truths)
-    frames = []
+    have = {(row["case"], row["method"]) for row in before.get("rows", [])}
+    frames = [pd.DataFrame()]
     for case in given:
-        frames.append(naive(case, options.n, state))
+        if not have >= {(case.label, name) for name in controls.names()}:
+            frames.append(naive(case, options.n, state))
         for label, row in METHODS.items():
+            if options.methods is None and (case.label, label) in have:
+                continue
             there = (folder_of(case, label, state) / "bench.json").is_file()
             if (options.methods is None or label in options.methods) and (
                 there or not options.kept
             ):
                 frames.append(measure(case, label, row, options.n, options.draws, state))
-    frame = pd.concat(frames, ignore_index=True)
+    measured_here = {k: v for k, v in stamp().items() if k in ("machine", "date")}
+    frame = pd.concat(frames, ignore_index=True).assign(**measured_here)
+    publish_with(before, given, frame, options)
+
+
+def publish_with(
+    before: dict[str, Any], given: Sequence[Case], frame: pd.DataFrame, options: Any
+) -> None:
+    """Writes what was measured, beside the rows of before that it does not have."""
+    rows = frame.replace({np.nan: None}).to_dict("records")
+    new = {(row["case"], row["method"]) for row in rows}
+    rows += [r for r in before.get("rows", []) if (r["case"], r["method"]) not in new]
+    methods = [*METHODS, *controls.names()]
+    truths = before.get("truths", {})
+    for case in given:
+        truths.setdefault(case.label, {}).update({t.name: len(t.heads) for t in case.truths})
+    order = [*POCKET, *(name for name in truths if name not in POCKET)]
+    shown = [name for name in order if name in truths]
+    rows.sort(key=lambda r: (shown.index(r["case"]), methods.index(r["method"])))
     result = dict(
-        rows=frame.replace({np.nan: None}).to_dict("records"),
-        cases=[case.label for case in given],
-        truths={
-            case.label: {truth.name: len(truth.heads) for truth in case.truths} for case in given
-        },
-        controls=controls.names(), n=options.n, draws=options.draws, **stamp(),
+        rows=rows, cases=shown, truths={name: truths[name] for name in shown},
+        controls=controls.names(), n=options.n, draws=options.draws,
     )  # fmt: skip
     publish(result, render(result), options, BEGIN, END)
 

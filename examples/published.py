@@ -7,7 +7,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,29 @@ def stamp() -> dict[str, Any]:
         machine=f"{cpu()}, threads: {torch.get_num_threads()}",
         versions={p: version(p) for p in ("torch", "transformers", "interp")},
     )
+
+
+def earlier(options: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """What `--out` holds already, {} where there is no such file: long tables are measured a part
+    at a time, and a part goes in beside the others only if it has their settings.
+
+    Raises:
+        SystemExit: the file was measured with other settings.
+    """
+    path = Path(options.out)
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    other = {key: found.get(key) for key, value in settings.items() if found.get(key) != value}
+    if other:
+        asked = {key: settings[key] for key in other}
+        raise SystemExit(f"{path} was measured with {other}, not {asked}; give another --out.")
+    return found
+
+
+def where(stamps: Iterable[dict[str, Any]]) -> str:
+    """ "AMD EPYC, threads: 1, 2026-11-29", each machine and day once."""
+    return "; ".join(dict.fromkeys(f"{one['machine']}, {one['date']}" for one in stamps))
 
 
 def parser(about: str | None, name: str, n: int, threads: int = 2) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ Of each task: which heads matter, by exhaustive ablation in two ways; five gradi
 with two ablations), each beside the same method on shuffled prompts; how faithful the best ranking
 is; and which heads two tasks share, beside chance. FOLDER holds relations as JSON lists of
 {"input", "output"} (those of Todd et al. 2024). Every piece is kept in STATE, so that a run that
-was interrupted goes on.
+was interrupted goes on; tasks that --out holds already stay beside those of --tasks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from published import parser, publish, stamp
+from published import earlier, parser, publish, stamp, where
 
 import interp
 from interp import circuits
@@ -199,8 +199,8 @@ def render(result: dict[str, Any]) -> str:
         )
     about = (
         f"{result['n']} pairs of prompts for the methods, {result['draws']} shuffles of each kind, "
-        f"{result['truth_prompts']} other pairs for the truths; {result['machine']}, "
-        f"{result['date']} ([all numbers](../examples/real_circuits.json))."
+        f"{result['truth_prompts']} other pairs for the truths; {where(result['stamps'].values())} "
+        f"([all numbers](../examples/real_circuits.json))."
     )
     return "\n".join([*parts, "", about])
 
@@ -214,11 +214,16 @@ def main() -> None:
     made.add_argument("--tasks", nargs="*", default=[*TASKS, *RELATIONS])
     options = made.parse_args()
     torch.set_num_threads(options.threads)
+    settings = dict(n=options.n, draws=options.draws, truth_prompts=options.truth_prompts)
+    before = earlier(options, **settings)
     model = interp.load(MODEL, device="cpu")
     found = {name: one(model, name, options) for name in options.tasks}
+    stamps = before.get("stamps", {}) | {name: stamp() for name in found}
+    found = before.get("tasks", {}) | found
+    found = {name: found[name] for name in (*TASKS, *RELATIONS) if name in found}
     result = dict(
-        tasks=found, shared=shared(found, model.n_layers, model.n_heads), n=options.n,
-        draws=options.draws, truth_prompts=options.truth_prompts, **stamp(),
+        tasks=found, shared=shared(found, model.n_layers, model.n_heads), **settings,
+        stamps={name: stamps[name] for name in found},
     )  # fmt: skip
     publish(result, render(result), options, BEGIN, END)
 

@@ -8,7 +8,8 @@ page's markers. Settings are the published ones but where a row says another; no
 these problems. A twin does as much at random: other heads of the same layers, other patches. It is
 drawn 20 times, the pictures take turns. Intervals: 95 %, paired by picture; against a twin the
 draws are resampled, then the pictures of each. What is answered is kept in --state, so that a run
-that is interrupted goes on.
+that is interrupted goes on; what --out holds of other tasks stays, so that each may have a run of
+its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from published import change, interval, parser, publish, stamp
+from published import change, earlier, interval, parser, publish, stamp, where
 
 import interp
 from interp.edits import VAR, VHR
@@ -341,8 +342,29 @@ def measure(
             methods[label][name] = {metric: asdict(one) for metric, one in found.items()}
     return dict(
         model=model.name, n=n, seed=seed, draws=DRAWS, methods=methods, twins=twins,
-        **stamp(),
+        stamps={name: stamp() for name in tasks or TASKS},
     )  # fmt: skip
+
+
+def joined(before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """`result` with the tasks that were measured before and are not in it."""
+    if not before:
+        return result
+    stamps = before["stamps"] | result["stamps"]
+    order = [name for name in TASKS if name in stamps]
+
+    def cells(kind: str) -> dict[str, Any]:
+        found = {}
+        for label in dict.fromkeys([*before[kind], *result[kind]]):
+            there = before[kind].get(label, {}) | result[kind].get(label, {})
+            found[label] = {name: there[name] for name in order if name in there}
+        return found
+
+    return result | {
+        "methods": cells("methods"),
+        "twins": cells("twins"),
+        "stamps": {name: stamps[name] for name in order},
+    }
 
 
 def render_table(result: dict[str, Any]) -> str:
@@ -367,7 +389,7 @@ def render_table(result: dict[str, Any]) -> str:
             ]
             less.append(f"| {label} | " + " | ".join(differences) + " |")
     about = (
-        f"{result['n']} problems a task; {result['machine']}, {result['date']}, seed "
+        f"{result['n']} problems a task; {where(result['stamps'].values())}, seed "
         f"{result['seed']}; weights in bfloat16 ([all numbers](../examples/vision_table.json))."
     )
     return "\n".join(
@@ -405,6 +427,7 @@ def main() -> None:
     options.add_argument("--state", type=Path, help="a folder where finished cells are kept")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
+    before = earlier(arguments, n=arguments.n, seed=arguments.seed, draws=DRAWS)
     result = measure(
         arguments.n,
         arguments.seed,
@@ -412,6 +435,7 @@ def main() -> None:
         tasks=arguments.tasks,
         state=arguments.state,
     )
+    result = joined(before, result)
     publish(result, render_table(result), arguments, BEGIN, END)
 
 

@@ -1,9 +1,10 @@
 """Measures SmolLM2 (and smol-llava) for the catalogue's pages, into measured.json beside this file.
 
-    python docs/site/measure.py FOLDER [scans] [scans:weights] [circuits] [tasks] [sentence]
+    python docs/site/measure.py FOLDER [scans] [circuits] [tasks] [sentence]
 
-One scan alone is measured by its name, as scans:weights. Scans are kept in FOLDER, so that a run
-that was interrupted goes on; the other parts take minutes. The models come from the cache (`interp
+One scan, method or task alone is measured by its name, as scans:weights, circuits:relp, tasks:niah,
+and the others stay. Scans are kept in FOLDER, so that a run that was interrupted goes on; the other
+parts take minutes. The models come from the cache (`interp
 models get smol-llava`). Each part replaces its own share of the file.
 """
 
@@ -97,12 +98,11 @@ def scans(folder: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
     yield made
 
 
-def circuits(folder: Path) -> Iterator[dict[str, Any]]:
+def circuits(folder: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
     """The heads that each method finds for IOI."""
     model = interp.load(TEXT, device="cpu")
-    about = {"model": TEXT, "n": PAIRS, "seed": SEED, "date": str(date.today()), **_machine()}
     made: dict[str, Any] = {}
-    for name in METHODS:
+    for name in [only] if only else METHODS:
         circuit = interp.circuits.find(model, "ioi", name, n=PAIRS, seed=SEED)
         signed = f"{name}_effect" in circuit.frame
         column = f"{name}_effect" if signed else name
@@ -110,15 +110,20 @@ def circuits(folder: Path) -> Iterator[dict[str, Any]]:
         made[name] = {
             "signed": signed,
             "values": _rounded(frame.to_numpy(dtype=float)),
+            "model": TEXT,
+            "n": PAIRS,
+            "seed": SEED,
+            "date": str(date.today()),
+            **_machine(),
         }
         print(name, circuit.heads(5), flush=True)
-        yield {"circuits": made, "circuit_run": about}
+        yield {"circuits": made}
 
 
-def tasks(folder: Path) -> Iterator[dict[str, Any]]:
+def tasks(folder: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
     """How many problems the untouched model solves."""
     made: dict[str, Any] = {}
-    for name in interp.tasks.names():
+    for name in [only] if only else interp.tasks.names():
         task = interp.tasks.get(name)
         model = EYE if name in ("pope", "chair") else TEXT
         n = 16 if name == "niah" else PROBLEMS

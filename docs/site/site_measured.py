@@ -83,17 +83,16 @@ def circuit_section(name: str) -> str:
     found = measured()["circuits"].get(name)
     if found is None:
         return ""
-    about = measured()["circuit_run"]
     places = _places(found["values"], "head")
     ends = f"| lowest | {_listed(places[::-1][:3])} |\n" if places[-1][1] < 0 else ""
     what = "its signed effect" if found["signed"] else "its score"
     return (
         f"{_figure(found['values'], name, None, None)}\n"
         f"Each head and {what} on IOI. Hover a cell for its value.\n\n"
-        f"| {about['model']} | |\n|---|---|\n"
+        f"| {found['model']} | |\n|---|---|\n"
         f"| highest | {_listed(places[:5])} |\n{ends}"
-        f"| measured on | {about['n']} pairs of prompts, seed {about['seed']} |\n\n"
-        f"{about['hardware']}, {about['date']}. One task and one model; which heads come first "
+        f"| measured on | {found['n']} pairs of prompts, seed {found['seed']} |\n\n"
+        f"{found['hardware']}, {found['date']}. One task and one model; which heads come first "
         "depends on the stand-in and on the truth ([results](../../results.md)).\n"
     )
 

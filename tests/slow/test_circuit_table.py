@@ -4,6 +4,7 @@ rendered is what was measured."""
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,18 @@ def test_some_method_finds_the_edges_of_constructed_circuits(committed: dict[str
     edges = rows[(rows["ranked"] == "edges") & ~rows["method"].isin(controls.names())]
     best = edges.groupby("case")["auc"].max()
     assert len(best) and (best >= 0.95).all(), best
+
+
+def test_rows_of_another_run_stay_beside_those_of_this_one(
+    tmp_path: Path, committed: dict[str, Any]
+) -> None:
+    (case,) = table.cases(tmp_path, ["negative"])
+    mine = [r for r in committed["rows"] if (r["case"], r["method"]) == ("negative", "EAP")]
+    frame = pd.DataFrame(mine).assign(auc=0.123, machine="other", date="today")
+    options = Namespace(out=str(tmp_path / "t.json"), page=None, n=48, draws=2)
+    table.publish_with(committed, [case], frame, options)
+    made = json.loads(Path(options.out).read_text(encoding="utf-8"))
+    assert len(made["rows"]) == len(committed["rows"]) and made["cases"] == committed["cases"]
+    new = [r for r in made["rows"] if r["auc"] == 0.123]
+    assert {(r["case"], r["method"]) for r in new} == {("negative", "EAP")}
+    assert made["truths"] == committed["truths"]

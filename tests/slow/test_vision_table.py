@@ -3,13 +3,17 @@ measured."""
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import train_pocket_llava as script
 import vision_table as table
+from published import earlier, where
 
 from interp.tasks.chair import Chair
 from interp_hooks import HookedModel, hook
@@ -70,3 +74,29 @@ def test_the_interval_against_a_twin_knows_of_the_draws() -> None:
     spread = [float(np.std(weights @ x / 200)) for x in (together, apart)]
     assert spread[0] == pytest.approx(0.5 / 20**0.5, rel=0.1)
     assert spread[1] < 0.7 * spread[0]
+
+
+def test_tasks_of_another_run_stay_beside_those_of_this_one(tmp_path: Path) -> None:
+    def run(*tasks: str, value: float, only: str = "VAR") -> dict[str, Any]:
+        cells = {name: {"CHAIR_I": value} for name in tasks}
+        stamps = {name: {"machine": "m", "date": str(value)} for name in tasks}
+        return dict(n=4, seed=0, draws=20, methods={"greedy": cells, only: cells},
+                    twins={only: cells}, stamps=stamps)  # fmt: skip
+
+    before = run("noise", "blur", value=1.0)
+    both = table.joined(before, run("usual", "blur", value=2.0))
+    assert list(both["methods"]["VAR"]) == ["usual", "noise", "blur"] == list(both["stamps"])
+    assert [c["CHAIR_I"] for c in both["twins"]["VAR"].values()] == [2.0, 1.0, 2.0]
+    assert where(both["stamps"].values()) == "m, 2.0; m, 1.0"
+    assert set(table.joined(before, run("noise", value=2.0, only="VHR"))["methods"]) == {
+        "greedy",
+        "VAR",
+        "VHR",
+    }
+    assert table.joined({}, before) is before
+    out = Namespace(out=str(tmp_path / "t.json"))
+    assert earlier(out, n=4) == {}
+    Path(out.out).write_text(json.dumps(before), encoding="utf-8")
+    assert earlier(out, n=4, seed=0) == before
+    with pytest.raises(SystemExit, match=r"measured with \{'n': 4\}, not \{'n': 5\}"):
+        earlier(out, n=5, seed=0)
