@@ -28,10 +28,11 @@ TEXT, EYE = "smollm2-135m", "smol-llava"
 SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
     "text": (
         TEXT,
-        "all,-importance,-successor,-copy_suppression",
+        "all,-importance,-successor,-copy_suppression,-cri,-function_vector",
         dict(context=1024, samples=16),
     ),
     "weights": (TEXT, "successor,copy_suppression", dict(context=64, samples=1)),
+    "causal": (TEXT, "cri,function_vector", dict(context=512, samples=16)),
     "image": (
         EYE,
         "vhd,gaze,image_retrieval,image_mass,image_excess,visual_sink,visual_nonsink_ratio,"

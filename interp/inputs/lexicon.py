@@ -112,3 +112,22 @@ SERIES = {
     "places": "first second third fourth fifth sixth seventh eighth ninth tenth".split(),
     "letters": list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
 }
+
+#: relations that are learned in context: input and output, alternating
+RELATIONS = {
+    "capital": """France Paris Germany Berlin Spain Madrid Italy Rome Austria Vienna Ireland
+    Dublin Norway Oslo Russia Moscow Egypt Cairo Japan Tokyo Peru Lima Greece Athens Poland
+    Warsaw Portugal Lisbon Iraq Baghdad Iran Tehran Afghanistan Kabul Kenya Nairobi Thailand
+    Bangkok Vietnam Hanoi Cuba Havana Belgium Brussels Sweden Stockholm Finland Helsinki
+    Denmark Copenhagen Hungary Budapest China Beijing Turkey Ankara Ukraine Kiev Chile
+    Santiago""".split(),
+    "past": """go went see saw run ran eat ate take took give gave write wrote speak spoke
+    break broke choose chose drive drove ride rode rise rose sing sang swim swam begin began
+    drink drank know knew grow grew throw threw fly flew draw drew wear wore bring brought buy
+    bought catch caught teach taught think thought find found hold held keep kept leave left
+    lose lost meet met send sent stand stood tell told""".split(),
+    "opposite": """hot cold big small up down left right good bad high low fast slow open closed
+    happy sad old young rich poor strong weak early late light dark full empty hard soft near
+    far wet dry clean dirty thick thin wide narrow first last inside outside above below
+    always never love hate win lose buy sell""".split(),
+}

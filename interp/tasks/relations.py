@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,27 +54,59 @@ class Relation(FileTask):
 
     def problem(self, text: Text, index: int, rng: np.random.Generator) -> Instance:
         asked = self.rows[index]
-        same = asked["input"]
-        pool = [r for r in self.rows if r["input"] != same]
-        shown = [pool[i] for i in rng.permutation(len(pool))[: self.shots]]
-        inputs = [text.encode(f" {r['input']}\nA:") for r in shown]
-        outputs = [text.encode(f" {r['output']}\n\nQ:") for r in shown]
-        before, after = text.around_user() if self.format == "chat" else ("", "")
-        head = text.plain(f"{before}Q:") if self.format == "chat" else text.prompt("Q:")
-        tail = [*text.encode(f" {same}\nA:"), *(text.encode(after) if after else [])]
-        answer = text.encode(asked["output"] if after else f" {asked['output']}")
-
-        def prompt(outputs: list[list[int]]) -> list[int]:
-            pairs = zip(inputs, outputs, strict=True)
-            return [*head, *(t for question, reply in pairs for t in question + reply), *tail]
-
-        ids, corrupted = prompt(outputs), prompt(outputs[1:] + outputs[:1])
-        first = len(ids) - 1
+        pairs = [(r["input"], r["output"]) for r in self.rows]
+        shown = shown_pairs(text, pairs, index, self.shots, rng, chat=self.format == "chat")
+        first, answer = len(shown.ids) - 1, shown.answer
         return Instance(
-            (*ids, *answer[:-1]),
+            (*shown.ids, *answer[:-1]),
             tuple(range(first, first + len(answer))),
             tuple((t,) for t in answer),
             tuple(() for _ in answer),
-            (*corrupted, *answer[:-1]),
-            dict(input=same, output=asked["output"]),
+            (*shown.shuffled, *answer[:-1]),
+            dict(input=asked["input"], output=asked["output"]),
         )
+
+
+class Shown(NamedTuple):
+    """A prompt of solved pairs and one to solve, the same with the pairs' outputs dealt out anew,
+    and the answer, as token ids."""
+
+    ids: list[int]
+    shuffled: list[int]
+    answer: list[int]
+
+
+def shown_pairs(
+    text: Text,
+    pairs: Sequence[tuple[str, str]],
+    index: int,
+    shots: int,
+    rng: np.random.Generator,
+    chat: bool = False,
+) -> Shown:
+    """Pair `index` asked after `shots` others, none with its input.
+
+    Example:
+        >>> from interp.tasks.relations import shown_pairs
+        >>> pairs = [(str(i), str(i + 1)) for i in range(5)]
+        >>> from interp.inputs.tokenizer import Text
+        >>> text = Text(model.tokenizer)
+        >>> prompt = shown_pairs(text, pairs, 0, 3, np.random.default_rng(0))
+        >>> len(prompt.ids) == len(prompt.shuffled)
+        True
+    """
+    same, reply = pairs[index]
+    pool = [pair for pair in pairs if pair[0] != same]
+    shown = [pool[i] for i in rng.permutation(len(pool))[:shots]]
+    inputs = [text.encode(f" {one}\nA:") for one, _ in shown]
+    outputs = [text.encode(f" {other}\n\nQ:") for _, other in shown]
+    before, after = text.around_user() if chat else ("", "")
+    head = text.plain(f"{before}Q:") if chat else text.prompt("Q:")
+    tail = [*text.encode(f" {same}\nA:"), *(text.encode(after) if after else [])]
+
+    def prompt(outputs: list[list[int]]) -> list[int]:
+        both = zip(inputs, outputs, strict=True)
+        return [*head, *(t for question, answer in both for t in question + answer), *tail]
+
+    answer = text.encode(reply if after else f" {reply}")
+    return Shown(prompt(outputs), prompt(outputs[1:] + outputs[:1]), answer)

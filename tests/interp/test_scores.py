@@ -42,6 +42,8 @@ OF_TEXT = [
 APART = {"retrieval", "retrieval_activation"}
 #: without samples; tested in test_mechanics_weights.py
 FROM_WEIGHTS = {"ov_copying", "qk_matching", "successor", "copy_suppression"}
+#: tested in test_causal_scores.py
+CAUSAL = {"cri", "function_vector"}
 
 
 # --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,)
@@ -293,7 +295,7 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
     return get
 
 
-@pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS])
+@pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS | CAUSAL])
 @pytest.mark.parametrize("name", MODELS)
 def test_score_is_its_definition(
     worded: Worded, atlases: Any, tokenizer: Any, name: str, score: str

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -97,8 +98,6 @@ def test_shifts_of_probed_heads_move_it_and_controls_do_not(smollm2: Any) -> Non
     docs/methods.md are what this prints."""
     from dataclasses import replace
 
-    import numpy as np
-
     from interp.edits.fit_iti import probe_heads, shift_along
 
     things = "film book meal hotel concert game phone trip car song show lesson".split()
@@ -182,3 +181,40 @@ def test_its_copy_suppression_heads_are_those_that_lower_names(smollm2: Any) -> 
     most = atlas.ranking("successor", 1)[0][1]
     print(f"successor {most:.2f}, predecessor {backwards:.2f}")
     assert most < 0.2 and backwards > most / 2
+
+
+def test_its_function_vector_head_carries_the_relation_of_the_examples(smollm2: Any) -> None:
+    """L20H5, put back among shuffled examples, brings the right output back; its mean of another
+    relation, the control, hardly does, nor do other heads of its layer."""
+    from interp.inputs.endings import Ending, PutHeads, last_outputs
+    from interp.inputs.tokenizer import Text
+    from interp.scores.function_vector import SHOTS, FunctionVector
+    from interp.tasks.relations import shown_pairs
+    from interp_hooks import Head
+
+    text, rng = Text(smollm2.tokenizer), np.random.default_rng(0)
+    relations = FunctionVector()._relations(smollm2)
+    assert {name: len(pairs) >= 25 for name, pairs in relations.items()} == dict.fromkeys(
+        ("capital", "past", "opposite"), True
+    )
+    prompts = {
+        name: [shown_pairs(text, pairs, int(i), SHOTS, rng) for i in rng.permutation(25)[:6]]
+        for name, pairs in relations.items()
+    }
+    means = {
+        name: {20: torch.stack([last_outputs(smollm2, p.ids, 1)[20] for p in some]).mean(0)}
+        for name, some in prompts.items()
+    }
+    heads = [Head(20, h) for h in range(9)]
+    moved: dict[bool, list[list[float]]] = {True: [], False: []}
+    for name, some in prompts.items():
+        for prompt in some:
+            ending = Ending(smollm2, prompt.shuffled, 1)
+            plain = ending.logits(1)[:, -1].softmax(-1)[:, prompt.answer[0]]
+            for other, mean in means.items():
+                found = ending.logits(9, PutHeads(heads, mean))[:, -1].softmax(-1)
+                moved[other == name].append((found[:, prompt.answer[0]] - plain).tolist())
+    own, control = (np.mean(moved[k], 0) for k in (True, False))
+    print(f"own relation {np.round(own, 3)}, another's {np.round(control, 3)}")
+    assert own.argmax() == 5 and own[5] > 0.15
+    assert control[5] < own[5] / 3 and np.delete(own, 5).max() < own[5] / 3
