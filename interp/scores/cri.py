@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,6 @@ from interp_hooks.heads import Head
 
 if TYPE_CHECKING:
     from interp.probes.settings import Settings
-    from interp.tasks.task import Instance
     from interp_hooks.model import HookedModel
 
 
@@ -63,7 +62,7 @@ class CRI(ModelScore):
         yield list(found.items())
 
 
-def _moves(model: HookedModel, instance: Instance) -> Iterator[tuple[Head, float]]:
+def _moves(model: HookedModel, instance: Any) -> Iterator[tuple[Head, float]]:
     """(head, nats) of one problem."""
     first, answer = instance.positions[0], answer_of(instance)
     last = len(instance.ids) - first

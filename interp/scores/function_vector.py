@@ -10,9 +10,9 @@ import torch
 
 from interp.inputs import lexicon
 from interp.inputs.endings import Ending, last_outputs, main_heads, put_back
+from interp.inputs.shown import shown_pairs
 from interp.inputs.tokenizer import Text
 from interp.scores.score import ModelScore
-from interp.tasks.relations import shown_pairs
 from interp_hooks.heads import Head
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import torch
 import interp
 from interp.inputs import lexicon
 from interp.inputs.endings import Ending, PutHeads, last_outputs
+from interp.inputs.shown import shown_pairs
 from interp.inputs.tokenizer import Text
 from interp.probes.answer import AnswerProbe
 from interp.probes.settings import Settings
 from interp.scores.function_vector import SHOTS, FunctionVector
-from interp.tasks.relations import shown_pairs
 from interp_hooks import Head, HookedModel
 
 Worded = Callable[[str], tuple[HookedModel, Any]]
