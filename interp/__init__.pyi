@@ -28,5 +28,7 @@ from .scan.rhythm import rhythm as rhythm
 from .scan.run import plan_scan as plan_scan
 from .scan.run import scan_heads as scan_heads
 from .vision.overlay import overlay as overlay
+from .workers.cluster import Cluster as Cluster
+from .workers.cluster import cluster as cluster
 
 __version__: str
