@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from interp.circuits.finding import Posed, find, pose
+from interp.circuits.measured import APART, SHARE, measured
+from interp.circuits.methods.circuit_method import Method
+from interp.circuits.methods.head_ablation import HeadAblation
+from interp.circuits.runs.ability import able
+from interp.circuits.runs.paired_runs import PairedRuns
+from interp.circuits.runs.prompts import Prompts
 from interp.errors import InputError
+from interp.loading import load
 from interp.results.head_table_files import HEAD
 from interp.scan.run import Ahead, Scan, plan_scan
 from interp.support.checked import whole_number
@@ -18,11 +27,14 @@ from interp.support.extras import need
 from interp.support.finished import check_replaceable
 from interp.support.ownership import owned
 from interp.support.progress import Progress, Shown, reporting
+from interp.tasks.task import Task
 from interp.workers.pool import Order, Pool
-from interp.workers.work import ScanWork, Work
+from interp.workers.work import AblationWork, ScanWork, Work, keys_of
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.known.truth import Truth
     from interp_hooks.model import HookedModel
 
 
@@ -124,14 +136,14 @@ class Cluster:
     ) -> Atlas:
         """Carries out a planned scan, as `plan.run` does."""
         if out is None:
-            with TemporaryDirectory(prefix="interp-scan-") as folder:
-                return self.run(plan, Path(folder), progress, overwrite)
+            with scratch(None) as folder:
+                return self.run(plan, folder, progress, overwrite)
         work = ScanWork(plan.scores, plan.settings, plan.extrapolate)
         with owned(out):
             record = plan.record()
             check_replaceable(out / HEAD, record, overwrite)
             started, told = time.time(), onwards(progress)
-            lost = 0 if self.pool is None else self.pool.lost
+            lost = self.lost
             store = Checkpoints(out, record)
             with store.resumable():
                 share = Share(work, record, plan.pieces(), store)
@@ -139,6 +151,109 @@ class Cluster:
             notes = [*store.notes, *done.notes]
             ahead = Ahead(done.gathered, notes, time.time() - started, self._about(lost))
             return plan.run(out, told, overwrite, ahead)
+
+    @reporting("Finding the circuit")
+    def circuit(
+        self,
+        model: Any,
+        task: str | Task | Prompts = "ioi",
+        method: str | Method = "head_ablation",
+        n: int = 128,
+        seed: int = 0,
+        *,
+        preset: str | None = None,
+        format: str | None = None,
+        force: bool = False,
+        progress: Shown = None,
+        resume: str | Path | None = None,
+        **settings: Any,
+    ) -> Circuit:
+        """Finds a circuit by replacing every head in turn, as `interp.circuits.find` does, the
+        heads shared out.
+
+        Args:
+            model: a name or folder, or a model that `interp.load` loaded by one.
+            method: `head_ablation`; other methods take too few runs to be worth sharing, or each
+                run needs the one before.
+            task, n, seed, preset, format, force, progress, resume, settings: as there.
+
+        Returns:
+            The `Circuit`, equal to that of one process.
+
+        Raises:
+            InputError: another method; and as `interp.circuits.find`.
+            WorkerError: workers died again and again, or have another model, code or version.
+        """
+        with scratch(resume) as folder:
+            search = pose(
+                model, task, method, n, seed, preset=preset, format=format, settings=settings
+            )
+            check_shareable(search.method)
+            able(search.model, search.prompts, seed, force)
+            share = _ablations(search, folder)
+            told = onwards(progress)
+            lost, began = self.lost, time.time()
+            with owned(folder), share.store.resumable():
+                self._fill(search.model, [share], told, _total([share]))
+                by = {**self._about(lost), "seconds": round(time.time() - began, 2)}
+                found = find(
+                    search.model, search.prompts, search.method, n, seed,
+                    force=force, progress=_last(told, _total([share])), resume=folder,
+                )  # fmt: skip
+        found.provenance["workers"] = by
+        return found
+
+    @reporting("Measuring circuits")
+    def measured(
+        self,
+        model: Any,
+        tasks: Sequence[str | Task],
+        n: int = 1024,
+        seed: int = 0,
+        mode: str = "mean",
+        share: float = SHARE,
+        progress: Shown = None,
+        resume: str | Path | None = None,
+    ) -> list[Truth]:
+        """Measures which heads matter for each of several tasks, as `interp.circuits.measured`
+        does, tasks and heads shared out together.
+
+        Args:
+            model: a name or folder, or a model that `interp.load` loaded by one.
+            tasks: names, or tasks with settings of their own.
+            n, seed, mode, share, progress: as there.
+            resume: a folder in which finished heads are kept until the end, a folder a task.
+
+        Returns:
+            A `Truth` a task, equal to those of one process.
+
+        Raises:
+            InputError, FloorError, WorkerError: as `circuit`.
+        """
+        with scratch(resume) as folder:
+            hooked = load(model)
+            shares, told = [], onwards(progress)
+            for i, task in enumerate(tasks):
+                chosen = dict(settings=dict(mode=mode))
+                search = pose(hooked, task, "head_ablation", n, seed + APART, **chosen)
+                able(hooked, search.prompts, seed + APART, False)
+                shares.append(_ablations(search, folder / f"{i:02d}-{search.prompts.name}"))
+            places = [s.store.folder.parent for s in shares if s.store.folder is not None]
+            with ExitStack() as stack:
+                for place, one in zip(places, shares, strict=True):
+                    stack.enter_context(owned(place))
+                    stack.enter_context(one.store.resumable())
+                self._fill(hooked, shares, told, _total(shares))
+                last = _last(told, _total(shares))
+                return [
+                    measured(hooked, task, n, seed, mode, share, progress=last, resume=place)
+                    for task, place in zip(tasks, places, strict=True)
+                ]
+
+    @property
+    def lost(self) -> int:
+        """How many workers died so far and were started again."""
+        return 0 if self.pool is None else self.pool.lost
 
     def _fill(
         self, model: HookedModel, shares: Sequence[Share], progress: Progress | None, total: int
@@ -251,3 +366,44 @@ def _recipe(model: HookedModel) -> dict[str, Any]:
 def _ms(piece: Piece) -> int:
     """As `Clock` counts a piece."""
     return max(1, round(1000 * piece.seconds))
+
+
+def check_shareable(method: Method) -> None:
+    """Raise `InputError` for a method whose runs are not shared out."""
+    if not isinstance(method, HeadAblation):
+        raise InputError(
+            f"Workers share head_ablation's runs, and the method is {method.name}, which one "
+            "process does: leave workers out, or take head_ablation."
+        )
+
+
+def _ablations(search: Posed, folder: Path) -> Share:
+    """A search by head ablation, a piece a head."""
+    method = search.method
+    assert isinstance(method, HeadAblation)
+    heads = PairedRuns(search.model, search.prompts, search.record["seed"]).heads
+    pieces = [Piece(key, "heads replaced", 1.0) for key in keys_of(heads, method.mode)]
+    work = AblationWork(search.prompts, method, search.record["seed"])
+    return Share(work, search.record, pieces, Checkpoints(folder, search.record))
+
+
+def _total(shares: Sequence[Share]) -> int:
+    """Of the progress over all pieces, and a little for what follows."""
+    return 1 + sum(_ms(piece) for share in shares for piece in share.pieces)
+
+
+def _last(progress: Progress | None, total: int) -> Progress | None:
+    """`progress` of what is left to put together when all pieces are there."""
+    if progress is None:
+        return None
+    return lambda done, of, what: progress(total if done >= of else total - 1, total, what)
+
+
+@contextmanager
+def scratch(folder: str | Path | None) -> Iterator[Path]:
+    """A folder for pieces: the one that is given, or one for the length of a block."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with TemporaryDirectory(prefix="interp-pieces-") as made:
+        yield Path(made)

@@ -234,12 +234,17 @@ ROOMS: dict[str, str] = {
         "circuits.runs inputs loading tasks"
     ),
     # one run in many processes
-    "workers": "atlas inputs loading probes results scan scores",
+    "workers": (
+        "atlas circuits circuits.known circuits.methods circuits.runs loading probes results scan "
+        "scores tasks"
+    ),
+    # what a scan will cost
+    "costs": "loading models scan scores tasks",
     # the command line sees all, and nothing sees it
     "cli": (
         "atlas baking calibration circuits circuits.benching circuits.drawing circuits.judging "
-        "circuits.known circuits.methods circuits.runs edits evaluation inputs loading look models "
-        "probes procedures report results results.interchange scores tasks vision workers"
+        "circuits.known circuits.methods circuits.runs costs edits evaluation inputs loading look "
+        "models probes procedures report results results.interchange scores tasks vision workers"
     ),
 }
 #: rooms of the lower floors: the first named may import the second

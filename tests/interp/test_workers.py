@@ -115,6 +115,34 @@ def test_what_workers_finished_one_process_goes_on_from(
 
 
 @pytest.mark.slow
+def test_heads_are_replaced_by_workers_as_by_one_process(two: Cluster, pocket: Any) -> None:
+    one = interp.circuits.find(pocket, "ioi", "head_ablation", n=8)
+    shared = two.circuit(pocket, "ioi", n=8)
+    assert one.frame.equals(shared.frame) and one.notes == shared.notes
+    assert one.search.forwards == shared.search.forwards
+    assert one.provenance["fingerprint"] == shared.provenance["fingerprint"]
+    assert shared.provenance["workers"]["workers"] == 2
+
+
+@pytest.mark.slow
+def test_tasks_and_heads_are_shared_out_together(
+    two: Cluster, pocket: Any, saved: Counter[str], tmp_path: Path
+) -> None:
+    tasks = ["ioi", "greater_than"]
+    truths = two.measured(pocket, tasks, n=8, resume=tmp_path)
+    assert len(saved) == 2 * 32 and set(saved.values()) == {1}
+    for task, truth in zip(tasks, truths, strict=True):
+        alone = interp.circuits.measured(pocket, task, n=8)
+        assert truth.heads == alone.heads and truth.effects == alone.effects
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_methods_that_are_not_shared_are_refused(pocket: Any) -> None:
+    with pytest.raises(InputError, match="the method is eap"):
+        interp.cluster(workers=2).circuit(pocket, "ioi", "eap", n=8)
+
+
+@pytest.mark.slow
 def test_a_model_that_was_changed_after_it_was_loaded_is_refused(two: Cluster) -> None:
     changed = interp.load("llama", device="cpu")
     next(changed.module.parameters()).data[0, 0] += 1
