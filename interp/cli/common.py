@@ -170,13 +170,19 @@ def load(
     return loaded
 
 
-def workers(count: int | None, address: str | None) -> AbstractContextManager[Cluster | None]:
+def workers(
+    count: int | None, address: str | None, method: Any = None
+) -> AbstractContextManager[Cluster | None]:
     """The workers that `--workers` and `--address` ask for, in a block; None in it for this process
-    alone. That Ray is missing is told at once."""
+    alone. That Ray is missing, or that a circuit's `method` is not shared out, is told at once."""
     if count is None and address is None:
         return nullcontext()
     import interp
 
+    if method is not None:
+        from interp.workers.cluster import check_shareable
+
+        check_shareable(method)
     return interp.cluster(count, address)
 
 
