@@ -29,6 +29,11 @@ class ScanCost:
         gpus: how many there are; 0 for a CPU. copies: of the model that are at work side by side.
         gpus_a_copy: how many GPUs a copy takes; 0 for a CPU.
         passes: the forwards. notes: what is not counted, and what will not do.
+
+    Example:
+        >>> cost = interp.scan_cost("llama", context=256, samples=2)
+        >>> cost.model, cost.gpus, round(cost.bytes_weights / 1e6, 1)
+        ('pocket-llama', 0, 4.5)
     """
 
     model: str

@@ -80,6 +80,11 @@ class Cluster:
 
     Args:
         workers, address, threads: as `cluster` has them.
+
+    Example:
+        >>> with interp.cluster(workers=2) as cluster:  # nothing is started before it is needed
+        ...     print(cluster)
+        Cluster(2 workers)
     """
 
     def __init__(self, workers: int | None, address: str | None, threads: int | None):
@@ -234,8 +239,8 @@ class Cluster:
             hooked = load(model)
             shares, told = [], onwards(progress)
             for i, task in enumerate(tasks):
-                chosen = dict(settings=dict(mode=mode))
-                search = pose(hooked, task, "head_ablation", n, seed + APART, **chosen)
+                settings = {"mode": mode}
+                search = pose(hooked, task, "head_ablation", n, seed + APART, settings=settings)
                 able(hooked, search.prompts, seed + APART, False)
                 shares.append(_ablations(search, folder / f"{i:02d}-{search.prompts.name}"))
             places = [s.store.folder.parent for s in shares if s.store.folder is not None]
