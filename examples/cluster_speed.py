@@ -17,6 +17,7 @@ import os
 import platform
 import statistics
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def main() -> None:
     torch.set_num_threads(1)
     me = os.getpid()
     model = interp.load(options.model, device="cpu")
-    plan = interp.plan_scan(model, context=options.context, samples=options.samples)
+
+    def plan() -> Any:  # one for each run
+        return interp.plan_scan(model, context=options.context, samples=options.samples)
+
     rounds: list[dict[str, Any]] = []
     with interp.cluster(workers=WORKERS, threads=1) as cluster:
         start = time.perf_counter()
@@ -64,10 +68,10 @@ def main() -> None:
         assert cluster.pool is not None
         pids = [me, *(int(who.rpartition(":")[2]) for who in cluster.pool.seen)]
         assert len(pids) == 1 + WORKERS
-        cluster.run(interp.plan_scan(model, "sink", context=64, samples=8))
         for _ in range(options.rounds):
-            one, wall_one, (cpu_one, *_) = measured(plan.run, pids)
-            two, wall_two, (mine, *theirs) = measured(lambda: cluster.run(plan), pids)
+            first, second = plan(), plan()
+            one, wall_one, (cpu_one, *_) = measured(first.run, pids)
+            two, wall_two, (mine, *theirs) = measured(partial(cluster.run, second), pids)
             rounds.append(
                 dict(
                     equal=bool(one.frame.equals(two.frame) and one.evidence == two.evidence),

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import interp
+from interp.cli.main import app
 from interp.errors import InputError, MissingExtraError, WorkerError
 from interp.support.checkpoints import Checkpoints
 from interp.workers.cluster import Cluster, onwards
@@ -140,6 +142,8 @@ def test_tasks_and_heads_are_shared_out_together(
 def test_methods_that_are_not_shared_are_refused(pocket: Any) -> None:
     with pytest.raises(InputError, match="the method is eap"):
         interp.cluster(workers=2).circuit(pocket, "ioi", "eap", n=8)
+    told = CliRunner().invoke(app, "circuit --task ioi --method eap --workers 2".split())
+    assert told.exit_code == 2 and "the method is eap" in " ".join(told.output.split())
 
 
 @pytest.mark.slow
