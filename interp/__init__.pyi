@@ -16,6 +16,8 @@ from .atlas import compare as compare
 from .baking.export import export as export
 from .calibration.calibration import Calibration as Calibration
 from .calibration.run import calibrate as calibrate
+from .costs.scan_cost import ScanCost as ScanCost
+from .costs.scan_cost import scan_cost as scan_cost
 from .errors import InterpError as InterpError
 from .evaluation.ablation import ablate as ablate
 from .evaluation.evaluate import evaluate as evaluate
@@ -28,5 +30,7 @@ from .scan.rhythm import rhythm as rhythm
 from .scan.run import plan_scan as plan_scan
 from .scan.run import scan_heads as scan_heads
 from .vision.overlay import overlay as overlay
+from .workers.cluster import Cluster as Cluster
+from .workers.cluster import cluster as cluster
 
 __version__: str

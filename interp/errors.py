@@ -28,6 +28,7 @@ __all__ = [
     "OutputError",
     "TapError",
     "UnknownNameError",
+    "WorkerError",
 ]
 
 
@@ -52,3 +53,7 @@ class MissingExtraError(InterpError, ImportError):
 
 class OutputError(InterpError):
     """A place that cannot be written to, or a saved result that cannot be read."""
+
+
+class WorkerError(InterpError):
+    """Workers that can't be had, died again and again, or would measure something else."""

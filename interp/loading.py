@@ -100,6 +100,20 @@ def load(
             layout=layout,
             sample=sample,
         ).as_face(Model)
+    recipe: dict[str, Any] = dict(
+        source=_absolute(str(source)),
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        tokenizer=tokenizer,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        processor=processor,
+        layout=layout,
+        device_map=device_map,
+        quantization=quantization,
+        sample=sample,
+    )
     found = resolve(str(source))
     place = placing.plan(device, dtype, device_map, quantization)
     note, origin = found.note, found.origin
@@ -155,8 +169,16 @@ def load(
         layout=layout,
         sample=sample,
     ).as_face(Model)
-    hooked.origin = origin
+    hooked.origin, hooked.recipe = origin, recipe
     return hooked
+
+
+def _absolute(source: str) -> str:
+    """A source that another process understands: a file or folder by its whole path, unless the
+    word is a name."""
+    named = source in (*SHORTCUTS, *BUNDLED) or source.lower() in (*EYES, *WHEELS, *ALIASES)
+    path = Path(source).expanduser()
+    return source if named or not path.exists() else str(path.resolve())
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,10 @@ class Model(HookedModel):
         torch.Size([1, 6])
     """
 
+    #: what `interp.load` was given, so that other processes can load the same; None for a model
+    #: that came as an object
+    recipe: dict[str, Any] | None = None
+
     def attention(
         self,
         text: str | Path | torch.Tensor,

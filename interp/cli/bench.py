@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +12,8 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.as_json import emit
 from interp.cli.common import note, out
+from interp.costs.benchmarks import NOT_MEASURED, committed, read
 from interp.errors import InputError, OutputError
-from interp.support.json_text import parse
-
-NOT_MEASURED = "not measured"
 
 
 def bench(
@@ -54,25 +51,8 @@ def bench(
             ) from error
 
 
-def committed() -> Path | None:
-    """Where the results are that came with this version: the checkout's, else the installed
-    package's."""
-    spec = find_spec("interp_kernels")  # not imported: that would load torch
-    package = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
-    if package is None:
-        return None
-    folders = (package.parent / "benchmarks/results", package / "results")
-    return next((folder for folder in folders if (folder / "cpu.json").is_file()), None)
-
-
 def _load(file: Path) -> tuple[Path, dict[str, Any]]:
-    try:
-        result = parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"The result {file} can't be read: {error}.") from error
-    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
-        raise OutputError(f"{file} is no benchmark result: it has no rows.")
-    return file, result
+    return file, read(file)
 
 
 def _heading(title: str, result: dict[str, Any], machine: str) -> None:

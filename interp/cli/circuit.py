@@ -14,6 +14,7 @@ from interp.cli import as_json as documents
 from interp.cli import common
 from interp.cli.as_json import emit, records
 from interp.cli.common import (
+    AddressOption,
     BackendOption,
     DeviceMapOption,
     DeviceOption,
@@ -25,6 +26,7 @@ from interp.cli.common import (
     QuantizationOption,
     RevisionOption,
     SeedOption,
+    WorkersOption,
     explained,
     listing,
     note,
@@ -117,6 +119,8 @@ def circuit(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -135,6 +139,7 @@ def circuit(
     if export is not None:
         check_writable(export.parent)
     searcher = made(method, preset, settings or [])
+    shared = common.workers(workers, address, searcher)
     rows = written(prompts, task, faithfulness)
     truth = known(compare, model, task or "ioi", rows is not None)
     from interp import circuits
@@ -170,10 +175,11 @@ def circuit(
         HEAD,
         search.record,
     )
-    with owned(folder):
+    with shared as cluster, owned(folder):
         check_replaceable(folder / HEAD, search.record, overwrite)
+        find: Any = circuits.find if cluster is None else cluster.circuit
         with progress(f"Finding the circuit by {method}") as report:
-            result = circuits.find(
+            result = find(
                 loaded,
                 search.prompts,
                 searcher,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from interp.support.progress import duration
 if TYPE_CHECKING:
     from interp.atlas import Atlas
     from interp.results.places import Place
+    from interp.workers.cluster import Cluster
 
 Progress = Callable[[int, int, str], None]
 
@@ -57,6 +59,23 @@ QuantizationOption = Annotated[
     typer.Option(help="8bit or 4bit (bitsandbytes), int8 or int4 (torchao), quanto-int8/-int4."),
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Share the work out to so many processes (needs Ray: pip install 'interp\\[ray]').",
+        show_default="this process alone",
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Workers of this Ray cluster, like auto or ray://HOST:10001.",
+        show_default="workers on this machine",
+    ),
+]
 BackendOption = Annotated[str, typer.Option(help="auto, reference, streaming or triton.")]
 SeedOption = Annotated[
     int, typer.Option(min=0, help="Seed of the inputs; the same seed gives the same numbers.")
@@ -149,6 +168,22 @@ def load(
     loaded = interp.load(model, device=device, dtype=dtype, backend=backend, **given)
     note(getattr(loaded, "note", None))
     return loaded
+
+
+def workers(
+    count: int | None, address: str | None, method: Any = None
+) -> AbstractContextManager[Cluster | None]:
+    """The workers that `--workers` and `--address` ask for, in a block; None in it for this process
+    alone. That Ray is missing, or that a circuit's `method` is not shared out, is told at once."""
+    if count is None and address is None:
+        return nullcontext()
+    import interp
+
+    if method is not None:
+        from interp.workers.cluster import check_shareable
+
+        check_shareable(method)
+    return interp.cluster(count, address)
 
 
 def check_heads(heads: Sequence[Any], model: str) -> None:

@@ -23,6 +23,7 @@ from interp.cli import (
     generate,
     look,
     models,
+    plan,
     scan_heads,
     show,
     why,
@@ -120,6 +121,7 @@ def _root(
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "list": catalogue.show_names,
+    "plan": plan.plan,
     "scan-heads": scan_heads.scan_heads,
     "look": look.look,
     "why": why.why,

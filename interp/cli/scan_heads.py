@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from interp.cli import as_json as documents
 from interp.cli import common
 from interp.cli.as_json import emit
 from interp.cli.common import (
+    AddressOption,
     BackendOption,
     DeviceMapOption,
     DeviceOption,
@@ -23,6 +25,7 @@ from interp.cli.common import (
     QuantizationOption,
     RevisionOption,
     SeedOption,
+    WorkersOption,
     listing,
     note,
     out,
@@ -123,6 +126,8 @@ def scan_heads(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Don't ask before a long scan or a download.")
     ] = False,
@@ -149,6 +154,7 @@ def scan_heads(
 
     check_writable(target or FOLDER)
     registered.select(scores)
+    shared = common.workers(workers, address)
     texts: dict[str, Any] = dict(text=text, haystack=haystack)
     for what, given in texts.items():
         if given is not None:
@@ -203,10 +209,11 @@ def scan_heads(
         folder = plan.folder(usual)
         if folder != usual:
             note(f"{usual} holds another scan, so this one goes into {folder}.")
-    with owned(folder), progress("Scanning") as report:
+    with shared as cluster, owned(folder), progress("Scanning") as report:
         # saves the atlas too; the bar is full when the report is written
         share = REPORT_SECONDS / max(plan.seconds, REPORT_SECONDS + 1)
-        atlas = plan.run(folder, before(report, share), overwrite)
+        run = plan.run if cluster is None else partial(cluster.run, plan)
+        atlas = run(folder, before(report, share), overwrite)
         report(99, 100, "report")
         page = atlas.report(folder / "report.html")
         report(100, 100, "done")

@@ -93,15 +93,15 @@ def seconds(model: HookedModel, settings: Settings, pace: Pace) -> float:
     """How long `evidence_of` takes, about: forwards with all weights looked at, and the products of
     matrices."""
     length, texts = min(LENGTH, settings.context), min(TEXTS, settings.samples)
-    cost = _cost(model)
-    products = cost if cost <= MOST else 0.0
+    products = comparing(model.n_heads, model.n_layers, model.d_head)
     return 6 * texts * pace.plain(1, length) + products / PACE + 0.1 * model.n_layers
 
 
-def _cost(model: HookedModel) -> float:
-    """Multiplications and additions that comparing all pairs of heads takes."""
-    heads = model.n_heads * model.n_layers
-    return 3 * heads**2 * model.d_head**2 * model.n_heads * model.d_head
+def comparing(heads: int, layers: int, d_head: int) -> float:
+    """Multiplications and additions that comparing all pairs of heads takes; none where that is too
+    much and left out."""
+    cost = 3.0 * (heads * layers) ** 2 * d_head**2 * heads * d_head
+    return cost if cost <= MOST else 0.0
 
 
 def _names(site: Site) -> list[str]:
@@ -279,7 +279,7 @@ def _add_writes(model: HookedModel, heads: dict[str, HeadEvidence], notes: list[
 
 
 def _add_partners(model: HookedModel, heads: dict[str, HeadEvidence], notes: list[str]) -> None:
-    if _cost(model) > MOST:
+    if not comparing(model.n_heads, model.n_layers, model.d_head):
         notes.append(
             "Partners are left out: comparing all heads of this model takes long; "
             "interp.mechanics.composition(model) does it."

@@ -40,7 +40,7 @@ SAVING = 0.05
 
 class Plan:
     """What a scan will do. `rows`: (probe, what it measures, passes); `seconds`, `gigabytes`:
-    estimates."""
+    estimates, not made where it is not `timed`."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Plan:
         scores: Sequence[Score],
         settings: Settings,
         extrapolate: bool = False,
+        timed: bool = True,
     ):
         self._pictures_alone, self._picture_tower = sees_alone(model), picture_tower(model)
         if not self._pictures_alone:
@@ -96,7 +97,9 @@ class Plan:
                     raise
                 self.notes.append(f"{own.name}: not measured. {reason}")
         self.rows = self._describe()
-        self.seconds, self.gigabytes = self._estimate()
+        self._seconds: dict[str, float] = {}
+        self._finish: dict[str, float] = {}
+        self.seconds, self.gigabytes = self._estimate() if timed else (0.0, 0.0)
 
     def _set_chunks(self) -> None:
         """Texts are read in chunks, where that was asked for and is proved to say the same."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from interp.scan.plan import Plan, fitting
 from interp.scores.catalogue import asked_by_name, select
 from interp.scores.score import DecodeScore, ModelScore, PassScore, Score
 from interp.support.checked import whole_number
-from interp.support.checkpoints import Checkpoints, Record
+from interp.support.checkpoints import Checkpoints, Piece, Record
 from interp.support.finished import check_replaceable, vacant
 from interp.support.memory import free, is_out_of_memory
 from interp.support.ownership import owned
@@ -83,6 +83,23 @@ class Job:
     run: Callable[[], Iterator[list[Record]]]
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What others did of a scan before it is run here.
+
+    Attributes:
+        gathered: "massive" and "evidence", as `Scan.gather` gives them.
+        notes: what a reader must know of it.
+        seconds: how long they took.
+        by: who they were, for the record.
+    """
+
+    gathered: Mapping[str, Any]
+    notes: Sequence[str]
+    seconds: float
+    by: Mapping[str, Any]
+
+
 class Scan(Plan):
     """A plan that can be carried out."""
 
@@ -102,9 +119,43 @@ class Scan(Plan):
         """`usual`, or a name beside it where another scan's result lies or another run works."""
         return vacant(usual, HEAD, self.record())
 
+    def pieces(self) -> list[Piece]:
+        """All that can be done in any order, and in other processes: what is saved piece by piece,
+        and what is gathered beside it."""
+        saved = [Piece(j.key, j.label, j.seconds) for j in self._jobs()]
+        gathered = []
+        if self._lists_massive:
+            gathered.append(("massive", "massive activations"))
+        if self._gathers_evidence:
+            gathered.append(("evidence", "evidence"))
+        seconds = self._finish
+        return saved + [Piece(k, label, seconds.get(k, 0.0), False) for k, label in gathered]
+
+    def clock(self, progress: Progress | None) -> Clock:
+        """Progress over the pieces and what is done after them."""
+        return Clock(progress, [*(j.seconds for j in self._jobs()), *self._finish.values()])
+
+    @torch.no_grad()
+    def do(self, key: str) -> Any:
+        """The records of the saved piece of that key, or what is gathered under that name."""
+        job = next((job for job in self._jobs() if job.key == key), None)
+        if job is None:
+            return self.gather(key)
+        return self._records_of(job, Clock(None, [0.0]))
+
+    def gather(self, what: str, within: Callable[[float], None] = lambda share: None) -> Any:
+        """The massive activations, or the evidence, of the scan's texts."""
+        if what == "massive":
+            return massive_of(self.model, self._brief(), ratio=SECONDARY)
+        return evidence_of(self.model, self.settings, within)
+
     @reporting("Scanning")
     def run(
-        self, out: Path | None = None, progress: Shown = None, overwrite: bool = False
+        self,
+        out: Path | None = None,
+        progress: Shown = None,
+        overwrite: bool = False,
+        ahead: Ahead | None = None,
     ) -> Atlas:
         """Do the work. With `out`, each finished piece is saved there, and a second run resumes.
 
@@ -115,6 +166,7 @@ class Scan(Plan):
             out: the folder, which one run owns at a time.
             progress: told (done, total, what).
             overwrite: replace a finished result of another scan there.
+            ahead: what others did of it, beside the pieces that they left in `out`.
 
         Raises:
             ActivationError: a layer's activations are not finite.
@@ -128,7 +180,7 @@ class Scan(Plan):
                 check_replaceable(out / HEAD, record, overwrite)
             pieces = Checkpoints(out, record)
             with pieces.resumable():
-                atlas = self._atlas(record, pieces, progress, out)
+                atlas = self._atlas(record, pieces, progress, out, ahead or Ahead({}, (), 0.0, {}))
         return atlas
 
     def _atlas(
@@ -137,24 +189,27 @@ class Scan(Plan):
         pieces: Checkpoints,
         progress: Progress | None,
         out: Path | None,
+        ahead: Ahead,
     ) -> Atlas:
         from interp.atlas import Atlas
 
         started = time.time()
         jobs = list(self._jobs())
-        clock = Clock(progress, [*(j.seconds for j in jobs), *self._finish.values()])
+        clock = self.clock(progress)
         missing = self._work(jobs, pieces, clock)
         clock.start("overlays" if self._finish["overlays"] else "summary")
         frames = pieces.records([j.key for j in jobs if j.group not in missing])
         failed = floors(self, frames, missing)
         frames = kept(self, frames, failed)
         frame = self._frame(frames)
-        record["seconds"] = round(time.time() - started, 2)
+        record["seconds"] = round(ahead.seconds + time.time() - started, 2)
+        if ahead.by:
+            record["workers"] = dict(ahead.by)
         record["measured"] = {s.name: measured(self, s, frames).to_json() for s in self.scores}
         lost = {name: OUT_OF_MEMORY for job in jobs for name in missing.get(job.group, ())}
         own = getattr(self.model.module, "tokenizer", None) is self.model.tokenizer
         said = [*starting_tokens.remark(record, own), *notes(self, frames, failed, lost)]
-        atlas = Atlas(frame, record, [*said, *pieces.notes])
+        atlas = Atlas(frame, record, [*said, *ahead.notes, *pieces.notes])
         with _spared(lost, "overlays", atlas.notes):
             atlas.overlays, said = drawn(atlas, self.model, self.settings, self.scores)
             atlas.notes += said
@@ -162,12 +217,13 @@ class Scan(Plan):
         clock.start("massive activations" if self._lists_massive else "saving")
         if self._lists_massive:
             with _spared(lost, "massive activations", atlas.notes):
-                atlas.massive = massive_of(self.model, self._brief(), ratio=SECONDARY)
+                atlas.massive = ahead.gathered.get("massive") or self.gather("massive")
         clock.finish()
         clock.start("evidence" if self._gathers_evidence else "saving")
         if self._gathers_evidence:
             with _spared(lost, "evidence", atlas.notes):
-                atlas.evidence = evidence_of(self.model, self.settings, clock.within)
+                evidence = ahead.gathered.get("evidence")
+                atlas.evidence = evidence or self.gather("evidence", clock.within)
         if lost:
             atlas.provenance["missing"] = lost
         clock.finish()
@@ -237,13 +293,14 @@ class Scan(Plan):
                     name,
                     tuple(s.name for s in self._by_probe[name]),
                     probes.get(name).what,
-                    self._seconds[f"{name}-{i:04d}"],
+                    self._seconds.get(f"{name}-{i:04d}", 0.0),
                     partial(self._one, name, batch, first),
                 )
         for score in self._own:
             job = partial(self._compute, score)
             key = f"own-{score.name}"
-            yield Job(key, key, (score.name,), score.title.lower(), self._seconds[key], job)
+            seconds = self._seconds.get(key, 0.0)
+            yield Job(key, key, (score.name,), score.title.lower(), seconds, job)
 
     def _one(self, name: str, batch: ProbeBatch, first: int) -> Iterator[list[Record]]:
         yield self._probe(name, self._by_probe[name], batch, first)

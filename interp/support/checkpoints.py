@@ -32,6 +32,16 @@ class Record(NamedTuple):
     value: float
 
 
+class Piece(NamedTuple):
+    """A part of a run that can be done in any order: its key, what it is in words, the seconds it
+    may take, and whether its records are saved under the key."""
+
+    key: str
+    label: str
+    seconds: float
+    saved: bool = True
+
+
 class Checkpoints:
     """`folder/partial/KEY.DIGEST.parquet` for each finished piece of a run.
 

@@ -157,7 +157,7 @@ class Clock:
     def __init__(self, report: Progress | None, seconds: Sequence[float]):
         # a piece counts, however short, so that the bar is not full before it
         self._pieces = [max(1, round(1000 * s)) for s in seconds]
-        self._report, self._total = report, sum(self._pieces)
+        self._report, self.total = report, sum(self._pieces)
         self._piece, self._label = 0, ""
 
     def start(self, label: str) -> None:
@@ -170,13 +170,13 @@ class Clock:
         if self._report is not None:
             part = min(int(self._pieces[self._piece] * share), self._pieces[self._piece] - 1)
             done = sum(self._pieces[: self._piece]) + max(part, 0)
-            self._report(done, self._total, self._label)
+            self._report(done, self.total, self._label)
 
     def finish(self) -> None:
         """The piece is done."""
         self._piece += 1
         if self._report is not None and self._piece == len(self._pieces):
-            self._report(self._total, self._total, "done")
+            self._report(self.total, self.total, "done")
 
 
 def duration(seconds: float) -> str:

@@ -59,12 +59,14 @@ TOP = {
 OPTIONAL = {
     "evaluation/lm_eval.py": {"lm_eval", "datasets"},
     "circuits/methods/sae.py": {"sae_lens"},
+    "workers/pool.py": {"ray"},
 }
 HEAVY = (
     "torch",
     "transformers",
     "transformer_lens",
     "sae_lens",
+    "ray",
     "pandas",
     "plotly",
     "triton",
@@ -231,11 +233,18 @@ ROOMS: dict[str, str] = {
         "circuits circuits.benching.controls circuits.judging circuits.known circuits.methods "
         "circuits.runs inputs loading tasks"
     ),
+    # one run in many processes
+    "workers": (
+        "atlas circuits circuits.known circuits.methods circuits.runs loading probes results scan "
+        "scores tasks"
+    ),
+    # what a scan will cost
+    "costs": "loading models scan scores tasks",
     # the command line sees all, and nothing sees it
     "cli": (
         "atlas baking calibration circuits circuits.benching circuits.drawing circuits.judging "
-        "circuits.known circuits.methods circuits.runs edits evaluation inputs loading look models "
-        "probes procedures report results results.interchange scores tasks vision"
+        "circuits.known circuits.methods circuits.runs costs edits evaluation inputs loading look "
+        "models probes procedures report results results.interchange scores tasks vision workers"
     ),
 }
 #: rooms of the lower floors: the first named may import the second

@@ -41,7 +41,7 @@ def test_the_three_packages_come_from_one_place() -> None:
 
 
 def test_the_benchmark_results_are_packaged() -> None:
-    from interp.cli.bench import committed
+    from interp.costs.benchmarks import committed
 
     folder = committed()
     assert folder is not None

@@ -252,34 +252,50 @@ class PairedRuns:
             return False
         return torch.equal(again, margins)
 
+    def ablation(self, mode: str, many: bool) -> Callable[[Sequence[Head]], list[Record]]:
+        """Gives, for a set of heads, (n,) margins on the clean prompts with them replaced, as
+        records; where `many` sets follow, what blocks gave in the clean run is kept."""
+        batches = self.batches()
+        stand_ins = [self.stand_ins(pairs, mode) for pairs in batches]
+        blocks: list[dict[int, Any]] = [{} for _ in batches]
+        if many:
+            blocks = self.clean_blocks(batches)
+
+        def run(heads: Sequence[Head]) -> list[Record]:
+            margins = [
+                _numbers(self.without(pairs, heads, s, b))
+                for pairs, s, b in zip(batches, stand_ins, blocks, strict=True)
+            ]
+            return [
+                Record("margin", i, "", mode, 0, 0, float(m))
+                for i, m in enumerate(np.concatenate(margins))
+            ]
+
+        return run
+
+    def many(self, sets: int) -> bool:
+        """Whether so many sets of heads make it worth keeping the clean run."""
+        return sets > len(self.layers)
+
     def ablated(
         self, sets: Sequence[Sequence[Head]], mode: str, what: str = ""
     ) -> Iterator[np.ndarray]:
         """(n,) margins on the clean prompts with each of these sets of heads replaced, in order;
         what `pieces` has is not run again."""
-        batches = self.batches()
-        stand_ins = [self.stand_ins(pairs, mode) for pairs in batches]
-        blocks: list[dict[int, Any]] = [{} for _ in batches]
-        if len(sets) > len(self.layers):
-            blocks = self.clean_blocks(batches)
+        run = self.ablation(mode, self.many(len(sets)))
         for heads in sets:
-            key = hashlib.sha256(f"{mode} {sorted(heads)}".encode()).hexdigest()[:32]
+            key = set_key(mode, heads)
             if self.pieces.has(key):
                 self._rows_forward += len(self.prompts)
             else:
-                margins = [
-                    _numbers(self.without(pairs, heads, s, b))
-                    for pairs, s, b in zip(batches, stand_ins, blocks, strict=True)
-                ]
-                self.pieces.save(
-                    key,
-                    [
-                        Record("margin", i, "", mode, 0, 0, float(m))
-                        for i, m in enumerate(np.concatenate(margins))
-                    ],
-                )
+                self.pieces.save(key, run(heads))
             yield self.pieces.records([key]).value.to_numpy(np.float64)
             self.step(what)
+
+
+def set_key(mode: str, heads: Sequence[Head]) -> str:
+    """The key of the piece in which these heads are replaced."""
+    return hashlib.sha256(f"{mode} {sorted(heads)}".encode()).hexdigest()[:32]
 
 
 def replacing(heads: Sequence[Head], stand_ins: Mapping[int, torch.Tensor | float]) -> Hook:
