@@ -159,6 +159,13 @@ def forward(dim: int, dtype: torch.dtype, work: int, device: torch.device) -> Co
     return table[family(device)][bucket(dim)][work]
 
 
+def row_pass(dim: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """Tiles of the pass of queries and keys alone."""
+    if INTERPRETED:
+        return _INTERPRETED
+    return Config(128, 64, 8, 3)
+
+
 _FASTEST: dict[Hashable, Config] = {}
 
 
