@@ -352,7 +352,7 @@ def forward_kernel(
     tl.store(lse_ptr + flat, tl.where(empty, float("-inf"), lse * 0.6931471805599453), mask=row_ok)
 
     # statistics: 0 for rows that see nothing and for padding
-    counted = norm > 0.0
+    counted = norm != 0.0  # NaN stays
     if REAL:
         counted = counted & (tl.load(real_ptr + batch * real_b + rows, mask=row_ok, other=0) != 0)
     scaling = inverse

@@ -32,7 +32,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 #: What the kernels read: anything is accumulated in float32.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 #: Larger head dimensions would not fit a tile.
-MAX_DIM = 256
+MAX_DIM = 512
 #: A rule's groups of keys: each is a state, and a column of a program's masses.
 MAX_GROUPS = 8
 

@@ -70,7 +70,7 @@ def _tiles(
     e, best, index, far, near, mass, q, q2, rows, row_ok, lse, temper, u,
     k_ptr, keys_ptr, bias_ptr, dense_ptr, label_ptr, factor_at, feature_ptr, tops_at,
     k_n, k_d, bias_n, dense_m, dense_n, label_n,
-    lo, hi, lk, off, window, keep0, keep1, cap, scale, softcap, dense_rows,
+    lo, hi, lk, off, window, keep0, keep1, cap, scale, softcap, dense_rows, tops_m,
     BN: tl.constexpr, BLOCK: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr,
     MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEPT: tl.constexpr,
     KEYS: tl.constexpr, SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr,
@@ -147,7 +147,7 @@ def _tiles(
             tl.store(
                 tops_at[:, None] + block[None, :],
                 tl.max(parts, 2),
-                mask=row_ok[:, None] & (block * BLOCK < lk)[None, :],
+                mask=row_ok[:, None] & (block < tops_m)[None, :],
             )
     return e, best, index, far, near, mass
 
@@ -240,7 +240,7 @@ def row_kernel(
             k_at, keys_at, bias_at, dense_at, label_at, factor_at, feature_at, tops_at,
             k_n, k_d, bias_n, dense_m, dense_n, label_n,
             tl.maximum(keep0, 0) // BN * BN, tl.minimum(tl.minimum(keep1, last + 1), lo), lk, off,
-            window, keep0, keep1, cap, scale, softcap, dense_rows,
+            window, keep0, keep1, cap, scale, softcap, dense_rows, tops_m,
             BN, BLOCK, D, DP, DP2, True, CAUSAL, WINDOW, KEPT, KEYS, SOFTCAP, TEMPER, BIAS, HIDES,
             DENSE, DENSE_HIDES, GROUPS, LABELS, BLEND, ENTROPY, LARGEST, DISTANCE, CAPPED,
             FEATURES, TOPS, INTERP, PRECISION,
@@ -250,7 +250,7 @@ def row_kernel(
             e, best, index, far, near, mass, q, q2, rows, row_ok, lse, temper, u,
             k_at, keys_at, bias_at, dense_at, label_at, factor_at, feature_at, tops_at,
             k_n, k_d, bias_n, dense_m, dense_n, label_n, lo, tl.minimum(full0, hi), lk, off,
-            window, keep0, keep1, cap, scale, softcap, dense_rows,
+            window, keep0, keep1, cap, scale, softcap, dense_rows, tops_m,
             BN, BLOCK, D, DP, DP2, True, CAUSAL, WINDOW, KEPT, KEYS, SOFTCAP, TEMPER, BIAS, HIDES,
             DENSE, DENSE_HIDES, GROUPS, LABELS, BLEND, ENTROPY, LARGEST, DISTANCE, CAPPED,
             FEATURES, TOPS, INTERP, PRECISION,
@@ -259,7 +259,7 @@ def row_kernel(
         e, best, index, far, near, mass, q, q2, rows, row_ok, lse, temper, u,
         k_at, keys_at, bias_at, dense_at, label_at, factor_at, feature_at, tops_at,
         k_n, k_d, bias_n, dense_m, dense_n, label_n, full0, full1, lk, off,
-        window, keep0, keep1, cap, scale, softcap, dense_rows,
+        window, keep0, keep1, cap, scale, softcap, dense_rows, tops_m,
         BN, BLOCK, D, DP, DP2, False, CAUSAL, WINDOW, KEPT, KEYS, SOFTCAP, TEMPER, BIAS, HIDES,
         DENSE, DENSE_HIDES, GROUPS, LABELS, BLEND, ENTROPY, LARGEST, DISTANCE, CAPPED,
         FEATURES, TOPS, INTERP, PRECISION,
@@ -268,7 +268,7 @@ def row_kernel(
         e, best, index, far, near, mass, q, q2, rows, row_ok, lse, temper, u,
         k_at, keys_at, bias_at, dense_at, label_at, factor_at, feature_at, tops_at,
         k_n, k_d, bias_n, dense_m, dense_n, label_n, tl.maximum(full0, full1), hi, lk, off,
-        window, keep0, keep1, cap, scale, softcap, dense_rows,
+        window, keep0, keep1, cap, scale, softcap, dense_rows, tops_m,
         BN, BLOCK, D, DP, DP2, True, CAUSAL, WINDOW, KEPT, KEYS, SOFTCAP, TEMPER, BIAS, HIDES,
         DENSE, DENSE_HIDES, GROUPS, LABELS, BLEND, ENTROPY, LARGEST, DISTANCE, CAPPED,
         FEATURES, TOPS, INTERP, PRECISION,
