@@ -112,6 +112,7 @@ def merge_kernel(  # noqa: PLR0913
     if SINK:
         gone += tl.exp2(sink - top)
         norm += gone
+    empty = empty & (norm == norm)  # a maximum passes over NaN, a sum does not
     norm = tl.where(empty, 1.0, norm)
     mass = mass / norm[:, None]
     gone = gone / norm

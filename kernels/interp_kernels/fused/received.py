@@ -64,6 +64,8 @@ def config(d: int, dtype: torch.dtype, device: torch.device) -> Config:
                 return Config(64, 32, 4, 2)
             return Config(32 if family == 100 else 64, 16, 4, 2)
         return Config(16, 32, 8, 2)
+    if d > 256 and configs.family(device) in (89, 120):  # shared memory
+        return Config(64, 32, 4, 2)
     if d <= 64:
         return Config(128, 64, 4, 3)
     return Config(128, 64, 8, 3) if d <= 128 else Config(64, 64, 4, 2)
