@@ -149,6 +149,19 @@ def test_what_is_broken_is_seen() -> None:
             assert broken.sum() == broken[0, 1, 5].sum(), name
 
 
+def test_a_decode_step_names_no_hidden_key() -> None:
+    """Of keys that a bias hides none is among the strongest, whatever else is asked."""
+    q, k, v = qkv(2, 12)
+    bias = torch.zeros(1, 1, 12)
+    bias[..., 3:] = -torch.inf
+    steer = Steer(bias=bias, spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.4]])))
+    request = Request(frozenset({"argmax", "distance"}), topk=5)
+    settings = dict(mask=Mask(q_start=10), request=request, steer=there(steer))
+    got = back(attention(*there((q, k, v)), backend="triton", **settings)).stats
+    assert got["topk_index"][..., :3].sort(-1).values.eq(torch.arange(3)).all()
+    assert got["topk_index"][..., 3:].eq(-1).all()
+
+
 def test_factors_of_any_sign() -> None:
     """Weights below 0: entropy −∞ as torch.special.entr says, sums as they are."""
     q, k, v = qkv(10, 10)
