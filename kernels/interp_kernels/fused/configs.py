@@ -171,6 +171,8 @@ def row_pass(dim: int, dtype: torch.dtype, device: torch.device) -> Config:
     small = family(device) in (89, 120)  # shared memory
     if dtype == torch.float32:
         return Config(32, 32, 4, 1 if dim > 128 and small else 2)
+    if family(device) == 100 and dim <= 256:  # wider tiles spill
+        return Config(128, 32, 8, 3 if dim <= 128 else 2)
     if dim <= 128:
         return Config(128, 64, 8, 2 if small else 3)
     if dim <= 256:
