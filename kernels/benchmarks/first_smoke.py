@@ -208,9 +208,39 @@ def cases() -> dict[str, Check]:
             ),
         ),
     }  # fmt: skip
-    for d in (64, 96, 192, 256, 80):
+    flags = torch.rand(1, 1, 301, 301, generator=torch.Generator().manual_seed(1)) > 0.3
+    few = Request(frozenset({"entropy"}), received={"all": Received()}, topk=3)
+    made |= {
+        "statistics after a rule": against(301, 301, 128, steer=lists, request=every),
+        "statistics after a rule over spans": against(301, 301, 128, steer=spans, request=every),
+        "statistics after a blend": against(
+            301, 301, 128, steer=Steer(blend=torch.full((4,), 0.3)), request=every
+        ),
+        "top-k of every row": against(301, 301, 128, request=Request(topk=20)),
+        "top-k of chosen rows after a rule": against(
+            301, 301, 128, steer=lists,
+            request=Request(topk=3, topk_rows=torch.tensor([5, 77, 300])),
+        ),
+        "dense mask": against(301, 301, 128, mask=Mask(dense=flags), request=every),
+        "dense bias": against(
+            301, 301, 128, mask=Mask(dense=torch.zeros(1, 4, 301, 301).masked_fill(~flags, -1e38)),
+            steer=lists, request=few,
+        ),
+        "kept keys": against(301, 301, 128, mask=Mask(window=70, keep_first=4), request=every),
+        "kept keys after a rule": against(
+            301, 301, 128, mask=Mask(window=70, keep_first=4), steer=lists, request=few
+        ),
+        "decode, kept keys": against(
+            1, 901, 128, mask=Mask(q_start=900, window=70, keep_first=4), request=Request(topk=5)
+        ),
+        "decode, dense mask": against(
+            3, 301, 128, mask=Mask(q_start=298, dense=flags[:, :, -3:]), steer=lists
+        ),
+    }  # fmt: skip
+    for d in (64, 96, 192, 256, 512, 80):
         made[f"plain, D = {d}"] = against(301, 301, d)
         made[f"statistics, D = {d}"] = against(301, 301, d, request=every)
+        made[f"after a rule, D = {d}"] = against(301, 301, d, steer=lists, request=few)
         made[f"decode, D = {d}"] = against(1, 517, d, mask=Mask(q_start=516))
     for dtype in (fp16, fp32):
         name = str(dtype).split(".")[1]

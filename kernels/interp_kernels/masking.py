@@ -113,6 +113,15 @@ class Visibility:
         return (columns >= first) & (columns < first + self.keep_first)
 
     @lazy
+    def kept_from(self) -> Tensor | None:
+        """(batch,) int32: the column of each sample's first kept key, which may stand outside those
+        there are; None where none is kept beyond the window."""
+        if not self.keep_first:
+            return None
+        first = self._first_columns.clamp(-(1 << 30), 1 << 30).to(torch.int32)
+        return first.expand(self.batch).contiguous()
+
+    @lazy
     def padded(self) -> tuple[int, int]:
         """Padding is usually at one end: only the columns that are padding somewhere need masking;
         on a GPU, where looking for them would wait for the device, all."""

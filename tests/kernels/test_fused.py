@@ -100,10 +100,8 @@ def compare(tensors: tuple[torch.Tensor, ...], kwargs: dict[str, Any], tolerance
 def fused_case(
     draw: Any, dtype: torch.dtype, largest: int = 40
 ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """As `make_case`, without what goes to the streaming route."""
-    tensors, kwargs = make_case(draw, dtype, largest)
-    kwargs["mask"] = dataclasses.replace(kwargs["mask"], dense=None)
-    return tensors, kwargs
+    """As `make_case`."""
+    return make_case(draw, dtype, largest)
 
 
 @pytest.mark.slow
@@ -430,8 +428,8 @@ def test_many_pieces_are_merged_in_turns() -> None:
 def test_operators_have_shapes_without_values() -> None:
     """Fake kernels: torch.compile and CUDA graphs can plan around the launches."""
     q, k, v = (torch.randn(1, h, 20, 16, device=DEVICE) for h in (4, 2, 2))
-    common = (None,) * 9
-    args = (q, k, v, *common, 0.25, True, 0, None, None, None, "entropy argmax", 0, 10)
+    common = (None,) * 11
+    args = (q, k, v, *common, 0.25, True, 0, None, 0, None, None, "entropy argmax", 0, 10)
     torch.library.opcheck(
         torch.ops.interp.forward.default, args, test_utils=("test_schema", "test_faketensor")
     )
@@ -461,7 +459,17 @@ def test_compiles_around_the_kernels() -> None:
         (dict(), "fused forward|cuDNN|FlashAttention"),
         (dict(request=Request(frozenset({"entropy"}))), "entropy come in the same pass"),
         (dict(request=Request(received={"all": Received()})), "key-major pass"),
-        (dict(request=Request(topk=2)), "chunked top-k"),
+        (dict(request=Request(topk=2)), "row-major pass of q and k: top-k by block maxima"),
+        (dict(request=Request(topk=65)), "chunked top-k, of more than 64 keys a row"),
+        (
+            dict(
+                request=Request(frozenset({"max"})),
+                steer=Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.4]]))),
+            ),
+            "row-major pass of q and k: max",
+        ),
+        (dict(mask=Mask(dense=torch.ones(1, 1, 40, 40, dtype=torch.bool))), "of the dense mask"),
+        (dict(mask=Mask(window=5, keep_first=2)), "the keys kept beyond it"),
         (dict(request=Request(topk=2, topk_rows=torch.tensor([3, 30]))), "decode steps"),
         (dict(steer=Steer(gain=torch.ones(1, 4, 1))), "fused merge"),
         (dict(mask=Mask(keys=torch.ones(1, 40, dtype=torch.bool))), "padding"),
@@ -477,16 +485,17 @@ def test_explain(kwargs: dict[str, Any], words: str) -> None:
 
 def test_what_the_kernels_cannot_serve_is_said() -> None:
     q, k, v = (torch.randn(1, h, 40, 16, device=DEVICE) for h in (4, 2, 2))
-    dense = torch.ones(1, 1, 40, 40, dtype=torch.bool, device=DEVICE)
+    dense = torch.zeros(1, 1, 40, 40, device=DEVICE).requires_grad_()
+    blend = Steer(blend=torch.ones(1, device=DEVICE))
     rule = Steer(spans=((0, 1, 1),), rule=Rule(torch.tensor([[1.0, 0.4]])))
     cases: list[tuple[tuple[torch.Tensor, ...], dict[str, Any], str]] = [
         ((q.double(), k.double(), v.double()), {}, "float64"),
         ((q, k.half(), v), {}, "float16"),
-        ((q, k, v), {"mask": Mask(dense=dense)}, "dense"),
+        ((q, k, v), {"mask": Mask(dense=dense)}, "the dense mask needs gradients"),
         ((q, k, v), {"scale": -1.0}, "scale"),
         ((q.clone().requires_grad_(), k, v), {}, "gradients"),
-        ((q, k, v), {"steer": rule, "request": Request(frozenset({"max"}))}, "after a rule"),
-        (tuple(torch.randn(1, 1, 4, 300, device=DEVICE) for _ in range(3)), {}, "300"),
+        ((q, k, v), {"steer": [blend, rule]}, "after a blend"),
+        (tuple(torch.randn(1, 1, 4, 600, device=DEVICE) for _ in range(3)), {}, "600"),
     ]
     for tensors, kwargs, word in cases:
         with pytest.raises(BackendError, match=word):

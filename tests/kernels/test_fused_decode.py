@@ -484,8 +484,10 @@ def test_a_row_that_sees_nothing() -> None:
 
 def test_what_it_does_not_serve() -> None:
     q = torch.ones(1, 2, 1, 16, device=DEVICE)
-    with pytest.raises(ValueError, match="dense"):
-        decode(q, q, q, mask=Mask(dense=torch.ones(1, 1, 1, 1, dtype=torch.bool)), scale=1.0)
+    with pytest.raises(ValueError, match="blend under a dense mask"):
+        seen = Mask(dense=torch.ones(1, 1, 1, 1, dtype=torch.bool))
+        blend = Steer(blend=torch.ones(1, device=DEVICE))
+        decode(q, q, q, mask=seen, scale=1.0, steer=blend)
     with pytest.raises(ValueError, match="sigmoid"):
         decode(q, q, q, mask=Mask(), scale=1.0, steer=Steer(sigmoid=0.0))
     with pytest.raises(ValueError, match="dtype"):

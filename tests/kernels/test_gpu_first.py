@@ -77,6 +77,19 @@ def test_every_kernel_is_in_the_check() -> None:
     import first_smoke
 
     names = set(first_smoke.cases())
-    for words in ("static", "graph", "generation", "spans", "scattered", "window", "D = 96"):
+    for words in (
+        "static",
+        "graph",
+        "generation",
+        "spans",
+        "scattered",
+        "window",
+        "D = 96",
+        "D = 512",
+        "after a rule",
+        "top-k of every row",
+        "dense mask",
+        "kept keys",
+    ):
         assert any(words in name for name in names), words
     assert len(names) >= 40

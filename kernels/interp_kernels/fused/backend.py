@@ -7,6 +7,8 @@ attention received                    a key-major pass that reads the log-sum-ex
 a rule over spans of keys             vendor states of the spans, merged
 a rule over scattered keys    our forward a group (the others' keys hidden, or listed), merged
 several rules                 the same states, merged in PyTorch but for the sum of the outputs
+statistics after a rule or a blend    a pass of queries and keys that knows the log-sum-exp
+the strongest keys of every row       the same pass keeps block maxima; few blocks are read again
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from .. import reference
 from ..call import Call
-from ..masking import Visibility
+from ..masking import FLOOR, Visibility
 from ..request import Request, Result
 from ..steer import Steer
 from ..streaming import spans
@@ -30,10 +32,13 @@ from .capable import DoesNotRun, usable
 from .decode import decode
 from .decode_launch import Decoded
 from .decode_statistics import statistics
+from .edited import Edited, edited
 from .forward import NAMES, Keys, State, forward
-from .merge import Piece, merge
+from .merge import merge
+from .pieces import Piece
 from .primitives import DTYPES, MAX_DIM, MAX_GROUPS
 from .received import received
+from .row_pass import row_pass, why_not_topk
 
 __all__ = ["DoesNotRun", "Route", "attention", "choose", "explain_route", "usable", "why_not"]
 
@@ -56,10 +61,8 @@ def why_not(call: Call) -> str:
     q, steer = call.q, call.steer
     if reason := usable(q.device) or _why_not_tensors(call):
         return reason
-    if call.mask.dense is not None:
-        return "the mask is dense; the kernels know causality, windows, offsets and padding"
-    if call.vis.keep_first:
-        return "mask.keep_first keeps keys beyond the window, which the streaming route has"
+    if call.needs_grad(call.mask.dense):
+        return "the dense mask needs gradients, which the streaming route has"
     if call.scale <= 0:
         return (
             f"the scale is {call.scale}; the kernels fuse it with the maximum and want it positive"
@@ -76,10 +79,6 @@ def why_not(call: Call) -> str:
     decodes = _decodes(call)
     if decodes and call.needs_grad(None, *steer.tensors):
         return "an edit's parameters need gradients in a decode step, which the streaming route has"
-    if call.request and not decodes and (steer.rule is not None or steer.blend is not None):
-        return "statistics of weights after a rule or a blend need the streaming route"
-    if call.request and decodes and steer.blend is not None:
-        return "statistics of weights after a blend need the streaming route"
     return capable.refusal(call)
 
 
@@ -106,7 +105,18 @@ def ready(call: Call) -> Call:
 
 def _decodes(call: Call) -> bool:
     steer = call.steer
-    return call.vis.lq <= DECODE_ROWS and steer.sigmoid is None and len(steer.rules) < 2
+    blended = steer.blend is not None and (bool(call.request) or call.mask.dense is not None)
+    return (
+        call.vis.lq <= DECODE_ROWS
+        and steer.sigmoid is None
+        and len(steer.rules) < 2
+        and not blended
+    )
+
+
+def _reweighs(call: Call) -> bool:
+    """The edit changes weights after the softmax."""
+    return call.steer.rule is not None or call.steer.blend is not None
 
 
 def choose(call: Call) -> Route:
@@ -115,7 +125,7 @@ def choose(call: Call) -> Route:
     if _decodes(call):
         return Route("decode", f"{vis.lq} query row{'s' * (vis.lq > 1)}")
     own = "forward" if steer.rule is None else "groups"
-    if request.names - {"pair_mass"}:
+    if request.names - {"pair_mass"} and not _reweighs(call):
         return Route(
             own, f"{', '.join(sorted(request.names - {'pair_mass'}))} come in the same pass"
         )
@@ -126,6 +136,8 @@ def choose(call: Call) -> Route:
         return Route(own, "a rule over scattered keys: a state a group, merged")
     if call.softcap is not None:
         return Route(own, "of soft-capped logits")
+    if call.mask.dense is not None:
+        return Route(own, "of the dense mask")
     if vis.keys is not None:
         return Route(own, "of padding")
     shape, why = geometry(vis)
@@ -174,21 +186,23 @@ def _attention(call: Call) -> Result:
         pieces, stats = _own_pieces(call)
     # the forward kernel takes sinks in
     left = replace(call, sinks=None) if route.kind == "forward" else call
-    edited = steer.rule is not None or steer.blend is not None or steer.gain is not None
-    if len(pieces) == 1 and not edited and left.sinks is None:
+    changed = _reweighs(call) or steer.gain is not None
+    if len(pieces) == 1 and not changed and left.sinks is None:
         state = State(pieces[0].out, pieces[0].lse)
     else:
         state = merge(pieces, left)
     if request:
         with torch.no_grad():
-            stats |= _second_look(call, state.lse)
+            weights = edited(left, pieces) if _reweighs(call) else Edited()
+            stats |= _second_look(call, state.lse, weights)
     return Result(state.out, state.lse, stats)
 
 
 def _own_pieces(call: Call) -> tuple[list[Piece], dict[str, Tensor]]:
     """States by our forward kernel: one over all keys, or one a group of the rule."""
     steer, vis = call.steer, call.vis
-    names = [name for name in NAMES if name in call.request.names]
+    asked = frozenset() if _reweighs(call) else call.request.names
+    names = [name for name in NAMES if name in asked]
     base = Keys.padding(vis.keys)
     with torch.no_grad():
         if steer.rule is None:
@@ -197,7 +211,7 @@ def _own_pieces(call: Call) -> tuple[list[Piece], dict[str, Tensor]]:
         labels, without = steer.labels_of(vis.lk, call.q.device), replace(call, sinks=None)
         pieces = []
         for group in range(steer.groups):
-            state = forward(without, base.group(labels, group, vis.batch, vis.heads), names)
+            state = forward(without, base.group(labels, group, vis.batch, vis.heads))
             pieces.append(Piece(group, 0, state.out, state.lse))
     return pieces, {}
 
@@ -216,33 +230,38 @@ def _span_pieces(call: Call, route: Route) -> list[Piece]:
     ]
 
 
-def _second_look(call: Call, lse: Tensor) -> dict[str, Tensor]:
-    """What is read with the log-sum-exp in hand: masses of listed keys, columns, top-k."""
+def _second_look(call: Call, lse: Tensor, weights: Edited) -> dict[str, Tensor]:
+    """What is read with the log-sum-exp in hand: masses of listed keys, columns, the strongest
+    keys; and all statistics of weights that a rule or a blend changed."""
     request, steer = call.request, call.steer
     stats: dict[str, Tensor] = {}
-    plain = steer.temper is None and steer.bias is None
-    if plain:
-        for name, index in request.pairs.items():
-            stats[f"pair_mass:{name}"] = pair_mass(call, lse, index)
+    for name, index in request.pairs.items():
+        stats[f"pair_mass:{name}"] = pair_mass(
+            call, lse, index, weights.factors, weights.labels, weights.blend
+        )
     for name, question in request.received.items():
-        answer, count = received(call, lse, question)
+        answer, count = received(call, lse, question, weights)
         stats[f"received:{name}"], stats[f"received_count:{name}"] = answer, count
-    logits = Steer(temper=steer.temper, bias=steer.bias)
-    before = replace(call, steers=(logits,) if logits else ())
     if request.topk and request.topk_rows is not None:
-        stats |= top_rows(before, lse)
+        stats |= top_rows(call, lse, weights)
+    names = request.names - {"pair_mass"} if weights else frozenset()
     whole = request.topk if request.topk_rows is None else 0
-    if whole or (request.pairs and not plain):
-        rest = Request(pairs={} if plain else request.pairs, topk=whole)
-        stats |= run_chunks(replace(before, request=rest)).stats
+    if whole and why_not_topk(whole, call.vis.lk):
+        kept = steer if weights else Steer(temper=steer.temper, bias=steer.bias)
+        rest = replace(call, request=Request(topk=whole), steers=(kept,) if kept else ())
+        stats |= run_chunks(rest).stats
+        whole = 0
+    if whole or names:
+        stats |= row_pass(call, lse, weights, [n for n in NAMES if n in names], whole)
     return stats
 
 
-def top_rows(call: Call, lse: Tensor) -> dict[str, Tensor]:
+def top_rows(call: Call, lse: Tensor, weights: Edited = Edited()) -> dict[str, Tensor]:
     """The strongest keys of chosen rows of a prompt: as many decode steps side by side,
     `DECODE_ROWS` at a time, since each keeps its scores. Probabilities are by the whole call's
-    log-sum-exp, which knows the sinks; of its edit temper and bias alone count."""
-    request, vis, steer = call.request, call.vis, call.steer
+    log-sum-exp, which knows the sinks; of the call's edit temper and bias count, and what `weights`
+    says."""
+    request, vis, steer, dense = call.request, call.vis, call.steer, call.mask.dense
     assert request.topk_rows is not None
     chosen = request.topk_rows.to(call.q.device)
     indices, probs = [], []
@@ -250,8 +269,12 @@ def top_rows(call: Call, lse: Tensor) -> dict[str, Tensor]:
         temper = steer.temper
         if temper is not None and temper.shape[2] > 1:
             temper = temper.index_select(2, rows)
-        real = None if vis.rows is None else vis.rows.index_select(1, rows)
-        mask, logits = replace(vis.mask, queries=real), Steer(temper=temper, bias=steer.bias)
+        mask = replace(
+            vis.mask,
+            queries=None if vis.rows is None else vis.rows.index_select(1, rows),
+            dense=None if dense is None else dense.to(rows.device).index_select(2, rows),
+        )
+        logits = Steer(temper=temper, bias=steer.bias)
         part = replace(
             call,
             q=call.q.index_select(2, rows),
@@ -259,14 +282,45 @@ def top_rows(call: Call, lse: Tensor) -> dict[str, Tensor]:
             sinks=None,
             steers=(logits,) if logits else (),
         )
-        got = decode(part, topk=request.topk, stands=rows + vis.offset)
-        assert got.topk_index is not None and got.topk_prob is not None
-        share = (
-            (got.lse - lse.index_select(2, rows)).exp().nan_to_num(0.0)
-        )  # below 1 where there are sinks
-        indices.append(got.topk_index)
-        probs.append(got.topk_prob * share[..., None])
+        of_rows = lse.index_select(2, rows)
+        if weights:
+            got = decode(part, scores=True, stands=rows + vis.offset)
+            index, prob = _strongest(got, of_rows, rows, weights, part)
+        else:
+            got = decode(part, topk=request.topk, stands=rows + vis.offset)
+            assert got.topk_index is not None and got.topk_prob is not None
+            # below 1 where there are sinks
+            index, prob = got.topk_index, (got.lse - of_rows).exp().nan_to_num(0.0)[..., None]
+            prob = got.topk_prob * prob
+        indices.append(index)
+        probs.append(prob)
     return {"topk_index": torch.cat(indices, 2), "topk_prob": torch.cat(probs, 2)}
+
+
+def _strongest(
+    got: Decoded, lse: Tensor, rows: Tensor, weights: Edited, part: Call
+) -> tuple[Tensor, Tensor]:
+    """The strongest keys of a few rows by their edited weights, from raw scores."""
+    assert got.scores is not None and weights.factors is not None
+    a = got.scores.sub(lse.clamp_min(FLOOR)[..., None]).exp_()  # (batch, heads, rows, keys)
+    factors = weights.factors.index_select(2, rows)
+    if weights.labels is None:
+        a = a * factors
+    else:
+        a = a * factors.gather(-1, weights.labels[:, :, None].expand(a.shape))
+    shown = got.scores > -torch.inf
+    if weights.blend is not None:
+        column = torch.arange(a.shape[-1], device=a.device)
+        own = (rows + part.vis.offset)[:, None] == column
+        a = a + weights.blend.index_select(2, rows)[..., None] * own
+        shown = shown | (a > 0)
+    if part.vis.rows is not None:
+        shown = shown & part.vis.rows[:, None, :, None]
+    n = min(part.request.topk, a.shape[-1])
+    prob, index = a.masked_fill(~shown, -1.0).topk(n, dim=-1)
+    lacking = part.request.topk - n
+    index = torch.nn.functional.pad(index.masked_fill(prob < 0, -1), (0, lacking), value=-1)
+    return index, torch.nn.functional.pad(prob.clamp_min(0), (0, lacking))
 
 
 def asked_of_decode(call: Call) -> tuple[int, bool]:
@@ -311,10 +365,19 @@ def explain_route(call: Call) -> str:
             steps.append("exp(q·k − lse) over listed keys")
         if request.received:
             steps.append(f"key-major pass ×{len(request.received)}")
-        if request.topk:
-            steps.append(
-                "chunked top-k"
-                if request.topk_rows is None
-                else "decode steps for the chosen rows' top-k"
-            )
+        steps += _row_steps(call)
     return f"triton: {' + '.join(steps)} ({route.why})"
+
+
+def _row_steps(call: Call) -> list[str]:
+    """The passes over rows that follow the output's."""
+    request = call.request
+    names = sorted(request.names - {"pair_mass"}) if _reweighs(call) else []
+    steps = []
+    if request.topk and request.topk_rows is not None:
+        steps.append("decode steps for the chosen rows' top-k")
+    elif request.topk:
+        why = why_not_topk(request.topk, call.vis.lk)
+        steps += [f"chunked top-k, of {why}"] if why else []
+        names += [] if why else ["top-k by block maxima"]
+    return [*steps, f"row-major pass of q and k: {', '.join(names)}"] if names else steps

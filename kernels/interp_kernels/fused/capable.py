@@ -123,6 +123,7 @@ def configuration(call: Call) -> Hashable:
         q.shape[1] // k.shape[1],
         min(vis.lq, 16),
         (vis.mask.causal, vis.mask.window is None, vis.keys is None, vis.rows is None),
+        (vis.mask.dense is None or vis.mask.dense.dtype, vis.keep_first > 0),
         (call.softcap is None, call.sinks is None, steer.sigmoid is None),
         tuple(x is None for x in tensors),
         len(steer.spans),

@@ -33,7 +33,7 @@ class Config:
 
 
 #: Head dimensions that have a row; those between take the next.
-DIMS = (64, 96, 128, 192, 256)
+DIMS = (64, 96, 128, 192, 256, 512)
 #: What a tile's loop does beside the softmax: nothing; a window, a bias, a soft-cap, …;
 #: statistics.
 PLAIN, DRESSED, STATISTICS = range(3)
@@ -46,6 +46,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         128: (Config(128, 64, 8, 3), Config(128, 32, 8, 3), Config(128, 32, 8, 3)),
         192: (Config(128, 32, 8, 3), Config(128, 32, 8, 3), Config(64, 32, 4, 2)),
         256: (Config(64, 64, 8, 2), Config(64, 64, 8, 2), Config(32, 32, 4, 2)),
+        512: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 8, 2)),
     },
     89: {
         64: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 64, 8, 2)),
@@ -53,6 +54,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         128: (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(128, 32, 8, 2)),
         192: (Config(128, 32, 8, 3), Config(128, 32, 8, 2), Config(64, 32, 4, 2)),
         256: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 1)),
+        512: (Config(16, 32, 4, 1), Config(16, 32, 4, 1), Config(16, 32, 4, 1)),
     },
     90: {
         64: (Config(128, 128, 8, 3), Config(128, 128, 8, 3), Config(128, 64, 8, 3)),
@@ -60,6 +62,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         128: (Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 64, 8, 3)),
         192: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
         256: (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 3)),
+        512: (Config(64, 16, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 2)),
     },
     100: {
         64: (Config(128, 128, 8, 3), Config(128, 128, 8, 3), Config(128, 32, 8, 3)),
@@ -67,6 +70,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         128: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
         192: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
         256: (Config(128, 32, 8, 3), Config(128, 32, 8, 3), Config(64, 32, 8, 3)),
+        512: (Config(64, 32, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 2)),
     },
     120: {
         64: (Config(128, 128, 8, 2), Config(128, 64, 8, 2), Config(128, 32, 8, 2)),
@@ -74,6 +78,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         128: (Config(128, 64, 8, 2), Config(128, 32, 8, 2), Config(128, 16, 8, 2)),
         192: (Config(32, 32, 4, 2), Config(128, 16, 8, 2), Config(128, 16, 8, 2)),
         256: (Config(32, 32, 4, 2), Config(32, 32, 4, 2), Config(32, 32, 4, 2)),
+        512: (Config(16, 32, 4, 1), Config(16, 32, 4, 1), Config(16, 32, 4, 1)),
     },
 }
 #: The same of float32: three tf32 products and twice the bytes. Heads of more than 192 dimensions
@@ -157,6 +162,22 @@ def forward(dim: int, dtype: torch.dtype, work: int, device: torch.device) -> Co
         return _INTERPRETED
     table = _FORWARD_32 if dtype == torch.float32 else _FORWARD
     return table[family(device)][bucket(dim)][work]
+
+
+def row_pass(dim: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """Tiles of the pass of queries and keys alone: a tile has at least `row_pass.BLOCK` keys."""
+    if INTERPRETED:
+        return _INTERPRETED
+    small = family(device) in (89, 120)  # shared memory
+    if dtype == torch.float32:
+        return Config(32, 32, 4, 1 if dim > 128 and small else 2)
+    if family(device) == 100 and dim <= 256:  # wider tiles spill
+        return Config(128, 32, 8, 3 if dim <= 128 else 2)
+    if dim <= 128:
+        return Config(128, 64, 8, 2 if small else 3)
+    if dim <= 256:
+        return Config(64, 32, 4, 2) if small else Config(128, 64, 8, 2)
+    return Config(32, 32, 4, 1) if small else Config(64, 32, 4, 2)
 
 
 _FASTEST: dict[Hashable, Config] = {}

@@ -107,14 +107,17 @@ def arguments(
         scores,
         n_splits,
         None if stands is None else stands.to(device, torch.int32),
+        here(mask.dense),
+        vis.kept_from,
+        vis.keep_first,
     )
 
 
 def _check(call: Call, pages: Tensor | None, stands: Tensor | None) -> None:
     """Raise `ValueError` for what these kernels do not know."""
     q, k, v, vis, steer = call.q, call.k, call.v, call.vis, call.steer
-    if call.mask.dense is not None:
-        raise ValueError("decode knows no dense mask; use the keys of the mask or steer.bias.")
+    if call.mask.dense is not None and steer.blend is not None:
+        raise ValueError("decode knows no blend under a dense mask; the forward does.")
     if q.dtype != k.dtype or k.dtype not in DTYPES or v.dtype not in DTYPES:
         raise ValueError(
             f"decode needs q and k of one dtype of {DTYPES}; here {q.dtype}, {k.dtype}, {v.dtype}."
@@ -129,8 +132,6 @@ def _check(call: Call, pages: Tensor | None, stands: Tensor | None) -> None:
         raise ValueError("decode knows no steer.sigmoid.")
     if len(call.steers) > 1 or len(steer.rules) > 1 or steer.groups > MAX_GROUPS:
         raise ValueError(f"decode knows one rule, over up to {MAX_GROUPS} groups of keys.")
-    if vis.keep_first:
-        raise ValueError("decode knows no keys kept beyond the window (mask.keep_first).")
     if stands is not None and (steer.blend is not None or tuple(stands.shape) != (vis.lq,)):
         raise ValueError(
             f"stands has shape {tuple(stands.shape)}, expected ({vis.lq},), and goes without "
@@ -197,5 +198,5 @@ def _decode(*values: Any) -> _Outputs:
 @_decode.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, pages: Tensor | None, *rest: Any) -> _Outputs:
     lk = k.shape[2] * (1 if pages is None else pages.shape[1])
-    keep, topk, scores = rest[8], rest[-4], rest[-3]
+    keep, topk, scores = rest[8], rest[-7], rest[-6]
     return _outputs(q, v, lk, keep, topk, scores)

@@ -31,6 +31,11 @@ _STEPPING = [
     "temper_b",
     "temper_h",
     "temper_m",
+    "dense_b",
+    "dense_h",
+    "dense_m",
+    "dense_n",
+    "keep_first",
     "n_pages",
     "lq",
     "rows",
@@ -71,14 +76,18 @@ def _store(to, value, row_ok, FROM: tl.constexpr, SIZE: tl.constexpr, DV: tl.con
 @triton.jit(do_not_specialize=_STEPPING)
 def split_kernel(
     q_ptr, k_ptr, v_ptr, pages_ptr, keys_ptr, bias_ptr, label_ptr, temper_ptr, stand_ptr,
+    dense_ptr, start_ptr,
     m_ptr, l_ptr, acc_ptr, score_ptr, top_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d,
     keys_b, bias_b, bias_h, bias_n, label_b, label_h, label_n, temper_b, temper_h, temper_m,
-    n_pages, lq, rows, lk, hi, first, tiles, per_split, n_splits, off, window, scale, cap,
+    dense_b, dense_h, dense_m, dense_n,
+    n_pages, lq, rows, lk, hi, first, tiles, per_split, n_splits, off, window, keep_first, scale,
+    cap,
     a0, b0, g0, a1, b1, g1, a2, b2, g2, a3, b3, g3,
     KV: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     DVP2: tl.constexpr, PAGE: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
+    KEPT: tl.constexpr, DENSE: tl.constexpr, DENSE_HIDES: tl.constexpr,
     KEYS: tl.constexpr, SOFTCAP: tl.constexpr, TEMPER: tl.constexpr,
     BIAS: tl.constexpr, HIDES: tl.constexpr, BIAS_HEADS: tl.constexpr, LABELS: tl.constexpr,
     LABEL_HEADS: tl.constexpr, SPANS: tl.constexpr, SCORES: tl.constexpr, STANDS: tl.constexpr,
@@ -126,6 +135,11 @@ def split_kernel(
     if STANDS:
         stand = tl.load(stand_ptr + query, mask=row_ok, other=0)
 
+    keep0 = 0
+    keep1 = 0
+    if KEPT:
+        keep0 = tl.load(start_ptr + batch)
+        keep1 = keep0 + keep_first
     k_at = k_ptr + kv.to(tl.int64) * k_h
     v_at = v_ptr + kv.to(tl.int64) * v_h
     if PAGE == 0:
@@ -187,7 +201,18 @@ def split_kernel(
             s = s + tl.where(
                 bias > HIDES, bias * _LOG2E, HIDDEN
             )  # as masking.bias_visible; −inf would give NaN
-        ok = seen(stand[:, None], cols[None, :], 0, hi, window, CAUSAL, WINDOW) & inside[None, :]
+        if DENSE:
+            to = dense_ptr + batch * dense_b + head[:, None].to(tl.int64) * dense_h
+            to += query[:, None].to(tl.int64) * dense_m + cols[None, :].to(tl.int64) * dense_n
+            dense = tl.load(to, mask=row_ok[:, None] & inside[None, :], other=0)  # (BM, BN)
+            if DENSE == 1:
+                s = tl.where(dense != 0, s, HIDDEN)
+            else:
+                dense = dense.to(tl.float32)
+                s = s + tl.where(dense > DENSE_HIDES, dense * _LOG2E, HIDDEN)
+        ok = inside[None, :] & seen(
+            stand[:, None], cols[None, :], 0, hi, window, keep0, keep1, CAUSAL, WINDOW, KEPT
+        )
         s = tl.where(ok, s, HIDDEN)
         # before the groups part; tile maxima of what is stored, so that they agree to the last bit
         if SCORES:

@@ -18,9 +18,11 @@ from .decode_kernels import combine_kernel, split_kernel
 from .primitives import (
     INTERPRETED,
     LOG2E,
+    dense_kind,
     device_of,
     flags,
     hides,
+    loadable,
     padded_dim,
     parts,
     precision,
@@ -91,6 +93,9 @@ class Arguments:
     scores: bool
     n_splits: int | None
     stands: Tensor | None
+    dense: Tensor | None
+    starts: Tensor | None
+    keep_first: int
 
 
 def config(dim: int, itemsize: int, rows: int) -> tuple[int, int, int, int]:
@@ -165,6 +170,9 @@ class Launch:
             "PAGE": self.page,
             "CAUSAL": x.causal,
             "WINDOW": x.window is not None,
+            "KEPT": x.starts is not None,
+            "DENSE": dense_kind(x.dense),
+            "DENSE_HIDES": hides(x.dense),
             "KEYS": x.keys is not None,
             "SOFTCAP": x.softcap is not None,
             "TEMPER": x.temper is not None,
@@ -268,6 +276,7 @@ class Launch:
         keep, receive, tests, bounds = (_whole(t) for t in (x.keep, x.receive, x.tests, x.bounds))
         keys, real, rows = flags(keys), flags(real), flags(rows)
         n_pages = 0 if pages is None else pages.shape[1]
+        dense = loadable(x.dense)
         none = made.lse  # a pointer that no kernel reads, for what is not asked
         raw, tops, masses, factors, index, prob = (
             none if t is None else t
@@ -286,6 +295,8 @@ class Launch:
                 x.labels,
                 x.temper,
                 x.stands,
+                dense,
+                x.starts,
                 m,
                 den,
                 acc,
@@ -298,6 +309,7 @@ class Launch:
                 *strides(x.bias, 3),
                 *strides(x.labels, 3),
                 *strides(x.temper, 3),
+                *strides(dense, 4),
                 n_pages,
                 lq,
                 self.rows_per_kv,
@@ -309,6 +321,7 @@ class Launch:
                 splits,
                 x.offset,
                 x.window or 0,
+                x.keep_first,
                 x.scale * LOG2E,
                 (x.softcap or 0.0) * LOG2E,
                 *edges,

@@ -101,7 +101,7 @@ def statistics(call: Call, got: Decoded) -> dict[str, Tensor]:
         labels = call.steer.labels_of(vis.lk, a.device)[:, :, None].expand(a.shape)
         a = a * got.factors.gather(-1, labels)
     visible = vis.visible(every, every, 0, vis.lq, 0, vis.lk).expand(a.shape)
-    return reference.statistics(a, visible, vis, request)
+    return reference.statistics(a, visible, vis, request, scores > -torch.inf)
 
 
 def _few(call: Call, scores: Tensor, lse: Tensor, factors: Tensor | None) -> dict[str, Tensor]:

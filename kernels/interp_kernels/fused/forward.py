@@ -12,13 +12,16 @@ from torch import Tensor
 from ..call import Call
 from . import configs
 from .configs import Config
+from .features import features_of
 from .forward_kernel import forward_kernel
 from .primitives import (
     INTERPRETED,
     LOG2E,
+    dense_kind,
     device_of,
     flags,
     hides,
+    loadable,
     parts,
     precision,
     schema,
@@ -97,11 +100,13 @@ def forward(call: Call, keys: Keys = Keys(), names: Sequence[str] = ()) -> State
     q, k and v in any layout. lse is natural, −inf where a row sees nothing. names: of `NAMES`.
     """
     asked, steer, request = [name for name in NAMES if name in names], call.steer, call.request
+    vis, dense = call.vis, call.mask.dense
     out, lse, *found = _forward(
-        call.q, call.k, call.v, keys.keep, keys.ends, keys.lists, keys.counts, call.vis.rows,
-        call.sinks, steer.temper, steer.bias,
+        call.q, call.k, call.v, keys.keep, keys.ends, keys.lists, keys.counts, vis.rows,
+        call.sinks, steer.temper, steer.bias, None if dense is None else dense.to(call.q.device),
+        vis.kept_from,
         None if request.labels is None else request.labels.to(call.q.device),
-        call.scale, call.mask.causal, call.vis.offset, call.mask.window, call.softcap,
+        call.scale, call.mask.causal, vis.offset, call.mask.window, vis.keep_first, call.softcap,
         steer.sigmoid, " ".join(asked), request.n_groups, request.cap,
     )  # fmt: skip
     return State(out, lse, dict(zip(asked, found, strict=True)))
@@ -131,24 +136,6 @@ def _tiles_that_hide(keep: Tensor, size: int) -> Tensor:
     )
 
 
-def _features(
-    labels: Tensor | None, groups: int, position: bool, batch: int, lk: int, tile: int, like: Tensor
-) -> Tensor | None:
-    """(batch, keys, 16 or 32): one-hot groups, and last how far a key stands from the middle of its
-    tile."""
-    if not groups and not position:
-        return None
-    size = 16 if groups + position <= 16 else 32
-    kind = torch.float32 if like.dtype == torch.float32 else torch.float16
-    made = torch.zeros(batch, lk, size, dtype=kind, device=like.device)
-    if groups:
-        assert labels is not None
-        made[..., :groups] = labels[..., None] == torch.arange(groups, device=like.device)
-    if position:
-        made[..., -1] = torch.arange(lk, device=like.device) % tile - tile // 2
-    return made
-
-
 @dataclass(frozen=True)
 class _Arguments:
     """What the operator takes."""
@@ -164,11 +151,14 @@ class _Arguments:
     sinks: Tensor | None
     temper: Tensor | None
     bias: Tensor | None
+    dense: Tensor | None
+    starts: Tensor | None
     labels: Tensor | None
     scale: float
     causal: bool
     offset: int
     window: int | None
+    keep_first: int
     softcap: float | None
     sigmoid: float | None
     names: str
@@ -180,7 +170,7 @@ def _work(x: _Arguments) -> int:
     """What the loop over tiles does beside the softmax, which wants registers too."""
     if x.names:
         return configs.STATISTICS
-    more = (x.window, x.sigmoid, x.softcap, x.lists, x.temper, x.bias)
+    more = (x.window, x.sigmoid, x.softcap, x.lists, x.temper, x.bias, x.dense)
     return configs.PLAIN if all(one is None for one in more) else configs.DRESSED
 
 
@@ -195,11 +185,12 @@ def _forward(*values: Any) -> list[Tensor]:
     n_kv, lk, d_v = k.shape[1], k.shape[2], v.shape[3]
     out, lse, *found = made
     stats = dict(zip(x.names.split(), found, strict=True))
+    dense = loadable(x.dense)
 
     def launch(config: Config) -> None:
         dirty = None if x.keep is None else _tiles_that_hide(x.keep, config.cols)
         groups = x.n_groups if "group_mass" in stats else 0
-        features = _features(
+        features = features_of(
             x.labels, groups, "distance" in stats and x.causal, batch, lk, config.cols, q
         )
         forward_kernel[(-(-lq // config.rows) * heads * batch,)](
@@ -216,6 +207,8 @@ def _forward(*values: Any) -> list[Tensor]:
             x.sinks,
             x.temper,
             x.bias,
+            dense,
+            x.starts,
             features,
             x.lists,
             x.counts,
@@ -228,11 +221,13 @@ def _forward(*values: Any) -> list[Tensor]:
             strides(x.real, 2)[0],
             *strides(x.temper, 3),
             *strides(x.bias, 3),
+            *strides(dense, 4),
             *strides(x.lists, 3)[:2],
             lq,
             lk,
             x.offset,
             x.window or 0,
+            x.keep_first,
             x.cap,
             x.scale * LOG2E,
             (x.softcap or 0.0) * LOG2E,
@@ -249,8 +244,11 @@ def _forward(*values: Any) -> list[Tensor]:
             DVP2=parts(d_v)[1],
             CAUSAL=x.causal,
             WINDOW=x.window is not None,
+            KEPT=x.starts is not None,
             KEEP=x.keep is not None,
             LISTED=x.lists is not None,
+            DENSE=dense_kind(x.dense),
+            DENSE_HIDES=hides(dense),
             SINK=x.sinks is not None,
             SOFTCAP=x.softcap is not None,
             TEMPER=x.temper is not None,
@@ -284,6 +282,7 @@ def _forward(*values: Any) -> list[Tensor]:
             x.window,
             x.names,
             x.softcap is None,
+            x.dense is None,
             q.device,
         )
         launch(configs.tuned(key, default, configs.CANDIDATES, launch))

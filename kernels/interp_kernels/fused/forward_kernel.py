@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .primitives import FLOOR, HIDDEN, dot, seen, soft_cap, tile
+from .primitives import FLOOR, HIDDEN, dot, reach, seen, soft_cap, tile
 
 _BIG = tl.constexpr(2147483647)
 
@@ -44,22 +44,23 @@ def _store(out_at, value, row_ok, FROM: tl.constexpr, SIZE: tl.constexpr, DV: tl
 @triton.jit
 def _tiles(
     acc, acc2, m, norm, e, far, near, best, mass,
-    q, q2, temper, rows, off, first,
-    k_ptr, v_ptr, keep_ptr, dirty_ptr, bias_ptr, feature_ptr, list_ptr,
-    k_n, k_d, v_n, v_d, keep_n, bias_n,
-    lo, hi, lk, window, cap, scale, softcap, sigmoid,
+    q, q2, temper, rows, row_ok, off, first,
+    k_ptr, v_ptr, keep_ptr, dirty_ptr, bias_ptr, dense_at, feature_ptr, list_ptr,
+    k_n, k_d, v_n, v_d, keep_n, bias_n, dense_n,
+    lo, hi, lk, window, keep0, keep1, cap, scale, softcap, sigmoid,
     BN: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, DV: tl.constexpr,
     DVP: tl.constexpr, DVP2: tl.constexpr,
-    MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED:
-    tl.constexpr,
+    MASK: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEPT: tl.constexpr,
+    KEEP: tl.constexpr, LISTED: tl.constexpr, DENSE: tl.constexpr, DENSE_HIDES: tl.constexpr,
     SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, HIDES: tl.constexpr,
     SIGMOID: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr,
     CAPPED: tl.constexpr, FEATURES: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The state after the keys lo … hi (multiples of BN, or a list of hi columns)."""
+    """The state after the keys lo … hi (multiples of BN, or a list of hi columns). DENSE: 1 for a
+    mask of flags, 2 for a bias, at dense_at (BM, 1) and dense_n."""
     # without anything between the product and the softmax, scaling fuses with the subtraction: one
     # fma an element
-    FUSED: tl.constexpr = not (SOFTCAP or TEMPER or BIAS or SIGMOID)
+    FUSED: tl.constexpr = not (SOFTCAP or TEMPER or BIAS or SIGMOID or DENSE == 2)
     offs_n = tl.arange(0, BN)
     hidden = HIDDEN / scale if FUSED else HIDDEN
     for start in tl.range(lo, hi, BN):
@@ -97,8 +98,21 @@ def _tiles(
             # float32 first: in float16 HIDDEN is −inf, and −inf · 0 in the entropy NaN
             bias = tl.load(bias_ptr + cols * bias_n, mask=inside, other=0.0).to(tl.float32)
             s = s + tl.where(bias > HIDES, bias * 1.4426950408889634, HIDDEN)[None, :]
+        if DENSE:
+            dense = tl.load(
+                dense_at + cols[None, :].to(tl.int64) * dense_n,
+                mask=row_ok[:, None] & inside[None, :],
+                other=0,
+            )  # (BM, BN)
+            if DENSE == 1:
+                s = tl.where(dense != 0, s, hidden)
+            else:
+                dense = dense.to(tl.float32)
+                s = s + tl.where(dense > DENSE_HIDES, dense * 1.4426950408889634, HIDDEN)
         if MASK:
-            ok = seen(rows[:, None], cols[None, :], off, lk, window, CAUSAL, WINDOW)
+            ok = seen(
+                rows[:, None], cols[None, :], off, lk, window, keep0, keep1, CAUSAL, WINDOW, KEPT
+            )
             if LISTED:
                 ok = ok & inside[None, :]
             s = tl.where(ok, s, hidden)
@@ -109,7 +123,7 @@ def _tiles(
 
         if SIGMOID:
             p = 1.0 / (1.0 + tl.exp2(tl.minimum(-s - sigmoid, 126.0)))
-            if MASK or KEEP or BIAS:  # what is hidden
+            if MASK or KEEP or BIAS or DENSE:  # what is hidden
                 p = tl.where(s > FLOOR, p, 0.0)
             norm += tl.sum(p, 1)
         else:
@@ -168,18 +182,18 @@ def _tiles(
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
     entropy_ptr, max_ptr, argmax_ptr, distance_ptr, capped_ptr, mass_ptr,
-    keep_ptr, dirty_ptr, ends_ptr, real_ptr, sink_ptr, temper_ptr, bias_ptr, feature_ptr, list_ptr,
-    count_ptr,
+    keep_ptr, dirty_ptr, ends_ptr, real_ptr, sink_ptr, temper_ptr, bias_ptr, dense_ptr, start_ptr,
+    feature_ptr, list_ptr, count_ptr,
     q_b, q_h, q_m, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, o_b, o_h, o_m,
     keep_b, keep_h, keep_n, dirty_b, dirty_h, real_b, temper_b, temper_h, temper_m, bias_b, bias_h,
-    bias_n,
+    bias_n, dense_b, dense_h, dense_m, dense_n,
     list_b, list_h,
-    lq, lk, off, window, cap, scale, softcap, sigmoid, n_kv,
+    lq, lk, off, window, keep_first, cap, scale, softcap, sigmoid, n_kv,
     GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, DP: tl.constexpr, DP2: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     DVP2: tl.constexpr,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEEP: tl.constexpr, LISTED: tl.constexpr, SINK:
-    tl.constexpr,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEPT: tl.constexpr, KEEP: tl.constexpr,
+    LISTED: tl.constexpr, DENSE: tl.constexpr, DENSE_HIDES: tl.constexpr, SINK: tl.constexpr,
     SOFTCAP: tl.constexpr, TEMPER: tl.constexpr, BIAS: tl.constexpr, HIDES: tl.constexpr,
     SIGMOID: tl.constexpr, REAL: tl.constexpr,
     ENTROPY: tl.constexpr, MAX: tl.constexpr, ARGMAX: tl.constexpr, DISTANCE: tl.constexpr, CAPPED:
@@ -223,6 +237,15 @@ def forward_kernel(
     bias_at = bias_ptr
     if BIAS:
         bias_at = bias_ptr + batch * bias_b + head.to(tl.int64) * bias_h
+    dense_at = dense_ptr
+    if DENSE:
+        dense_at = dense_ptr + batch * dense_b + head.to(tl.int64) * dense_h
+        dense_at += rows.to(tl.int64)[:, None] * dense_m  # (BM, 1)
+    keep0 = 0
+    keep1 = 0
+    if KEPT:
+        keep0 = tl.load(start_ptr + batch)
+        keep1 = keep0 + keep_first
     feature_at = feature_ptr
     if FEATURES:
         feature_at = feature_ptr + batch * lk * FEATURES
@@ -240,76 +263,77 @@ def forward_kernel(
     best = tl.full([BM], -1, tl.int32)
     mass = tl.zeros([BM, FEATURES if FEATURES else 1], tl.float32)
 
-    # columns of this block's first and last row; lo … hi: seen by some row; full0 … full1: seen by
-    # all
+    # columns of this block's first and last row
     first = r0 + off
     last = tl.minimum(r0 + BM, lq) - 1 + off
-    lo = 0
-    hi = lk
-    if CAUSAL:
-        hi = tl.minimum(hi, last + 1)
-    if WINDOW:
-        lo = tl.maximum(lo, first - window + 1)
-        if not CAUSAL:
-            hi = tl.minimum(hi, last + window)
-    full1 = hi
-    if CAUSAL:
-        full1 = tl.minimum(full1, first + 1)
-    elif WINDOW:
-        full1 = tl.minimum(full1, first + window)
-    full0 = lo
-    if WINDOW:
-        full0 = tl.maximum(lo, last - window + 1)
+    lo, full0, full1, hi = reach(first, last, lk, window, BN, CAUSAL, WINDOW)
     if CAPPED and CAUSAL:
-        full1 = tl.minimum(
-            full1, first - cap + 1
-        )  # nearer keys are weighed by their distance, in the masked tiles
-    if KEEP:  # padding at the ends is not even visited
-        lo = tl.maximum(lo, tl.load(ends_ptr + batch * 2))
-        hi = tl.minimum(hi, tl.load(ends_ptr + batch * 2 + 1))
-        full1 = tl.minimum(full1, hi)
-    lo = lo // BN * BN
-    full1 = tl.maximum(full1, 0) // BN * BN
-    if WINDOW:
-        full0 = tl.cdiv(tl.maximum(full0, lo), BN) * BN
-    else:
+        # nearer keys are weighed by their distance, in the masked tiles
+        full1 = tl.minimum(full1, tl.maximum(first - cap + 1, 0) // BN * BN)
+    if KEPT and not CAUSAL:  # kept keys may stand on either side: every tile in between
+        lo = tl.minimum(lo, tl.maximum(keep0, 0) // BN * BN)
+        hi = tl.maximum(hi, tl.minimum(keep1, lk))
         full0 = lo
+        full1 = lo
+    begin = 0
+    if KEEP:  # padding at the ends is not even visited
+        begin = tl.load(ends_ptr + batch * 2) // BN * BN
+        lo = tl.maximum(lo, begin)
+        hi = tl.minimum(hi, tl.load(ends_ptr + batch * 2 + 1))
+        full0 = tl.maximum(full0, lo)
+        full1 = tl.minimum(full1, tl.maximum(hi, 0) // BN * BN)
     if LISTED:
         hi = tl.load(count_ptr + batch * (n_kv * GROUP) + head)
         lo = 0
         full0 = 0
         full1 = 0
+    if KEPT and CAUSAL and not LISTED:
+        acc, acc2, m, norm, e, far, near, best, mass = _tiles(
+            acc, acc2, m, norm, e, far, near, best, mass,
+            q, q2, temper, rows, row_ok, off, first,
+            k_at, v_at, keep_at, dirty_at, bias_at, dense_at, feature_at, list_at,
+            k_n, k_d, v_n, v_d, keep_n, bias_n, dense_n,
+            tl.maximum(begin, tl.maximum(keep0, 0) // BN * BN),
+            tl.minimum(tl.minimum(keep1, last + 1), lo), lk, window, keep0, keep1, cap, scale,
+            softcap, sigmoid,
+            BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEPT, KEEP, LISTED,
+            DENSE, DENSE_HIDES, SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE,
+            CAPPED, FEATURES, INTERP, PRECISION,
+        )  # fmt: skip
     if WINDOW and not LISTED:
         acc, acc2, m, norm, e, far, near, best, mass = _tiles(
             acc, acc2, m, norm, e, far, near, best, mass,
-            q, q2, temper, rows, off, first,
-            k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at,
-            k_n, k_d, v_n, v_d, keep_n, bias_n,
-            lo, tl.minimum(full0, hi), lk, window, cap, scale, softcap, sigmoid,
-            BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEEP, LISTED,
-            SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES,
-            INTERP, PRECISION,
+            q, q2, temper, rows, row_ok, off, first,
+            k_at, v_at, keep_at, dirty_at, bias_at, dense_at, feature_at, list_at,
+            k_n, k_d, v_n, v_d, keep_n, bias_n, dense_n,
+            lo, tl.minimum(full0, hi), lk, window, keep0, keep1, cap, scale, softcap,
+            sigmoid,
+            BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEPT, KEEP, LISTED,
+            DENSE, DENSE_HIDES, SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE,
+            CAPPED, FEATURES, INTERP, PRECISION,
         )  # fmt: skip
     if not LISTED:
         acc, acc2, m, norm, e, far, near, best, mass = _tiles(
             acc, acc2, m, norm, e, far, near, best, mass,
-            q, q2, temper, rows, off, first,
-            k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at,
-            k_n, k_d, v_n, v_d, keep_n, bias_n,
-            full0, full1, lk, window, cap, scale, softcap, sigmoid,
-            BN, D, DP, DP2, DV, DVP, DVP2, False, CAUSAL, WINDOW, KEEP, LISTED,
-            SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES,
-            INTERP, PRECISION,
+            q, q2, temper, rows, row_ok, off, first,
+            k_at, v_at, keep_at, dirty_at, bias_at, dense_at, feature_at, list_at,
+            k_n, k_d, v_n, v_d, keep_n, bias_n, dense_n,
+            full0, full1, lk, window, keep0, keep1, cap, scale, softcap,
+            sigmoid,
+            BN, D, DP, DP2, DV, DVP, DVP2, False, CAUSAL, WINDOW, KEPT, KEEP, LISTED,
+            DENSE, DENSE_HIDES, SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE,
+            CAPPED, FEATURES, INTERP, PRECISION,
         )  # fmt: skip
     acc, acc2, m, norm, e, far, near, best, mass = _tiles(
         acc, acc2, m, norm, e, far, near, best, mass,
-        q, q2, temper, rows, off, first,
-        k_at, v_at, keep_at, dirty_at, bias_at, feature_at, list_at,
-        k_n, k_d, v_n, v_d, keep_n, bias_n,
-        tl.maximum(full0, full1), hi, lk, window, cap, scale, softcap, sigmoid,
-        BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEEP, LISTED,
-        SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE, CAPPED, FEATURES,
-        INTERP, PRECISION,
+        q, q2, temper, rows, row_ok, off, first,
+        k_at, v_at, keep_at, dirty_at, bias_at, dense_at, feature_at, list_at,
+        k_n, k_d, v_n, v_d, keep_n, bias_n, dense_n,
+        tl.maximum(full0, full1), hi, lk, window, keep0, keep1, cap, scale, softcap,
+        sigmoid,
+        BN, D, DP, DP2, DV, DVP, DVP2, True, CAUSAL, WINDOW, KEPT, KEEP, LISTED,
+        DENSE, DENSE_HIDES, SOFTCAP, TEMPER, BIAS, HIDES, SIGMOID, ENTROPY, ARGMAX, DISTANCE,
+        CAPPED, FEATURES, INTERP, PRECISION,
     )  # fmt: skip
 
     empty = norm <= 0.0
@@ -328,7 +352,7 @@ def forward_kernel(
     tl.store(lse_ptr + flat, tl.where(empty, float("-inf"), lse * 0.6931471805599453), mask=row_ok)
 
     # statistics: 0 for rows that see nothing and for padding
-    counted = norm > 0.0
+    counted = norm != 0.0  # NaN stays
     if REAL:
         counted = counted & (tl.load(real_ptr + batch * real_b + rows, mask=row_ok, other=0) != 0)
     scaling = inverse

@@ -26,23 +26,14 @@ from torch import Tensor
 
 from ..call import Call
 from ..steer import factors
+from .edited import own_seen
 from .forward import State
+from .pieces import Piece, shares
 from .primitives import FLOOR, INTERPRETED, NOTHING, device_of, flags, padded_dim, schema, strides
 from .weighted import Weighted
 
 #: Pieces a kernel takes at once; more are merged by groups first.
 MAX_PIECES = 8
-
-
-@dataclass
-class Piece:
-    """The state of `group` for rows start … start + rows: out (batch, heads, rows, d_v), lse
-    (batch, heads, rows)."""
-
-    group: int
-    start: int
-    out: Tensor
-    lse: Tensor
 
 
 @triton.jit
@@ -75,15 +66,15 @@ def rule_factors(  # noqa: PLR0913
 @triton.jit
 def merge_kernel(  # noqa: PLR0913
     outs, lses, starts, stops, groups, o_bs, o_hs, o_ms,
-    v_ptr, out_ptr, lse_ptr, sink_ptr, keep_ptr, receive_ptr, test_ptr, bound_ptr, on_ptr, real_ptr,
+    v_ptr, out_ptr, lse_ptr, sink_ptr, keep_ptr, receive_ptr, test_ptr, bound_ptr, on_ptr, own_ptr,
     blend_ptr, gain_ptr,
     v_b, v_h, v_n, v_d, r_b, r_h, r_m, keep_h, receive_h, blend_h, gain_b, gain_h, gain_m,
-    lq, lk, off, heads,
+    own_b, own_h, own_m, lq, off, heads,
     N: tl.constexpr, GROUP: tl.constexpr, GROUPS: tl.constexpr, BM: tl.constexpr, DV: tl.constexpr,
     DVP: tl.constexpr,
     SINK: tl.constexpr, RULE: tl.constexpr, RECEIVE: tl.constexpr, RENORMALISE: tl.constexpr, TESTS:
     tl.constexpr,
-    ROWS: tl.constexpr, BLEND: tl.constexpr, REAL: tl.constexpr, GAIN: tl.constexpr,
+    ROWS: tl.constexpr, BLEND: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
     """A program is BM rows of one head."""
     pid = tl.program_id(0)
@@ -121,6 +112,7 @@ def merge_kernel(  # noqa: PLR0913
     if SINK:
         gone += tl.exp2(sink - top)
         norm += gone
+    empty = empty & (norm == norm)  # a maximum passes over NaN, a sum does not
     norm = tl.where(empty, 1.0, norm)
     mass = mass / norm[:, None]
     gone = gone / norm
@@ -160,9 +152,8 @@ def merge_kernel(  # noqa: PLR0913
     if BLEND:
         u = tl.load(blend_ptr + head * blend_h).to(tl.float32)
         own = rows + off
-        there = row_ok & (own >= 0) & (own < lk)
-        if REAL:
-            there = there & (tl.load(real_ptr + batch * lk + own, mask=there, other=0) != 0)
+        own_at = own_ptr + batch * own_b + head * own_h + rows * own_m
+        there = tl.load(own_at, mask=row_ok, other=0) != 0
         v_at = (
             v_ptr
             + batch * v_b
@@ -224,7 +215,7 @@ def merge(pieces: Sequence[Piece], call: Call) -> State:
         tests,
         None if rule is None or rule.bounds is None else rule.bounds.float(),
         None if rule is None else rule.rows,
-        vis.keys,
+        None if steer.blend is None else own_seen(call),
         steer.blend,
         steer.gain,
         rule is not None and rule.renormalise,
@@ -236,33 +227,16 @@ def merge(pieces: Sequence[Piece], call: Call) -> State:
 
 def _differentiable(pieces: Sequence[Piece], call: Call) -> State:
     """`merge` where gradients are wanted, or several rules follow each other."""
-    rules, queries, sinks = call.steer.rules, call.vis.lq, call.sinks
-    batch, heads = pieces[0].lse.shape[:2]
-    # (batch, heads, queries, pieces), −inf where a piece has no such row
-    lses = [
-        torch.nn.functional.pad(
-            p.lse, (p.start, queries - p.start - p.lse.shape[2]), value=-torch.inf
-        )
-        for p in pieces
-    ]
-    stacked = torch.stack(lses, -1)
-    if sinks is not None:
-        sink = sinks.to(stacked)[None, :, None, None].expand(batch, heads, queries, 1)
-        stacked = torch.cat([stacked, sink], -1)
-    empty = torch.stack(lses, -1).amax(-1) == -torch.inf
-    stacked = stacked.masked_fill(empty[..., None], 0.0)
-    lse = torch.logsumexp(stacked, -1)
-    shares = (stacked - lse[..., None]).exp().masked_fill(empty[..., None], 0.0)
-    gone = shares[..., len(pieces) :].sum(-1, keepdim=True)  # a sink logit's
-    shares = shares[..., : len(pieces)]
-    weight = list(shares.unbind(-1))
+    rules, queries = call.steer.rules, call.vis.lq
+    share, gone, lse, empty = shares(pieces, call)
+    weight = list(share.unbind(-1))
     if rules:  # no index tensors, which would be copied to the device
         mass = [torch.zeros_like(lse)] * rules[0].groups
-        for piece, share in zip(pieces, weight, strict=True):
-            mass[piece.group] = mass[piece.group] + share
+        for piece, part in zip(pieces, weight, strict=True):
+            mass[piece.group] = mass[piece.group] + part
         factor = factors(torch.stack(mass, -1), rules, gone)
         weight = [
-            share * factor[..., piece.group] for piece, share in zip(pieces, weight, strict=True)
+            part * factor[..., piece.group] for piece, part in zip(pieces, weight, strict=True)
         ]
     weights = [
         w[:, :, p.start : p.start + p.lse.shape[2]] for p, w in zip(pieces, weight, strict=True)
@@ -278,12 +252,8 @@ def _blend_and_gain(out: Tensor, call: Call) -> Tensor:
     """gain·((1 − u)·out + u·v_own), differentiable; row i's own key is column i + offset."""
     v, vis, blend, gain = call.v, call.vis, call.steer.blend, call.steer.gain
     if blend is not None and vis.lk:
-        own = torch.arange(vis.lq, device=out.device) + vis.offset
-        there = ((own >= 0) & (own < vis.lk))[None, None].expand(out.shape[0], 1, -1)
-        own = own.clamp(0, vis.lk - 1)
-        if vis.keys is not None:
-            there = there & vis.keys[:, None, own]
-        u = blend.to(out.dtype)[None, :, None, None] * there[..., None]
+        own = (torch.arange(vis.lq, device=out.device) + vis.offset).clamp(0, vis.lk - 1)
+        u = blend.to(out.dtype)[None, :, None, None] * own_seen(call)[..., None]
         out = (1 - u) * out + u * v[:, :, own].repeat_interleave(out.shape[1] // v.shape[1], 1)
     return out if gain is None else out * gain.to(out.dtype)[..., None]
 
@@ -314,7 +284,7 @@ class _Arguments:
     tests: Tensor | None
     bounds: Tensor | None
     on: Tensor | None
-    keys: Tensor | None
+    own: Tensor | None
     blend: Tensor | None
     gain: Tensor | None
     renormalise: bool
@@ -352,7 +322,7 @@ def _merge(*values: Any) -> tuple[Tensor, Tensor]:
             x.tests,
             x.bounds,
             flags(None if x.on is None else x.on.contiguous()),
-            flags(None if x.keys is None else x.keys.contiguous()),
+            flags(x.own),
             x.blend,
             x.gain,
             *v.stride(),
@@ -361,8 +331,8 @@ def _merge(*values: Any) -> tuple[Tensor, Tensor]:
             strides(x.receive, 2)[0],
             strides(x.blend, 1)[0],
             *strides(x.gain, 3),
+            *strides(x.own, 3),
             queries,
-            v.shape[2],
             x.offset,
             heads,
             N=len(outs),
@@ -378,7 +348,6 @@ def _merge(*values: Any) -> tuple[Tensor, Tensor]:
             TESTS=0 if x.tests is None else x.tests.shape[0],
             ROWS=x.on is not None,
             BLEND=x.blend is not None,
-            REAL=x.keys is not None,
             GAIN=x.gain is not None,
             num_warps=4,
             enable_fp_fusion=True,

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import steer
+from ..masking import bias_visible
 
 LOG2E = math.log2(math.e)
 HIDDEN = tl.constexpr(-1e30)
@@ -31,7 +32,7 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 #: What the kernels read: anything is accumulated in float32.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 #: Larger head dimensions would not fit a tile.
-MAX_DIM = 256
+MAX_DIM = 512
 #: A rule's groups of keys: each is a state, and a column of a program's masses.
 MAX_GROUPS = 8
 
@@ -88,15 +89,52 @@ def soft_cap(s, cap):
 
 
 @triton.jit
-def seen(rows, cols, off, lk, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
-    """Geometry: row i stands at column i + off; bool of the broadcast shape of rows and cols."""
+def seen(  # noqa: PLR0913
+    rows, cols, off, lk, window, keep0, keep1,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, KEPT: tl.constexpr,
+):  # fmt: skip
+    """Geometry: row i stands at column i + off; bool of the broadcast shape of rows and cols. KEPT:
+    the columns keep0 … keep1 − 1 stay in sight beyond the window."""
     ahead = rows + off - cols  # how far the query is past the key
     ok = (cols < lk) & (ahead == ahead)
     if CAUSAL:
         ok = ok & (ahead >= 0)
     if WINDOW:
-        ok = ok & (ahead < window) & (ahead > -window)
+        near = (ahead < window) & (ahead > -window)
+        if KEPT:
+            near = near | ((cols >= keep0) & (cols < keep1))
+        ok = ok & near
     return ok
+
+
+@triton.jit
+def reach(first, last, lk, window, BN: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+    """(lo, full0, full1, hi) of rows that stand at the columns first … last, kept keys aside: tiles
+    of lo … hi are seen by some of them, those of full0 … full1 by all; all but hi are multiples of
+    BN."""
+    lo = 0
+    hi = lk
+    if CAUSAL:
+        hi = tl.minimum(hi, last + 1)
+    if WINDOW:
+        lo = tl.maximum(lo, first - window + 1)
+        if not CAUSAL:
+            hi = tl.minimum(hi, last + window)
+    full1 = hi
+    if CAUSAL:
+        full1 = tl.minimum(full1, first + 1)
+    elif WINDOW:
+        full1 = tl.minimum(full1, first + window)
+    full0 = lo
+    if WINDOW:
+        full0 = tl.maximum(lo, last - window + 1)
+    lo = lo // BN * BN
+    full1 = tl.maximum(full1, 0) // BN * BN
+    if WINDOW:
+        full0 = tl.cdiv(tl.maximum(full0, lo), BN) * BN
+    else:
+        full0 = lo
+    return lo, full0, full1, hi
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -127,7 +165,23 @@ def flags(value: Tensor | None) -> Tensor | None:
 def hides(bias: Tensor | None) -> float:
     """A bias up to this hides its key, as `masking.bias_visible`."""
     floor = float(FLOOR.value)
-    return floor if bias is None else max(torch.finfo(bias.dtype).min / 2, floor)
+    if bias is None or not bias.is_floating_point():
+        return floor
+    return max(torch.finfo(bias.dtype).min / 2, floor)
+
+
+def dense_kind(dense: Tensor | None) -> int:
+    """What a dense mask is to the kernels: 0 none, 1 flags, 2 a bias."""
+    return 0 if dense is None else 1 if dense.dtype == torch.bool else 2
+
+
+def loadable(dense: Tensor | None) -> Tensor | None:
+    """A dense mask as kernels load it: flags as uint8, float64 as float32; else no copy."""
+    if dense is None or dense.dtype == torch.bool:
+        return flags(dense)
+    if dense.dtype != torch.float64:
+        return dense
+    return dense.masked_fill(~bias_visible(dense), -torch.inf).float()
 
 
 def strides(value: Tensor | None, n: int) -> tuple[int, ...]:

@@ -7,12 +7,23 @@ from torch import Tensor
 
 from ..budget import ranges
 from ..call import Call
-from ..masking import Visibility, compute_dtype
+from ..masking import Visibility, bias_visible, compute_dtype
 
 
-def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
+def pair_mass(
+    call: Call,
+    lse: Tensor,
+    index: Tensor,
+    factors: Tensor | None = None,
+    labels: Tensor | None = None,
+    blend: Tensor | None = None,
+) -> Tensor:
     """Σ A over the listed keys (batch, heads, queries); index (batch or 1, queries or 1, m) key
     columns, −1 for none.
+
+    A counts temper and bias of the call's edit. Of weights after its rules and its blend: factors
+    (batch, heads, queries, groups) by labels (batch or 1, heads or 1, keys) of the keys, and blend
+    (batch or 1, heads, queries), the weight of each row's own key.
 
     One index row for all queries (say, the first key) needs only m keys; otherwise keys are
     gathered for a chunk of rows at a time, in O(chunk · m · d) memory, once a kv head. Queries are
@@ -48,10 +59,53 @@ def pair_mass(call: Call, lse: Tensor, index: Tensor) -> Tensor:
         logits = (logits * call.scale).reshape(batch, heads, r1 - r0, m)
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
-        seen = (picked >= 0) & _seen(vis, picked.clamp_min(0), r0, r1) & rows[:, r0:r1, None]
+        at = picked.clamp_min(0).expand(-1, r1 - r0, -1)  # (batch, rows, m)
+        real = (picked >= 0) & rows[:, r0:r1, None]
+        seen = (real & _seen(vis, at, r0, r1))[:, None]
+        logits, shown = _edited(call, logits, at, r0, r1)
         weight = torch.exp(logits - lse[:, :, r0:r1, None].to(dtype))
-        mass[:, :, r0:r1] = weight.masked_fill_(~seen[:, None], 0.0).sum(-1)
+        weight = weight.masked_fill_(~(seen if shown is None else seen & shown), 0.0)
+        if factors is not None:
+            part = factors[:, :, r0:r1].to(dtype)
+            weight *= part if labels is None else part.gather(-1, _of_keys(labels, at, heads))
+        if blend is not None:
+            own = (vis.q_slots(r0, r1)[:, None] == at + vis.mask.k_start) & real
+            weight += blend[:, :, r0:r1, None].to(dtype) * own[:, None]
+        mass[:, :, r0:r1] = weight.sum(-1)
     return mass
+
+
+def _edited(
+    call: Call, logits: Tensor, at: Tensor, r0: int, r1: int
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (batch, heads, rows, m) of the columns `at` after temper, bias and a dense mask, and
+    which of them neither hides (None: all)."""
+    steer, dense, shown = call.steer, call.mask.dense, None
+    if steer.temper is not None:
+        temper = steer.temper if steer.temper.shape[2] == 1 else steer.temper[:, :, r0:r1]
+        logits = logits * temper.to(logits)[..., None]
+    given = []
+    if steer.bias is not None:
+        given.append(_of_keys(steer.bias.to(at.device), at, steer.bias.shape[1]))
+    if dense is not None:
+        part = dense[:, :, r0:r1].to(at.device).expand(len(at), -1, -1, -1)
+        given.append(part.gather(-1, at[:, None].expand(-1, part.shape[1], -1, -1)))
+    for one in given:
+        kept = one if one.dtype == torch.bool else bias_visible(one)
+        shown = kept if shown is None else shown & kept
+        if one.dtype != torch.bool:
+            logits = logits + torch.where(kept, one, 0).to(logits)
+    return logits, shown
+
+
+def _of_keys(values: Tensor, at: Tensor, heads: int) -> Tensor:
+    """(batch, heads, rows, m): values (batch or 1, heads or 1, keys) at columns (batch, rows,
+    m)."""
+    batch, rows, m = at.shape
+    spread = values.expand(batch, heads, -1)
+    return spread.gather(-1, at.flatten(1)[:, None].expand(-1, heads, -1)).view(
+        batch, heads, rows, m
+    )
 
 
 def _gathered(k: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
