@@ -13,7 +13,7 @@ from interp_hooks.blocks import Tap
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import attend, rewritten, steers_of
 from interp_kernels import Mask
-from interp_kernels.paged import RowChange, paged_row, row_change
+from interp_kernels.paged import RowChange, reweighed, row_change, row_output, row_weights
 from interp_vllm.errors import ServingError
 from interp_vllm.layout import Layout
 from interp_vllm.step import Part, Step
@@ -72,10 +72,10 @@ class LayerTap:
             if patch.offset is not None:
                 rows.add_(patch.offset[self.row].to(rows))
 
-    def _pages(self, part: Part, cache: Tensor, table: Tensor) -> tuple[Tensor, Tensor, int]:
+    def _blocks(self, part: Part, table: Tensor) -> tuple[Tensor, int]:
+        """(pages,) of the part's request as far as it is read, and how many tokens that is."""
         length = part.position + part.count
-        pages = -(-length // self.layout.size)
-        return *self.layout.read(cache, table[part.index, :pages], length), length
+        return table[part.index, : -(-length // self.layout.size)], length
 
     def _row(
         self,
@@ -89,28 +89,47 @@ class LayerTap:
         """A single row: dense, and its statistics with it."""
         if not edits and part.record is None:
             return
-        keys, values, length = self._pages(part, cache, table)
-        q, at = query[part.first], part.first
-        before = part.record is not None and part.record[0].asked.stage == "before"
+        blocks, length = self._blocks(part, table)
+        keys = self.layout.read_keys(cache, blocks)
+        q, own = query[part.first], output[part.first]
         weights: Tensor | None = None
-        if not self.proved or before or not edits:
-            weights, z = paged_row(
-                q, keys, None if self.proved else values, length, scale=self.scale
-            )
-            if z is not None:
-                self._prove(output[at], z)
-        if edits:
-            change = self._change(part, edits, q)
-            zeroed = self._query(part, edits, q)
-            edited, z = paged_row(zeroed, keys, values, length, scale=self.scale, change=change)
-            assert z is not None
-            output[at] = z.to(output)
-            if not before:
-                weights = edited
-        if part.record is not None:
-            record, row = part.record
-            assert weights is not None
-            record.note(row, self.row, weights)
+
+        def plain() -> Tensor:
+            nonlocal weights
+            if weights is None:
+                weights = row_weights(q, keys, length, scale=self.scale)
+            return weights
+
+        if not self.proved:
+            values = self.layout.read_values(cache, blocks, length)
+            self._prove(own, row_output(plain(), values))
+        recorded = None if part.record is None else part.record[0].asked
+        if recorded is not None and (recorded.stage == "before" or not edits):
+            self._note(part, plain())
+            recorded = None
+        if not edits:
+            return
+        change, asked = self._change(part, edits, q), self._query(part, edits, q)
+        if change.mild and asked is q and recorded is None and own.dtype == torch.float32:
+
+            def some(start: int, stop: int) -> Tensor:
+                first, size = start // self.layout.size, self.layout.size
+                pages = blocks[first : -(-stop // size)]
+                there = self.layout.read_values(cache, pages, stop - first * size)
+                return joined(there, stop - first * size)[0, :, start - first * size :]
+
+            output[part.first] = reweighed(own, plain(), change, some)
+            return
+        edited = row_weights(asked, keys, length, scale=self.scale, change=change)
+        values = self.layout.read_values(cache, blocks, length)
+        output[part.first] = row_output(edited, values).to(output)
+        if recorded is not None:
+            self._note(part, edited)
+
+    def _note(self, part: Part, weights: Tensor) -> None:
+        assert part.record is not None
+        record, row = part.record
+        record.note(row, self.row, weights)
 
     def _rows(
         self,
@@ -122,14 +141,14 @@ class LayerTap:
         output: Tensor,
     ) -> None:
         """Several rows: through the kernels, as a model of transformers goes."""
-        keys, values, length = self._pages(part, cache, table)
+        blocks, length = self._blocks(part, table)
         rows = slice(part.first, part.first + part.count)
         q = query[rows].transpose(0, 1)[None]  # (1, heads, queries, d)
         call = AttentionCall(
             self.site,
             q,
-            joined(keys, length),
-            joined(values, length),
+            joined(self.layout.read_keys(cache, blocks), length),
+            joined(self.layout.read_values(cache, blocks, length), length),
             Mask(q_start=part.position),
             self.scale,
         )
@@ -165,7 +184,7 @@ class LayerTap:
         assert call.query is not None
         return call.query[0, :, 0]
 
-    def _change(self, part: Part, edits: Sequence[Any], q: Tensor) -> RowChange | None:
+    def _change(self, part: Part, edits: Sequence[Any], q: Tensor) -> RowChange:
         """What the edits do to the row's logits. It is the same for all rows, but where an edit
         goes by position."""
         known = part.program.rows.setdefault(self.row, {})

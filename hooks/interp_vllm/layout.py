@@ -38,22 +38,32 @@ class Layout:
     key_strides: tuple[int, int, int, int] | None
     value_strides: tuple[int, int, int, int] | None
 
-    def read(self, cache: Tensor, blocks: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (pages, kv_heads, size, d) of the pages `blocks` (pages,) in their order,
-        of which the first `length` tokens count. Values behind them are 0: what lies in a page that
-        is not full may be anything, and 0 · NaN is NaN."""
-        pages = cache.index_select(0, blocks).flatten(1)  # (pages, elements), a copy
-        keys = _taken(pages, self.keys, self.key_strides)
-        values = _taken(pages, self.values, self.value_strides)
+    def read_keys(self, cache: Tensor, blocks: Tensor) -> Tensor:
+        """Keys (pages, kv_heads, size, d) of the pages `blocks` (pages,), in their order."""
+        return _taken(cache, blocks, self.keys, self.key_strides)
+
+    def read_values(self, cache: Tensor, blocks: Tensor, length: int) -> Tensor:
+        """Values (pages, kv_heads, size, d_v) of the pages `blocks`, of which the first `length`
+        tokens count. Behind them they are 0: what lies in a page that is not full may be anything,
+        and 0 · NaN is NaN."""
+        values = _taken(cache, blocks, self.values, self.value_strides)
         values[length // self.size :, :, length % self.size :] = 0
-        return keys, values
+        return values
 
 
-def _taken(pages: Tensor, places: Tensor, strides: tuple[int, ...] | None) -> Tensor:
-    shape = (len(pages), *places.shape)
+def _taken(
+    cache: Tensor, blocks: Tensor, places: Tensor, strides: tuple[int, ...] | None
+) -> Tensor:
+    """A copy of pages' elements at `places`; it lies as in the cache, which is the fastest."""
     if strides is None:
-        return pages[:, places.flatten()].view(shape)
-    return pages.as_strided(shape, (pages.shape[1], *strides[1:]), strides[0])
+        pages = cache.index_select(0, blocks).flatten(1)  # (pages, elements)
+        return pages[:, places.flatten()].view(len(pages), *places.shape)
+    start = cache.storage_offset() + strides[0]
+    steps = (cache.stride(0), *strides[1:])
+    view = cache.as_strided((len(cache), *places.shape), steps, start)
+    order = sorted(range(1, 4), key=lambda dim: -steps[dim])
+    back = [1 + order.index(dim) for dim in range(1, 4)]
+    return view.permute(0, *order).index_select(0, blocks).permute(0, *back)
 
 
 def learn(cache: Tensor, kv_heads: int, d: int, d_v: int, store: Store) -> Layout:
@@ -67,7 +77,7 @@ def learn(cache: Tensor, kv_heads: int, d: int, d_v: int, store: Store) -> Layou
     Raises:
         ServingError: no such layout, or one that does not give back what was stored.
     """
-    if cache.ndim < 2 or not len(cache):
+    if cache.ndim < 2 or not len(cache) or not cache[0].is_contiguous():
         raise ServingError(
             f"The cache is of shape {tuple(cache.shape)}, and no pages are found in it; edits and "
             "statistics can't read keys there."
@@ -156,7 +166,8 @@ def _prove(layout: Layout, cache: Tensor, kv_heads: int, d: int, d_v: int, store
     slots = torch.randperm(tokens, generator=generator).to(device)
     pages = _spare(cache)
     store(key, value, pages, slots)
-    read = layout.read(pages, torch.tensor([1, 0], device=device), tokens)
+    blocks = torch.tensor([1, 0], device=device)
+    read = layout.read_keys(pages, blocks), layout.read_values(pages, blocks, tokens)
     order = torch.argsort(slots)
     order = torch.cat([order[layout.size :], order[: layout.size]])  # pages 1, 0
     for got, given in zip(read, (key, value), strict=True):
