@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from interp_vllm.errors import ServingError
 from interp_vllm.settings import Asked, Settings
+
+#: what a worker answers `collective_rpc` by, and a server at which path
+TAKE, ROUTE = "interp_statistics", "/interp/statistics"
 
 
 def asking(edits: Any = (), statistics: Any = None) -> dict[str, Any]:
@@ -62,6 +66,26 @@ class HeadStatistics:
             f"These statistics have no {name}; they have {', '.join(values) or 'none'}."
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """As a server hands them out; `from_json` reads them."""
+        values = {name: value.tolist() for name, value in self.values.items()}
+        return {"positions": self.positions.tolist(), "lost": self.lost, "values": values}
+
+    @classmethod
+    def from_json(cls, data: Any) -> HeadStatistics:
+        """From what a server answered. Raises `ServingError` with its sentence where it has none.
+
+        Example:
+            >>> one = HeadStatistics(torch.tensor([4]), 0, {"first": torch.zeros(1, 2, 3)})
+            >>> HeadStatistics.from_json(one.to_json()).first.shape
+            torch.Size([1, 2, 3])
+        """
+        if not isinstance(data, dict) or "positions" not in data:
+            said = data.get("error", data) if isinstance(data, dict) else data
+            raise ServingError(f"The server has no statistics: {said}")
+        values = {name: torch.tensor(value) for name, value in data["values"].items()}
+        return cls(torch.tensor(data["positions"], dtype=torch.int64), int(data["lost"]), values)
+
     def copied(
         self, prompt: Sequence[int], generated: Sequence[int], span: tuple[int, int] | None = None
     ) -> Tensor:
@@ -97,6 +121,14 @@ class HeadStatistics:
         return inside & (tokens[strongest.clamp_min(0)] == said)
 
 
+def nothing_kept(request: str) -> str:
+    """Why a request has no statistics."""
+    return (
+        f"Nothing is kept of request {request!r}: it asked for no statistics, or they were taken "
+        "after it had finished."
+    )
+
+
 def joined(ranks: Sequence[bytes], request: str) -> HeadStatistics:
     """What the ranks of an engine kept of a request, heads in their order.
 
@@ -105,10 +137,7 @@ def joined(ranks: Sequence[bytes], request: str) -> HeadStatistics:
     from safetensors.torch import load
 
     if not ranks or not all(ranks):
-        raise ServingError(
-            f"Nothing is kept of request {request!r}: it asked for no statistics, or they were "
-            "taken after it had finished."
-        )
+        raise ServingError(nothing_kept(request))
     parts = [load(rank) for rank in ranks]
     common = {"positions", "lost"}
     values = {
@@ -121,12 +150,30 @@ def statistics(llm: Any, request: str) -> HeadStatistics:
     """The statistics of a request since they were last taken; a finished request's are gone then.
 
     Args:
-        llm: a `vllm.LLM`.
-        request: its id, `output.request_id`.
+        llm: a `vllm.LLM`, or the address of a server, "http://localhost:8000", whose VLLM_PLUGINS
+            names interp.
+        request: its id, `output.request_id`, or the `id` of a server's answer.
 
     Raises:
-        ServingError: nothing is kept of it.
+        ServingError: nothing is kept of it, or the server does not answer.
     """
-    from interp_vllm.worker import TAKE
-
+    if isinstance(llm, str):
+        return HeadStatistics.from_json(_fetched(f"{llm.rstrip('/')}{ROUTE}/{request}"))
     return joined(llm.collective_rpc(TAKE, args=(str(request),)), str(request))
+
+
+def _fetched(address: str) -> Any:
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        text = error.read().decode(errors="replace")
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            raise ServingError(f"{address} answers {error.code}: {text[:200]}") from error
+    except OSError as error:
+        raise ServingError(f"{address} does not answer: {error}.") from error

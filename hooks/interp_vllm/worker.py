@@ -8,13 +8,11 @@ from typing import Any
 
 from interp_vllm import guards
 from interp_vllm.attention import LayerTap
+from interp_vllm.client import TAKE
 from interp_vllm.engine import Engine
 from interp_vllm.errors import ServingError
 from interp_vllm.layout import Layout, learn
 from interp_vllm.served import ServedModel
-
-#: what a worker answers `collective_rpc` by
-TAKE = "interp_statistics"
 
 
 def install(worker: Any) -> Engine | None:
@@ -26,6 +24,7 @@ def install(worker: Any) -> Engine | None:
     """
     config, runner = worker.vllm_config, worker.model_runner
     if not guards.enabled(config):
+        setattr(worker, TAKE, lambda request: b"")
         return None
     from vllm import __version__
     from vllm.distributed import get_tensor_model_parallel_rank

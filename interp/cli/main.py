@@ -24,6 +24,7 @@ from interp.cli import (
     look,
     models,
     scan_heads,
+    serve_check,
     show,
     why,
 )
@@ -132,6 +133,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench-circuits": bench_circuits.bench_circuits,
     "generate": generate.generate,
     "export": export.export,
+    "serve-check": serve_check.serve_check,
     "check": check.check,
     "bench": bench.bench,
 }
