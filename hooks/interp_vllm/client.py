@@ -141,7 +141,9 @@ def joined(ranks: Sequence[bytes], request: str) -> HeadStatistics:
     parts = [load(rank) for rank in ranks]
     common = {"positions", "lost"}
     values = {
-        name: torch.cat([part[name] for part in parts], 2) for name in parts[0] if name not in common
+        name: torch.cat([part[name] for part in parts], 2)
+        for name in parts[0]
+        if name not in common
     }
     return HeadStatistics(parts[0]["positions"], int(parts[0]["lost"]), values)
 

@@ -9,7 +9,9 @@ from interp_vllm.errors import ServingError
 #: versions of vLLM that this was tested with: from the first, below the second
 VERSIONS = ((0, 32, 0), (0, 33, 0))
 #: how an engine is asked for it
-ENABLED = 'additional_config={"interp": True} (vllm serve: --additional-config \'{"interp": true}\')'
+ENABLED = (
+    'additional_config={"interp": True} (vllm serve: --additional-config \'{"interp": true}\')'
+)
 
 
 def enabled(config: Any) -> bool:

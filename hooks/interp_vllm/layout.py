@@ -145,9 +145,11 @@ def _of_page(places: Tensor, size: int, elements: int) -> Tensor:
 
 def _strides(places: Tensor) -> tuple[int, int, int, int] | None:
     """(start, kv head, slot, dimension) of evenly spaced places; None for others."""
-    steps = [int(places.select(i, 1).flatten()[0] - places.flatten()[0]) if n > 1 else 0
-             for i, n in enumerate(places.shape)]  # fmt: skip
-    start = int(places.flatten()[0])
+    start = int(places[0, 0, 0])
+    steps = [
+        int(places.select(dim, 1)[0, 0]) - start if n > 1 else 0
+        for dim, n in enumerate(places.shape)
+    ]
     even = torch.full((), start, dtype=torch.int64, device=places.device)
     for i, (n, step) in enumerate(zip(places.shape, steps, strict=True)):
         shape = [1] * places.ndim

@@ -127,14 +127,14 @@ def _check_served(name: str, edit: Any) -> None:
         )
     if name == "ablate" and edit.mode in ("mean", "resample"):
         instead = (
-            "its mean is of a reference that the engine has not read; interp.serving.settled(model, "
-            "edits) gives the same edit with the mean in it"
+            "its mean is of a reference that the engine has not read; "
+            "interp.serving.settled(model, edits) gives the same edit with the mean in it"
             if edit.mode == "mean"
             else "zero, uniform and mean are"
         )
         raise ServingError(f"ablate by {edit.mode} is not served inside an engine: {instead}.")
     keys = getattr(edit, "keys", None)
-    if isinstance(keys, torch.Tensor) or isinstance(keys, str) and keys == "image":
+    if isinstance(keys, torch.Tensor) or (isinstance(keys, str) and keys == "image"):
         raise ServingError(
             f"The keys of {name} are positions of this request's tokens, or a text of it, inside "
             "an engine; not image tokens, nor a tensor over samples."
@@ -222,4 +222,3 @@ def _change(edit: Any, model: ServedModel) -> Change:
         if affine.offset is not None:
             offset[rows[site.layer]] = affine.offset.float()
     return Change(gain, offset if bool(offset.any()) else None)
-

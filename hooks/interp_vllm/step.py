@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def parts_of(run: Run, program: Program, record: Record | None) -> list[Part]:
         cuts.add(wanted[-1] + 1)
     edges = sorted(cuts)
     parts = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         row = record.open(a) if record is not None and a in wanted else None
         kept = None if record is None or row is None else (record, row)
         at = run.first + a - start

@@ -1,4 +1,4 @@
-"""Puts an `Engine` into a worker of vLLM: the only file, with `front`, that knows vLLM's own names."""
+"""Puts an `Engine` into a worker of vLLM, whose own names it knows."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import torch
 from interp.edits.head_edit import HeadEdit
 from interp.errors import InputError
 from interp.loading import load, resolve
-from interp.support.extras import need
 from interp.serving.settle import settled
+from interp.support.extras import need
 from interp.support.provenance import versions
 
 #: tokens generated from each prompt

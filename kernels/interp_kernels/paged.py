@@ -46,7 +46,7 @@ class RowChange:
         spans = sorted(span[:2] for span in self.spans)
         apart = all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
         least = min((float(bias.min()) for _, _, bias in self.spans), default=0.0)
-        return self.temper is None and apart and least >= math.log(MILD)
+        return self.temper is None and apart and least >= math.log(MILD) - 1e-6  # float32
 
 
 def row_change(steers: Sequence[Steer], heads: int) -> RowChange | None:
@@ -136,7 +136,7 @@ def row_weights(
 
 
 def row_output(weights: Tensor, values: Tensor) -> Tensor:
-    """(heads, d_v): weights (heads, length) times the values (pages, kv_heads, size, d_v), which are
+    """(heads, d_v): weights (heads, length) times values (pages, kv_heads, size, d_v), which are
     finite behind `length` too.
 
     Example:

@@ -41,9 +41,7 @@ class PagedAttention:
         n, d = self.size, self.d
         if self.kind == "slots":
             return page[:, 0].transpose(0, 1), page[:, 1].transpose(0, 1)
-        flat = page.reshape(self.kv_heads, 2 * n * d) if not page.is_contiguous() else page.view(
-            self.kv_heads, 2 * n * d
-        )  # fmt: skip
+        flat = page.view(self.kv_heads, 2 * n * d)
         key, value = flat[:, : n * d], flat[:, n * d :].view(self.kv_heads, n, d)
         if self.kind == "turned":
             return key.view(self.kv_heads, d, n).transpose(1, 2), value
@@ -127,7 +125,13 @@ class FakeEngine:
     """
 
     def __init__(
-        self, model: ServedModel, kind: str, page: int, rank: int = 0, size: int = 1, pages: int = 128
+        self,
+        model: ServedModel,
+        kind: str,
+        page: int,
+        rank: int = 0,
+        size: int = 1,
+        pages: int = 128,
     ) -> None:
         self.model, self.mine, self.page = model, model.rank(rank, size), page
         self.heads = slice(rank * self.mine.n_heads, (rank + 1) * self.mine.n_heads)
@@ -200,10 +204,11 @@ class FakeEngine:
             block_table=table,
         )
         for row, layer in enumerate(self.layers):
+            rows = [slice(one.done, one.done + counts[one.name]) for one in batch]
             q, k, v = (
-                torch.cat([getattr(one, n)[row, one.done : one.done + counts[one.name]] for one in batch])
+                torch.cat([getattr(one, n)[row, at] for one, at in zip(batch, rows, strict=True)])
                 for n in ("query", "key", "value")
-            )  # fmt: skip
+            )
             q, k, v = q[:, self.heads], k[:, self.kv], v[:, self.kv]
             layer.do_kv_cache_update(None, k, v, layer.cache, torch.tensor(slots))
             out = torch.full((starts[-1] + 3, *q.shape[1:]), 7.0)  # padded, as graphs are

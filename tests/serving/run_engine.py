@@ -22,9 +22,7 @@ def answer(llm: Any, output: Any, extra: dict[str, Any] | None) -> dict[str, Any
     said = output.outputs[0]
     found = {
         "tokens": list(said.token_ids),
-        "logprobs": [
-            one[t].logprob for one, t in zip(said.logprobs, said.token_ids, strict=True)
-        ],
+        "logprobs": [one[t].logprob for one, t in zip(said.logprobs, said.token_ids, strict=True)],
     }
     if extra and "statistics" in extra["interp"]:
         found["statistics"] = statistics(llm, output.request_id).to_json()
@@ -57,9 +55,7 @@ def main(job: Path, out: Path) -> None:
         except Exception as error:
             rounds.append([{"error": str(error)}])
             continue
-        rounds.append(
-            [answer(llm, o, r["extra"]) for o, r in zip(outputs, requests, strict=True)]
-        )
+        rounds.append([answer(llm, o, r["extra"]) for o, r in zip(outputs, requests, strict=True)])
     preempted = None
     if asked.get("count_preemptions"):
         metrics = {m.name: getattr(m, "value", None) for m in llm.get_metrics()}

@@ -156,9 +156,7 @@ def test_mixed_edits_and_statistics_in_one_batch(
             assert "Nothing is kept" in answer["taken twice"]
 
 
-def test_edits_leave_nothing_in_the_prefix_cache(
-    tmp_path: Path, folder: str, model: Any
-) -> None:
+def test_edits_leave_nothing_in_the_prefix_cache(tmp_path: Path, folder: str, model: Any) -> None:
     """An unedited request after an edited one of the same prompt, and the other way round."""
     prompt = prompts()[2]
     edits = cases()["zero"]
@@ -193,10 +191,10 @@ def test_requests_whose_pages_were_taken_away(tmp_path: Path, folder: str, wante
     index = [list(cases()).index(name) for name in names]
     generator = torch.Generator().manual_seed(1)
     long = [torch.randint(100, 20000, (122,), generator=generator).tolist() for _ in index]
-    asked = [dict(prompt=p, extra=asking(cases()[n], ALL)) for n, p in zip(names, long, strict=True)]
-    found = run(
-        tmp_path, folder, [asked], engine, environment=ALONE, count_preemptions=True
-    )
+    asked = [
+        dict(prompt=p, extra=asking(cases()[n], ALL)) for n, p in zip(names, long, strict=True)
+    ]
+    found = run(tmp_path, folder, [asked], engine, environment=ALONE, count_preemptions=True)
     hooked = interp.load("smollm2-135m", device="cpu", dtype="float32")
     assert found["preemptions"], "no request lost its pages"
     for name, prompt, answer in zip(names, long, found["rounds"][0], strict=True):
