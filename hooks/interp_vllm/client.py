@@ -52,6 +52,11 @@ class HeadStatistics:
         lost: rows that there was no room for.
         values: `entropy`, `first`, `off_sink` (rows, layers, heads), `groups` (rows, layers, heads,
             groups), `topk_index` and `topk_prob` (rows, layers, heads, k).
+
+    Example:
+        >>> seen = HeadStatistics(torch.tensor([4, 5]), 0, {"first": torch.zeros(2, 3, 8)})
+        >>> seen.first.shape
+        torch.Size([2, 3, 8])
     """
 
     positions: Tensor
@@ -158,6 +163,10 @@ def statistics(llm: Any, request: str) -> HeadStatistics:
 
     Raises:
         ServingError: nothing is kept of it, or the server does not answer.
+
+    Example:
+        >>> statistics(llm, outputs[0].request_id).entropy.shape  # doctest: +SKIP
+        torch.Size([12, 30, 9])
     """
     if isinstance(llm, str):
         return HeadStatistics.from_json(_fetched(f"{llm.rstrip('/')}{ROUTE}/{request}"))

@@ -38,6 +38,10 @@ class Comparison:
         differs: by how much at most.
         bound: how much it may.
         equal: whether it is within.
+
+    Example:
+        >>> Comparison("entropy under the edits", 3e-5, 1e-3, True).equal
+        True
     """
 
     what: str
@@ -55,6 +59,10 @@ class ServeCheck:
         comparisons: one after the other.
         moves: how far the edits move log-probabilities in the engine.
         versions: of the packages at work.
+
+    Example:
+        >>> ServeCheck("tiny", [Comparison("entropy", 3e-5, 1e-3, True)], 0.4).equal
+        True
     """
 
     model: str
@@ -110,6 +118,10 @@ def check(
         MissingExtraError: vLLM is not installed.
         InputError: a model that is a GGUF file, or a dtype that is none.
         ServingError: an edit, or an engine, that is not served.
+
+    Example:
+        >>> interp.serving.check("llama", interp.edits.Ablate(["L2H3"])).equal  # doctest: +SKIP
+        True
     """
     need("vllm", extra="vllm", what="Checks of serving")
     if dtype not in CLOSE:

@@ -34,8 +34,9 @@ def settled(model: Model, edits: Sequence[HeadEdit] | HeadEdit) -> list[HeadEdit
         EditError, HeadError: as the edit itself.
 
     Example:
-        >>> [edit.name for edit in interp.serving.settled(model, interp.edits.Ablate(["L2H3"]))]
-        ['ablate']
+        >>> mean = interp.edits.Ablate(["L2H3"], mode="mean", reference="ioi")
+        >>> [edit.name for edit in interp.serving.settled(model, mean)]
+        ['scale_heads', 'shift_heads']
     """
     found: list[HeadEdit] = []
     for edit in edits_of(edits):
