@@ -73,6 +73,11 @@ def check_request(processor: Any, request: Any) -> Any:
     if tokens is None:
         raise ServingError("A prompt of embeddings has no tokens for edits and statistics.")
     settings = admitted(value, served(config, processor.tokenizer), tokens)
+    if getattr(request, "resumable", False):
+        raise ServingError(
+            "A prompt that comes in parts has no end yet, which edits and statistics go by; send "
+            "it whole."
+        )
     if settings.asked is not None and params.n > 1:
         raise ServingError(
             f"Statistics are of one sequence, and this request asks for {params.n}; send it "
