@@ -189,7 +189,8 @@ def _by_vllm(
 
     from interp_vllm import asking, statistics
 
-    settings = {"max_model_len": max(map(len, rows)) + tokens + 1, "max_num_seqs": 8}
+    length = max(map(len, rows)) + tokens + 1
+    settings: dict[str, Any] = {"max_model_len": length, "max_num_seqs": 8}
     settings |= {"kv_cache_memory_bytes": 1 << 30, "additional_config": {"interp": True}} | engine
     llm = LLM(target, dtype=dtype, **settings)
     wanted = ["entropy", "first"]

@@ -1,7 +1,7 @@
 """interp_vllm inside vLLM itself, against the same edits in transformers. Needs an environment with
 vLLM (docs/how-to/serve-an-edit.md):
 
-    pytest -n0 -m slow tests/serving/test_vllm.py
+    INTERP_TEST_THREADS=1 pytest -n0 -m slow tests/serving/test_vllm.py
 """
 
 from __future__ import annotations
