@@ -274,7 +274,7 @@ def server(folder: str) -> Iterator[str]:
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        address, until = f"http://127.0.0.1:{PORT}", time.monotonic() + 300
+        address, until = f"http://127.0.0.1:{PORT}", time.monotonic() + 900
         try:
             while True:
                 assert process.poll() is None and time.monotonic() < until, "it does not start"
