@@ -9,6 +9,7 @@ from . import probes as probes
 from . import procedures as procedures
 from . import scenes as scenes
 from . import scores as scores
+from . import serving as serving
 from . import tasks as tasks
 from . import vision as vision
 from .atlas import Atlas as Atlas

@@ -32,6 +32,7 @@ NOT_RUN = {
     "TransformerLens": "another library's half of a comparison",
     "nnsight": "another library's half of a comparison",
     "kvpress": "another library's half of a comparison",
+    "vLLM": "needs an environment of its own",
 }
 
 _FENCE = re.compile(

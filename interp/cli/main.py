@@ -25,6 +25,7 @@ from interp.cli import (
     models,
     plan,
     scan_heads,
+    serve_check,
     show,
     why,
 )
@@ -134,6 +135,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "bench-circuits": bench_circuits.bench_circuits,
     "generate": generate.generate,
     "export": export.export,
+    "serve-check": serve_check.serve_check,
     "check": check.check,
     "bench": bench.bench,
 }

@@ -14,7 +14,7 @@ import pytest
 
 PACKAGES = {
     name: Path(next(iter(find_spec(name).submodule_search_locations)))  # type: ignore[union-attr, arg-type]
-    for name in ("interp", "interp_hooks", "interp_kernels")
+    for name in ("interp", "interp_hooks", "interp_kernels", "interp_vllm")
 }
 STANDARD = set(sys.stdlib_module_names)
 #: what each floor may import beside the standard library and itself
@@ -30,11 +30,24 @@ ALLOWED = {
         "PIL",  # of a picture in the load-time check: the processor brought it
         "tokenizers",  # of tiny models for the conformance table: comes with transformers
     },
+    # on the floor of the hooks: another way into a model; vllm brings fastapi
+    "interp_vllm": {
+        "torch",
+        "interp_hooks",
+        "interp_kernels",
+        "lazy_loader",
+        "safetensors",
+        "vllm",
+        "fastapi",
+    },
 }
+#: the one file of the lower floors that looks up, from inside its functions; it says why
+UPWARDS = {"interp_vllm/reading.py": {"interp"}}
 #: distributions the top floor depends on
 TOP = {
     "interp_hooks",
     "interp_kernels",
+    "interp_vllm",
     "torch",
     "transformers",
     "plotly",
@@ -60,6 +73,7 @@ OPTIONAL = {
     "evaluation/lm_eval.py": {"lm_eval", "datasets"},
     "circuits/methods/sae.py": {"sae_lens"},
     "workers/pool.py": {"ray"},
+    "serving/check.py": {"vllm"},
 }
 HEAVY = (
     "torch",
@@ -107,7 +121,24 @@ def test_lower_floors_import_only_what_they_may(package: str) -> None:
     files = sources(package)
     assert len(files) > 4
     for path in files:
-        assert not strangers(path.read_text(encoding="utf-8"), ALLOWED[package] | {package}), path
+        up = UPWARDS.get(f"{package}/{path.relative_to(PACKAGES[package]).as_posix()}", set())
+        allowed = ALLOWED[package] | {package} | up
+        assert not strangers(path.read_text(encoding="utf-8"), allowed), path
+
+
+@pytest.mark.parametrize("name", UPWARDS)
+def test_what_looks_up_does_so_when_it_is_called(name: str) -> None:
+    package, _, file = name.partition("/")
+    tree = ast.parse((PACKAGES[package] / file).read_text(encoding="utf-8"))
+    at_import = {m.split(".")[0] for node in tree.body for m, _ in top_level(node)}
+    inside = {m.split(".")[0] for m, _ in imported(tree)} - at_import
+    assert not at_import & UPWARDS[name] and inside >= UPWARDS[name]
+
+
+def top_level(node: ast.stmt) -> Iterator[tuple[str, int]]:
+    """The imports of a statement of a module that run when the module is imported."""
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield from imported(node)
 
 
 def test_top_floor_imports_only_its_dependencies() -> None:
@@ -214,6 +245,7 @@ ROOMS: dict[str, str] = {
     "scan": "atlas inputs loading mechanics probes results scores streams vision",
     "procedures": "inputs loading vision",
     "baking": "edits loading",
+    "serving": "edits loading models",
     "calibration": "edits evaluation inputs loading tasks",
     # circuits, from runs up to the circuit
     "circuits.runs": "evaluation inputs tasks",
@@ -244,7 +276,8 @@ ROOMS: dict[str, str] = {
     "cli": (
         "atlas baking calibration circuits circuits.benching circuits.drawing circuits.judging "
         "circuits.known circuits.methods circuits.runs costs edits evaluation inputs loading look "
-        "models probes procedures report results results.interchange scores tasks vision workers"
+        "models probes procedures report results results.interchange scores serving tasks vision "
+        "workers"
     ),
 }
 #: rooms of the lower floors: the first named may import the second
@@ -365,7 +398,8 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["interp", "interp.cli.main", "interp_hooks", "interp.scores", "interp.models"]
+    "module",
+    ["interp", "interp.cli.main", "interp_hooks", "interp_vllm", "interp.scores", "interp.models"],
 )
 def test_light_imports(module: str) -> None:
     script = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"

@@ -17,15 +17,15 @@ import torch
 
 import interp
 
-PACKAGES = ("interp", "interp_hooks", "interp_kernels")
+PACKAGES = ("interp", "interp_hooks", "interp_kernels", "interp_vllm")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-#: public names without an example: errors are raised, not called; registries are data
-NO_EXAMPLE = {"InterpError", "registry", "controls"}
+#: public names without an example: errors are raised, not called; registries and lists are data
+NO_EXAMPLE = {"InterpError", "ServingError", "registry", "controls", "EDITS", "STATISTICS"}
 
 
 def _files(kind: str) -> Iterator[tuple[str, Path]]:
-    """(module, file) of the three packages as installed, files named `kind`."""
+    """(module, file) of the packages as installed, files named `kind`."""
     for package in PACKAGES:
         spec = find_spec(package)
         assert spec is not None and spec.origin is not None

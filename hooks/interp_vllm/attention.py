@@ -1,0 +1,216 @@
+"""What happens at one attention layer of an engine, after its own kernel has run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp_hooks.blocks import Tap
+from interp_hooks.call import AttentionCall, Site
+from interp_hooks.engine import attend, rewritten, steers_of
+from interp_kernels import Mask
+from interp_kernels.paged import RowChange, reweighed, row_change, row_output, row_weights
+from interp_vllm.errors import ServingError
+from interp_vllm.layout import Layout
+from interp_vllm.step import Part, Step
+
+#: how far the engine's own output may be from one computed anew from its cache, by dtype, of the
+#: largest number in it
+CLOSE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+#: more keys than any cache holds: spans of an edit end where a row does
+ALL_KEYS = 1 << 30
+
+
+@dataclass
+class LayerTap:
+    """One layer as its attention is seen: its place, its scale, and how its cache is read.
+
+    Attributes:
+        row: which of the model's attention layers, from 0.
+        site: of this rank's heads.
+        scale: logits = scale·q·k.
+        layout: of the cache.
+        proved: whether the engine's output was once the one that its cache gives.
+        calls: how often it ran in this step.
+    """
+
+    row: int
+    site: Site
+    scale: float
+    layout: Layout
+    proved: bool = False
+    calls: int = 0
+
+    def act(self, step: Step, query: Tensor, cache: Tensor, table: Tensor, output: Tensor) -> None:
+        """Edits the output (tokens, heads, d_v) of a step in place, and keeps its statistics.
+
+        Args:
+            step: what runs.
+            query: (tokens, heads, d).
+            cache: the layer's pages, first.
+            table: (requests, pages) int, the pages of each request in their order.
+            output: what the engine's own kernel gave.
+
+        Raises:
+            ServingError: the first time, where the cache does not give that output.
+        """
+        for part in step.parts:
+            edits = part.program.edits(self.site, part.position, part.generated)
+            if part.count == 1:
+                self._row(part, edits, query, cache, table, output)
+            elif edits:
+                self._rows(part, edits, query, cache, table, output)
+        for patch in step.patches:
+            if self.row not in patch.layers:
+                continue
+            rows = output[patch.first : patch.stop]
+            rows.mul_(patch.gain[self.row].to(rows))
+            if patch.offset is not None:
+                rows.add_(patch.offset[self.row].to(rows))
+
+    def _blocks(self, part: Part, table: Tensor) -> tuple[Tensor, int]:
+        """(pages,) of the part's request as far as it is read, and how many tokens that is."""
+        length = part.position + part.count
+        return table[part.index, : -(-length // self.layout.size)], length
+
+    def _row(
+        self,
+        part: Part,
+        edits: Sequence[Any],
+        query: Tensor,
+        cache: Tensor,
+        table: Tensor,
+        output: Tensor,
+    ) -> None:
+        """A single row: dense, and its statistics with it."""
+        if not edits and part.record is None:
+            return
+        blocks, length = self._blocks(part, table)
+        keys = self.layout.read_keys(cache, blocks)
+        q, own = query[part.first], output[part.first]
+        weights: Tensor | None = None
+
+        def plain() -> Tensor:
+            nonlocal weights
+            if weights is None:
+                weights = row_weights(q, keys, length, scale=self.scale)
+            return weights
+
+        if not self.proved:
+            values = self.layout.read_values(cache, blocks, length)
+            self._prove(own, row_output(plain(), values))
+        recorded = None if part.record is None else part.record[0].asked
+        if recorded is not None and (recorded.stage == "before" or not edits):
+            self._note(part, plain())
+            recorded = None
+        if not edits:
+            return
+        change, asked = self._change(part, edits, q), self._query(part, edits, q)
+        if change.mild and asked is q and recorded is None and own.dtype == torch.float32:
+
+            def some(start: int, stop: int) -> Tensor:
+                first, size = start // self.layout.size, self.layout.size
+                pages = blocks[first : -(-stop // size)]
+                there = self.layout.read_values(cache, pages, stop - first * size)
+                return joined(there, stop - first * size)[0, :, start - first * size :]
+
+            output[part.first] = reweighed(own, plain(), change, some)
+            return
+        edited = row_weights(asked, keys, length, scale=self.scale, change=change)
+        values = self.layout.read_values(cache, blocks, length)
+        output[part.first] = row_output(edited, values).to(output)
+        if recorded is not None:
+            self._note(part, edited)
+
+    def _note(self, part: Part, weights: Tensor) -> None:
+        assert part.record is not None
+        record, row = part.record
+        record.note(row, self.row, weights)
+
+    def _rows(
+        self,
+        part: Part,
+        edits: Sequence[Any],
+        query: Tensor,
+        cache: Tensor,
+        table: Tensor,
+        output: Tensor,
+    ) -> None:
+        """Several rows: through the kernels, as a model of transformers goes."""
+        blocks, length = self._blocks(part, table)
+        rows = slice(part.first, part.first + part.count)
+        q = query[rows].transpose(0, 1)[None]  # (1, heads, queries, d)
+        call = AttentionCall(
+            self.site,
+            q,
+            joined(self.layout.read_keys(cache, blocks), length),
+            joined(self.layout.read_values(cache, blocks, length), length),
+            Mask(q_start=part.position),
+            self.scale,
+        )
+        if not self.proved:
+            self._prove(output[rows], attend(call, Tap())[0])
+        output[rows] = attend(call, Tap(edits=edits))[0].to(output)
+
+    def _prove(self, own: Tensor, ours: Tensor) -> None:
+        """Raise `ServingError` unless the engine's output is the one that its cache gives."""
+        bound = CLOSE.get(own.dtype, 5e-2) * max(1.0, float(own.float().abs().max()))
+        far = float((own.float() - ours.float()).abs().max())
+        if not far <= bound:
+            raise ServingError(
+                f"At {self.site.place} the engine's attention differs by {far:.2g} from the one "
+                "that its cache gives, so that edits and statistics would be of something else; "
+                "this attention backend is not understood."
+            )
+        self.proved = True
+
+    def _call(self, part: Part, q: Tensor, keys: int) -> AttentionCall:
+        """A call of one row whose keys are counted and not read."""
+        site = self.site
+        none = q.new_empty(()).expand(1, site.n_kv_heads, keys, site.d_head)
+        return AttentionCall(
+            site, q[None, :, None], none, none, Mask(q_start=part.position), self.scale
+        )
+
+    def _query(self, part: Part, edits: Sequence[Any], q: Tensor) -> Tensor:
+        """The row's query (heads, d) as the edits leave it."""
+        if not any(getattr(edit, "mode", None) == "uniform" for edit in edits):
+            return q
+        call = rewritten(self._call(part, q, part.position + 1), edits)
+        assert call.query is not None
+        return call.query[0, :, 0]
+
+    def _change(self, part: Part, edits: Sequence[Any], q: Tensor) -> RowChange:
+        """What the edits do to the row's logits. It is the same for all rows, but where an edit
+        goes by position."""
+        known = part.program.rows.setdefault(self.row, {})
+        fixed = not any(getattr(edit, "rule", None) for edit in edits)
+        key = tuple(map(id, edits))  # they live as long as their program
+        if fixed and key in known:
+            return known[key]
+        steers = steers_of(self._call(part, q, ALL_KEYS), edits, _no_answer)
+        change = row_change([one.steer for one in steers], self.site.n_heads)
+        if change is None:
+            raise ServingError(
+                f"The edits of a request can't act together at {self.site.place} inside an engine; "
+                "send one of them."
+            )
+        if fixed:
+            known[key] = change
+        return change
+
+
+def joined(pages: Tensor, length: int) -> Tensor:
+    """(1, kv_heads, length, d) of pages (pages, kv_heads, size, d)."""
+    count, kv_heads, size, d = pages.shape
+    return pages.transpose(0, 1).reshape(1, kv_heads, count * size, d)[:, :, :length]
+
+
+def _no_answer(*_: Any) -> Any:
+    raise ServingError(
+        "An edit that asks for the weights of a row before it acts is not served inside an engine."
+    )

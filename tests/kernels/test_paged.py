@@ -1,0 +1,119 @@
+"""interp_kernels.paged: a query row over pages, against the float64 reference on joined keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from drawing import examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp_kernels import Mask, Rule, Steer, attention
+from interp_kernels.paged import MILD, reweighed, row_change, row_output, row_weights
+from interp_kernels.reference import weights
+
+
+def renormalising(keep: torch.Tensor, spans: tuple[tuple[int, int, int], ...]) -> Steer:
+    return Steer(rule=Rule(keep, renormalise=True), spans=spans)
+
+
+@examples(30)
+@given(
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 3), (3, 1)]),
+    d=st.sampled_from([4, 7]),
+    size=st.sampled_from([1, 4, 16]),
+    length=st.integers(1, 40),
+    factors=st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.7, 3.0]), min_size=2, max_size=2),
+    span=st.tuples(st.integers(0, 45), st.integers(0, 20)),
+    tempered=st.booleans(),
+    turned=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_rows_are_the_reference(
+    heads: tuple[int, int],
+    d: int,
+    size: int,
+    length: int,
+    factors: list[float],
+    span: tuple[int, int],
+    tempered: bool,
+    turned: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    (n, kv), pages = heads, -(-length // size)
+    q = torch.randn(n, d, generator=generator)
+    keys = torch.randn(pages, kv, size, d, generator=generator)
+    values = torch.randn(pages, kv, size, d, generator=generator)
+    if turned:  # as a cache may keep them
+        keys = keys.transpose(2, 3).contiguous().transpose(2, 3)
+    k, v = (
+        x.transpose(0, 1).reshape(1, kv, pages * size, d)[:, :, :length] for x in (keys, values)
+    )
+    keep = torch.ones(n, 2)
+    keep[:, 1] = factors[0]
+    keep[0, 1] = factors[1]
+    spans = ((span[0], span[0] + span[1], 1),)
+    steers = [renormalising(keep, spans)]
+    if tempered:
+        steers.append(Steer(temper=torch.rand(1, n, 1, generator=generator) + 0.5))
+    change = row_change(steers, n)
+    assert change is not None
+    # the reference takes spans inside the keys alone
+    cut = tuple((min(a, length), min(b, length), g) for a, b, g in spans)
+    exact = [renormalising(keep.double(), cut)]
+    exact += [Steer(temper=s.temper.double()) for s in steers[1:] if s.temper is not None]
+    mask, row = Mask(q_start=length - 1), q.double()[None, :, None]
+    wanted = attention(
+        row, k.double(), v.double(), mask=mask, scale=0.4, steer=exact, backend="reference"
+    )
+    a = row_weights(q, keys, length, scale=0.4, change=change)
+    full = weights(row, k.double(), mask=mask, scale=0.4, steer=exact)[0, :, 0]
+    torch.testing.assert_close(a.double(), full, atol=1e-6, rtol=1e-5)
+    z = wanted.out[0, :, 0]
+    torch.testing.assert_close(row_output(a, values).double(), z, atol=1e-5, rtol=1e-5)
+    if not change.mild:
+        assert tempered or min(factors) < MILD
+        return
+    plain = row_weights(q, keys, length, scale=0.4)
+    changed = reweighed(row_output(plain, values), plain, change, lambda i, j: v[0, :, i:j])
+    torch.testing.assert_close(changed.double(), z, atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_without_a_key_left_is_zero() -> None:
+    keep = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    change = row_change([renormalising(keep, ((0, 9, 1),))], 2)
+    a = row_weights(torch.ones(2, 4), torch.zeros(2, 1, 4, 4), 5, scale=1.0, change=change)
+    assert a[0].tolist() == [0.0] * 5 and a[1].tolist() == pytest.approx([0.2] * 5)
+
+
+def test_two_rules_on_the_same_keys_multiply() -> None:
+    keep, spans = torch.tensor([[1.0, 2.0]]), ((0, 1, 1),)
+    change = row_change([renormalising(keep, spans)] * 2, 1)
+    assert change is not None and not change.mild
+    a = row_weights(torch.zeros(1, 4), torch.zeros(1, 1, 4, 4), 4, scale=1.0, change=change)
+    assert a[0].tolist() == pytest.approx([4 / 7, 1 / 7, 1 / 7, 1 / 7])
+
+
+@pytest.mark.parametrize(
+    "steer",
+    [
+        Steer(blend=torch.tensor([0.5])),
+        Steer(gain=torch.ones(1, 1, 1)),
+        Steer(bias=torch.zeros(1, 1, 4)),
+        Steer(rule=Rule(torch.ones(1, 2), torch.ones(1, 2)), spans=((0, 1, 1),)),
+        Steer(rule=Rule(torch.ones(1, 2), renormalise=True), labels=torch.zeros(1, 1, 4).long()),
+        Steer(rule=Rule(torch.ones(1, 2), renormalise=True), spans=((0, 2, 1), (1, 3, 0))),
+        Steer(
+            rule=Rule(torch.ones(1, 2), renormalise=True, rows=torch.ones(1, 1) > 0),
+            spans=((0, 1, 1),),
+        ),
+    ],
+)
+def test_what_is_no_change_of_logits_is_not_taken_for_one(steer: Steer) -> None:
+    assert row_change([steer], 1) is None
+
+
+def test_pages_that_do_not_hold_the_row_are_an_error() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        row_weights(torch.ones(2, 4), torch.zeros(1, 1, 4, 4), 5, scale=1.0)

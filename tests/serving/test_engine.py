@@ -1,0 +1,287 @@
+"""interp_vllm.engine on a stand-in engine, against the edits on whole sequences, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fake_engine import KINDS, FakeEngine, Sequence, sequence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from interp import edits as every
+from interp_hooks.blocks import Tap
+from interp_hooks.call import AttentionCall
+from interp_hooks.engine import attend
+from interp_kernels import Mask
+from interp_vllm import ServingError, asking
+from interp_vllm.served import ServedModel
+from interp_vllm.settings import Settings
+
+MODEL = ServedModel("stand-in", (0, 1, 2), 6, 3, 8)
+EDITS: dict[str, list[Any]] = {
+    "none": [],
+    "gains": [every.ScaleHeads({"L0H1": 0.0, "L2H5": 2.0})],
+    "zero": [every.Ablate(["L1H3", "L1H4"])],
+    "shift": [every.ShiftHeads({"L2H0": [0.5] * 8, "L0H4": list(range(8))}, strength=-2.0)],
+    "uniform": [every.Ablate(["L0H0", "L2H3"], mode="uniform")],
+    "sharper": [every.ZeroTuning(0.3)],
+    "flatter": [every.ZeroTuning({"L0H2": 4.0, "L1H5": 0.5})],
+    "hidden": [every.ScaleTokens((2, 6), 0.0, heads=["L0H1", "L1H0", "L1H5"])],
+    "listed": [every.ScaleTokens([0, 3, 4, 11], 5.0)],
+    "warm": [every.Temperature(1.7)],
+    "growing": [every.Temperature({"L1H1": 0.5, "L2H4": 2.0}, rule="ssa", beta=0.5)],
+    "several": [
+        every.ScaleHeads({"L0H1": 0.5, "L1H1": 3.0}, scope="decode"),
+        every.ZeroTuning(2.0, queries=(4, 13)),
+        every.ShiftHeads({"L0H1": [1.0] * 8}, queries=(2, None)),
+        every.Temperature(0.8, scope="prefill"),
+        every.Ablate(["L2H2"], queries=(3, 9)),
+        every.ScaleTokens((0, 3), 0.5, scope="decode"),
+    ],
+}
+
+
+def by_definition(one: Sequence, edits: list[Any], row: int) -> Tensor:
+    """z (tokens, heads, d) of a layer in float64: the prompt in one call, then a token a call."""
+    q, k, v = (x[row].double().transpose(0, 1)[None] for x in (one.query, one.key, one.value))
+    tap, total = Tap(edits=edits, backend="reference"), q.shape[2]
+    parts = [(0, one.prompt), *((p, p + 1) for p in range(one.prompt, total))]
+    out = []
+    for start, stop in parts:
+        call = AttentionCall(
+            MODEL.site(row),
+            q[:, :, start:stop],
+            k[:, :, :stop],
+            v[:, :, :stop],
+            Mask(q_start=start),
+            MODEL.d_head**-0.5,
+        )
+        out.append(attend(call, tap)[0])
+    return torch.cat(out)
+
+
+def weights_by_definition(one: Sequence, row: int, position: int) -> Tensor:
+    """(heads, position + 1) float64 weights of a query, without edits."""
+    q = one.query[row, position].double()
+    k = one.key[row, : position + 1].double().repeat_interleave(2, 1)
+    return torch.softmax(torch.einsum("hd,lhd->hl", q, k) * MODEL.d_head**-0.5, -1)
+
+
+def finish(engine: FakeEngine, chunk: int = 5) -> None:
+    """Runs all requests to their ends, chunk by chunk, one token at a time once generating."""
+    while True:
+        counts = {}
+        for name, one in engine.requests.items():
+            total = one.query.shape[1]
+            left = one.prompt - one.done if one.done < one.prompt else min(1, total - one.done)
+            if left:
+                counts[name] = min(chunk, left)
+        if not counts:
+            return
+        engine.step(counts)
+
+
+def heads_of(engine: FakeEngine, one: Sequence, row: int) -> Tensor:
+    return torch.stack([one.out[row, p] for p in range(one.query.shape[1])])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_edit_in_one_batch(kind: str) -> None:
+    engine = FakeEngine(MODEL, kind, page=4)
+    for seed, (name, edits) in enumerate(EDITS.items()):
+        asked = asking(edits)["interp"] if edits else None
+        engine.add(sequence(name, MODEL, 3 + seed % 7, 13 + seed % 7, asked, seed))
+    finish(engine)
+    for name, one in engine.requests.items():
+        for row in range(3):
+            wanted = by_definition(one, EDITS[name], row)
+            got = heads_of(engine, one, row).double()
+            torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", [n for n in EDITS if n != "none"])
+def test_the_edits_of_these_tests_move_something(name: str) -> None:
+    one = sequence(name, MODEL, 6, 13)
+    far = [by_definition(one, EDITS[name], r) - by_definition(one, [], r) for r in range(3)]
+    assert max(float(x.abs().max()) for x in far) > 0.1
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(KINDS),
+    page=st.sampled_from([2, 4, 8]),
+    names=st.lists(st.sampled_from(sorted(EDITS)), min_size=1, max_size=3, unique=True),
+    prompts=st.lists(st.integers(1, 14), min_size=3, max_size=3),
+    chunk=st.integers(1, 9),
+    again=st.integers(0, 12),
+)
+def test_any_schedule(
+    kind: str, page: int, names: list[str], prompts: list[int], chunk: int, again: int
+) -> None:
+    """Chunks of any length, and a request whose pages were taken away in between."""
+    engine = FakeEngine(MODEL, kind, page)
+    for seed, (name, prompt) in enumerate(zip(names, prompts, strict=False)):
+        engine.add(sequence(name, MODEL, prompt, prompt + 5, asking(EDITS[name])["interp"], seed))
+    first = engine.requests[names[0]]
+    for _ in range(again):
+        left = {n: 1 for n, one in engine.requests.items() if one.done < one.query.shape[1]}
+        if left:
+            engine.step(left)
+    engine.preempt(names[0])
+    total = first.done or min(again, first.query.shape[1])
+    while first.done < total:
+        engine.step({names[0]: min(chunk, total - first.done)})
+    finish(engine, chunk)
+    for name, one in engine.requests.items():
+        for row in range(3):
+            got = heads_of(engine, one, row).double()
+            torch.testing.assert_close(
+                got, by_definition(one, EDITS[name], row), atol=2e-5, rtol=2e-5
+            )
+
+
+@pytest.mark.parametrize("name", [n for n in EDITS if n != "none"])
+def test_three_ranks_hold_a_third_of_the_heads_each(name: str) -> None:
+    parts = []
+    for rank in range(3):
+        engine = FakeEngine(MODEL, "turned", 4, rank, 3)
+        engine.add(sequence(name, MODEL, 9, 14, asking(EDITS[name])["interp"], 3))
+        finish(engine)
+        parts.append(engine.requests[name])
+    for row in range(3):
+        got = torch.cat([heads_of(engine, one, row) for one in parts], 1).double()
+        wanted = by_definition(parts[0], EDITS[name], row)
+        torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-5)
+
+
+ALL = {"names": ["entropy", "first", "off_sink"], "groups": {"a": "1:4", "b": "2:40"}, "topk": 3}
+
+
+@pytest.mark.parametrize("name", ["none", "sharper", "gains", "several"])
+def test_statistics_of_each_generated_token(name: str) -> None:
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence(name, MODEL, 6, 12, asking(EDITS[name], ALL)["interp"]))
+    finish(engine)
+    taken = engine.engine.take(name)
+    assert taken is not None
+    one = engine.requests[name]
+    assert taken["positions"].tolist() == list(range(5, 12))
+    for t, position in enumerate(range(5, 12)):
+        for row in range(3):
+            a = weights_by_definition(one, row, position)
+            wanted = {
+                "entropy": -(a * a.log()).sum(-1),
+                "first": a[:, 0],
+                "off_sink": 1 - a[:, 0],
+                "groups": torch.stack([a[:, 1:4].sum(-1), a[:, 2:].sum(-1)], -1),
+            }
+            for stat, value in wanted.items():
+                torch.testing.assert_close(
+                    taken[stat][t, row].double(), value, atol=1e-5, rtol=1e-5, msg=stat
+                )
+            n = min(3, position + 1)
+            assert taken["topk_index"][t, row, :, :n].tolist() == a.topk(n).indices.tolist()
+
+
+def test_statistics_after_edits_are_of_the_weights_that_acted() -> None:
+    asked = {"names": ["first"], "stage": "after"}
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence("r", MODEL, 6, 9, asking([every.ZeroTuning(3.0)], asked)["interp"]))
+    finish(engine)
+    taken, one = engine.engine.take("r"), engine.requests["r"]
+    assert taken is not None
+    a = weights_by_definition(one, 1, 7)[:, 0]
+    wanted = 3 * a / (2 * a + 1)  # γ a₀ / ((γ − 1) a₀ + 1)
+    torch.testing.assert_close(taken["first"][2, 1].double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_position_computed_twice_is_one_row() -> None:
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence("r", MODEL, 5, 12, asking([], ["first"])["interp"]))
+    engine.step({"r": 5})
+    engine.step({"r": 1})
+    engine.step({"r": 1})
+    engine.preempt("r")
+    engine.step({"r": 7})
+    finish(engine)
+    taken = engine.engine.take("r")
+    assert taken is not None and taken["positions"].tolist() == list(range(4, 12))
+
+
+def test_statistics_stream_and_go_when_the_request_is_over() -> None:
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence("r-12345678", MODEL, 5, 12, asking([], ["first"])["interp"]))
+    engine.step({"r-12345678": 5})
+    engine.step({"r-12345678": 1})
+    first = engine.engine.take("r")
+    assert first is not None and first["positions"].tolist() == [4, 5]
+    finish(engine)
+    engine.step({}, ("r-12345678",))
+    rest = engine.engine.take("r")
+    assert rest is not None and rest["positions"].tolist() == [6, 7, 8, 9, 10, 11]
+    assert engine.engine.take("r") is None and not engine.engine.served
+
+
+def test_rows_past_the_cap_are_counted() -> None:
+    engine = FakeEngine(MODEL, "turned", 4)
+    asked = asking([], {"names": ["first"], "cap": 3})["interp"]
+    engine.add(sequence("r", MODEL, 5, 12, asked))
+    finish(engine)
+    taken = engine.engine.take("r")
+    assert taken is not None
+    assert taken["positions"].tolist() == [4, 5, 6] and int(taken["lost"]) == 5
+
+
+@pytest.mark.parametrize("blind", [{1}, {0, 1, 2}])
+def test_a_layer_that_runs_unseen_is_an_error(blind: set[int]) -> None:
+    """As a layer in a replayed CUDA graph would."""
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence("r", MODEL, 5, 12, asking(EDITS["gains"])["interp"]))
+    engine.blind = blind
+    with pytest.raises(ServingError, match="would be left out"):
+        engine.step({"r": 5})
+
+
+def test_requests_without_settings_may_run_in_graphs() -> None:
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence("r", MODEL, 5, 12))
+    engine.blind = {0, 1, 2}
+    engine.step({"r": 5})
+
+
+def test_an_attention_that_is_not_of_its_cache_is_refused() -> None:
+    """Here logits are scaled otherwise than said."""
+    engine = FakeEngine(MODEL, "turned", 4)
+    for tap in engine.engine.taps:
+        tap.scale *= 2
+    engine.add(sequence("r", MODEL, 5, 12, asking(EDITS["sharper"])["interp"]))
+    with pytest.raises(ServingError, match="not understood"):
+        engine.step({"r": 5})
+
+
+def test_tables_that_disagree_are_refused() -> None:
+    engine = FakeEngine(MODEL, "turned", 4)
+    engine.add(sequence("r", MODEL, 5, 12, asking(EDITS["gains"])["interp"]))
+    engine.step({"r": 5})
+    one, run = engine.requests["r"], engine.execute_model
+    original = engine.input_batch
+
+    class Late:
+        req_ids = ["r"]
+        num_computed_tokens_cpu = [one.done + 1]
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            pass
+
+    engine.input_batch = Late()  # type: ignore[assignment]
+    with pytest.raises(ServingError, match="other rows"):
+        engine.step({"r": 1})
+    assert run is not None and original is not None
+
+
+def test_the_same_settings_are_read_from_their_own_text() -> None:
+    text = asking(EDITS["several"], ALL)["interp"]
+    assert Settings.read(text).text() == text
