@@ -37,7 +37,7 @@ def serve_check(
     """Compare edits inside vLLM with the same edits in transformers, on your own model.
 
     Tokens, log-probabilities, and statistics of heads, under the edits and without. Ends with 1
-    where something differs. Needs the extra: pip install 'interp[vllm]'.
+    where something differs. Needs vLLM (docs/how-to/serve-an-edit.md installs it).
     """
     edits = common.load_edits(edit)
     from interp.serving.check import PROMPTS, check

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from interp.edits.head_edit import HeadEdit
-from interp.errors import InputError
+from interp.errors import InputError, MissingExtraError
 from interp.loading import load, resolve
 from interp.serving.settle import settled
-from interp.support.extras import need
 from interp.support.provenance import versions
 
 #: tokens generated from each prompt
@@ -123,7 +123,11 @@ def check(
         >>> interp.serving.check("llama", interp.edits.Ablate(["L2H3"])).equal  # doctest: +SKIP
         True
     """
-    need("vllm", extra="vllm", what="Checks of serving")
+    if find_spec("vllm") is None:
+        raise MissingExtraError(
+            "Checks of serving need vLLM, which asks for an older transformers than interp does; "
+            "docs/how-to/serve-an-edit.md has the commands that install both."
+        )
     if dtype not in CLOSE:
         raise InputError(f"The dtype of a check is one of {', '.join(CLOSE)}, not {dtype!r}.")
     found = resolve(model)

@@ -145,7 +145,9 @@ def _join(address: str | None, cores: int, new: bool) -> None:
     if address is None:
         # Ray's workers give way to all other work; ours are the run itself
         os.environ.setdefault("RAY_worker_niceness", "0")
-        own: dict[str, Any] = dict(num_cpus=cores, include_dashboard=False, object_store_memory=STORE)
+        own: dict[str, Any] = dict(
+            num_cpus=cores, include_dashboard=False, object_store_memory=STORE
+        )
         ray.init("local", **own, **quiet)
         return
     try:

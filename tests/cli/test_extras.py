@@ -75,3 +75,13 @@ circuits.find(model, "ioi", "attribution", n=8).report("circuit.html")
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "scan.html").is_file() and (tmp_path / "circuit.html").is_file()
+
+
+def test_serve_check_without_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No extra can bring it, so the sentence names the page with the commands."""
+    edit = tmp_path / "edit.json"
+    edit.write_text('[{"edit": "scale_heads", "gains": {"L2H3": 0.0}}]', encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    done = CliRunner().invoke(app, ["serve-check", "--model", "llama", "--edit", str(edit)])
+    assert isinstance(done.exception, MissingExtraError)
+    assert "serve-an-edit.md" in str(done.exception)
