@@ -32,7 +32,7 @@ SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
         dict(context=1024, samples=16),
     ),
     "weights": (TEXT, "successor,copy_suppression", dict(context=64, samples=1)),
-    "causal": (TEXT, "cri,function_vector", dict(context=512, samples=16)),
+    "causal": (TEXT, "cri,function_vector", dict(context=256, samples=8)),
     "image": (
         EYE,
         "vhd,gaze,image_retrieval,image_mass,image_excess,visual_sink,visual_nonsink_ratio,"
