@@ -71,7 +71,7 @@ def scans(folder: Path, only: str | None = None) -> Iterator[dict[str, Any]]:
     for name, (model, scores, settings) in SCANS.items():
         if only not in (None, name):
             continue
-        if not (folder / name).is_dir():
+        if not (folder / name / "atlas.json").is_file():
             interp.scan_heads(model, scores, out=folder / name, progress=False, **settings)
         atlas = interp.Atlas.load(folder / name)
         origin = atlas.provenance.get("origin") or {}

@@ -10,7 +10,7 @@ from interp_hooks.errors import InterpError
 from interp_vllm import guards
 from interp_vllm.errors import ServingError
 from interp_vllm.program import checked
-from interp_vllm.reading import span_of
+from interp_vllm.reading import reader
 from interp_vllm.served import ServedModel
 from interp_vllm.settings import Settings
 
@@ -45,7 +45,7 @@ def _placed(entry: dict[str, Any], model: ServedModel, tokens: Sequence[int]) ->
         raise ServingError(
             f"The engine has no tokenizer to find the text {text!r} with; name its positions."
         )
-    place = span_of(text, model.tokenizer, tokens)
+    place = reader().span_of(text, model.tokenizer, tokens)
     if place is None:
         raise ServingError(f"The text {text!r} does not occur in the prompt.")
     return {**entry, "keys": f"{place[0]}:{place[1]}"}

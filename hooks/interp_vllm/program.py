@@ -14,7 +14,7 @@ from interp_hooks.edit import Edit
 from interp_hooks.heads import Head
 from interp_kernels.paged import RowChange
 from interp_vllm.errors import ServingError
-from interp_vllm.reading import edit_of, fields_of
+from interp_vllm.reading import reader
 from interp_vllm.served import ServedModel
 from interp_vllm.settings import Asked, Settings
 
@@ -109,12 +109,12 @@ def checked(settings: Settings, model: ServedModel) -> Settings:
     """
     entries = []
     for entry in settings.edits:
-        edit = edit_of(entry)
+        edit = reader().edit_of(entry)
         name = str(entry["edit"])
         _check_served(name, edit)
         for head in getattr(edit, "concerned", None) or ():
             model.check(head)
-        entries.append(fields_of(edit))
+        entries.append(reader().fields_of(edit))
         _check_width(entries[-1], model)
     return Settings(tuple(entries), settings.asked)
 
@@ -176,7 +176,7 @@ def compiled(settings: Settings, model: ServedModel, rank: int = 0, size: int = 
         stop: int | None
         start, stop = local.pop("queries", None) or (0, None)
         where = Where(str(local.pop("scope", "all")), int(start), stop)
-        edit = edit_of(local)
+        edit = reader().edit_of(local)
         if edit.is_identity():
             continue
         name = str(local["edit"])

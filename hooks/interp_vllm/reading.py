@@ -1,34 +1,45 @@
-"""Edits from the JSON of a request.
+"""Who reads the edits of a request: the floor above, which knows them by name.
 
-The one file of this floor that looks up: an edit's JSON names it in a registry that others add to,
-and its fields mean what its class says. A second reader here would be right until the first edit
-changed. `interp` is in the same distribution, and is imported when the first edit comes.
+An edit's JSON names it in a registry that others add to, and its fields mean what its class says; a
+second reader here would be right until the first edit changed. So the reader is handed in, where
+vLLM's entry point is called (`interp.serving.entry`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from interp_hooks.edit import Edit
+from interp_vllm.errors import ServingError
 
 
-def edit_of(entry: Mapping[str, Any]) -> Edit:
-    """The edit that an object of JSON describes. Raises as `interp.edits.from_json` does."""
-    from interp.edits import from_json
+class Reader(Protocol):
+    """What is needed of edits as JSON."""
 
-    return from_json(dict(entry))[0]
+    def edit_of(self, entry: Mapping[str, Any]) -> Edit:
+        """The edit that an object of JSON describes."""
+
+    def fields_of(self, edit: Edit) -> dict[str, Any]:
+        """The edit's JSON with every field, heads and spans in one spelling."""
+
+    def span_of(self, text: str, tokenizer: Any, tokens: Sequence[int]) -> tuple[int, int] | None:
+        """The tokens start … stop − 1 that spell `text` at its last place; None where none do."""
 
 
-def fields_of(edit: Edit) -> dict[str, Any]:
-    """The edit's JSON with every field, heads and spans in one spelling."""
-    from interp.edits import to_json
-
-    return to_json([edit])[0]  # type: ignore[list-item]
+_USED: list[Reader] = []
 
 
-def span_of(text: str, tokenizer: Any, tokens: Sequence[int]) -> tuple[int, int] | None:
-    """The tokens start … stop − 1 that spell `text` at its last place; None where none do."""
-    from interp.edits.prompt_text import locate
+def use(reader: Reader) -> None:
+    """Edits of requests are read by `reader` in this process from now on."""
+    _USED[:] = [reader]
 
-    return locate(tokenizer, tokens, text)
+
+def reader() -> Reader:
+    """The reader in use. Raises `ServingError` where none was handed in."""
+    if not _USED:
+        raise ServingError(
+            "Nobody reads edits in this process: it was not started through the entry point of "
+            "interp (VLLM_PLUGINS must name interp, if it is set)."
+        )
+    return _USED[0]

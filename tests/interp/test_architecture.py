@@ -41,8 +41,6 @@ ALLOWED = {
         "fastapi",
     },
 }
-#: the one file of the lower floors that looks up, from inside its functions; it says why
-UPWARDS = {"interp_vllm/reading.py": {"interp"}}
 #: distributions the top floor depends on
 TOP = {
     "interp_hooks",
@@ -121,24 +119,8 @@ def test_lower_floors_import_only_what_they_may(package: str) -> None:
     files = sources(package)
     assert len(files) > 4
     for path in files:
-        up = UPWARDS.get(f"{package}/{path.relative_to(PACKAGES[package]).as_posix()}", set())
-        allowed = ALLOWED[package] | {package} | up
+        allowed = ALLOWED[package] | {package}
         assert not strangers(path.read_text(encoding="utf-8"), allowed), path
-
-
-@pytest.mark.parametrize("name", UPWARDS)
-def test_what_looks_up_does_so_when_it_is_called(name: str) -> None:
-    package, _, file = name.partition("/")
-    tree = ast.parse((PACKAGES[package] / file).read_text(encoding="utf-8"))
-    at_import = {m.split(".")[0] for node in tree.body for m, _ in top_level(node)}
-    inside = {m.split(".")[0] for m, _ in imported(tree)} - at_import
-    assert not at_import & UPWARDS[name] and inside >= UPWARDS[name]
-
-
-def top_level(node: ast.stmt) -> Iterator[tuple[str, int]]:
-    """The imports of a statement of a module that run when the module is imported."""
-    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-        yield from imported(node)
 
 
 def test_top_floor_imports_only_its_dependencies() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from interp import edits as every
+from interp.serving.entry import EditReader, register
 from interp.serving.settle import settled
 from interp_hooks.errors import InterpError
 from interp_vllm import HeadStatistics, ServingError, asking
 from interp_vllm.front import admitted, check_request
 from interp_vllm.guards import check_config, check_layer, check_version
-from interp_vllm.plugin import register
 from interp_vllm.program import checked, of_rank
 from interp_vllm.served import ServedModel
 from interp_vllm.settings import Asked, Settings
@@ -212,6 +212,19 @@ def test_a_mean_ablation_becomes_its_mean() -> None:
     assert float((wanted - model.logits(ids)).abs().max()) > 1e-3
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     checked(Settings.read(asking(settled(model, edit))["interp"]), MODEL)
+
+
+def test_without_a_reader_a_sentence_says_so() -> None:
+    from interp_vllm import reading
+
+    settings = Settings.read({"edits": [{"edit": "scale_heads", "gains": {"L0H0": 0.0}}]})
+    try:
+        reading._USED.clear()
+        with pytest.raises(ServingError, match="VLLM_PLUGINS must name interp"):
+            checked(settings, MODEL)
+    finally:
+        reading.use(EditReader())
+    checked(settings, MODEL)
 
 
 def test_without_vllm_nothing_happens() -> None:
