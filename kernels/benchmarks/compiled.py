@@ -2,6 +2,7 @@
 
     python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only WORDS] [--jobs 2]
         [--json FILE] [--check]
+    python kernels/benchmarks/compiled.py --committed    (check the committed results, compile nothing)
     python kernels/benchmarks/compiled.py --table        (Markdown of the committed results)
 
 The real launchers run on small CPU tensors with Triton's launch cut off after compilation, so every
@@ -9,7 +10,8 @@ argument is specialised as on a GPU. Printed for each kernel: registers a thread
 accesses to them in the hot loop, the shortest one with products), shared memory, tensor-core
 instructions (HMMA, HGMMA on sm_90, tcgen05 on sm_100) and the length of the hot loop. --check: exit
 1 if something spills in a hot loop, or more than little around it, asks for more shared memory than
-the family has, or does its products beside the tensor cores.
+the family has, or does its products beside the tensor cores. --committed: exit 1 for the same in the
+committed results, and where they are of other sources or another Triton.
 
 What was compiled and read is kept in $INTERP_AOT_CACHE (a folder in the system's temporary one
 unless set), by the hash of source, settings and Triton, so that only changes cost time. Must not
@@ -19,6 +21,7 @@ run under TRITON_INTERPRET.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -203,6 +206,41 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sources() -> str:
+    """A digest of what is compiled, and of what reads it."""
+    files = [*(HERE.parent / "interp_kernels" / "fused").glob("*.py"),
+             HERE / "compile_cases.py", HERE / "machine_code.py"]  # fmt: skip
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def wrong(found: dict[Any, dict[str, Any]]) -> list[str]:
+    """Every fault of every family's table."""
+    return [
+        f"sm_{family} {name}: {fault}"
+        for family, table in found.items()
+        for name, row in table.items()
+        for fault in ([row["error"]] if "error" in row else faults(name, row, int(family)))
+    ]
+
+
+def committed(result: dict[str, Any]) -> list[str]:
+    """What is wrong with the committed results: faults, and whether they are of these sources."""
+    found = wrong(result["families"])
+    if set(result["families"]) != set(map(str, SHARED)):
+        found.append(f"families {sorted(result['families'])} of {sorted(map(str, SHARED))}")
+    own = dict(triton=triton.__version__, sources=sources())
+    if {name: result.get(name) for name in own} != own:
+        found.append(
+            "the committed results are of other sources or another Triton; make them anew: python "
+            "kernels/benchmarks/compiled.py --jobs 2 --check --json "
+            f"{RESULTS.relative_to(HERE.parents[1])}"
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", type=int, nargs="+", default=list(SHARED))
@@ -210,28 +248,26 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="families side by side")
     parser.add_argument("--json", help="also write the table there")
     parser.add_argument("--check", action="store_true", help="exit 1 where something is wrong")
+    parser.add_argument("--committed", action="store_true", help="check the committed results")
     parser.add_argument("--table", action="store_true", help="print the committed results")
     arguments = parser.parse_args()
     if arguments.table:
         print(markdown(json.loads(RESULTS.read_text())))
         return
+    if arguments.committed:
+        if found := committed(json.loads(RESULTS.read_text())):
+            raise SystemExit("\n".join(["", *found]))
+        return
     families = arguments.families
     if len(families) > 1:
-        found = side_by_side(families, arguments.only, arguments.jobs)
+        tables = side_by_side(families, arguments.only, arguments.jobs)
     else:
-        found = {families[0]: sweep(families[0], arguments.only)}
-    result = dict(triton=triton.__version__, families=found)
+        tables = {families[0]: sweep(families[0], arguments.only)}
+    result = dict(triton=triton.__version__, sources=sources(), families=tables)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(result, indent=0) + "\n")
-    if arguments.check:
-        wrong = [
-            f"sm_{family} {name}: {fault}"
-            for family, table in found.items()
-            for name, row in table.items()
-            for fault in ([row["error"]] if "error" in row else faults(name, row, family))
-        ]
-        if wrong:
-            raise SystemExit("\n".join(["", *wrong]))
+    if arguments.check and (faulty := wrong(tables)):
+        raise SystemExit("\n".join(["", *faulty]))
 
 
 if __name__ == "__main__":

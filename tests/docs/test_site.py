@@ -173,16 +173,12 @@ def test_typical_values_are_those_measured() -> None:
     assert named and set(named) <= {"0", "1", "2"} and "| median |" in drain
 
 
-#: whose page says that they were not measured yet (`docs/site/measure.py FOLDER scans:causal`)
-NOT_YET = {"cri", "function_vector"}
-
-
 def test_scores_of_text_are_measured() -> None:
     """All that SmolLM2 can have; scores that only some architectures have say so."""
     made = site_measured.measured()["scores"]
     for name in KINDS["scores"].registry.names():
         score = KINDS["scores"].registry.get(name)
-        if not (score.needs_images or score.needs_site or score.tower or name in NOT_YET):
+        if not (score.needs_images or score.needs_site or score.tower):
             assert name in made, f"run docs/site/measure.py: {name} is not in measured.json"
 
 
