@@ -2,7 +2,7 @@
 
     python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only WORDS] [--jobs 2]
         [--json FILE] [--check]
-    python kernels/benchmarks/compiled.py --committed    (check the committed results, compile nothing)
+    python kernels/benchmarks/compiled.py --committed    (check the committed results)
     python kernels/benchmarks/compiled.py --table        (Markdown of the committed results)
 
 The real launchers run on small CPU tensors with Triton's launch cut off after compilation, so every
@@ -10,8 +10,8 @@ argument is specialised as on a GPU. Printed for each kernel: registers a thread
 accesses to them in the hot loop, the shortest one with products), shared memory, tensor-core
 instructions (HMMA, HGMMA on sm_90, tcgen05 on sm_100) and the length of the hot loop. --check: exit
 1 if something spills in a hot loop, or more than little around it, asks for more shared memory than
-the family has, or does its products beside the tensor cores. --committed: exit 1 for the same in the
-committed results, and where they are of other sources or another Triton.
+the family has, or does its products beside the tensor cores. --committed compiles nothing: exit 1
+for the same in the committed results, and where they are of other sources or another Triton.
 
 What was compiled and read is kept in $INTERP_AOT_CACHE (a folder in the system's temporary one
 unless set), by the hash of source, settings and Triton, so that only changes cost time. Must not

@@ -163,6 +163,20 @@ def test_the_committed_results_have_no_fault() -> None:
             assert not module.faults(name, row, int(family)), (family, name)
 
 
+def test_results_of_other_sources_are_found() -> None:
+    import compiled as module
+    import triton
+
+    result = json.loads(module.RESULTS.read_text())
+    own = result | dict(triton=triton.__version__, sources=module.sources())
+    assert module.committed(own) == []
+    for stale in (dict(sources="0" * 64), dict(triton="3.5.0")):
+        (said,) = module.committed(own | stale)
+        assert "other sources or another Triton" in said and "--json kernels/" in said
+    fewer = {k: v for k, v in own["families"].items() if k != "89"}
+    assert "families" in module.committed(own | dict(families=fewer))[0]
+
+
 def test_the_table_of_the_documentation_is_that_of_the_results() -> None:
     import compiled as module
 
