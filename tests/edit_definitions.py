@@ -161,9 +161,7 @@ def mass(a: Tensor, where: Tensor) -> Tensor:
     return (a * where).sum(-1, keepdim=True)
 
 
-def reweighed(
-    x: Attention, a: Tensor, edit: Any, keys: Any, gain: Callable[[int], float]
-) -> Tensor:
+def reweighed(x: Attention, a: Tensor, edit: Any, keys: Any, gain: Callable[[int], Any]) -> Tensor:
     rest = (1 - a.sum(-1, keepdim=True)) * (x.sinks is not None)  # the share of a sink logit
 
     def make(h: int) -> Tensor:
@@ -175,6 +173,14 @@ def reweighed(
 
 def scale_tokens(x: Attention, a: Tensor, edit: E.ScaleTokens) -> Tensor:
     return reweighed(x, a, edit, edit.keys, lambda h: float(edit.gain))
+
+
+def spotlight(x: Attention, a: Tensor, edit: E.SpotLight) -> Tensor:
+    keys = x.where(edit.keys)
+    share = mass(a, keys)
+    low = (share > 0) & (share < float(edit.target))
+    gain = torch.where(low, float(edit.target) / share.where(low, 1), 1.0)
+    return reweighed(x, a, edit, edit.keys, lambda h: gain[:, h])
 
 
 def zero_tuning(x: Attention, a: Tensor, edit: E.ZeroTuning) -> Tensor:
@@ -344,6 +350,7 @@ BEFORE: dict[type, Any] = {
 }  # fmt: skip
 WEIGHTS: dict[type, Any] = {
     E.ScaleTokens: scale_tokens,
+    E.SpotLight: spotlight,
     E.ZeroTuning: zero_tuning,
     E.MoveMass: move_mass,
     E.ACT: act,

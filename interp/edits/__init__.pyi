@@ -22,6 +22,7 @@ from .shift_heads import ShiftHeads as ShiftHeads
 from .sigmoid_attention import SigmoidAttention as SigmoidAttention
 from .soft_pag import SoftPAG as SoftPAG
 from .softplus_reweight import SoftplusReweight as SoftplusReweight
+from .spotlight import SpotLight as SpotLight
 from .streaming import Streaming as Streaming
 from .temperature import Temperature as Temperature
 from .var import VAR as VAR

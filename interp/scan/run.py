@@ -303,7 +303,9 @@ class Scan(Plan):
             yield Job(key, key, (score.name,), score.title.lower(), seconds, job)
 
     def _one(self, name: str, batch: ProbeBatch, first: int) -> Iterator[list[Record]]:
-        yield self._probe(name, self._by_probe[name], batch, first)
+        # a probe notes in `info` what it saw; the plan, and its fingerprint, stay as they are
+        own = replace(batch, info=dict(batch.info))
+        yield self._probe(name, self._by_probe[name], own, first)
 
     def _compute(self, score: ModelScore) -> Iterator[list[Record]]:
         for step in score.compute(self.model, self.settings):

@@ -38,6 +38,7 @@ _ALL: dict[str, Any] = dict(names=NAMES, labels=_LABELS, n_groups=8)
 _DRESSED: dict[str, Any] = dict(softcap=30.0, keys=_KEEP, bias=_BIAS, temper=_TEMPER)
 _FLAGS, _ADDED = torch.ones(1, 1, 256, 256, dtype=torch.bool), torch.zeros(1, 1, 256, 256)
 _KEPT = Mask(window=100, keep_first=4)
+_LEAST = Rule(torch.ones(1, 2), torch.tensor([[0.0, 0.3]]), renormalise=True)
 _TWO = Rule(torch.tensor([[1.0, 0.4]]), torch.tensor([[1.0, 0.0]]))
 
 #: Settings of the forward kernel: those of every dimension, then those of `DIMS` alone.
@@ -49,6 +50,7 @@ WORST: dict[str, dict[str, Any]] = {
     "all": _ALL,
     "all window": dict(_ALL, mask=Mask(window=100)),
     "all dressed": dict(_ALL, **_DRESSED),
+    "all dense bias": dict(_ALL, mask=Mask(dense=_ADDED)),
     "plain fp32": dict(dtype=torch.float32),
     "all fp32": dict(_ALL, dtype=torch.float32),
 }
@@ -66,7 +68,6 @@ EVERY: dict[str, dict[str, Any]] = {
     "sigmoid": dict(sigmoid=-3.0),
     "dense": dict(mask=Mask(dense=_FLAGS)),
     "dense bias": dict(mask=Mask(dense=_ADDED)),
-    "all dense bias": dict(_ALL, mask=Mask(dense=_ADDED)),
     "kept keys": dict(mask=_KEPT),
     "all kept keys": dict(_ALL, mask=_KEPT),
 }
@@ -202,9 +203,7 @@ def cases(family: int = 90) -> dict[str, Launch]:
     made["rows kept keys d128"] = rows(128, _RULED, mask=_KEPT)
     made["rows top-k after a blend d128"] = rows(128, _BLENDED, topk=5)
     made["rows top-20 d128"] = rows(128, Edited(), topk=20)
-    for d in (64, 256):
-        made[f"forward all dense bias d{d}"] = one_forward(d, **EVERY["all dense bias"])
-    for d in (128, 192):
+    for d in (64, 128, 192):
         made[f"rows after a rule fp32 d{d}"] = rows(d, _RULED, torch.float32)
     made["rows top-k fp32 d128"] = rows(128, Edited(), torch.float32, topk=5)
     for rows_ in (4, 8):
@@ -215,6 +214,9 @@ def cases(family: int = 90) -> dict[str, Launch]:
     made["decode kept keys d128"] = step(128, mask=replace(_KEPT, q_start=255))
     made["decode statistics d128"] = few_statistics()
     made["decode statistics, rule d128"] = few_statistics(act)
+    least = Steer(spans=((0, 1, 1),), rule=_LEAST)
+    made["decode least d128"] = step(128, steer=least)
+    made["merge least d128"] = merged(_LEAST)
     made["merge d128"] = merged(_TWO)
     made["merge with gradients d128"] = merged(_TWO, gradients=True)
     # `configs.why_not`: the streaming route's

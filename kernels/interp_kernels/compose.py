@@ -4,7 +4,8 @@ combined.
 Two rules over groups of their own are rules over the common refinement, whose groups are the pairs
 (g, h) of a key's groups: every mass a rule asks for is a sum over pairs, P_g = Σ_h P_(g,h), and its
 factor for a pair is that of its own part. So `keep`, `receive` and the columns of `tests` are
-spread over the pairs, and nothing else changes.
+spread over the pairs, and nothing else changes. A rule that gives a group a least mass is no sum:
+it stays an edit of its own where pairs would split its groups.
 """
 
 from __future__ import annotations
@@ -78,9 +79,10 @@ def fuse(steer: Steers, keys: int, device: torch.device | None = None) -> tuple[
 
     What is left of several: the first alone has temper, bias and sigmoid, the last alone a gain,
     and all but the last have a blend (a rule after a blend needs the blended weights) or, with the
-    next one, more than 256 groups. Group 0 of a result is where all its rules have group 0. Spans
-    stay spans among themselves; with labels they become labels. Nothing waits for a GPU. device:
-    where tensors of several edits are brought together.
+    next one, more than 256 groups or groups that a least mass does not let split. Group 0 of a
+    result is where all its rules have group 0. Spans stay spans among themselves; with labels they
+    become labels. Nothing waits for a GPU. device: where tensors of several edits are brought
+    together.
     """
     steers = tuple(one.wide() for one in as_steers(steer))
     if len(steers) < 2:
@@ -144,9 +146,17 @@ def _joined(a: Steer, b: Steer, keys: int) -> Steer | None:
     if refined is None:
         return None
     where, pairs = refined
-    rules = [_spread(rule, [g for g, _ in pairs]) for rule in a.rules]
-    rules += [_spread(rule, [h for _, h in pairs]) for rule in b.rules]
+    of_a, of_b = [g for g, _ in pairs], [h for _, h in pairs]
+    if _splits(a.rules, of_a) or _splits(b.rules, of_b):
+        return None
+    rules = [_spread(rule, of_a) for rule in a.rules] + [_spread(rule, of_b) for rule in b.rules]
     return Steer(rule=tuple(rules), blend=b.blend, **where)
+
+
+def _splits(rules: Sequence[Rule], groups: list[int]) -> bool:
+    """Whether a group whose mass some rule takes to a least one would be several."""
+    raises = any(rule.renormalise and rule.receive is not None for rule in rules)
+    return raises and len(set(groups)) < len(groups)
 
 
 def _refined(a: Steer, b: Steer, keys: int) -> tuple[dict[str, Any], list[tuple[int, int]]] | None:

@@ -64,7 +64,7 @@ def row_change(steers: Sequence[Steer], heads: int) -> RowChange | None:
     spans: list[tuple[int, int, Tensor]] = []
     for steer in steers:
         rules = steer.rules
-        plain = all(r.renormalise and r.tests is None and r.rows is None for r in rules)
+        plain = all(r.adds_to_logits for r in rules)
         shared = all(t is None or (len(t) == 1 and t.shape[2] == 1) for t in (steer.temper,))
         only = all(x is None for x in (steer.bias, steer.sigmoid, steer.blend, steer.gain))
         if not (plain and shared and only) or (rules and steer.labels is not None):

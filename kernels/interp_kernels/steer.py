@@ -36,8 +36,9 @@ class Rule:
     Args:
         keep: (heads or 1, groups) what each group keeps of its mass.
         receive: (heads or 1, groups) in which proportions the groups receive what is freed.
-        renormalise: w_g = keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits;
-            `receive` is None then.
+        renormalise: w_g = keep_g·P_g / (Σ keep·P + P_sink), which adds ln keep to the logits. With
+            `receive` a group counts at least as much as it says, w_g ∝ max(keep_g·P_g, receive_g),
+            where it is visible at all.
         tests: (tests, groups): the rule applies to rows where tests·P ≥ bounds, all of them (VAR's
             portions are linear in P).
         bounds: (tests,).
@@ -59,6 +60,11 @@ class Rule:
     @property
     def groups(self) -> int:
         return self.keep.shape[-1]
+
+    @property
+    def adds_to_logits(self) -> bool:
+        """Whether it is ln keep on the logits of every row, whatever the masses are."""
+        return self.renormalise and all(t is None for t in (self.receive, self.tests, self.rows))
 
     def to(self, device: torch.device) -> Rule:
         """The same with its tensors on `device`."""
@@ -91,10 +97,6 @@ class Rule:
                     f"steer.rule.{name} has shape {tuple(value.shape)}, expected ({heads} or 1, "
                     f"{own})."
                 )
-        if self.renormalise and self.receive is not None:
-            raise ValueError(
-                "steer.rule: renormalise shares with everything; receive has no meaning then."
-            )
         self._check_tests()
         if self.rows is not None and tuple(self.rows.shape) != (batch, queries):
             raise ValueError(
@@ -374,6 +376,10 @@ def _factors(mass: Tensor, rule: Rule, sink: Tensor) -> tuple[Tensor, Tensor | N
     keep = _like(rule.keep, mass).unsqueeze(1)  # (heads or 1, 1, groups)
     left = None
     if rule.renormalise:
+        if rule.receive is not None:
+            least = _like(rule.receive, mass).unsqueeze(1)
+            seen = mass > NOTHING
+            keep = torch.where(seen, torch.maximum(keep, least / mass.where(seen, 1)), keep)
         total = (keep * mass).sum(-1, keepdim=True) + sink
         some = total > 0
         safe = torch.where(some, total, 1)

@@ -249,6 +249,9 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "scale_tokens": lambda d, c: E.ScaleTokens(
         keys(d, c), d(st.sampled_from([0.0, 0.2, 5.0])), heads(d, c), scope(d), ranged(d)
     ),
+    "spotlight": lambda d, c: E.SpotLight(
+        keys(d, c), d(st.sampled_from([0.05, 0.4, 1.0])), heads(d, c), scope(d), ranged(d)
+    ),
     "zero_tuning": lambda d, c: valued(d, c, E.ZeroTuning, 0.1, 4, queries=ranged(d)),
     "move_mass": move_mass,
     "act": make_act,
@@ -301,7 +304,8 @@ def test_one_edit_of_a_random_call(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["scale_tokens", "zero_tuning", "move_mass", "temperature", "soft_pag", "act"]
+    "name",
+    ["scale_tokens", "spotlight", "zero_tuning", "move_mass", "temperature", "soft_pag", "act"],
 )
 def test_without_causality(name: str) -> None:
     @settings(some, max_examples=8)

@@ -35,6 +35,10 @@ EVERYWHERE: dict[str, list[Edit]] = {
         E.ScaleTokens([1, 2, 5], 4.0, "0.0, 1.2"),
         E.ScaleTokens(TENSOR, 0.0, queries=(1, 11)),
     ],
+    "spotlight": [
+        E.SpotLight([1, 2, 5], 0.5, "0.0, 1.2"),
+        E.SpotLight(TENSOR, 0.9, queries=(1, 11)),
+    ],
     "zero_tuning": [E.ZeroTuning({"0.0": 0.2, "0.3": 5.0, "1.1": 2.0})],
     "move_mass": [E.MoveMass("initial", (3, 6), 0.7, "0.1, 1.1, 1.2")],
     "var": [
@@ -208,6 +212,7 @@ def test_other_heads_keep_their_z(tapped: Tapped, kind: str) -> None:
         "var": [E.VAR((1, 4), "initial", [2], rho=0.1, image_mass=0.01, heads="0.1")],
         "streaming": [E.Streaming(heads=())],
         "scale_tokens": [E.ScaleTokens([1, 2], 9.0, "0.1")],
+        "spotlight": [E.SpotLight([1, 2], 0.9, "0.1")],
         "act, absolute": [E.ACT(0, threshold=0.1, heads="0.1")],
     }
     edits = few.get(kind) or {**EVERYWHERE, **PROMPT}[kind]
@@ -354,6 +359,7 @@ PARAMETERS: dict[str, tuple[Any, Callable[[torch.Tensor], Edit]]] = {
     "zero_tuning, all heads": (1.0, lambda t: E.ZeroTuning(t)),
     "scale_heads": (0.6, lambda t: E.ScaleHeads({"0.3": t, "1.1": t})),
     "shift_heads": (0.6, lambda t: E.ShiftHeads({"0.3": t.expand(8), "1.1": t.expand(8)})),
+    "spotlight": (0.6, lambda t: E.SpotLight([1, 3], t, "0.1, 1.0")),
     "scale_tokens": (2.0, lambda t: E.ScaleTokens([1, 3], t, "0.1, 1.0")),
     "move_mass": (0.4, lambda t: E.MoveMass("initial", (2, 6), t, queries=(4, None))),
     "temperature": (1.3, lambda t: E.Temperature(t)),

@@ -100,6 +100,7 @@ def logits(model: HookedModel, inputs: Any, *edits: Any) -> torch.Tensor:
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "scale_tokens": lambda keys: E.ScaleTokens(keys, gain=3.0, heads="0.1, 1.2"),
+    "spotlight": lambda keys: E.SpotLight(keys, target=0.6, heads="0.1, 1.2"),
     "donors": lambda keys: E.MoveMass(keys, "initial", share=0.7),
     "receivers": lambda keys: E.MoveMass("initial", keys, share=0.7),
     "paint": lambda keys: E.PAINT(keys, 0.6),

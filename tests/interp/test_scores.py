@@ -552,6 +552,16 @@ def test_interrupted_scan_resumes(
     assert forwards.during(lambda: third.run(tmp_path)) == full  # a finished scan starts anew
 
 
+def test_a_plan_that_was_run_is_the_same_plan(worded: Worded, tmp_path: Path) -> None:
+    """What probes note of their batches changes no fingerprint, so that another run resumes."""
+    model = worded("llama")[0]
+    plan = plan_scan(model, ["sink", "retrieval", "retrieval_forced"], 128, 2, SEED)
+    before = plan.record()["fingerprint"]
+    found = plan.run(tmp_path).frame
+    assert plan.record()["fingerprint"] == before
+    pd.testing.assert_frame_equal(plan.run(tmp_path).frame, found, check_exact=True)
+
+
 def test_pieces_of_another_scan_are_not_used(
     worded: Worded, forwards: Forwards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

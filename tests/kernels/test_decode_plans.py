@@ -96,7 +96,9 @@ CHOICES: dict[str, list[Any]] = {
     "bias": [None, torch.float32, torch.float16, "heads", "short"],
     "gain": [None, (1, "heads", 1), (1, 1, 1), (1, 1, 5)],
     "blend": [None, torch.float32],
-    "rule": [None, "receive", "keep", "renormalise", "tests", "rows", "half", "wide", "two"],
+    "rule": [
+        None, "receive", "keep", "renormalise", "at least", "tests", "rows", "half", "wide", "two",
+    ],
     "where": [
         ((0, 2, 1),), ((0, 2, 0),), ((1, 2, 1), (0, 1, 1)), ((0, 30, 1),), ((0.0, 2.0, 1.0),),
         ((0, 2, 5),), ((0, 1, 1),) * 5, torch.int64, torch.int32, torch.float32, "heads", "far",
@@ -131,6 +133,7 @@ def steer_of(x: dict[str, Any], heads: int) -> Any:
         more = {
             "receive": {"receive": torch.ones(1, groups)},
             "renormalise": {"renormalise": True},
+            "at least": {"renormalise": True, "receive": torch.ones(1, groups)},
             "tests": {"tests": torch.ones(2, groups), "bounds": torch.zeros(2)},
             "rows": {"rows": torch.ones(batch, lq, dtype=torch.bool)},
         }.get(x["rule"], {})

@@ -167,7 +167,7 @@ def make_steer(draw: Any, shape: tuple[int, int, int, int]) -> Steer:
     if draw(st.booleans()):
         bias = random(batch, heads, lk) - 0.5
         made["bias"] = bias.masked_fill(torch.rand(bias.shape, generator=gen) > 0.8, -math.inf)
-    kind = draw(st.sampled_from(["", "act", "move", "renormalise", "drop", "gated"]))
+    kind = draw(st.sampled_from(["", "act", "move", "renormalise", "at least", "drop", "gated"]))
     if kind:
         groups = draw(st.integers(1, 8)) if kind != "act" else 2
         keep = torch.rand(draw(st.sampled_from([1, heads])), groups, generator=gen)
@@ -182,7 +182,8 @@ def make_steer(draw: Any, shape: tuple[int, int, int, int]) -> Steer:
         if kind == "gated":
             tests, bounds = torch.randn(2, groups, generator=gen), torch.tensor([-0.3, 0.0])
             rows = torch.rand(batch, lq, generator=gen) > 0.3
-        made["rule"] = Rule(keep, receive, kind == "renormalise", tests, bounds, rows)
+        shares = kind in ("renormalise", "at least")
+        made["rule"] = Rule(keep, receive, shares, tests, bounds, rows)
         if draw(st.booleans()) and lk > 2:
             edges = sorted(torch.randint(0, lk + 1, (2,), generator=gen).tolist())
             made["spans"] = ((0, 1, groups - 1), (*edges, groups // 2))

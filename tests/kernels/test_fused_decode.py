@@ -102,7 +102,12 @@ def expected(
                         sums = rule.tests.cpu().double() @ torch.tensor(p, dtype=torch.float64)
                         if not bool((sums >= rule.bounds.cpu().double()).all()):
                             continue
-                    weights = a[b, h, i] * keep[h][group]
+                    held = keep[h].clone()
+                    if rule.renormalise and rule.receive is not None:
+                        least = full(rule.receive, heads, rule.groups)[h]
+                        for g, m in enumerate(p):
+                            held[g] = max(held[g], least[g] / m) if m > 1e-12 else held[g]
+                    weights = a[b, h, i] * held[group]
                     if rule.renormalise:
                         sink = float(1 - a[b, h, i].sum()) if sinks is not None else 0.0
                         whole = float(weights.sum()) + sink
@@ -218,6 +223,8 @@ def make_rule(
         rule = {"keep": 2 * torch.rand(several, 2, generator=gen), "renormalise": True}
         if draw(st.booleans()):
             rule["keep"][:, 1] = 0.0
+        if draw(st.booleans()):
+            rule["receive"] = torch.rand(several, 2, generator=gen)
     elif kind == "drop":
         rule = {"keep": torch.rand(several, 3, generator=gen)}
         if draw(st.booleans()):

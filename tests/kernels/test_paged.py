@@ -102,6 +102,7 @@ def test_two_rules_on_the_same_keys_multiply() -> None:
         Steer(gain=torch.ones(1, 1, 1)),
         Steer(bias=torch.zeros(1, 1, 4)),
         Steer(rule=Rule(torch.ones(1, 2), torch.ones(1, 2)), spans=((0, 1, 1),)),
+        Steer(rule=Rule(torch.ones(1, 2), torch.ones(1, 2), renormalise=True), spans=((0, 1, 1),)),
         Steer(rule=Rule(torch.ones(1, 2), renormalise=True), labels=torch.zeros(1, 1, 4).long()),
         Steer(rule=Rule(torch.ones(1, 2), renormalise=True), spans=((0, 2, 1), (1, 3, 0))),
         Steer(

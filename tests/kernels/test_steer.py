@@ -55,12 +55,12 @@ def either(draw: Any, *sizes: int) -> tuple[int, ...]:
 
 
 def make_rule(draw: Any, batch: int, heads: int, lq: int, groups: int) -> Rule:
-    kind = draw(st.sampled_from(["move", "drop", "renormalise"]))
+    kind = draw(st.sampled_from(["move", "drop", "renormalise", "at least"]))
     shape = (*either(draw, heads), groups)
     keep = uniform(draw, *shape, high=1.0 if kind == "move" else 2.0)
     keep[uniform(draw, *shape) < 0.25] = 0.0
     receive = None
-    if kind == "move":
+    if kind in ("move", "at least"):
         shape = (*either(draw, heads), groups)
         receive = uniform(draw, *shape) * (uniform(draw, *shape) < 0.6)
     tests = bounds = rows = None
@@ -69,7 +69,7 @@ def make_rule(draw: Any, batch: int, heads: int, lq: int, groups: int) -> Rule:
         tests, bounds = uniform(draw, n, groups, low=-1.0), uniform(draw, n, low=-0.5, high=0.3)
     if draw(st.booleans()):
         rows = uniform(draw, batch, lq) < 0.6
-    return Rule(keep, receive, kind == "renormalise", tests, bounds, rows)
+    return Rule(keep, receive, kind in ("renormalise", "at least"), tests, bounds, rows)
 
 
 def make_spans(draw: Any, keys: int, groups: int) -> tuple[tuple[int, int, int], ...]:
@@ -116,9 +116,18 @@ def at(x: torch.Tensor, *index: int) -> float:
     return float(x[tuple(i if size > 1 else 0 for i, size in zip(index, x.shape, strict=True))])
 
 
+def kept_of(mass: list[float], rule: Rule, h: int) -> list[float]:
+    """What each group keeps; a visible one at least the mass that a renormalising rule gives it."""
+    keep = [at(rule.keep, h, g) for g in range(rule.groups)]
+    if not rule.renormalise or rule.receive is None:
+        return keep
+    least = [at(rule.receive, h, g) for g in range(rule.groups)]
+    return [max(x, n / m) if m > 0 else x for x, n, m in zip(keep, least, mass, strict=True)]
+
+
 def loop_factors(mass: list[float], sink: float, rule: Rule, h: int) -> list[float]:
     """The rule for one row, as the formula says it."""
-    keep = [at(rule.keep, h, g) for g in range(rule.groups)]
+    keep = kept_of(mass, rule, h)
     if rule.tests is not None:
         for test, bound in zip(rule.tests.tolist(), rule.bounds.tolist(), strict=True):
             if sum(x * m for x, m in zip(test, mass, strict=True)) < bound:
@@ -439,7 +448,7 @@ def test_gradients_equal_reference(data: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["move", "drop", "renormalise", "spans", "sigmoid"])
+@pytest.mark.parametrize("kind", ["move", "drop", "renormalise", "at least", "spans", "sigmoid"])
 def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_ROWS", 2)
 
@@ -466,8 +475,9 @@ def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if kind == "sigmoid":
             fields["sigmoid"] = -0.5
         else:
-            receive = x["receive"] if kind in ("move", "spans") else None
-            fields |= {"rule": Rule(x["keep"], receive, kind == "renormalise"), **where}
+            receive = x["receive"] if kind in ("move", "at least", "spans") else None
+            shares = kind in ("renormalise", "at least")
+            fields |= {"rule": Rule(x["keep"], receive, shares), **where}
         q, k, v = x["q"], x["k"], x["v"]
         got = streaming_attention(
             q,

@@ -64,6 +64,27 @@ def test_zero_tuning(run: Any) -> None:
 
 
 @pytest.mark.parametrize("run", BACKENDS.values(), ids=BACKENDS)
+def test_spotlight(run: Any) -> None:
+    """SpotLight: where ψ = Σ_S a < ψ*, the logits of S get ln(ψ*/ψ): P_S' = ψ*/(1 + ψ* − ψ)."""
+    q, k, v = case()
+    goal, kwargs = 0.3, {"mask": Mask(), "scale": 0.7}
+    a = weights(q, k, **kwargs)
+    psi = a[..., 4:9].sum(-1, keepdim=True)
+    low = (psi > 0) & (psi < goal)
+    assert bool(low.any()) and bool((psi > goal).any())
+    raised = torch.where(low, (goal / psi.clamp_min(1e-30)).log(), 0.0)
+    logits = a.log()
+    logits[..., 4:9] = logits[..., 4:9] + raised
+    want = logits.softmax(-1)
+    mass = want[..., 4:9].sum(-1, keepdim=True)
+    torch.testing.assert_close(mass[low], (goal / (1 + goal - psi))[low])
+    rule = Rule(torch.ones(1, 2), torch.tensor([[0.0, goal]]), renormalise=True)
+    steer = Steer(spans=((4, 9, 1),), rule=rule)
+    got = run(q, k, v, **kwargs, steer=steer).out
+    torch.testing.assert_close(got, want @ v, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("run", BACKENDS.values(), ids=BACKENDS)
 def test_var(run: Any) -> None:
     """VAR: all sinks × (1 − p), Ω = p·m_S goes to the visual non-sinks in proportion, where Σ_vis A
     ≥ 0.2 and the non-sinks' share of it is ≥ ρ, and only for queries after the image."""

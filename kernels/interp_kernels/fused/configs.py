@@ -34,8 +34,7 @@ class Config:
 
 #: Head dimensions that have a row; those between take the next.
 DIMS = (64, 96, 128, 192, 256, 512)
-#: What a tile's loop does beside the softmax: nothing; a window, a bias, a soft-cap, …;
-#: statistics.
+#: What a tile's loop does beside the softmax: nothing; a window, a bias, a soft-cap, …; statistics.
 PLAIN, DRESSED, STATISTICS = range(3)
 
 #: family → head dimension → forward tiles (plain, dressed, with statistics) of 16-bit tensors.
@@ -62,7 +61,7 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         128: (Config(128, 128, 8, 2), Config(128, 64, 8, 3), Config(128, 64, 8, 3)),
         192: (Config(128, 64, 8, 3), Config(128, 64, 8, 3), Config(128, 32, 8, 3)),
         256: (Config(128, 64, 8, 2), Config(128, 64, 8, 2), Config(64, 32, 8, 3)),
-        512: (Config(64, 16, 8, 2), Config(64, 32, 8, 2), Config(32, 32, 8, 2)),
+        512: (Config(64, 16, 8, 2), Config(64, 16, 8, 2), Config(32, 32, 8, 2)),
     },
     100: {
         64: (Config(128, 128, 8, 3), Config(128, 128, 8, 3), Config(128, 32, 8, 3)),
@@ -81,7 +80,16 @@ _FORWARD: dict[int, dict[int, tuple[Config, Config, Config]]] = {
         512: (Config(16, 32, 4, 1), Config(16, 32, 4, 1), Config(16, 32, 4, 1)),
     },
 }
-#: The same of float32: three tf32 products and twice the bytes. Heads of more than 192 dimensions
+#: (family, head dimension, work, also) where that wants narrower tiles of 16-bit tensors than the
+#: work alone: "hidden" keys, "biased" by query and key.
+_NARROWER = {
+    (80, 128, STATISTICS, "biased"): Config(128, 16, 8, 3),
+    (90, 64, STATISTICS, "biased"): Config(128, 32, 8, 3),
+    (90, 128, STATISTICS, "biased"): Config(128, 32, 8, 3),
+    (90, 256, STATISTICS, "biased"): Config(128, 16, 8, 2),
+    (120, 128, PLAIN, "hidden"): Config(64, 64, 8, 2),
+}
+#: `_FORWARD` of float32: three tf32 products and twice the bytes. Heads of more than 192 dimensions
 #: spill whatever their tiles.
 _FORWARD_32: dict[int, dict[int, tuple[Config, Config, Config]]] = {
     80: {
@@ -155,26 +163,37 @@ def why_not(dim: int, dtype: torch.dtype, device: torch.device) -> str:
     return f"float32 heads of dimension {dim} do not fit the registers of this GPU"
 
 
-def forward(dim: int, dtype: torch.dtype, work: int, device: torch.device) -> Config:
+def forward(
+    dim: int, dtype: torch.dtype, work: int, device: torch.device, also: str = ""
+) -> Config:
     """Tiles of the forward kernel for the larger of d and d_v; work: `PLAIN`, `DRESSED` or
-    `STATISTICS`."""
+    `STATISTICS`; also: "hidden" or "biased"."""
     if INTERPRETED:
         return _INTERPRETED
-    table = _FORWARD_32 if dtype == torch.float32 else _FORWARD
-    return table[family(device)][bucket(dim)][work]
+    own, row = family(device), bucket(dim)
+    if dtype == torch.float32:
+        return _FORWARD_32[own][row][work]
+    return _NARROWER.get((own, row, work, also)) or _FORWARD[own][row][work]
 
 
-def row_pass(dim: int, dtype: torch.dtype, device: torch.device) -> Config:
-    """Tiles of the pass of queries and keys alone: a tile has at least `row_pass.BLOCK` keys."""
+def row_pass(
+    dim: int, dtype: torch.dtype, device: torch.device, blocks: bool = True, biased: bool = False
+) -> Config:
+    """Tiles of the pass of queries and keys alone; with maxima of blocks a tile has at least
+    `row_pass.BLOCK` keys; biased: by query and key."""
     if INTERPRETED:
         return _INTERPRETED
     small = family(device) in (89, 120)  # shared memory
     if dtype == torch.float32:
-        return Config(32, 32, 4, 1 if dim > 128 and small else 2)
+        tight = dim > 128 and small
+        if blocks:
+            return Config(32 if dim <= 64 else 16, 32, 4, 1 if tight else 2)
+        rows = 32 if dim > 64 and family(device) == 100 else 64
+        return Config(16 if tight else rows, 16, 4, 2)
     if family(device) == 100 and dim <= 256:  # wider tiles spill
         return Config(128, 32, 8, 3 if dim <= 128 else 2)
     if dim <= 128:
-        return Config(128, 64, 8, 2 if small else 3)
+        return Config(128, 64, 8, 2 if small or biased else 3)
     if dim <= 256:
         return Config(64, 32, 4, 2) if small else Config(128, 64, 8, 2)
     return Config(32, 32, 4, 1) if small else Config(64, 32, 4, 2)

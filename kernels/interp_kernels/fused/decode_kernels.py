@@ -427,6 +427,10 @@ def combine_kernel(
         if RULE:
             keep = tl.load(keep_ptr + head * keep_h + g, mask=g < GROUPS, other=0.0).to(tl.float32)
             if RENORMALISE:
+                if RECEIVE:
+                    least = tl.load(receive_ptr + head * receive_h + g, mask=g < GROUPS, other=0.0)
+                    least = least.to(tl.float32) / tl.where(mass > NOTHING, mass, 1.0)
+                    keep = tl.where(mass > NOTHING, tl.maximum(keep, least), keep)
                 rest = tl.sum(keep * mass, 0) + sink * inverse
                 factor = tl.where(rest > 0.0, keep / tl.where(rest > 0.0, rest, 1.0), 0.0)
             elif RECEIVE:

@@ -271,7 +271,8 @@ def _forward(*values: Any) -> list[Tensor]:
         )
 
     with device_of(q):
-        default = configs.forward(max(d, d_v), q.dtype, _work(x), q.device)
+        also = "biased" if dense_kind(x.dense) == 2 else "" if x.keep is None else "hidden"
+        default = configs.forward(max(d, d_v), q.dtype, _work(x), q.device, also)
         key = (
             "forward",
             q.shape,

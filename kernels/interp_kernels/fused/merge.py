@@ -44,8 +44,11 @@ def rule_factors(  # noqa: PLR0913
 ):  # fmt: skip
     """(rows, GROUPS) f_g = w_g / P_g from masses of that shape; keep, receive (1, GROUPS); gone
     (rows,) the mass of a sink logit; on (rows,) bool: rows the rule is for. As `steer.factors`."""
-    kept = tl.sum(keep * mass, 1)
     if RENORMALISE:
+        if RECEIVE:
+            least = receive / tl.where(mass > NOTHING, mass, 1.0)
+            keep = tl.where(mass > NOTHING, tl.maximum(keep, least), keep)
+        kept = tl.sum(keep * mass, 1)
         total = kept + gone
         new = tl.where((total > 0)[:, None], keep / tl.where(total > 0, total, 1.0)[:, None], 0.0)
     elif RECEIVE:

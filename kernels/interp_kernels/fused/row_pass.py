@@ -138,11 +138,14 @@ def _row_pass(*values: Any) -> list[Tensor]:
         return made
     if not lk:
         return [one.fill_(-1) if one.dtype == torch.int64 else one.zero_() for one in made]
-    passes = _Passes(x, dict(zip(x.names.split(), made, strict=False)))
-    if not x.topk:
+    stats = dict(zip(x.names.split(), made, strict=False))
+    if stats and (not x.topk or x.q.dtype == torch.float32):  # whose registers do not hold both
         with device_of(x.q):
-            passes.rows(0, lq, None)
+            _Passes(x, stats).rows(0, lq, None)
+        stats = {}
+    if not x.topk:
         return made
+    passes = _Passes(x, stats)
     budget = _CPU if x.q.device.type == "cpu" else _DEVICE
     each = max(1, budget // (batch * heads * triton.cdiv(lk, BLOCK)))
     for row0 in range(0, lq, each):
@@ -163,7 +166,6 @@ class _Passes:
     def __init__(self, x: _Arguments, stats: dict[str, Tensor]) -> None:
         self.x, self.stats = x, stats
         self.dense = loadable(x.dense)
-        self.config = configs.row_pass(x.q.shape[3], x.q.dtype, x.q.device)
         self.groups = x.n_groups if "group_mass" in stats else 0
         self.features = None
         if self.groups:
@@ -250,8 +252,13 @@ class _Passes:
                 **self.flags,
             )
 
-        key = ("row_pass", x.q.shape, x.k.shape, x.q.dtype, x.causal, x.window, x.names, x.topk > 0)
-        launch(configs.tuned(key, self.config, configs.CANDIDATES, launch))
+        blocks = tops is not None
+        biased = dense_kind(x.dense) == 2
+        default = configs.row_pass(x.q.shape[3], x.q.dtype, x.q.device, blocks, biased)
+        key = ("row_pass", x.q.shape, x.k.shape, x.q.dtype, x.causal, x.window, *stats, blocks)
+        # a tile is of whole blocks
+        fit = [one for one in configs.CANDIDATES if one.cols >= BLOCK or not blocks]
+        launch(configs.tuned(key, default, fit, launch))
 
     def strongest(self, row0: int, row1: int, tops: Tensor, index: Tensor, prob: Tensor) -> None:
         """The strongest keys of the rows row0 … row1, from the maxima of their blocks."""

@@ -57,10 +57,7 @@ def _prepared(call: Call) -> Call:
     q_heads = max(
         [r.keep.shape[0] for r in one.rules] + [1 if one.labels is None else one.labels.shape[1]]
     )
-    if any(
-        not r.renormalise or r.tests is not None or r.rows is not None or r.keep.requires_grad
-        for r in one.rules
-    ):
+    if any(not r.adds_to_logits or r.keep.requires_grad for r in one.rules):
         return call
     log_keep = torch.stack([r.keep.to(device).expand(q_heads, -1).log() for r in one.rules]).sum(
         0
