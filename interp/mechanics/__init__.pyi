@@ -12,5 +12,8 @@ from .ov_qk import qk_eigenvalues as qk_eigenvalues
 from .qk import QKAttribution as QKAttribution
 from .qk import Writer as Writer
 from .qk import qk_attribution as qk_attribution
+from .sentence_links import SentenceLinks as SentenceLinks
+from .sentence_links import sentence_effects as sentence_effects
+from .sentence_links import sentence_links as sentence_links
 from .sources import Sources as Sources
 from .sources import sources as sources

@@ -46,6 +46,7 @@ registry: Registry[Score] = Registry(
         "importance": "interp.scores.importance:Importance",
         "importance_gradient": "interp.scores.importance_gradient:ImportanceGradient",
         "ov_copying": "interp.scores.ov_copying:OVCopying",
+        "receiver": "interp.scores.receiver:Receiver",
         "function_vector": "interp.scores.function_vector:FunctionVector",
         "successor": "interp.scores.successor:Successor",
         "copy_suppression": "interp.scores.copy_suppression:CopySuppression",

@@ -221,7 +221,7 @@ ROOMS: dict[str, str] = {
     "edits": "inputs loading model results.interchange tasks vision",
     "probes": "inputs tasks vision",
     "evaluation": "edits inputs loading results tasks vision",
-    "mechanics": "evaluation inputs loading results streams tasks",
+    "mechanics": "edits evaluation inputs loading results streams tasks",
     "scores": "edits inputs mechanics probes vision",
     "atlas": "report results results.interchange scores",
     "scan": "atlas inputs loading mechanics probes results scores streams vision",

@@ -44,6 +44,8 @@ APART = {"retrieval", "retrieval_activation"}
 FROM_WEIGHTS = {"ov_copying", "qk_matching", "successor", "copy_suppression"}
 #: tested in test_causal_scores.py
 CAUSAL = {"cri", "function_vector"}
+#: tested in test_sentence_links.py
+OF_SENTENCES = {"receiver"}
 
 
 # --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,)
@@ -295,7 +297,9 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
     return get
 
 
-@pytest.mark.parametrize("score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS | CAUSAL])
+@pytest.mark.parametrize(
+    "score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS | CAUSAL | OF_SENTENCES]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_score_is_its_definition(
     worded: Worded, atlases: Any, tokenizer: Any, name: str, score: str

@@ -491,22 +491,11 @@ def test_operator_is_registered_properly() -> None:
     columns = torch.arange(20, dtype=torch.int32, device=DEVICE)[None, None]
     blocks, before = member_blocks(torch.ones(1, 40, dtype=torch.bool, device=DEVICE), 32)
     keep = torch.ones(1, 40, dtype=torch.uint8, device=DEVICE)
-    some: tuple[Any, ...] = (
-        0,
-        None,
-        0.25,
-        None,
-        False,
-        2,
-        2,
-        32,
-        32,
-        4,
-        2,
-    )  # as `_received` takes them
+    more = (None,) * 5  # dense, starts, labels, factors, blend
+    numbers = (0, None, None, None, None, 0, 0.25, None, False, 2, 2, 32, 32, 4, 2)
     nothing: tuple[Any, ...] = (None,) * 6
     for optional in (nothing, (columns, keep, lse[:, :1, :40], lse[:, :, :40], blocks, before)):
-        torch.library.opcheck(module._received, (q, k, lse, *optional, *some))
+        torch.library.opcheck(module._received, (q, k, lse, *optional, *more, *numbers))
 
 
 def test_under_fake_tensors() -> None:
