@@ -4,6 +4,7 @@ libraries."""
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,15 +28,35 @@ alone = "PYTEST_XDIST_WORKER" not in os.environ
 torch.set_num_threads(int(os.environ.get("INTERP_TEST_THREADS", "2" if alone else "1")))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is marked `gpu` needs one; notebooks and the folder `slow` are slow."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long-until",
+        type=float,
+        help="begin no test marked `long` after this time, in seconds since the epoch",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked `gpu` needs one; notebooks and the folder `slow` are slow; what is long is
+    slow, too."""
     for item in items:
-        if item.path.suffix == ".ipynb" or item.path.parent.name == "slow":
+        if item.path.suffix == ".ipynb":
+            item.add_marker("long")
+        if item.get_closest_marker("long") or item.path.parent.name == "slow":
             item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    # the longest first, so that no worker is left alone with them at the end
-    items.sort(key=lambda i: i.path.suffix != ".ipynb" and i.path.name != "test_readme.py")
+    # the longest first, so that no worker is left alone with them at the end; under a limit of time
+    # they are what is left out
+    first = config.getoption("--long-until") is None
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None) == first)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A long test is not begun after `--long-until`, and the report says so."""
+    until = item.config.getoption("--long-until")
+    if until is not None and item.get_closest_marker("long") and time.time() > until:
+        pytest.skip("long, and the time for such tests was over")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -246,7 +246,7 @@ def test_no_change_takes_a_stale_plan(both: Any, stubbed: Recorder) -> None:
     same_as_the_long_way(both, stubbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @examples(2000)
 @given(both=changed())
 def test_no_change_takes_a_stale_plan_at_length(both: Any, stubbed: Recorder) -> None:

@@ -269,21 +269,21 @@ def test_vendors(bottom: bool) -> None:
     assert TOOK["vendor"] >= 3, TOOK
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @examples(400)
 @given(st.data())
 def test_streaming_at_length(data: Any) -> None:
     run(data, "streaming")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @examples(80)
 @given(st.data())
 def test_kernels_at_length(data: Any) -> None:
     run(data, "triton")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("bottom", [False, True], ids=["top left", "bottom right"])
 def test_vendors_at_length(bottom: bool) -> None:
     TOOK.clear()

@@ -11,6 +11,7 @@ def test_every_target_has_a_share() -> None:
     assert set(SHARE) == set(TARGETS) and sum(SHARE.values()) == 100
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_traceback(name: str) -> None:
     report = run(name, {"cli": 15, "gguf": 20}.get(name, 45), 0)

@@ -45,6 +45,7 @@ def test_install_commands_are_the_ones_ci_runs() -> None:
     assert scan.endswith(".venv/bin/interp scan-heads --model smollm2-135m --yes")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("smollm2_folder")
 def test_the_first_command_gives_what_is_printed(tmp_path: Path) -> None:
     """The same rows, with the same strongest heads."""

@@ -10,6 +10,7 @@ import pytest
 from reliability import kill
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills process groups")
 @pytest.mark.parametrize("name", ["scan", "circuit"])
 def test_killed_runs_resume_to_the_same_result(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ def arguments(out: Path, **changes: object) -> argparse.Namespace:
     return argparse.Namespace(**{**given, "state": None, **changes})
 
 
+@pytest.mark.long
 def test_trains_and_writes_a_model_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "SCENES", 6)
     script.train(arguments(tmp_path))
