@@ -125,7 +125,7 @@ def _check_served(name: str, edit: Any) -> None:
             f"{name} is not served inside an engine; {', '.join(EDITS)} are. Others act on a model "
             "of transformers (model.edit)."
         )
-    if name == "ablate" and edit.mode in ("mean", "resample"):
+    if name == "ablate" and edit.mode not in ("zero", "uniform"):
         instead = (
             "its mean is of a reference that the engine has not read; "
             "interp.serving.settled(model, edits) gives the same edit with the mean in it"

@@ -42,6 +42,8 @@ class Mode(str, Enum):
     mean = "mean"
     resample = "resample"
     uniform = "uniform"
+    frozen = "frozen"
+    random = "random"
 
 
 #: what a mode puts in the place of a head's output
@@ -50,6 +52,8 @@ SAID = {
     "mean": "its mean over the task's corrupted prompts",
     "resample": "that of a random place in the task's corrupted prompts",
     "uniform": "the mean of the values it can see",
+    "frozen": "what it would give with another text's attention pattern",
+    "random": "what it would give with its weights dealt out anew among the keys it sees",
 }
 
 

@@ -1,4 +1,4 @@
-"""Ablate heads: zero, mean, resample, or uniform attention."""
+"""Ablate heads: zero, mean, resample, or uniform, frozen or random attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ import torch
 from interp.edits.checks import count
 from interp.edits.fold import Affine
 from interp.edits.head_edit import HeadEdit
+from interp.edits.other_patterns import (
+    Patterns,
+    check,
+    dealt,
+    dealt_pattern,
+    frozen,
+    patterns_of,
+)
 from interp.edits.reference import reference_z
 from interp.errors import EditError
 from interp_hooks.edit import BoundEdit, CallEdit, Scope
@@ -22,32 +30,39 @@ if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
     from interp_hooks.protocol import Model
 
-MODES = ("zero", "mean", "resample", "uniform")
+MODES = ("zero", "mean", "resample", "uniform", "frozen", "random")
+#: modes that replace where a head looks, and not what it gives
+PATTERNS = ("uniform", "frozen", "random")
 
 
 @dataclass(frozen=True)
 class Ablate(HeadEdit):
-    """Replaces the output of heads before W_O: z_h ← 0, a mean, a resample, or uniform attention.
+    """Replaces the output of heads before W_O: z_h ← 0, a mean, a resample, or other attention.
 
     * zero: z = 0;
     * mean: z = mean of the head's z over a reference, pooled over its samples and positions;
     * resample: z of a random sample and position of the reference, seeded, the same for a token at
       prefill and at decode;
     * uniform: equal attention to every visible key (Wu et al. 2024, arXiv 2404.15574, "masking" a
-      head).
+      head);
+    * frozen: the pattern of another text, at the same positions: z = softmax(q' k'ᵀ)·v, as a
+      mixer that does not read;
+    * random: each row's own weights dealt out anew among the keys it sees, seeded: the same
+      entropy, and nothing of where.
 
     Args:
         heads: the heads, in any spelling; None for all.
-        mode: "zero", "mean", "resample" or "uniform".
+        mode: "zero", "mean", "resample", "uniform", "frozen" or "random".
         reference: for mean and resample, a task name (its corrupted prompts are used) or a text
-            file, as a `Path` or its name.
-        seed: of the reference's samples and of the resampling.
+            file, as a `Path` or its name; for frozen the same, English as shipped if not given.
+        seed: of the reference's samples, of the resampling and of the dealing.
         scope: "all", "prefill" or "decode".
         queries: (start, stop) tokens; None for all rows.
 
     Misleads:
         What stands in decides: zero is a value that the model may never see, a mean or a resample
-        is nearer to what it knows. That the task fails says that the head is needed, not what it
+        is nearer to what it knows. A frozen or random pattern still takes the first token's share
+        to some other key, where its value may be large. That the task fails says that the head is needed, not what it
         does; that it does not fail may be another head's doing. Take out as many random heads of
         the same layers beside it.
 
@@ -90,9 +105,11 @@ class Ablate(HeadEdit):
 
     def bind(self, model: Model) -> CallEdit:
         self.check_model(model)
+        layers = {s.layer for s in model.sites if self.at(s)}
+        if self.mode == "frozen":
+            return FrozenAblate(self, patterns_of(model, self.reference, layers, self.seed))
         if self.reference is None or self.mode not in ("mean", "resample"):
             return BoundEdit(self)
-        layers = {s.layer for s in model.sites if self.at(s)}
         return BoundAblate(self, reference_z(model, str(self.reference), layers, self.seed))
 
     def folded(self, model: Model) -> Mapping[Site, Affine]:
@@ -120,6 +137,14 @@ class Ablate(HeadEdit):
         return self.heads == ()
 
     def before(self, call: AttentionCall) -> AttentionCall:
+        if self.mode == "random" and call.pattern is not None:
+            new = dealt_pattern(call, self.heads_at(call.site), self.seed)
+            rows = self.query_rows(call)
+            if rows is not None:
+                assert new.pattern is not None
+                kept = torch.where(rows[:, None, :, None], new.pattern, call.pattern)
+                new = replace(new, pattern=kept)
+            return new
         if self.mode != "uniform":
             return call
         heads, rows = self.heads_at(call.site), self.query_rows(call)
@@ -160,8 +185,16 @@ class Ablate(HeadEdit):
             )  # not −inf, beside the −inf of a row that sees nothing
         return replace(call, query=query, sinks=sinks)
 
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        if self.mode != "random" or call.pattern is not None:
+            return z
+        heads = self.heads_at(call.site)
+        new = z.clone()
+        new[:, :, heads] = dealt(call, heads, self.seed).to(z.dtype)
+        return self.in_rows(call, new, z)
+
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
-        if self.mode == "uniform":
+        if self.mode in PATTERNS:
             return z
         new = z.clone()
         new[:, :, self.heads_at(call.site)] = 0
@@ -174,11 +207,11 @@ class Ablate(HeadEdit):
 
     def route(self, site: Site) -> str:
         heads = ", ".join(map(str, self.heads_at(site)))
-        how = (
-            "queries set to zero before the kernel"
-            if self.mode == "uniform"
-            else "z replaced after the kernel"
-        )
+        how = {
+            "uniform": "queries set to zero before the kernel",
+            "frozen": "another text's queries and keys, after the model's own attention",
+            "random": "weights dealt out anew, rows at a time, after the model's own attention",
+        }.get(self.mode, "z replaced after the kernel")
         return f"ablate {self.mode} heads {heads}: {how}"
 
 
@@ -201,4 +234,19 @@ class BoundAblate(BoundEdit[Ablate]):
             # a fixed hash of (row, slot, seed), so that prefill and decode draw the same vector
             index = (slots * 7919 + rows * 104729 + self.edit.seed * 15485863) % len(pool)
             new[:, :, heads] = pool[index][:, :, heads]
+        return self.edit.in_rows(call, new, z)
+
+
+class FrozenAblate(BoundEdit[Ablate]):
+    """Frozen ablation in one model, with the queries and keys of another text."""
+
+    def __init__(self, edit: Ablate, patterns: Patterns):
+        super().__init__(edit)
+        self.patterns = patterns
+
+    def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
+        check(call, "frozen")
+        heads = self.edit.heads_at(call.site)
+        new = z.clone()
+        new[:, :, heads] = frozen(call, heads, self.patterns).to(z.dtype)
         return self.edit.in_rows(call, new, z)

@@ -569,7 +569,7 @@ def test_mean_and_resample_against_the_plain_definition(
     )
 
 
-@pytest.mark.parametrize("mode", ["uniform", "resample", "zero", "mean"])
+@pytest.mark.parametrize("mode", ["uniform", "resample", "zero", "mean", "frozen", "random"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma2"])
 def test_prefill_and_decode_agree_under_ablation(worded: Tapped, name: str, mode: str) -> None:
     model, _ = worded(name)
