@@ -62,9 +62,9 @@ class Ablate(HeadEdit):
     Misleads:
         What stands in decides: zero is a value that the model may never see, a mean or a resample
         is nearer to what it knows. A frozen or random pattern still takes the first token's share
-        to some other key, where its value may be large. That the task fails says that the head is needed, not what it
-        does; that it does not fail may be another head's doing. Take out as many random heads of
-        the same layers beside it.
+        to some other key, where its value may be large. That the task fails says that the head is
+        needed, not what it does; that it does not fail may be another head's doing. Take out as
+        many random heads of the same layers beside it.
 
     Raises:
         EditError: an unknown mode, or mean/resample without reference.
@@ -107,7 +107,8 @@ class Ablate(HeadEdit):
         self.check_model(model)
         layers = {s.layer for s in model.sites if self.at(s)}
         if self.mode == "frozen":
-            return FrozenAblate(self, patterns_of(model, self.reference, layers, self.seed))
+            reference = None if self.reference is None else str(self.reference)
+            return FrozenAblate(self, patterns_of(model, reference, layers, self.seed))
         if self.reference is None or self.mode not in ("mean", "resample"):
             return BoundEdit(self)
         return BoundAblate(self, reference_z(model, str(self.reference), layers, self.seed))
