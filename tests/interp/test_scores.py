@@ -422,7 +422,6 @@ def test_retrieval_is_its_definition(rigged: Any, monkeypatch: pytest.MonkeyPatc
     instance = batch.info["instance"]
     monkeypatch.setattr(NeedleProbe, "batches", lambda self, tokenizer, settings: [batch])
     atlas = interp.scan_heads(model, sorted(APART), 64, 1, progress=False)
-    assert batch.info["solved"] is True
     start, stop = instance.info["needle"]
     answer = [a[0] for a in instance.accept]
     needle = set(instance.ids[start:stop])
