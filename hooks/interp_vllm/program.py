@@ -159,6 +159,8 @@ def compiled(settings: Settings, model: ServedModel, rank: int = 0, size: int = 
         rank, size: which ranks there are, and which this is.
 
     Example:
+        >>> from interp.serving.entry import register
+        >>> register()
         >>> from interp_vllm.served import ServedModel
         >>> from interp_vllm.settings import Settings
         >>> gains = {"edit": "scale_heads", "gains": {"L0H1": 0.0, "L1H3": 2.0}}
