@@ -20,7 +20,8 @@ from interp.circuits.runs.prompts import Prompts
 from interp.errors import InputError
 from interp.loading import load
 from interp.results.head_table_files import HEAD
-from interp.scan.run import Ahead, Scan, plan_scan
+from interp.scan.run import plan_scan
+from interp.scan.work import Ahead, Scan
 from interp.support.checked import whole_number
 from interp.support.checkpoints import Checkpoints, Piece
 from interp.support.extras import need

@@ -44,7 +44,7 @@ class ScanWork(Work):
     extrapolate: bool
 
     def open(self, model: HookedModel) -> Opened:
-        from interp.scan.run import Scan
+        from interp.scan.work import Scan
 
         return Scan(model, self.scores, self.settings, self.extrapolate, timed=False)
 

@@ -25,7 +25,8 @@ from interp.probes.image import image_batch
 from interp.probes.probe import ProbeBatch
 from interp.probes.settings import Settings
 from interp.scan.plan import Plan
-from interp.scan.run import Scan, plan_scan
+from interp.scan.run import plan_scan
+from interp.scan.work import Scan
 from interp.scenes import render, usual
 from interp.scenes.words import DESCRIBE
 from interp.scores.cls_outlier import feature_layer
