@@ -1,0 +1,114 @@
+"""Three small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its
+control: `python examples/smollm2_checks.py [spans] [sentences] [standins]`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+import interp
+from interp import edits as E
+from interp.mechanics import sentence_effects, sentence_links
+from interp.scores.function_vector import FunctionVector
+
+MODEL = "smollm2-135m"
+
+
+def shown(values: np.ndarray) -> str:
+    return f"{values.mean():+.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
+
+
+def spans(model: Any, n: int = 24) -> None:
+    """A story against what the model knows: log-odds of the story's answer, with the sentence that
+    says so turned up, and with another one."""
+    pairs, tokenizer = FunctionVector()._relations(model)["capital"], model.tokenizer
+    prompts = []
+    for i in np.random.default_rng(0).permutation(len(pairs))[:n]:
+        (country, known), told = pairs[i], pairs[(i + 7) % len(pairs)][1]
+        says = f"In this story, the capital of {country} is {told}."
+        other = f"In this story, the people of {country} like tea."
+        ask = f"Question: What is the capital of {country}? Answer: The capital of {country} is"
+        ids = tokenizer(f"{says} {other} {ask}", return_tensors="pt")["input_ids"]
+        prompts.append(
+            (ids, says, other, [tokenizer(f" {w}")["input_ids"][0] for w in (told, known)])
+        )
+
+    def odds(make: Callable[[Any], list[Any]], which: int) -> np.ndarray:
+        found = []
+        for ids, *sentences, (told, known) in prompts:
+            with torch.no_grad(), model.edit(*make(E.Span(sentences[which]))):
+                logits = model.logits(ids)[0, -1]
+            found.append(float(logits[told] - logits[known]))
+        return np.array(found)
+
+    plain = odds(lambda span: [], 0)
+    print("untouched", shown(plain))
+    made: dict[str, Callable[[Any], Any]] = {
+        "× 3": lambda span: E.ScaleTokens(span, 3.0),
+        "× 10": lambda span: E.ScaleTokens(span, 10.0),
+        "× 100, prefill": lambda span: E.ScaleTokens(span, 100.0, scope="prefill"),
+        "SpotLight .1": lambda span: E.SpotLight(span, 0.1),
+        "SpotLight .3": lambda span: E.SpotLight(span, 0.3),
+        "SpotLight .5": lambda span: E.SpotLight(span, 0.5),
+    }
+    for name, edit in made.items():
+        both = [odds(lambda span, edit=edit: [edit(span)], i) - plain for i in (0, 1)]
+        print(name, *map(shown, both), flush=True)
+
+
+def sentences(model: Any, n: int = 4) -> None:
+    """Receiver heads: does what a head's sentences look back at matter more?"""
+    kurtosis, agreement = [], []
+    for row in interp.probes.Settings(512, n, 0).rows(model.tokenizer):
+        links, effects = sentence_links(model, row), sentence_effects(model, row)
+        kurtosis.append(links.kurtosis())
+        v = links.received()  # (heads, sentences)
+        own = effects.copy()  # less each sentence's own mean; the first one is after none
+        own[1:] -= np.nanmean(effects[1:], 1, keepdims=True)
+        effect = [np.nanmean(own[j + 4 :, j]) for j in range(v.shape[1])]
+        agreement.append([spearmanr(x, effect)[0] for x in v])
+    k, rho = np.mean(kurtosis, 0), np.nanmean(agreement, 0)
+    first = np.argsort(-k)[:16]
+    rng = np.random.default_rng(0)
+    draws = [rho[rng.permutation(len(rho))[:16]].mean() for _ in range(1000)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    print("first", [f"{links.heads[i]} {k[i]:.1f}" for i in first[:3]])
+    print(f"ρ {rho[first].mean():.2f}, random {low:.2f} to {high:.2f}, all {rho.mean():.2f}")
+    print("best", links.heads[int(rho.argmax())], f"{rho.max():.2f}")
+
+
+def standins(model: Any, n: int = 12) -> None:
+    """What stands in for induction heads, and for others of their layers."""
+    problems = interp.tasks.get("induction").sample(model.tokenizer, n, 0)
+    heads = ["L18H6", "L17H3", "L17H4", "L18H7"]
+    others = [f"L{a}H{h}" for a in (17, 18) for h in range(9)]
+    others = [name for name in others if name not in [*heads, "L17H5"]]
+    rng = np.random.default_rng(0)
+    draws = [list(rng.choice(others, 4, replace=False)) for _ in range(3)]
+
+    def loss(*edits: Any) -> np.ndarray:
+        found = []
+        with torch.no_grad(), model.edit(*edits):
+            for one in problems:
+                logp = model.logits(torch.tensor([one.ids]))[0].log_softmax(-1)
+                right = zip(one.positions, one.accept, strict=True)
+                found.append(np.mean([float(logp[p, a[0]]) for p, a in right]))
+        return np.array(found)
+
+    plain = loss()
+    print("untouched", shown(plain))
+    for mode in ("zero", "uniform", "frozen", "random"):
+        control = [f"{(loss(E.Ablate(d, mode, seed=1)) - plain).mean():+.1f}" for d in draws]
+        print(mode, shown(loss(E.Ablate(heads, mode, seed=1)) - plain), "others", *control)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    smollm2 = interp.load(MODEL)
+    for name in sys.argv[1:] or ["spans", "sentences", "standins"]:
+        {"spans": spans, "sentences": sentences, "standins": standins}[name](smollm2)
