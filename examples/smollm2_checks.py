@@ -23,30 +23,43 @@ def shown(values: np.ndarray) -> str:
     return f"{values.mean():+.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
 
 
-def spans(model: Any, n: int = 24) -> None:
-    """A story against what the model knows: log-odds of the story's answer, with the sentence that
-    says so turned up, and with another one."""
+#: a prompt's tokens, the sentence that tells its answer, another one, and the answers' tokens: the
+#: story's and the true one
+Story = tuple[torch.Tensor, str, str, tuple[int, int]]
+
+
+def stories(model: Any, n: int) -> list[Story]:
+    """Prompts in which a story contradicts what the model knows of a country's capital."""
     pairs, tokenizer = FunctionVector()._relations(model)["capital"], model.tokenizer
-    prompts = []
+    made: list[Story] = []
     for i in np.random.default_rng(0).permutation(len(pairs))[:n]:
         (country, known), told = pairs[i], pairs[(i + 7) % len(pairs)][1]
         says = f"In this story, the capital of {country} is {told}."
         other = f"In this story, the people of {country} like tea."
         ask = f"Question: What is the capital of {country}? Answer: The capital of {country} is"
         ids = tokenizer(f"{says} {other} {ask}", return_tensors="pt")["input_ids"]
-        prompts.append(
-            (ids, says, other, [tokenizer(f" {w}")["input_ids"][0] for w in (told, known)])
-        )
+        first, second = (tokenizer(f" {word}")["input_ids"][0] for word in (told, known))
+        made.append((ids, says, other, (first, second)))
+    return made
 
-    def odds(make: Callable[[Any], list[Any]], which: int) -> np.ndarray:
-        found = []
-        for ids, *sentences, (told, known) in prompts:
-            with torch.no_grad(), model.edit(*make(E.Span(sentences[which]))):
-                logits = model.logits(ids)[0, -1]
-            found.append(float(logits[told] - logits[known]))
-        return np.array(found)
 
-    plain = odds(lambda span: [], 0)
+def odds(
+    model: Any, prompts: list[Story], edits: Callable[[Any], list[Any]], which: int
+) -> np.ndarray:
+    """(prompts,) log-odds of the story's answer over the true one, under edits of the sentence that
+    tells it (which 0) or of the other one (1)."""
+    found = []
+    for ids, says, other, (told, known) in prompts:
+        with torch.no_grad(), model.edit(*edits(E.Span((says, other)[which]))):
+            logits = model.logits(ids)[0, -1]
+        found.append(float(logits[told] - logits[known]))
+    return np.array(found)
+
+
+def spans(model: Any, n: int = 24) -> None:
+    """A sentence that contradicts what the model knows, turned up; and another one, the control."""
+    prompts = stories(model, n)
+    plain = odds(model, prompts, lambda span: [], 0)
     print("untouched", shown(plain))
     made: dict[str, Callable[[Any], Any]] = {
         "× 3": lambda span: E.ScaleTokens(span, 3.0),
@@ -57,7 +70,9 @@ def spans(model: Any, n: int = 24) -> None:
         "SpotLight .5": lambda span: E.SpotLight(span, 0.5),
     }
     for name, edit in made.items():
-        both = [odds(lambda span, edit=edit: [edit(span)], i) - plain for i in (0, 1)]
+        both = [
+            odds(model, prompts, lambda span, edit=edit: [edit(span)], i) - plain for i in (0, 1)
+        ]
         print(name, *map(shown, both), flush=True)
 
 
@@ -78,6 +93,8 @@ def sentences(model: Any, n: int = 4) -> None:
     draws = [rho[rng.permutation(len(rho))[:16]].mean() for _ in range(1000)]
     low, high = np.percentile(draws, [2.5, 97.5])
     print("first", [f"{links.heads[i]} {k[i]:.1f}" for i in first[:3]])
+    halves = [np.mean(kurtosis[a::2], 0) for a in (0, 1)]
+    print(f"ranks of heads between halves: ρ {spearmanr(*halves)[0]:.2f}")
     print(f"ρ {rho[first].mean():.2f}, random {low:.2f} to {high:.2f}, all {rho.mean():.2f}")
     print("best", links.heads[int(rho.argmax())], f"{rho.max():.2f}")
 

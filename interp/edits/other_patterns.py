@@ -20,6 +20,7 @@ from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
 from interp_hooks.weight_rows import of_heads, ranges
 from interp_kernels import attention, visible
+from interp_kernels.masking import bias_visible
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall
@@ -106,7 +107,7 @@ def dealt(call: AttentionCall, heads: Sequence[int], seed: int) -> torch.Tensor:
         part = own.part(start, stop)
         rows = row_weights(own, (), start, stop)  # (batch, heads, rows, keys)
         value = own.value.to(rows.dtype)
-        out.append(shuffled(part, rows, heads, seed) @ value)
+        out.append(shuffled(part, rows, _sees(part), heads, seed) @ value)
     return torch.cat(out, 2).transpose(1, 2).to(call.value.dtype)
 
 
@@ -114,20 +115,36 @@ def dealt_pattern(call: AttentionCall, heads: Sequence[int], seed: int) -> Atten
     """The call with the pattern of these heads dealt out anew, where a library shows it."""
     assert call.pattern is not None
     pattern = call.pattern.clone()
-    mine = pattern[:, list(heads)]
-    pattern[:, list(heads)] = shuffled(call, mine.float(), heads, seed).to(pattern.dtype)
+    mine = pattern[:, list(heads)]  # (batch, heads, queries, keys)
+    sees = _sees(call)
+    sees = sees if sees.shape[1] == 1 else sees[:, list(heads)]
+    dealt_out = shuffled(call, mine.float(), sees, heads, seed)
+    pattern[:, list(heads)] = dealt_out.to(pattern.dtype)
     return replace(call, pattern=pattern)
 
 
+def _sees(call: AttentionCall) -> torch.Tensor:
+    """(batch or 1, heads or 1, queries, keys) bool: who sees whom, by geometry and by what the
+    model hides for each head."""
+    dense = call.mask.dense
+    plain = replace(call.mask, dense=None)
+    sees = visible(plain, call.batch, call.n_queries, call.n_keys, call.value.device)
+    if dense is None:
+        return sees
+    return sees & (dense if dense.dtype == torch.bool else bias_visible(dense)).to(sees.device)
+
+
 def shuffled(
-    call: AttentionCall, rows: torch.Tensor, heads: Sequence[int], seed: int
+    call: AttentionCall,
+    rows: torch.Tensor,
+    sees: torch.Tensor,
+    heads: Sequence[int],
+    seed: int,
 ) -> torch.Tensor:
-    """Weights (batch, heads, queries, keys), each row's dealt out among the keys it sees."""
-    n = rows.shape[2]
-    sees = visible(call.mask, call.batch, n, call.n_keys, rows.device)
-    sees = sees.expand(call.batch, -1, -1, -1) if sees.shape[1] == 1 else sees[:, list(heads)]
+    """Weights (batch, heads, queries, keys) of these heads, each row's dealt out among the keys it
+    sees (batch or 1, heads or 1, queries, keys)."""
     sees = sees.expand(rows.shape)
-    hashed = _hashed(call, n, heads, seed, rows.device).expand(rows.shape)
+    hashed = _hashed(call, rows.shape[2], heads, seed, rows.device).expand(rows.shape)
     unseen = torch.iinfo(torch.int64).max
     drawn = hashed.masked_fill(~sees, unseen).argsort(dim=-1, stable=True)  # seen keys, shuffled
     there = (~sees).to(torch.uint8).argsort(dim=-1, stable=True)  # seen keys, in order

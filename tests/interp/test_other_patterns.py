@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def unit_call(mask: Mask, heads: int = 4, keys: int = 12, sinks: bool = False) -
     return AttentionCall(site, q, k, v, mask, 8**-0.5, sinks=s)
 
 
+#: each head hides keys of its own
+BY_HEAD = torch.rand(1, 4, 12, 12, generator=torch.Generator().manual_seed(7)) < 0.7
+
+
 @pytest.mark.parametrize(
     "mask",
     [
@@ -47,8 +52,10 @@ def unit_call(mask: Mask, heads: int = 4, keys: int = 12, sinks: bool = False) -
         Mask(window=4),
         Mask(starts=torch.tensor([0, 3])),
         Mask(q_start=7),
+        Mask(dense=BY_HEAD),
+        Mask(dense=torch.where(BY_HEAD, 0.5, -torch.inf).double()),
     ],
-    ids=["causal", "both ways", "window", "padded", "chunk"],
+    ids=["causal", "both ways", "window", "padded", "chunk", "flags by head", "bias by head"],
 )
 @pytest.mark.parametrize("sinks", [False, True])
 def test_random_deals_each_row_out_among_what_it_sees(mask: Mask, sinks: bool) -> None:
@@ -56,7 +63,8 @@ def test_random_deals_each_row_out_among_what_it_sees(mask: Mask, sinks: bool) -
     a = weights(call.query, call.key, **call.settings)  # (batch, heads, queries, keys)
     z = a.transpose(1, 2)
     got = Ablate("1.0, 1.3", "random", seed=5).attend(call, z).transpose(1, 2)
-    sees = visible(mask, 2, call.n_queries, 12, a.device).expand(a.shape)
+    sees = visible(replace(mask, dense=None), 2, call.n_queries, 12, a.device).expand(a.shape)
+    sees = sees & (BY_HEAD if mask.dense is not None else torch.tensor(True))
     assert torch.equal(got[:, [1, 2]], a[:, [1, 2]])
     for h in (0, 3):
         torch.testing.assert_close(got[:, h].sort(-1).values, a[:, h].sort(-1).values)

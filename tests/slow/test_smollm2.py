@@ -223,32 +223,17 @@ def test_its_function_vector_head_carries_the_relation_of_the_examples(smollm2: 
 def test_a_gain_on_a_sentence_makes_it_count_and_a_least_share_does_not(smollm2: Any) -> None:
     """Where a story contradicts what the model knows: InstABoost's gain on the sentence brings the
     story's answer up, on another sentence down; SpotLight at its usual targets the other way."""
+    from smollm2_checks import odds, stories
+
     from interp import edits as E
-    from interp.scores.function_vector import FunctionVector
 
-    pairs = FunctionVector()._relations(smollm2)["capital"]
-    tokenizer, prompts = smollm2.tokenizer, []
-    for i in np.random.default_rng(0).permutation(len(pairs))[:12]:
-        country, known = pairs[i]
-        told = pairs[(i + 7) % len(pairs)][1]
-        says = f"In this story, the capital of {country} is {told}."
-        other = f"In this story, the people of {country} like tea."
-        ask = f"Question: What is the capital of {country}? Answer: The capital of {country} is"
-        ids = tokenizer(f"{says} {other} {ask}", return_tensors="pt")["input_ids"]
-        answers = [tokenizer(f" {word}")["input_ids"][0] for word in (told, known)]
-        prompts.append((ids, says, other, answers))
+    prompts = stories(smollm2, 12)
+    plain = odds(smollm2, prompts, lambda span: [], 0)
 
-    def odds(edit: Any, which: int) -> np.ndarray:
-        found = []
-        for ids, *sentences, (told, known) in prompts:
-            with torch.no_grad(), smollm2.edit(*edit(E.Span(sentences[which]))):
-                logits = smollm2.logits(ids)[0, -1]
-            found.append(float(logits[told] - logits[known]))
-        return np.array(found)
+    def moved(edit: Any) -> list[np.ndarray]:
+        return [odds(smollm2, prompts, lambda span: [edit(span)], i) - plain for i in (0, 1)]
 
-    plain = odds(lambda span: [], 0)
-    gain = [odds(lambda span: [E.ScaleTokens(span, 3.0)], i) - plain for i in (0, 1)]
-    least = [odds(lambda span: [E.SpotLight(span, 0.2)], i) - plain for i in (0, 1)]
+    gain, least = moved(lambda s: E.ScaleTokens(s, 3.0)), moved(lambda s: E.SpotLight(s, 0.2))
     print("gain", *(f"{x.mean():.2f}" for x in gain), "least", *(f"{x.mean():.2f}" for x in least))
     assert gain[0].mean() > 1 and gain[1].mean() < 0
     assert least[0].mean() < 0 < least[1].mean()
