@@ -36,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if alone:
+        from progress import Progress
+
+        config.pluginmanager.register(Progress(config), "interp-progress")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is marked `gpu` needs one; notebooks and the folder `slow` are slow; what is long is
     slow, too."""
