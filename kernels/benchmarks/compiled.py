@@ -1,6 +1,6 @@
 """Ahead-of-time check: compile the kernels for GPUs that need not be there, and read what came out.
 
-    python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only WORDS] [--jobs 2]
+    python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only NAME|NAME] [--jobs 2]
         [--json FILE] [--check]
     python kernels/benchmarks/compiled.py --committed    (check the committed results)
     python kernels/benchmarks/compiled.py --table        (Markdown of the committed results)
@@ -134,7 +134,7 @@ def sweep(family: int, only: str) -> dict[str, dict[str, Any]]:
 
     table: dict[str, dict[str, Any]] = {}
     for name, launch in compile_cases.cases(family).items():
-        if not all(word in name for word in only.split()):
+        if not any(one in name for one in only.split("|")):
             continue
         try:
             with compiling(family) as found:
@@ -244,7 +244,7 @@ def committed(result: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", type=int, nargs="+", default=list(SHARED))
-    parser.add_argument("--only", default="", help="only names that contain these words")
+    parser.add_argument("--only", default="", help="only names that contain it, or one of several between |")
     parser.add_argument("--jobs", type=int, default=1, help="families side by side")
     parser.add_argument("--json", help="also write the table there")
     parser.add_argument("--check", action="store_true", help="exit 1 where something is wrong")
