@@ -1,3 +1,4 @@
+from . import caches as caches
 from . import calibration as calibration
 from . import circuits as circuits
 from . import edits as edits

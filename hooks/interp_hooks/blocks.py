@@ -40,17 +40,19 @@ class Block:
         observers, edits: what it adds.
         clean: whether the blocks before it are suspended.
         backend: says which kernels run; None for those of the blocks before.
+        holding: whether a cache holds keys that only the tap can attend to.
     """
 
     observers: Sequence[Observer] = ()
     edits: Sequence[CallEdit] = ()
     clean: bool = False
     backend: Callable[[], str] | None = None
+    holding: bool = False
 
     @property
     def active(self) -> bool:
         """Whether it needs the tap in place."""
-        return bool(self.observers or self.edits)
+        return bool(self.observers or self.edits or self.holding)
 
 
 class Tap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -65,6 +65,16 @@ class Site:
         return head * self.n_kv_heads // self.n_heads
 
 
+class Holder(Protocol):
+    """A layer of a cache that attends with the keys that it holds."""
+
+    seen: int
+
+    def attend(self, call: AttentionCall, backend: str) -> torch.Tensor:
+        """z (batch, heads, queries, d) of the call's new tokens."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionCall:
     """What goes into softmax(q·k·scaling)·v at one site, before W_O.
@@ -87,6 +97,8 @@ class AttentionCall:
             model's caller asks for them (`output_attentions=True`); None elsewhere.
         copies: rows of the batch for each sample of the prompt (beams, `num_return_sequences`).
         notes: what the layers of its forward share; None where forwards aren't followed.
+        holder: the cache's layer, where it holds the keys before those of this call (`key` and
+            `value` are then the new tokens' alone); None with other caches.
 
     Example:
         >>> from interp_hooks import Question
@@ -112,6 +124,7 @@ class AttentionCall:
     weights: Callable[[torch.Tensor], object] | None = None
     copies: int = 1
     notes: ForwardNotes | None = None
+    holder: Holder | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

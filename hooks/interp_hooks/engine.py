@@ -132,6 +132,8 @@ def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
     attentions are computed here, and factors on the heads' outputs wait for `at_projection`.
     """
     observers, edits, backend = tap.observers, tap.edits, tap.backend
+    if call.holder is not None:
+        return held(call, observers, edits, backend)
     edited = rewritten(call, edits)
     steers = steers_of(
         edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found)
@@ -161,6 +163,28 @@ def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
     if call.weights is not None:
         call.weights(weights_of(edited, steers))
     return Attended(call, edited, z, answers + more, touching, steers if late else [])
+
+
+def held(
+    call: AttentionCall, observers: Sequence[Observer], edits: Sequence[CallEdit], backend: str
+) -> Attended:
+    """The attention of a call whose cache holds its keys head by head, of which nothing but z can
+    be asked. Raises `TapError` for statistics and for edits."""
+    assert call.holder is not None
+    asking = [o for o in observers if o.question.request(call) or o.question.at(call.site).weights]
+    touching = [edit for edit in edits if edit.touches(call)]
+    if asking or touching or call.weights is not None:
+        what = "statistics of attention weights"
+        if touching:
+            edit = getattr(touching[0], "edit", touching[0])
+            what = f"the edit {getattr(edit, 'name', type(edit).__name__)}"
+        raise TapError(
+            f"This cache holds keys head by head, and {what} would need all of them at "
+            f"{call.site.place}; use an ordinary cache (the edit `gate` streams with one)."
+        )
+    z = call.holder.attend(call, backend).transpose(1, 2)
+    none = Result(z, z.new_empty(0))
+    return Attended(call, call, z, [(o, none) for o in observers], [], [])
 
 
 def at_projection(attended: Attended, z: torch.Tensor) -> torch.Tensor:

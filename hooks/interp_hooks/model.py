@@ -74,6 +74,7 @@ class HookedModel:
         self.origin: dict[str, Any] = {}
         self._backend = backend
         self._tap = shared_tap(adapter.anchors())
+        self._caches: list[Callable[[], Any]] = []
 
     def as_face(self, face: type[Face]) -> Face:
         """The same model, its blocks too, as an object of a class that adds methods to this one."""
@@ -207,7 +208,8 @@ class HookedModel:
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         self._tap.check_thread()
         token_ids.check(self, args, inputs)
-        return self._adapter.forward(*args, **inputs)
+        with self._cached(inputs, inputs.get("use_cache") is True):
+            return self._adapter.forward(*args, **inputs)
 
     def logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **more: Any
@@ -249,7 +251,49 @@ class HookedModel:
         """
         self._tap.check_thread()
         token_ids.check(self, (), inputs)
-        return self._adapter.generate(**inputs)
+        with self._cached(inputs, inputs.get("use_cache") is not False):
+            return self._adapter.generate(**inputs)
+
+    @contextmanager
+    def _cached(self, inputs: dict[str, Any], wanted: bool) -> Iterator[None]:
+        """The caches of `caching` put among the inputs where a new one is `wanted`, and the tap in
+        place where a cache holds keys that only it can attend to."""
+        name = "past_key_values"
+        if self._caches and wanted and inputs.get(name) is None:
+            inputs[name] = self._caches[-1]()
+        if not getattr(inputs.get(name), "held", False):
+            yield
+            return
+        with self._open(Block(holding=True)):
+            yield
+
+    @contextmanager
+    def caching(self, make: Callable[[], Any]) -> Iterator[None]:
+        """Gives every text in this block a cache of another kind.
+
+        `generate`, and forwards with `use_cache=True`, begin with the cache that `make` returns,
+        unless they are given one.
+
+        Args:
+            make: returns a new, empty cache, such as `interp.caches.HeadCache`.
+
+        Example:
+            >>> from transformers import DynamicCache
+            >>> made = []
+            >>> def cache():
+            ...     made.append(DynamicCache())
+            ...     return made[-1]
+            >>> ids = torch.arange(8)[None]
+            >>> with model.caching(cache):
+            ...     _ = model.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
+            >>> made[0].get_seq_length()
+            10
+        """
+        self._caches.append(make)
+        try:
+            yield
+        finally:
+            self._caches.remove(make)
 
     def chat(
         self,

@@ -1,7 +1,7 @@
 """Ahead-of-time check: compile the kernels for GPUs that need not be there, and read what came out.
 
-    python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only NAME|NAME] [--jobs 2]
-        [--json FILE] [--check]
+    python kernels/benchmarks/compiled.py [--families 80 89 90 100 120] [--only NAME|NAME]
+        [--jobs 2] [--json FILE] [--check]
     python kernels/benchmarks/compiled.py --committed    (check the committed results)
     python kernels/benchmarks/compiled.py --table        (Markdown of the committed results)
 
@@ -244,7 +244,9 @@ def committed(result: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", type=int, nargs="+", default=list(SHARED))
-    parser.add_argument("--only", default="", help="only names that contain it, or one of several between |")
+    parser.add_argument(
+        "--only", default="", help="only names that contain it, or one of several between |"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="families side by side")
     parser.add_argument("--json", help="also write the table there")
     parser.add_argument("--check", action="store_true", help="exit 1 where something is wrong")

@@ -227,6 +227,7 @@ ROOMS: dict[str, str] = {
     "scan": "atlas inputs loading mechanics probes results scores streams vision",
     "procedures": "inputs loading vision",
     "baking": "edits loading",
+    "caches": "edits evaluation inputs loading results results.interchange scan tasks",
     "serving": "edits loading models",
     "calibration": "edits evaluation inputs loading tasks",
     # circuits, from runs up to the circuit
@@ -256,10 +257,10 @@ ROOMS: dict[str, str] = {
     "costs": "loading models scan scores tasks",
     # the command line sees all, and nothing sees it
     "cli": (
-        "atlas baking calibration circuits circuits.benching circuits.drawing circuits.judging "
-        "circuits.known circuits.methods circuits.runs costs edits evaluation inputs loading look "
-        "models probes procedures report results results.interchange scores serving tasks vision "
-        "workers"
+        "atlas baking caches calibration circuits circuits.benching circuits.drawing "
+        "circuits.judging circuits.known circuits.methods circuits.runs costs edits evaluation "
+        "inputs loading look models probes procedures report results results.interchange scores "
+        "serving tasks vision workers"
     ),
 }
 #: rooms of the lower floors: the first named may import the second

@@ -14,6 +14,7 @@ import torch
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
+from interp_hooks.held_keys import unwrapped
 from interp_hooks.huggingface.masks import describe, read
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
@@ -84,7 +85,9 @@ def _tap(
             "The model is in training mode with attention dropout; call model.module.eval() first."
         )
     site = live.site if live is not None else None
-    mask = read(attention_mask, module, query.shape[2], key.shape[2], kwargs)
+    key, holder = unwrapped(key)
+    n_keys = key.shape[2] if holder is None else holder.seen
+    mask = read(attention_mask, module, query.shape[2], n_keys, kwargs)
     bias = kwargs.get("position_bias")
     if bias is not None:
         mask = replace(mask, dense=_with_bias(mask, bias, query, key))
@@ -99,6 +102,7 @@ def _tap(
         kwargs.get("softcap"),
         kwargs.get("s_aux"),
         weights=weights.append if weights_wanted(kwargs) else None,
+        holder=holder,
     )
     if live is None:  # another model, which only shares its config with a tapped one
         z = attend(call, Tap())
