@@ -8,7 +8,7 @@ keep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,6 +166,15 @@ class Listed(Store):
         """Whether some entry of `slots` stands for no key."""
         return False
 
+    def keep(self, wanted: torch.Tensor, most: int) -> None:
+        """Keep the entries that are `wanted` (batch or 1, kv_heads or 1, held) bool, `most` at
+        most; where there are fewer, the places after them stand for no key."""
+        index = (~wanted).to(torch.int8).argsort(stable=True, dim=-1)[..., :most]
+        wanted = wanted.gather(2, index)
+        self.choose(index)
+        assert self.slots is not None
+        self.slots = torch.where(wanted, self.slots, -1)
+
     def choose(self, index: torch.Tensor) -> None:
         """Keep the entries at `index` (batch or 1, kv_heads or 1, kept), in order."""
         assert self.key is not None and self.value is not None and self.slots is not None
@@ -208,10 +217,41 @@ class Streaming(Listed):
         self._padded = True
         rows = torch.tensor([[last + 1]], device=self.slots.device)
         wanted = (self.slots >= 0) & self.sees(self.slots[:, :, None], rows, call)[:, :, 0]
-        index = (~wanted).to(torch.int8).argsort(stable=True, dim=-1)[..., :kept]
-        wanted = wanted.gather(2, index)
-        self.choose(index)
-        self.slots = torch.where(wanted, self.slots, -1)
+        self.keep(wanted, kept)
+
+
+class Shard(Listed):
+    """Keeps the `local` last tokens, and of the earlier ones every `stride`-th block of `block`,
+    for each kv head other ones (S2 attention, Lin et al. 2024, arXiv 2407.17678).
+
+    Args:
+        shards: of each kv head, the number of the first block that it keeps, below the stride.
+    """
+
+    def __init__(self, stride: int, local: int, block: int, shards: Sequence[int]) -> None:
+        self.stride, self.local, self.block = stride, local, block
+        self.shards = list(shards)
+
+    @property
+    def gaps(self) -> bool:
+        return True
+
+    def sees(self, slots: torch.Tensor, rows: torch.Tensor, call: AttentionCall) -> torch.Tensor:
+        block = torch.div(slots - _starts(call, slots), self.block, rounding_mode="floor")
+        own = torch.tensor(self.shards, device=slots.device)[:, None, None]
+        return (block % self.stride == own) | (rows - slots < self.local)
+
+    def let_go(self, last: int, call: AttentionCall) -> None:
+        assert self.key is not None and self.slots is not None
+        # the most that any head keeps, known without looking at what it is
+        old = max(0, last + 2 - self.local)
+        blocks = -(-old // (self.stride * self.block))
+        kept = blocks * self.block + self.local - 1
+        if self.key.shape[2] <= kept:
+            return
+        rows = torch.tensor([[last + 1]], device=self.slots.device)
+        wanted = (self.slots >= 0) & self.sees(self.slots[:, :, None], rows, call)[:, :, 0]
+        self.keep(wanted, kept)
 
 
 class Snap(Listed):

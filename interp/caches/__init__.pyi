@@ -2,4 +2,5 @@ from .choosing import gate_for as gate_for
 from .compress import compress as compress
 from .compression import Compression as Compression
 from .head_cache import HeadCache as HeadCache
+from .shard_cache import ShardCache as ShardCache
 from .snap_cache import SnapCache as SnapCache

@@ -43,7 +43,8 @@ class Compression:
     Example:
         >>> import pandas as pd
         >>> gate = interp.edits.Gate(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), sink=4, recent=12)
-        >>> kept = interp.caches.Compression(gate, pd.DataFrame([{"cache": "whole", "memory": 1.0}]))
+        >>> table = pd.DataFrame([{"cache": "whole", "memory": 1.0}])
+        >>> kept = interp.caches.Compression(gate, table)
         >>> interp.caches.Compression.load(kept.save("half")).phrase
         '1 of 4 kv heads keep everything, the others 4 first and 12 recent tokens'
     """

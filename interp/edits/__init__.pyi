@@ -12,12 +12,14 @@ from .fit_vhr import vhr_for as vhr_for
 from .gate import Gate as Gate
 from .head_edit import HeadEdit as HeadEdit
 from .head_gate import HeadGate as HeadGate
+from .hierarchical_topk import HierarchicalTopk as HierarchicalTopk
 from .keys import Span as Span
 from .move_mass import MoveMass as MoveMass
 from .overwrite_row import OverwriteRow as OverwriteRow
 from .paint import PAINT as PAINT
 from .scale_heads import ScaleHeads as ScaleHeads
 from .scale_tokens import ScaleTokens as ScaleTokens
+from .sharded import Sharded as Sharded
 from .shift_heads import ShiftHeads as ShiftHeads
 from .sigmoid_attention import SigmoidAttention as SigmoidAttention
 from .soft_pag import SoftPAG as SoftPAG

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from prompts import tokens
 
 import interp
-from interp.caches import Compression, HeadCache, SnapCache, compress, gate_for
+from interp.caches import Compression, HeadCache, ShardCache, SnapCache, compress, gate_for
 from interp.caches.choosing import full_heads
-from interp.edits import Gate, Streaming
+from interp.edits import Gate, Sharded, Streaming
 from interp.errors import EditError, FloorError, InputError, TapError
 from interp_hooks import HookedModel
 from interp_hooks.call import AttentionCall
@@ -124,6 +124,31 @@ def test_generate(tapped: Tapped, way: dict[str, int]) -> None:
     with model.caching(lambda: HeadCache(model, gate)):
         assert torch.equal(model.generate(**rows, **more), wanted)
     assert not model.observers_and_edits()[1]
+
+
+@pytest.mark.parametrize("pads", [0, 5])
+@pytest.mark.parametrize("heads", [None, [(0, 0), (0, 1), (1, 2), (1, 3)]], ids=["all", "some"])
+@torch.no_grad()
+def test_shards_are_the_edit(tapped: Tapped, heads: Any, pads: int) -> None:
+    model, _ = tapped("llama")
+    edit, rows = Sharded(stride=2, local=4, block=3, heads=heads), prompt(31, pads)
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    with model.edit(edit):
+        wanted = model.logits(ids, mask)
+    cache, found = ShardCache(model, edit), []
+    for start, stop in [(0, 10), (10, 11), (11, 12), (12, 13), (13, 26), (26, 31)]:
+        step = ids[:, start:stop]
+        found.append(model.logits(step, mask[:, :stop], past_key_values=cache, use_cache=True))
+    real = mask.bool()
+    torch.testing.assert_close(torch.cat(found, 1)[real], wanted[real], atol=2e-5, rtol=1e-4)
+    whole = 2 * model.n_layers * model.n_kv_heads * 2 * 31 * model.d_head * 4  # bytes, two samples
+    assert cache.nbytes < (0.7 if heads is None else 0.85) * whole
+
+
+def test_shards_are_of_whole_kv_heads(tapped: Tapped) -> None:
+    model, _ = tapped("llama")
+    with pytest.raises(EditError, match="some of them only"):
+        ShardCache(model, Sharded(stride=2, heads=[(0, 0)]))
 
 
 @torch.no_grad()
