@@ -137,6 +137,64 @@ def streaming_sees(x: Attention, sink: int, recent: int) -> Tensor:
     return x.sees & (near | first)
 
 
+def shown(x: Attention, edit: Any, there: Callable[[int, int, int, int], bool]) -> None:
+    """Only keys for which there(sample, head, row, column) stay, in the edit's heads."""
+    if x.window:
+        return
+    sees = x.sees.clone()
+    for b, h, i, j in sees.nonzero().tolist():
+        if h in x.heads(edit):
+            sees[b, h, i, j] = there(b, h, i, j)
+    x.sees = sees
+
+
+def sharded(x: Attention, edit: E.Sharded) -> None:
+    def there(b: int, h: int, i: int, j: int) -> bool:
+        kv, token = h // x.repeat, int(x.k_token[b if len(x.k_token) > 1 else 0, j])
+        recent = int(x.q_slot[i] - x.k_slot[j]) < edit.local
+        return recent or token // edit.block % edit.stride == kv % edit.stride
+
+    shown(x, edit, there)
+
+
+def searched(q: Tensor, k: Tensor, n: int, keep: int, block: int, real: Tensor) -> set[int]:
+    """HiP: what one head's queries (rows, d) find among the keys in columns 0 … n − 1."""
+    count = math.ceil(keep / block)
+    if n <= count * block:
+        return set(range(n))
+    ranges = [(i * n // count, (i + 1) * n // count) for i in range(count)]
+    for _ in range(math.ceil(math.log2(math.ceil(n / count) / block) - 1e-9)):
+        halves = [(a, (a + b + 1) // 2) for a, b in ranges]
+        halves += [((a + b + 1) // 2, b) for a, b in ranges]
+
+        def score(one: tuple[int, int]) -> float:
+            a, b = one
+            at = min((a + b) // 2, n - 1)
+            return -math.inf if a >= b or not real[at] else float((q @ k[at]).max())
+
+        ranges = sorted(halves, key=score, reverse=True)[:count]
+    return {i for a, b in ranges for i in range(a, b)}
+
+
+def hierarchical_topk(x: Attention, edit: E.HierarchicalTopk) -> None:
+    found: dict[tuple[int, int, int], set[int]] = {}
+    tokens = x.k_token.expand(len(x.q), -1)
+    for b in range(x.q.shape[0]):
+        for h in range(x.q.shape[1]):
+            for start in range(0, x.q.shape[2], edit.block_q):
+                q = x.q[b, h, start : start + edit.block_q]
+                n = min(x.keys.shape[2], int(x.q_slot[start + len(q) - 1] - x.k_slot[0]) + 1)
+                found[b, h, start // edit.block_q] = searched(
+                    q, x.keys[b, h], n, edit.keep, edit.block_k, tokens[b] >= 0
+                )
+
+    def there(b: int, h: int, i: int, j: int) -> bool:
+        near = int(x.q_slot[i] - x.k_slot[j]) < edit.recent or 0 <= tokens[b, j] < edit.sink
+        return bool(near) or j in found[b, h, i // edit.block_q]
+
+    shown(x, edit, there)
+
+
 def streaming(x: Attention, edit: E.Streaming) -> None:
     if x.heads(edit):
         x.sees = streaming_sees(x, edit.sink, edit.recent)
@@ -261,6 +319,18 @@ def shift_heads(x: Attention, z: Tensor, edit: E.ShiftHeads) -> Tensor:
     )  # fmt: skip
 
 
+def rotate_heads(x: Attention, z: Tensor, edit: E.RotateHeads) -> Tensor:
+    by_head = dict(zip(edit.heads, edit.vectors, strict=True))
+
+    def make(h: int) -> Tensor:
+        v = torch.as_tensor(by_head[Head(x.layer, h)]).double()
+        along = (z[:, h] * v).sum(-1, keepdim=True) / (v * v).sum() * v
+        left = z[:, h] - edit.strength * along
+        return left / left.norm(dim=-1, keepdim=True) * z[:, h].norm(dim=-1, keepdim=True)
+
+    return chosen(x, edit, z, make).nan_to_num(0.0)
+
+
 def zero(x: Attention, z: Tensor, edit: E.Ablate) -> Tensor:
     return z if edit.mode == "uniform" else chosen(x, edit, z, lambda h: torch.zeros_like(z[:, h]))
 
@@ -347,6 +417,7 @@ def overwrite_row(x: Attention, z: Tensor, edit: E.OverwriteRow) -> Tensor:
 
 BEFORE: dict[type, Any] = {
     E.Temperature: temperature, E.PAINT: paint, E.Streaming: streaming, E.SigmoidAttention: sigmoid,
+    E.Sharded: sharded, E.HierarchicalTopk: hierarchical_topk,
 }  # fmt: skip
 WEIGHTS: dict[type, Any] = {
     E.ScaleTokens: scale_tokens,
@@ -360,6 +431,7 @@ WEIGHTS: dict[type, Any] = {
 OUTPUT: dict[type, Any] = {
     E.ScaleHeads: scale_heads,
     E.ShiftHeads: shift_heads,
+    E.RotateHeads: rotate_heads,
     E.Ablate: zero,
     E.VHR: vhr,
     E.Gate: gate,

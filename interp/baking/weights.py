@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.edits.fold import Affine
-from interp.edits.shift_heads import check_width
+from interp.edits.vector_edit import check_width
 from interp.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,8 +6,10 @@ from .files import from_json as from_json
 from .files import load as load
 from .files import save as save
 from .files import to_json as to_json
+from .fit_crest import crest_for as crest_for
 from .fit_iti import iti_for as iti_for
 from .fit_paint import paint_for as paint_for
+from .fit_sadi import sadi_for as sadi_for
 from .fit_vhr import vhr_for as vhr_for
 from .gate import Gate as Gate
 from .head_edit import HeadEdit as HeadEdit
@@ -17,6 +19,7 @@ from .keys import Span as Span
 from .move_mass import MoveMass as MoveMass
 from .overwrite_row import OverwriteRow as OverwriteRow
 from .paint import PAINT as PAINT
+from .rotate_heads import RotateHeads as RotateHeads
 from .scale_heads import ScaleHeads as ScaleHeads
 from .scale_tokens import ScaleTokens as ScaleTokens
 from .sharded import Sharded as Sharded

@@ -11,7 +11,8 @@ from interp.support.registry import Registry
 if TYPE_CHECKING:
     from interp.edits.head_edit import HeadEdit
 
-HELPERS = ("catalogue", "files", "fit_iti", "fit_paint", "fit_vhr", "head_edit", "keys")
+FITS = ("fit_crest", "fit_iti", "fit_paint", "fit_sadi", "fit_vhr")
+HELPERS = ("catalogue", "files", "head_edit", "keys", *FITS)
 
 registry: Registry[type[HeadEdit]] = Registry(
     "edit",

@@ -81,7 +81,7 @@ def probe_heads(
             raise InputError(
                 f"Probes need at least {FOLDS} texts of each of two kinds, in two lists."
             )
-    heads, z = _last_outputs(model, [*towards, *away])  # (texts, heads, d) by layer, joined
+    heads, z = last_outputs(model, [*towards, *away])  # (texts, heads, d) by layer, joined
     labels = torch.tensor([1.0] * len(towards) + [0.0] * len(away), dtype=torch.float64)
     found = [_probed(by_layer.double(), labels, seed) for by_layer in z]
     accuracy, likelihood, direction, spread = zip(*found, strict=True)
@@ -154,9 +154,7 @@ def shift_along(probed: ProbedHeads, chosen: Sequence[int], strength: float) -> 
 
 
 @torch.no_grad()
-def _last_outputs(
-    model: Model, texts: Sequence[str]
-) -> tuple[tuple[Head, ...], list[torch.Tensor]]:
+def last_outputs(model: Model, texts: Sequence[str]) -> tuple[tuple[Head, ...], list[torch.Tensor]]:
     """(heads, per layer (texts, heads, d)) z at the last token of each text."""
     kept: dict[int, list[torch.Tensor]] = {}
 

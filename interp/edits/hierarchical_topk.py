@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.edits.checks import count
 from interp.edits.layout_edit import LayoutEdit, slots, starts
 from interp.errors import EditError
 from interp_hooks.edit import Scope
@@ -38,7 +39,8 @@ class HierarchicalTopk(LayoutEdit):
 
     Misleads:
         It computes all of attention and hides what the search would not have found: no time is
-        saved.
+        saved. A step of generation searches for its one query, a prompt for `block_q` together, so
+        that the two differ unless that is 1.
 
     Raises:
         EditError: sizes below 1 (`sink` below 0); in use, a TransformerLens model, which shows no
@@ -65,7 +67,7 @@ class HierarchicalTopk(LayoutEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("keep", "block_q", "block_k", "sink", "recent"):
-            object.__setattr__(self, name, self._count(name))
+            object.__setattr__(self, name, count(getattr(self, name), f"{name} of {self.name}"))
             if getattr(self, name) < (name != "sink"):
                 raise EditError(f"{name} of {self.name} is too small: {getattr(self, name)}.")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from interp.edits.checks import count
 from interp.edits.layout_edit import LayoutEdit, slots, starts
 from interp.errors import EditError
 from interp_hooks.edit import Scope
@@ -67,7 +68,7 @@ class Sharded(LayoutEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("stride", 2), ("local", 1), ("block", 1)):
-            object.__setattr__(self, name, self._count(name))
+            object.__setattr__(self, name, count(getattr(self, name), f"{name} of {self.name}"))
             if getattr(self, name) < least:
                 raise EditError(f"{name} of sharded is {least} or more, not {getattr(self, name)}.")
 

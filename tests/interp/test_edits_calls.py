@@ -242,6 +242,12 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
         scope(d),
         ranged(d),
     ),
+    "rotate_heads": lambda d, c: E.RotateHeads(
+        {(c.site.layer, 0): [0.5, *[0.25] * (c.value.shape[3] - 1)], (1 - c.site.layer, 0): [1.0]},
+        d(st.sampled_from([-1.0, 0.5, 1.0])),
+        scope(d),
+        ranged(d),
+    ),
     "ablate_zero": lambda d, c: E.Ablate(heads(d, c), scope=scope(d), queries=ranged(d)),
     "ablate_uniform": lambda d, c: E.Ablate(
         heads(d, c), "uniform", scope=scope(d), queries=None if c.sinks is not None else ranged(d)
@@ -265,6 +271,18 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "overwrite_row": overwrite_row,
     "streaming": lambda d, c: E.Streaming(
         d(st.integers(0, 2)), d(st.integers(1, 3)), scope=scope(d)
+    ),
+    "sharded": lambda d, c: E.Sharded(
+        d(st.integers(2, 3)), d(st.integers(1, 4)), d(st.integers(1, 3)), heads(d, c), scope(d)
+    ),
+    "hierarchical_topk": lambda d, c: E.HierarchicalTopk(
+        d(st.integers(1, 4)),
+        d(st.integers(1, 3)),
+        d(st.integers(1, 2)),
+        d(st.integers(0, 2)),
+        d(st.integers(1, 2)),
+        heads(d, c),
+        scope(d),
     ),
     "gate": gate,
     "sigmoid_attention": sigmoid,

@@ -50,7 +50,10 @@ EVERYWHERE: dict[str, list[Edit]] = {
         E.Temperature(rule="ssa", beta=0.3, heads="1.2"),
     ],
     "soft_pag": [E.SoftPAG(0.4, "0.0, 1.3")],
+    "rotate_heads": [E.RotateHeads({"0.1": [0.5] * 8, "1.3": np.linspace(-2, 1, 8)}, 1.5)],
     "streaming": [E.Streaming(2, 3)],
+    "sharded": [E.Sharded(2, 2, 3, "0.0, 0.2, 1.0, 1.1, 1.2, 1.3")],
+    "hierarchical_topk": [E.HierarchicalTopk(4, 1, 1, 1, 2)],
     "gate": [E.Gate({"0.1": 0.0, "1.0": 0.6}, 1, 2)],
     "head_gate": [E.HeadGate(1, 0.25)],
     "sigmoid_attention": [E.SigmoidAttention(length=9)],
@@ -182,7 +185,7 @@ def test_against_eager_attention_edited_by_the_definition(
         found = logits(model, ids, mask)
     torch.testing.assert_close(found[real], wanted[real], atol=2e-4, rtol=2e-4)
     if not (
-        name == "mistral" and kind in ("streaming", "gate")
+        name == "mistral" and kind in ("streaming", "gate", "sharded", "hierarchical_topk")
     ):  # its layers all have sliding windows
         assert float((found - untouched)[real].abs().max()) > 1e-3
     assert torch.equal(logits(model, ids, mask), untouched)
@@ -211,6 +214,7 @@ def test_other_heads_keep_their_z(tapped: Tapped, kind: str) -> None:
     few = {
         "var": [E.VAR((1, 4), "initial", [2], rho=0.1, image_mass=0.01, heads="0.1")],
         "streaming": [E.Streaming(heads=())],
+        "hierarchical_topk": [E.HierarchicalTopk(4, 1, 1, 1, 2, "0.1")],
         "scale_tokens": [E.ScaleTokens([1, 2], 9.0, "0.1")],
         "spotlight": [E.SpotLight([1, 2], 0.9, "0.1")],
         "act, absolute": [E.ACT(0, threshold=0.1, heads="0.1")],
@@ -359,6 +363,7 @@ PARAMETERS: dict[str, tuple[Any, Callable[[torch.Tensor], Edit]]] = {
     "zero_tuning, all heads": (1.0, lambda t: E.ZeroTuning(t)),
     "scale_heads": (0.6, lambda t: E.ScaleHeads({"0.3": t, "1.1": t})),
     "shift_heads": (0.6, lambda t: E.ShiftHeads({"0.3": t.expand(8), "1.1": t.expand(8)})),
+    "rotate_heads": ([0.6, -0.2, 1, 0, 0, 2, 1, 0.3], lambda t: E.RotateHeads({"0.3": t})),
     "spotlight": (0.6, lambda t: E.SpotLight([1, 3], t, "0.1, 1.0")),
     "scale_tokens": (2.0, lambda t: E.ScaleTokens([1, 3], t, "0.1, 1.0")),
     "move_mass": (0.4, lambda t: E.MoveMass("initial", (2, 6), t, queries=(4, None))),

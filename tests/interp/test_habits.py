@@ -256,6 +256,7 @@ WRONG: list[Any] = [
 NEEDED: dict[str, dict[str, Any]] = {
     "scale_heads": dict(gains={"L1H1": 0.5}),
     "shift_heads": dict(directions={"L1H1": [0.5, 0.25]}),
+    "rotate_heads": dict(directions={"L1H1": [0.5, 0.25]}),
     "overwrite_row": dict(heads=["L1H1"], keys=[1, 2]),
     "scale_tokens": dict(keys="initial", gain=2.0),
     "spotlight": dict(keys="initial"),

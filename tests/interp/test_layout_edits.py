@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ import interp
 from interp.edits import HierarchicalTopk, Sharded
 from interp.errors import EditError
 from interp_hooks import HookedModel
-from interp_hooks.question import Question
 
 Tapped = Callable[[str], tuple[HookedModel, Any]]
 
@@ -83,58 +81,6 @@ def test_sharded_must_cover_the_context(pocket: Any) -> None:
     for wrong in (dict(stride=1), dict(local=0), dict(block=0), dict(stride=2.5)):
         with pytest.raises(EditError):
             Sharded(**wrong)
-
-
-def searched(
-    q: np.ndarray, k: np.ndarray, n: int, keep: int, block: int, real: np.ndarray
-) -> set[int]:
-    """What one head's queries (rows, d) find among keys 0 … n − 1, in the docstring's words."""
-    count = math.ceil(keep / block)
-    if n <= count * block:
-        return set(range(n))
-    ranges = [(i * n // count, (i + 1) * n // count) for i in range(count)]
-    for _ in range(math.ceil(math.log2(math.ceil(n / count) / block) - 1e-9)):
-        halves = [(a, (a + b + 1) // 2) for a, b in ranges]
-        halves += [((a + b + 1) // 2, b) for a, b in ranges]
-
-        def score(one: tuple[int, int]) -> float:
-            a, b = one
-            at = min((a + b) // 2, n - 1)
-            return -math.inf if a >= b or not real[at] else float((q @ k[at]).max())
-
-        ranges = sorted(halves, key=score, reverse=True)[:count]
-    return {i for a, b in ranges for i in range(a, b)}
-
-
-@pytest.mark.parametrize("pads", [0, 5])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("keep,block", [(6, 1), (8, 2), (5, 2)])
-@torch.no_grad()
-def test_hierarchical_topk(tapped: Tapped, name: str, keep: int, block: int, pads: int) -> None:
-    model, _ = tapped(name)
-    n = 37
-    ids, mask = tokens(length=n), left_padded(True, n) if pads else None
-    edit = HierarchicalTopk(keep, block_q=4, block_k=block, sink=2, recent=3)
-    calls: list[Any] = []
-    with model.edit(edit), model.watch(Question(call=True), calls.append, "before"):
-        model.logits(ids, mask)
-    theres = sees(model, edit, ids, mask)
-    for stats in calls:
-        call = stats.call
-        q, k = call.query.double().numpy(), call.key.double().numpy()
-        group = model.n_heads // model.n_kv_heads
-        there = theres[call.site.layer]
-        for b in range(len(ids)):
-            real = np.ones(n, bool) if mask is None else mask[b].bool().numpy()
-            first = int(real.argmax())
-            for h in range(model.n_heads):
-                for start in range(0, n, 4):
-                    stop = min(start + 4, n)
-                    found = searched(q[b, h, start:stop], k[b, h // group], stop, keep, block, real)
-                    for t in range(max(start, first), stop):
-                        near = {i for i in range(t + 1) if t - i < 3 or first <= i < first + 2}
-                        wanted = {i for i in found | near if first <= i <= t}
-                        assert set(np.flatnonzero(there[b, h, t])) == wanted
 
 
 @torch.no_grad()
