@@ -48,6 +48,7 @@ registry: Registry[Score] = Registry(
         "ov_copying": "interp.scores.ov_copying:OVCopying",
         "receiver": "interp.scores.receiver:Receiver",
         "function_vector": "interp.scores.function_vector:FunctionVector",
+        "in_context": "interp.scores.in_context:InContext",
         "successor": "interp.scores.successor:Successor",
         "copy_suppression": "interp.scores.copy_suppression:CopySuppression",
         "qk_matching": "interp.scores.qk_matching:QKMatching",

@@ -44,8 +44,8 @@ APART = {"retrieval", "retrieval_activation"}
 FROM_WEIGHTS = {"ov_copying", "qk_matching", "successor", "copy_suppression"}
 #: tested in test_causal_scores.py
 CAUSAL = {"cri", "function_vector"}
-#: tested in test_sentence_links.py
-OF_SENTENCES = {"receiver"}
+#: tested in test_sentence_links.py, and in test_in_context.py
+OF_SENTENCES = {"receiver", "in_context"}
 
 
 # --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,)
