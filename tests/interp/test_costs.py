@@ -172,12 +172,3 @@ def test_refusals(tmp_path: Path) -> None:
         interp.scan_cost("llama", context=8)
     with pytest.raises(InputError, match="dtype"):
         interp.scan_cost("llama", dtype="int3")
-
-
-def test_the_page_is_what_the_script_makes() -> None:
-    page = Path("docs/scale.md").read_text(encoding="utf-8")
-    table = page.split(scale_table.BEGIN)[1].split(scale_table.END)[0].strip()
-    result = json.loads(Path("examples/scale_table.json").read_text())
-    assert table == scale_table.markdown(result).strip()
-    made = json.loads(json.dumps(scale_table.made()))
-    assert made["rows"] == result["rows"]
