@@ -1,5 +1,5 @@
-"""Three small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its
-control: `python examples/smollm2_checks.py [spans] [sentences] [standins]`."""
+"""Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
+`python examples/smollm2_checks.py [spans] [sentences] [standins] [context]`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import interp
 from interp import edits as E
 from interp.mechanics import sentence_effects, sentence_links
 from interp.scores.function_vector import FunctionVector
+from interp.scores.in_context import problems, said
 
 MODEL = "smollm2-135m"
 
@@ -124,8 +125,63 @@ def standins(model: Any, n: int = 12) -> None:
         print(mode, shown(loss(E.Ablate(heads, mode, seed=1)) - plain), "others", *control)
 
 
+def context(model: Any, n: int = 24, k: int = 8) -> None:
+    """In-context and parametric heads taken out, where a context tells an answer and where the
+    model must know it."""
+    found = interp.scan_heads(model, "in_context", samples=n, seed=0)
+    table = found["in_context"]
+    order = [interp.Head(*divmod(int(i), model.n_heads)) for i in np.argsort(-table, axis=None)]
+    named = {"in-context": order[:k], "parametric": order[::-1][:k]}
+    for name, heads in named.items():
+        print(name, *[f"{h} {float(table[h.layer, h.head]):+.3f}" for h in heads])
+    solved = []  # others than those that chose the heads
+    for closed, known, opened, told in problems(model, 1):
+        if said(model, closed) == known and said(model, opened) == told:
+            solved.append((closed, known, opened, told))
+        if len(solved) == n:
+            break
+
+    def gains(*edits: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(problems,) log P of the known answer without a context, and of the told one with it."""
+        rows = []
+        with torch.no_grad(), model.edit(*edits):
+            for closed, known, opened, told in solved:
+                pairs = ((closed, known), (opened, told))
+                logits = [model.logits(torch.tensor([ids]))[0, -1] for ids, _ in pairs]
+                rows.append(
+                    [float(x.log_softmax(-1)[y]) for x, (_, y) in zip(logits, pairs, strict=True)]
+                )
+        both = np.array(rows)
+        return both[:, 0], both[:, 1]
+
+    plain = gains()
+    print("untouched: known", shown(plain[0]), "told", shown(plain[1]))
+    rng = np.random.default_rng(0)
+    for name, heads in named.items():
+        moved = [x - y for x, y in zip(gains(E.Ablate(heads)), plain, strict=True)]
+        draws = []
+        for _ in range(10):
+            others = []
+            for head in heads:
+                free = [
+                    interp.Head(head.layer, h)
+                    for h in range(model.n_heads)
+                    if interp.Head(head.layer, h) not in [*heads, *others]
+                ]
+                others.append(free[int(rng.integers(len(free)))])
+            changed = gains(E.Ablate(others))
+            draws.append([float((x - y).mean()) for x, y in zip(changed, plain, strict=True)])
+        low, high = np.min(draws, 0), np.max(draws, 0)
+        for i, what in enumerate(("known", "told")):
+            print(
+                f"without {name}: {what}", shown(moved[i]), f"draws {low[i]:+.2f} … {high[i]:+.2f}"
+            )
+
+
+CHECKS = {"spans": spans, "sentences": sentences, "standins": standins, "context": context}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     smollm2 = interp.load(MODEL)
-    for name in sys.argv[1:] or ["spans", "sentences", "standins"]:
-        {"spans": spans, "sentences": sentences, "standins": standins}[name](smollm2)
+    for name in sys.argv[1:] or CHECKS:
+        CHECKS[name](smollm2)

@@ -4,7 +4,6 @@ libraries."""
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,9 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if alone:
-        from progress import Progress
+    from progress import LongUntil, Progress
 
+    config.pluginmanager.register(LongUntil(config.getoption("--long-until")), "interp-long-until")
+    if alone:
         config.pluginmanager.register(Progress(config), "interp-progress")
 
 
@@ -57,13 +57,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # they are what is left out
     first = config.getoption("--long-until") is None
     items.sort(key=lambda item: (item.get_closest_marker("long") is None) == first)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A long test is not begun after `--long-until`, and the report says so."""
-    until = item.config.getoption("--long-until")
-    if until is not None and item.get_closest_marker("long") and time.time() > until:
-        pytest.skip("long, and the time for such tests was over")
 
 
 @pytest.fixture(scope="session", autouse=True)

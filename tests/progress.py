@@ -1,5 +1,5 @@
-"""What a run of the tests tells while it goes on: each failure at once, each test of a minute and
-more, and, where the run is ended from outside, what was running."""
+"""What a run of the tests begins, and what it tells while it goes on: each failure at once, each
+test of a minute and more, and, where the run is ended from outside, what was running."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from types import FrameType
 import pytest
 
 SLOW = 60.0  # seconds
+
+
+class LongUntil:
+    """A long test is not begun after `--long-until`, and the report says so. A plugin, since hooks
+    of tests/conftest.py are not asked about the notebooks beside that folder."""
+
+    def __init__(self, until: float | None) -> None:
+        self.until = until
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if self.until is not None and item.get_closest_marker("long") and time.time() > self.until:
+            pytest.skip("long, and the time for such tests was over")
 
 
 class Progress:

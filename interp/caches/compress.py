@@ -61,8 +61,8 @@ def compress(
     The kv heads of the highest score keep all keys, the others sink + recent, so that together they
     hold `budget` of the memory at `context` tokens. Beside this choice stand, at the same memory,
     random kv heads, streaming in all kv heads (with as many recent tokens as the budget gives) and
-    SnapKV, and the whole cache. Every row is measured on the same problems, through the very cache,
-    one token after the other.
+    SnapKV, and the whole cache. Every row is measured on the same problems, through the very cache:
+    the answer to a needle prompt, and the second half of a text after the first.
 
     Args:
         model: a loaded HuggingFace model, or anything `interp.load` takes.
@@ -176,9 +176,10 @@ def _needles(
 
 
 def _loss(model: HookedModel, rows: Sequence[Sequence[int]], make: Make | None) -> np.ndarray:
-    """(texts,): mean loss of the second half of each, token by token over the cache."""
+    """(texts,): mean loss of the second half of each, over the cache of the first. In chunks, which
+    is as if token by token: what a row of a chunk sees is what its step would."""
     with model.caching(make) if make else nullcontext():
-        return continuation_loss(model, rows).frame["baseline"].to_numpy(float)
+        return continuation_loss(model, rows, steps=False).frame["baseline"].to_numpy(float)
 
 
 def _memory(model: HookedModel, makes: Sequence[Make | None], row: Sequence[int]) -> float:
