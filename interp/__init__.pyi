@@ -6,6 +6,7 @@ from . import errors as errors
 from . import evaluation as evaluation
 from . import mechanics as mechanics
 from . import models as models
+from . import nn as nn
 from . import probes as probes
 from . import procedures as procedures
 from . import scenes as scenes

@@ -203,6 +203,7 @@ def test_a_circle_is_seen() -> None:
 ROOMS: dict[str, str] = {
     # data, and what knows no models
     "errors": "",
+    "nn": "",
     "support": "",
     "heads": "",
     "models": "",

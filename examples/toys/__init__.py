@@ -1,0 +1,1 @@
+"""Small models whose training shows how attention comes to be what it is (notebooks/05)."""
