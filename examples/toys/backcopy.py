@@ -18,7 +18,7 @@ import torch
 
 import interp
 
-VOCABULARY, TRIGGERS, LENGTH = 20, 3, 48  # token 0 begins, 1 … 3 trigger, the others are plain
+VOCABULARY, TRIGGERS, LENGTH = 20, 8, 32  # token 0 begins, 1 … 8 trigger, the others are plain
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,13 @@ def measured(hooked: Any, ids: torch.Tensor) -> dict[str, float]:
     )
 
 
-def train(steps: int = 1500, seed: int = 0, batch: int = 64, triggers: bool = True) -> Trained:
-    """AdamW on fresh sequences. `triggers` False: nothing has to be copied, the control."""
+def train(steps: int = 3000, seed: int = 0, batch: int = 64, triggers: bool = True) -> Trained:
+    """Adam at a constant rate on fresh sequences. `triggers` False: nothing has to be copied, the control."""
     generator = torch.Generator().manual_seed(seed)
     module = model(seed)
     hooked = interp.load(module)
     held = sequences(64, torch.Generator().manual_seed(99), triggers)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     taken, rows = [], []
     for step in range(steps + 1):
         if step % max(1, steps // 50) == 0:
@@ -142,7 +141,6 @@ def train(steps: int = 1500, seed: int = 0, batch: int = 64, triggers: bool = Tr
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
     series = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
     return Trained(torch.tensor(taken), **series, model=hooked)
 
