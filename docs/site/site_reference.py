@@ -20,6 +20,8 @@ PACKAGES = {
     "evaluation": ("interp.evaluation", "Accuracy, loss, ablations."),
     "tasks": ("interp.tasks", "Seeded problems."),
     "edits": ("interp.edits", "What edits share; each has a page in the catalogue."),
+    "caches": ("interp.caches", "Caches that hold keys head by head, and the choice of heads."),
+    "nn": ("interp.nn", "Modules that change how attention trains."),
     "vision": ("interp.vision", "Prompts with pictures, image tokens, sinks."),
     "scenes": ("interp.scenes", "Rendered pictures whose truth is known."),
     "models": ("interp.models", "Bundled and fetched models."),

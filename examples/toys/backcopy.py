@@ -120,8 +120,9 @@ def measured(hooked: Any, ids: torch.Tensor) -> dict[str, float]:
     )
 
 
-def train(steps: int = 3000, seed: int = 0, batch: int = 64, triggers: bool = True) -> Trained:
-    """Adam at a constant rate on fresh sequences. `triggers` False: nothing has to be copied, the control."""
+def train(steps: int = 2000, seed: int = 0, batch: int = 64, triggers: bool = True) -> Trained:
+    """Adam at a constant rate after 50 steps of warming up, on fresh sequences. `triggers` False:
+    nothing has to be copied, the control."""
     generator = torch.Generator().manual_seed(seed)
     module = model(seed)
     hooked = interp.load(module)
@@ -136,6 +137,8 @@ def train(steps: int = 3000, seed: int = 0, batch: int = 64, triggers: bool = Tr
         if step == steps:
             break
         ids = sequences(batch, generator, triggers)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 50)
         module.train()
         loss = module(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
@@ -147,13 +150,15 @@ def train(steps: int = 3000, seed: int = 0, batch: int = 64, triggers: bool = Tr
 
 def main() -> None:
     torch.set_num_threads(1)
-    for triggers in (True, False):
-        found = train(triggers=triggers)
+    for seed, triggers in ((0, True), (1, True), (2, True), (0, False)):
+        found = train(seed=seed, triggers=triggers)
         last = {
             name: round(float(getattr(found, name)[-1]), 3)
             for name in ("loss_plain", "loss_trigger", "sink_plain", "sink_trigger", "copied")
         }
-        print("triggers" if triggers else "control", last, "drain", float(found.drain[-1]))
+        print(
+            "triggers" if triggers else "control", last, f"drain {found.drain[-1]:.2f}", flush=True
+        )
 
 
 if __name__ == "__main__":

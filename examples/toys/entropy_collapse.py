@@ -118,7 +118,7 @@ def copying(logits: torch.Tensor, ids: torch.Tensor) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for lr in (1e-3, 1e-2, 3e-2):
+    for lr in (1e-3, 1e-2, 1e-1):
         for sigma in (False, True):
             found = train(lr, sigma)
             print(

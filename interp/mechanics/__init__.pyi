@@ -9,6 +9,8 @@ from .ov_qk import copying as copying
 from .ov_qk import ov_eigenvalues as ov_eigenvalues
 from .ov_qk import ov_top_tokens as ov_top_tokens
 from .ov_qk import qk_eigenvalues as qk_eigenvalues
+from .perturbation import Perturbation as Perturbation
+from .perturbation import perturbation as perturbation
 from .qk import QKAttribution as QKAttribution
 from .qk import Writer as Writer
 from .qk import qk_attribution as qk_attribution
