@@ -20,6 +20,7 @@ import torch
 import interp
 from interp.caches.compress import RECENT, SINK
 from interp.edits import HierarchicalTopk, Sharded, Streaming
+from interp.evaluation.loss import continuation_loss, rows_for_loss
 
 MODEL, DTYPE = "smollm2-135m", "bfloat16"
 BEGIN, END = "<!-- caches: begin -->", "<!-- caches: end -->"
@@ -51,9 +52,8 @@ def edited(model: Any, context: int, n: int, seed: int) -> dict[str, Any]:
     found = {}
     for name, edit in layouts(context).items():
         needles = interp.evaluate(model, task, [edit], n=n, seed=seed + 1, format="auto")
-        loss = interp.evaluate(
-            model, None, [edit], n=max(2, n // 2), seed=seed, metric="loss", context=context
-        )
+        rows = rows_for_loss(model, None, None, context, max(2, n // 2), seed)
+        loss = continuation_loss(model, rows, [edit], steps=False, progress=False)
         found[name] = {
             key: dict(mean=value.mean, low=value.low, high=value.high)
             for key, value in (
@@ -89,9 +89,9 @@ def markdown(result: dict[str, Any]) -> str:
                         whole = row
                     else:
                         continue
-                name = row["cache"]
-                if name.startswith("chosen"):
-                    name = f"{name}: {found['kept'].split(' kv heads')[0]} whole"
+                name = row["cache"].replace("3 random draws", "random kv heads, 3 draws")
+                if name.startswith("by "):
+                    name = f"chosen {name}: {found['kept'].split(' kv heads')[0]} whole"
                 cells = [
                     f"{row['memory']:.2f}",
                     _cell(row, "needles"),

@@ -148,17 +148,21 @@ def train(steps: int = 2000, seed: int = 0, batch: int = 64, triggers: bool = Tr
     return Trained(torch.tensor(taken), **series, model=hooked)
 
 
+NAMES = ("loss_plain", "loss_trigger", "sink_plain", "sink_trigger", "copied", "drain")
+
+
+def at_last(found: Trained) -> dict[str, float]:
+    """The series' means over the last fifth of the measurements, which fluctuate."""
+    n = max(1, len(found.steps) // 5)
+    return {name: float(getattr(found, name)[-n:].mean()) for name in NAMES}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     for seed, triggers in ((0, True), (1, True), (2, True), (0, False)):
         found = train(seed=seed, triggers=triggers)
-        last = {
-            name: round(float(getattr(found, name)[-1]), 3)
-            for name in ("loss_plain", "loss_trigger", "sink_plain", "sink_trigger", "copied")
-        }
-        print(
-            "triggers" if triggers else "control", last, f"drain {found.drain[-1]:.2f}", flush=True
-        )
+        last = {name: round(value, 3) for name, value in at_last(found).items()}
+        print("triggers" if triggers else "control", last, flush=True)
 
 
 if __name__ == "__main__":

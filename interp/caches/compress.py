@@ -89,7 +89,7 @@ def compress(
         ...     model, 0.5, context=128, score="previous_token", atlas=atlas, recent=12, n=4
         ... )
         >>> found.frame["cache"].tolist()[:2], bool((found.frame["memory"][1:] < 0.52).all())
-        (['whole', 'chosen by previous_token'], True)
+        (['whole', 'by previous_token'], True)
     """
     hooked = load(model)
     context = min(1024, hooked.max_context or 1024) if context is None else context
@@ -114,7 +114,7 @@ def compress(
     others = _others(hooked, gate, shape, budget, context, seed)
     caches: dict[str, list[Make | None]] = {
         "whole": [None],
-        f"chosen by {score}": [partial(HeadCache, hooked, gate)],
+        f"by {score}": [partial(HeadCache, hooked, gate)],
         **others,
     }
 
@@ -156,7 +156,7 @@ def _others(
     size = int(budget * context)
     streaming = Gate(0.0, sink=gate.sink, recent=size - gate.sink + 1)
     found: dict[str, list[Make | None]] = {
-        f"random kv heads, {DRAWS} draws": [partial(HeadCache, model, one) for one in draws],
+        f"{DRAWS} random draws": [partial(HeadCache, model, one) for one in draws],
         "streaming in all": [partial(HeadCache, model, streaming)],
     }
     if size > WINDOW:

@@ -125,11 +125,10 @@ class Compression:
             [
                 str(row["cache"]),
                 f"{row['memory']:.2f}",
-                *(
-                    text
-                    for name in ("needles", "loss")
-                    for text in (_interval(row, name), _interval(row, f"{name}_change", sign="+"))
-                ),
+                f"{row['needles']:.2f}",
+                _interval(row, "needles_change", 2),
+                f"{row['loss']:.2f}",
+                _interval(row, "loss_change", 3),
             ]
             for row in self.frame.to_dict("records")
         ]
@@ -144,8 +143,8 @@ class Compression:
         )
 
 
-def _interval(row: dict[Any, Any], name: str, sign: str = "") -> str:
+def _interval(row: dict[Any, Any], name: str, digits: int) -> str:
     if row[name] is None or row[name] != row[name]:
         return ""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{row[name]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -81,7 +81,7 @@ def compress(
         emit(json.loads(found.frame.to_json(orient="records")))
         return
     note(f"{found.phrase}.")
-    grid = table("", "memory", "needles", "change", "loss, nats", "change")
+    grid = table("cache", "memory", "needles", "change [95 %]", "loss", "change [95 %]")
     for row in found.rows():
         grid.add_row(*row)
     out().print(grid)

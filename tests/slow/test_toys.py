@@ -46,11 +46,12 @@ def test_attention_scans_by_frequency_and_snaps() -> None:
 
 @pytest.mark.long
 def test_a_head_rests_on_the_first_token_where_it_has_nothing_to_do() -> None:
-    found, control = backcopy.train(), backcopy.train(triggers=False)
-    assert found.copied[-1] > 0.95 and found.loss_trigger[-1] < 0.05 and found.loss_plain[-1] < 0.05
-    assert found.sink_trigger[-1] < 0.02
-    assert found.sink_plain[-1] > 2 * control.sink_plain[-1]
-    assert found.drain[-1] < 0.5 < control.drain[-1]
+    found, control = (backcopy.at_last(backcopy.train(triggers=t)) for t in (True, False))
+    assert found["copied"] > 0.95
+    assert max(found["loss_trigger"], found["loss_plain"]) < 0.05
+    assert found["sink_trigger"] < 0.02
+    assert found["sink_plain"] > 2 * control["sink_plain"]
+    assert found["drain"] < 0.5 < control["drain"]
 
 
 @pytest.mark.long
