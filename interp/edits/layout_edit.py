@@ -46,7 +46,7 @@ class LayoutEdit(HeadEdit):
         hidden = replace(mask, dense=seen if dense is None else dense)
         if call.pattern is None:
             return replace(call, mask=hidden)
-        return replace(call, mask=hidden, pattern=restricted(call.pattern, hidden))
+        return replace(call, mask=hidden, pattern=restricted(call.pattern, seen))
 
 
 def slots(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
 from interp_hooks.whole_numbers import quoted, whole
-from interp_kernels import Mask, visible
+from interp_kernels import visible
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
@@ -120,14 +120,15 @@ def streamed(call: AttentionCall, sink: int, recent: int, name: str) -> Attentio
     window_mask = replace(mask, window=recent, keep_first=sink)
     if call.pattern is None:
         return replace(call, mask=window_mask)
-    return replace(call, mask=window_mask, pattern=restricted(call.pattern, window_mask))
+    batch, _, queries, keys = call.pattern.shape
+    seen = visible(window_mask, batch, queries, keys, call.pattern.device)
+    return replace(call, mask=window_mask, pattern=restricted(call.pattern, seen))
 
 
-def restricted(pattern: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Weights (batch, heads, queries, keys) as the softmax over the keys of `mask` would give
-    them."""
-    batch, _, queries, keys = pattern.shape
-    weights = torch.where(visible(mask, batch, queries, keys, pattern.device), pattern, 0)
+def restricted(pattern: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Weights (batch, heads, queries, keys) as the softmax over the `seen` keys, bool of a shape
+    that broadcasts, would give them."""
+    weights = torch.where(seen, pattern, 0)
     gone = (1 - pattern.sum(-1, keepdim=True)).clamp_min(0)
     sink = torch.where(gone > 1e-3, gone, 0)  # less is rounding, not the share of a sink logit
     total = weights.sum(-1, keepdim=True) + sink

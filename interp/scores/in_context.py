@@ -71,6 +71,7 @@ class InContext(ModelScore):
     needs_words = True
 
     def cost(self, model: HookedModel, settings: Settings) -> int:
+        self._check(model, settings)
         return settings.samples * 2 * LENGTH
 
     def seconds(self, model: HookedModel, settings: Settings, pace: Pace) -> float:
@@ -86,11 +87,10 @@ class InContext(ModelScore):
         self, model: HookedModel, settings: Settings
     ) -> Iterator[list[tuple[Head, list[float]]]]:
         by_head: dict[Head, list[float]] = {head: [] for head in heads(model)}
-        solved, tried = 0, 0
+        solved = 0
         for closed, known, opened, told in problems(model, settings.seed):
             if solved == settings.samples:
                 break
-            tried += 1
             if said(model, closed) != known or said(model, opened) != told:
                 continue
             solved += 1
@@ -98,14 +98,22 @@ class InContext(ModelScore):
             for head, values in by_head.items():
                 values.append(shares[0][head] - shares[1][head])
             yield []
-        if solved < LEAST:
-            raise InputError(
-                f"{model.name} answers {solved} of {tried} facts both from memory and against it "
-                f"from a context, and in_context needs {LEAST}."
-            )
         for _ in range(settings.samples - solved):
             yield []
         yield list(by_head.items())
+
+    def _check(self, model: HookedModel, settings: Settings) -> None:
+        """Raise `InputError` for a model that knows too little, or does not listen."""
+        solved, tried = 0, 0
+        for closed, known, opened, told in problems(model, settings.seed):
+            tried += 1
+            solved += said(model, closed) == known and said(model, opened) == told
+            if solved == LEAST:
+                return
+        raise InputError(
+            f"{model.name} answers {solved} of {tried} facts both from memory and against it from "
+            f"a context, and in_context needs {LEAST}."
+        )
 
 
 def problems(model: HookedModel, seed: int) -> Iterator[tuple[list[int], int, list[int], int]]:

@@ -16,7 +16,10 @@ from interp_hooks.errors import EditError
 pytest.importorskip("transformer_lens")
 
 #: they need more than the weights
-LOGITS = ("paint", "sigmoid_attention", "softplus", "head_gate", "gate", "gate after rules")
+LOGITS = (
+    "paint", "sigmoid_attention", "softplus", "head_gate", "gate", "gate after rules",
+    "hierarchical_topk",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,10 @@ def test_all_cells_were_run_in_order(file: Path) -> None:
 
 @each
 def test_outputs_name_no_machine(file: Path) -> None:
-    outputs = json.dumps([cell["outputs"] for cell in code_cells(file)])
+    said = [dict(output) for cell in code_cells(file) for output in cell["outputs"]]
+    for output in said:  # a picture's letters may spell anything
+        output["data"] = {k: v for k, v in output.get("data", {}).items() if k != "image/png"}
+    outputs = json.dumps(said)
     assert not re.search(r"(?<![\w.])/(tmp|root|home|usr|work|Users)/|\\\\Users", outputs)
     assert '"stderr"' not in outputs and '"error"' not in outputs
 
