@@ -33,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         help="begin no test marked `long` after this time, in seconds since the epoch",
     )
+    parser.addoption(
+        "--end-at",
+        type=float,
+        help="end the run at this time, and say what was running, in seconds since the epoch",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,7 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.pluginmanager.register(LongUntil(config.getoption("--long-until")), "interp-long-until")
     if alone:
-        config.pluginmanager.register(Progress(config), "interp-progress")
+        config.pluginmanager.register(
+            Progress(config, config.getoption("--end-at")), "interp-progress"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

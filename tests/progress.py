@@ -3,7 +3,9 @@ test of a minute and more, and, where the run is ended from outside, what was ru
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -27,8 +29,8 @@ class LongUntil:
 class Progress:
     """The plugin, in the process that writes to the terminal (not in a worker)."""
 
-    def __init__(self, config: pytest.Config) -> None:
-        self.config = config
+    def __init__(self, config: pytest.Config, end_at: float | None = None) -> None:
+        self.config, self.end_at = config, end_at
         self.running: dict[str, float] = {}
 
     def write(self, line: str) -> None:
@@ -50,6 +52,12 @@ class Progress:
 
     def pytest_sessionstart(self) -> None:
         signal.signal(signal.SIGTERM, self.ended)
+        if self.end_at is not None:
+            end = threading.Timer(
+                max(0.0, self.end_at - time.time()), os.kill, (os.getpid(), signal.SIGTERM)
+            )
+            end.daemon = True
+            end.start()
 
     def ended(self, number: int, frame: FrameType | None) -> None:
         """Say what runs, then end as Ctrl-C does: with the summary of what failed so far."""

@@ -54,7 +54,7 @@ def sadi_for(
         >>> right = ["two and two is four", "one and one is two"]
         >>> wrong = ["two and two is five", "one and one is six"]
         >>> edit = interp.edits.sadi_for(model, right, wrong, k=2, strength=0.5)
-        >>> set(edit.gains.values()), len(edit.gains)
+        >>> set(edit.values), len(edit.heads)
         ({1.5}, 2)
     """
     from interp.loading import load
