@@ -60,10 +60,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-    # the longest first, so that no worker is left alone with them at the end; under a limit of time
-    # they are what is left out
+    # the longest first, so that no worker is left alone with them at the end, then the folder of
+    # slow ones; under a limit of time the longest are what is left out
     first = config.getoption("--long-until") is None
-    items.sort(key=lambda item: (item.get_closest_marker("long") is None) == first)
+    items.sort(
+        key=lambda item: (
+            (item.get_closest_marker("long") is None) == first,
+            item.path.parent.name != "slow",
+        )
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
