@@ -77,10 +77,7 @@ def scores_of(hooked: HookedModel, kinds: str, dtype: torch.dtype) -> pd.DataFra
     """`composition`, its products in this precision."""
     import pandas as pd
 
-    layers = {
-        n: (senders.to(dtype), {kind: r.to(dtype) for kind, r in readers.items()})
-        for n, (senders, readers) in _factors(hooked).items()
-    }
+    layers = _factors(hooked, kinds, dtype)
     expected: dict[tuple[int, int, int], float] = {}
     names = {
         n: np.array([str(Head(n, h, _tower(hooked))) for h in range(len(s))])
@@ -96,33 +93,34 @@ def scores_of(hooked: HookedModel, kinds: str, dtype: torch.dtype) -> pd.DataFra
                     expected[shapes] = _expected(*shapes)
                 score = _scores(senders, readers).cpu().numpy()  # (senders, receivers)
                 sender, receiver = np.meshgrid(names[one], names[two], indexing="ij")
-                flat = dict(
-                    sender=sender.ravel(), receiver=receiver.ravel(), kind=kind, score=score.ravel()
-                )
-                parts.append(
-                    pd.DataFrame(dict(flat, above_random=score.ravel() - expected[shapes]))
-                )
-    return pd.concat(parts, ignore_index=True)
+                above = score.ravel() - expected[shapes]
+                kinds_of = np.full(score.size, kind)
+                parts.append((sender.ravel(), receiver.ravel(), kinds_of, score.ravel(), above))
+    # one frame: a thousand small ones hold a gigabyte of string buffers between them
+    columns = ("sender", "receiver", "kind", "score", "above_random")
+    joined = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return pd.DataFrame(dict(zip(columns, joined, strict=True)))
 
 
 def _tower(model: HookedModel) -> str:
     return main_sites(model)[0].tower
 
 
-def _factors(model: HookedModel) -> dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+def _factors(
+    model: HookedModel, kinds: str, dtype: torch.dtype
+) -> dict[int, tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """layer → (S (heads, d_head, d_model), kind → R (heads, d_model, d_head)): ‖W_OV¹ X²‖ = ‖S¹
-    R²‖."""
+    R²‖; made in float64, one layer at a time, and kept in `dtype`."""
     norms = model.norms()
     factors = {}
     for site in main_sites(model):
         layer: Folded = folded(model, site, norms)
         q, k, v, o = (_triangle(w) for w in (layer.Q, layer.K, layer.V, layer.O.transpose(1, 2)))
-        readers = dict(
-            q=layer.Q @ k.transpose(1, 2),
-            k=layer.K @ q.transpose(1, 2),
-            v=layer.V @ o.transpose(1, 2),
-        )  # (heads, d_model, d_head)
-        factors[site.layer] = v @ layer.O, readers
+        pairs = dict(q=(layer.Q, k), k=(layer.K, q), v=(layer.V, o))
+        readers = {  # (heads, d_model, d_head)
+            kind: (pairs[kind][0] @ pairs[kind][1].transpose(1, 2)).to(dtype) for kind in kinds
+        }
+        factors[site.layer] = (v @ layer.O).to(dtype), readers
     return factors
 
 
