@@ -78,28 +78,32 @@ def scores_of(hooked: HookedModel, kinds: str, dtype: torch.dtype) -> pd.DataFra
     import pandas as pd
 
     layers = _factors(hooked, kinds, dtype)
-    expected: dict[tuple[int, int, int], float] = {}
     names = {
         n: np.array([str(Head(n, h, _tower(hooked))) for h in range(len(s))])
         for n, (s, _) in layers.items()
     }
-    parts = []
-    for one, (senders, _) in layers.items():
-        for two in (n for n in layers if n > one):
-            for kind in kinds:
-                readers = layers[two][1][kind]
-                shapes = senders.shape[1], senders.shape[2], readers.shape[2]
-                if shapes not in expected:
-                    expected[shapes] = _expected(*shapes)
-                score = _scores(senders, readers).cpu().numpy()  # (senders, receivers)
-                sender, receiver = np.meshgrid(names[one], names[two], indexing="ij")
-                above = score.ravel() - expected[shapes]
-                kinds_of = np.full(score.size, kind)
-                parts.append((sender.ravel(), receiver.ravel(), kinds_of, score.ravel(), above))
-    # one frame: a thousand small ones hold a gigabyte of string buffers between them
-    columns = ("sender", "receiver", "kind", "score", "above_random")
-    joined = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return pd.DataFrame(dict(zip(columns, joined, strict=True)))
+    blocks = [(one, two, kind) for one in layers for two in layers if two > one for kind in kinds]
+    sizes = [len(names[one]) * len(names[two]) for one, two, _ in blocks]
+    # what stays is made at once: small arrays between the products' large ones, which come and go,
+    # keep the allocator from using their places again, a gigabyte of them
+    score, expected = np.empty(sum(sizes)), np.empty(sum(sizes))
+    random: dict[tuple[int, int, int], float] = {}
+    ends = np.cumsum(sizes)
+    for (one, two, kind), size, end in zip(blocks, sizes, ends, strict=True):
+        senders, readers = layers[one][0], layers[two][1][kind]
+        shapes = senders.shape[1], senders.shape[2], readers.shape[2]
+        if shapes not in random:
+            random[shapes] = _expected(*shapes)
+        here = slice(end - size, end)
+        score[here] = _scores(senders, readers).flatten().cpu().numpy()  # senders × receivers
+        expected[here] = random[shapes]
+    columns = dict(
+        sender=[np.repeat(names[one], len(names[two])) for one, two, _ in blocks],
+        receiver=[np.tile(names[two], len(names[one])) for one, two, _ in blocks],
+        kind=[np.full(size, kind) for (_, _, kind), size in zip(blocks, sizes, strict=True)],
+    )
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    return pd.DataFrame({**joined, "score": score, "above_random": score - expected})
 
 
 def _tower(model: HookedModel) -> str:
