@@ -169,9 +169,11 @@ def temporary(name: str) -> Path:
 def size(path: Path) -> int:
     """Bytes of the files in a folder; 0 where there is none."""
     total = 0
-    for file in path.rglob("*"):
-        with suppress(OSError):  # a download may rename its files meanwhile
-            total += file.stat().st_size if file.is_file() else 0
+    # a download may remove its files and folders meanwhile: os.walk passes over those that are gone
+    for folder, _, files in os.walk(path):
+        for name in files:
+            with suppress(OSError):
+                total += os.path.getsize(os.path.join(folder, name))
     return total
 
 

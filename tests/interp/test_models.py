@@ -320,3 +320,22 @@ def test_two_processes_at_once(home: Path, shop: tuple[Path, names.Wheel], tmp_p
         assert out.strip() == str(home / "tiny")
     assert (tmp_path / "downloads").read_text() == "one "
     assert cache.is_complete(home / "tiny")
+
+
+def test_folders_that_go_while_they_are_counted_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download unpacks into folders of its own and removes them, while its progress is asked
+    for."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_bytes(b"1234")
+    own = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if not isinstance(path, int) and Path(path).name == "b":  # a number: rmtree's own
+            shutil.rmtree(path, ignore_errors=True)
+        return own(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert cache.size(tmp_path) == 8 and cache.size(tmp_path / "nowhere") == 0
