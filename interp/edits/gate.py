@@ -47,8 +47,8 @@ class Gate(HeadEdit):
         scope: "all", "prefill" or "decode".
 
     Misleads:
-        Nothing is saved: the cache keeps everything (`interp.caches.HeadCache` holds what gates of 0
-        and 1 leave). The loss of running text does not see what is
+        Nothing is saved: the cache keeps everything (`interp.caches.HeadCache` holds what gates of
+        0 and 1 leave). The loss of running text does not see what is
         lost: with every head half open SmolLM2's falls by .005 nats, and more than half of its
         needles go.
 
