@@ -54,6 +54,7 @@ def compress(
     samples: int = 16,
     seed: int = 0,
     format: str | None = None,
+    force: bool = False,
     progress: Shown = None,
 ) -> Compression:
     """Chooses the kv heads that keep everything, and checks the choice on needles and on loss.
@@ -74,6 +75,7 @@ def compress(
         n: needle problems; half as many texts.
         samples, seed: of the scan, the problems and the draws.
         format: of the needle prompts; None for the one that the model understands best.
+        force: go on where the untouched model finds no needles.
         progress: True for a bar, or a function (done, total, what).
 
     Returns:
@@ -109,7 +111,15 @@ def compress(
     steps = (atlas is None) + 2 * (4 + DRAWS)
     if atlas is None:
         report(0, steps, "scan")
-        atlas = scan_heads(hooked, scores=score, context=context, samples=samples, seed=seed)
+        atlas = scan_heads(
+            hooked,
+            scores=score,
+            context=context,
+            samples=samples,
+            seed=seed,
+            force=force,
+            progress=lambda done, total, what: report(0, steps, f"scan, {what}"),
+        )
     gate = gate_for(atlas, budget, context, score, sink, recent, shape[1])
     others = _others(hooked, gate, shape, budget, context, seed)
     caches: dict[str, list[Make | None]] = {
@@ -121,12 +131,16 @@ def compress(
     posed, instances = sample(hooked, "niah", n, seed + 1, context, format=format)
     rows = rows_for_loss(hooked, None, None, context, max(2, n // 2), seed)
     done = steps - 2 * (4 + DRAWS)
+    floor: str | None = None
     measured: dict[str, dict[str, list[np.ndarray]]] = {}
     for name, makes in caches.items():
         found: dict[str, list[np.ndarray]] = {"needles": [], "loss": []}
         for make in makes:
             report(done, steps, f"{name}: needles")
-            found["needles"].append(_needles(hooked, posed.task, instances, make, name == "whole"))
+            found["needles"].append(_needles(hooked, posed.task, instances, make))
+            if make is None:
+                correct = found["needles"][0].tolist()
+                floor = check_floor(hooked, posed.task, instances, correct, force)
             report(done + 1, steps, f"{name}: loss")
             found["loss"].append(_loss(hooked, rows, make))
             done += 2
@@ -137,7 +151,7 @@ def compress(
         draws=DRAWS, window=WINDOW, pool=POOL, formats=dict(posed.solved),
     )  # fmt: skip
     record = provenance(hooked, seed, settings, [instances, rows], [posed.task])
-    notes = [posed.note] if posed.note else []
+    notes = [note for note in (posed.note, floor) if note]
     return Compression(gate, frame, record, tuple(notes))
 
 
@@ -165,13 +179,11 @@ def _others(
 
 
 def _needles(
-    model: HookedModel, task: Task, instances: Sequence[Instance], make: Make | None, whole: bool
+    model: HookedModel, task: Task, instances: Sequence[Instance], make: Make | None
 ) -> np.ndarray:
     """(problems,): 1 where the answer is right, fed token by token over the cache."""
     with model.caching(make) if make else nullcontext():
         correct = [right for right, _ in judge(model, task, instances, (), stepwise=True)]
-    if whole:
-        check_floor(model, task, instances, correct)
     return np.asarray(correct, float)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,10 +71,7 @@ def plans(model: Any, gate: Gate) -> dict[int, Plan]:
             )
         streaming = (alpha == 0).nonzero().flatten().tolist()
         if streaming:
-
-            def store() -> Streaming:
-                return Streaming(gate.sink, gate.recent)
-
+            store = partial(Streaming, gate.sink, gate.recent)
             found[site.layer] = plan_of(store, streaming, site.n_kv_heads)
     return found
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from interp.caches.head_cache import text_config
 from interp.edits.sharded import Sharded
 from interp.errors import EditError
 from interp_hooks.huggingface.held_cache import HeldCache, Plan, plan_of
-from interp_hooks.key_stores import Shard, Store
+from interp_hooks.key_stores import Shard
 
 
 class ShardCache(HeldCache):
@@ -51,9 +52,7 @@ class ShardCache(HeldCache):
                     f"A kv head holds the same keys for all its query heads, and sharded names "
                     f"some of them only in {site.place}."
                 )
-
-            def store(shards: list[int] = [h % edit.stride for h in heads]) -> Store:  # noqa: B006
-                return Shard(edit.stride, edit.local, edit.block, shards)
-
+            shards = [h % edit.stride for h in heads]
+            store = partial(Shard, edit.stride, edit.local, edit.block, shards)
             plans[site.layer] = plan_of(store, heads, site.n_kv_heads)
         super().__init__(text_config(model), plans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from interp.caches.head_cache import text_config
@@ -49,10 +50,7 @@ class SnapCache(HeldCache):
             )
         if self.pool < 1 or self.pool % 2 == 0:
             raise InputError(f"Keys are averaged with as many on each side: {self.pool} is even.")
-
-        def store() -> Snap:
-            return Snap(self.size, self.window, self.pool)
-
+        store = partial(Snap, self.size, self.window, self.pool)
         sites = [site for site in model.sites if site.is_main]
         plans = {s.layer: plan_of(store, range(s.n_kv_heads), s.n_kv_heads) for s in sites}
         super().__init__(text_config(model), plans)

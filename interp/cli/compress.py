@@ -13,6 +13,7 @@ from interp.cli.as_json import emit
 from interp.cli.common import (
     DeviceOption,
     DtypeOption,
+    ForceOption,
     FormatOption,
     ModelOption,
     RevisionOption,
@@ -46,6 +47,7 @@ def compress(
     n: Annotated[int, typer.Option("--n", min=2, help="Needle problems of the check.")] = 24,
     samples: Annotated[int, typer.Option(min=1, help="Samples of the scan.")] = 16,
     format: FormatOption = None,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     revision: RevisionOption = None,
@@ -73,6 +75,7 @@ def compress(
             samples=samples,
             seed=seed,
             format=format,
+            force=force,
             progress=report,
         )
     if target is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,9 +76,9 @@ class VectorEdit(HeadEdit):
             if head.layer == site.layer and head.head in here
         }
 
+    @abstractmethod
     def changed(self, z: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         """What becomes of z (batch, queries, d_head) by a head's vector (d_head,)."""
-        raise NotImplementedError
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         new = z.clone()

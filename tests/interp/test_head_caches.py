@@ -322,7 +322,10 @@ def test_compress_measures_at_equal_memory_and_loads_again(pocket: Any, tmp_path
     assert "kv heads keep everything" in found._repr_html_()
 
 
-def test_compress_stops_at_the_floor(tapped: Tapped, worded: Tapped) -> None:
+def test_compress_stops_at_the_floor(worded: Tapped) -> None:
     model, _ = worded("llama")
-    with pytest.raises((FloorError, InputError)):
-        compress(model, 0.5, context=128, score="previous_token", recent=12, n=4, samples=2)
+    small: dict[str, Any] = dict(context=128, score="previous_token", recent=12, n=2, samples=2)
+    with pytest.raises(FloorError, match="niah"):
+        compress(model, 0.5, **small)
+    found = compress(model, 0.5, force=True, **small)
+    assert found.frame.needles[0] == 0 and "force" in " ".join(found.notes)

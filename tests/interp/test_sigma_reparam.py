@@ -92,7 +92,7 @@ def test_a_model_is_replaced_and_folded_back() -> None:
         SigmaReparam(nn.ReLU())  # type: ignore[arg-type]
 
 
-def test_a_reparametrised_model_is_tapped_and_scanned(worded: object) -> None:
+def test_a_reparametrised_model_is_tapped() -> None:
     import tiny
 
     model = tiny.build("llama")

@@ -51,6 +51,9 @@ class HeldLayer(DynamicLayer):
                 "such a model can't hold keys head by head."
             )
         self._waiting = False
+        if len(self.stores) == 1:  # all heads hold alike: nothing to pick, nothing to copy
+            whole = Part(call.query, call.key, call.value, call, call.sinks)
+            return self.stores[0][1].attend(whole, backend)
         group = call.query.shape[1] // call.key.shape[1]
         z: torch.Tensor | None = None
         for kv_heads, store in self.stores:
