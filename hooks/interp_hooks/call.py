@@ -12,6 +12,7 @@ from interp_kernels import Mask
 
 if TYPE_CHECKING:
     from interp_hooks.forward_notes import ForwardNotes
+    from interp_hooks.head_shards import HeadShards
 
 #: the tower of streams that a module attends with beside its main one
 STREAMS = "ngram"
@@ -99,6 +100,9 @@ class AttentionCall:
         notes: what the layers of its forward share; None where forwards aren't followed.
         holder: the cache's layer, where it holds the keys before those of this call (`key` and
             `value` are then the new tokens' alone); None with other caches.
+        shards: the processes that share its heads out (tensor parallelism), where its tensors are
+            of this process's heads alone; None where they are of all, as observers and edits get
+            it. `site` counts all heads either way.
 
     Example:
         >>> from interp_hooks import Question
@@ -125,6 +129,7 @@ class AttentionCall:
     copies: int = 1
     notes: ForwardNotes | None = None
     holder: Holder | None = None
+    shards: HeadShards | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -168,6 +173,21 @@ class AttentionCall:
         )
         assert self.query is not None
         return replace(self, query=self.query[:, :, start:stop], mask=cut)
+
+    def whole(self) -> AttentionCall:
+        """The call of all heads, gathered from the processes that share them out; every one must
+        ask. The call itself where it is whole."""
+        shards = self.shards
+        if shards is None:
+            return self
+        assert self.query is not None and self.key is not None
+        heads, mask, sinks = self.query.shape[1], self.mask, self.sinks
+        if mask.dense is not None and 1 < mask.dense.shape[1] == heads:
+            mask = replace(mask, dense=shards.whole(mask.dense, 1))
+        if sinks is not None and len(sinks) == heads:
+            sinks = shards.whole(sinks, 0)
+        query, key, value = (shards.whole(t, 1) for t in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, mask=mask, sinks=sinks, shards=None)
 
     @property
     def is_decode(self) -> bool:

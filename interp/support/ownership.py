@@ -206,6 +206,8 @@ def _busy(place: Path, other: dict[str, Any]) -> str:
     here = other.get("host") == platform.node()
     who = f"process {other.get('pid')}" + ("" if here else f" on {other.get('host')}")
     hint = "" if here else f", or, if that run is dead, remove {place / LOCK}"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        hint = ", and let one process of torchrun alone save what comes back" + hint
     return (
         f"Another run works in {place} ({who}, since {other.get('since')}); wait for it, choose "
         f"another --out{hint}."

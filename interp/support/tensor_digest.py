@@ -34,6 +34,9 @@ def tensor_digest(tensor: torch.Tensor) -> bytes:
 
     digest = hashlib.sha256(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
     tensor = tensor.detach()
+    gather = getattr(tensor, "full_tensor", None)
+    if gather is not None:  # several processes share it out
+        tensor = gather()
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is not None and type(tensor) is not torch.Tensor:  # torchao's and quanto's
         names, _ = flatten()

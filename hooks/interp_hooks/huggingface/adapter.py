@@ -41,10 +41,12 @@ from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLay
 from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
 from interp_hooks.huggingface.residual import capture
 from interp_hooks.huggingface.routes import table
+from interp_hooks.huggingface.shards import sharded
 from interp_hooks.huggingface.tap import check_attentions, installed
 from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
+from interp_hooks.shared_attention import attend_shared
 from interp_hooks.vocabulary import Embeddings
 from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refuse_virtual_tokens
 
@@ -181,6 +183,13 @@ class HFAdapter(Adapter):
             if note is not None:
                 note(call)
             does = tap if note is None else Tap()
+            if call.shards is not None and call.site not in self._between:
+                return attend_shared(call, does)
+            if call.shards is not None:
+                raise TapError(
+                    f"The heads of {type(self.module).__name__} are shared out over processes and "
+                    "gated before W_O, which is not understood here; load it in one process."
+                )
             if call.site in self._between:
                 return forwards.late.keep(begin(call, does, late=True))
             return attend(call, does)
@@ -339,6 +348,11 @@ class HFAdapter(Adapter):
             raise TapError(
                 f"The output projection of {site.place} is not known to this toolkit: {part}."
             )
+        if sharded(part.projection) is not None:
+            raise TapError(
+                f"The output projection of {site.place} is shared out over processes, so it is no "
+                "module to be written to; load the model in one process."
+            )
         return part.projection
 
     def head_weights(self, site: Site) -> HeadWeights:
@@ -390,8 +404,10 @@ class HFAdapter(Adapter):
                 "known here."
             )
         cap = getattr(text_config(self.module), "final_logit_softcapping", None)
-        embedded = table.weight.detach()
-        if stored(table) is None:  # offloaded or packed: what it gives for each token
+        held = stored(table)
+        if held is not None:
+            embedded = held[0]
+        else:  # offloaded or packed: what it gives for each token
             tokens = torch.arange(table.weight.shape[0], device=self.device)
             with torch.no_grad():
                 embedded = table(tokens)

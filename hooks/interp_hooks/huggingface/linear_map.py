@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from interp_hooks.errors import TapError
+from interp_hooks.huggingface.shards import sharded, whole_tensor
 from interp_hooks.huggingface.split import tolerance
 
 #: whether a projection is run by itself, and not for the model: what is hooked onto it for its part
@@ -28,7 +29,7 @@ ROUNDING = 5e-2
 def stored(module: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """(out, in) weight and bias as a Linear or a GPT-2 Conv1D (which stores it transposed) holds
     them; None where there are none to be read (offloaded, packed)."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    weight, bias = (whole_tensor(getattr(module, name, None)) for name in ("weight", "bias"))
     for tensor in (weight, bias):
         if tensor is not None and not _readable(tensor):
             return None
@@ -58,7 +59,13 @@ def linear_map(module: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     Raises:
         TapError: it is no linear map.
     """
-    width, like = like.shape[1], _as_held(module, like)
+    width = like.shape[1]
+    if sharded(module) is not None:  # it runs with all processes only
+        shared = stored(module)
+        if shared is None or type(module) is not torch.nn.Linear or shared[0].shape[1] != width:
+            raise TapError(f"its {type(module).__name__} is shared out over processes")
+        return shared
+    like = _as_held(module, like)
     generator = torch.Generator().manual_seed(0)
     trial = torch.randn(4, width, generator=generator).to(like)
     wanted = _run(module, trial)
@@ -86,7 +93,7 @@ def _as_held(module: Any, like: torch.Tensor) -> torch.Tensor:
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     held = (p for p in module.parameters() if p.dtype in plain and not p.is_meta)
     first = next(held, None)
-    return like if first is None else like.to(first)
+    return like if first is None else like.to(first.device, first.dtype)
 
 
 def _run(module: Any, rows: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from interp_hooks.call import Site
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.linear_map import alone
 from interp_hooks.huggingface.proof import Part
+from interp_hooks.huggingface.shards import made_whole, own_made
 
 
 def outputs(
@@ -42,12 +43,11 @@ def projecting(
     give, in the units of the attention call (times a `factor` that the model puts on later)."""
 
     def at(layer: int, parts: Mapping[str, Part]) -> Callable[..., Any]:
-        def watch(
-            module: torch.nn.Module, args: tuple, output: torch.Tensor
-        ) -> torch.Tensor | None:
+        def watch(module: torch.nn.Module, args: tuple, own: torch.Tensor) -> torch.Tensor | None:
             changed = None
             if alone.get():
                 return None
+            output = made_whole(module, own)
             for place, part in parts.items():
                 numbers, factor = part.numbers, part.factor
                 value = output[..., numbers.to(output.device)]
@@ -56,7 +56,7 @@ def projecting(
                     changed = output.clone() if changed is None else changed
                     new = new if factor == 1 else new / factor
                     changed[..., numbers.flatten().to(output.device)] = new.flatten(-2).to(changed)
-            return changed
+            return None if changed is None else own_made(module, changed, own)
 
         return watch
 

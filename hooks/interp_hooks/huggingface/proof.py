@@ -19,7 +19,9 @@ from typing import Any
 import torch
 
 from interp_hooks.call import AttentionCall, Site
+from interp_hooks.head_shards import HeadShards
 from interp_hooks.huggingface.layout import Layout
+from interp_hooks.huggingface.shards import made_whole, read_whole
 from interp_hooks.huggingface.split import Split, agree, find
 
 WORDS = {"q": "queries", "k": "keys", "v": "values"}
@@ -90,10 +92,12 @@ class Watched:
         self.beside = [beside] if apart and beside is not None else []
         self.record = self._now = Record()
         self.parts: Parts = {}
+        self._shards: HeadShards | None = None
 
     def called(self, call: AttentionCall) -> None:
         """Take note of an attention call of the forward at hand."""
-        self._now.calls.append(call)
+        self._shards = call.shards
+        self._now.calls.append(call.whole())
 
     def hooks(self, last: dict[str, Split], keep: bool) -> Iterator[Any]:
         """Register what records a forward."""
@@ -106,7 +110,8 @@ class Watched:
             given = _first(args, kwargs)
             made = output[0] if isinstance(output, tuple) else output
             if given is not None and isinstance(made, torch.Tensor):
-                self._now.steps.append((module, given, made))
+                step = read_whole(module, given), made_whole(module, made)
+                self._now.steps.append((module, *step))
 
         def end(module: Any, args: Any, output: Any) -> None:
             if not self._now.calls:  # of a module that stands for several layers, another's turn
@@ -175,6 +180,7 @@ class Watched:
         """What modules read, (tokens, heads, d), that give the call's queries (keys, values), but
         for a factor a token (learned, or that grows with the position)."""
         for _, given, out in self.record.steps:
+            given, out = (self._of_all_heads(t, target) for t in (given, out))
             if given.numel() != target.numel() or out.numel() != target.numel():
                 continue
             for by_token in (True, False):
@@ -184,6 +190,16 @@ class Watched:
                     continue
                 if agree(gave, target, True, scaled=True):
                     yield read
+
+    def _of_all_heads(self, tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """What a module between projection and call read or gave, (batch, tokens, heads, d) or
+        (batch, heads, tokens, d), with the heads of all processes."""
+        shards = self._shards
+        if shards is None or tensor.ndim != 4 or tensor.numel() * shards.size != target.numel():
+            return tensor
+        heads = target.shape[1]
+        by_token = tensor.shape[2] * shards.size == heads
+        return shards.whole(tensor, 2 if by_token else 1)
 
     def _added(self, made: torch.Tensor, out: torch.Tensor, most: float) -> bool:
         """Whether what a module gave is added to the stream inside the attention: to what the

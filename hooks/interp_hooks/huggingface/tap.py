@@ -14,8 +14,10 @@ import torch
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import Tap, attend
 from interp_hooks.errors import TapError
+from interp_hooks.head_shards import HeadShards
 from interp_hooks.held_keys import unwrapped
 from interp_hooks.huggingface.masks import describe, read
+from interp_hooks.huggingface.shards import is_shared, shards_of
 
 #: The registered name. It must not contain "flash", "sdpa", "flex_attention" or "/": transformers
 #: looks for those.
@@ -34,11 +36,12 @@ class _Name(str):
 @dataclass(frozen=True)
 class _Live:
     """A tapped attention module: its site (None while sites are looked for), who answers its calls,
-    and the thread whose block it is."""
+    the thread whose block it is, and whether processes share its matrices out."""
 
     site: Site | None
     handler: Callable[..., torch.Tensor]
     thread: int
+    shared: bool
 
 
 @dataclass
@@ -92,8 +95,9 @@ def _tap(
     if bias is not None:
         mask = replace(mask, dense=_with_bias(mask, bias, query, key))
     weights: list[torch.Tensor] = []
+    shards = shards_of(module, query, value) if live is not None and live.shared else None
     call = AttentionCall(
-        site if site is not None else _provisional(module, query, key),
+        site if site is not None else _provisional(module, query, key, shards),
         query,
         key,
         value,
@@ -103,6 +107,7 @@ def _tap(
         kwargs.get("s_aux"),
         weights=weights.append if weights_wanted(kwargs) else None,
         holder=holder,
+        shards=shards,
     )
     if live is None:  # another model, which only shares its config with a tapped one
         z = attend(call, Tap())
@@ -178,15 +183,18 @@ def _with_bias(mask, bias: torch.Tensor, query: torch.Tensor, key: torch.Tensor)
     return torch.where(own, bias, -torch.inf) if own.dtype == torch.bool else bias + own
 
 
-def _provisional(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor) -> Site:
+def _provisional(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, shards: HeadShards | None
+) -> Site:
     layer = getattr(module, "layer_idx", None)
+    processes = 1 if shards is None else shards.size
     return Site(
         "",
         -1 if layer is None else layer,
         "self",
         "",
-        query.shape[1],
-        key.shape[1],
+        query.shape[1] * processes,
+        key.shape[1] * processes,
         query.shape[-1],
     )
 
@@ -246,7 +254,8 @@ def installed(
             name = config._attn_implementation_internal = _Name(NAME)
             name.before = routed.before
         _ROOTS.append(model)
-        _LIVE.update({key: _Live(*one, thread) for key, one in live.items()})
+        shared = {id(part) for part in model.modules() if is_shared(part)}
+        _LIVE.update({key: _Live(*one, thread, key in shared) for key, one in live.items()})
     try:
         yield
     finally:
