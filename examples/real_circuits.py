@@ -88,6 +88,7 @@ def one(model: Any, name: str, options: Any) -> dict[str, Any]:
         }
         circuits.bench(
             model, task, methods, list(truths.values()), options.n, draws=options.draws,
+            truth_prompts=options.truth_prompts,
             progress=lambda done, total, what: print(name, what, f"{done} of {total}", flush=True),
             resume=folder,
         ).save(folder / "bench")  # fmt: skip

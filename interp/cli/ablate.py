@@ -13,6 +13,7 @@ from interp.cli import as_json as documents
 from interp.cli import common
 from interp.cli.as_json import emit
 from interp.cli.common import (
+    AddressOption,
     BackendOption,
     DeviceMapOption,
     DeviceOption,
@@ -23,6 +24,7 @@ from interp.cli.common import (
     QuantizationOption,
     RevisionOption,
     SeedOption,
+    WorkersOption,
     listing,
     note,
     out,
@@ -83,6 +85,8 @@ def ablate(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -106,6 +110,7 @@ def ablate(
     if atlas is not None:
         targets, rivals = from_atlas(atlas, score, count)
     common.check_heads(targets, model)
+    shared = common.workers(workers, address)
     tasks.get(task)  # what is wrong without the model is found before it is loaded
     import interp
 
@@ -126,9 +131,10 @@ def ablate(
         f"each becomes {SAID[mode.value]}. {n} problems of {task}, untouched, ablated and with "
         "other heads ablated."
     )
-    with progress(f"Ablating on {task}") as bar:
+    with shared as cluster, progress(f"Ablating on {task}") as bar:
         report = common.estimated(bar)
-        result = interp.ablate(
+        run = interp.ablate if cluster is None else cluster.ablate
+        result = run(
             loaded,
             targets,
             mode=mode.value,

@@ -11,6 +11,7 @@ from rich.text import Text
 from interp.cli import common
 from interp.cli.as_json import emit
 from interp.cli.common import (
+    AddressOption,
     BackendOption,
     DeviceMapOption,
     DeviceOption,
@@ -23,6 +24,7 @@ from interp.cli.common import (
     QuantizationOption,
     RevisionOption,
     SeedOption,
+    WorkersOption,
     listing,
     note,
     out,
@@ -104,6 +106,8 @@ def evaluate(
     revision: RevisionOption = None,
     backend: BackendOption = "auto",
     seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -133,6 +137,7 @@ def evaluate(
 
         check_writable(target)
     edits = common.load_edits(edit) if edit is not None else []
+    shared = common.workers(workers, address)
     import interp
     from interp.results.evaluation import HEAD
     from interp.support.finished import check_early, check_replaceable
@@ -161,15 +166,14 @@ def evaluate(
     )
     if target is not None:
         check_early(target / HEAD, overwrite, loaded.name, seed)
-    with owned(target):
+    with shared as cluster, owned(target):
         what = task or metric or "niah"
         with_edits = ", without and with the edits" if edits else ""
         note(f"{n} {'problems of ' + what if metric is None else 'rows for ' + what}{with_edits}.")
         with progress(f"Evaluating {what}") as bar:
             report = common.estimated(bar)
-            result = interp.evaluate(
-                loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more
-            )
+            run = interp.evaluate if cluster is None else cluster.evaluate
+            result = run(loaded, task=task, edits=edits, n=n, seed=seed, progress=report, **more)
         if as_json:
             emit({"model": loaded.name, **result.summary()})
         else:

@@ -16,7 +16,7 @@ from interp.inputs.text import check_seed
 from interp.support.html import block, listed
 from interp.support.progress import Shown, reporting
 from interp.support.statistics import Interval, bootstrap
-from interp.tasks.answers import judge
+from interp.tasks.answers import Judging, judge
 from interp.tasks.floor import check_floor
 from interp.tasks.task import Task
 from interp_hooks.heads import Head, parse_heads
@@ -92,6 +92,7 @@ def ablate(
     *,
     format: str | None = None,
     force: bool = False,
+    judging: Judging | None = None,
 ) -> Ablation:
     """Ablates heads on a task, beside a random control of as many heads.
 
@@ -109,6 +110,7 @@ def ablate(
         progress: True for a bar with the time left, or a function (done, total, what).
         format: of the prompts; the one that the model understands best if not given.
         force: go on where the untouched model can't do the task.
+        judging: who judges the answers; None for this process (`interp.cluster` has its own).
 
     Returns:
         An `Ablation`: untouched, ablated and control, with paired differences.
@@ -148,7 +150,7 @@ def ablate(
         edits = [Ablate(which, mode, reference, seed)] if which else []
         return [
             c
-            for c, _ in judge(
+            for c, _ in (judging or judge)(
                 hooked, problem, instances, edits, progress=lambda k: report(done + k, total, what)
             )
         ]

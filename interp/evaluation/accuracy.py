@@ -16,7 +16,7 @@ from interp.inputs.context import check_context, extrapolation
 from interp.results.evaluation import Evaluation, edits_as_json, summarise
 from interp.support.checked import whole_number
 from interp.support.provenance import provenance
-from interp.tasks.answers import judge
+from interp.tasks.answers import Judging, judge
 from interp.tasks.floor import check_floor
 from interp.tasks.posing import Posed, pose
 from interp.tasks.task import Instance, Task
@@ -81,9 +81,10 @@ def accuracy(
     extrapolate: bool,
     format: str | None = None,
     force: bool = False,
+    judging: Judging = judge,
 ) -> Evaluation:
-    """Right and wrong answers of one of our own tasks. Raises `FloorError` where the untouched
-    model can't do it."""
+    """Right and wrong answers of one of our own tasks, judged by `judging`. Raises `FloorError`
+    where the untouched model can't do it."""
     import pandas as pd
 
     total = n * (2 if edits else 1)
@@ -92,11 +93,13 @@ def accuracy(
     posed, instances = sample(hooked, task, n, seed, context, extrapolate, format)
     chosen = posed.task
     stepwise = by_steps(edits)
-    plain = judge(hooked, chosen, instances, (), stepwise, lambda k: report(k, total, "untouched"))
+    plain = judging(
+        hooked, chosen, instances, (), stepwise, lambda k: report(k, total, "untouched")
+    )
     floor = check_floor(hooked, chosen, instances, [correct for correct, _ in plain], force)
     frame = pd.DataFrame(plain, columns=["baseline", "baseline_margin"])
     if edits:
-        changed = judge(
+        changed = judging(
             hooked, chosen, instances, edits, stepwise, lambda k: report(n + k, total, "edited")
         )
         frame["edited"], frame["edited_margin"] = zip(*changed, strict=True)

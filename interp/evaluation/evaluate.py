@@ -17,6 +17,7 @@ from interp.inputs.text import content as text_of
 from interp.results.evaluation import Evaluation
 from interp.support.checked import whole_number
 from interp.support.progress import Shown, reporting
+from interp.tasks.answers import Judging, judge
 from interp.tasks.images import ImageTask
 from interp.tasks.task import Task
 from interp_hooks.edit import Edit, edits_of
@@ -52,6 +53,7 @@ def evaluate(
     num_fewshot: int | None = None,
     apply_chat_template: bool | str = False,
     fewshot_as_multiturn: bool | None = None,
+    judging: Judging | None = None,
 ) -> Evaluation:
     """Measures a task's metric on seeded problems, untouched and edited, with paired intervals.
 
@@ -83,6 +85,8 @@ def evaluate(
         apply_chat_template: put a harness's prompts into the tokenizer's chat template (or the one
             of that name).
         fewshot_as_multiturn: each shot as turns of the chat; None as the harness has it.
+        judging: who judges the answers of the toolkit's own tasks; None for this process
+            (`interp.cluster` has its own).
 
     Returns:
         An `Evaluation`; `edited` and `difference` are None without edits.
@@ -115,6 +119,14 @@ def evaluate(
         )
     edits = _given(edits)
     content = text_of(text) if text is not None else None
+    pictures = isinstance(task, ImageTask) or (
+        isinstance(task, str) and not harness and isinstance(tasks.get(task), ImageTask)
+    )
+    if judging is not None and (harness or pictures or metric == "loss"):
+        raise InputError(
+            "Workers share right and wrong answers to the toolkit's own tasks; losses, pictures "
+            "and lm-evaluation-harness run in one process: leave workers out."
+        )
     if isinstance(task, str) and harness:
         from interp.evaluation import lm_eval
 
@@ -157,8 +169,9 @@ def evaluate(
             hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what
         )
     return accuracy(
-        hooked, task or "niah", edits, n, seed, progress, context, extrapolate, format, force
-    )
+        hooked, task or "niah", edits, n, seed, progress, context, extrapolate, format, force,
+        judging or judge,
+    )  # fmt: skip
 
 
 def _given(edits: Any) -> list[Edit]:

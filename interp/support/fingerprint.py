@@ -63,11 +63,13 @@ def package_code() -> str:
 
 
 class _Digest:
-    """A SHA-256 that is fed values; each object once, later as a reference to the first."""
+    """A SHA-256 that is fed values. An object counts by what it holds, so that a copy (from another
+    process) counts as the original; inside itself it is told by how far out it began."""
 
     def __init__(self) -> None:
         self.sha = hashlib.sha256()
-        self._seen: dict[int, int] = {}
+        self._known: dict[int, str] = {}
+        self._open: dict[int, int] = {}
         self._alive: list[Any] = []  # an id is an object's own only while it lives
 
     def say(self, kind: str, content: str | bytes = b"") -> None:
@@ -78,13 +80,21 @@ class _Digest:
         if isinstance(value, SCALARS) and not isinstance(value, enum.Enum):
             self.say(type(value).__name__, value if isinstance(value, bytes) else repr(value))
             return
-        if id(value) in self._seen:
-            self.say("again", str(self._seen[id(value)]))
+        key = id(value)
+        if key in self._open:
+            self.say("again", str(self._open[key]))
             return
-        self._seen[id(value)] = len(self._seen)
-        self._alive.append(value)
-        if not (self._data(value) or self._code(value)):
-            self._object(value)
+        if key not in self._known:
+            self._alive.append(value)
+            outer, self.sha = self.sha, hashlib.sha256()
+            self._open[key] = len(self._open)
+            try:
+                if not (self._data(value) or self._code(value)):
+                    self._object(value)
+            finally:
+                del self._open[key]
+                self._known[key], self.sha = self.sha.hexdigest(), outer
+        self.say("value", self._known[key])
 
     def _data(self, value: Any) -> bool:
         """Feed a value that is data; False for what is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -67,6 +67,20 @@ def _by_steps(model: HookedModel, instance: Instance) -> torch.Tensor:
     return torch.stack(rows)[judged].float().cpu()
 
 
+class Judging(Protocol):
+    """Judges answers as `judge` does, here or elsewhere."""
+
+    def __call__(
+        self,
+        model: HookedModel,
+        task: Task,
+        instances: Sequence[Instance],
+        edits: Sequence[Edit] = (),
+        stepwise: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[float, float]]: ...
+
+
 def judge(
     model: HookedModel,
     task: Task,
@@ -77,24 +91,49 @@ def judge(
 ) -> list[tuple[float, float]]:
     """(correct, margin) of each instance under edits. A task judged by "recall" is answered freely,
     the others by their logits at the judged positions."""
+    groups = together(model, task, instances)
+    scores = judged(model, task, instances, groups, edits, stepwise, progress)
+    order = [i for group in groups for i in group]
+    return [score for _, score in sorted(zip(order, scores, strict=True))]
+
+
+def together(model: HookedModel, task: Task, instances: Sequence[Instance]) -> list[list[int]]:
+    """Which instances are run together, in the order in which they are run."""
+    if task.judge == "recall":
+        return [[i] for i in range(len(instances))]
+    # rows of one length need no padding, so the shortest run together, and so on
+    order = sorted(range(len(instances)), key=lambda i: len(instances[i].ids))
+    sizes = [
+        len(batch.instances)
+        for batch in batches([instances[i] for i in order], pad_id(model.tokenizer))
+    ]
+    starts = [sum(sizes[:k]) for k in range(len(sizes))]
+    return [order[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def judged(
+    model: HookedModel,
+    task: Task,
+    instances: Sequence[Instance],
+    groups: Sequence[Sequence[int]],
+    edits: Sequence[Edit] = (),
+    stepwise: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[float, float]]:
+    """(correct, margin) of the instances of these groups, in their order."""
     scores: list[tuple[float, float]] = []
+    pad = pad_id(model.tokenizer)
     with model.edit(*edits):
-        if task.judge == "recall":
-            for instance in instances:
-                scores.append(task.heard(model.tokenizer, instance, freely(model, instance)))
-                if progress:
-                    progress(len(scores))
-            return scores
-        # rows of one length need no padding, so the shortest run together, and so on
-        order = sorted(range(len(instances)), key=lambda i: len(instances[i].ids))
-        for batch in batches([instances[i] for i in order], pad_id(model.tokenizer)):
-            for instance, logits in zip(
-                batch.instances, answer_logits(model, batch, stepwise), strict=True
-            ):
-                scores.append(task.score(logits, instance))
+        for group in groups:
+            some = [instances[i] for i in group]
+            if task.judge == "recall":
+                scores += [task.heard(model.tokenizer, one, freely(model, one)) for one in some]
+            else:
+                logits = answer_logits(model, collate(some, pad), stepwise)
+                scores += [task.score(x, one) for x, one in zip(logits, some, strict=True)]
             if progress:
                 progress(len(scores))
-    return [score for _, score in sorted(zip(order, scores, strict=True))]
+    return scores
 
 
 def freely(model: HookedModel, instance: Instance) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from interp.circuits.runs.ability import able
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts
 from interp.errors import InputError
+from interp.evaluation.ablation import ablate
+from interp.evaluation.evaluate import evaluate
 from interp.loading import load
 from interp.results.head_table_files import HEAD
 from interp.scan.run import plan_scan
@@ -29,6 +31,7 @@ from interp.support.finished import check_replaceable
 from interp.support.ownership import owned
 from interp.support.progress import Progress, Shown, reporting
 from interp.tasks.task import Task
+from interp.workers.judging import SharedJudge
 from interp.workers.pool import Order, Pool
 from interp.workers.work import AblationWork, ScanWork, Work, keys_of
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from interp.atlas import Atlas
     from interp.circuits.circuit import Circuit
     from interp.circuits.known.truth import Truth
+    from interp.evaluation.ablation import Ablation
+    from interp.results.evaluation import Evaluation
     from interp_hooks.model import HookedModel
 
 
@@ -256,6 +261,63 @@ class Cluster:
                     for task, place in zip(tasks, places, strict=True)
                 ]
 
+    def evaluate(self, model: Any, task: str | Task | None = None, **settings: Any) -> Evaluation:
+        """Measures right and wrong answers to a task, as `interp.evaluate` does, the problems
+        shared out.
+
+        Args:
+            model: a name or folder, or a model that `interp.load` loaded by one.
+            task: one of the toolkit's own ("niah" if not given); no loss, none with pictures.
+            settings: edits, n, seed and what else `interp.evaluate` takes.
+
+        Returns:
+            The `Evaluation`, equal to that of one process.
+
+        Raises:
+            WorkerError: workers died again and again, or have another model, code or version.
+            InputError: what workers don't share; and as `interp.evaluate`.
+        """
+        lost = self.lost
+        found = evaluate(model, task, judging=SharedJudge(self), **settings)
+        found.provenance["workers"] = self._about(lost)
+        return found
+
+    def ablate(self, model: Any, heads: str | Iterable[Any], **settings: Any) -> Ablation:
+        """Ablates heads on a task, beside a random control, as `interp.ablate` does, the problems
+        shared out.
+
+        Args:
+            model: a name or folder, or a model that `interp.load` loaded by one.
+            heads: the heads, in any spelling.
+            settings: mode, task, n, seed and what else `interp.ablate` takes.
+
+        Returns:
+            The `Ablation`, equal to that of one process.
+
+        Raises:
+            WorkerError: workers died again and again, or have another model, code or version.
+            HeadError, FloorError, InputError: as `interp.ablate`.
+        """
+        return ablate(model, heads, judging=SharedJudge(self), **settings)
+
+    def count(self, model: HookedModel) -> int:
+        """How many workers there are, started for this model. Raises `InputError` for one that
+        they could not have."""
+        return self._started(model).workers
+
+    def done(
+        self,
+        model: HookedModel,
+        work: Work,
+        record: Mapping[str, Any],
+        pieces: Sequence[Piece],
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """What the pieces of a run give that no folder keeps, by key; without those for which a
+        worker had too little memory."""
+        share = Share(work, record, pieces, Checkpoints(None, record))
+        return self._fill(model, [share], progress, _total([share])).gathered
+
     @property
     def lost(self) -> int:
         """How many workers died so far and were started again."""
@@ -301,7 +363,9 @@ class Cluster:
         return Filled(gathered, notes)
 
     def _started(self, model: HookedModel) -> Pool:
-        """The workers; they are started when there is something to do."""
+        """The workers; they are started when there is something to do. Raises `InputError` for a
+        model that they could not have."""
+        _recipe(model)
         if self.pool is None:
             on_gpu = model.device.type == "cuda"
             self.pool = Pool(self._workers, self._address, self._threads, on_gpu)

@@ -30,6 +30,23 @@ from interp_hooks import HookedModel
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.bool]
 
 
+def test_a_copy_counts_as_the_original() -> None:
+    """In another process nothing is shared with a class's defaults, or between two fields."""
+    shared = (0.25, 0.5)
+    one = {"a": shared, "b": [shared, {"c": shared}]}
+    own = [tuple(x for x in shared) for _ in range(3)]
+    apart = {"a": own[0], "b": [own[1], {"c": own[2]}]}
+    assert apart["a"] is not apart["b"][0]
+    assert fingerprint(one) == fingerprint(apart)
+    task = interp.tasks.get("niah")
+    assert fingerprint(task) == fingerprint(copy.deepcopy(task))
+    loop: list[Any] = [1]
+    loop.append(loop)
+    other: list[Any] = [1]
+    other.append(other)
+    assert fingerprint(loop) == fingerprint(other) != fingerprint([1, [1]])
+
+
 def sums(words: list[int]) -> list[int]:
     """The pair of sums of one block, in whole numbers of any size."""
     mask = (1 << 64) - 1

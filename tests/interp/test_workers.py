@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import interp
@@ -19,6 +21,7 @@ from interp.cli.main import app
 from interp.errors import InputError, MissingExtraError, WorkerError
 from interp.support.checkpoints import Checkpoints
 from interp.workers.cluster import Cluster, onwards
+from interp.workers.judging import ranges
 
 SCAN: dict[str, Any] = dict(context=64, samples=3)
 
@@ -139,6 +142,55 @@ def test_tasks_and_heads_are_shared_out_together(
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["ioi", "niah", "induction"])
+def test_problems_are_judged_by_workers_as_by_one_process(
+    two: Cluster, pocket: Any, task: str
+) -> None:
+    scope = "decode" if task == "induction" else "all"  # fed token by token
+    settings: dict[str, Any] = dict(edits=[interp.edits.Ablate(["L2H3"], scope=scope)], n=20)
+    told: list[tuple[int, int]] = []
+    alone = interp.evaluate(pocket, task, **settings)
+    shared = two.evaluate(
+        pocket, task, progress=lambda done, total, _: told.append((done, total)), **settings
+    )
+    assert alone.frame.equals(shared.frame) and alone.notes == shared.notes
+    assert (alone.baseline, alone.edited) == (shared.baseline, shared.edited)
+    assert (alone.difference, alone.mcnemar) == (shared.difference, shared.mcnemar)
+    assert alone.provenance["fingerprint"] == shared.provenance["fingerprint"]
+    assert shared.provenance["workers"]["workers"] == 2
+    assert [d for d, _ in told] == sorted(d for d, _ in told) and told[-1][0] == told[-1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_heads_are_ablated_by_workers_as_by_one_process(
+    two: Cluster, pocket: Any, mode: str
+) -> None:
+    settings: dict[str, Any] = dict(mode=mode, task="ioi", n=16)
+    alone = interp.ablate(pocket, "L2H3,L1H0", **settings)
+    shared = two.ablate(pocket, "L2H3,L1H0", **settings)
+    assert alone.frame.equals(shared.frame) and alone.draws == shared.draws
+    assert alone.control_difference == shared.control_difference
+
+
+@given(st.lists(st.integers(1, 500), max_size=40), st.integers(1, 12))
+def test_ranges_hold_every_batch_once(sizes: list[int], most: int) -> None:
+    found = ranges(sizes, most)
+    assert [i for a, b in found for i in range(a, b)] == list(range(len(sizes)))
+    assert len(found) <= most and all(a < b for a, b in found)
+
+
+def test_losses_and_pictures_are_not_shared(pocket: Any) -> None:
+    cluster = interp.cluster(workers=2)
+    for settings in (dict(metric="loss"), dict(task="pope"), dict(task="lm_eval:arc_easy")):
+        with pytest.raises(InputError, match="leave workers out"):
+            cluster.evaluate(pocket, n=2, **settings)
+    told = CliRunner().invoke(app, "evaluate --metric loss --workers 2 --n 2".split())
+    assert told.exit_code == 2 and "leave workers out" in " ".join(told.output.split())
+    assert cluster.pool is None
+
+
 def test_methods_that_are_not_shared_are_refused(pocket: Any) -> None:
     with pytest.raises(InputError, match="the method is eap"):
         interp.cluster(workers=2).circuit(pocket, "ioi", "eap", n=8)
@@ -163,6 +215,8 @@ def test_models_that_workers_could_not_have_are_refused(worded: Any, pocket: Any
         pytest.raises(InputError, match="do not reach its workers"),
     ):
         cluster.scan_heads(pocket, "sink", progress=False, context=32, samples=1)
+    with pytest.raises(InputError, match="came as an object"):
+        cluster.evaluate(worded("llama")[0], "induction", n=2, force=True)
     assert cluster.pool is None  # nothing was started for that
 
 
