@@ -62,6 +62,7 @@ def module_of(name: str) -> Any:
     """The trained GPT-2, read from its folder."""
     import transformers as hf
 
+    hf.utils.logging.disable_progress_bar()
     return hf.GPT2LMHeadModel.from_pretrained(folder_of(name)).eval()
 
 
