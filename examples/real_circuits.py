@@ -157,6 +157,11 @@ def shared(result: dict[str, Any], layers: int, heads: int) -> list[dict[str, An
     return rows
 
 
+def signed(number: float) -> str:
+    """ "−0.23"."""
+    return f"{number:.2f}".replace("-", "−")
+
+
 def render(result: dict[str, Any]) -> str:
     """Markdown: what matters, what finds it, what is shared."""
     heads = ["task", "heads by mean", "by resampling", "in both", "strongest by resampling"]
@@ -191,7 +196,7 @@ def render(result: dict[str, Any]) -> str:
     for name, found in result["tasks"].items():
         for ranking, curve in found["curves"].items():
             numbers = (curve[k] for k in ("cpr", "random_cpr", "cmd"))
-            parts.append(f"| {ranking} | {name} | {' | '.join(f'{x:.2f}' for x in numbers)} |")
+            parts.append(f"| {ranking} | {name} | {' | '.join(signed(x) for x in numbers)} |")
     parts += ["", "| tasks | heads | shared | by chance | p |", "|---|---|---|---|---|"]
     for row in result["shared"]:
         parts.append(
