@@ -64,7 +64,7 @@ def ov_directions(model: Any, k: int = 2, tokens: int = 6) -> dict[str, list[Dir
     norms, vocabulary = hooked.norms(), hooked.vocabulary()
     last = norms.final()
     lengths = vocabulary.W_E.float().norm(dim=1).clamp_min(1e-12)
-    found = {}
+    heads, shares, reads, writes = list[Head](), list[list[float]](), list[Any](), list[Any]()
     for site in main_sites(hooked):
         layer = folded(hooked, site, norms)
         # V O = Q_v (R_v R_oᵀ) Q_oᵀ: its singular values are those of the small middle factor
@@ -72,36 +72,58 @@ def ov_directions(model: Any, k: int = 2, tokens: int = 6) -> dict[str, list[Dir
         q_o, r_o = torch.linalg.qr(layer.O.float().transpose(1, 2))
         u, s, w = torch.linalg.svd(r_v @ r_o.transpose(1, 2))
         n = min(k, s.shape[1])
-        reads = (q_v @ u[:, :, :n]).transpose(1, 2)  # (heads, n, d_model)
-        writes = w[:, :n] @ q_o.transpose(1, 2)  # (heads, n, d_model)
+        write = w[:, :n] @ q_o.transpose(1, 2)  # (heads, n, d_model)
         if last is not None:
-            writes = last.centred(writes) * last.gain
-        up, down = _extremes(writes, vocabulary.W_U, tokens)
-        flip = up[1][..., 0] < -down[1][..., 0]  # (heads, n)
-        sign = torch.where(flip, -1.0, 1.0)[..., None]
-        along, _ = _extremes(reads * sign, vocabulary.W_E.T, tokens, lengths)
-        for h in range(site.n_heads):
-            size = s[h].square()
-            found[str(Head(site.layer, h, site.tower))] = [
-                Direction(
-                    float(size[i] / size.sum().clamp_min(1e-300)),
-                    along[0][h, i].tolist(),
-                    (down if flip[h, i] else up)[0][h, i].tolist(),
-                    (up if flip[h, i] else down)[0][h, i].tolist(),
-                )
-                for i in range(n)
-            ]
+            write = last.centred(write) * last.gain
+        heads += [Head(site.layer, h, site.tower) for h in range(site.n_heads)]
+        size = s.square()
+        shares += (size[:, :n] / size.sum(1, keepdim=True).clamp_min(1e-300)).tolist()
+        reads.append((q_v @ u[:, :, :n]).transpose(1, 2).flatten(0, 1))
+        writes.append(write.flatten(0, 1))
+    # all heads at once, so that the vocabulary, the largest matrix there is, is read twice
+    up, down = _extremes(torch.cat(writes), vocabulary.W_U, tokens)
+    flip = up[1][:, 0] < -down[1][:, 0]  # (directions,)
+    sign = torch.where(flip, -1.0, 1.0)[:, None]
+    along, _ = _extremes(torch.cat(reads) * sign, vocabulary.W_E.T, tokens, lengths)
+    found, row = {}, 0
+    for head, share in zip(heads, shares, strict=True):
+        found[str(head)] = [
+            Direction(
+                share[i],
+                along[0][row + i].tolist(),
+                (down if flip[row + i] else up)[0][row + i].tolist(),
+                (up if flip[row + i] else down)[0][row + i].tolist(),
+            )
+            for i in range(len(share))
+        ]
+        row += len(share)
     return found
+
+
+Tops = tuple[torch.Tensor, torch.Tensor]
 
 
 def _extremes(
     directions: torch.Tensor, W: torch.Tensor, n: int, lengths: torch.Tensor | None = None
-) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[Tops, Tops]:
     """((ids, values) of the largest, (ids, values) of the smallest) products of directions (…,
     d_model) with the tokens' columns of W (d_model, vocabulary), by their `lengths` where given."""
     x = directions.float()
-    parts = [x @ W[:, start : start + CHUNK].float() for start in range(0, W.shape[1], CHUNK)]
-    products = torch.cat(parts, -1)
-    products = products if lengths is None else products / lengths
-    top, low = products.topk(n, -1), products.topk(n, -1, largest=False)
-    return (top.indices, top.values), (low.indices, low.values)
+    top = low = None
+    for start in range(0, W.shape[1], CHUNK):
+        products = x @ W[:, start : start + CHUNK].float()
+        if lengths is not None:
+            products = products / lengths[start : start + CHUNK]
+        top, low = _best(top, products, start, n), _best(low, -products, start, n)
+    assert top is not None and low is not None
+    return top, (low[0], -low[1])
+
+
+def _best(so_far: Tops | None, products: torch.Tensor, start: int, n: int) -> Tops:
+    """(ids, values) of the n largest, of those so far and of products that begin at `start`."""
+    found = products.topk(min(n, products.shape[-1]), -1)
+    ids, values = found.indices + start, found.values
+    if so_far is not None:
+        ids, values = torch.cat([so_far[0], ids], -1), torch.cat([so_far[1], values], -1)
+    best = values.topk(min(n, values.shape[-1]), -1)
+    return ids.gather(-1, best.indices), best.values

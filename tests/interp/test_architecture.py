@@ -251,8 +251,8 @@ ROOMS: dict[str, str] = {
     ),
     # one run in many processes
     "workers": (
-        "atlas circuits circuits.known circuits.methods circuits.runs loading probes results scan "
-        "scores tasks"
+        "atlas circuits circuits.known circuits.methods circuits.runs evaluation loading probes "
+        "results scan scores tasks"
     ),
     # what a scan will cost
     "costs": "loading models scan scores tasks",
