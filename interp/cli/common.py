@@ -180,7 +180,7 @@ def workers(
     import interp
 
     if method is not None:
-        from interp.workers.cluster import check_shareable
+        from interp.workers.shares import check_shareable
 
         check_shareable(method)
     return interp.cluster(count, address)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from interp.circuits.finding import Posed, find, pose
+from interp.circuits.finding import find, pose
 from interp.circuits.measured import APART, SHARE, measured
 from interp.circuits.methods.circuit_method import Method
-from interp.circuits.methods.head_ablation import HeadAblation
 from interp.circuits.runs.ability import able
-from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts
 from interp.errors import InputError
 from interp.evaluation.ablation import ablate
@@ -33,7 +29,19 @@ from interp.support.progress import Progress, Shown, reporting
 from interp.tasks.task import Task
 from interp.workers.judging import SharedJudge
 from interp.workers.pool import Order, Pool
-from interp.workers.work import AblationWork, ScanWork, Work, keys_of
+from interp.workers.shares import (
+    Filled,
+    Share,
+    ablations,
+    check_shareable,
+    last_of,
+    milliseconds,
+    onwards,
+    recipe_of,
+    scratch,
+    total_of,
+)
+from interp.workers.work import ScanWork, Work
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
@@ -201,15 +209,15 @@ class Cluster:
             )
             check_shareable(search.method)
             able(search.model, search.prompts, seed, force)
-            share = _ablations(search, folder)
+            share = ablations(search, folder)
             told = onwards(progress)
             lost, began = self.lost, time.time()
             with owned(folder), share.store.resumable():
-                self._fill(search.model, [share], told, _total([share]))
+                self._fill(search.model, [share], told, total_of([share]))
                 by = {**self._about(lost), "seconds": round(time.time() - began, 2)}
                 found = find(
                     search.model, search.prompts, search.method, n, seed,
-                    force=force, progress=_last(told, _total([share])), resume=folder,
+                    force=force, progress=last_of(told, total_of([share])), resume=folder,
                 )  # fmt: skip
         found.provenance["workers"] = by
         return found
@@ -248,14 +256,14 @@ class Cluster:
                 settings = {"mode": mode}
                 search = pose(hooked, task, "head_ablation", n, seed + APART, settings=settings)
                 able(hooked, search.prompts, seed + APART, False)
-                shares.append(_ablations(search, folder / f"{i:02d}-{search.prompts.name}"))
+                shares.append(ablations(search, folder / f"{i:02d}-{search.prompts.name}"))
             places = [s.store.folder.parent for s in shares if s.store.folder is not None]
             with ExitStack() as stack:
                 for place, one in zip(places, shares, strict=True):
                     stack.enter_context(owned(place))
                     stack.enter_context(one.store.resumable())
-                self._fill(hooked, shares, told, _total(shares))
-                last = _last(told, _total(shares))
+                self._fill(hooked, shares, told, total_of(shares))
+                last = last_of(told, total_of(shares))
                 return [
                     measured(hooked, task, n, seed, mode, share, progress=last, resume=place)
                     for task, place in zip(tasks, places, strict=True)
@@ -316,7 +324,7 @@ class Cluster:
         """What the pieces of a run give that no folder keeps, by key; without those for which a
         worker had too little memory."""
         share = Share(work, record, pieces, Checkpoints(None, record))
-        return self._fill(model, [share], progress, _total([share])).gathered
+        return self._fill(model, [share], progress, total_of([share])).gathered
 
     @property
     def lost(self) -> int:
@@ -327,7 +335,7 @@ class Cluster:
         self, model: HookedModel, shares: Sequence[Share], progress: Progress | None, total: int
     ) -> Filled:
         """Have all pieces done that the stores lack. `total`: of the progress, in milliseconds."""
-        recipe = _recipe(model)
+        recipe = recipe_of(model)
         left = [
             (share, piece)
             for share in shares
@@ -336,7 +344,9 @@ class Cluster:
         ]
         gathered: dict[str, Any] = {}
         notes: list[str] = []
-        done = sum(_ms(p) for s in shares for p in s.pieces) - sum(_ms(p) for _, p in left)
+        done = sum(milliseconds(p) for s in shares for p in s.pieces) - sum(
+            milliseconds(p) for _, p in left
+        )
         if progress is not None:
             progress(done, total, "workers")
         orders = {Order(s.record["fingerprint"], p.key): (s, p) for s, p in left}
@@ -357,7 +367,7 @@ class Cluster:
                 share.store.save(piece.key, answer.result)
             else:
                 gathered[piece.key] = answer.result
-            done += _ms(piece)
+            done += milliseconds(piece)
             if progress is not None:
                 progress(min(done, total), total, f"{piece.label}, {pool.workers} workers")
         return Filled(gathered, notes)
@@ -365,7 +375,7 @@ class Cluster:
     def _started(self, model: HookedModel) -> Pool:
         """The workers; they are started when there is something to do. Raises `InputError` for a
         model that they could not have."""
-        _recipe(model)
+        recipe_of(model)
         if self.pool is None:
             on_gpu = model.device.type == "cuda"
             self.pool = Pool(self._workers, self._address, self._threads, on_gpu)
@@ -380,100 +390,3 @@ class Cluster:
         return dict(
             workers=pool.workers, threads=pool.threads, gpus=pool.gpus, lost=pool.lost - lost
         )
-
-
-@dataclass(frozen=True)
-class Share:
-    """A run that is shared out: as workers are told, where its results come from, its pieces, and
-    where they are kept."""
-
-    work: Work
-    record: Mapping[str, Any]
-    pieces: Sequence[Piece]
-    store: Checkpoints
-
-
-@dataclass(frozen=True)
-class Filled:
-    """What is not kept in a store, by its key, and what a reader must know."""
-
-    gathered: dict[str, Any]
-    notes: list[str]
-
-
-def onwards(progress: Progress | None) -> Progress | None:
-    """`progress` that never goes back, for a run whose parts are told of twice."""
-    if progress is None:
-        return None
-    furthest = 0
-
-    def told(done: int, total: int, what: str) -> None:
-        nonlocal furthest
-        if done >= furthest:
-            furthest = done
-            progress(done, total, what)
-
-    return told
-
-
-def _recipe(model: HookedModel) -> dict[str, Any]:
-    """What workers give `interp.load`. Raises `InputError` for a model that they could not have."""
-    recipe = getattr(model, "recipe", None)
-    if recipe is None:
-        raise InputError(
-            f"Workers load the model themselves, and {model.name} came as an object; load it with "
-            "interp.load by its name or folder (save_pretrained makes one)."
-        )
-    if model.observers_and_edits()[1]:
-        raise InputError(
-            "Edits of a block around a run do not reach its workers; run it in one process, or "
-            "bake the edits in (interp.export) and load that."
-        )
-    placed = recipe.get("device_map") is not None
-    return recipe if placed else {**recipe, "device": model.device.type}
-
-
-def _ms(piece: Piece) -> int:
-    """As `Clock` counts a piece."""
-    return max(1, round(1000 * piece.seconds))
-
-
-def check_shareable(method: Method) -> None:
-    """Raise `InputError` for a method whose runs are not shared out."""
-    if not isinstance(method, HeadAblation):
-        raise InputError(
-            f"Workers share head_ablation's runs, and the method is {method.name}, which one "
-            "process does: leave workers out, or take head_ablation."
-        )
-
-
-def _ablations(search: Posed, folder: Path) -> Share:
-    """A search by head ablation, a piece a head."""
-    method = search.method
-    assert isinstance(method, HeadAblation)
-    heads = PairedRuns(search.model, search.prompts, search.record["seed"]).heads
-    pieces = [Piece(key, "heads replaced", 1.0) for key in keys_of(heads, method.mode)]
-    work = AblationWork(search.prompts, method, search.record["seed"])
-    return Share(work, search.record, pieces, Checkpoints(folder, search.record))
-
-
-def _total(shares: Sequence[Share]) -> int:
-    """Of the progress over all pieces, and a little for what follows."""
-    return 1 + sum(_ms(piece) for share in shares for piece in share.pieces)
-
-
-def _last(progress: Progress | None, total: int) -> Progress | None:
-    """`progress` of what is left to put together when all pieces are there."""
-    if progress is None:
-        return None
-    return lambda done, of, what: progress(total if done >= of else total - 1, total, what)
-
-
-@contextmanager
-def scratch(folder: str | Path | None) -> Iterator[Path]:
-    """A folder for pieces: the one that is given, or one for the length of a block."""
-    if folder is not None:
-        yield Path(folder)
-        return
-    with TemporaryDirectory(prefix="interp-pieces-") as made:
-        yield Path(made)

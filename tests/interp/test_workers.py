@@ -20,8 +20,9 @@ import interp
 from interp.cli.main import app
 from interp.errors import InputError, MissingExtraError, WorkerError
 from interp.support.checkpoints import Checkpoints
-from interp.workers.cluster import Cluster, onwards
+from interp.workers.cluster import Cluster
 from interp.workers.judging import ranges
+from interp.workers.shares import onwards
 
 SCAN: dict[str, Any] = dict(context=64, samples=3)
 
