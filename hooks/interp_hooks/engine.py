@@ -15,8 +15,9 @@ from interp_hooks.errors import EditError, InterpError, TapError
 from interp_hooks.forward_notes import ForwardNotes
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.shown_weights import hand_rows, weights_of
+from interp_hooks.steered import Steered, cut, gains
 from interp_hooks.told import tell
-from interp_hooks.weight_rows import WeightRows, of_heads, ranges, up_to
 from interp_kernels import (
     BackendError,
     Request,
@@ -25,10 +26,7 @@ from interp_kernels import (
     attention,
     budget,
     explain,
-    pattern_statistics,
-    steer_pattern,
 )
-from interp_kernels.reference import weights
 
 
 def rewritten(call: AttentionCall, edits: Sequence[CallEdit]) -> AttentionCall:
@@ -38,14 +36,6 @@ def rewritten(call: AttentionCall, edits: Sequence[CallEdit]) -> AttentionCall:
         if edit.touches(call):
             call = edit.before(call)
     return call
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What an edit does inside one attention call, and to which query rows (start, stop)."""
-
-    steer: Steer
-    rows: tuple[int, int]
 
 
 def steers_of(
@@ -300,67 +290,9 @@ def _attention(
     for start, stop in itertools.pairwise(edges):
         part = call.part(start, stop)
         requests.append(request_of(part))
-        here = [_cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
+        here = [cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
         parts.append(_one(part, requests[-1], backend, here))
     return join(parts, requests)
-
-
-def weights_of(call: AttentionCall, steers: Sequence[Steered] = ()) -> torch.Tensor:
-    """The attention weights (batch, heads, queries, keys) under the steers, of the queries' type;
-    L × L, for who asks for them."""
-    assert call.query is not None
-    return row_weights(call, steers, 0, call.n_queries).to(call.query.dtype)
-
-
-def row_weights(
-    call: AttentionCall, steers: Sequence[Steered], first: int, last: int
-) -> torch.Tensor:
-    """(batch, heads, last − first, keys) float32 or wider: the weights of these query rows."""
-    query, key = call.query, call.key
-    assert query is not None and key is not None
-    inner = {edge for s in steers for edge in s.rows if first < edge < last}
-    edges = sorted({first, last} | inner)
-    parts = []
-    for start, stop in itertools.pairwise(edges):
-        part = call.part(start, stop)
-        here = [_cut(s, start, stop) for s in steers if s.rows[0] <= start and stop <= s.rows[1]]
-        parts.append(weights(query[:, :, start:stop], key, **part.settings, steer=here or None))
-    return torch.cat(parts, 2)
-
-
-@torch.no_grad()
-def hand_rows(call: AttentionCall, wanted: WeightRows, steers: Sequence[Steered] = ()) -> None:
-    """Hands the weights of a call, as the steers leave them, to who wants their rows."""
-    heads = wanted.heads
-    if call.pattern is not None:  # someone else computed it, edits and all
-        pattern = call.pattern if heads is None else call.pattern[:, list(heads)]
-        wanted.take(call, 0, pattern.float())
-        return
-    assert call.query is not None
-    n = call.query.shape[1] if heads is None or steers else len(heads)
-    # what an edit says, it says of all heads: they are computed together, and picked afterwards
-    own = call if heads is None or steers else of_heads(call, heads)
-    for start, stop in ranges(call, n, wanted.at_once):
-        rows = row_weights(own if steers else up_to(own, stop), steers, start, stop)
-        picked = rows if heads is None or not steers else rows[:, list(heads)]
-        wanted.take(call, start, picked.float())
-
-
-def _cut(steered: Steered, start: int, stop: int) -> Steer:
-    """The steer of rows start:stop of the call: what it says a row, cut."""
-
-    def rows(value: torch.Tensor | None, dim: int) -> torch.Tensor | None:
-        return (
-            value
-            if value is None or value.shape[dim] == 1
-            else value.narrow(dim, start, stop - start)
-        )
-
-    steer = steered.steer
-    whole = steer.rule
-    rules = () if whole is None else whole if isinstance(whole, tuple) else (whole,)
-    cut = tuple(replace(rule, rows=rows(rule.rows, 1)) for rule in rules)
-    return replace(steer, temper=rows(steer.temper, 2), gain=rows(steer.gain, 2), rule=cut or None)
 
 
 def _one(call: AttentionCall, request: Request, backend: str, steers: Sequence[Steer]) -> Result:
@@ -405,49 +337,6 @@ def join(parts: Sequence[Result], requests: Sequence[Request]) -> Result:
         else:
             stats[name] = torch.cat(values, 2)
     return Result(torch.cat([p.out for p in parts], 2), torch.cat([p.lse for p in parts], 2), stats)
-
-
-def steered_pattern(call: AttentionCall, steers: Sequence[Steered]) -> AttentionCall:
-    """The call with its pattern after the steers, gains left out (`gains` gives them)."""
-    assert call.pattern is not None
-    pattern = call.pattern
-    for s in steers:
-        new = steer_pattern(pattern, call.mask, [replace(s.steer, gain=None)])
-        start, stop = s.rows
-        pattern = torch.cat([pattern[:, :, :start], new[:, :, start:stop], pattern[:, :, stop:]], 2)
-    return replace(call, pattern=pattern) if steers else call
-
-
-def gains(z: torch.Tensor, steers: Sequence[Steered]) -> torch.Tensor:
-    """z (batch, queries, heads, d) times the steers' gains."""
-    for s in steers:
-        if s.steer.gain is not None:
-            start, stop = s.rows
-            factor = torch.ones_like(z[..., 0])  # (batch, queries, heads)
-            gain = s.steer.gain.to(z).transpose(1, 2).expand(factor.shape)
-            factor[:, start:stop] = gain[:, start:stop]
-            z = z * factor[..., None]
-    return z
-
-
-def pattern_result(call: AttentionCall, request: Request) -> Result:
-    """Statistics from the call's pattern; out and lse, which nobody asks for, are the values."""
-    assert call.pattern is not None
-    return Result(call.value, call.value, pattern_statistics(call.pattern, call.mask, request))
-
-
-def answer_from_pattern(
-    call: AttentionCall, observers: Sequence[Observer], z: torch.Tensor | None
-) -> None:
-    """The same from a pattern that someone else computed (TransformerLens)."""
-    for observer in observers:
-        wanted = observer.question.at(call.site).weights
-        if wanted is not None:
-            hand_rows(call, wanted)
-        answer = pattern_result(call, observer.question.request(call))
-        observer.callback(
-            LayerStats(call, answer, observer.question, z if observer.question.z else None)
-        )
 
 
 def check_finite(call: AttentionCall, z: torch.Tensor) -> None:

@@ -15,9 +15,9 @@ from interp.errors import EditError
 from interp.inputs.forward import forward
 from interp.inputs.text import rows_of_text, text_rows
 from interp.tasks.catalogue import FILES
-from interp_hooks.engine import row_weights
 from interp_hooks.question import Question
 from interp_hooks.recording import LayerStats
+from interp_hooks.shown_weights import row_weights
 from interp_hooks.weight_rows import of_heads, ranges
 from interp_kernels import attention, visible
 from interp_kernels.masking import bias_visible

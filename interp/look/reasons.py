@@ -17,9 +17,9 @@ from interp.look.why import Why
 from interp.streams.qk import Reached, main_site, one_text, place_in, split
 from interp.streams.sources import Sources, toward
 from interp.support.provenance import provenance
-from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head
 from interp_hooks.question import Question, SiteQuestion
+from interp_hooks.shown_weights import row_weights
 from interp_hooks.weight_rows import of_heads
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from interp.errors import InputError, TapError
 from interp.inputs.forward import forward
 from interp.streams.score_maps import ScoreMap, Way, score_map, watching
 from interp.streams.writers import Written, main_sites, written
-from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head
 from interp_hooks.question import Question, SiteQuestion
+from interp_hooks.shown_weights import row_weights
 from interp_hooks.weight_rows import of_heads
 from interp_hooks.whole_numbers import quoted, whole
 from interp_kernels import visible

@@ -18,9 +18,9 @@ from interp.errors import InputError, TapError
 from interp.inputs.forward import forward
 from interp.streams.qk import check_tokens, main_site
 from interp.streams.writers import CLOSE, back, frozen_end, heads_and_bias, main_sites
-from interp_hooks.engine import row_weights
 from interp_hooks.heads import Head, parse_heads
 from interp_hooks.question import Question, SiteQuestion
+from interp_hooks.shown_weights import row_weights
 from interp_hooks.weight_rows import of_heads
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from interp_hooks.call import AttentionCall, Site
-from interp_hooks.engine import weights_of
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.traced import HIDDEN, Attention
+from interp_hooks.shown_weights import weights_of
 from interp_kernels import Mask
 
 #: what attention modules call their number of heads

@@ -19,22 +19,19 @@ from interp_hooks.adapter import Adapter
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.edit import CallEdit
 from interp_hooks.engine import (
-    Steered,
     Tap,
-    answer_from_pattern,
     attend_anew,
     check_finite,
-    gains,
-    pattern_result,
     rewritten,
     shows_weights,
-    steered_pattern,
     steers_of,
 )
 from interp_hooks.errors import TapError
 from interp_hooks.head_weights import HeadWeights
 from interp_hooks.norms import Norms
+from interp_hooks.patterns import answer_from_pattern, pattern_result, steered_pattern
 from interp_hooks.prompt_tokens import PromptTokens
+from interp_hooks.steered import Steered, gains
 from interp_hooks.transformer_lens.endings import Endings
 from interp_hooks.vocabulary import Embeddings
 from interp_kernels import Mask
