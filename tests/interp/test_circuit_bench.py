@@ -4,7 +4,7 @@ their definitions, and that a method which reads nothing of the task is told so.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,30 @@ def test_who_reads_the_prompts_beats_the_shuffle_and_who_does_not_is_told(result
     rows = {row[0]: row for row in result.table("made")}
     assert rows["blind"][4].count("not beaten") == 2 and "not beaten" not in rows["reads"][4]
     assert set(rows) == {"blind", "reads", "attribution", *controls.names()}
+
+
+@dataclass(frozen=True)
+class Picky(Attribution):
+    """A method that the first shuffles leave nothing to explain."""
+
+    refused: int = 1
+    asked: list[int] = field(default_factory=list)
+
+    def find(self, runs: PairedRuns) -> Found:
+        self.asked.append(len(self.asked))
+        if len(self.asked) <= self.refused:
+            raise InputError("there is nothing to explain")
+        return super().find(runs)
+
+
+def test_a_shuffle_that_asks_for_nothing_is_drawn_anew(worded: Any) -> None:
+    model, prompts = prompts_of(worded)
+    once = Picky(refused=1)
+    twins = benches._twins(model, prompts, once, 0, 2)
+    assert {kind: len(found) for kind, found in twins.items()} == {"labels": 2, "pairs": 2}
+    assert len(once.asked) == 5
+    with pytest.raises(InputError, match="nothing to explain"):
+        benches._twins(model, prompts, Picky(refused=99), 0, 2)
 
 
 def test_a_bench_says_what_evaluate_says_and_survives_the_disk(

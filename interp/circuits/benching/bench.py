@@ -293,6 +293,10 @@ class Twin:
     edges: pd.DataFrame
 
 
+#: shuffles that are tried for each that is wanted: some leave a method nothing to explain
+TRIES = 3
+
+
 def _twins(
     model: HookedModel, prompts: Prompts, method: Method, seed: int, draws: int
 ) -> dict[str, list[Twin]]:
@@ -306,10 +310,20 @@ def _twins(
         edges = pd.DataFrame() if found.edges is None else found.edges
         return Twin(dict(zip(heads, found.score.tolist(), strict=True)), edges)
 
-    twins = {
-        kind: [run(shuffled(prompts, kind, seed + d), method, d) for d in range(draws)]
-        for kind in method.shuffles()
-    }
+    def drawn(kind: str) -> list[Twin]:
+        found, refused = list[Twin](), None
+        for draw in range(TRIES * draws):
+            try:
+                found.append(run(shuffled(prompts, kind, seed + draw), method, draw))
+            except InputError as reason:  # shuffled so, the prompts ask for nothing
+                refused = reason
+            if len(found) == draws:
+                return found
+        if refused is not None and not found:
+            raise refused
+        return found
+
+    twins = {kind: drawn(kind) for kind in method.shuffles()}
     own = method.twin()
     if own is not None:
         twins["codes"] = [run(prompts, own, d) for d in range(draws)]
