@@ -81,10 +81,10 @@ def ov_directions(model: Any, k: int = 2, tokens: int = 6) -> dict[str, list[Dir
         reads.append((q_v @ u[:, :, :n]).transpose(1, 2).flatten(0, 1))
         writes.append(write.flatten(0, 1))
     # all heads at once, so that the vocabulary, the largest matrix there is, is read twice
-    up, down = _extremes(torch.cat(writes), vocabulary.W_U, tokens)
+    up, down = extremes(torch.cat(writes), vocabulary.W_U, tokens)
     flip = up[1][:, 0] < -down[1][:, 0]  # (directions,)
     sign = torch.where(flip, -1.0, 1.0)[:, None]
-    along, _ = _extremes(torch.cat(reads) * sign, vocabulary.W_E.T, tokens, lengths)
+    along, _ = extremes(torch.cat(reads) * sign, vocabulary.W_E.T, tokens, lengths)
     found, row = {}, 0
     for head, share in zip(heads, shares, strict=True):
         found[str(head)] = [
@@ -103,7 +103,7 @@ def ov_directions(model: Any, k: int = 2, tokens: int = 6) -> dict[str, list[Dir
 Tops = tuple[torch.Tensor, torch.Tensor]
 
 
-def _extremes(
+def extremes(
     directions: torch.Tensor, W: torch.Tensor, n: int, lengths: torch.Tensor | None = None
 ) -> tuple[Tops, Tops]:
     """((ids, values) of the largest, (ids, values) of the smallest) products of directions (…,

@@ -13,7 +13,7 @@ from interp.errors import TapError
 from interp.inputs.forward import forward
 from interp.inputs.pieces import pieces
 from interp.mechanics.composition import scores_of
-from interp.mechanics.ov_directions import ov_directions
+from interp.mechanics.ov_directions import extremes, ov_directions
 from interp.mechanics.weights import main_sites
 from interp.results.evidence import Evidence, HeadEvidence, Partner, Passage, Writes
 from interp.scan.built import Edge, Weights, built_of
@@ -71,16 +71,16 @@ def evidence_of(
             places[name] += found
         within(0.5 * (sample + 1) / len(rows))
     texts = [pieces(model.tokenizer, row) for row in rows]
-    raised = _raised(model, notes)
+    chosen = {site: [_chosen(places[name], texts) for name in _names(site)] for site in sites}
+    promoted = _raised(model, chosen, notes)
+    within(0.65)
     strongest: dict[Site, list[_Place | None]] = {}
-    for n, site in enumerate(sites):
-        within(0.5 + 0.2 * n / len(sites))
-        names = _names(site)
-        chosen = [_chosen(places[name], texts) for name in names]
-        strongest[site] = [max(some, key=lambda p: p.weight, default=None) for some in chosen]
-        promoted = raised(site, chosen)
-        for name, some in zip(names, chosen, strict=True):
-            heads[name].passages = [_passage(p, texts[p.sample], next(promoted)) for p in some]
+    for site, by_head in chosen.items():
+        strongest[site] = [max(some, key=lambda p: p.weight, default=None) for some in by_head]
+        for name, some in zip(_names(site), by_head, strict=True):
+            heads[name].passages = [
+                _passage(p, texts[p.sample], next(promoted[site])) for p in some
+            ]
     _add_built(model, rows, strongest, heads, notes)
     within(0.7)
     _add_writes(model, heads, notes)
@@ -200,37 +200,36 @@ def _passage(place: _Place, text: Sequence[str], promotes: tuple[str, ...]) -> P
     )  # fmt: skip
 
 
-Raised = Callable[["Site", "list[list[_Place]]"], Iterator[tuple[str, ...]]]
-
-
-def _raised(model: HookedModel, notes: list[str], n: int = 3) -> Raised:
-    """Gives, for the places of a layer's heads in turn, the tokens whose logits the head's output
-    there raises most; none where the model's weights don't tell."""
-
-    def none(site: Site, chosen: list[list[_Place]]) -> Iterator[tuple[str, ...]]:
-        return iter([() for some in chosen for _ in some])
-
+def _raised(
+    model: HookedModel, chosen: Mapping[Site, list[list[_Place]]], notes: list[str], n: int = 3
+) -> dict[Site, Iterator[tuple[str, ...]]]:
+    """For the places of each layer's heads in turn, the tokens whose logits the head's output there
+    raises most; none where the model's weights don't tell."""
+    said: dict[Site, Iterator[tuple[str, ...]]] = {
+        site: iter([() for some in by for _ in some]) for site, by in chosen.items()
+    }
     try:
         vocabulary, last = model.vocabulary(), model.norms().final()
     except TapError as reason:
         notes.append(f"What heads promote is left out: {reason}")
-        return none
-
-    def tokens(site: Site, chosen: list[list[_Place]]) -> Iterator[tuple[str, ...]]:
+        return said
+    writes: dict[Site, torch.Tensor] = {}
+    for site, by_head in chosen.items():
         try:
             W_O = model.head_weights(site.layer, site.tower).W_O.float()
         except TapError:
-            return none(site, chosen)
-        writes = [p.z @ W_O[h] for h, some in enumerate(chosen) for p in some]
-        if not writes:
-            return iter(())
-        write = torch.stack(writes)  # (places, d_model)
-        if last is not None:
-            write = (last.centred(write.double()) * last.gain).float()
-        ids = (write @ vocabulary.W_U.float()).topk(n).indices.tolist()
-        return iter([tuple(pieces(model.tokenizer, [i])[0] for i in row) for row in ids])
-
-    return tokens
+            continue
+        if any(by_head):
+            write = torch.stack([p.z @ W_O[h] for h, some in enumerate(by_head) for p in some])
+            if last is not None:
+                write = (last.centred(write.double()) * last.gain).float()
+            writes[site] = write  # (places, d_model)
+    if writes:
+        (ids, _), _ = extremes(torch.cat(list(writes.values())), vocabulary.W_U, n)
+        for site, some in zip(writes, ids.split([len(w) for w in writes.values()]), strict=True):
+            tokens = [tuple(pieces(model.tokenizer, [i])[0] for i in row) for row in some.tolist()]
+            said[site] = iter(tokens)
+    return said
 
 
 def _add_built(
