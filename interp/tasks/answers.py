@@ -21,15 +21,22 @@ if TYPE_CHECKING:
 
 def batches(instances: Sequence[Instance], pad: int) -> Iterator[Batch]:
     """Left-padded batches of similar lengths within the token budget, in order of the instances."""
-    group: list[Instance] = []
-    for instance in instances:
-        width = max(len(i.ids) for i in [*group, instance])
-        if group and (not fits(width, len(group) + 1) or len(instance.ids) > 2 * len(group[0].ids)):
-            yield collate(group, pad)
+    return (collate([instances[i] for i in group], pad) for group in grouped(instances))
+
+
+def grouped(instances: Sequence[Instance]) -> Iterator[list[int]]:
+    """Which instances stand in a batch together: similar lengths within the token budget, in
+    order."""
+    group: list[int] = []
+    for i, instance in enumerate(instances):
+        width = max(len(instances[k].ids) for k in [*group, i])
+        far = group and len(instance.ids) > 2 * len(instances[group[0]].ids)
+        if group and (far or not fits(width, len(group) + 1)):
+            yield group
             group = []
-        group.append(instance)
+        group.append(i)
     if group:
-        yield collate(group, pad)
+        yield group
 
 
 @torch.no_grad()
@@ -91,24 +98,19 @@ def judge(
 ) -> list[tuple[float, float]]:
     """(correct, margin) of each instance under edits. A task judged by "recall" is answered freely,
     the others by their logits at the judged positions."""
-    groups = together(model, task, instances)
+    groups = together(task, instances)
     scores = judged(model, task, instances, groups, edits, stepwise, progress)
     order = [i for group in groups for i in group]
     return [score for _, score in sorted(zip(order, scores, strict=True))]
 
 
-def together(model: HookedModel, task: Task, instances: Sequence[Instance]) -> list[list[int]]:
+def together(task: Task, instances: Sequence[Instance]) -> list[list[int]]:
     """Which instances are run together, in the order in which they are run."""
     if task.judge == "recall":
         return [[i] for i in range(len(instances))]
     # rows of one length need no padding, so the shortest run together, and so on
     order = sorted(range(len(instances)), key=lambda i: len(instances[i].ids))
-    sizes = [
-        len(batch.instances)
-        for batch in batches([instances[i] for i in order], pad_id(model.tokenizer))
-    ]
-    starts = [sum(sizes[:k]) for k in range(len(sizes))]
-    return [order[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    return [[order[k] for k in group] for group in grouped([instances[i] for i in order])]
 
 
 def judged(

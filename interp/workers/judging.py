@@ -42,7 +42,7 @@ class Judged(Opened):
     def __init__(self, model: HookedModel, work: JudgeWork):
         self._model, self._work = model, work
         #: the instances of each batch, in order
-        self.groups = together(model, work.task, work.instances)
+        self.groups = together(work.task, work.instances)
 
     def record(self) -> dict[str, Any]:
         work = self._work

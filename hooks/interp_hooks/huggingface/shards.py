@@ -37,6 +37,8 @@ def sharded(module: Any) -> tuple[HeadShards, int] | None:
 
 def is_shared(module: torch.nn.Module) -> bool:
     """Whether processes share out a matrix of one of a module's children."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False  # blocks are opened often, and this is asked of every module
     return any(sharded(child) is not None for child in module.children())
 
 
