@@ -1,5 +1,6 @@
 """Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
-`python examples/smollm2_checks.py [spans] [sentences] [standins] [context]`."""
+`python examples/smollm2_checks.py [spans] [sentences] [standins] [context]
+[agreement]`."""
 
 from __future__ import annotations
 
@@ -178,7 +179,30 @@ def context(model: Any, n: int = 24, k: int = 8) -> None:
             )
 
 
-CHECKS = {"spans": spans, "sentences": sentences, "standins": standins, "context": context}
+def agreement(model: Any) -> None:
+    """Five attributions of 16 answers to IOI beside each other, and beside attention; the first
+    token left out."""
+    frame = interp.mechanics.agreement(model, "ioi", n=16, steps=64, skip_first=True)
+    table = frame.attrs["methods"]
+    for a, row in table.items():
+        cells = (f"{b} {v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for b, v in row.items())
+        print(f"{a}:", ", ".join(cells))
+    print("integrated gradients miss", f"{frame.attrs['completeness']:.2%}")
+    for name in table:
+        column = f"tau_{'ig' if name == 'integrated' else name}"
+        order = frame.sort_values(column, ascending=False)
+        best = ", ".join(f"L{r.layer}H{r.head} {getattr(r, column):.2f}"
+                         for r in order.head(3).itertuples())  # fmt: skip
+        print(f"{name}: median head {frame[column].median():.2f}, best {best}")
+
+
+CHECKS = {
+    "spans": spans,
+    "sentences": sentences,
+    "standins": standins,
+    "context": context,
+    "agreement": agreement,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InputError, ModelError
 from interp.models import cache, eyes, fetch, gguf, placing
 from interp.models.classes import class_of
-from interp.models.image_processors import image_processor
 from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS
+from interp.models.readers import hears, image_processor, sound_reader
 
 if TYPE_CHECKING:
     from interp.model import Model
@@ -142,6 +142,8 @@ def load(
         )
         if processor is None and alone:
             processor = image_processor(found.target, found.name, revision, trust_remote_code)
+        elif processor is None and hears(module):
+            processor = sound_reader(found.target, found.name, revision, trust_remote_code)
         elif processor is None and getattr(module.config, "vision_config", None) is not None:
             try:
                 processor = _processor(found.target, found.name, revision, trust_remote_code)

@@ -7,7 +7,8 @@ attention agrees with attribution.
     mechanics.direct_logits(model)     # each head's direct contribution to the answer
     mechanics.qk_attribution(model, ids, head, query, key)  # who built one attention score
     mechanics.sources(model, ids, direction)                # which token, by which head, on a logit
-    mechanics.agreement(model)         # attention against gradient × input and integrated gradients
+    mechanics.agreement(model)         # attention against five attributions of the answer
+    mechanics.cross_agreement(model, samples)  # the same of cross-attention: speech, translation
 """
 
 from interp.support.lazy import attach

@@ -1,6 +1,7 @@
 from .agreement import agreement as agreement
 from .attribution import attributions as attributions
 from .composition import composition as composition
+from .cross_agreement import cross_agreement as cross_agreement
 from .logits import direct as direct
 from .logits import direct_logits as direct_logits
 from .ov_directions import Direction as Direction

@@ -17,10 +17,11 @@ import torch
 from interp.evaluation.accuracy import sample
 from interp.inputs.forward import forward
 from interp.inputs.text import check_seed
-from interp.mechanics.attribution import Attribution, attributions, check
+from interp.mechanics.attribution import Attribution, attributions
 from interp.mechanics.metric import judged
+from interp.mechanics.saliency import SALIENCIES, check
 from interp.mechanics.weights import head_rows, main_sites
-from interp.support.statistics import bootstrap, kendall, spearman
+from interp.support.statistics import bootstrap, kendall, mean_and_error, spearman
 from interp_kernels import Received
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from interp.tasks.task import Instance, Task
     from interp_hooks import HookedModel
 
+#: of a method, as columns have it
+SHORT = {"integrated": "ig"}
 #: columns: the rank correlation and the attribution it is with
 MEASURES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], float], str]] = {
-    "tau_gradient": (kendall, "gradient"),
-    "tau_ig": (kendall, "integrated"),
-    "rho_gradient": (spearman, "gradient"),
-    "rho_ig": (spearman, "integrated"),
+    f"{letter}_{SHORT.get(name, name)}": (correlate, name)
+    for letter, correlate in (("tau", kendall), ("rho", spearman))
+    for name in SALIENCIES
 }
 
 
@@ -49,9 +51,9 @@ def agreement(
 ) -> pd.DataFrame:
     """Rank correlation of each head's attention with token importance: Kendall's τ_b, Spearman's ρ.
 
-    Importance of a token is |gradient × input| or |integrated gradients|
-    (`interp.mechanics.attribution`) of answer logit − mean wrong logit at the first judged position
-    of each of `n` problems; attention is that position's row.
+    Importance of a token is |a_t|, a_t what it adds to answer logit − mean wrong logit at the first
+    judged position of each of `n` problems, by gradient × input, integrated gradients, occlusion,
+    DeepLIFT and LRP (`interp.mechanics.saliency`); attention is that position's row.
 
     Args:
         model: a `HookedModel`, or anything `interp.load` takes.
@@ -62,12 +64,14 @@ def agreement(
         skip_first: leave the first token out of the ranking, where attention sinks rest.
 
     Returns:
-        A row a head with the columns an atlas begins with, then `tau_gradient`, `tau_ig`,
-        `rho_gradient`, `rho_ig`: means over problems, and `…_stderr`. A problem in which a head
-        weighs all tokens alike is left out of its mean; NaN where that is so in all. `attrs`:
+        A row a head with the columns an atlas begins with, then `tau_…` and `rho_…` of `gradient`,
+        `ig`, `occlusion`, `deeplift` and `lrp`: means over problems, and `…_stderr`. A problem in
+        which a head weighs all tokens alike is left out of its mean; NaN where that is so in all,
+        and for a method that does not know a part of the model (a note says which). `attrs`:
         `layers`, the same measures of the mean attention over a layer's heads, each {"mean", "low",
         "high", "n"} with a 95 % bootstrap interval over problems; `completeness`, the median over
-        problems of |Σa − Δm| / |Δm| of integrated gradients, and `completeness_worst`; `notes`.
+        problems of |Σa − Δm| / |Δm| of integrated gradients, and `completeness_worst`; `methods`,
+        τ_b between the importances of each two methods, with its interval; `notes`.
 
     Raises:
         UnknownNameError, InputError, ContextError: the task or an option.
@@ -90,20 +94,25 @@ def agreement(
     by_head: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
     by_layer: dict[str, list[np.ndarray]] = {name: [] for name in MEASURES}
     gaps = []
+    refused: dict[str, str] = {}
+    between: list[np.ndarray] = []
     start = int(skip_first)
     for instance in instances:
         attribution = attributions(hooked, instance, steps, baseline, vocabulary)
         gaps.append(attribution.gap)
+        refused |= attribution.refused or {}
+        sizes = {name: _size(attribution, name, start) for name in SALIENCIES}
+        between.append(_between(sizes))
         rows = attention_rows(hooked, instance)  # layer → (heads, tokens)
         for name, (correlate, which) in MEASURES.items():
-            target = np.abs(_of(attribution, which))[start:]
+            target = sizes[which]
             layers = [rows[s.layer][:, start:] for s in sites]
             by_head[name].append(np.array([correlate(row, target) for a in layers for row in a]))
             by_layer[name].append(np.array([correlate(a.mean(0), target) for a in layers]))
     frame = head_rows(hooked)
     for name, values in by_head.items():
         table = np.array(values)  # (problems, heads)
-        frame[name], frame[f"{name}_stderr"] = _summary(table)
+        frame[name], frame[f"{name}_stderr"] = mean_and_error(table)
     frame.attrs.update(
         task=chosen.name,
         n=n,
@@ -113,7 +122,8 @@ def agreement(
         layers=_layers([s.layer for s in sites], by_layer, seed),
         completeness=float(np.median(gaps)),
         completeness_worst=float(np.max(gaps)),
-        notes=_notes(gaps, steps),
+        methods=_methods(np.array(between), seed),
+        notes=[*_notes(gaps, steps), *refused.values()],
     )
     return frame
 
@@ -137,16 +147,29 @@ def _key(site: Any) -> Any:
     return site.layer if site.is_main else (site.tower, site.layer)
 
 
-def _of(found: Attribution, which: str) -> np.ndarray:
-    return found.gradient if which == "gradient" else found.integrated
+def _size(found: Attribution, method: str, start: int) -> np.ndarray:
+    """(tokens,) |a_t|; NaN for a method that was refused."""
+    values = getattr(found, method)
+    if values is None:
+        return np.full(len(found.gradient) - start, np.nan)
+    return np.abs(values[start:])
 
 
-def _summary(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard error over rows, NaN left out."""
-    count = np.isfinite(table).sum(0)
-    mean = np.where(count > 0, np.nansum(table, 0) / np.maximum(count, 1), np.nan)
-    square = np.nansum((table - mean) ** 2, 0) / np.maximum(count - 1, 1)
-    return mean, np.where(count > 1, np.sqrt(square / np.maximum(count, 1)), np.nan)
+def _between(sizes: dict[str, np.ndarray]) -> np.ndarray:
+    """(methods, methods) τ_b."""
+    return np.array([[kendall(a, b) for b in sizes.values()] for a in sizes.values()])
+
+
+def _methods(values: np.ndarray, seed: int) -> dict[str, dict[str, Any]]:
+    """Method → method → the mean of (problems, methods, methods) and its interval, None where not
+    defined."""
+    found: dict[str, dict[str, Any]] = {}
+    for i, a in enumerate(SALIENCIES):
+        for j, b in enumerate(SALIENCIES):
+            defined = values[:, i, j][np.isfinite(values[:, i, j])]
+            interval = bootstrap(defined, seed) if len(defined) else None
+            found.setdefault(a, {})[b] = None if interval is None else dict(vars(interval))
+    return found
 
 
 def _layers(

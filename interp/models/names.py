@@ -9,12 +9,17 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 #: bundled name → folder here
-BUNDLED = {"pocket-llama": "pocket_llama", "pocket-llava": "pocket_llava"}
+BUNDLED = {
+    "pocket-llama": "pocket_llama",
+    "pocket-llava": "pocket_llava",
+    "pocket-whisper": "pocket_whisper",
+}
 
 #: shortcut → bundled name, and whose model the shortcut might have meant
 SHORTCUTS = {
     "llama": ("pocket-llama", "Meta's: --model llama-3.1-8b"),
     "llava": ("pocket-llava", "the LLaVA of Liu et al.: --model llava-1.5-7b"),
+    "whisper": ("pocket-whisper", "OpenAI's: --model whisper-tiny"),
 }
 
 #: short name → hub id
@@ -52,6 +57,8 @@ ALIASES = {
     "paligemma-3b": "google/paligemma-3b-mix-224",
     "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
     "gemma-3-4b": "google/gemma-3-4b-it",
+    "whisper-tiny": "openai/whisper-tiny",
+    "whisper-base": "openai/whisper-base",
 }
 
 

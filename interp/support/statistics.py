@@ -37,6 +37,14 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     return Interval(float(array.mean()), float(low), float(high), len(array))
 
 
+def mean_and_error(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over rows (rows, columns), NaN left out."""
+    count = np.isfinite(table).sum(0)
+    mean = np.where(count > 0, np.nansum(table, 0) / np.maximum(count, 1), np.nan)
+    square = np.nansum((table - mean) ** 2, 0) / np.maximum(count - 1, 1)
+    return mean, np.where(count > 1, np.sqrt(square / np.maximum(count, 1)), np.nan)
+
+
 def resampled_means(values: np.ndarray, seed: int) -> np.ndarray:
     """(rows, resamples): means of `values` (rows, n) over bootstrap samples of the n, the same for
     all rows."""

@@ -232,8 +232,8 @@ ROOMS: dict[str, str] = {
     "serving": "edits loading models",
     "calibration": "edits evaluation inputs loading tasks",
     # circuits, from runs up to the circuit
-    "circuits.runs": "evaluation inputs tasks",
-    "circuits.methods": "circuits.runs results",
+    "circuits.runs": "evaluation inputs streams tasks",
+    "circuits.methods": "circuits.runs results streams",
     "circuits.known": "inputs models tasks",
     "circuits.judging": (
         "circuits.known circuits.methods circuits.runs edits evaluation inputs loading report "

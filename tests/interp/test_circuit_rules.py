@@ -16,10 +16,11 @@ from test_circuit_gradients import bench_of, hooked, inputs, instances, lens_ben
 from interp.circuits.methods.attribution import Attribution, first_order
 from interp.circuits.methods.gim import GIM
 from interp.circuits.methods.relp import RelP
-from interp.circuits.runs.backward import RELEVANCE, Rules, check_rules, ruled, softened
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.prompts import Prompts, Written
+from interp.circuits.runs.relevance import check_rules
 from interp.errors import InputError, TapError
+from interp.streams.backward import RELEVANCE, Rules, ruled, softened
 from interp_hooks import Head, hook
 
 NAMES = ["llama", "gpt2", "gemma2", "olmo2", "neox"]

@@ -11,8 +11,8 @@ import torch
 
 from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.head_ablation import by_effects
-from interp.circuits.runs.backward import Rules, ruled
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
+from interp.streams.backward import Rules, ruled
 
 
 @dataclass(frozen=True)

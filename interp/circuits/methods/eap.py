@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.circuits.methods.circuit_method import Found, Method
-from interp.circuits.runs.backward import Rules
 from interp.circuits.runs.edges import STREAM, Graph, Stream, detached
 from interp.circuits.runs.paired_runs import PairedRuns
 from interp.circuits.runs.slopes import Slopes, products
+from interp.streams.backward import Rules
 
 
 @dataclass(frozen=True)

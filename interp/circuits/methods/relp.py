@@ -11,10 +11,11 @@ from interp.circuits.methods.attribution import first_order
 from interp.circuits.methods.circuit_method import Found, Method
 from interp.circuits.methods.eap import edge_scores
 from interp.circuits.methods.head_ablation import by_effects
-from interp.circuits.runs.backward import RELEVANCE, check_rules, without_attention
 from interp.circuits.runs.edges import Stream
 from interp.circuits.runs.paired_runs import MODES, PairedRuns
+from interp.circuits.runs.relevance import check_rules
 from interp.errors import InputError
+from interp.streams.backward import RELEVANCE, without_attention
 
 ATTENTION = ("gradient", "frozen")
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from interp.circuits.runs.backward import Rules, ruled
 from interp.circuits.runs.edges import STREAM, Stream, near
 from interp.circuits.runs.paired_runs import GRADIENT_TOKENS
 from interp.circuits.runs.prompts import Pairs
+from interp.streams.backward import Rules, ruled
 from interp_hooks.activations import Activations, Hook
 from interp_hooks.errors import TapError
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import rms_norm
@@ -24,17 +24,15 @@ from interp_hooks.edit import LiveEdit
 from interp_kernels.reference import weights
 
 if TYPE_CHECKING:
-    from interp.circuits.runs.paired_runs import PairedRuns
     from interp_hooks.model import HookedModel
 
 #: largest part of the relevance that may be lost for the rules to count as applied: more than what
 #: rounding loses in float32, in which norms compute, and less than what one missed part does
 CLOSE, HALF = 1e-3, 5e-3
-#: rows that the check runs
-ROWS = 2
 _ROOTS = {"sqrt", "rsqrt", "sqrt_", "rsqrt_"}
-_POWERS = {"pow", "__pow__", "float_power"}
-_PRODUCTS = {"mul", "__mul__", "__rmul__", "multiply"}
+POWERS = {"pow", "__pow__", "float_power"}
+PRODUCTS = {"mul", "__mul__", "__rmul__", "multiply"}
+NORMS = {"layer_norm", "rms_norm"}
 #: functions f with f(0) = 0, which f(x)/x makes a factor of
 _ACTIVATIONS = {"relu", "gelu", "silu", "mish", "tanh", "leaky_relu", "elu", "selu", "celu"} | {
     "relu6",
@@ -42,6 +40,28 @@ _ACTIVATIONS = {"relu", "gelu", "silu", "mish", "tanh", "leaky_relu", "elu", "se
 }
 #: attributes that hold an activation as a plain function
 _HELD = {"act", "act_fn", "activation", "activation_fn", "activation_function", "hidden_act_fn"}
+
+
+class Derivative(Protocol):
+    """Another derivative of what a forward calls. Each method gives what stands in for a value and
+    has that derivative; None leaves the value as it is."""
+
+    def activated(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        """Of an activation out = f(x), entry by entry."""
+
+    def called(
+        self, name: str, args: tuple, kwargs: dict[str, Any], out: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Of any other function of torch's, outside attention."""
+
+    def patterned(self, pattern: torch.Tensor) -> torch.Tensor | None:
+        """Of attention's weights (batch, heads, queries, keys), where a library shows them."""
+
+    def attended(self, call: AttentionCall) -> torch.Tensor | None:
+        """Of z (batch, queries, heads, d_head), where a library shows q, k and v."""
+
+    def shared(self, value: torch.Tensor) -> torch.Tensor | None:
+        """Of the values that attention reads."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,39 @@ class Rules:
     values: float = 1.0
     temperature: float = 1.0
 
+    def activated(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
+        if not self.activations:
+            return None
+        with torch.no_grad():
+            factor = torch.where(x == 0, torch.zeros_like(x), out / x)
+        return x * factor
+
+    def called(
+        self, name: str, args: tuple, kwargs: dict[str, Any], out: torch.Tensor
+    ) -> torch.Tensor | None:
+        if self.norms:
+            if is_root(name, args):
+                return out.detach()
+            if name in NORMS:
+                return _held_norm(name, *args, **kwargs)
+        if self.products and name in PRODUCTS and both(args):
+            a, b = args
+            return (a * b.detach() + a.detach() * b) / 2
+        return None
+
+    def patterned(self, pattern: torch.Tensor) -> torch.Tensor | None:
+        if self.logits is None:
+            return None
+        if not self.logits:
+            return pattern.detach()
+        return self.logits * softened(pattern, self.temperature)
+
+    def attended(self, call: AttentionCall) -> torch.Tensor | None:
+        return None if self.logits is None else attended(call, self)
+
+    def shared(self, value: torch.Tensor) -> torch.Tensor | None:
+        return None if self.values == 1 else self.values * value
+
 
 #: layer-wise relevance propagation: with patterns held, x · ∂m/∂x adds up to m but for biases
 RELEVANCE = Rules(activations=True, products=True, logits=0.0)
@@ -71,8 +124,18 @@ def same(value: torch.Tensor, stand_in: torch.Tensor) -> torch.Tensor:
     return value.detach() + (stand_in - stand_in.detach())
 
 
+def is_root(name: str, args: tuple) -> bool:
+    """Whether a function takes a square root, or one over it."""
+    return name in _ROOTS or (name in POWERS and len(args) > 1 and args[1] in (0.5, -0.5))
+
+
+def both(args: tuple) -> bool:
+    """Whether a function's arguments are two activations."""
+    return len(args) == 2 and all(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+
+
 @contextmanager
-def ruled(model: HookedModel, rules: Rules) -> Iterator[None]:
+def ruled(model: HookedModel, rules: Derivative) -> Iterator[None]:
     """Forwards of the block, on this thread, have these rules in their graph. Parameters take no
     gradient meanwhile."""
     with ExitStack() as stack:
@@ -80,12 +143,13 @@ def ruled(model: HookedModel, rules: Rules) -> Iterator[None]:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 stack.callback(parameter.requires_grad_, True)
-        stack.enter_context(_installed(model, rules))
+        stack.enter_context(installed(model, rules))
         yield
 
 
 @contextmanager
-def _installed(model: HookedModel, rules: Rules) -> Iterator[None]:
+def installed(model: HookedModel, rules: Derivative) -> Iterator[None]:
+    """The same, with parameters as they are."""
     mode = _Mode(rules)
     with ExitStack() as stack:
         for module in model.module.modules():
@@ -99,7 +163,7 @@ def _installed(model: HookedModel, rules: Rules) -> Iterator[None]:
 class _Mode(TorchFunctionMode):
     """Gives the functions that a forward calls their rules, outside attention."""
 
-    def __init__(self, rules: Rules):
+    def __init__(self, rules: Derivative):
         super().__init__()
         self.rules, self.off = rules, 0
 
@@ -107,37 +171,23 @@ class _Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, rules = getattr(func, "__name__", ""), self.rules
+        name = getattr(func, "__name__", "")
         live = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args[:2])
         if self.off or not live:
             return func(*args, **kwargs)
-        if rules.activations and name in _ACTIVATIONS:
+        if name in _ACTIVATIONS:
             kwargs.pop("inplace", None)
-            return as_factor(args[0], func(*args, **kwargs))
+            return self.activation(args[0], func(*args, **kwargs))
         out = func(*args, **kwargs)
-        if rules.norms:
-            if name in _ROOTS or (name in _POWERS and len(args) > 1 and args[1] in (0.5, -0.5)):
-                return out.detach()
-            if name in ("layer_norm", "rms_norm"):
-                return same(out, _held_norm(name, *args, **kwargs))
-        if rules.products and name in _PRODUCTS and _both(args):
-            a, b = args
-            return same(out, (a * b.detach() + a.detach() * b) / 2)
-        return out
+        if not isinstance(out, torch.Tensor):
+            return out
+        stand_in = self.rules.called(name, args, kwargs, out)
+        return out if stand_in is None else same(out, stand_in)
 
-
-def _both(args: tuple) -> bool:
-    """Whether two activations are multiplied."""
-    return len(args) == 2 and all(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
-
-
-def as_factor(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`out` = act(x), with the derivative act(x)/x."""
-    if not x.requires_grad:
-        return out
-    with torch.no_grad():
-        factor = torch.where(x == 0, torch.zeros_like(x), out / x)
-    return same(out, x * factor)
+    def activation(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """`out` = act(x), with the rules' derivative."""
+        stand_in = self.rules.activated(x, out) if x.requires_grad else None
+        return out if stand_in is None else same(out, stand_in)
 
 
 def _held_norm(
@@ -194,7 +244,7 @@ def _whole(function: Callable[..., Any], mode: _Mode) -> Callable[..., Any]:
         try:
             out = function(x, *args, **kwargs)
             alike = isinstance(out, torch.Tensor) and out.shape == x.shape
-            return as_factor(x, out) if mode.rules.activations and alike else out
+            return mode.activation(x, out) if alike else out
         finally:
             mode.off -= 1
 
@@ -202,38 +252,36 @@ def _whole(function: Callable[..., Any], mode: _Mode) -> Callable[..., Any]:
 
 
 class _Attention(LiveEdit):
-    """Attention is one piece: no rule for functions acts inside, and z has the gradient of
-    `attended`."""
+    """Attention is one piece: no rule for functions acts inside, and z has the rules' gradient."""
 
     def __init__(self, mode: _Mode):
         self.mode = mode
 
     def before(self, call: AttentionCall) -> AttentionCall:
         self.mode.off += 1
-        pattern, rules = call.pattern, self.mode.rules
-        if pattern is None or rules.logits is None:
+        if call.pattern is None:
             return call
-        if not rules.logits:
-            return replace(call, pattern=pattern.detach())
-        stand_in = rules.logits * softened(pattern, rules.temperature)
-        return replace(call, pattern=same(pattern, stand_in))
+        stand_in = self.mode.rules.patterned(call.pattern)
+        return call if stand_in is None else replace(call, pattern=same(call.pattern, stand_in))
 
     def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         try:
-            if call.query is None or self.mode.rules.logits is None:
+            if call.query is None:
                 return z  # z was computed from the pattern of `before`
-            return same(z, attended(call, self.mode.rules).to(z))
+            stand_in = self.mode.rules.attended(call)
+            return z if stand_in is None else same(z, stand_in.to(z))
         finally:
             self.mode.off -= 1
 
 
-def _shared(rules: Rules) -> Hook:
+def _shared(rules: Derivative) -> Hook:
     """Values that take their share of the gradient."""
 
     def write(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        if place != "v" or rules.values == 1 or not tensor.requires_grad:
+        if place != "v" or not tensor.requires_grad:
             return None
-        return same(tensor, rules.values * tensor)
+        stand_in = rules.shared(tensor)
+        return None if stand_in is None else same(tensor, stand_in)
 
     return write
 
@@ -274,39 +322,33 @@ def softened(pattern: torch.Tensor, temperature: float) -> torch.Tensor:
     return temperature * logs.softmax(-1)
 
 
-def check_rules(runs: PairedRuns) -> None:
+def check_relevance(
+    model: HookedModel, run: Callable[[], tuple[torch.Tensor, list[torch.Tensor]]]
+) -> None:
     """Raise `TapError` where it can't be known that every norm, activation and product of the model
     was found.
 
-    With patterns held the model is then linear along its own activations: a sum of logits is Σ x ·
-    ∂/∂x over the entries x of the stream that enters the first layer, and over the biases. Whatever
-    is missed breaks that sum.
+    With patterns held the model is linear along its own activations: a sum of logits is Σ x · ∂/∂x
+    over all that enters it, embeddings among them, and over the biases. Whatever is missed breaks
+    that sum. `run` makes a forward with its graph: sums of logits (any shape), and what was made to
+    enter in place of what did.
     """
-    model, first = runs.model, runs.layers[0]
-    pairs = runs.prompts.batches(model, 1)[0]
-    kept: dict[str, torch.Tensor] = {}
-
-    def enter(place: str, layer: int, tensor: torch.Tensor) -> torch.Tensor | None:
-        if (place, layer) != ("pre", first):
-            return None
-        kept["pre"] = tensor.detach().requires_grad_()
-        return kept["pre"]
-
+    embedded: list[torch.Tensor] = []
     with ExitStack() as stack:
         named = list(model.module.named_parameters())
         biases = [p for name, p in named if _is_bias(name.rsplit(".", 1)[-1])]
+        biases += _embeddings(model, embedded, stack)
         asked = {id(p) for p in biases}
         for _, parameter in named:
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(id(parameter) in asked)
-        stack.enter_context(_installed(model, RELEVANCE))
+        stack.enter_context(installed(model, RELEVANCE))
         stack.enter_context(torch.enable_grad())
-        logits, _ = runs.logits(pairs, pairs.clean, enter)
-    draw = torch.Generator().manual_seed(0)
-    probe = torch.randn(logits[:, -1:].shape, generator=draw).to(logits)
-    total = (logits[:, -1:] * probe).sum()
-    leaves = [kept["pre"], *biases]
-    grads = torch.autograd.grad(total, leaves, allow_unused=True)
+        logits, entering = run()
+        draw = torch.Generator().manual_seed(0)
+        total = (logits * torch.randn(logits.shape, generator=draw).to(logits)).sum()
+        leaves = [*entering, *embedded, *biases]
+        grads = torch.autograd.grad(total, leaves, allow_unused=True)
     parts = [
         float((leaf.detach().double() * g.double()).sum())
         for leaf, g in zip(leaves, grads, strict=True)
@@ -318,15 +360,41 @@ def check_rules(runs: PairedRuns) -> None:
     if not lost <= (CLOSE if precise else HALF) * size:
         why = (
             "so some norm, activation or gate in it is of a kind that is not known here; use "
-            "attribution, eap or eap_ig"
+            "plain gradients (of circuits: attribution, eap, eap_ig)"
             if precise
             else "be it by rounding, or by a part of a kind that is not known here; load the model "
-            "in a wider dtype (dtype='float32'), or use attribution, eap or eap_ig"
+            "in a wider dtype (dtype='float32'), or use plain gradients (of circuits: attribution, "
+            "eap, eap_ig)"
         )
         raise TapError(
-            f"The backward rules don't reach all of {runs.model.name}: {lost / size:.2g} of the "
+            f"The backward rules don't reach all of {model.name}: {lost / size:.2g} of the "
             f"relevance is lost between its logits and its first layer, {why}."
         )
+
+
+def _embeddings(
+    model: HookedModel, embedded: list[torch.Tensor], stack: ExitStack
+) -> list[torch.Tensor]:
+    """Tables of embeddings and positions that a model may read without calling their modules; what
+    a called one gives is put in `embedded` while the stack is open. A table that is the unembedding
+    too is not among the first."""
+    last = getattr(model.module, "get_output_embeddings", lambda: None)()
+    tied = None if last is None else getattr(last, "weight", None)
+
+    def take(module: Any, args: tuple, out: Any) -> Any:
+        if not (isinstance(out, torch.Tensor) and out.is_floating_point()):
+            return None
+        embedded.append(out.detach().requires_grad_())
+        return embedded[-1]
+
+    tables = {}
+    for module in model.module.modules():
+        table = isinstance(module, torch.nn.Embedding)
+        if table or re.search("Position.*Embedding", type(module).__name__):
+            stack.callback(module.register_forward_hook(take).remove)
+        if table and module.weight is not tied:
+            tables[id(module.weight)] = module.weight
+    return list(tables.values())
 
 
 def _is_bias(name: str) -> bool:

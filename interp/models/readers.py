@@ -1,4 +1,5 @@
-"""The image processor in the folder of a model that reads pictures alone."""
+"""What makes a model's input of pictures or of sound, in the folder of a model that reads these
+alone."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands for an image processor that is there and can't be loaded: a model can be used without,
-    and what needs it raises `InputError` with the reason."""
+    """Stands for a processor that is there and can't be loaded: a model can be used without, and
+    what needs it raises `InputError` with the reason."""
 
     reason: str
 
@@ -30,6 +31,20 @@ def image_processor(target: str, name: str, revision: str | None, trust: bool) -
         name: what sentences call the model.
         revision, trust: as in `interp.load`.
     """
+    return _reader("AutoImageProcessor", "image processor", target, name, revision, trust)
+
+
+def sound_reader(target: str, name: str, revision: str | None, trust: bool) -> Any:
+    """The feature extractor of a model that hears, the same way."""
+    return _reader("AutoFeatureExtractor", "feature extractor", target, name, revision, trust)
+
+
+def hears(module: Any) -> bool:
+    """Whether a model's main input is sound."""
+    return getattr(module, "main_input_name", "") in ("input_features", "input_values")
+
+
+def _reader(kind: str, called: str, target: str, name: str, revision: Any, trust: bool) -> Any:
     import transformers
     from transformers.utils import cached_file
 
@@ -41,9 +56,9 @@ def image_processor(target: str, name: str, revision: str | None, trust: bool) -
     if all(cached_file(target, file, **options) is None for file in FILES):
         return None
     try:
-        return transformers.AutoImageProcessor.from_pretrained(
+        return getattr(transformers, kind).from_pretrained(
             target, revision=revision, trust_remote_code=trust
         )
     except Exception as error:  # its file may hold anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Unreadable(f"The image processor of {name} can't be loaded: {reason}")
+        return Unreadable(f"The {called} of {name} can't be loaded: {reason}")
