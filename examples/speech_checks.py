@@ -1,5 +1,4 @@
-"""What pocket-whisper's cross-attention says of the sound, and what attribution says: where notes are
-known to lie.
+"""What pocket-whisper's cross-attention and attributions say of the sound, beside where notes lie.
 
     python examples/speech_checks.py --n 32
 

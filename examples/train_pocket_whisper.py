@@ -39,9 +39,7 @@ MELODIES = 1000  # for the model card
 
 def build_extractor() -> WhisperFeatureExtractor:
     """Log-mel frames of 10 ms: (32, 300) for 3 seconds."""
-    return WhisperFeatureExtractor(
-        feature_size=BINS, chunk_length=int(SECONDS), sampling_rate=RATE
-    )
+    return WhisperFeatureExtractor(feature_size=BINS, chunk_length=int(SECONDS), sampling_rate=RATE)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

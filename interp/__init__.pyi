@@ -1,6 +1,7 @@
 from . import caches as caches
 from . import calibration as calibration
 from . import circuits as circuits
+from . import diffusion as diffusion
 from . import edits as edits
 from . import errors as errors
 from . import evaluation as evaluation

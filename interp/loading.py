@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InputError, ModelError
-from interp.models import cache, eyes, fetch, gguf, placing
+from interp.models import cache, drawing, eyes, fetch, gguf, placing
 from interp.models.classes import class_of
 from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS, WHEELS
 from interp.models.readers import hears, image_processor, sound_reader
@@ -78,7 +78,6 @@ def load(
 
     from interp.model import Model
     from interp_hooks.hooking import hook
-    from interp_hooks.huggingface.images import image_token, sees_alone
     from interp_kernels import BackendError, check_backend
 
     try:
@@ -135,21 +134,13 @@ def load(
         placing.keep_with(module, place)
         processor = own if processor is None else processor
         tokenizer = own.tokenizer if tokenizer is None else tokenizer
+    elif drawing.draws(found.target):
+        placing.refuse_for_drawing(found.name, device_map=device_map, quantization=quantization)
+        module = drawing.read(found.target, found.name, place.dtype)
     else:
         module = _pretrained(found.target, found.name, place, revision, trust_remote_code)
-        alone = image_token(module.config) is None and sees_alone(
-            module, inspect.signature(module.forward).parameters
-        )
-        if processor is None and alone:
-            processor = image_processor(found.target, found.name, revision, trust_remote_code)
-        elif processor is None and hears(module):
-            processor = sound_reader(found.target, found.name, revision, trust_remote_code)
-        elif processor is None and getattr(module.config, "vision_config", None) is not None:
-            try:
-                processor = _processor(found.target, found.name, revision, trust_remote_code)
-            except ModelError:
-                if image_token(module.config) is not None:  # else a picture is all there is to make
-                    raise
+        if processor is None:
+            processor = _reader(module, found, revision, trust_remote_code)
         if tokenizer is None:
             tokenizer = (
                 processor.tokenizer
@@ -310,7 +301,7 @@ def _gguf_file(found: _Source, revision: str | None) -> Path:
 
 def _bundled(name: str) -> str:
     folder = FOLDER / BUNDLED[name]
-    if not (folder / "model.safetensors").is_file():
+    if not any((folder / weights).is_file() for weights in drawing.WEIGHTS):
         raise ModelError(f"The bundled {name} is missing from this installation; reinstall interp.")
     return str(folder)
 
@@ -403,6 +394,26 @@ def _tokenizer(target: str, revision: str | None, trust: bool) -> Any:
         )
     except (OSError, ValueError):
         return None  # the tasks say so in one sentence when they need one
+
+
+def _reader(module: Any, found: _Source, revision: str | None, trust: bool) -> Any:
+    """What makes a model's input of pictures or sound; None where it reads text alone."""
+    from interp_hooks.huggingface.images import image_token, sees_alone
+
+    given = (found.target, found.name, revision, trust)
+    shown = image_token(module.config) is not None  # else a picture is all there is to make
+    if not shown and sees_alone(module, inspect.signature(module.forward).parameters):
+        return image_processor(*given)
+    if hears(module):
+        return sound_reader(*given)
+    if getattr(module.config, "vision_config", None) is None:
+        return None
+    try:
+        return _processor(*given)
+    except ModelError:
+        if shown:
+            raise
+        return None
 
 
 def _processor(target: str, name: str, revision: str | None, trust: bool) -> Any:

@@ -17,6 +17,10 @@ _SPELLINGS = re.compile(
 _WIDER = re.compile(r"(?:[A-Za-z_]+\.)?L\d+(?:KV\d+)?")
 
 
+#: what names a head of cross-attention in place of a tower: cross.L1H2
+CROSS = "cross"
+
+
 @dataclass(frozen=True, order=True)
 class Head:
     """Query head `head` of layer `layer` (both from 0) in `tower` ("" where there is only one).

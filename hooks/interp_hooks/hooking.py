@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from interp_hooks.diffusion.adapter import DiffusersAdapter, is_diffusers
+from interp_hooks.diffusion.samples import sample_of
 from interp_hooks.errors import TapError
 from interp_hooks.huggingface.adapter import HFAdapter
 from interp_hooks.huggingface.discovery import attempt, one_line
@@ -44,8 +46,8 @@ def hook(
 ) -> HookedModel:
     """Wraps a loaded model so that its attention can be observed and edited, and checks the tap.
 
-    A HuggingFace `PreTrainedModel`, a `HookedTransformer` or a `TransformerBridge`; for names and
-    folders use `interp.load`.
+    A HuggingFace `PreTrainedModel`, a diffusers model (``pipe.transformer``), a
+    `HookedTransformer` or a `TransformerBridge`; for names and folders use `interp.load`.
 
     Args:
         module: the model.
@@ -76,8 +78,8 @@ def hook(
     module = uncompiled(module)
     if not isinstance(module, torch.nn.Module):
         raise TapError(
-            f"interp can't tap a {type(module).__name__}; give a transformers or TransformerLens "
-            "model."
+            f"interp can't tap a {type(module).__name__}; give a transformers, diffusers or "
+            "TransformerLens model."
         )
     with evaluating(module), eagerly():  # left in training mode, if it is
         return _checked(module, name, tokenizer, backend, note, sample, processor, layout)
@@ -104,6 +106,12 @@ def _checked(
         name = name or getattr(wrapped.cfg, "model_name", None) or type(module).__name__
         model = HookedModel(adapter, str(name), tokenizer, backend, note)
         verify(model, sample)
+        return model
+    if is_diffusers(module):
+        name = name or getattr(wrapped.config, "_name_or_path", "") or type(module).__name__
+        given = _picture(wrapped) if sample is None else dict(sample)
+        model = HookedModel(DiffusersAdapter(wrapped, given), str(name), None, backend, note)
+        verify(model, given)
         return model
     if not (hasattr(module, "config") and hasattr(module, "set_attn_implementation")):
         raise TapError(
@@ -134,6 +142,20 @@ def _checked(
         return tapped(own=True, plain=False)
     except TapError:
         raise TapError(f"{by_interface} {by_itself}") from by_interface
+
+
+@torch.no_grad()
+def _picture(module: Any) -> dict[str, Any]:
+    """The arguments of one step of a diffusers model. Raises `TapError` where none can be made."""
+    try:
+        made = sample_of(module)
+        module(**made)
+        return made
+    except Exception as error:  # an architecture's code may raise anything
+        raise TapError(
+            f"{type(module).__name__} does not run on one small picture made from its config; give "
+            f"the arguments of a forward (sample=) ({one_line(error)})."
+        ) from error
 
 
 @torch.no_grad()

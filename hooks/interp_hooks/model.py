@@ -18,7 +18,7 @@ from interp_hooks.edit import CallEdit, Edit, LiveEdit, checked_edit
 from interp_hooks.engine import Observer
 from interp_hooks.errors import EditError, HeadError, InputError, TapError
 from interp_hooks.head_weights import HeadWeights
-from interp_hooks.heads import Head, check_layer_head, no_attention
+from interp_hooks.heads import CROSS, Head, check_layer_head, no_attention
 from interp_hooks.logits import logits_of
 from interp_hooks.norms import Norms
 from interp_hooks.question import NAMES, Question
@@ -191,6 +191,10 @@ class HookedModel:
             L2H3
         """
         head = Head.parse(head)
+        crossing = {s.layer: s.n_heads for s in self.sites if s.kind == "cross"}
+        if head.tower == CROSS and crossing and CROSS not in self.towers:
+            check_layer_head(head, crossing, self.name)
+            return head
         if head.tower and head.tower not in self.towers:
             towers = ", ".join(filter(None, self.towers)) or "only one, without a name"
             raise HeadError(f"{self.name} has no tower {head.tower!r}; it has {towers}.")

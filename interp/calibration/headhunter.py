@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interp.calibration.calibration_method import Found, Method, heads_of
+from interp.calibration.greedy import greedy
 from interp.calibration.splits import Bench, Outcome
 from interp.errors import InputError
 from interp.support.checkpoints import Record
@@ -107,47 +108,19 @@ class HeadHunter(Method):
         for done in range(self.rounds):  # at most; a round that brings nothing is the last
             again = self.shortlist if done and self.shortlist else len(left)
             bench.plan(trials=max(0, min(len(left) - done * self.top, again)))
-        rows: list[dict[str, Any]] = []
-        selection: list[Head] = []
-        best = self.score(bench, "train-untouched", selection)
-
-        for number in range(1, self.rounds + 1):
-            scores = {
-                h: self.score(bench, f"round-{number}-{label(h)}", [*selection, h]) for h in left
-            }
-            ranked = sorted(scores, key=lambda h: -scores[h])  # stable: the first head wins a tie
-            joined = ranked[: self.top]
-            together = scores[joined[0]] if len(joined) == 1 else self.score(
-                bench, f"round-{number}-top", [*selection, *joined]
-            )  # fmt: skip
-            if together <= best + self.gain and len(joined) > 1:
-                joined, together = ranked[:1], scores[ranked[0]]
-            rises = together > best + self.gain
-            rows += [
-                dict(
-                    round=number,
-                    layer=h.layer,
-                    head=h.head,
-                    score=s,
-                    change=s - best,
-                    kept=rises and h in joined,
-                )
-                for h, s in scores.items()
-            ]
-            if not rises:
-                break
-            selection += joined
-            best = together
-            left = [
-                h
-                for h in (ranked if number == 1 and self.shortlist else left)
-                if h not in selection
-            ]
-            left = left[: self.shortlist] if number == 1 else left
-            if not left:
-                break
+        best = self.score(bench, "train-untouched", [])
+        hunted = greedy(
+            left,
+            lambda name, heads: self.score(bench, name, heads),
+            best,
+            rounds=self.rounds,
+            top=self.top,
+            shortlist=self.shortlist,
+            gain=self.gain,
+        )
+        selection = hunted.heads
         notes = [] if selection else ["No head raises the objective; there is nothing to edit."]
-        return Found(self.edits(selection), pd.DataFrame(rows), notes=notes)
+        return Found(self.edits(selection), pd.DataFrame(hunted.rows), notes=notes)
 
     def score(self, bench: Bench, key: str, heads: Sequence[Head]) -> float:
         """The objective with these heads edited."""
@@ -164,11 +137,6 @@ class HeadHunter(Method):
             bench.pieces.save(key, [Record("objective", 0, "", "trial", 0, 0, value)])
         bench.step(what, len(bench.train))
         return float(bench.pieces.records([key]).value.iloc[0])
-
-
-def label(head: Head) -> str:
-    """A head in a file name."""
-    return f"{head.tower}{head.layer}-{head.head}"
 
 
 def usual(outcome: Outcome) -> float:

@@ -85,6 +85,7 @@ class Ablate(HeadEdit):
     queries: tuple[int, int | None] | None = None
 
     name = "ablate"
+    crosses = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

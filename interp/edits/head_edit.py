@@ -17,7 +17,7 @@ from interp.errors import EditError
 from interp.support.html import block, listed
 from interp.support.presets import settings_of
 from interp_hooks.edit import BoundEdit, CallEdit, Edit
-from interp_hooks.heads import Head, parse_heads
+from interp_hooks.heads import CROSS, Head, parse_heads
 from interp_hooks.whole_numbers import whole
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class HeadEdit(Edit):
     """
 
     name: ClassVar[str]
+    #: whether it may act in cross-attention, whose keys are another input's; its heads are named
+    #: there one by one, cross.L1H2
+    crosses: ClassVar[bool] = False
     #: settings under a name: {"paper": {}, "code": {"threshold": 0.1}}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     heads: tuple[Head, ...] | None
@@ -108,6 +111,22 @@ class HeadEdit(Edit):
         """Raise `HeadError` or `EditError` where the edit cannot apply to `model`."""
         for head in self.concerned or ():
             model.check(head)
+            if head.tower == CROSS and all(s.tower != CROSS for s in model.sites):
+                self._check_cross(head)
+
+    def _check_cross(self, head: Head) -> None:
+        """Raise `EditError` where the edit is not defined in cross-attention."""
+        mode, rule = getattr(self, "mode", "zero"), getattr(self, "rule", None)
+        if not self.crosses or mode not in ("zero", "uniform") or rule is not None:
+            raise EditError(
+                f"{self.name} as it is can't edit {head}, whose keys are another input's; in "
+                "cross-attention scale_heads, shift_heads, ablate (zero or uniform), temperature "
+                "(without a rule), scale_tokens and move_mass act."
+            )
+        if getattr(self, "queries", None) is not None:
+            raise EditError(
+                f"{self.name} can't tell rows of {head} by their positions; leave queries= out."
+            )
 
     def bind(self, model: Model) -> CallEdit:
         self.check_model(model)
@@ -153,11 +172,9 @@ class HeadEdit(Edit):
 
     def at(self, site: Site) -> bool:
         """Whether the edit concerns this site at all."""
-        if site.kind != "self":
-            return False
         heads = self.concerned
         if heads is None:
-            return site.tower in ("", "text")
+            return site.kind == "self" and site.tower in ("", "text")
         return any(h.layer == site.layer and same_tower(h, site) for h in heads)
 
     def touches(self, call: AttentionCall) -> bool:
@@ -266,4 +283,7 @@ def _range(queries: Any, name: str) -> tuple[int, int | None]:
 
 
 def same_tower(head: Head, site: Site) -> bool:
+    """Whether a head of this name may stand at a site; cross-attention is a tower of its own."""
+    if site.kind == "cross":
+        return head.tower == CROSS
     return head.tower == site.tower or (not head.tower and site.tower == "text")

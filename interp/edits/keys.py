@@ -158,6 +158,11 @@ def at_hand(call: AttentionCall, keys: KeySet) -> KeySet:
     """
     if not names_text(keys):
         return keys
+    if call.site.kind == "cross":
+        raise EditError(
+            "A text is looked for in the model's own prompt, and the keys of cross-attention are "
+            "another input's; name their positions, Span(start, stop)."
+        )
     if not isinstance(keys, PromptText):
         raise EditError(
             f"The text {keys.text!r} needs a tokenizer; the edit's own bind must return one of "

@@ -64,6 +64,7 @@ class MoveMass(HeadEdit):
     queries: tuple[int, int | None] | None = None
 
     name = "move_mass"
+    crosses = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -59,6 +59,7 @@ class ScaleHeads(HeadEdit):
     values: tuple[Number, ...] = field(init=False)
 
     name = "scale_heads"
+    crosses = True
 
     def __post_init__(self, gains: Any, factor: Any) -> None:  # type: ignore[override]
         if isinstance(factor, str) and factor in SCOPES:  # the scope stood second once

@@ -58,6 +58,7 @@ class ScaleTokens(HeadEdit):
     queries: tuple[int, int | None] | None = None
 
     name = "scale_tokens"
+    crosses = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

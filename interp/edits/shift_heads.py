@@ -50,6 +50,7 @@ class ShiftHeads(VectorEdit):
     """
 
     name = "shift_heads"
+    crosses = True
 
     def changed(self, z: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         return z + (self.strength * vector).to(z.dtype)

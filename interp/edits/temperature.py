@@ -68,6 +68,7 @@ class Temperature(ValueEdit):
     beta: float = 2.0
 
     name = "temperature"
+    crosses = True
     value_field = "tau"
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interp.models.drawing import WEIGHTS
 from interp.models.names import ALIASES, BUNDLED, EYES, FOLDER, SHORTCUTS
 
 
@@ -38,9 +39,8 @@ def catalog() -> list[Entry]:
     entries = []
     for name, folder in BUNDLED.items():
         shortcuts = ", ".join(s for s, (target, _) in SHORTCUTS.items() if target == name)
-        here = (
-            "" if (FOLDER / folder / "model.safetensors").is_file() else " (not trained here yet)"
-        )
+        there = any((FOLDER / folder / weights).is_file() for weights in WEIGHTS)
+        here = "" if there else " (not trained here yet)"
         entries.append(
             Entry(name, "bundled", folder, f"shortcut: {shortcuts}; works offline{here}")
         )

@@ -13,6 +13,7 @@ BUNDLED = {
     "pocket-llama": "pocket_llama",
     "pocket-llava": "pocket_llava",
     "pocket-whisper": "pocket_whisper",
+    "pocket-dit": "pocket_dit",
 }
 
 #: shortcut → bundled name, and whose model the shortcut might have meant
@@ -20,6 +21,7 @@ SHORTCUTS = {
     "llama": ("pocket-llama", "Meta's: --model llama-3.1-8b"),
     "llava": ("pocket-llava", "the LLaVA of Liu et al.: --model llava-1.5-7b"),
     "whisper": ("pocket-whisper", "OpenAI's: --model whisper-tiny"),
+    "dit": ("pocket-dit", "the DiT of Peebles and Xie: pipe.transformer of diffusers"),
 }
 
 #: short name → hub id

@@ -154,6 +154,16 @@ def refuse_for_gguf(name: str, **options: Any) -> None:
             )
 
 
+def refuse_for_drawing(name: str, **options: Any) -> None:
+    """Raise `InputError` for what a model of diffusers does not take here."""
+    for option, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"{name} is a model of diffusers, which is loaded on one device, without {option}; "
+                "load it with diffusers and give the object."
+            )
+
+
 def quantization_config(quantization: Any) -> Any:
     """A quantisation config of transformers, by its short name; an object is given back. Raises
     `InputError` for no such name, `MissingExtraError` without its package."""

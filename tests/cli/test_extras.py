@@ -19,7 +19,7 @@ from interp.support.extras import need
 SENTENCE = "Discrete-SAE circuits need sae-lens; install it with: pip install 'interp[sae]'."
 #: what only extras bring, with packages that those were once relied on for
 ABSENT = (
-    *("sae_lens", "transformer_lens", "lm_eval", "datasets", "evaluate", "ray"),
+    *("sae_lens", "transformer_lens", "lm_eval", "datasets", "evaluate", "ray", "diffusers"),
     *("einops", "jaxtyping", "beartype", "wandb", "matplotlib", "sklearn", "nltk"),
 )
 

@@ -71,6 +71,8 @@ OPTIONAL = {
     "evaluation/lm_eval.py": {"lm_eval", "datasets"},
     "circuits/methods/sae.py": {"sae_lens"},
     "workers/pool.py": {"ray"},
+    "models/drawing.py": {"diffusers"},
+    "diffusion/draw.py": {"diffusers"},
     "serving/check.py": {"vllm"},
 }
 HEAVY = (
@@ -79,6 +81,7 @@ HEAVY = (
     "transformer_lens",
     "sae_lens",
     "ray",
+    "diffusers",
     "pandas",
     "plotly",
     "triton",
@@ -231,6 +234,7 @@ ROOMS: dict[str, str] = {
     "caches": "edits evaluation inputs loading results results.interchange scan tasks",
     "serving": "edits loading models",
     "calibration": "edits evaluation inputs loading tasks",
+    "diffusion": "calibration edits loading",
     # circuits, from runs up to the circuit
     "circuits.runs": "evaluation inputs streams tasks",
     "circuits.methods": "circuits.runs results streams",
@@ -272,6 +276,8 @@ LOWER = {
     ("interp_hooks.conformance", "interp_hooks"),
     ("interp_hooks.conformance", "interp_hooks.hooking"),
     ("interp_hooks.conformance", "interp_hooks.huggingface"),
+    ("interp_hooks.diffusion", "interp_hooks"),
+    ("interp_hooks.hooking", "interp_hooks.diffusion"),
     ("interp_hooks.hooking", "interp_hooks.huggingface"),
     ("interp_hooks.hooking", "interp_hooks.transformer_lens"),
 }

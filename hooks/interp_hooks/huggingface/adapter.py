@@ -40,12 +40,12 @@ from interp_hooks.huggingface.projections import projecting
 from interp_hooks.huggingface.proof import Parts, Unexplained, Watched, WrongLayout, watching
 from interp_hooks.huggingface.recompute import Recomputed, recomputed_elsewhere
 from interp_hooks.huggingface.residual import capture
-from interp_hooks.huggingface.routes import table
 from interp_hooks.huggingface.shards import sharded
 from interp_hooks.huggingface.tap import check_attentions, installed
 from interp_hooks.huggingface.weights import head_weights
 from interp_hooks.norms import Norms, find
 from interp_hooks.prompt_tokens import PromptTokens
+from interp_hooks.routes import table
 from interp_hooks.shared_attention import attend_shared
 from interp_hooks.vocabulary import Embeddings
 from interp_hooks.wrapping import eagerly, evaluating, inner, refuse_noise, refuse_virtual_tokens

@@ -1,0 +1,1 @@
+"""The tap on diffusers' models, through torch's fused attention."""
