@@ -34,6 +34,6 @@ def names() -> list[str]:
 
     Example:
         >>> interp.procedures.names()
-        ['ape', 'cca', 'damro', 'guidance', 'ritual', 'route_gating']
+        ['ape', 'cca', 'damro', 'guidance', 'image_guidance', 'ritual', 'route_gating']
     """
     return registry.names()

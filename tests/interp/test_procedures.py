@@ -306,6 +306,7 @@ def test_procedures_by_name() -> None:
         "cca",
         "damro",
         "guidance",
+        "image_guidance",
         "ritual",
         "route_gating",
     ]

@@ -16,8 +16,9 @@ from test_vision_edits import IMAGE, class_weights
 
 import interp
 from interp.edits import ScaleHeads
+from interp.edits.fit_paint import paint_for
 from interp.errors import EditError, InputError
-from interp.procedures import CCA, DAMRO, RITUAL
+from interp.procedures import CCA, DAMRO, RITUAL, ImageGuidance
 from interp.procedures.transforms import TRANSFORMS, transformed
 from interp.vision.prompts import with_images, without_images
 from interp_hooks import hook
@@ -125,6 +126,66 @@ def test_ritual_is_two_branches_step_by_step(how: str, given_images: bool) -> No
         for step in range(NEW):
             own, other = own_logits(twin, given, new[:step]), own_logits(twin, mirrored, new[:step])
             close(scores[step], joined(own, other, 1, 3, 0.1))
+
+
+@torch.no_grad()
+def words_logits(twin: Any, given: Any, new: list[int]) -> torch.Tensor:
+    """(vocabulary,) after the prompt without its image's tokens and new tokens, all read anew."""
+    ids = [t for t in given["input_ids"][0].tolist() if t != IMAGE] + new
+    return twin(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(gamma=1.1, beta=0.0)], ids=str)
+@pytest.mark.parametrize("how", ["greedy", "sampling"])
+def test_image_guidance_is_two_branches_step_by_step(how: str, settings: dict[str, Any]) -> None:
+    """PAI's code works with log-probabilities, which differ by a number a row; under PAINT's edits
+    the second branch is unedited."""
+    model, twin = llava()
+    inputs = prompts()
+    gamma, beta = settings.get("gamma", 2.0), settings.get("beta", 0.1)
+    guidance = ImageGuidance(model, inputs, **settings)
+    for row, new, logits, scores in generated(inputs, how, logits_processor=[guidance]):
+        assert scores is not None
+        given = alone(inputs, row)
+        for step in range(NEW):
+            own = own_logits(twin, given, new[:step]).double().log_softmax(-1)
+            other = words_logits(twin, given, new[:step]).double().log_softmax(-1)
+            assert float((own - other).abs().max()) > 0.1  # the image matters
+            wanted = gamma * (own - other) + other
+            if beta:
+                wanted = wanted.masked_fill(own < own.max() + math.log(beta), -torch.inf)
+            close(scores[step].log_softmax(-1), wanted.log_softmax(-1))
+    edits = paint_for(model, inputs, 5.0)
+    found = generated(inputs, how, model.edit(*edits), logits_processor=[guidance])
+    for row, new, logits, scores in found:
+        assert scores is not None
+        given = alone(inputs, row)
+        with torch.no_grad(), model.edit(*paint_for(model, given, 5.0)):
+            own = model(**given).logits[0, -1]
+        assert float((own - own_logits(twin, given, [])).abs().max()) > 1e-2
+        torch.testing.assert_close(logits[0], own, atol=3e-4, rtol=3e-4)
+        other = words_logits(twin, given, [])
+        close(scores[0], joined(own, other, gamma, 1 - gamma, beta))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2_vl", "internvl", "paligemma"])
+def test_image_guidance_of_other_families(name: str) -> None:
+    """The second prediction is the prompt of words alone, at its positions, whatever positions an
+    image has."""
+    module, given = tiny_vision.build(name)
+    model = hook(module, sample=given, name=name)
+    guidance = ImageGuidance(model, given, beta=0.0)
+    ids = given["input_ids"]
+    found = [guidance(ids, torch.zeros(1, module.get_output_embeddings().weight.shape[0]))]
+    ids = torch.cat([ids, torch.tensor([[7]])], 1)
+    found.append(guidance(ids, torch.zeros_like(found[0])))
+    words = without_images(model, given)["input_ids"]
+    for text, scores in zip(
+        (words, torch.cat([words, torch.tensor([[7]])], 1)), found, strict=True
+    ):
+        wanted = module(input_ids=text, attention_mask=torch.ones_like(text)).logits[0, -1]
+        torch.testing.assert_close(-scores[0], wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_ritual_draws_with_a_seed() -> None:
@@ -280,7 +341,7 @@ def test_cca_leaves_text_alone_and_pads_on_either_side() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [DAMRO, RITUAL])
+@pytest.mark.parametrize("kind", [DAMRO, RITUAL, ImageGuidance])
 def test_rows_that_beams_move_are_followed(kind: Any) -> None:
     model, _ = llava()
     inputs = prompts()
@@ -301,7 +362,7 @@ def test_rows_that_beams_move_are_followed(kind: Any) -> None:
         text = ids[row : row + 1]
         mine = alone(inputs, row // 3)
         other = kind(
-            model, mine, beta=0.0, **({} if kind is DAMRO else dict(transforms=["vertical_flip"]))
+            model, mine, beta=0.0, **(dict(transforms=["vertical_flip"]) if kind is RITUAL else {})
         )
         if kind is RITUAL:
             part = slice(row // 3, row // 3 + 1)
@@ -329,6 +390,7 @@ def test_identity_settings_are_bit_equal(how: str) -> None:
     for processor in (
         DAMRO(model, inputs, alpha=0, beta=0),
         RITUAL(model, inputs, kappa=0, beta=0),
+        ImageGuidance(model, inputs, gamma=1, beta=0),
     ):
         found = generated(inputs, how, logits_processor=[processor])
         for (_, a, x, p), (_, b, y, q) in zip(found, wanted, strict=True):
@@ -384,7 +446,7 @@ def test_refusals() -> None:
     text = hook(tiny.build("llama"), name="tiny-llama")
     words: Any = dict(without_images(model, inputs), pixel_values=inputs["pixel_values"])
     right = {**inputs, "attention_mask": inputs["attention_mask"].flip(1)}
-    for kind in (DAMRO, RITUAL):
+    for kind in (DAMRO, RITUAL, ImageGuidance):
         for given, who, says in (
             (inputs, text, "takes no images"),
             (words, model, "has none"),
