@@ -3,6 +3,7 @@ the model's own."""
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -70,6 +71,12 @@ class Branch:
         logits = self._start(input_ids) if start else self._follow(input_ids)
         self._seen = input_ids
         return logits
+
+    def fork(self) -> Branch:
+        """The same, as far as it has read, with a cache of its own."""
+        other = copy.copy(self)
+        other._cache = copy.deepcopy(self._cache)
+        return other
 
     def _run(self, ids: torch.Tensor, more: Mapping[str, Any]) -> torch.Tensor:
         inputs: dict[str, Any] = dict(

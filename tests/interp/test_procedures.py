@@ -308,6 +308,7 @@ def test_procedures_by_name() -> None:
         "guidance",
         "image_guidance",
         "ritual",
+        "ritual_plus",
         "route_gating",
     ]
     with pytest.raises(UnknownNameError, match="ape"):

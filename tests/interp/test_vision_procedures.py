@@ -18,7 +18,8 @@ import interp
 from interp.edits import ScaleHeads
 from interp.edits.fit_paint import paint_for
 from interp.errors import EditError, InputError
-from interp.procedures import CCA, DAMRO, RITUAL, ImageGuidance
+from interp.procedures import CCA, DAMRO, RITUAL, ImageGuidance, RITUALPlus
+from interp.procedures.ritual_plus import ASK
 from interp.procedures.transforms import TRANSFORMS, transformed
 from interp.vision.prompts import with_images, without_images
 from interp_hooks import hook
@@ -144,7 +145,7 @@ def test_image_guidance_is_two_branches_step_by_step(how: str, settings: dict[st
     inputs = prompts()
     gamma, beta = settings.get("gamma", 2.0), settings.get("beta", 0.1)
     guidance = ImageGuidance(model, inputs, **settings)
-    for row, new, logits, scores in generated(inputs, how, logits_processor=[guidance]):
+    for row, new, _, scores in generated(inputs, how, logits_processor=[guidance]):
         assert scores is not None
         given = alone(inputs, row)
         for step in range(NEW):
@@ -157,7 +158,7 @@ def test_image_guidance_is_two_branches_step_by_step(how: str, settings: dict[st
             close(scores[step].log_softmax(-1), wanted.log_softmax(-1))
     edits = paint_for(model, inputs, 5.0)
     found = generated(inputs, how, model.edit(*edits), logits_processor=[guidance])
-    for row, new, logits, scores in found:
+    for row, _, logits, scores in found:
         assert scores is not None
         given = alone(inputs, row)
         with torch.no_grad(), model.edit(*paint_for(model, given, 5.0)):
@@ -197,6 +198,47 @@ def test_ritual_draws_with_a_seed() -> None:
     assert [k for k, _ in one] != [k for k, _ in other] or any(
         a.tobytes() != b.tobytes() for (_, a), (_, b) in zip(one, other, strict=True)
     )
+
+
+@torch.no_grad()
+def test_ritual_plus_takes_the_name_that_the_model_prefers() -> None:
+    """Every name after every question, each in an eager forward of its own."""
+    model, twin = llava()
+    questions = ["is there a table ?", "is there a chair and a big red ball ?"]
+    inputs = prompts(questions)
+    kinds = ["vertical_flip", "crop", "gaussian_blur"]
+    names = ["vertical flip", "crop", "gaussian blur"]
+    plus = RITUALPlus(model, inputs, pictures(), transforms=kinds, questions=questions)
+    drawn = RITUAL(model, inputs, pictures(), transforms=kinds)
+    for row, question in enumerate(questions):
+        ask = ASK.format(question=question, names="vertical flip, crop, gaussian blur")
+        asked = with_images(model, [ask], [pictures()[row]])
+        scores = []
+        for name in names:
+            tokens = model.tokenizer.encode(" " + name, add_special_tokens=False)
+            ids = torch.cat([asked["input_ids"], torch.tensor([tokens])], 1)
+            out = twin(input_ids=ids, pixel_values=asked["pixel_values"], use_cache=False)
+            p = out.logits[0, -len(tokens) - 1 : -1].double().log_softmax(-1)
+            scores.append(float(p[range(len(tokens)), tokens].mean()))
+        np.testing.assert_allclose(plus.preferences[row], scores, atol=2e-3)
+        best = kinds[int(np.argmax(scores))]
+        kind, picture = plus.complements[row]
+        assert kind == best
+        rng = np.random.default_rng([0, row])
+        rng.integers(3)
+        assert picture.tobytes() == transformed(pictures()[row], best, rng).tobytes()
+        if drawn.complements[row][0] == best:
+            assert drawn.complements[row][1].tobytes() == picture.tobytes()
+    assert {kind for kind, _ in plus.complements} <= set(kinds)
+    one = dict(transforms=["horizontal_flip"])
+    texts = [
+        generated(inputs, "greedy", logits_processor=[kind(model, inputs, **one)])
+        for kind in (RITUAL, RITUALPlus)
+    ]
+    assert all(torch.equal(a[3], b[3]) for a, b in zip(*texts, strict=True))
+    with pytest.raises(InputError, match="1 questions"):
+        RITUALPlus(model, inputs, questions=["one ?"])
+    assert RITUALPlus(model, inputs).preferences.shape == (2, 6)
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
