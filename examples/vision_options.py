@@ -129,14 +129,15 @@ def render_table(result: dict[str, Any]) -> str:
         for task, counts in result["chosen"].items()
     )
     about = (
-        f"{result["n"]} problems a task; {where([result["stamp"]])}, seed {result["seed"]}; "
-        f"weights in bfloat16 ([all numbers](../examples/vision_options.json)). RITUAL+ chose ({chose})."
+        f"{result['n']} problems a task; {where([result['stamp']])}, seed {result['seed']}; "
+        "weights in bfloat16 ([all numbers](../examples/vision_options.json)). RITUAL+ chose "
+        f"({chose})."
     )
     return "\n".join([*lines, "", about])
 
 
 def main() -> None:
-    options = parser(__doc__, "vision_options", 150, threads=1)
+    options = parser(__doc__, "vision_options", 100, threads=1)
     options.add_argument("--state", type=Path, help="a folder where finished cells are kept")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
