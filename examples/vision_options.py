@@ -1,11 +1,10 @@
-"""What RITUAL+ and guidance by the image do to smol-llava, beside RITUAL and PAINT.
+"""What RITUAL+ and guidance by the image do to smol-llava, beside RITUAL.
 
     python examples/vision_options.py --state options/ --out examples/vision_options.json
 
 The rows that `vision_table.py` has no room for, on fewer of its problems. RITUAL+ is also compared
 with RITUAL, whose transformation is drawn, and with the one transformation that it takes most
-often: what is left of a choice must beat both. PAINT with guidance is compared with PAINT alone.
-Intervals: 95 %, paired by picture. With --page docs/results.md the table goes between that page's
+often: what is left of a choice must beat both. Intervals: 95 %, paired by picture. With --page docs/results.md the table goes between that page's
 markers.
 """
 
@@ -21,7 +20,6 @@ from published import change, interval, parser, publish, stamp, where
 from vision_table import BATCH, TASKS, cell, with_processor
 
 import interp
-from interp.edits.fit_paint import paint_for
 from interp.evaluation.pictures import Method, compare, plain
 from interp.procedures.image_guidance import ImageGuidance
 from interp.procedures.ritual import RITUAL
@@ -45,21 +43,7 @@ AGAINST = {
     "RITUAL+ less RITUAL, drawn": "RITUAL, drawn",
     "RITUAL+ less always color jitter": "RITUAL, always color jitter",
     "guidance, γ = 2": "greedy",
-    "PAINT": "greedy",
-    "PAINT and guidance, γ = 2": "greedy",
-    "PAINT and guidance less PAINT": "PAINT",
 }
-
-
-def painted(model: HookedModel, inputs: dict[str, torch.Tensor], new: int, gamma: float) -> Any:
-    """Greedy text under PAINT's edits, with guidance."""
-    with model.edit(*paint_for(model, inputs)):
-        return model.generate(
-            **inputs,
-            max_new_tokens=new,
-            do_sample=False,
-            logits_processor=[ImageGuidance(model, inputs, gamma)] if gamma > 1 else [],
-        )
 
 
 def methods() -> dict[str, Method]:
@@ -71,8 +55,6 @@ def methods() -> dict[str, Method]:
         "RITUAL+": with_processor(RITUALPlus),
         "RITUAL, always color jitter": jitter,
         "guidance, γ = 2": with_processor(ImageGuidance),
-        "PAINT": lambda m, i, new: painted(m, i, new, 1.0),
-        "PAINT and guidance, γ = 2": lambda m, i, new: painted(m, i, new, 2.0),
     }
 
 
@@ -102,7 +84,6 @@ def measure(
         }
         for label, base in AGAINST.items():
             mine = label.split(" less ")[0]
-            mine = mine if mine in frames else f"{mine}, γ = 2"
             pair = compare(task, {base: frames[base], mine: frames[mine]}, seed)
             rows[label][name] = {metric: asdict(one) for metric, one in pair[mine].items()}
             if base == "greedy":
