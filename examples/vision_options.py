@@ -4,8 +4,8 @@
 
 The rows that `vision_table.py` has no room for, on fewer of its problems. RITUAL+ is also compared
 with RITUAL, whose transformation is drawn, and with the one transformation that it takes most
-often: what is left of a choice must beat both. Intervals: 95 %, paired by picture. With --page docs/results.md the table goes between that page's
-markers.
+often: what is left of a choice must beat both. Intervals: 95 %, paired by picture. With
+--page docs/results.md the table goes between that page's markers.
 """
 
 from __future__ import annotations
