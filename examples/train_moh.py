@@ -198,8 +198,8 @@ def render_table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = parser(__doc__, "train_moh", 150, threads=1)
-    options.add_argument("--seeds", type=int, default=3)
+    options = parser(__doc__, "train_moh", 80, threads=1)
+    options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--router", type=Path, help="where the first soft router goes (JSON)")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -72,10 +72,9 @@ class SelectiveTemperature(nn.Module):
             raise InputError(f"β of SelectiveTemperature must be finite, got {beta}.")
         self.weight, self.bias = linear.weight, linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        like = dict(device=self.weight.device, dtype=self.weight.dtype)
-        heads = self.out_features // d_head
-        self.w = nn.Parameter(torch.zeros(heads, d_head, **like)) if token else None
-        self.beta = nn.Parameter(torch.tensor(float(beta), **like)) if position else None
+        heads, like = self.out_features // d_head, self.weight
+        self.w = nn.Parameter(like.new_zeros(heads, d_head)) if token else None
+        self.beta = nn.Parameter(like.new_tensor(float(beta))) if position else None
         #: (batch or 1, tokens), from 0; None where the tokens of a row are all there is
         self.positions: torch.Tensor | None = None
 
