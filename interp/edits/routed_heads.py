@@ -88,7 +88,8 @@ class RoutedHeads(HeadEdit):
 
     Misleads:
         A router's choice says where training put the heads' work, not which heads mattered before
-        it: compare with a fixed choice that was trained as long.
+        it: compare with a fixed choice that was trained as long. On pocket-llama that did as well
+        (.025 nats lost, the router .032), and the longest query better (.002).
 
     Raises:
         EditError: weights of another shape than the model's, numbers out of range; in use, a
