@@ -37,7 +37,8 @@ class SelectiveTemperature(nn.Module):
 
     Misleads:
         A constant factor is something that W alone can learn: a gain over the plain layer is the
-        temperature's only where it is also one over a longer training.
+        temperature's only where it is also one over a longer training. In a toy of copied rows
+        attention is less spread with it, and longer rows are no better copied.
 
     Raises:
         InputError: no linear layer, or one that is no whole number of heads wide.
