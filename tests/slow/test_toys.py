@@ -66,13 +66,8 @@ def test_entropy_collapses_at_a_large_rate_and_not_under_sigma_reparam() -> None
 @pytest.mark.long
 def test_token_temperatures_keep_attention_together_and_help_no_longer_row() -> None:
     for seed in (1, 2):
-        plain, token = (
-            [
-                selective_attention.ask(selective_attention.train(way, seed), half)
-                for half in (16, 64)
-            ]
-            for way in ("plain", "token")
-        )
+        made = [selective_attention.train(way, seed) for way in ("plain", "token")]
+        plain, token = ([selective_attention.ask(m, half) for half in (16, 64)] for m in made)
         assert max(plain[0].loss, token[0].loss) < 0.15  # both copy rows of a trained length
         assert token[1].spread < plain[1].spread - 0.05
         assert min(plain[1].loss, token[1].loss) > 3  # and neither a row four times as long
