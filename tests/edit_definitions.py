@@ -38,6 +38,7 @@ class Attention:
     sinks: Tensor | None = None
     window: bool = False  # the call's own sliding window
     last: int = 1  # the model's last layer
+    hidden: Tensor | None = None  # (batch, queries, d_model), the stream that enters the layer
 
     def __post_init__(self) -> None:
         self.repeat = self.q.shape[1] // self.k.shape[1]
@@ -399,6 +400,35 @@ def head_gate(x: Attention, z: Tensor, edit: E.HeadGate) -> Tensor:
     return new
 
 
+def routed_heads(x: Attention, z: Tensor, edit: E.RoutedHeads) -> Tensor:
+    """A token at a time: MoH §3.2."""
+    assert x.hidden is not None
+    heads, new = z.shape[1], z.clone()
+    shared = math.ceil(edit.shared * heads)
+    keep = math.ceil(edit.keep * heads) if isinstance(edit.keep, float) else edit.keep
+    w = edit.weights[x.layer].double()
+    for b in range(z.shape[0]):
+        for i in range(z.shape[2]):
+            t = x.hidden[b, i].double()
+            t = t / (t.square().mean() + 1e-6).sqrt()
+            ours, score, side = (w[rows] @ t for rows in (
+                slice(shared), slice(shared, heads), slice(heads, None)))  # fmt: skip
+            best = sorted(range(heads - shared), key=lambda j: -float(score[j]))[:keep]
+            total = sum(math.exp(float(score[j])) for j in best)
+            a, c = 2 * torch.softmax(side, 0) if shared else torch.ones(2).double()
+            for h in range(heads):
+                if h < shared:
+                    g = float(a) * shared * float(torch.softmax(ours, 0)[h])
+                    g = 1.0 if edit.straight else g
+                elif h - shared in best:
+                    g = float(c) * len(best) * math.exp(float(score[h - shared])) / total
+                    g = 1.0 if edit.straight else g
+                else:
+                    g = 0.0
+                new[b, h, i] = g * z[b, h, i]
+    return new
+
+
 def overwrite_row(x: Attention, z: Tensor, edit: E.OverwriteRow) -> Tensor:
     new = z.clone()
     for b in range(len(z)):
@@ -437,6 +467,7 @@ OUTPUT: dict[type, Any] = {
     E.Gate: gate,
     E.SoftplusReweight: softplus,
     E.HeadGate: head_gate,
+    E.RoutedHeads: routed_heads,
     E.OverwriteRow: overwrite_row,
 }
 

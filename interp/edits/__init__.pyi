@@ -20,6 +20,7 @@ from .move_mass import MoveMass as MoveMass
 from .overwrite_row import OverwriteRow as OverwriteRow
 from .paint import PAINT as PAINT
 from .rotate_heads import RotateHeads as RotateHeads
+from .routed_heads import RoutedHeads as RoutedHeads
 from .scale_heads import ScaleHeads as ScaleHeads
 from .scale_tokens import ScaleTokens as ScaleTokens
 from .sharded import Sharded as Sharded

@@ -13,8 +13,9 @@ from interp.vision.class_token import cls_attention
 from interp.vision.prompts import checked
 from interp_hooks.heads import Head
 
-#: PAINT's: the share of patches that are local, and the fences of outliers in interquartile ranges
-LOCAL_SHARE, FENCE = 0.25, 1.5
+#: PAINT's: the share of patches that are local, the fences of outliers in interquartile ranges, and
+#: the share of evenly spaced patches
+LOCAL_SHARE, FENCE, SPATIAL_SHARE = 0.25, 1.5, 0.05
 
 
 def summary_patches(attention: torch.Tensor) -> torch.Tensor:
@@ -32,12 +33,28 @@ def local_patches(attention: torch.Tensor, summary: torch.Tensor) -> torch.Tenso
     return torch.zeros_like(summary).scatter_(-1, best, True) & ~summary
 
 
+def spatial_patches(patches: int) -> torch.Tensor:
+    """(patches,) bool: every g-th patch from the first, g = ⌊N / n⌋ of N patches with n = ⌊N / 20⌋.
+
+    The last patch is never one, as in the released code. Raises `InputError` for fewer than 20.
+    """
+    count = int(SPATIAL_SHARE * patches)
+    if not count:
+        raise InputError(
+            f"5 % of {patches} patches are none; spatial=True needs pictures of at least 20."
+        )
+    chosen = torch.zeros(patches, dtype=torch.bool)
+    chosen[: patches - 1 : patches // count] = True
+    return chosen
+
+
 def paint_for(
     model: Any,
     inputs: Mapping[str, Any],
     alpha: float = 0.7,
     beta: float = 0.35,
     first_layer: int = 2,
+    spatial: bool = False,
 ) -> tuple[PAINT, PAINT]:
     """The two PAINT edits of a prompt with an image, for local and for summary tokens.
 
@@ -47,8 +64,9 @@ def paint_for(
     local: s += α |s| on the top 25 % of patches by attention of the class token in the *first*
     layer of the vision tower, summed over heads, without the summary ones; summary: s += β |s| on
     the patches whose attention in its layer −2 exceeds Q3 + 1.5 (Q3 − Q1). Both in all heads of
-    text layers from `first_layer` (from 0) on. The paper's optional spatial top 5 % is not
-    implemented; its classifier-free guidance (γ = 2) is no part of the edits.
+    text layers from `first_layer` (from 0) on. With `spatial` 5 % of the patches, evenly spaced in
+    reading order, are local too. Guidance between the prompt with and without image is
+    `interp.procedures.ImageGuidance`.
 
     Args:
         model: a vision-language model whose tower has a class token, or what `interp.load` takes.
@@ -56,13 +74,17 @@ def paint_for(
             batch has a set for each sample.
         alpha, beta: 0.7 and 0.3 to 0.4 in the paper.
         first_layer: the first text layer edited.
+        spatial: every g-th patch is local too (those that are not summary ones), 5 % in all. The
+            released code has evenly spaced patches where it keeps some of an image's tokens, and
+            not where it raises logits: that they join the local ones is this project's reading.
 
     Returns:
         (local, summary).
 
     Raises:
         InputError: a text-only model, a prompt without image, right padding, a tower without class
-            token, image tokens that are not one a patch, a `first_layer` that the model has not.
+            token, image tokens that are not one a patch, a `first_layer` that the model has not,
+            `spatial` with fewer than 20 patches.
 
     Example:
         >>> model = interp.load("llava")
@@ -85,6 +107,8 @@ def paint_for(
     patches = cls_attention(hooked, inputs, (0, -2), what="PAINT")
     summary = summary_patches(patches.attention[-2])
     local = local_patches(patches.attention[0], summary)
+    if spatial:
+        local |= spatial_patches(local.shape[-1]) & ~summary
     shape = inputs["input_ids"].shape
     return PAINT(patches.keys(local, *shape), alpha, heads), PAINT(
         patches.keys(summary, *shape), beta, heads

@@ -19,14 +19,21 @@ if TYPE_CHECKING:
     from interp_hooks.protocol import Model
 
 
+def head_counts(keep: int | float, shared: float, heads: int) -> tuple[int, int]:
+    """(always on, routed heads kept) of so many heads; shares are rounded up."""
+    ours = math.ceil(shared * heads - 1e-9)
+    kept = math.ceil(keep * heads - 1e-9) if isinstance(keep, float) else keep
+    return ours, min(kept, heads - ours)
+
+
 @dataclass(frozen=True)
 class HeadGate(HeadEdit):
     """Keeps the heads with the longest queries for each token: z_h ← 0 in the others.
 
-    Mixture of heads without parameters, as in MoH-LLaMA3-8B (Jin et al. 2024, arXiv 2410.11842:
-    50 % shared, 25 % routed): the first `shared` of each layer's heads are always on, of the others
-    each token keeps the `keep` ones whose query is longest (‖q‖₂, at the attention call), and z = 0
-    in the rest.
+    Mixture of heads without parameters (`RoutedHeads` has a learned router), as in MoH-LLaMA3-8B
+    (Jin et al. 2024, arXiv 2410.11842: 50 % shared, 25 % routed): the first `shared` of each
+    layer's heads are always on, of the others each token keeps the `keep` ones whose query is
+    longest (‖q‖₂, at the attention call), and z = 0 in the rest.
 
     Args:
         keep: how many routed heads a token keeps: a number of heads (int), or a share of all of a
@@ -92,9 +99,7 @@ class HeadGate(HeadEdit):
 
     def counts(self, heads: int) -> tuple[int, int]:
         """(always on, routed heads kept) of so many heads; shares are rounded up."""
-        shared = math.ceil(self.shared * heads - 1e-9)
-        kept = math.ceil(self.keep * heads - 1e-9) if isinstance(self.keep, float) else self.keep
-        return shared, min(kept, heads - shared)
+        return head_counts(self.keep, self.shared, heads)
 
     def apply(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         if call.query is None:

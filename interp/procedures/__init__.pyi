@@ -6,5 +6,7 @@ from .cca import CCA as CCA
 from .damro import DAMRO as DAMRO
 from .guidance import guided_generate as guided_generate
 from .guidance import guided_logits as guided_logits
+from .image_guidance import ImageGuidance as ImageGuidance
 from .ritual import RITUAL as RITUAL
+from .ritual_plus import RITUALPlus as RITUALPlus
 from .route_gating import RouteGating as RouteGating

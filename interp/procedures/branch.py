@@ -3,6 +3,7 @@ the model's own."""
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ class Branch:
         prompt: (batch, slots) token ids; visible: (batch, slots), 0 for tokens that nobody sees
             (positions are counted without them); more: further inputs of the prompt's forward, such
                 as pixel_values.
+        read: (batch, slots) ids that it reads in place of the prompt's, in a prompt of words alone.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Branch:
         visible: torch.Tensor,
         more: Mapping[str, Any],
         edits: tuple[Edit | LiveEdit, ...] = (),
+        read: torch.Tensor | None = None,
     ):
-        self.edits = edits
+        self.edits, self.read = edits, read
         self.model, self.prompt, self.visible, self.more = model, prompt, visible.long(), dict(more)
         self._seen: torch.Tensor | None = None  # (rows, slots) read so far
         self._mask = self.visible
@@ -69,6 +72,12 @@ class Branch:
         self._seen = input_ids
         return logits
 
+    def fork(self) -> Branch:
+        """The same, as far as it has read, with a cache of its own."""
+        other = copy.copy(self)
+        other._cache = copy.deepcopy(self._cache)
+        return other
+
     def _run(self, ids: torch.Tensor, more: Mapping[str, Any]) -> torch.Tensor:
         inputs: dict[str, Any] = dict(
             input_ids=ids, attention_mask=self._mask, use_cache=True, **more
@@ -78,7 +87,8 @@ class Branch:
         if "logits_to_keep" in self.model.accepts:
             inputs["logits_to_keep"] = 1
         with self.model.clean(), self.model.edit(*self.edits) if self.edits else nullcontext():
-            out = self.model(**{**inputs, **own_positions(self.model)})
+            own = own_positions(self.model) if self.read is None else {}
+            out = self.model(**{**inputs, **own})
         self._cache = out.past_key_values
         return out.logits[:, -1]
 
@@ -93,7 +103,8 @@ class Branch:
                 "generate."
             )
         self._mask = self.visible.to(ids.device)
-        logits = self._run(prompt, self.more)
+        read = prompt if self.read is None else self.read.to(ids.device)
+        logits = self._run(read, self.more)
         if each > 1:
             self._cache.batch_repeat_interleave(each)
             self._mask, logits = (x.repeat_interleave(each, 0) for x in (self._mask, logits))

@@ -35,8 +35,8 @@ class RITUAL(TwoBranches):
     Greedy, sampled and beam search; batches, left-padded. κ = 3, β = 0.1, the six transformations
     and their ranges are the released code's; the paper's own text was not at hand, so whether it
     has the cutoff β is not verified. Pictures are transformed by PIL, not torchvision: the same
-    operations, other random numbers. RITUAL+, in which the model itself chooses the transformation,
-    is not implemented. κ = 0 and β = 0 leave the scores as they are.
+    operations, other random numbers. `RITUALPlus` lets the model choose the transformation. κ = 0
+    and β = 0 leave the scores as they are.
 
     Args:
         model: a vision-language model.
@@ -104,13 +104,25 @@ class RITUAL(TwoBranches):
         )
         #: (transformation, picture) of each image
         self.complements: list[tuple[str, Image]] = []
+        chosen = self.chosen(hooked, inputs, originals, transforms)
         for i, picture in enumerate(originals):
             rng = np.random.default_rng([seed, i])
             kind = transforms[int(rng.integers(len(transforms)))]
+            kind = chosen[i] if chosen else kind  # after the draw: a kind's numbers are the same
             self.complements.append((kind, transformed(picture, kind, rng)))
         if kappa:
             tensors = _processed(hooked, more, [picture for _, picture in self.complements])
             self.branch = Branch(hooked, ids, mask, {**more, **tensors})
+
+    def chosen(
+        self,
+        model: HookedModel,
+        inputs: Mapping[str, Any],
+        images: Sequence[Image],
+        transforms: Sequence[str],
+    ) -> list[str]:
+        """The transformation of each image; none where they are drawn."""
+        return []
 
     def join(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return own + self.kappa * other

@@ -206,7 +206,6 @@ def test_a_circle_is_seen() -> None:
 ROOMS: dict[str, str] = {
     # data, and what knows no models
     "errors": "",
-    "nn": "",
     "support": "",
     "heads": "",
     "models": "",
@@ -223,6 +222,7 @@ ROOMS: dict[str, str] = {
     "tasks": "inputs scenes",
     "vision": "inputs results scenes",
     "edits": "inputs loading model results.interchange tasks vision",
+    "nn": "edits",
     "probes": "inputs tasks vision",
     "evaluation": "edits inputs loading results tasks vision",
     "mechanics": "edits evaluation inputs loading results streams tasks",

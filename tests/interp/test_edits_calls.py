@@ -37,6 +37,10 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+#: the width of random streams
+STREAM = 5
+
+
 def attention_of(call: AttentionCall, pads: list[int]) -> Attention:
     """The call as the definitions read it; `pads` tokens of left padding in each sample."""
     mask, pad = call.mask, torch.tensor(pads)[:, None]
@@ -63,6 +67,7 @@ def attention_of(call: AttentionCall, pads: list[int]) -> Attention:
         call.sinks,
         mask.window is not None,
         last=99,
+        hidden=call.hidden,
     )
 
 
@@ -106,6 +111,7 @@ def calls(
         site, random(batch, kv * group, queries, d) * 2, random(batch, kv, n - k_start, d),
         random(batch, kv, n - k_start, d), mask, d**-0.5, draw(st.sampled_from([None, 1.5])),
         random(kv * group) if sinks and draw(st.booleans()) else None,
+        hidden=random(batch, queries, STREAM),
     )  # fmt: skip
     return call, pads
 
@@ -232,6 +238,14 @@ def overwrite_row(draw: Draw, call: AttentionCall) -> Edit:
     return E.OverwriteRow(heads(draw, call), for_all, weights, query)
 
 
+def routed(draw: Draw, call: AttentionCall) -> Edit:
+    gen = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    weights = torch.randn(2, call.site.n_heads + 2, STREAM, generator=gen, dtype=torch.float64)
+    shared = draw(st.sampled_from([0.0, 0.5])) if call.site.n_heads > 1 else 0.0
+    keep = draw(st.sampled_from([1, 2, 0.25, 1.0]))
+    return E.RoutedHeads(weights, keep, shared, draw(st.booleans()), scope(draw))
+
+
 MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "scale_heads": lambda d, c: E.ScaleHeads(
         {(c.site.layer, 0): -0.5, (1 - c.site.layer, 0): 3}, scope(d), ranged(d)
@@ -289,6 +303,7 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "softplus_reweight": lambda d, c: E.SoftplusReweight(
         d(st.sampled_from([None, 3, 15])), heads(d, c), scope(d)
     ),
+    "routed_heads": routed,
     "head_gate": lambda d, c: E.HeadGate(
         d(st.sampled_from([0, 1, 0.25])), d(st.sampled_from([0.0, 0.5])), scope=scope(d)
     ),
@@ -436,9 +451,11 @@ def test_edits_that_need_logits_say_so_on_transformer_lens() -> None:
     for edit in (E.PAINT("initial"), E.SigmoidAttention(length=4)):
         with pytest.raises(EditError, match="TransformerLens"):
             edit.steer(call, lambda request: pytest.fail("asked"))
-    for edit in (E.HeadGate(), E.SoftplusReweight(), E.Gate(0.5)):
+    router = E.RoutedHeads(torch.zeros(1, 6, STREAM))
+    for edit in (E.HeadGate(), router, E.SoftplusReweight(), E.Gate(0.5)):
         with pytest.raises(EditError, match="TransformerLens"):
-            (edit.apply if isinstance(edit, E.HeadGate) else edit.attend)(call, z)
+            on_z = isinstance(edit, (E.HeadGate, E.RoutedHeads))
+            (edit.apply if on_z else edit.attend)(call, z)
 
 
 # --- VHR's and VAR's choices

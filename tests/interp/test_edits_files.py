@@ -163,6 +163,10 @@ BAD: dict[str, Callable[[], Any]] = {
     "power 0": lambda: E.SoftplusReweight(0),
     "keep 130 %": lambda: E.HeadGate(1.3),
     "shared 2": lambda: E.HeadGate(2, 2.0),
+    "routers of one layer": lambda: E.RoutedHeads(torch.zeros(6, 32)),
+    "a router that is not finite": lambda: E.RoutedHeads(torch.full((2, 6, 32), torch.nan)),
+    "routed 0": lambda: E.RoutedHeads(torch.zeros(2, 6, 32), keep=0),
+    "none routed": lambda: E.RoutedHeads(torch.zeros(2, 6, 32), shared=0.9),
     "min_rows in words": lambda: E.ACT(min_rows="x"),  # type: ignore[arg-type]
     "min_rows < 1": lambda: E.ACT(min_rows=0),
     "a head twice": lambda: E.ScaleHeads({"L1H1": 0.0, "1.1": 2.0}),
@@ -194,6 +198,8 @@ REFUSED: list[tuple[Edit, type[InterpError]]] = [
     (E.Gate({"0.2": 0.5}), HeadError),  # a query head, but there are two KV heads
     (E.Gate(torch.rand(4, 2)), EditError),
     (E.HeadGate(layers=(0, 7)), HeadError),
+    (E.RoutedHeads(torch.zeros(3, 6, 32)), EditError),
+    (E.RoutedHeads(torch.zeros(2, 7, 32)), EditError),
     (E.Streaming(heads="0.1"), EditError),
     (E.SigmoidAttention(heads="0.1"), EditError),
     (E.VAR((1, 4), dims=[3, 5], tau=20.0), EditError),  # out of reach

@@ -23,6 +23,8 @@ MODELS = ["llama", "gemma2", "gpt_oss", "mistral"]
 Tapped = Callable[[str], tuple[HookedModel, Any]]
 TENSOR = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) < 0.3
 
+ROUTER = torch.randn(2, 4 + 2, 32, generator=torch.Generator().manual_seed(5))
+
 #: edits whose scope is all rows, prompt and generated
 EVERYWHERE: dict[str, list[Edit]] = {
     "scale_heads": [E.ScaleHeads({"0.1": -1.0, "1.3": 2.0}, queries=(2, 10))],
@@ -56,6 +58,8 @@ EVERYWHERE: dict[str, list[Edit]] = {
     "hierarchical_topk": [E.HierarchicalTopk(4, 1, 1, 1, 2)],
     "gate": [E.Gate({"0.1": 0.0, "1.0": 0.6}, 1, 2)],
     "head_gate": [E.HeadGate(1, 0.25)],
+    "routed_heads": [E.RoutedHeads(ROUTER, 1, 0.25)],
+    "routed_heads, straight": [E.RoutedHeads(ROUTER, 2, 0.0, straight=True)],
     "sigmoid_attention": [E.SigmoidAttention(length=9)],
     "softplus": [E.SoftplusReweight(None, "0.1, 1.2"), E.SoftplusReweight(3, "0.0")],
 }
@@ -136,10 +140,22 @@ def defined(plain: Any, edits: Sequence[Edit], mask: torch.Tensor) -> Iterator[N
         x = Attention(
             layer, query, key, value, sees & mask.bool()[:, None, None], token, token, slots, slots,
             kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"),
-            tiny.window_of(module.config, layer) is not None,
+            tiny.window_of(module.config, layer) is not None, hidden=streams.get(layer),
         )  # fmt: skip
         return z_of(x, edits).to(value.dtype), None
 
+    streams: dict[int, torch.Tensor] = {}
+
+    def enter(layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            streams[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    blocks = getattr(plain.model, "layers", ())
+    handles = [
+        b.register_forward_pre_hook(enter(n), with_kwargs=True) for n, b in enumerate(blocks)
+    ]
     AttentionInterface.register("defined_in_the_test", function)
     AttentionMaskInterface.register("defined_in_the_test", eager_mask)
     before = plain.config._attn_implementation
@@ -148,6 +164,8 @@ def defined(plain: Any, edits: Sequence[Edit], mask: torch.Tensor) -> Iterator[N
         yield
     finally:
         plain.set_attn_implementation(before)
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -205,8 +223,12 @@ def test_identities_are_bit_equal(tapped: Tapped, name: str) -> None:
             assert torch.equal(logits(model, ids, mask), untouched)
 
 
+#: of all heads of a layer
+WHOLE = ("head_gate", "routed_heads", "sigmoid_attention")
+
+
 @pytest.mark.parametrize(
-    "kind", [k for k in (*EVERYWHERE, *PROMPT) if k not in ("head_gate", "sigmoid_attention")]
+    "kind", [k for k in (*EVERYWHERE, *PROMPT) if k.split(",")[0] not in WHOLE]
 )
 def test_other_heads_keep_their_z(tapped: Tapped, kind: str) -> None:
     """In the first layer; later ones read a changed stream."""
@@ -374,6 +396,10 @@ PARAMETERS: dict[str, tuple[Any, Callable[[torch.Tensor], Edit]]] = {
     "gate, one": (0.5, lambda t: E.Gate({"1.1": t}, 1, 3)),
     "act": (0.4, lambda t: E.ACT(t, alpha=1.1)),
     "paint": (0.7, lambda t: E.PAINT([1, 2], t)),
+    "routed_heads": (
+        [0.3, -0.5, 0.1, 0.7, -0.2, 0.4],
+        lambda t: E.RoutedHeads(ROUTER.double() * t[:, None], 2, 0.5),
+    ),
 }
 
 

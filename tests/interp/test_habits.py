@@ -262,6 +262,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "spotlight": dict(keys="initial"),
     "move_mass": dict(donors="initial", receivers=[2]),
     "paint": dict(keys=[1]),
+    "routed_heads": dict(weights=torch.zeros(4, 10, 8)),
 }
 
 

@@ -306,7 +306,9 @@ def test_procedures_by_name() -> None:
         "cca",
         "damro",
         "guidance",
+        "image_guidance",
         "ritual",
+        "ritual_plus",
         "route_gating",
     ]
     with pytest.raises(UnknownNameError, match="ape"):

@@ -18,7 +18,7 @@ import transformers as hf
 from seeing import HOW, alone, attending, generated, llava, prompts, stepwise, weights
 
 from interp import edits as E
-from interp.edits.fit_paint import paint_for
+from interp.edits.fit_paint import paint_for, spatial_patches
 from interp.edits.fit_vhr import select_heads, vhr_for, vhr_layers
 from interp.errors import EditError, HeadError, InputError
 from interp.vision.class_token import cls_attention
@@ -367,6 +367,24 @@ def test_paint_selects_local_and_summary_patches() -> None:
         assert summary.keys[row].nonzero().flatten().tolist() == [first + p for p in best]
         outliers += len(best)
     assert outliers
+
+
+def test_paint_with_evenly_spaced_patches() -> None:
+    """The released code keeps `arange(0, N − 1, N // int(.05 N))` of an image's patches."""
+    assert spatial_patches(576).nonzero().flatten().tolist() == list(range(0, 575, 576 // 28))
+    assert spatial_patches(20).nonzero().flatten().tolist() == [0]
+    with pytest.raises(InputError, match="at least 20"):
+        spatial_patches(19)
+    model, _ = llava()
+    inputs = prompts()
+    (local, summary), (more, same) = (paint_for(model, inputs, spatial=s) for s in (False, True))
+    assert torch.equal(summary.keys, same.keys) and more.alpha == local.alpha
+    for row in range(2):
+        first = int((inputs["input_ids"][row] == IMAGE).nonzero()[0])
+        spaced = {first, first + 21, first + 42}  # 3 of 64
+        before, after = (set(e.keys[row].nonzero().flatten().tolist()) for e in (local, more))
+        assert after == before | (spaced - set(summary.keys[row].nonzero().flatten().tolist()))
+        assert after > before
 
 
 def test_attention_of_the_class_token() -> None:

@@ -16,8 +16,10 @@ from test_vision_edits import IMAGE, class_weights
 
 import interp
 from interp.edits import ScaleHeads
+from interp.edits.fit_paint import paint_for
 from interp.errors import EditError, InputError
-from interp.procedures import CCA, DAMRO, RITUAL
+from interp.procedures import CCA, DAMRO, RITUAL, ImageGuidance, RITUALPlus
+from interp.procedures.ritual_plus import ASK
 from interp.procedures.transforms import TRANSFORMS, transformed
 from interp.vision.prompts import with_images, without_images
 from interp_hooks import hook
@@ -127,6 +129,66 @@ def test_ritual_is_two_branches_step_by_step(how: str, given_images: bool) -> No
             close(scores[step], joined(own, other, 1, 3, 0.1))
 
 
+@torch.no_grad()
+def words_logits(twin: Any, given: Any, new: list[int]) -> torch.Tensor:
+    """(vocabulary,) after the prompt without its image's tokens and new tokens, all read anew."""
+    ids = [t for t in given["input_ids"][0].tolist() if t != IMAGE] + new
+    return twin(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(gamma=1.1, beta=0.0)], ids=str)
+@pytest.mark.parametrize("how", ["greedy", "sampling"])
+def test_image_guidance_is_two_branches_step_by_step(how: str, settings: dict[str, Any]) -> None:
+    """PAI's code works with log-probabilities, which differ by a number a row; under PAINT's edits
+    the second branch is unedited."""
+    model, twin = llava()
+    inputs = prompts()
+    gamma, beta = settings.get("gamma", 2.0), settings.get("beta", 0.1)
+    guidance = ImageGuidance(model, inputs, **settings)
+    for row, new, _, scores in generated(inputs, how, logits_processor=[guidance]):
+        assert scores is not None
+        given = alone(inputs, row)
+        for step in range(NEW):
+            own = own_logits(twin, given, new[:step]).double().log_softmax(-1)
+            other = words_logits(twin, given, new[:step]).double().log_softmax(-1)
+            assert float((own - other).abs().max()) > 0.1  # the image matters
+            wanted = gamma * (own - other) + other
+            if beta:
+                wanted = wanted.masked_fill(own < own.max() + math.log(beta), -torch.inf)
+            close(scores[step].log_softmax(-1), wanted.log_softmax(-1))
+    edits = paint_for(model, inputs, 5.0)
+    found = generated(inputs, how, model.edit(*edits), logits_processor=[guidance])
+    for row, _, logits, scores in found:
+        assert scores is not None
+        given = alone(inputs, row)
+        with torch.no_grad(), model.edit(*paint_for(model, given, 5.0)):
+            own = model(**given).logits[0, -1]
+        assert float((own - own_logits(twin, given, [])).abs().max()) > 1e-2
+        torch.testing.assert_close(logits[0], own, atol=3e-4, rtol=3e-4)
+        other = words_logits(twin, given, [])
+        close(scores[0], joined(own, other, gamma, 1 - gamma, beta))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen2_vl", "internvl", "paligemma"])
+def test_image_guidance_of_other_families(name: str) -> None:
+    """The second prediction is the prompt of words alone, at its positions, whatever positions an
+    image has."""
+    module, given = tiny_vision.build(name)
+    model = hook(module, sample=given, name=name)
+    guidance = ImageGuidance(model, given, beta=0.0)
+    ids = given["input_ids"]
+    found = [guidance(ids, torch.zeros(1, module.get_output_embeddings().weight.shape[0]))]
+    ids = torch.cat([ids, torch.tensor([[7]])], 1)
+    found.append(guidance(ids, torch.zeros_like(found[0])))
+    words = without_images(model, given)["input_ids"]
+    for text, scores in zip(
+        (words, torch.cat([words, torch.tensor([[7]])], 1)), found, strict=True
+    ):
+        wanted = module(input_ids=text, attention_mask=torch.ones_like(text)).logits[0, -1]
+        torch.testing.assert_close(-scores[0], wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_ritual_draws_with_a_seed() -> None:
     model, _ = llava()
     inputs = prompts(["a", "b", "c", "d", "e", "f", "g", "h"])
@@ -136,6 +198,47 @@ def test_ritual_draws_with_a_seed() -> None:
     assert [k for k, _ in one] != [k for k, _ in other] or any(
         a.tobytes() != b.tobytes() for (_, a), (_, b) in zip(one, other, strict=True)
     )
+
+
+@torch.no_grad()
+def test_ritual_plus_takes_the_name_that_the_model_prefers() -> None:
+    """Every name after every question, each in an eager forward of its own."""
+    model, twin = llava()
+    questions = ["is there a table ?", "is there a chair and a big red ball ?"]
+    inputs = prompts(questions)
+    kinds = ["vertical_flip", "crop", "gaussian_blur"]
+    names = ["vertical flip", "crop", "gaussian blur"]
+    plus = RITUALPlus(model, inputs, pictures(), transforms=kinds, questions=questions)
+    drawn = RITUAL(model, inputs, pictures(), transforms=kinds)
+    for row, question in enumerate(questions):
+        ask = ASK.format(question=question, names="vertical flip, crop, gaussian blur")
+        asked = with_images(model, [ask], [pictures()[row]])
+        scores = []
+        for name in names:
+            tokens = model.tokenizer.encode(" " + name, add_special_tokens=False)
+            ids = torch.cat([asked["input_ids"], torch.tensor([tokens])], 1)
+            out = twin(input_ids=ids, pixel_values=asked["pixel_values"], use_cache=False)
+            p = out.logits[0, -len(tokens) - 1 : -1].double().log_softmax(-1)
+            scores.append(float(p[range(len(tokens)), tokens].mean()))
+        np.testing.assert_allclose(plus.preferences[row], scores, atol=2e-3)
+        best = kinds[int(np.argmax(scores))]
+        kind, picture = plus.complements[row]
+        assert kind == best
+        rng = np.random.default_rng([0, row])
+        rng.integers(3)
+        assert picture.tobytes() == transformed(pictures()[row], best, rng).tobytes()
+        if drawn.complements[row][0] == best:
+            assert drawn.complements[row][1].tobytes() == picture.tobytes()
+    assert {kind for kind, _ in plus.complements} <= set(kinds)
+    one = dict(transforms=["horizontal_flip"])
+    texts = [
+        generated(inputs, "greedy", logits_processor=[kind(model, inputs, **one)])
+        for kind in (RITUAL, RITUALPlus)
+    ]
+    assert all(torch.equal(a[3], b[3]) for a, b in zip(*texts, strict=True))
+    with pytest.raises(InputError, match="1 questions"):
+        RITUALPlus(model, inputs, questions=["one ?"])
+    assert RITUALPlus(model, inputs).preferences.shape == (2, 6)
 
 
 @pytest.mark.parametrize("kind", TRANSFORMS)
@@ -280,7 +383,7 @@ def test_cca_leaves_text_alone_and_pads_on_either_side() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [DAMRO, RITUAL])
+@pytest.mark.parametrize("kind", [DAMRO, RITUAL, ImageGuidance])
 def test_rows_that_beams_move_are_followed(kind: Any) -> None:
     model, _ = llava()
     inputs = prompts()
@@ -301,7 +404,7 @@ def test_rows_that_beams_move_are_followed(kind: Any) -> None:
         text = ids[row : row + 1]
         mine = alone(inputs, row // 3)
         other = kind(
-            model, mine, beta=0.0, **({} if kind is DAMRO else dict(transforms=["vertical_flip"]))
+            model, mine, beta=0.0, **(dict(transforms=["vertical_flip"]) if kind is RITUAL else {})
         )
         if kind is RITUAL:
             part = slice(row // 3, row // 3 + 1)
@@ -329,6 +432,7 @@ def test_identity_settings_are_bit_equal(how: str) -> None:
     for processor in (
         DAMRO(model, inputs, alpha=0, beta=0),
         RITUAL(model, inputs, kappa=0, beta=0),
+        ImageGuidance(model, inputs, gamma=1, beta=0),
     ):
         found = generated(inputs, how, logits_processor=[processor])
         for (_, a, x, p), (_, b, y, q) in zip(found, wanted, strict=True):
@@ -384,7 +488,7 @@ def test_refusals() -> None:
     text = hook(tiny.build("llama"), name="tiny-llama")
     words: Any = dict(without_images(model, inputs), pixel_values=inputs["pixel_values"])
     right = {**inputs, "attention_mask": inputs["attention_mask"].flip(1)}
-    for kind in (DAMRO, RITUAL):
+    for kind in (DAMRO, RITUAL, ImageGuidance):
         for given, who, says in (
             (inputs, text, "takes no images"),
             (words, model, "has none"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import backcopy, entropy_collapse, linear_regression, scan_and_snap
+from toys import backcopy, entropy_collapse, linear_regression, scan_and_snap, selective_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,3 +61,13 @@ def test_entropy_collapses_at_a_large_rate_and_not_under_sigma_reparam() -> None
     plain, held = (entropy_collapse.train(0.1, sigma) for sigma in (False, True))
     assert plain.entropy[-1].max() < 0.05 and plain.loss[-1] > 0.5 and plain.norm[-1].max() > 20
     assert held.entropy[-1].mean() > 0.5 and held.loss[-1] < 0.05 and held.norm[-1].max() < 10
+
+
+@pytest.mark.long
+def test_token_temperatures_keep_attention_together_and_help_no_longer_row() -> None:
+    for seed in (1, 2):
+        made = [selective_attention.train(way, seed) for way in ("plain", "token")]
+        plain, token = ([selective_attention.ask(m, half) for half in (16, 64)] for m in made)
+        assert max(plain[0].loss, token[0].loss) < 0.15  # both copy rows of a trained length
+        assert token[1].spread < plain[1].spread - 0.05
+        assert min(plain[1].loss, token[1].loss) > 3  # and neither a row four times as long
