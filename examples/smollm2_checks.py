@@ -1,11 +1,12 @@
 """Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
 `python examples/smollm2_checks.py [spans] [sentences] [standins] [context]
-[agreement]`."""
+[agreement] [turns]`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from scipy.stats import spearmanr
 
 import interp
 from interp import edits as E
+from interp.edits.fit_crest import turned
+from interp.edits.fit_iti import probe_heads
 from interp.mechanics import sentence_effects, sentence_links
 from interp.scores.function_vector import FunctionVector
 from interp.scores.in_context import problems, said
@@ -196,12 +199,79 @@ def agreement(model: Any) -> None:
         print(f"{name}: median head {frame[column].median():.2f}, best {best}")
 
 
+def turns(model: Any) -> None:
+    """CREST and SADI by texts that praise and texts that damn: log-odds of six good words over six
+    bad ones after 36 prompts, the edit acting in the step that reads the last token."""
+    things = "film book meal hotel concert game phone trip car song show lesson".split()
+    others = "coffee story museum garden play dinner beach jacket camera printer teacher doctor"
+    kinds = ("wonderful excellent great lovely", "terrible awful horrible dreadful")
+    good, bad = ([f"The {t} was {w}, and I felt" for t in things for w in k.split()] for k in kinds)
+    frames = ("The {} was", "My {} was", "About the {}, my friend said it was")
+    rows = model.tokens([frame.format(t) for frame in frames for t in others.split()])
+    words = (
+        "good great wonderful excellent amazing lovely",
+        "bad terrible awful horrible poor disappointing",
+    )
+    ids = [[model.tokenizer.encode(f" {w}")[0] for w in some.split()] for some in words]
+
+    def margin(*edits: Any) -> np.ndarray:
+        with torch.no_grad(), model.edit(*edits):
+            every, mask = rows["input_ids"], rows["attention_mask"]
+            place = (mask.cumsum(-1) - 1).clamp_min(0)
+            first = model(input_ids=every[:, :-1], attention_mask=mask[:, :-1],
+                          position_ids=place[:, :-1], use_cache=True)  # fmt: skip
+            last = model(input_ids=every[:, -1:], attention_mask=mask, position_ids=place[:, -1:],
+                         past_key_values=first.past_key_values).logits[:, -1]  # fmt: skip
+        return (last[:, ids[0]].logsumexp(-1) - last[:, ids[1]].logsumexp(-1)).numpy()
+
+    plain, rng = margin(), np.random.default_rng(0)
+
+    def elsewhere(heads: list[Any]) -> list[Any]:
+        """As many other heads, of the same layers as far as they have them."""
+        taken: list[Any] = []
+        for head in heads:
+            free = [h for h in model.heads if h not in heads and h not in taken]
+            same = [h for h in free if h.layer == head.layer] or free
+            taken.append(same[int(rng.integers(len(same)))])
+        return taken
+
+    def spread(values: list[np.ndarray]) -> str:
+        means = [float((v - plain).mean()) for v in values]
+        return f"{min(means):+.2f} … {max(means):+.2f}"
+
+    print("untouched", shown(plain))
+    probed = probe_heads(model, bad, good)  # turned away from what damns
+    for k, count in (("13 heads", 13), ("38 %", round(0.38 * len(probed.heads)))):
+        chosen = probed.strongest(count)
+        own = turned(probed, chosen, 1.0)
+        others = [turned(probed, [probed.heads.index(h) for h in
+                         elsewhere([probed.heads[i] for i in chosen])], 1.0)
+                  for _ in range(5)]  # fmt: skip
+        ways = []
+        for seed in range(5):
+            g = torch.Generator().manual_seed(seed)
+            random = torch.randn(probed.direction.shape, generator=g, dtype=torch.float64)
+            random = (random / random.norm(dim=-1, keepdim=True)).to(probed.direction)
+            ways.append(turned(replace(probed, direction=random), chosen, 1.0))
+        print(f"CREST, {k}:", shown(margin(own) - plain), "random heads",
+              spread([margin(e) for e in others]), "random directions",
+              spread([margin(e) for e in ways]))  # fmt: skip
+    for strength in (0.5, 1.0):
+        edit = E.sadi_for(model, good, bad, strength=strength)
+        others = [E.ScaleHeads(dict.fromkeys(elsewhere(list(edit.heads)), 1 + strength))
+                  for _ in range(10)]  # fmt: skip
+        found = ", ".join(map(str, edit.heads))
+        print(f"SADI, δ = {strength:g} ({found}):", shown(margin(edit) - plain),
+              "random heads", spread([margin(e) for e in others]))  # fmt: skip
+
+
 CHECKS = {
     "spans": spans,
     "sentences": sentences,
     "standins": standins,
     "context": context,
     "agreement": agreement,
+    "turns": turns,
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import nn
 
 from interp.edits.head_gate import head_counts
 from interp.edits.routed_heads import RoutedHeads, Routing
+from interp.errors import InputError
 from interp_hooks.edit import BoundEdit, LiveEdit
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ class MixtureOfHeads(nn.Module):
         return RoutedHeads(weights, self.keep, self.shared, self.straight)
 
     def balance(self) -> torch.Tensor:
-        """(): the load-balance loss of the last forward in a block of `on`. Raises `ValueError`
+        """(): the load-balance loss of the last forward in a block of `on`. Raises `InputError`
         where there was none."""
         if not self._balance:
-            raise ValueError("balance is of a forward in a block of MixtureOfHeads.on.")
+            raise InputError("balance is of a forward in a block of MixtureOfHeads.on.")
         return torch.stack(list(self._balance.values())).mean()
 
     @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 import interp
-from interp.errors import EditError
+from interp.errors import EditError, InputError
 from interp.nn import MixtureOfHeads
 from interp_hooks import HookedModel, hook
 
@@ -110,7 +110,7 @@ def test_straight_gates_are_on_or_off_with_the_soft_gradient(model: HookedModel)
 def test_refusals(model: HookedModel) -> None:
     with pytest.raises(EditError, match="from 1 up"):
         MixtureOfHeads(model, keep=0)
-    with pytest.raises(ValueError, match="block"):
+    with pytest.raises(InputError, match="block"):
         MixtureOfHeads(model).balance()
     other = hook(tiny.build("gpt2"))
     wide = interp.edits.RoutedHeads(torch.zeros(2, 6, 31))
