@@ -90,6 +90,12 @@ def evaluate(
             "--fewshot-as-multiturn/--fewshot-in-one-turn", help="Each shot as turns of the chat."
         ),
     ] = None,
+    controls: Annotated[
+        int,
+        typer.Option(
+            min=0, help="How often the same edits of random heads of the same layers run beside."
+        ),
+    ] = 0,
     format: FormatOption = None,
     force: ForceOption = False,
     overwrite: OverwriteOption = False,
@@ -163,6 +169,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
+        controls=controls,
     )
     if target is not None:
         check_early(target / HEAD, overwrite, loaded.name, seed)
@@ -195,6 +202,9 @@ def show(name: str, result: Any) -> None:
     if result.edited is not None:
         table.add_row("edited", common.interval(result.edited))
         table.add_row("change", common.interval(result.difference))
+    if result.control is not None:
+        table.add_row("random heads", common.interval(result.control.difference))
+        table.add_row("beyond them", common.interval(result.control.beyond))
     console.print(table)
     if result.more:
         others = common.table(
@@ -209,5 +219,10 @@ def show(name: str, result: Any) -> None:
         console.print(others)
     if result.mcnemar is not None:
         console.print(Text(f"McNemar, exact: {result.mcnemar}"), soft_wrap=True)
+    if result.control is not None:
+        low, high = min(result.control.draws), max(result.control.draws)
+        console.print(
+            f"{len(result.control.draws)} draws of random heads: {low:+.3f} … {high:+.3f}."
+        )
     for remark in result.notes:
         console.print(Text(remark, style="yellow"), soft_wrap=True)

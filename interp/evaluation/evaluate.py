@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from interp import tasks
 from interp.errors import EditError, InputError
 from interp.evaluation.accuracy import accuracy
+from interp.evaluation.controlled import Once, controlled
 from interp.evaluation.loss import continuation_loss, rows_for_loss
 from interp.evaluation.shots import Shots
 from interp.inputs.context import check_context
@@ -54,6 +55,7 @@ def evaluate(
     apply_chat_template: bool | str = False,
     fewshot_as_multiturn: bool | None = None,
     judging: Judging | None = None,
+    controls: int = 0,
 ) -> Evaluation:
     """Measures a task's metric on seeded problems, untouched and edited, with paired intervals.
 
@@ -87,6 +89,8 @@ def evaluate(
         fewshot_as_multiturn: each shot as turns of the chat; None as the harness has it.
         judging: who judges the answers of the toolkit's own tasks; None for this process
             (`interp.cluster` has its own).
+        controls: so many times the same edits of as many random heads of the same layers; 0 for
+            none. Not for the harness's tasks.
 
     Returns:
         An `Evaluation`; `edited` and `difference` are None without edits.
@@ -118,6 +122,12 @@ def evaluate(
             "tasks as lm_eval:NAME, or give format=."
         )
     edits = _given(edits)
+    controls = whole_number(controls, "controls, how many draws of random heads,")
+    if controls < 0 or (controls and (harness or not edits)):
+        raise InputError(
+            "Random heads stand beside edits, on the toolkit's own tasks; controls is how many "
+            "draws of them."
+        )
     content = text_of(text) if text is not None else None
     pictures = isinstance(task, ImageTask) or (
         isinstance(task, str) and not harness and isinstance(tasks.get(task), ImageTask)
@@ -149,29 +159,52 @@ def evaluate(
         tasks.get(task) if isinstance(task, str) else task
     )  # an unknown name is found before the model is loaded
     hooked = _bound(load(model), edits)
-    if isinstance(chosen, ImageTask):
-        from interp.evaluation.pictures import evaluate_images
+    once = Once(judging or judge)
+    report = progress or (lambda done, total, what: None)
+    runs = 0
 
-        if metric not in (None, "accuracy") or context is not None or format is not None:
-            raise InputError(
-                f"The task {chosen.name} has its own metrics and neither a length nor a format to "
-                "choose."
+    def measured(edits: Sequence[Edit], what: str) -> Evaluation:
+        nonlocal runs
+        before, runs = runs, runs + 1
+
+        def counted(done: int, total: int, now: str) -> None:
+            report(before * total + done, (1 + controls) * total, now if not before else what)
+
+        if isinstance(chosen, ImageTask):
+            from interp.evaluation.pictures import evaluate_images
+
+            if metric not in (None, "accuracy") or context is not None or format is not None:
+                raise InputError(
+                    f"The task {chosen.name} has its own metrics and neither a length nor a format "
+                    "to choose."
+                )
+            return evaluate_images(hooked, chosen, edits, n, seed, counted)
+        if metric == "loss":
+            if n < 1:
+                raise InputError("An evaluation needs at least one row; use n ≥ 1.")
+            length = context or min(512, hooked.max_context or 512)
+            check_context(hooked, length, extrapolate)
+            rows = rows_for_loss(hooked, chosen, content, length, n, seed)
+            about = (
+                chosen.name if chosen is not None else "text" if content is not None else "prose"
             )
-        return evaluate_images(hooked, chosen, edits, n, seed, progress)
-    if metric == "loss":
-        if n < 1:
-            raise InputError("An evaluation needs at least one row; use n ≥ 1.")
-        length = context or min(512, hooked.max_context or 512)
-        check_context(hooked, length, extrapolate)
-        rows = rows_for_loss(hooked, chosen, content, length, n, seed)
-        what = chosen.name if chosen is not None else "text" if content is not None else "prose"
-        return continuation_loss(
-            hooked, rows, edits, seed=seed, extrapolate=extrapolate, progress=progress, what=what
-        )
-    return accuracy(
-        hooked, task or "niah", edits, n, seed, progress, context, extrapolate, format, force,
-        judging or judge,
-    )  # fmt: skip
+            return continuation_loss(
+                hooked,
+                rows,
+                edits,
+                seed=seed,
+                extrapolate=extrapolate,
+                progress=counted,
+                what=about,
+            )
+        return accuracy(
+            hooked, task or "niah", edits, n, seed, counted, context, extrapolate, format, force,
+            once,
+        )  # fmt: skip
+
+    if not controls:
+        return measured(edits, "")
+    return controlled(hooked, edits, controls, seed, measured)
 
 
 def _given(edits: Any) -> list[Edit]:

@@ -39,6 +39,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Control:
+    """The same edits of random heads, as many and of the same layers.
+
+    `difference`: their change of the metric, averaged over draws instance by instance; `beyond`:
+    the edited metric less theirs, paired; `draws`: the mean change of each; `heads`: theirs.
+    """
+
+    difference: Interval
+    beyond: Interval
+    draws: list[float]
+    heads: list[list[str]]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.draws)} draws of random heads of the same layers change it by "
+            f"{self.difference} ({min(self.draws):+.3f} … {max(self.draws):+.3f}); the edit does "
+            f"{self.beyond} more"
+        )
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A metric's mean over instances, untouched and edited, as `Interval`s.
 
@@ -52,6 +73,7 @@ class Evaluation:
         provenance: model, weights, settings, edits, versions, date.
         notes: what a reader must know, such as a context past the model's positions.
         more: other metrics of the same answers, by name.
+        control: the same edits of random heads, where asked for (`controls=`).
 
     Example:
         >>> found = interp.evaluate(model, "induction", [interp.edits.Ablate(["L2H3"])], n=4)
@@ -69,6 +91,7 @@ class Evaluation:
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     more: dict[str, Comparison] = field(default_factory=dict)
+    control: Control | None = None
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `evaluation.json` and `evaluation.parquet` into a folder (made if need be).
@@ -115,6 +138,8 @@ class Evaluation:
             value = getattr(self, name)
             summary[name] = None if value is None else asdict(value)
         more = {name: asdict(value) for name, value in self.more.items()}
+        if self.control is not None:
+            summary["control"] = asdict(self.control)
         return {**summary, "more": more, "notes": list(self.notes), "provenance": self.provenance}
 
     def _repr_html_(self) -> str:
@@ -123,6 +148,7 @@ class Evaluation:
         rows: list[list[Any]] = [[self.metric, self.baseline, self.edited, self.difference]]
         rows += [[name, c.baseline, c.edited, c.difference] for name, c in self.more.items()]
         test = [] if self.mcnemar is None else [f"McNemar, exact: {self.mcnemar}"]
+        test += [] if self.control is None else [f"Control: {self.control}."]
         return block(
             str(self.provenance.get("model") or "Evaluation"),
             about,
@@ -176,6 +202,7 @@ class Evaluation:
                 content["provenance"],
                 tuple(typed.texts(content["notes"])),
                 more,
+                _control(content.get("control")),
             )
         except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
             raise OutputError(
@@ -189,6 +216,17 @@ def _intervals(content: dict[str, Any]) -> list[Interval | None]:
     return [
         None if content[name] is None else typed.made(Interval, content[name]) for name in names
     ]
+
+
+def _control(content: Any) -> Control | None:
+    """The control as it was written."""
+    if content is None:
+        return None
+    change, beyond = (typed.made(Interval, content[name]) for name in ("difference", "beyond"))
+    draws, heads = content["draws"], content["heads"]
+    if not draws or len(draws) != len(heads):
+        raise ValueError("a control has heads for each of its draws")
+    return Control(change, beyond, [float(d) for d in draws], [typed.texts(h) for h in heads])
 
 
 def summarise(
