@@ -22,6 +22,7 @@ from .paint import PAINT as PAINT
 from .rotate_heads import RotateHeads as RotateHeads
 from .scale_heads import ScaleHeads as ScaleHeads
 from .scale_tokens import ScaleTokens as ScaleTokens
+from .seka import SEKA as SEKA
 from .sharded import Sharded as Sharded
 from .shift_heads import ShiftHeads as ShiftHeads
 from .sigmoid_attention import SigmoidAttention as SigmoidAttention

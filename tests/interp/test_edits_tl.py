@@ -18,7 +18,7 @@ pytest.importorskip("transformer_lens")
 #: they need more than the weights
 LOGITS = (
     "paint", "sigmoid_attention", "softplus", "head_gate", "gate", "gate after rules",
-    "hierarchical_topk",
+    "hierarchical_topk", "seka",
 )  # fmt: skip
 
 
