@@ -1,5 +1,5 @@
 """Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
-`python examples/smollm2_checks.py [spans] [sentences] [standins] [context] [safety]`."""
+`python examples/smollm2_checks.py [spans] [sentences] [standins] [context] [safety] [seka]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,11 +79,44 @@ def spans(model: Any, n: int = 24) -> None:
         "SpotLight .3": lambda span: E.SpotLight(span, 0.3),
         "SpotLight .5": lambda span: E.SpotLight(span, 0.5),
     }
+    each(model, prompts, plain, made)
+
+
+def each(
+    model: Any, prompts: list[Story], plain: np.ndarray, made: dict[str, Callable[[Any], Any]]
+) -> None:
+    """What each edit of a span moves the odds by, on the sentence that tells the answer and on the
+    other one."""
     for name, edit in made.items():
         both = [
             odds(model, prompts, lambda span, edit=edit: [edit(span)], i) - plain for i in (0, 1)
         ]
         print(name, *map(shown, both), flush=True)
+
+
+def seka(model: Any, n: int = 24) -> None:
+    """SEKA on the prompts of `spans`, beside random projectors of the same ranks in the same heads,
+    and its heads' keys made longer."""
+    prompts = stories(model, n)
+    plain = odds(model, prompts, lambda span: [], 0)
+    print("untouched", shown(plain))
+    for k in (22, 90):  # a quarter of the KV heads, and all
+        fitted = E.seka_for(model, "initial", k=k)
+        ranks = [round(float(m.trace())) for m in fitted.matrices]
+        print(f"{k} KV heads, ranks {min(ranks)} to {max(ranks)} of 64", flush=True)
+        rng = torch.Generator().manual_seed(0)
+        bases = [torch.linalg.qr(torch.randn(64, r, generator=rng))[0] for r in ranks]
+        kinds = {
+            "SEKA": fitted.matrices,
+            "random": torch.stack([u @ u.T for u in bases]),
+            "longer": torch.eye(64).repeat(k, 1, 1),
+        }
+        made = {
+            f"{name}, g = {g}": partial(E.SEKA, heads=fitted.heads, matrices=m, gain=g)
+            for name, m in kinds.items()
+            for g in (0.2, 0.5, 1.0)
+        }
+        each(model, prompts, plain, made)
 
 
 def sentences(model: Any, n: int = 4) -> None:
@@ -266,6 +300,7 @@ CHECKS = {
     "standins": standins,
     "context": context,
     "safety": safety,
+    "seka": seka,
 }
 
 if __name__ == "__main__":

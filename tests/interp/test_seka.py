@@ -14,7 +14,8 @@ from prompts import inputs_for, left_padded, tokens
 from test_edits_models import stepwise
 
 from interp import edits as E
-from interp.errors import EditError, HeadError
+from interp.errors import EditError, HeadError, InputError, InterpError
+from interp.inputs.relevance import Passage, passages
 from interp_hooks import HookedModel, hook
 from interp_hooks.huggingface.rotations import rotations
 
@@ -140,6 +141,79 @@ def test_half_precision_and_beams() -> None:
         out = wide.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **several)
     other = wide.generate(input_ids=ids, attention_mask=mask, pad_token_id=0, **several)
     assert torch.equal(out[2:], other[2:]) and not torch.equal(out[:2], other[:2])
+
+
+@torch.no_grad()
+def projected(plain: Any, name: str, ids: list[int]) -> list[torch.Tensor]:
+    """(tokens, n) float64 of each layer: what the module that gives keys gives."""
+    keys: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, out: torch.Tensor) -> None:
+        keys.append(out[0].double())
+
+    with ExitStack() as stack:
+        for attention in tiny.layers(plain):
+            module = getattr(attention, KEYS[name])
+            stack.callback(module.register_forward_hook(keep).remove)
+        plain(input_ids=torch.tensor([ids]))
+    return keys
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_fitted_projectors_are_those_of_the_projections(worded: Tapped, name: str) -> None:
+    """SVD of hᵀ h± of keys that a plain hook reads where they leave the projection."""
+    model, plain = worded(name)
+    some = [
+        Passage("the cat saw the dog .", "what saw the cat", "the old dog", "the dog"),
+        Passage("the dog saw the old cat .", "the old cat", "saw", "old cat"),
+        Passage("the old dog saw the cat .", "the dog", "the cat", "saw the cat"),
+    ]
+    read = plain.tokenizer = model.tokenizer
+    kept: list[list[torch.Tensor]] = [[], [], []]  # (4 heads of two layers, tokens, d)
+    for one in some:
+        for kind, asked in enumerate((None, one.relevant, one.irrelevant)):
+            start = read("Context:" if asked is None else f"Question: {asked}\nContext:")[
+                "input_ids"
+            ]
+            body = read(" " + one.text, add_special_tokens=False)["input_ids"]
+            answer = read(" " + one.answer, add_special_tokens=False)["input_ids"]
+            (at,) = (i for i in range(len(body)) if body[i : i + len(answer)] == answer)
+            keys = projected(plain, name, [*start, *body])
+            rows = slice(len(start) + at, len(start) + at + len(answer))
+            cut = [k[rows, 32:64] if name == "gpt2" else k[rows] for k in keys]
+            each = [k.view(len(k), -1, 8).transpose(0, 1) for k in cut]
+            kept[kind].append(torch.cat(each))
+    alone, relevant, other = (torch.cat(k, 1) for k in kept)
+    apart = (relevant - other).norm(dim=-1).mean(1) / alone.norm(dim=-1).mean(1)
+    per = 4 if name == "gpt2" else 2
+    edit = E.seka_for(model, SPAN, some, gain=0.25, negative=-0.5, share=0.8, k=2)
+    order = sorted(sorted(range(len(apart)), key=lambda i: -float(apart[i]))[:2])
+    assert [(h.layer, h.head) for h in edit.heads] == [divmod(i, per) for i in order]
+    assert edit.gain == 0.25 and edit.keys == E.Span(*SPAN)
+    for i, matrix in zip(order, edit.matrices, strict=True):
+        total = torch.zeros(8, 8, dtype=torch.float64)
+        for after, sign in ((relevant[i], 1.0), (other[i], -0.5)):
+            cross = alone[i].T @ after
+            values, vectors = torch.linalg.eigh(cross @ cross.T)  # ascending: U, S²
+            size = values.clamp_min(0).sqrt().flip(0)
+            rank = next(r for r in range(1, 9) if size[:r].sum() >= 0.8 * size.sum())
+            u = vectors.flip(1)
+            u = u[:, :rank] if sign > 0 else u[:, rank:]
+            total += sign * u @ u.T
+        torch.testing.assert_close(matrix.double(), total, atol=2e-3, rtol=0)
+
+
+def test_what_can_t_be_fitted(worded: Tapped) -> None:
+    model, _ = worded("llama")
+    one = Passage("the cat saw the dog .", "what", "who", "the dog")
+    for wrong in (dict(examples=[one]), dict(share=0.0), dict(k=0), dict(k=99), dict(share="x")):
+        with pytest.raises(InterpError):
+            E.seka_for(model, SPAN, **{"examples": [one, one], **wrong})
+    with pytest.raises(InputError, match="not in its passage"):
+        E.seka_for(model, SPAN, [one, Passage("the cat", "what", "who", "the dog")])
+    made = passages(12, 3)
+    assert made == passages(12, 3) and len({p.text for p in made}) == 12
+    assert all(p.answer in p.text and p.relevant != p.irrelevant for p in made)
 
 
 def test_its_file(tmp_path: Path) -> None:
