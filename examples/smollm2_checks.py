@@ -95,28 +95,31 @@ def each(
 
 
 def seka(model: Any, n: int = 24) -> None:
-    """SEKA on the prompts of `spans`, beside random projectors of the same ranks in the same heads,
-    and its heads' keys made longer."""
+    """SEKA on the prompts of `spans`, beside random projectors of the same ranks in the same
+    heads."""
     prompts = stories(model, n)
     plain = odds(model, prompts, lambda span: [], 0)
     print("untouched", shown(plain))
-    for k in (22, 90):  # a quarter of the KV heads, and all
-        fitted = E.seka_for(model, "initial", k=k)
-        ranks = [round(float(m.trace())) for m in fitted.matrices]
-        print(f"{k} KV heads, ranks {min(ranks)} to {max(ranks)} of 64", flush=True)
-        rng = torch.Generator().manual_seed(0)
+    fitted, middle = (E.seka_for(model, "initial", centred=c) for c in (False, True))
+    kinds: dict[str, tuple[Any, torch.Tensor, tuple[float, ...]]] = {}
+    rng = torch.Generator().manual_seed(0)
+    for name, edit, gains in (
+        ("SEKA", fitted, (-0.5, 0.2, 0.5)),
+        ("centred", middle, (-0.5, 0.2, 0.5)),
+    ):
+        ranks = [round(float(m.trace())) for m in edit.matrices]
+        print(f"{name}: {len(ranks)} KV heads, ranks {min(ranks)} to {max(ranks)} of 64")
         bases = [torch.linalg.qr(torch.randn(64, r, generator=rng))[0] for r in ranks]
-        kinds = {
-            "SEKA": fitted.matrices,
-            "random": torch.stack([u @ u.T for u in bases]),
-            "longer": torch.eye(64).repeat(k, 1, 1),
-        }
-        made = {
-            f"{name}, g = {g}": partial(E.SEKA, heads=fitted.heads, matrices=m, gain=g)
-            for name, m in kinds.items()
-            for g in (0.2, 0.5, 1.0)
-        }
-        each(model, prompts, plain, made)
+        kinds[name] = edit.heads, edit.matrices, gains
+        kinds[f"random for {name}"] = edit.heads, torch.stack([u @ u.T for u in bases]), gains[::2]
+    all_of = E.seka_for(model, "initial", k=90)
+    kinds["SEKA, all KV heads"] = all_of.heads, all_of.matrices, (-0.2, 0.2)
+    made: dict[str, Callable[[Any], Any]] = {
+        f"{name}, g = {g}": partial(E.SEKA, heads=heads, matrices=m, gain=g)
+        for name, (heads, m, gains) in kinds.items()
+        for g in gains
+    }
+    each(model, prompts, plain, made)
 
 
 def sentences(model: Any, n: int = 4) -> None:

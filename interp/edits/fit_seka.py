@@ -38,6 +38,7 @@ def seka_for(
     share: float = 0.9,
     k: int | None = None,
     seed: int = 0,
+    centred: bool = False,
 ) -> SEKA:
     """The edit of SEKA for a model: projectors on what relevance does to keys, KV head by KV head.
 
@@ -60,6 +61,8 @@ def seka_for(
         share: of the singular values that P⁺ holds.
         k: KV heads; None for a quarter of all.
         seed: of the passages.
+        centred: take each list's mean key off before Ω±, so that it is a covariance; not in the
+            paper.
 
     Raises:
         InputError: fewer than two passages, a share outside 0 … 1, or more heads than there are.
@@ -67,8 +70,9 @@ def seka_for(
 
     Misleads:
         Singular vectors of hᵀ h⁺ are led by what all keys of a head have in common, not by what the
-        question changes. Put the same edit on another span beside it, and random projectors of the
-        same rank.
+        question changes, and queries may point away from that: on SmolLM2 a span that is
+        highlighted so is read less. Put the same edit on another span beside it, and random
+        projectors of the same rank.
 
     Example:
         >>> from interp.inputs.relevance import Passage
@@ -90,6 +94,8 @@ def seka_for(
     if not 1 <= count <= len(heads):
         raise InputError(f"SEKA moves 1 to {len(heads)} KV heads of {hooked.name}, not {count}.")
     apart = (relevant - other).norm(dim=-1).mean(1) / alone.norm(dim=-1).mean(1)  # (heads,)
+    if centred:
+        alone, relevant, other = (x - x.mean(1, keepdim=True) for x in (alone, relevant, other))
     best = sorted(apart.argsort(descending=True, stable=True)[:count].tolist())
     matrices = [projector(alone[i], relevant[i], other[i], share, negative) for i in best]
     return SEKA(keys, [heads[i] for i in best], torch.stack(matrices).float(), gain)

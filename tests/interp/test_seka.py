@@ -190,6 +190,14 @@ def test_fitted_projectors_are_those_of_the_projections(worded: Tapped, name: st
     order = sorted(sorted(range(len(apart)), key=lambda i: -float(apart[i]))[:2])
     assert [(h.layer, h.head) for h in edit.heads] == [divmod(i, per) for i in order]
     assert edit.gain == 0.25 and edit.keys == E.Span(*SPAN)
+    middle = E.seka_for(model, SPAN, some, share=0.5, k=2, centred=True)
+    for i, matrix in zip(order, middle.matrices, strict=True):
+        a, b = (x[i] - x[i].mean(0) for x in (alone, relevant))
+        values, vectors = torch.linalg.eigh(a.T @ b @ b.T @ a)
+        size = values.clamp_min(0).sqrt().flip(0)
+        rank = next(r for r in range(1, 9) if size[:r].sum() >= 0.5 * size.sum())
+        u = vectors.flip(1)[:, :rank]
+        torch.testing.assert_close(matrix.double(), u @ u.T, atol=2e-3, rtol=0)
     for i, matrix in zip(order, edit.matrices, strict=True):
         total = torch.zeros(8, 8, dtype=torch.float64)
         for after, sign in ((relevant[i], 1.0), (other[i], -0.5)):
