@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from interp import edits as E
 from interp.errors import EditError, HeadError, InputError, InterpError
 from interp.inputs.relevance import Passage, passages
 from interp_hooks import HookedModel, hook
-from interp_hooks.huggingface.rotations import rotations
+from interp_hooks.errors import TapError
+from interp_hooks.huggingface.rotations import Rotations, rotations
 
 Tapped = Callable[[str], tuple[HookedModel, Any]]
 #: which module gives the keys that are rotated next, or not at all
@@ -255,3 +257,29 @@ def test_what_it_refuses(tapped: Tapped) -> None:
         E.SEKA(SPAN, ["0.0"], torch.eye(4)[None])
     ):  # fmt: skip
         pass
+
+
+def test_positions_that_are_no_rotation_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tiny.build("llama")
+    model, rotary = hook(plain), plain.model.rotary_emb
+    own = rotary.forward
+
+    def longer(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        cos, sin = own(x, position_ids)
+        far = 1 + position_ids[..., None] / 10
+        return cos * far, sin * far
+
+    monkeypatch.setattr(rotary, "forward", longer)
+    with pytest.raises(EditError, match="no rotation"), model.edit(edit()):
+        pass
+
+
+def test_angles_that_change_with_the_text_and_several_axes() -> None:
+    rope = dict(rope_type="dynamic", factor=2.0, rope_theta=1e4)
+    config = SimpleNamespace(max_position_embeddings=32, rope_parameters=rope)
+    turns = Rotations({0: torch.eye(4).double()[None]}, config)
+    assert turns.at(0, torch.tensor([3, 31])) is not None and not turns.several_axes
+    with pytest.raises(TapError, match="begin to change"):
+        turns.at(0, torch.tensor([3, 32]))
+    inner = SimpleNamespace(rope_parameters=dict(mrope_section=[2, 1, 1]))
+    assert Rotations({}, SimpleNamespace(text_config=inner)).several_axes
