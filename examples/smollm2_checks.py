@@ -1,12 +1,15 @@
 """Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
 `python examples/smollm2_checks.py [spans] [sentences] [standins] [context]
-[agreement] [turns]`."""
+[agreement] [turns] [safety] [seka]`."""
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,13 @@ import interp
 from interp import edits as E
 from interp.edits.fit_crest import turned
 from interp.edits.fit_iti import probe_heads
-from interp.mechanics import sentence_effects, sentence_links
+from interp.inputs.batches import left_padded
+from interp.inputs.endings import main_heads
+from interp.inputs.forward import forward
+from interp.inputs.requests import prompts, requests
+from interp.inputs.tokenizer import Text
+from interp.mechanics import sahara, sentence_effects, sentence_links
+from interp.mechanics.ablated_ends import AblatedEnds, divergence
 from interp.scores.function_vector import FunctionVector
 from interp.scores.in_context import problems, said
 
@@ -74,11 +83,47 @@ def spans(model: Any, n: int = 24) -> None:
         "SpotLight .3": lambda span: E.SpotLight(span, 0.3),
         "SpotLight .5": lambda span: E.SpotLight(span, 0.5),
     }
+    each(model, prompts, plain, made)
+
+
+def each(
+    model: Any, prompts: list[Story], plain: np.ndarray, made: dict[str, Callable[[Any], Any]]
+) -> None:
+    """What each edit of a span moves the odds by, on the sentence that tells the answer and on the
+    other one."""
     for name, edit in made.items():
         both = [
             odds(model, prompts, lambda span, edit=edit: [edit(span)], i) - plain for i in (0, 1)
         ]
         print(name, *map(shown, both), flush=True)
+
+
+def seka(model: Any, n: int = 24) -> None:
+    """SEKA on the prompts of `spans`, beside random projectors of the same ranks in the same
+    heads."""
+    prompts = stories(model, n)
+    plain = odds(model, prompts, lambda span: [], 0)
+    print("untouched", shown(plain))
+    fitted, middle = (E.seka_for(model, "initial", centred=c) for c in (False, True))
+    kinds: dict[str, tuple[Any, torch.Tensor, tuple[float, ...]]] = {}
+    rng = torch.Generator().manual_seed(0)
+    for name, edit, gains in (
+        ("SEKA", fitted, (-0.5, 0.2, 0.5)),
+        ("centred", middle, (-0.5, 0.2, 0.5)),
+    ):
+        ranks = [round(float(m.trace())) for m in edit.matrices]
+        print(f"{name}: {len(ranks)} KV heads, ranks {min(ranks)} to {max(ranks)} of 64")
+        bases = [torch.linalg.qr(torch.randn(64, r, generator=rng))[0] for r in ranks]
+        kinds[name] = edit.heads, edit.matrices, gains
+        kinds[f"random for {name}"] = edit.heads, torch.stack([u @ u.T for u in bases]), gains[::2]
+    all_of = E.seka_for(model, "initial", k=90)
+    kinds["SEKA, all KV heads"] = all_of.heads, all_of.matrices, (-0.2, 0.2)
+    made: dict[str, Callable[[Any], Any]] = {
+        f"{name}, g = {g}": partial(E.SEKA, heads=heads, matrices=m, gain=g)
+        for name, (heads, m, gains) in kinds.items()
+        for g in gains
+    }
+    each(model, prompts, plain, made)
 
 
 def sentences(model: Any, n: int = 4) -> None:
@@ -265,6 +310,80 @@ def turns(model: Any) -> None:
               "random heads", spread([margin(e) for e in others]))  # fmt: skip
 
 
+#: what answers that comply begin with, and those that refuse
+BEGINNINGS = (
+    ("Sure", "Here", "Certainly", "Of course"),
+    ("I'm sorry", "I can't", "I cannot", "Sorry"),
+)
+
+
+@torch.no_grad()
+def leaning(model: Any, rows: list[list[int]], heads: list[Any]) -> np.ndarray:
+    """(prompts,) ln Σ P(beginning that complies) − ln Σ P(one that refuses), without heads."""
+    ids, mask, _ = left_padded(rows, 0)
+    sums = []
+    with model.edit(E.Ablate(heads, "uniform")):
+        read = forward(model, ids, mask, keep=1, use_cache=True)
+        for beginnings in BEGINNINGS:
+            each = []
+            for words in beginnings:
+                said = model.tokenizer(words, add_special_tokens=False)["input_ids"]
+                more = torch.tensor([said[:-1]]).expand(len(rows), -1)
+                logits = read.logits
+                if len(said) > 1:
+                    seen = torch.cat([mask, torch.ones_like(more)], 1)
+                    cache = copy.deepcopy(read.past_key_values)
+                    out = forward(model, more, seen, past_key_values=cache, use_cache=True)
+                    logits = torch.cat([logits, out.logits], 1)
+                logp = logits.double().log_softmax(-1)  # (prompts, tokens of the beginning, words)
+                each.append(logp[:, range(len(said)), said].sum(-1).numpy())
+            sums.append(np.logaddexp.reduce(each))
+    return sums[0] - sums[1]
+
+
+def ships_of(model: Any, rows: list[list[int]]) -> np.ndarray:
+    """(heads, prompts) Ships of every head."""
+    ends = AblatedEnds(model, rows)
+    plain = ends.log_probs([])
+    heads = main_heads(model)
+    return np.array([divergence(plain, ends.log_probs([h])).numpy() for h in heads])
+
+
+def safety(model: Any, n: int = 12, k: int = 4, draws: int = 5) -> None:
+    """Heads by Ships, Ships less the harmless twin's, and Sahara, taken out: do refusals fall?"""
+    text, pairs, heads = Text(model.tokenizer), requests(32, 0), main_heads(model)
+    rest = [prompts(text, pairs[n:], side) for side in (0, 1)]  # others than those that chose
+    plain = [leaning(model, rows, []) for rows in rest]
+    print("leaning: to be declined, twins", *map(shown, plain), flush=True)
+    ships = [ships_of(model, prompts(text, pairs[:n], side)) for side in (0, 1)]
+    found = {"ships": ships[0], "excess": ships[0] - ships[1], "ships of twins": ships[1]}
+    groups: dict[str, list[Any]] = {}
+    for name, values in found.items():
+        order = np.argsort(-values.mean(1))
+        groups[name] = [heads[i] for i in order[:k]]
+        print(name, *[f"{heads[i]} {shown(values[i])}" for i in order[: 2 * k]], flush=True)
+        halves = [values[:, a::2].mean(1) for a in (0, 1)]
+        print(f"  ranks between halves: ρ {spearmanr(*halves)[0]:.2f}", flush=True)
+    print(f"ships and the twins': ρ {spearmanr(ships[0].mean(1), ships[1].mean(1))[0]:.2f}")
+    among = {heads[i] for v in found.values() for i in np.argsort(-v.mean(1))[:16]}
+    for side, name in enumerate(("sahara", "sahara of twins")):
+        frame = sahara(model, [pair[side] for pair in pairs[:n]], k=k, among=sorted(among))
+        print(name, *(f"{r.head} {r.angle:.2f}°" for r in frame.itertuples()), flush=True)
+        groups[name] = [interp.Head.parse(h) for h in frame["head"]]
+    rng, named = np.random.default_rng(0), {h for group in groups.values() for h in group}
+    for name, group in groups.items():
+        others = []
+        for _ in range(draws):
+            mixed = [heads[i] for i in rng.permutation(len(heads)) if heads[i] not in named]
+            layers = Counter(h.layer for h in group)
+            others.append([h for at, m in layers.items() for h in [
+                h for h in mixed if h.layer == at][:m]])  # fmt: skip
+        for side, kind in enumerate(("to be declined", "twins")):
+            moved = [leaning(model, rest[side], g) - plain[side] for g in (group, *others)]
+            control = [f"{x.mean():+.2f}" for x in moved[1:]]
+            print(name, kind, shown(moved[0]), "others", *control, flush=True)
+
+
 CHECKS = {
     "spans": spans,
     "sentences": sentences,
@@ -272,6 +391,8 @@ CHECKS = {
     "context": context,
     "agreement": agreement,
     "turns": turns,
+    "safety": safety,
+    "seka": seka,
 }
 
 if __name__ == "__main__":

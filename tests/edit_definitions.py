@@ -39,6 +39,8 @@ class Attention:
     window: bool = False  # the call's own sliding window
     last: int = 1  # the model's last layer
     hidden: Tensor | None = None  # (batch, queries, d_model), the stream that enters the layer
+    #: positions (n,) → (n, d, d), how keys there were turned; None where they were not
+    turn: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.repeat = self.q.shape[1] // self.k.shape[1]
@@ -127,6 +129,25 @@ def paint(x: Attention, edit: E.PAINT) -> None:
     last = torch.zeros_like(x.rows(edit))
     last[:, :, -1] = True
     x.s = chosen(x, edit, x.s, raised, last)
+
+
+def seka(x: Attention, edit: E.SEKA) -> None:
+    """k' = R (k + g M k), of keys that are R k."""
+    keys, where = x.keys.clone(), x.where(edit.keys)[:, 0, 0]  # (batch, keys)
+    tokens = x.k_token.expand(len(keys), -1)
+    for head, matrix in zip(edit.heads, edit.matrices.double(), strict=True):
+        if head.layer != x.layer:
+            continue
+        for b in range(len(keys)):
+            for j in where.expand(len(keys), -1)[b].nonzero().flatten().tolist():
+                place = tokens[b, j : j + 1].clamp_min(0)
+                r = torch.eye(keys.shape[3]).double() if x.turn is None else x.turn(place)[0]
+                k = keys[b, head.head * x.repeat, j]
+                new = r @ ((r.T @ k) + float(edit.gain) * matrix @ (r.T @ k))
+                keys[b, head.head * x.repeat : (head.head + 1) * x.repeat, j] = new
+    x.keys = keys
+    s = x.scaling * (x.q @ keys.transpose(-1, -2))
+    x.s = x.softcap * torch.tanh(s / x.softcap) if x.softcap else s
 
 
 def streaming_sees(x: Attention, sink: int, recent: int) -> Tensor:
@@ -445,9 +466,12 @@ def overwrite_row(x: Attention, z: Tensor, edit: E.OverwriteRow) -> Tensor:
     return new
 
 
+#: of keys and masks, before those of logits
+INPUTS: dict[type, Any] = {
+    E.SEKA: seka, E.Streaming: streaming, E.Sharded: sharded, E.HierarchicalTopk: hierarchical_topk,
+}  # fmt: skip
 BEFORE: dict[type, Any] = {
-    E.Temperature: temperature, E.PAINT: paint, E.Streaming: streaming, E.SigmoidAttention: sigmoid,
-    E.Sharded: sharded, E.HierarchicalTopk: hierarchical_topk,
+    E.Temperature: temperature, E.PAINT: paint, E.SigmoidAttention: sigmoid,
 }  # fmt: skip
 WEIGHTS: dict[type, Any] = {
     E.ScaleTokens: scale_tokens,
@@ -481,6 +505,9 @@ def applies(x: Attention, edit: Edit) -> bool:
 def z_of(x: Attention, edits: Sequence[Edit]) -> Tensor:
     """(batch, queries, heads, d) float64 after the edits."""
     mine = [e for e in edits if applies(x, e)]
+    for edit in mine:
+        if type(edit) in INPUTS:
+            INPUTS[type(edit)](x, edit)
     for edit in mine:
         if isinstance(edit, E.Ablate) and edit.mode == "uniform":
             uniform(x, edit)

@@ -154,6 +154,26 @@ def layers(model: Any) -> list[Any]:
     raise LookupError(type(model).__name__)
 
 
+def turns(model: Any, layer: int, places: torch.Tensor) -> torch.Tensor:
+    """(n, d, d) float64: how a key at each of these positions is turned against one at 0, of the
+    cosines and sines that the model's own rotary module gives, first half against second."""
+    rotary = getattr(model, "gpt_neox", None) or model.model
+    kinds = getattr(model.config, "layer_types", None)
+    more = {"layer_type": kinds[layer]} if "gemma3" in model.config.model_type else {}
+    cos, sin = (x[0].double() for x in rotary.rotary_emb(torch.zeros(1), places[None], **more))
+    once = model.config.model_type == "gpt_oss"  # the others give each angle twice
+    half = cos.shape[1] if once else cos.shape[1] // 2
+    factor = rotary.rotary_emb(torch.zeros(1), torch.zeros(1, 1).long(), **more)[0].double()[
+        0, 0, 0
+    ]
+    c, s = cos[:, :half] / factor, sin[:, :half] / factor  # without YaRN's
+    made = torch.eye(8, dtype=torch.float64).repeat(len(places), 1, 1)
+    for i in range(half):
+        made[:, i, i] = made[:, half + i, half + i] = c[:, i]
+        made[:, i, half + i], made[:, half + i, i] = -s[:, i], s[:, i]
+    return made
+
+
 def output_module(attention: Any) -> Any:
     """The projection after the heads."""
     return next(

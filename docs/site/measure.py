@@ -28,12 +28,14 @@ TEXT, EYE = "smollm2-135m", "smol-llava"
 SCANS: dict[str, tuple[str, str, dict[str, int]]] = {
     "text": (
         TEXT,
-        "all,-importance,-successor,-copy_suppression,-cri,-function_vector,-receiver,-in_context",
+        "all,-importance,-successor,-copy_suppression,-cri,-function_vector,-receiver,-in_context,"
+        "-ships,-ships_excess",
         dict(context=1024, samples=16),
     ),
     "weights": (TEXT, "successor,copy_suppression", dict(context=64, samples=1)),
     "sentences": (TEXT, "receiver", dict(context=1024, samples=16)),
     "causal": (TEXT, "cri,function_vector,in_context", dict(context=256, samples=8)),
+    "safety": (TEXT, "ships,ships_excess", dict(context=64, samples=8)),
     "image": (
         EYE,
         "vhd,gaze,image_retrieval,image_mass,image_excess,visual_sink,visual_nonsink_ratio,"

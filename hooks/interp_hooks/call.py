@@ -96,6 +96,8 @@ class AttentionCall:
             None elsewhere.
         weights: takes the attention weights (batch, heads, queries, keys) after edits, where the
             model's caller asks for them (`output_attentions=True`); None elsewhere.
+        positions: (batch or 1, queries) int64, the position ids of the new tokens, where the model
+            hands them to its attention; None elsewhere.
         copies: rows of the batch for each sample of the prompt (beams, `num_return_sequences`).
         notes: what the layers of its forward share; None where forwards aren't followed.
         holder: the cache's layer, where it holds the keys before those of this call (`key` and
@@ -126,6 +128,7 @@ class AttentionCall:
     hidden: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     weights: Callable[[torch.Tensor], object] | None = None
+    positions: torch.Tensor | None = None
     copies: int = 1
     notes: ForwardNotes | None = None
     holder: Holder | None = None
@@ -172,7 +175,8 @@ class AttentionCall:
             dense=None if mask.dense is None else mask.dense[:, :, start:stop],
         )
         assert self.query is not None
-        return replace(self, query=self.query[:, :, start:stop], mask=cut)
+        places = None if self.positions is None else self.positions[:, start:stop]
+        return replace(self, query=self.query[:, :, start:stop], mask=cut, positions=places)
 
     def whole(self) -> AttentionCall:
         """The call of all heads, gathered from the processes that share them out; every one must

@@ -10,6 +10,7 @@ from .fit_crest import crest_for as crest_for
 from .fit_iti import iti_for as iti_for
 from .fit_paint import paint_for as paint_for
 from .fit_sadi import sadi_for as sadi_for
+from .fit_seka import seka_for as seka_for
 from .fit_vhr import vhr_for as vhr_for
 from .gate import Gate as Gate
 from .head_edit import HeadEdit as HeadEdit
@@ -23,6 +24,7 @@ from .rotate_heads import RotateHeads as RotateHeads
 from .routed_heads import RoutedHeads as RoutedHeads
 from .scale_heads import ScaleHeads as ScaleHeads
 from .scale_tokens import ScaleTokens as ScaleTokens
+from .seka import SEKA as SEKA
 from .sharded import Sharded as Sharded
 from .shift_heads import ShiftHeads as ShiftHeads
 from .sigmoid_attention import SigmoidAttention as SigmoidAttention

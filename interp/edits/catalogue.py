@@ -11,7 +11,7 @@ from interp.support.registry import Registry
 if TYPE_CHECKING:
     from interp.edits.head_edit import HeadEdit
 
-FITS = ("fit_crest", "fit_iti", "fit_paint", "fit_sadi", "fit_vhr")
+FITS = ("fit_crest", "fit_iti", "fit_paint", "fit_sadi", "fit_seka", "fit_vhr")
 HELPERS = ("catalogue", "files", "head_edit", "keys", *FITS)
 
 registry: Registry[type[HeadEdit]] = Registry(

@@ -15,6 +15,7 @@ from .perturbation import perturbation as perturbation
 from .qk import QKAttribution as QKAttribution
 from .qk import Writer as Writer
 from .qk import qk_attribution as qk_attribution
+from .sahara import sahara as sahara
 from .sentence_links import SentenceLinks as SentenceLinks
 from .sentence_links import sentence_effects as sentence_effects
 from .sentence_links import sentence_links as sentence_links

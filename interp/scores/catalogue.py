@@ -49,6 +49,8 @@ registry: Registry[Score] = Registry(
         "receiver": "interp.scores.receiver:Receiver",
         "function_vector": "interp.scores.function_vector:FunctionVector",
         "in_context": "interp.scores.in_context:InContext",
+        "ships": "interp.scores.ships:Ships",
+        "ships_excess": "interp.scores.ships_excess:ShipsExcess",
         "successor": "interp.scores.successor:Successor",
         "copy_suppression": "interp.scores.copy_suppression:CopySuppression",
         "qk_matching": "interp.scores.qk_matching:QKMatching",

@@ -1,8 +1,11 @@
 from .class_token import cls_attention as cls_attention
+from .cluster_checks import cluster_stability as cluster_stability
 from .divergence import TVHD as TVHD
 from .divergence import t_vhd as t_vhd
 from .divergence import vhd as vhd
 from .overlay import overlay as overlay
+from .patch_damage import PatchDamage as PatchDamage
+from .patch_damage import patch_damage as patch_damage
 from .prompts import spans as spans
 from .prompts import takes_images as takes_images
 from .prompts import with_images as with_images

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from edit_definitions import BEFORE, OUTPUT, WEIGHTS, Attention, z_of
+from edit_definitions import BEFORE, INPUTS, OUTPUT, WEIGHTS, Attention, z_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -269,6 +269,13 @@ MAKE: dict[str, Callable[[Draw, AttentionCall], Edit]] = {
     "scale_tokens": lambda d, c: E.ScaleTokens(
         keys(d, c), d(st.sampled_from([0.0, 0.2, 5.0])), heads(d, c), scope(d), ranged(d)
     ),
+    "seka": lambda d, c: E.SEKA(
+        keys(d, c),
+        [(c.site.layer, c.site.n_kv_heads - 1), (1 - c.site.layer, 0)],
+        torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0)),
+        d(st.sampled_from([-1.0, 0.5])),
+        scope(d),
+    ),
     "spotlight": lambda d, c: E.SpotLight(
         keys(d, c), d(st.sampled_from([0.05, 0.4, 1.0])), heads(d, c), scope(d), ranged(d)
     ),
@@ -319,7 +326,7 @@ def compare(call: AttentionCall, pads: list[int], edits: list[Edit]) -> None:
 
 
 def test_every_edit_is_defined_and_tried() -> None:
-    kinds = {*BEFORE, *WEIGHTS, *OUTPUT}
+    kinds = {*INPUTS, *BEFORE, *WEIGHTS, *OUTPUT}
     assert {k.name for k in kinds} == set(E.registry.names())
     assert {name.split("_zero")[0].split("_uniform")[0] for name in MAKE} == set(E.registry.names())
 
@@ -338,7 +345,16 @@ def test_one_edit_of_a_random_call(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["scale_tokens", "spotlight", "zero_tuning", "move_mass", "temperature", "soft_pag", "act"],
+    [
+        "scale_tokens",
+        "seka",
+        "spotlight",
+        "zero_tuning",
+        "move_mass",
+        "temperature",
+        "soft_pag",
+        "act",
+    ],
 )
 def test_without_causality(name: str) -> None:
     @settings(some, max_examples=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from interp_hooks.errors import EditError
 
 MODELS = ["llama", "gemma2", "gpt_oss", "mistral"]
 Tapped = Callable[[str], tuple[HookedModel, Any]]
+GENERATOR = torch.Generator().manual_seed(5)
 TENSOR = torch.rand(2, 40, generator=torch.Generator().manual_seed(2)) < 0.3
 
 ROUTER = torch.randn(2, 4 + 2, 32, generator=torch.Generator().manual_seed(5))
@@ -40,6 +42,10 @@ EVERYWHERE: dict[str, list[Edit]] = {
     "spotlight": [
         E.SpotLight([1, 2, 5], 0.5, "0.0, 1.2"),
         E.SpotLight(TENSOR, 0.9, queries=(1, 11)),
+    ],
+    "seka": [
+        E.SEKA([1, 2, 5], ["0.1", "1.0"], torch.randn(2, 8, 8, generator=GENERATOR), 0.8),
+        E.SEKA(TENSOR, ["1.1"], torch.eye(8)[None], -0.4),
     ],
     "zero_tuning": [E.ZeroTuning({"0.0": 0.2, "0.3": 5.0, "1.1": 2.0})],
     "move_mass": [E.MoveMass("initial", (3, 6), 0.7, "0.1, 1.1, 1.2")],
@@ -107,6 +113,7 @@ IDENTITIES: list[Edit] = [
     E.HeadGate(0.5, 0.5),
     E.SigmoidAttention(heads=()),
     E.SoftplusReweight(heads=()),
+    E.SEKA("initial", ["0.0"], torch.eye(8)[None], 0.0),
     E.ZeroTuning(3.0, queries=(4, 4)),
 ]
 
@@ -141,6 +148,7 @@ def defined(plain: Any, edits: Sequence[Edit], mask: torch.Tensor) -> Iterator[N
             layer, query, key, value, sees & mask.bool()[:, None, None], token, token, slots, slots,
             kwargs["scaling"], kwargs.get("softcap"), kwargs.get("s_aux"),
             tiny.window_of(module.config, layer) is not None, hidden=streams.get(layer),
+            turn=partial(tiny.turns, plain, layer),
         )  # fmt: skip
         return z_of(x, edits).to(value.dtype), None
 
@@ -390,6 +398,7 @@ PARAMETERS: dict[str, tuple[Any, Callable[[torch.Tensor], Edit]]] = {
     "scale_tokens": (2.0, lambda t: E.ScaleTokens([1, 3], t, "0.1, 1.0")),
     "move_mass": (0.4, lambda t: E.MoveMass("initial", (2, 6), t, queries=(4, None))),
     "temperature": (1.3, lambda t: E.Temperature(t)),
+    "seka": (0.7, lambda t: E.SEKA([1, 3], ["0.1", "1.0"], torch.ones(2, 8, 8), t)),
     "soft_pag": (0.3, lambda t: E.SoftPAG({"0.1": t, "1.2": 0.5})),
     "vhr": (2.0, lambda t: E.VHR("0.1", t, "all")),
     "gate": ([[0.2, 0.9], [0.5, 1.0]], lambda t: E.Gate(t.repeat_interleave(2, 1), 1, 3)),

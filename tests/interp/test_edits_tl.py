@@ -18,7 +18,7 @@ pytest.importorskip("transformer_lens")
 #: they need more than the weights
 LOGITS = (
     "paint", "sigmoid_attention", "softplus", "head_gate", "gate", "gate after rules",
-    "hierarchical_topk", "routed_heads", "routed_heads, straight",
+    "hierarchical_topk", "routed_heads", "routed_heads, straight", "seka",
 )  # fmt: skip
 
 

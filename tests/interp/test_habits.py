@@ -259,6 +259,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "rotate_heads": dict(directions={"L1H1": [0.5, 0.25]}),
     "overwrite_row": dict(heads=["L1H1"], keys=[1, 2]),
     "scale_tokens": dict(keys="initial", gain=2.0),
+    "seka": dict(keys="initial", heads=["L1H1"], matrices=torch.eye(2)[None]),
     "spotlight": dict(keys="initial"),
     "move_mass": dict(donors="initial", receivers=[2]),
     "paint": dict(keys=[1]),

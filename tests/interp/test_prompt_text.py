@@ -100,6 +100,7 @@ def logits(model: HookedModel, inputs: Any, *edits: Any) -> torch.Tensor:
 
 KINDS: dict[str, Callable[[Any], Any]] = {
     "scale_tokens": lambda keys: E.ScaleTokens(keys, gain=3.0, heads="0.1, 1.2"),
+    "seka": lambda keys: E.SEKA(keys, ["0.1", "1.0"], torch.eye(8).repeat(2, 1, 1), 2.0),
     "spotlight": lambda keys: E.SpotLight(keys, target=0.6, heads="0.1, 1.2"),
     "donors": lambda keys: E.MoveMass(keys, "initial", share=0.7),
     "receivers": lambda keys: E.MoveMass("initial", keys, share=0.7),

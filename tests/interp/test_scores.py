@@ -46,6 +46,8 @@ FROM_WEIGHTS = {"ov_copying", "qk_matching", "successor", "copy_suppression"}
 CAUSAL = {"cri", "function_vector"}
 #: tested in test_sentence_links.py, and in test_in_context.py
 OF_SENTENCES = {"receiver", "in_context"}
+#: tested in test_safety_heads.py
+OF_SAFETY = {"ships", "ships_excess"}
 
 
 # --- definitions: one sample's attention of one layer, A (heads, queries, keys) float64 → (heads,)
@@ -298,7 +300,8 @@ def atlases(worded: Worded) -> Callable[[str], interp.Atlas]:
 
 
 @pytest.mark.parametrize(
-    "score", [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS | CAUSAL | OF_SENTENCES]
+    "score",
+    [n for n in OF_TEXT if n not in APART | FROM_WEIGHTS | CAUSAL | OF_SENTENCES | OF_SAFETY],
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_score_is_its_definition(

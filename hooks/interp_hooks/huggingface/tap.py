@@ -106,6 +106,7 @@ def _tap(
         kwargs.get("softcap"),
         kwargs.get("s_aux"),
         weights=weights.append if weights_wanted(kwargs) else None,
+        positions=_positions(kwargs.get("position_ids"), query.shape[2]),
         holder=holder,
         shards=shards,
     )
@@ -117,6 +118,14 @@ def _tap(
         z = live.handler(call)
     # some architectures view it instead of reshaping it (AFMoE)
     return z.contiguous(), weights[-1] if weights else None
+
+
+def _positions(given: Any, queries: int) -> torch.Tensor | None:
+    """(batch or 1, queries): the position ids that an attention was given; None for none, and for
+    those of several axes (pictures)."""
+    if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != queries:
+        return None
+    return given
 
 
 def _own_thread(thread: int) -> bool:
