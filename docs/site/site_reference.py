@@ -23,7 +23,8 @@ PACKAGES = {
     "caches": ("interp.caches", "Caches that hold keys head by head, and the choice of heads."),
     "nn": ("interp.nn", "Modules that change how attention trains."),
     "vision": ("interp.vision", "Prompts with pictures, image tokens, sinks."),
-    "scenes": ("interp.scenes", "Rendered pictures whose truth is known."),
+    "diffusion": ("interp.diffusion", "Pictures drawn under edits, and heads found for them."),
+    "scenes": ("interp.scenes", "Rendered pictures, melodies and dots whose truth is known."),
     "models": ("interp.models", "Bundled and fetched models."),
     "errors": ("interp.errors", "What goes wrong, by type."),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from interp.edits.gate import Gate
+from interp.edits.head_edit import HeadEdit
+from interp.edits.seka import SEKA
 from interp.errors import EditError
 from interp_hooks.edit import Edit
 from interp_hooks.heads import Head
@@ -19,10 +19,11 @@ def named_heads(edits: Iterable[Edit]) -> list[Head]:
     return sorted(found)
 
 
-def relocated(edit: Any, places: Mapping[Head, Head]) -> Any:
-    """`edit` with each head of `places` replaced: in its heads, and in what it says head by head.
+def relocated(edit: HeadEdit, places: Mapping[Head, Head]) -> HeadEdit:
+    """`edit` made anew with each head of `places` replaced: in its heads, and in what it says head
+    by head.
 
-    Raises `EditError` for `Gate`, whose heads are key/value heads.
+    Raises `EditError` for edits whose heads are key/value heads.
 
     Example:
         >>> from interp.edits.relocated import relocated
@@ -30,13 +31,17 @@ def relocated(edit: Any, places: Mapping[Head, Head]) -> Any:
         >>> relocated(edit, {interp.Head(1, 0): interp.Head(1, 5)}).phrase
         'ScaleHeads L1H5; gains L1H5: 2'
     """
-    if isinstance(edit, Gate):
-        raise EditError("gate names key/value heads, so that no query head stands in for one.")
-    moved = copy.copy(edit)
-    for field in dataclasses.fields(edit):
-        value = getattr(edit, field.name)
-        if isinstance(value, Mapping) and any(isinstance(k, Head) for k in value):
-            object.__setattr__(moved, field.name, {places.get(k, k): v for k, v in value.items()})
-        elif field.name == "heads" and isinstance(value, tuple):
-            object.__setattr__(moved, "heads", tuple(places.get(h, h) for h in value))
-    return moved
+    if isinstance(edit, Gate | SEKA):
+        raise EditError(
+            f"{edit.name} names key/value heads, so that no query head stands in for one."
+        )
+    names = {str(head): str(other) for head, other in places.items()}
+
+    def moved(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping) and names.keys() & value.keys():
+            return {names.get(k, k): v for k, v in value.items()}
+        if name == "heads" and isinstance(value, list | tuple):
+            return [names.get(str(h), str(h)) for h in value]
+        return value
+
+    return type(edit).from_fields({k: moved(k, v) for k, v in edit.fields().items()})

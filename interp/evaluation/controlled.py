@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from interp.edits.head_edit import HeadEdit
 from interp.edits.relocated import named_heads, relocated
 from interp.errors import InputError
 from interp.evaluation.ablation import controls
@@ -74,7 +75,7 @@ def controlled(
     frame = found.frame.copy()
     for i, others in enumerate(sets):
         places = dict(zip(heads, others, strict=True))
-        moved = [relocated(edit, places) for edit in edits]
+        moved = [relocated(edit, places) if isinstance(edit, HeadEdit) else edit for edit in edits]
         frame[f"control_{i}"] = measured(moved, f"random heads {i + 1} of {draws}").frame["edited"]
     columns = frame.filter(like="control_")
     mean = columns.mean(axis=1)
