@@ -170,7 +170,11 @@ def statistics(llm: Any, request: str) -> HeadStatistics:
     """
     if isinstance(llm, str):
         return HeadStatistics.from_json(_fetched(f"{llm.rstrip('/')}{ROUTE}/{request}"))
-    return joined(llm.collective_rpc(TAKE, args=(str(request),)), str(request))
+    found = joined(llm.collective_rpc(TAKE, args=(str(request),)), str(request))
+    if not len(found.positions) and not found.lost:
+        # an engine hears of the end of a request in its next step, and until then has no more rows
+        raise ServingError(nothing_kept(str(request)))
+    return found
 
 
 def _fetched(address: str) -> Any:

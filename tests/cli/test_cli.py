@@ -506,6 +506,7 @@ def test_evaluate(
             mcnemar=test,
             notes=notes,
             more={},
+            control=None,
             **both,
         )
 
@@ -534,6 +535,7 @@ def test_evaluate(
         "num_fewshot": None,
         "apply_chat_template": False,
         "fewshot_as_multiturn": None,
+        "controls": 0,
     }
     stand_ins.seen.clear()
     (tmp_path / "taken").write_text("")
