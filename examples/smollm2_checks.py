@@ -1,6 +1,6 @@
 """Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
 `python examples/smollm2_checks.py [spans] [sentences] [standins] [context]
-[agreement] [turns] [safety] [seka]`."""
+[agreement] [turns] [safety] [seka] [caches]`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import copy
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -384,6 +385,24 @@ def safety(model: Any, n: int = 12, k: int = 4, draws: int = 5) -> None:
             print(name, kind, shown(moved[0]), "others", *control, flush=True)
 
 
+def caches(model: Any, context: int = 1024, n: int = 16) -> None:
+    """Needles and loss with half of the tokens held: by all weights so far (H2O), by the prompt's
+    last rows (SnapKV), the first 4 and the last ones."""
+    size = context // 2
+    half = E.Gate(torch.zeros(model.n_layers, model.n_kv_heads), sink=4, recent=size - 4)
+    made = {
+        "all keys": None,
+        "H2O": lambda: interp.caches.HeavyHitterCache(model, size),
+        "SnapKV": lambda: interp.caches.SnapCache(model, size),
+        "first 4 and last": lambda: interp.caches.HeadCache(model, half),
+    }
+    for name, make in made.items():
+        with model.caching(make) if make else nullcontext():
+            needles = interp.evaluate(model, "niah", n=n, seed=1, context=context, force=True)
+            loss = interp.evaluate(model, metric="loss", n=4, seed=1, context=context)
+        print(f"{name}: needles {needles.baseline}, loss {loss.baseline}", flush=True)
+
+
 CHECKS = {
     "spans": spans,
     "sentences": sentences,
@@ -391,6 +410,7 @@ CHECKS = {
     "context": context,
     "agreement": agreement,
     "turns": turns,
+    "caches": caches,
     "safety": safety,
     "seka": seka,
 }

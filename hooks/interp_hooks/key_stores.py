@@ -117,7 +117,7 @@ class Listed(Store):
         """Drop what no query after slot `last` may see."""
 
     def attend(self, part: Part, backend: str) -> torch.Tensor:
-        _check(part.call)
+        check_plain(part.call)
         outs = [
             self._rows(part, start, min(start + ROWS, part.query.shape[2]), backend)
             for start in range(0, part.query.shape[2], ROWS)
@@ -129,7 +129,7 @@ class Listed(Store):
         call, first = part.call, part.call.mask.q_start + start
         key, value = self.with_new(part.key[:, :, start:stop], part.value[:, :, start:stop])
         rows = torch.arange(first, first + stop - start, device=key.device)
-        self.key, self.value, self.slots = key, value, self._followed_by(rows)
+        self.key, self.value, self.slots = key, value, self.followed_by(rows)
         dense = self.visible(rows, call)
         if dense is not None and dense.shape[1] > 1:  # a row a query head
             dense = dense.repeat_interleave(part.query.shape[1] // key.shape[1], 1)
@@ -141,7 +141,7 @@ class Listed(Store):
         self.let_go(first + stop - start - 1, call)
         return out
 
-    def _followed_by(self, rows: torch.Tensor) -> torch.Tensor:
+    def followed_by(self, rows: torch.Tensor) -> torch.Tensor:
         """`slots`, and the new ones after them."""
         if self.slots is None:
             return rows[None, None]
@@ -272,7 +272,7 @@ class Snap(Listed):
             self._chosen = True
             return super().attend(part, backend)
         # the prompt: everything is seen
-        _check(part.call)
+        check_plain(part.call)
         call, n = part.call, part.query.shape[2]
         self.key, self.value = part.key, part.value
         self.slots = call.mask.q_start + torch.arange(n, device=part.key.device)[None, None]
@@ -318,7 +318,7 @@ def _starts(call: AttentionCall, like: torch.Tensor) -> torch.Tensor:
     return starts.to(like.device, torch.int64)[:, None, None, None]
 
 
-def _check(call: AttentionCall) -> None:
+def check_plain(call: AttentionCall) -> None:
     """Raise `TapError` for a call whose mask is more than causality and padding."""
     mask = call.mask
     if mask.dense is not None or mask.window is not None or not (mask.causal or call.is_decode):

@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from prompts import tokens
 
 import interp
-from interp.caches import Compression, HeadCache, ShardCache, SnapCache, compress, gate_for
+from interp.caches import (
+    Compression,
+    HeadCache,
+    HeavyHitterCache,
+    ShardCache,
+    SnapCache,
+    compress,
+    gate_for,
+)
 from interp.caches.choosing import full_heads
 from interp.edits import Gate, Sharded, Streaming
 from interp.errors import EditError, FloorError, InputError, TapError
@@ -226,6 +234,99 @@ def test_snap_keeps_what_the_last_rows_look_at(tapped: Tapped, name: str) -> Non
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
 
 
+class Heavy(Edit):
+    """All keys in the cache, and of them shown to a kv head what H2O would hold: softmax by hand,
+    the weights of each row added up, the lightest of the earlier ones hidden for good."""
+
+    def __init__(self, size: int, recent: int) -> None:
+        self.size, self.recent = size, recent
+        self.mass: dict[int, np.ndarray] = {}
+        self.gone: dict[int, np.ndarray] = {}
+
+    def touches(self, call: AttentionCall) -> bool:
+        return True
+
+    def before(self, call: AttentionCall) -> AttentionCall:
+        assert call.query is not None and call.key is not None
+        layer, (batch, heads, n), new = call.site.layer, call.key.shape[:3], call.n_queries
+        group = call.query.shape[1] // heads
+        gone = self.gone.get(layer, np.zeros((batch, heads, 0), bool))
+        gone = np.pad(gone, [(0, 0), (0, 0), (0, n - gone.shape[2])])
+        q, k = call.query.double(), call.key.double().repeat_interleave(group, 1)
+        logits = call.scaling * (q @ k.mT)  # (batch, query heads, new, n)
+        at = torch.arange(n - new, n)[:, None]
+        hidden = torch.from_numpy(gone).repeat_interleave(group, 1)[:, :, None]
+        hidden = hidden | (torch.arange(n) > at)
+        real = torch.ones(batch, n, dtype=torch.bool) if call.mask.keys is None else call.mask.keys
+        hidden = hidden | ~real[:, None, None]
+        weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
+        rows = real[:, None, n - new :, None]
+        by_kv = (weights * rows).nan_to_num().view(batch, heads, group, new, n).sum((2, 3)).numpy()
+        mass = self.mass.get(layer, np.zeros((batch, heads, 0)))
+        self.mass[layer] = mass = np.pad(mass, [(0, 0), (0, 0), (0, n - mass.shape[2])]) + by_kv
+        for b, h in np.ndindex(batch, heads):
+            here = np.flatnonzero(~gone[b, h])
+            early = here[: len(here) - self.recent]
+            spare = max(0, len(here) - self.size)
+            gone[b, h, early[np.argsort(mass[b, h, early])[:spare]]] = True
+        self.gone[layer] = gone
+        mask = replace(call.mask, causal=False, dense=~hidden.expand(-1, logits.shape[1], -1, -1))
+        return replace(call, mask=mask)
+
+
+@pytest.mark.parametrize("pads", [0, 5])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+@torch.no_grad()
+def test_heavy_hitters_are_those_of_all_rows_so_far(tapped: Tapped, name: str, pads: int) -> None:
+    """A prompt, single tokens and a second piece: logits and kept slots as with all keys in the
+    cache and the others hidden."""
+    model, _ = tapped(name)
+    size, recent, rows = 9, 4, prompt(26, pads)
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    edit, cache = Heavy(size, recent), HeavyHitterCache(model, size, recent)
+    whole: Any = None
+    for start, stop in [(0, 14), *((n, n + 1) for n in range(14, 22)), (22, 26)]:
+        seen = mask[:, :stop] if pads else None
+        piece = ids[:, start:stop]
+        found = model.logits(piece, seen, past_key_values=cache, use_cache=True)
+        with model.edit(edit):
+            out = model(
+                input_ids=piece,
+                attention_mask=seen,
+                position_ids=(mask.cumsum(-1) - 1).clamp_min(0)[:, start:stop],
+                past_key_values=whole,
+                use_cache=True,
+            )
+        whole = out.past_key_values
+        real = mask[:, start:stop].bool()
+        torch.testing.assert_close(found[real], out.logits[real], atol=3e-5, rtol=1e-4)
+        for layer, gone in edit.gone.items():
+            store: Any = cache.layers[layer].stores[0][1]
+            assert store.key.shape[2] == size
+            for b, h in np.ndindex(gone.shape[:2]):
+                own = set(store.slots.expand(*gone.shape[:2], -1)[b, h].tolist())
+                kept = set(np.flatnonzero(~gone[b, h]).tolist())
+                pad = set(range(pads)) if b else set()
+                assert own - pad == kept - pad
+
+
+@torch.no_grad()
+def test_heavy_hitters_under_beams(pocket: Any) -> None:
+    """Beams reorder what is held; two equal beams are one."""
+    ids = torch.arange(30, 60)[None]
+    single = pocket.generate(input_ids=ids, past_key_values=HeavyHitterCache(pocket, 12), **PLAIN)
+    beams = pocket.generate(
+        input_ids=ids, past_key_values=HeavyHitterCache(pocket, 12), num_beams=3, **PLAIN
+    )
+    assert single.shape == beams.shape == (1, 39)
+    cache = HeavyHitterCache(pocket, 12)
+    pocket.logits(ids.repeat(2, 1), past_key_values=cache, use_cache=True)
+    store: Any = cache.layers[0].stores[0][1]
+    before = store.mass.clone()
+    cache.layers[0].reorder_cache(torch.tensor([1, 1]))
+    assert torch.equal(store.mass[0], before[1]) and store.mass.shape == (2, 4, 12)
+
+
 def test_what_needs_all_keys_is_refused(tapped: Tapped) -> None:
     model, _ = tapped("llama")
     gate = some_gate(model, 2, 4)
@@ -253,6 +354,9 @@ def test_what_is_no_cache_is_told(pocket: Any, tmp_path: Path) -> None:
         HeadCache(pocket, Gate({"L9H0": 0.0}))
     with pytest.raises(InputError, match="none to choose"):
         SnapCache(pocket, 16, window=16)
+    for recent in (0, 16):
+        with pytest.raises(InputError, match="recent"):
+            HeavyHitterCache(pocket, 16, recent)
     with pytest.raises(InputError, match="even"):
         SnapCache(pocket, 16, window=4, pool=2)
 
