@@ -35,7 +35,7 @@ class Dots:
 
     Example:
         >>> interp.scenes.dots(0)
-        Dots(color='purple', cells=(1, 3, 4, 8), seed=0)
+        Dots(color='green', cells=(3, 4, 5, 7, 8), seed=0)
     """
 
     color: str
@@ -52,7 +52,7 @@ class Read:
     Example:
         >>> drawn = interp.scenes.draw_dots(interp.scenes.dots(0))
         >>> interp.scenes.read_dots(drawn).cells
-        (1, 3, 4, 8)
+        (3, 4, 5, 7, 8)
     """
 
     colors: tuple[str | None, ...]

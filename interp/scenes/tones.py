@@ -44,7 +44,7 @@ class Melody:
 
     Example:
         >>> interp.scenes.melody(0).text
-        're mi fa sol si sol si'
+        're mi fa si sol si'
     """
 
     sounds: tuple[Note, ...]
