@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import NamedTuple
 import torch
 
 from interp.errors import EditError, InputError
+from interp.results.interchange.duo import Duo
+from interp.results.interchange.entries import Entries
 from interp.results.interchange.reading import read as read_scores
+from interp.support.files import check_writable, write_atomic
 
 
 class DuoGates(NamedTuple):
@@ -38,6 +42,23 @@ def read(path: str | os.PathLike[str]) -> DuoGates:
     table = [[entries.values[n, h] for h in range(heads)] for n in range(layers)]
     sink, recent = entries.said.get("sink_size"), entries.said.get("recent_size")
     return DuoGates(torch.tensor(table, dtype=torch.float32), sink, recent)
+
+
+def write(folder: str | os.PathLike[str], alpha: torch.Tensor, sink: int, recent: int) -> Path:
+    """`full_attention_heads.tsv` and `config.json` in a folder (made if need be), as DuoAttention
+    keeps gates (layers, kv_heads). Raises `OutputError` where it can't be written."""
+    values = {
+        (layer, head): float(gate)
+        for layer, row in enumerate(alpha.detach().tolist())
+        for head, gate in enumerate(row)
+    }
+    table = Duo().write(Entries("duo", "gate", values, grain="kv_head", complete=True))
+    target = Path(folder)
+    check_writable(target)
+    said = json.dumps(dict(sink_size=sink, recent_size=recent), indent=2) + "\n"
+    for name, text in (("full_attention_heads.tsv", table), ("config.json", said)):
+        write_atomic(target / name, text.encode())
+    return target
 
 
 def two_valued(

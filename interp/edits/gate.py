@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,6 +146,31 @@ class Gate(HeadEdit):
             gates.recent if recent is None else recent,  # type: ignore[arg-type]
             scope,
         )
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """DuoAttention's files in a folder, which its code, and kvpress's press, can use.
+
+        `full_attention_heads.tsv`, a line a layer and a column a KV head, and `config.json` with
+        the first and recent tokens.
+
+        Returns:
+            The folder.
+
+        Raises:
+            EditError: gates that are not given for every KV head.
+            OutputError: it can't be written.
+
+        Example:
+            >>> gate = interp.edits.Gate(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), sink=4, recent=28)
+            >>> again = interp.edits.Gate.read(gate.write("gates"))
+            >>> again.alpha.tolist(), again.sink, again.recent
+            ([[1.0, 0.0], [0.0, 1.0]], 4, 28)
+        """
+        if not (isinstance(self.alpha, torch.Tensor) and self.alpha.ndim == 2):
+            raise EditError(
+                "DuoAttention's table has a gate for every KV head; give α as (layers, KV heads)."
+            )
+        return duo_gates.write(folder, self.alpha, self.sink, self.recent)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Gate:

@@ -93,3 +93,17 @@ def test_an_edit_file_holds_the_gates_and_names_no_other(tmp_path: Path) -> None
     torch.testing.assert_close(again.alpha, edit.alpha)
     with pytest.raises(EditError, match="holds the gates themselves"):
         from_json({"edit": "gate", "alpha": str(tmp_path / "full_attention_heads.tsv")})
+
+
+def test_gates_are_written_as_duo_attention_reads_them(tmp_path: Path) -> None:
+    """By its own loader's steps: numpy's text, clipped to 0 and 1; sizes from the config."""
+    alpha = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
+    folder = Gate(alpha, sink=4, recent=28).write(tmp_path / "new" / "gates")
+    table = np.loadtxt(folder / "full_attention_heads.tsv", dtype=float, delimiter="\t")
+    np.testing.assert_array_equal(np.clip(table, 0, 1), alpha.double().numpy())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config == {"sink_size": 4, "recent_size": 28}
+    again = Gate.read(folder)
+    assert torch.equal(again.alpha, alpha) and (again.sink, again.recent) == (4, 28)
+    with pytest.raises(EditError, match="every KV head"):
+        Gate({"L0H1": 0.5}).write(tmp_path / "some")
