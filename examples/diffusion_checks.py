@@ -22,7 +22,7 @@ import torch
 import interp
 from interp import diffusion, scenes
 
-PICTURES, STEPS, WEIGHT = 48, 12, 1.0
+WEIGHT = 1.0
 NAMES = list(scenes.DOT_COLORS)
 
 
@@ -50,10 +50,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--pictures", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--held-out", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
     model = interp.load("dit")
-    given = {"class_labels": torch.arange(PICTURES) % len(NAMES)}
+    given = {"class_labels": torch.arange(args.pictures) % len(NAMES)}
     # each trial's pictures are measured in all three ways: what is drawn once is judged thrice
     drawn: dict[tuple[Any, int], dict[str, list[float]]] = {}
 
@@ -61,7 +64,9 @@ def main() -> None:
         key = (tuple(str(h) for e in edits for h in e.heads), seed)
         if key not in drawn:
             drawn[key] = measured(
-                diffusion.draw(model, given, edits=edits, weight=WEIGHT, steps=STEPS, seed=seed)
+                diffusion.draw(
+                    model, given, edits=edits, weight=WEIGHT, steps=args.steps, seed=seed
+                )
             )
         return drawn[key]
 
@@ -73,6 +78,7 @@ def main() -> None:
             lambda edits, seed, objective=objective: objective(judged(edits, seed)),
             rounds=args.rounds,
             draws=args.draws,
+            held_out=args.held_out,
             progress=True,
         )
         table[name] = dict(
@@ -90,8 +96,8 @@ def main() -> None:
         )
     if args.out:
         record = dict(
-            pictures=PICTURES,
-            steps=STEPS,
+            pictures=args.pictures,
+            steps=args.steps,
             weight=WEIGHT,
             rounds=args.rounds,
             date=str(date.today()),

@@ -114,7 +114,7 @@ def train(args: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 average[name].lerp_(value, 0.002)
@@ -123,7 +123,7 @@ def train(args: argparse.Namespace) -> None:
             left = now / (step + 1 - done) * (args.steps - step - 1)
             recent = np.mean(losses[-100:])
             print(f"step {step}: {recent:.4f}, {(spent + now) / 60:.1f} min, {left / 60:.1f} left")
-        if (step + 1) % 500 == 0:
+        if (step + 1) % args.every == 0:
             now = spent + time.monotonic() - begun
             kept = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), spent=now)
             kept |= dict(schedule=schedule.state_dict(), average=average, done=step + 1)
@@ -187,6 +187,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=240)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)

@@ -160,7 +160,7 @@ def train(args: argparse.Namespace) -> None:
                 gone = spent + time.monotonic() - begun
                 left = (time.monotonic() - begun) / (step + 1 - done) * (args.steps - step - 1)
                 print(f"step {step}: loss {loss:.4f}, {gone / 60:.1f} min, {left / 60:.1f} left")
-            if (step + 1) % 500 == 0:
+            if (step + 1) % args.every == 0:
                 now = spent + time.monotonic() - begun
                 kept = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
                 kept |= dict(schedule=schedule.state_dict(), done=step + 1, spent=now)
@@ -227,6 +227,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--melodies", type=int, default=MELODIES)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train(args)
