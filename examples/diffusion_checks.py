@@ -27,14 +27,21 @@ NAMES = list(scenes.DOT_COLORS)
 
 
 def measured(pictures: torch.Tensor) -> dict[str, list[float]]:
-    """Of each picture: how many dots, and the share of its cells with a dot of its class's colour
-    less those with one of another."""
+    """Of each picture: how many dots, and how far the middles of their cells are from their class's
+    colour (0 to √3, negated; of a picture without dots, of its whole)."""
     count, colour = [], []
     for i, picture in enumerate(pictures):
-        read = scenes.read_dots(picture.numpy())
-        wanted = NAMES[i % len(NAMES)]
+        drawn = picture.double().numpy()
+        read = scenes.read_dots(drawn)
         count.append(float(len(read.cells)))
-        colour.append(sum(1 if c == wanted else -1 for c in read.colors if c is not None) / 9)
+        wanted = np.array(list(scenes.DOT_COLORS.values())[i % len(NAMES)])
+        cells = (drawn + 1).reshape(3, 3, 8, 3, 8)[
+            :, :, 2:6, :, 2:6
+        ] / 2  # (3, rows, 4, columns, 4)
+        away = (
+            np.linalg.norm(cells - wanted[:, None, None, None, None], axis=0).mean((1, 3)).ravel()
+        )
+        colour.append(-float(away[list(read.cells) or slice(None)].mean()))
     return {"count": count, "colour": colour}
 
 

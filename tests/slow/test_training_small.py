@@ -1,4 +1,4 @@
-"""The training scripts of pocket-whisper and pocket-dit run to the end, resume bit by bit, and leave
+"""Training scripts of pocket-whisper and pocket-dit run to the end, resume bit by bit, and leave
 models that load; what they committed is what their cards say."""
 
 from __future__ import annotations
