@@ -1,6 +1,7 @@
 """Small measurements on SmolLM2-135M-Instruct that docs/methods.md quotes, each beside its control:
 `python examples/smollm2_checks.py [spans] [sentences] [standins] [context]
-[agreement] [turns] [safety] [seka] [caches]`."""
+[agreement] [turns] [safety] [seka] [caches]
+[layouts]`."""
 
 from __future__ import annotations
 
@@ -386,9 +387,9 @@ def safety(model: Any, n: int = 12, k: int = 4, draws: int = 5) -> None:
 
 
 def caches(model: Any, context: int = 1024, n: int = 16) -> None:
-    """Needles and loss with half of the tokens held: by all weights so far (H2O), by the prompt's
+    """Needles and loss with a quarter of the tokens held: by all weights so far (H2O), by the prompt's
     last rows (SnapKV), the first 4 and the last ones."""
-    size = context // 2
+    size = context // 4
     half = E.Gate(torch.zeros(model.n_layers, model.n_kv_heads), sink=4, recent=size - 4)
     made = {
         "all keys": None,
@@ -403,6 +404,49 @@ def caches(model: Any, context: int = 1024, n: int = 16) -> None:
         print(f"{name}: needles {needles.baseline}, loss {loss.baseline}", flush=True)
 
 
+class DrawnKeys(E.HierarchicalTopk):
+    """As many keys as the search finds, drawn at random for each head and block of queries."""
+
+    def _search(self, call: Any, start: int, stop: int) -> torch.Tensor:
+        n = min(call.n_keys, call.mask.q_start + stop - call.mask.k_start)
+        batch, heads = call.query.shape[:2]
+        draw = torch.Generator().manual_seed(call.site.layer * 100_003 + call.mask.q_start + start)
+        order = torch.rand(batch, heads, n, generator=draw).argsort(-1)[..., : self.keep]
+        found = torch.zeros(batch, heads, call.n_keys, dtype=torch.bool)
+        return found.scatter(2, order, True)
+
+
+class DrawnShards(E.Sharded):
+    """As many blocks as each kv head's own, drawn at random."""
+
+    def seen(self, call: Any) -> torch.Tensor:
+        rows = call.mask.q_start + torch.arange(call.n_queries)[:, None]
+        keys = call.mask.k_start + torch.arange(call.n_keys)
+        first = 0 if call.mask.starts is None else call.mask.starts[:, None, None, None]
+        draw = torch.Generator().manual_seed(call.site.layer)
+        drawn = torch.rand(call.site.n_kv_heads, 1 << 12, generator=draw) < 1 / self.stride
+        block = (keys - first).clamp_min(0) // self.block  # (batch or 1, 1, 1, keys)
+        kv = torch.arange(call.site.n_heads) * call.site.n_kv_heads // call.site.n_heads
+        own = drawn[kv[:, None, None], block]  # (batch or 1, heads, 1, keys)
+        return own | (rows - keys < self.local)
+
+
+def layouts(model: Any, context: int = 1024, n: int = 16) -> None:
+    """Layouts of attention beside as many random keys: needles and loss."""
+    hip, s2 = dict(keep=256, sink=4, recent=64), dict(stride=3, local=64, block=64)
+    made = {
+        "HiP": E.HierarchicalTopk(**hip),
+        "256 random keys": DrawnKeys(**hip),
+        "S2": E.Sharded(**s2),
+        "random blocks": DrawnShards(**s2),
+    }
+    for name, edit in made.items():
+        needles = interp.evaluate(model, "niah", [edit], n=n, seed=1, context=context)
+        loss = interp.evaluate(model, metric="loss", edits=[edit], n=4, seed=1, context=context)
+        print(f"{name}: needles {needles.baseline} → {needles.edited} ({needles.difference}), "
+              f"loss {loss.baseline} → {loss.edited} ({loss.difference})", flush=True)  # fmt: skip
+
+
 CHECKS = {
     "spans": spans,
     "sentences": sentences,
@@ -411,6 +455,7 @@ CHECKS = {
     "agreement": agreement,
     "turns": turns,
     "caches": caches,
+    "layouts": layouts,
     "safety": safety,
     "seka": seka,
 }
