@@ -97,9 +97,11 @@ def main() -> None:
             seconds=round(time.perf_counter() - begun, 1),
         )
         row = table[name]
+        change = "– | –"
+        if found.heads:
+            change = f"{found.gain} | {min(row['random']):.2f} … {max(row['random']):.2f}"
         print(
-            f"| {name} | {', '.join(row['heads'])} | {row['untouched']:.2f} | {found.gain} | "
-            f"{min(row['random'], default=np.nan):.2f} … {max(row['random'], default=np.nan):.2f} |"
+            f"| {name} | {', '.join(row['heads']) or 'none'} | {row['untouched']:.2f} | {change} |"
         )
     if args.out:
         record = dict(

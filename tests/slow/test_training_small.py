@@ -94,3 +94,25 @@ def test_the_table_of_speech_is_printed(
     speech_checks.main()
     said = capsys.readouterr().out
     assert said.count("| lrp |") == 2 and "attention on the told note: L0H0" in said
+
+
+def test_the_page_says_what_the_hunt_found() -> None:
+    found = json.loads((ROOT / "examples/diffusion_checks.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    section = page[page.index("### In a sampling loop") :].split("\n## ")[0]
+
+    def said(number: float) -> str:
+        return f"{number:.2f}".replace("0.", ".").replace("-", "−")
+
+    for name, row in found["objectives"].items():
+        line = next(x for x in section.splitlines() if x.startswith(("| purer " if name == "colour"
+                    else "| ") + name))  # fmt: skip
+        assert (", ".join(row["heads"]) or "none") in line
+        if not row["heads"]:
+            assert "| – | – |" in line
+            continue
+        sign = -1 if name == "fewer dots" else 1  # the page counts dots
+        ends = sorted(sign * row["gain"][k] for k in ("low", "high"))
+        assert f"[{said(ends[0])}, {said(ends[1])}]" in line
+        assert said(abs(row["gain"]["mean"])) in line and row["beats_random"]
+        assert all(said(abs(f(sign * r for r in row["random"]))) in line for f in (min, max))
