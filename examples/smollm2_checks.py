@@ -387,7 +387,7 @@ def safety(model: Any, n: int = 12, k: int = 4, draws: int = 5) -> None:
 
 
 def caches(model: Any, context: int = 1024, n: int = 16) -> None:
-    """Needles and loss with a quarter of the tokens held: by all weights so far (H2O), by the prompt's
+    """Needles and loss with a quarter of the tokens held: by all weights so far (H2O), the prompt's
     last rows (SnapKV), the first 4 and the last ones."""
     size = context // 4
     half = E.Gate(torch.zeros(model.n_layers, model.n_kv_heads), sink=4, recent=size - 4)
