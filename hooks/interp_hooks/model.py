@@ -271,6 +271,16 @@ class HookedModel:
         with self._open(Block(holding=True)):
             yield
 
+    @property
+    def gives_caches(self) -> bool:
+        """Whether a block of `caching` is open, whose caches texts begin with.
+
+        Example:
+            >>> model.gives_caches
+            False
+        """
+        return bool(self._caches)
+
     @contextmanager
     def caching(self, make: Callable[[], Any]) -> Iterator[None]:
         """Gives every text in this block a cache of another kind.
@@ -293,6 +303,8 @@ class HookedModel:
             >>> made[0].get_seq_length()
             10
         """
+        if not self.has_cache:
+            raise TapError(f"{self.name} keeps no cache, so no text can begin with one.")
         self._caches.append(make)
         try:
             yield

@@ -92,7 +92,7 @@ def accuracy(
     report(0, total, "how to ask")
     posed, instances = sample(hooked, task, n, seed, context, extrapolate, format)
     chosen = posed.task
-    stepwise = by_steps(edits)
+    stepwise = by_steps(edits) or hooked.gives_caches
     plain = judging(
         hooked, chosen, instances, (), stepwise, lambda k: report(k, total, "untouched")
     )
@@ -126,7 +126,9 @@ def accuracy(
         [chosen, *edits],
     )
     metric = {"exact": "exact answers", "recall": "recalled"}.get(chosen.judge, "accuracy")
-    notes = [n for n in (posed.note, floor, past(beyond) if beyond else None) if n]
+    cached = "answers are fed token by token over the caches of an open block (model.caching)."
+    said = (posed.note, floor, past(beyond) if beyond else None)
+    notes = [n for n in (*said, cached if hooked.gives_caches else None) if n]
     return summarise(chosen.name, metric, frame, seed, record, notes)
 
 

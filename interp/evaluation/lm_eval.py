@@ -78,7 +78,7 @@ def evaluate(
         check_context(model, context, extrapolate)
     with _quiet():
         harness_tasks = _tasks(name, include_path)
-        stepwise = by_steps(edits)
+        stepwise = by_steps(edits) or model.gives_caches
         report = progress or (lambda done, total, what: None)
         total = n * (2 if edits else 1)
         lm = _language_model(model, stepwise, context)

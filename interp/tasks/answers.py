@@ -43,10 +43,11 @@ def grouped(instances: Sequence[Instance]) -> Iterator[list[int]]:
 def answer_logits(model: HookedModel, batch: Batch, stepwise: bool = False) -> list[torch.Tensor]:
     """(judged positions, vocabulary) float32 of each instance.
 
-    `stepwise`: prefill each prompt and feed the answer token by token through the cache, so that
+    `stepwise`, and always where a block of `model.caching` gives caches: prefill each prompt and
+    feed the answer token by token through the cache, so that what a cache lets go is missed and
     edits with a prefill or decode scope act as they do in generation.
     """
-    if stepwise and model.has_cache:
+    if (stepwise or model.gives_caches) and model.has_cache:
         return [_by_steps(model, instance) for instance in batch.instances]
     width = batch.input_ids.shape[1]
     first = min(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from interp.errors import InputError
 from interp.support.checkpoints import Piece
 from interp.support.provenance import provenance
 from interp.tasks.answers import judged, together
@@ -91,6 +92,11 @@ class SharedJudge:
         stepwise: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[tuple[float, float]]:
+        if model.gives_caches:
+            raise InputError(
+                "The caches of a block (model.caching) are in this process, and workers would "
+                "answer without them; evaluate in one process."
+            )
         work = JudgeWork(task, tuple(instances), tuple(edits), stepwise)
         run = work.open(model)
         sizes = [sum(len(instances[i].ids) for i in group) for group in run.groups]

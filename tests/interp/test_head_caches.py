@@ -327,6 +327,41 @@ def test_heavy_hitters_under_beams(pocket: Any) -> None:
     assert torch.equal(store.mass[0], before[1]) and store.mass.shape == (2, 4, 12)
 
 
+def test_tasks_in_a_block_are_answered_over_its_caches(pocket: Any) -> None:
+    """Token by token: a window held is the window shown by the edit, and a cache that lets go of a
+    prompt's needle loses it."""
+    task = interp.tasks.get("niah").exactly(128)
+    more: dict[str, Any] = dict(n=6, seed=1, format="bare", force=True)
+    plain = interp.evaluate(pocket, task, **more)
+    gate = Gate(0.0, sink=4, recent=20)
+    shown = interp.evaluate(pocket, task, [gate], **more)
+    with pocket.caching(lambda: HeadCache(pocket, gate)):
+        held = interp.evaluate(pocket, task, **more)
+    assert shown.edited is not None
+    assert held.frame["baseline"].tolist() == shown.frame["edited"].tolist()
+    np.testing.assert_allclose(
+        held.frame["baseline_margin"], shown.frame["edited_margin"], atol=1e-3
+    )
+    assert any("caches of an open block" in note for note in held.notes)
+    assert plain.baseline.mean == 1 and not plain.provenance["settings"]["steps"]
+    for make in (
+        lambda: SnapCache(pocket, 12, window=4),
+        lambda: HeavyHitterCache(pocket, 12, recent=4),
+    ):
+        with pocket.caching(make):
+            found = interp.evaluate(pocket, task, **more)
+        assert found.baseline.mean < 0.5 and found.provenance["settings"]["steps"]
+    assert not pocket.gives_caches
+
+
+def test_workers_refuse_caches_of_a_block(pocket: Any) -> None:
+    from interp.workers.judging import SharedJudge
+
+    cache = HeavyHitterCache(pocket, 12)
+    with pocket.caching(lambda: cache), pytest.raises(InputError, match="in one process"):
+        SharedJudge(None)(pocket, None, [])  # type: ignore[arg-type]
+
+
 def test_what_needs_all_keys_is_refused(tapped: Tapped) -> None:
     model, _ = tapped("llama")
     gate = some_gate(model, 2, 4)
