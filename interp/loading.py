@@ -190,9 +190,7 @@ def resolve(source: str) -> _Source:
     """What the user's words mean. Raises `ModelError` for what means nothing."""
     if source in SHORTCUTS:
         name, other = SHORTCUTS[source]
-        note = (
-            f"using the bundled {name} ({{millions}} M parameters, generated language); for {other}"
-        )
+        note = f"using the bundled {name} ({{millions}} M parameters, generated data); for {other}"
         return _Source(_bundled(name), name, note, origin=dict(source="bundled with interp"))
     if source.lower() in EYES:
         return _eye(source.lower())

@@ -25,6 +25,7 @@ from interp.vision.words import chosen
 
 if TYPE_CHECKING:
     from interp.atlas import Atlas
+    from interp_hooks.model import HookedModel
 
 DEFAULT_CONTEXT = 1024
 
@@ -124,6 +125,8 @@ def plan_scan(
         )
         texts.update(context=context, inputs=inputs, question=question, extrapolate=extrapolate)
         pictures_alone.refuse_text(hooked, **texts)
+    if not alone:
+        _check_reads(hooked)
     if hooked.tokenizer is None and own is None and not alone:
         raise InputError(
             f"{hooked.name} came without a tokenizer; pass interp.load(model, tokenizer=...), or "
@@ -204,3 +207,17 @@ def scan_heads(
         return plan.run(folder, progress, overwrite)
     with bar("scan", enabled=bool(progress)) as callback:
         return plan.run(folder, callback, overwrite)
+
+
+def _check_reads(model: HookedModel) -> None:
+    """Raise `InputError` for a model whose input is neither text nor pictures."""
+    seen = "scans read texts or pictures; its heads are seen by model.observe and model.capture_z"
+    if "timestep" in model.accepts:
+        raise InputError(
+            f"{model.name} draws pictures step by step, and {seen}, and interp.diffusion.hunt says "
+            "which matter for what is drawn."
+        )
+    if getattr(model.module, "main_input_name", "") in ("input_features", "input_values"):
+        crosses = any(site.kind == "cross" for site in model.sites)
+        where = ", and interp.mechanics.cross_agreement says where its cross-attention looks"
+        raise InputError(f"{model.name} reads sound, and {seen}{where if crosses else ''}.")

@@ -227,3 +227,12 @@ def test_a_sample_of_ones_own() -> None:
     module = KINDS["vit"][0]().eval()
     model = interp.load(module, sample=dict(pixel_values=torch.randn(1, 3, 16, 16)))
     assert len(model.sites) == 2
+
+
+def test_what_reads_no_text_is_not_scanned_and_says_what_to_do() -> None:
+    for name, words in (
+        ("whisper", "reads sound.*cross_agreement"),
+        ("dit", "draws pictures.*hunt"),
+    ):
+        with pytest.raises(InputError, match=words):
+            interp.plan_scan(name)
