@@ -13,7 +13,7 @@ from tiny import BASE, GQA
 
 import interp
 from interp.edits import Ablate
-from interp.errors import TapError
+from interp.errors import InputError, TapError
 from interp.models.classes import class_of
 from interp_hooks.logits import logits_of
 
