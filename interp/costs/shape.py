@@ -138,6 +138,7 @@ def _config(source: str) -> tuple[Any, str]:
     import transformers
 
     from interp.loading import resolve
+    from interp.models.drawing import draws
 
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".json":
@@ -148,6 +149,11 @@ def _config(source: str) -> tuple[Any, str]:
         if found.gguf:
             raise ModelError(
                 f"{name} is a GGUF file; give the config.json or the hub id of the same model."
+            )
+        if draws(target):
+            raise ModelError(
+                f"{name} draws pictures (diffusers), and what is planned is a scan of a model that "
+                "reads text."
             )
     try:
         return transformers.AutoConfig.from_pretrained(target), name

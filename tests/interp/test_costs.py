@@ -172,3 +172,8 @@ def test_refusals(tmp_path: Path) -> None:
         interp.scan_cost("llama", context=8)
     with pytest.raises(InputError, match="dtype"):
         interp.scan_cost("llama", dtype="int3")
+
+
+def test_a_model_that_draws_has_no_scan_to_plan() -> None:
+    with pytest.raises(ModelError, match="draws pictures"):
+        interp.scan_cost("dit")
