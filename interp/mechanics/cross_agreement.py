@@ -120,6 +120,7 @@ def cross_agreement(
         rows.append(crossing.rows())
         entered = crossing.entered(of, baseline)
         keys = next(iter(rows[-1].values())).shape[-1]
+        _check_inside(spans, i, keys)
         found = {}
         for name in wanted:
             try:
@@ -222,6 +223,16 @@ def _check_spans(spans: Any, given: list[Crossing]) -> None:
             raise InputError(
                 f"Sample {i} tells {len(crossing.told)} tokens, and has spans of {len(own)}; give "
                 "None for a token that lies nowhere."
+            )
+
+
+def _check_inside(spans: Any, sample: int, keys: int) -> None:
+    """Raise `InputError` for a span that is not among the encoder's positions."""
+    for span in () if spans is None else spans[sample]:
+        if span is not None and not 0 <= span[0] < span[1] <= keys:
+            raise InputError(
+                f"Sample {sample} has a span {tuple(span)}, and its encoder the positions 0 to "
+                f"{keys - 1}."
             )
 
 

@@ -195,6 +195,12 @@ def test_what_does_not_fit_is_refused_in_a_sentence(worded: Any) -> None:
             ),
             "No told token",
         ),
+        (
+            lambda: cross_agreement(
+                model, samples[:1], TOLD[:1], methods=["gradient"], spans=[[(0, 3), (9, 11), None]]
+            ),
+            "positions 0 to 9",
+        ),
     ]:
         with pytest.raises(InputError, match=words):
             call()
