@@ -422,10 +422,12 @@ class DrawnShards(E.Sharded):
     def seen(self, call: Any) -> torch.Tensor:
         rows = call.mask.q_start + torch.arange(call.n_queries)[:, None]
         keys = call.mask.k_start + torch.arange(call.n_keys)
-        first = 0 if call.mask.starts is None else call.mask.starts[:, None, None, None]
+        starts = call.mask.starts
+        first = torch.zeros(1, dtype=torch.int64) if starts is None else starts
         draw = torch.Generator().manual_seed(call.site.layer)
         drawn = torch.rand(call.site.n_kv_heads, 1 << 12, generator=draw) < 1 / self.stride
-        block = (keys - first).clamp_min(0) // self.block  # (batch or 1, 1, 1, keys)
+        # (batch or 1, 1, 1, keys)
+        block = (keys - first[:, None, None, None]).clamp_min(0) // self.block
         kv = torch.arange(call.site.n_heads) * call.site.n_kv_heads // call.site.n_heads
         own = drawn[kv[:, None, None], block]  # (batch or 1, heads, 1, keys)
         return own | (rows - keys < self.local)
