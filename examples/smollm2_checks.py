@@ -246,9 +246,13 @@ def agreement(model: Any) -> None:
         print(f"{name}: median head {frame[column].median():.2f}, best {best}")
 
 
-def turns(model: Any) -> None:
-    """CREST and SADI by texts that praise and texts that damn: log-odds of six good words over six
-    bad ones after 36 prompts, the edit acting in the step that reads the last token."""
+#: texts that praise, texts that damn, prompts about other things, and the ids of good and bad words
+Opinions = tuple[list[str], list[str], Any, list[list[int]]]
+
+
+def opinions(model: Any) -> Opinions:
+    """What a model thinks of things: 48 texts of each kind, and 36 prompts that end before a
+    verdict."""
     things = "film book meal hotel concert game phone trip car song show lesson".split()
     others = "coffee story museum garden play dinner beach jacket camera printer teacher doctor"
     kinds = ("wonderful excellent great lovely", "terrible awful horrible dreadful")
@@ -260,6 +264,13 @@ def turns(model: Any) -> None:
         "bad terrible awful horrible poor disappointing",
     )
     ids = [[model.tokenizer.encode(f" {w}")[0] for w in some.split()] for some in words]
+    return good, bad, rows, ids
+
+
+def turns(model: Any) -> None:
+    """CREST and SADI by texts that praise and texts that damn: log-odds of six good words over six
+    bad ones after 36 prompts, the edit acting in the step that reads the last token."""
+    good, bad, rows, ids = opinions(model)
 
     def margin(*edits: Any) -> np.ndarray:
         with torch.no_grad(), model.edit(*edits):

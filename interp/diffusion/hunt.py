@@ -11,6 +11,7 @@ import numpy as np
 
 from interp.calibration.greedy import greedy
 from interp.errors import InputError
+from interp.evaluation.ablation import controls
 from interp.support.progress import Progress, reporting
 from interp.support.statistics import Interval, bootstrap
 from interp_hooks.heads import Head
@@ -18,7 +19,6 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp_hooks import HookedModel
     from interp_hooks.edit import Edit
 
 #: (edits, seed) → a number for each picture that is drawn with them
@@ -34,9 +34,12 @@ class Hunt:
     the same layers; notes: sentences for the user.
 
     Example:
-        >>> rise = interp.diffusion.Hunt.__dataclass_fields__
-        >>> "random" in rise
+        >>> from interp.support.statistics import bootstrap
+        >>> gain, random = bootstrap([0.4, 0.6, 0.5]), np.array([0.1, -0.2])
+        >>> interp.diffusion.Hunt([], None, np.zeros(3), gain, random, []).beats_random
         True
+        >>> interp.diffusion.Hunt([], None, np.zeros(3), gain, random + 0.5, []).beats_random
+        False
     """
 
     heads: list[Head]
@@ -49,7 +52,8 @@ class Hunt:
     @property
     def beats_random(self) -> bool:
         """Whether the gain is above 0, and above that of every draw of random heads."""
-        return self.gain.low > 0 and bool((self.gain.mean > self.random).all())
+        above = len(self.random) > 0 and bool((self.gain.mean > self.random).all())
+        return self.gain.low > 0 and above
 
 
 @reporting("Hunting heads")
@@ -136,7 +140,10 @@ def hunt(
         rng = np.random.default_rng(seed)
         random = []
         for i in range(draws):
-            others = _others(hooked, found.heads, rng)
+            others = controls(hooked, found.heads, (), rng)
+            if not others:
+                notes.append("There are too few other heads for a control.")
+                break
             values = [judged(others, s, f"random heads {i + 1}") for s in seeds]
             random.append(float((np.concatenate(values) - plain).mean()))
         gain = bootstrap((with_heads - plain).tolist(), seed)
@@ -144,15 +151,3 @@ def hunt(
         notes.append("No head raises the objective.")
         gain, random = Interval(0.0, 0.0, 0.0, len(plain)), []
     return Hunt(found.heads, pd.DataFrame(found.rows), plain, gain, np.array(random), notes)
-
-
-def _others(model: HookedModel, heads: Sequence[Head], rng: np.random.Generator) -> list[Head]:
-    """As many random heads, layer by layer where a layer has others left."""
-    chosen: list[Head] = []
-    for head in heads:
-        free = [h for h in model.heads if h not in heads and h not in chosen]
-        same = [h for h in free if h.layer == head.layer and h.tower == head.tower]
-        pool = same or free
-        if pool:
-            chosen.append(pool[int(rng.integers(len(pool)))])
-    return chosen

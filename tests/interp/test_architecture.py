@@ -234,7 +234,7 @@ ROOMS: dict[str, str] = {
     "caches": "edits evaluation inputs loading results results.interchange scan tasks",
     "serving": "edits loading models",
     "calibration": "edits evaluation inputs loading tasks",
-    "diffusion": "calibration edits loading",
+    "diffusion": "calibration edits evaluation loading",
     # circuits, from runs up to the circuit
     "circuits.runs": "evaluation inputs streams tasks",
     "circuits.methods": "circuits.runs results streams",

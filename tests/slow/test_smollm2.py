@@ -98,19 +98,11 @@ def test_shifts_of_probed_heads_move_it_and_controls_do_not(smollm2: Any) -> Non
     docs/methods.md are what this prints."""
     from dataclasses import replace
 
+    from smollm2_checks import opinions
+
     from interp.edits.fit_iti import probe_heads, shift_along
 
-    things = "film book meal hotel concert game phone trip car song show lesson".split()
-    others = "coffee story museum garden play dinner beach jacket camera printer teacher doctor"
-    kinds = ("wonderful excellent great lovely", "terrible awful horrible dreadful")
-    good, bad = ([f"The {t} was {w}, and I felt" for t in things for w in k.split()] for k in kinds)
-    frames = ("The {} was", "My {} was", "About the {}, my friend said it was")
-    rows = smollm2.tokens([frame.format(t) for frame in frames for t in others.split()])
-    words = (
-        "good great wonderful excellent amazing lovely",
-        "bad terrible awful horrible poor disappointing",
-    )
-    ids = [[smollm2.tokenizer.encode(f" {w}")[0] for w in some.split()] for some in words]
+    good, bad, rows, ids = opinions(smollm2)
 
     def margin(*edits: Any) -> np.ndarray:
         with torch.no_grad(), smollm2.edit(*edits):
