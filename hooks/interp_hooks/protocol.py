@@ -51,6 +51,9 @@ class Model(Protocol):
     def has_cache(self) -> bool: ...
 
     @property
+    def gives_caches(self) -> bool: ...
+
+    @property
     def position_table(self) -> str | None: ...
 
     @property

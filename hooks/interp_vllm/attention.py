@@ -13,9 +13,10 @@ from interp_hooks.blocks import Tap
 from interp_hooks.call import AttentionCall, Site
 from interp_hooks.engine import attend, rewritten, steers_of
 from interp_kernels import Mask
-from interp_kernels.paged import RowChange, reweighed, row_change, row_output, row_weights
+from interp_kernels.paged import RowChange, row_change
 from interp_vllm.errors import ServingError
 from interp_vllm.layout import Layout
+from interp_vllm.rows import joined, row_over
 from interp_vllm.step import Part, Step
 
 #: how far the engine's own output may be from one computed anew from its cache, by dtype, of the
@@ -90,41 +91,23 @@ class LayerTap:
         if not edits and part.record is None:
             return
         blocks, length = self._blocks(part, table)
-        keys = self.layout.read_keys(cache, blocks)
         q, own = query[part.first], output[part.first]
-        weights: Tensor | None = None
-
-        def plain() -> Tensor:
-            nonlocal weights
-            if weights is None:
-                weights = row_weights(q, keys, length, scale=self.scale)
-            return weights
-
+        row = row_over(self.layout, cache, blocks, length, self.scale, q)
         if not self.proved:
-            values = self.layout.read_values(cache, blocks, length)
-            self._prove(own, row_output(plain(), values))
+            self._prove(own, row.output(q))
         recorded = None if part.record is None else part.record[0].asked
         if recorded is not None and (recorded.stage == "before" or not edits):
-            self._note(part, plain())
+            self._note(part, row.weights(q))
             recorded = None
         if not edits:
             return
         change, asked = self._change(part, edits, q), self._query(part, edits, q)
-        if change.mild and asked is q and recorded is None and own.dtype == torch.float32:
-
-            def some(start: int, stop: int) -> Tensor:
-                first, size = start // self.layout.size, self.layout.size
-                pages = blocks[first : -(-stop // size)]
-                there = self.layout.read_values(cache, pages, stop - first * size)
-                return joined(there, stop - first * size)[0, :, start - first * size :]
-
-            output[part.first] = reweighed(own, plain(), change, some)
+        if asked is q and recorded is None:
+            output[part.first] = row.changed(q, own, change).to(output)
             return
-        edited = row_weights(asked, keys, length, scale=self.scale, change=change)
-        values = self.layout.read_values(cache, blocks, length)
-        output[part.first] = row_output(edited, values).to(output)
+        output[part.first] = row.output(asked, change).to(output)
         if recorded is not None:
-            self._note(part, edited)
+            self._note(part, row.weights(asked, change))
 
     def _note(self, part: Part, weights: Tensor) -> None:
         assert part.record is not None
@@ -202,12 +185,6 @@ class LayerTap:
         if fixed:
             known[key] = change
         return change
-
-
-def joined(pages: Tensor, length: int) -> Tensor:
-    """(1, kv_heads, length, d) of pages (pages, kv_heads, size, d)."""
-    count, kv_heads, size, d = pages.shape
-    return pages.transpose(0, 1).reshape(1, kv_heads, count * size, d)[:, :, :length]
 
 
 def _no_answer(*_: Any) -> Any:

@@ -50,6 +50,21 @@ class Layout:
         values[length // self.size :, :, length % self.size :] = 0
         return values
 
+    def views(self, cache: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of all pages (pages, kv_heads, size, d) where they lie; None where their
+        places are not evenly spaced."""
+        if self.key_strides is None or self.value_strides is None:
+            return None
+        return _view(cache, self.keys, self.key_strides), _view(
+            cache, self.values, self.value_strides
+        )
+
+
+def _view(cache: Tensor, places: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """(pages, *places.shape) of a cache."""
+    start = cache.storage_offset() + strides[0]
+    return cache.as_strided((len(cache), *places.shape), (cache.stride(0), *strides[1:]), start)
+
 
 def _taken(
     cache: Tensor, blocks: Tensor, places: Tensor, strides: tuple[int, ...] | None
@@ -58,9 +73,7 @@ def _taken(
     if strides is None:
         pages = cache.index_select(0, blocks).flatten(1)  # (pages, elements)
         return pages[:, places.flatten()].view(len(pages), *places.shape)
-    start = cache.storage_offset() + strides[0]
-    steps = (cache.stride(0), *strides[1:])
-    view = cache.as_strided((len(cache), *places.shape), steps, start)
+    view, steps = _view(cache, places, strides), (0, *strides[1:])
     order = sorted(range(1, 4), key=lambda dim: -steps[dim])
     back = [1 + order.index(dim) for dim in range(1, 4)]
     return view.permute(0, *order).index_select(0, blocks).permute(0, *back)

@@ -9,6 +9,7 @@ import torch
 
 from interp.errors import InputError, ModelError
 from interp.inputs.forward import forward
+from interp.inputs.host_cache import host_cache
 from interp_hooks.huggingface.context import grows_with_length
 from interp_hooks.joined_stats import JoinedStats
 from interp_hooks.question import Question
@@ -32,6 +33,9 @@ def prefill(
 ) -> Any:
     """What the forward of the last chunk returns, its cache included: as one forward of all.
 
+    Where a GPU has no room for the keys and values of all layers, they wait in the host's memory
+    (`host_cache`).
+
     Args:
         model: the model.
         ids, mask: (batch, tokens).
@@ -44,6 +48,9 @@ def prefill(
     """
     length = ids.shape[1]
     cache: dict[str, Any] = {}
+    if chunk is not None and chunk < length:
+        away = host_cache(model, *ids.shape)
+        cache = {} if away is None else dict(past_key_values=away)
     for a in range(0, length, chunk or length):
         b = min(a + (chunk or length), length)
         seen = None if mask is None else mask[:, :b]

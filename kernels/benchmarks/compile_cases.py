@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
-import specialised
 import torch
 
 from interp_kernels import Mask, Received, Request, Rule, Steer
 from interp_kernels.call import prepare
-from interp_kernels.fused import configs
+from interp_kernels.fused import configs, specialised
 from interp_kernels.fused.decode import decode
 from interp_kernels.fused.decode_statistics import statistics
 from interp_kernels.fused.edited import Edited
@@ -225,10 +225,19 @@ def cases(family: int = 90) -> dict[str, Launch]:
         n: one for n, one in made.items() if "fp32" not in n or int(n.split(" d")[-1]) in narrow
     }
     if family == 90:
-        for name in ("descriptors, two loops", "warp-specialised"):
-            made[f"experiment, {name} d128"] = _experiment(name)
+        for d in specialised.DIMS:
+            for name, names in (("plain", ()), ("statistics", specialised.NAMES)):
+                for config in configs.SPECIALISED:
+                    label = f"specialised {name}, {config.cols} keys d{d}"
+                    made[label] = specialised_forward(d, names, config)
     return made
 
 
-def _experiment(name: str) -> Launch:
-    return lambda: specialised.run(name, *tensors(128), 0.1)
+def specialised_forward(d: int, names: tuple[str, ...], config: configs.Config) -> Launch:
+    """The forward by the kernel that the table does not name yet."""
+
+    def launch() -> Any:
+        with patch.object(configs, "forward", lambda *_: config):
+            return forward(prepare(*tensors(d)), names=names)
+
+    return launch

@@ -2,6 +2,7 @@
 
     python kernels/benchmarks/cpu.py long MODEL --tokens 32768 --chunk 2048
     python kernels/benchmarks/cpu.py profile MODEL --tokens 2048
+    python kernels/benchmarks/cpu.py times MODEL --tokens 2048 --runs 7
 
 Each prints a JSON object, and writes it where `--out` says.
 """
@@ -13,6 +14,7 @@ import datetime
 import json
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,14 +116,8 @@ def kind_of(name: str) -> str:
 def profile(args: argparse.Namespace) -> dict[str, Any]:
     """Where the time of a forward goes: plain, with a few statistics and with all, by kinds of
     operations; self time of the profiler, median of the runs."""
-    from interp.scores.catalogue import select
-
-    model = loaded(args.model, args.tokens, args.dtype)
-    ids = torch.randint(10, 1000, (1, args.tokens), generator=torch.Generator().manual_seed(0))
-    runs: dict[str, Callable[[], Any]] = {"plain": lambda: model.module(ids, logits_to_keep=1)}
-    for label, names in (("cheap", CHEAP), ("full", FULL)):
-        runs[label] = watching(model, ids, select(list(names)))
     found: dict[str, Any] = {}
+    runs = forwards(args)
     with torch.no_grad():
         for label, run in runs.items():
             run()
@@ -131,6 +127,47 @@ def profile(args: argparse.Namespace) -> dict[str, Any]:
             found[label] = {k: round(v, 3) for k, v in middle.items()}
             found[label]["all"] = round(sum(middle.values()), 3)
     return dict(what="profile", tokens=args.tokens, dtype=args.dtype, seconds=found, **about())
+
+
+def times(args: argparse.Namespace) -> dict[str, Any]:
+    """Wall seconds of a forward, plain, with a few statistics and with all, in turns; and what the
+    statistics cost as a ratio: the median over rounds, with the lowest and the highest."""
+    runs = forwards(args)
+    seconds: dict[str, list[float]] = {label: [] for label in runs}
+    load = os.getloadavg()[0]
+    with torch.no_grad():
+        for round_ in range(args.runs + 1):  # the first is thrown away
+            for label, run in runs.items():
+                started = time.perf_counter()
+                run()
+                if round_:
+                    seconds[label].append(time.perf_counter() - started)
+    ratios = {}
+    for label in ("cheap", "full"):
+        each = [a / b for a, b in zip(seconds[label], seconds["plain"], strict=True)]
+        ratios[label] = [round(x, 3) for x in (statistics.median(each), min(each), max(each))]
+    return dict(
+        what="times",
+        tokens=args.tokens,
+        dtype=args.dtype,
+        seconds={k: round(statistics.median(v), 3) for k, v in seconds.items()},
+        ratios=ratios,
+        runs=args.runs,
+        load_before=round(load, 1),
+        **about(),
+    )
+
+
+def forwards(args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """A forward of random tokens, by what is asked of it."""
+    from interp.scores.catalogue import select
+
+    model = loaded(args.model, args.tokens, args.dtype)
+    ids = torch.randint(10, 1000, (1, args.tokens), generator=torch.Generator().manual_seed(0))
+    runs: dict[str, Callable[[], Any]] = {"plain": lambda: model.module(ids, logits_to_keep=1)}
+    for label, names in (("cheap", CHEAP), ("full", FULL)):
+        runs[label] = watching(model, ids, select(list(names)))
+    return runs
 
 
 def watching(model: Any, ids: torch.Tensor, scores: Any) -> Callable[[], Any]:
@@ -166,7 +203,7 @@ def profiled(run: Callable[[], Any]) -> dict[str, float]:
 def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["long", "profile"])
+    parser.add_argument("what", choices=["long", "profile", "times"])
     parser.add_argument("model", type=Path, help="folder of a model")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--chunk", type=int, default=0, help="tokens at a time; 0: all at once")
@@ -175,7 +212,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = (long_text if args.what == "long" else profile)(args)
+    result = {"long": long_text, "profile": profile, "times": times}[args.what](args)
     text = json.dumps(result, indent=1)
     print(text)
     if args.out is not None:

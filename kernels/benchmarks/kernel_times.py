@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import record
-import specialised
 import torch
 from kernel_flex import flex_columns, flex_redistribution, flex_run
 from kernel_inputs import (
@@ -58,7 +57,7 @@ from kernel_ours import (
 from record import BANDWIDTH, NO_GPU, Record, Row, planned
 from torch.nn.attention import SDPBackend
 
-from interp_kernels.fused import configs, decode_launch, plans
+from interp_kernels.fused import configs, decode_launch, plans, specialised
 from interp_kernels.fused import received as received_module
 from interp_kernels.fused.forward import NAMES
 
@@ -139,8 +138,9 @@ CASES: tuple[Case, ...] = (
     Case("forward with 16 group masses", partial(statistics_run, ("group_mass",)), CUDNN),
     Case("received from 1 in 8 query blocks", partial(received_run, 8), PLAIN),
     *(
-        Case(f"plain forward, {name}", partial(specialised_run, name), PLAIN)
-        for name in specialised.VARIANTS
+        Case(f"{what}, warps specialised, {c.cols} keys", partial(specialised_run, c, names), CUDNN)
+        for what, names in (("plain forward", ()), ("entropy, max, arg-max", specialised.NAMES))
+        for c in configs.SPECIALISED
     ),
     Case("FlashAttention", partial(sdpa_run, SDPBackend.FLASH_ATTENTION), CUDNN, lengths=EVERY),
     Case("cuDNN with its log-sum-exp", partial(vendor_state_run, CUDNN), CUDNN),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ INVISIBLE = -1e30
 #: A running maximum is never below this: a row that sees nothing then gets exp(INVISIBLE − FLOOR) =
 #: 0 everywhere.
 FLOOR = -1e29
+#: Elements of a mask that is kept for the next chunk of rows.
+_KEPT = 1 << 20
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -46,6 +50,8 @@ class Visibility:
         self.batch, self.heads, self.lq, self.lk = batch, heads, lq, lk
         #: Tokens kept beyond the window; 0 where the window hides nothing.
         self.keep_first = 0
+        #: what → (rows less columns, how many rows and columns, the mask there)
+        self._last: dict[Hashable, tuple[tuple[int, int, int], Tensor]] = {}
         self.keys: Tensor | None = None
         self.rows: Tensor | None = None
         plain = mask.window is None and mask.keep_first == 0 and mask.starts is None
@@ -196,7 +202,25 @@ class Visibility:
         return compact and not self._edges(r0, r1, c0, c1)
 
     def geometry(self, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
-        """(batch or 1, 1, rows, columns) bool: seen by causality, window and `keep_first` alone."""
+        """(batch or 1, 1, rows, columns) bool: seen by causality, window and `keep_first` alone.
+        Not to be written to: where it stands on the diagonal as the last one did, it is that."""
+        if self.keep_first:
+            return self._geometry(bs, r0, r1, c0, c1)
+        return self._again("geometry", r0, r1, c0, c1, lambda: self._geometry(bs, r0, r1, c0, c1))
+
+    def _again(
+        self, what: Hashable, r0: int, r1: int, c0: int, c1: int, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """A mask that hangs on rows less columns alone: the last one, where it was of the same, and
+        is small enough to be kept."""
+        if (r1 - r0) * (c1 - c0) > _KEPT:
+            return make()
+        key, found = (r0 - c0, r1 - r0, c1 - c0), self._last.get(what)
+        if found is None or found[0] != key:
+            self._last[what] = found = key, make()
+        return found[1]
+
+    def _geometry(self, bs: slice, r0: int, r1: int, c0: int, c1: int) -> Tensor:
         distance = (self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1))[None, None]
         seen = distance >= 0 if self.mask.causal else torch.ones_like(distance, dtype=torch.bool)
         if self.mask.window is None:
@@ -317,9 +341,14 @@ class Visibility:
         return total
 
     def band(self, band: tuple[int, int], r0: int, r1: int, c0: int, c1: int) -> Tensor:
-        """(rows, columns) bool: the query stands between k+a and k+b inclusive."""
-        distance = self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1)
-        return (distance >= band[0]) & (distance <= band[1])
+        """(rows, columns) bool: the query stands between k+a and k+b inclusive. Not to be written
+        to, as `geometry`."""
+
+        def make() -> Tensor:
+            distance = self.q_slots(r0, r1)[:, None] - self.k_slots(c0, c1)
+            return (distance >= band[0]) & (distance <= band[1])
+
+        return self._again(band, r0, r1, c0, c1, make)
 
 
 def _interval_counts(flags: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,6 +192,23 @@ def test_losses_and_pictures_are_not_shared(pocket: Any) -> None:
     told = CliRunner().invoke(app, "evaluate --metric loss --workers 2 --n 2".split())
     assert told.exit_code == 2 and "leave workers out" in " ".join(told.output.split())
     assert cluster.pool is None
+
+
+@pytest.mark.slow
+def test_the_command_shares_a_scan_out(alone: interp.Atlas, tmp_path: Path) -> None:
+    """A process of its own, from the words of the command line to the saved atlas."""
+    words = "scan-heads --model llama --scores all --context 64 --samples 3 --workers 2 --out"
+    done = subprocess.run(
+        [sys.executable, "-c", "from interp.cli.main import main; main()", *words.split(),
+         str(tmp_path / "a")],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    atlas = interp.Atlas.load(tmp_path / "a")
+    assert atlas.provenance["workers"]["workers"] == 2 and atlas.provenance["workers"]["lost"] == 0
+    assert list(atlas.frame.columns) == list(alone.frame.columns)
+    columns = alone.frame.select_dtypes("number").columns  # threads are the machine's to choose
+    np.testing.assert_allclose(atlas.frame[columns], alone.frame[columns], atol=1e-5, rtol=1e-4)
 
 
 def test_methods_that_are_not_shared_are_refused(pocket: Any) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from interp_kernels import Mask, Rule, Steer, attention
 from interp_kernels.paged import MILD, reweighed, row_change, row_output, row_weights
+from interp_kernels.paged_decode import paged_row, serves
 from interp_kernels.reference import weights
 
 
@@ -118,3 +119,64 @@ def test_what_is_no_change_of_logits_is_not_taken_for_one(steer: Steer) -> None:
 def test_pages_that_do_not_hold_the_row_are_an_error() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         row_weights(torch.ones(2, 4), torch.zeros(1, 1, 4, 4), 5, scale=1.0)
+
+
+@examples(12)
+@given(
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 3)]),
+    size=st.sampled_from([16, 32]),
+    length=st.integers(1, 90),
+    factors=st.tuples(*[st.sampled_from([0.0, 0.1, 0.7, 3.0])] * 2),
+    span=st.tuples(st.integers(0, 95), st.integers(0, 40)),
+    tempered=st.booleans(),
+    turned=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_the_decode_kernel_reads_pages_where_they_lie(
+    heads: tuple[int, int],
+    size: int,
+    length: int,
+    factors: tuple[float, float],
+    span: tuple[int, int],
+    tempered: bool,
+    turned: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    """`paged_row` against `row_weights` and `row_output` in float64; other pages, and what stands
+    behind the last token, are NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    (n, kv), count = heads, -(-length // size)
+    blocks = torch.randperm(9, generator=generator)[:count]
+    q = torch.randn(n, 32, generator=generator).to(dtype)
+    cache = torch.full((9, kv, size, 64), torch.nan, dtype=dtype)
+    for i, block in enumerate(blocks.tolist()):
+        there = min(size, length - i * size)
+        cache[block, :, :there] = torch.randn(kv, there, 64, generator=generator).to(dtype)
+    keys, values = cache[..., :32], cache[..., 32:]
+    if turned:  # a head's keys lie dimension by dimension
+        keys = keys.transpose(2, 3).contiguous().transpose(2, 3)
+    keep = torch.ones(n, 2)
+    keep[:, 1] = factors[0]
+    keep[0, 1] = factors[1]
+    steers = [renormalising(keep, ((span[0], span[0] + span[1], 1),))]
+    if tempered:
+        steers.append(Steer(temper=torch.rand(1, n, 1, generator=generator) + 0.5))
+    for change in (None, row_change(steers, n)):
+        out, weights = paged_row(q, keys, values, blocks, length, scale=0.2, change=change)
+        wanted = row_weights(q.double(), keys[blocks].double(), length, scale=0.2, change=change)
+        there = values[blocks].double().nan_to_num(0.0)
+        close = dict(atol=1e-5, rtol=1e-4) if dtype == torch.float32 else dict(atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(weights.double(), wanted, **close)
+        torch.testing.assert_close(out.double(), row_output(wanted, there), **close)
+
+
+@pytest.mark.parametrize(
+    "size, dtype", [(8, torch.float32), (24, torch.float32), (16, torch.float64)]
+)
+def test_pages_that_the_kernel_does_not_read(size: int, dtype: torch.dtype) -> None:
+    cache = torch.ones(3, 1, size, 32, dtype=dtype)
+    assert not serves(torch.ones(2, 32, dtype=dtype), cache, cache)
+    plain = torch.ones(3, 1, 16, 32)
+    assert serves(torch.ones(2, 32), plain, plain)

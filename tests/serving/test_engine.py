@@ -44,7 +44,7 @@ EDITS: dict[str, list[Any]] = {
 }
 
 
-def by_definition(one: Sequence, edits: list[Any], row: int) -> Tensor:
+def by_definition(one: Sequence, edits: list[Any], row: int, model: ServedModel = MODEL) -> Tensor:
     """z (tokens, heads, d) of a layer in float64: the prompt in one call, then a token a call."""
     q, k, v = (x[row].double().transpose(0, 1)[None] for x in (one.query, one.key, one.value))
     tap, total = Tap(edits=edits, backend="reference"), q.shape[2]
@@ -52,12 +52,12 @@ def by_definition(one: Sequence, edits: list[Any], row: int) -> Tensor:
     out = []
     for start, stop in parts:
         call = AttentionCall(
-            MODEL.site(row),
+            model.site(row),
             q[:, :, start:stop],
             k[:, :, :stop],
             v[:, :, :stop],
             Mask(q_start=start),
-            MODEL.d_head**-0.5,
+            model.d_head**-0.5,
         )
         out.append(attend(call, tap)[0])
     return torch.cat(out)
@@ -107,6 +107,36 @@ def test_the_edits_of_these_tests_move_something(name: str) -> None:
     one = sequence(name, MODEL, 6, 13)
     far = [by_definition(one, EDITS[name], r) - by_definition(one, [], r) for r in range(3)]
     assert max(float(x.abs().max()) for x in far) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["turned", "slots"])
+def test_rows_by_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: single rows read their pages, which hold NaN where nobody wrote, in the decode
+    kernel."""
+    from interp_vllm import rows
+
+    model, page = ServedModel("stand-in", (0, 1, 2), 6, 3, 16), 16
+    edits = {name: EDITS[name] for name in ("uniform", "hidden", "listed", "growing")}
+    monkeypatch.setattr(rows, "DEVICES", ("cpu",))
+    asked_rows = []
+    own = rows.KernelRow._answer
+
+    def answered(self: Any, *args: Any) -> Any:
+        asked_rows.append(self.length)
+        return own(self, *args)
+
+    monkeypatch.setattr(rows.KernelRow, "_answer", answered)
+    engine = FakeEngine(model, kind, page=page)
+    for seed, (name, made) in enumerate(edits.items()):
+        asked = asking(made)["interp"] if made else None
+        engine.add(sequence(name, model, 3 + seed, 16 + seed % 7, asked, seed))
+    finish(engine)
+    assert len(asked_rows) > 50 and max(asked_rows) > page
+    for name, one in engine.requests.items():
+        for row in range(3):
+            wanted = by_definition(one, edits[name], row, model)
+            got = heads_of(engine, one, row).double()
+            torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-5, msg=name)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -160,9 +190,17 @@ def test_three_ranks_hold_a_third_of_the_heads_each(name: str) -> None:
 ALL = {"names": ["entropy", "first", "off_sink"], "groups": {"a": "1:4", "b": "2:40"}, "topk": 3}
 
 
+@pytest.fixture(params=["pytorch", "kernel"])
+def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tokens a page; with 16, single rows go through the decode kernel, as on a GPU."""
+    if request.param == "kernel":
+        monkeypatch.setattr("interp_vllm.rows.DEVICES", ("cpu",))
+    return 16 if request.param == "kernel" else 4
+
+
 @pytest.mark.parametrize("name", ["none", "sharper", "gains", "several"])
-def test_statistics_of_each_generated_token(name: str) -> None:
-    engine = FakeEngine(MODEL, "turned", 4)
+def test_statistics_of_each_generated_token(name: str, page: int) -> None:
+    engine = FakeEngine(MODEL, "turned", page)
     engine.add(sequence(name, MODEL, 6, 12, asking(EDITS[name], ALL)["interp"]))
     finish(engine)
     taken = engine.engine.take(name)
@@ -186,9 +224,9 @@ def test_statistics_of_each_generated_token(name: str) -> None:
             assert taken["topk_index"][t, row, :, :n].tolist() == a.topk(n).indices.tolist()
 
 
-def test_statistics_after_edits_are_of_the_weights_that_acted() -> None:
+def test_statistics_after_edits_are_of_the_weights_that_acted(page: int) -> None:
     asked = {"names": ["first"], "stage": "after"}
-    engine = FakeEngine(MODEL, "turned", 4)
+    engine = FakeEngine(MODEL, "turned", page)
     engine.add(sequence("r", MODEL, 6, 9, asking([every.ZeroTuning(3.0)], asked)["interp"]))
     finish(engine)
     taken, one = engine.engine.take("r"), engine.requests["r"]

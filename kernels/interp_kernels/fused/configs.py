@@ -24,12 +24,14 @@ from .primitives import INTERPRETED
 
 @dataclass(frozen=True)
 class Config:
-    """rows: queries a program; cols: keys a tile; then what Triton is told."""
+    """rows: queries a program; cols: keys a tile; then what Triton is told. specialised: by the
+    kernel whose warps are (`specialised.py`)."""
 
     rows: int
     cols: int
     warps: int
     stages: int
+    specialised: bool = False
 
 
 #: Head dimensions that have a row; those between take the next.
@@ -234,6 +236,9 @@ def tuned(
     return _FASTEST[key]
 
 
+#: What autotuning tries beside `CANDIDATES` where `specialised.serves` a call on a Hopper. No row
+#: of the table is of this kernel before a device has shown that it is the faster one.
+SPECIALISED = (Config(128, 128, 4, 2, True), Config(128, 64, 4, 3, True))
 #: What autotuning tries for the forward kernel.
 CANDIDATES = (
     Config(128, 128, 8, 2),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
-from . import configs
+from . import configs, specialised
 from .configs import Config
 from .features import features_of
 from .forward_kernel import forward_kernel
@@ -166,12 +166,25 @@ class _Arguments:
     cap: int
 
 
+def _dressed(x: _Arguments) -> bool:
+    """Whether a tile's logits are changed, or hidden by more than causality."""
+    more = (x.window, x.sigmoid, x.softcap, x.lists, x.temper, x.bias, x.dense)
+    return any(one is not None for one in more)
+
+
 def _work(x: _Arguments) -> int:
     """What the loop over tiles does beside the softmax, which wants registers too."""
     if x.names:
         return configs.STATISTICS
-    more = (x.window, x.sigmoid, x.softcap, x.lists, x.temper, x.bias, x.dense)
-    return configs.PLAIN if all(one is None for one in more) else configs.DRESSED
+    return configs.DRESSED if _dressed(x) else configs.PLAIN
+
+
+def _candidates(x: _Arguments) -> tuple[Config, ...]:
+    """What autotuning tries."""
+    dressed = _dressed(x) or any(one is not None for one in (x.keep, x.real, x.sinks))
+    known = specialised.serves(x.q, x.k, x.v, x.names, dressed)
+    hopper = configs.family(x.q.device) == 90
+    return configs.CANDIDATES + (configs.SPECIALISED if known and hopper else ())
 
 
 @torch.library.custom_op("interp::forward", mutates_args=(), schema=schema(_Arguments, "Tensor[]"))
@@ -188,6 +201,11 @@ def _forward(*values: Any) -> list[Tensor]:
     dense = loadable(x.dense)
 
     def launch(config: Config) -> None:
+        if config.specialised:
+            specialised.launch(
+                config, q, k, v, out, lse, stats, scale=x.scale, causal=x.causal, offset=x.offset
+            )
+            return
         dirty = None if x.keep is None else _tiles_that_hide(x.keep, config.cols)
         groups = x.n_groups if "group_mass" in stats else 0
         features = features_of(
@@ -286,7 +304,7 @@ def _forward(*values: Any) -> list[Tensor]:
             x.dense is None,
             q.device,
         )
-        launch(configs.tuned(key, default, configs.CANDIDATES, launch))
+        launch(configs.tuned(key, default, _candidates(x), launch))
     return made
 
 

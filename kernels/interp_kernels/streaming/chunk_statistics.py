@@ -206,7 +206,7 @@ def _receive_one(name: str, p: Tensor, inverse: Tensor, wanted: Wanted, at: Chun
     weight = inverse * wanted.row_sets[name][:, None, at.r0 : at.r1]
     inside = p[..., a - at.c0 : b - at.c0]
     if question.band is not None:
-        inside = inside * wanted.vis.band(question.band, at.r0, at.r1, a, b)
+        inside = inside * wanted.vis.band(question.band, at.r0, at.r1, a, b).to(p.dtype)
     column = wanted.results.values[f"received:{name}"][at.bs, at.hs, a:b]
     if question.reduce == "max":
         column.copy_(torch.maximum(column, (inside * weight[..., None]).amax(-2)))

@@ -274,7 +274,8 @@ class _BlockPass:
             sums, mass = row.p.new_empty(*row.p.shape[:3], 0), row.p.sum(-1)
         else:
             sums = self._products(row.p, at)
-            mass = sums.select(-1, self.d_v + self.groups) if mass is None else mass
+            if mass is None:  # contiguous: a logarithm of strided numbers is a slow one
+                mass = sums.select(-1, self.d_v + self.groups).contiguous()
         if total is None:
             total = mass if self.sink is None else mass + self.power(self.sink - row.shift)
         inverse = total.reciprocal().masked_fill_(row.empty, 0.0)
