@@ -13,6 +13,7 @@ import torch
 from interp_kernels import Mask, Received, Request, Rule, Steer
 from interp_kernels.call import prepare
 from interp_kernels.fused import configs, specialised
+from interp_kernels.fused.backend import attention
 from interp_kernels.fused.decode import decode
 from interp_kernels.fused.decode_statistics import statistics
 from interp_kernels.fused.edited import Edited
@@ -60,6 +61,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "softcap": dict(softcap=30.0),
     "entropy": dict(names=["entropy"]),
     "max+argmax": dict(names=["max", "argmax"]),
+    "entropy+argmax": dict(names=["entropy", "argmax"]),
+    "argmax+capped": dict(names=["argmax", "capped_distance"]),
     "distances": dict(names=["distance", "capped_distance"]),
     "group mass": dict(names=["group_mass"], labels=_LABELS, n_groups=8),
     "listed": dict(keys=_LISTS),
@@ -91,6 +94,11 @@ def one_forward(d: int, dtype: torch.dtype = torch.bfloat16, **kwargs: Any) -> L
         return forward(replace(call, request=request), keys, names)
 
     return launch
+
+
+def lse_alone(d: int) -> Launch:
+    """Where nobody wants the output: what ACT asks first."""
+    return lambda: attention(prepare(*tensors(d), request=Request(out=False)))
 
 
 def columns(
@@ -178,6 +186,7 @@ def cases(family: int = 90) -> dict[str, Launch]:
     for d in (*DIMS, *MORE_DIMS):
         for name, settings in (WORST | EVERY if d in DIMS else WORST).items():
             made[f"forward {name} d{d}"] = one_forward(d, **settings)
+        made[f"forward without values d{d}"] = lse_alone(d)
         made[f"received d{d}"] = columns(d, Received())
         made[f"received fp32 d{d}"] = columns(d, Received(), torch.float32)
         made[f"rows after a rule d{d}"] = rows(d, _RULED)
@@ -226,6 +235,7 @@ def cases(family: int = 90) -> dict[str, Launch]:
     }
     if family == 90:
         for d in specialised.DIMS:
+            made[f"forward few statistics d{d}"] = one_forward(d, names=specialised.NAMES)
             for name, names in (("plain", ()), ("statistics", specialised.NAMES)):
                 for config in configs.SPECIALISED:
                     label = f"specialised {name}, {config.cols} keys d{d}"

@@ -9,9 +9,10 @@ The real launchers run on small CPU tensors with Triton's launch cut off after c
 argument is specialised as on a GPU. Printed for each kernel: registers a thread, spilled bytes (and
 accesses to them in the hot loop, the shortest one with products), shared memory, tensor-core
 instructions (HMMA, HGMMA on sm_90, tcgen05 on sm_100) and the length of the hot loop. --check: exit
-1 if something spills in a hot loop, or more than little around it, asks for more shared memory than
-the family has, or does its products beside the tensor cores. --committed compiles nothing: exit 1
-for the same in the committed results, and where they are of other sources or another Triton.
+1 if more than one instruction in a hundred of a hot loop touches what was spilled, or if a kernel
+spills more than 128 bytes, asks for more shared memory than the family has, or does its products
+beside the tensor cores. --committed compiles nothing: exit 1 for the same in the committed results,
+and where they are of other sources or another Triton.
 
 What was compiled and read is kept in $INTERP_AOT_CACHE (a folder in the system's temporary one
 unless set), by the hash of source, settings and Triton, so that only changes cost time. Must not
@@ -51,8 +52,19 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 #: Shared memory a program may have, in bytes.
 SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+#: Kernels that multiply matrices.
+WITH_PRODUCTS = (
+    "forward_kernel",
+    "specialised_kernel",
+    "received_kernel",
+    "row_kernel",
+    "split_kernel",
+)
 #: Bytes of registers spilled outside hot loops that are let pass.
 LITTLE = 128
+#: The share of a hot loop's instructions that may touch them: a few around the arg-max's branch,
+#: which is rarely taken, cost less than narrower tiles.
+LITTLE_HOT = 0.01
 
 
 class _Driver:
@@ -111,13 +123,13 @@ def reading(kernel: Any) -> dict[str, Any]:
 def faults(name: str, row: dict[str, Any], family: int) -> list[str]:
     """What is wrong with a kernel's machine code."""
     found = []
-    if row["hot_spills"]:
+    if row["hot_spills"] > LITTLE_HOT * row.get("loop", 0):
         found.append(f"{row['hot_spills']} accesses to spilled registers in the hot loop")
     if row["spilled"] > LITTLE:
         found.append(f"{row['spilled']} bytes spilled")
     if row["shared"] > SHARED[family]:
         found.append(f"{row['shared']} bytes of shared memory of {SHARED[family]}")
-    if row["kernel"] in ("forward_kernel", "received_kernel", "row_kernel", "split_kernel"):
+    if row["kernel"] in WITH_PRODUCTS:
         # few rows do not fill a tile of the newer instructions, nor do float32's registers, nor the
         # few that statistics of 512 dimensions leave
         own = {90: "hgmma", 100: "tcgen05"}.get(family, "mma")

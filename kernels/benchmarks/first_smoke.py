@@ -22,11 +22,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import record
 import torch
 
 from interp_kernels import Mask, Received, Request, Rule, Steer, attention, explain
+from interp_kernels.fused import configs
 
 Tensor = torch.Tensor
 Check = Callable[[torch.device], str]
@@ -97,6 +99,23 @@ def near(got: Tensor, want: Tensor, bound: float, name: str) -> None:
     worst = float(off.max()) if off.numel() else 0.0
     if not worst <= bound:
         raise AssertionError(f"{name}: off by {worst:.3g}, allowed {bound}")
+
+
+def specialised(d: int) -> Check:
+    """The warp-specialised forward, which the table does not name before it is known to be right
+    here."""
+    few = Request(frozenset({"entropy", "max", "argmax"}))
+    mask = Mask(q_start=88)
+
+    def check(device: torch.device) -> str:
+        if device.type == "cuda" and configs.family(device) != 90:
+            return "skipped: no Hopper"
+        for config in configs.SPECIALISED:
+            with patch.object(configs, "forward", lambda *_, one=config: one):
+                line = against(301, 389, d, mask=mask, request=few)(device)
+        return line
+
+    return check
 
 
 def cuda_graph(device: torch.device) -> str:
@@ -173,6 +192,8 @@ def cases() -> dict[str, Check]:
         "dynamic cache": against(133, 389, 128, mask=Mask(q_start=256)),
         "full": against(133, 389, 128, mask=Mask(causal=False)),
         "statistics": against(301, 301, 128, request=every),
+        "warps specialised": specialised(128),
+        "warps specialised, 64": specialised(64),
         "decode": against(1, 901, 128, mask=Mask(q_start=900)),
         "decode, static cache": against(
             1, 901, 128, mask=Mask(q_start=700), request=Request(topk=5)

@@ -107,8 +107,8 @@ class Request:
             weights, (batch, heads, queries, k).
         topk_rows: (m,) int: only of these query rows, (batch, heads, m, k); in a long prompt they
             are a pass of their own, as cheap as m decode steps side by side.
-        out: False: the output is not needed, and may come back without columns; the streaming route
-            then leaves V alone.
+        out: False: the output is not needed, and may come back without columns; V is then left
+            alone, but for 16 of its dimensions in the kernels.
         lse: False: nobody reads the log-sum-exp, and it may come as a rule leaves it (one that
             renormalises is then a bias on the logits). With out False too, rows that no question
             counts may be left out of the pass.

@@ -3,11 +3,14 @@ alone, and of the rows that are counted alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from interp_kernels import Mask, Received, Request, attention
+from interp_kernels import Mask, Received, Request, Steer, attention
+from interp_kernels.fused import backend
 
 L, D, HEADS = 1024, 64, 4
 
@@ -76,3 +79,31 @@ def test_what_else_is_asked_is_of_all_rows() -> None:
     torch.testing.assert_close(got, want)
     asked = Request(received={"one": Received(sampled(8))}, out=False)
     assert attention(*tensors(), request=asked, backend="streaming").lse.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("steer", [None, Steer(temper=torch.full((1, HEADS, 1), 0.5))])
+def test_the_kernels_read_few_values(
+    rows: int, steer: Steer | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least that a product of tiles takes, and what they are does not matter."""
+    torch.manual_seed(2)
+    q, k = torch.randn(1, HEADS, rows, D), torch.randn(1, 2, 40, D)
+    read = []
+    for name in ("forward", "decode"):
+        own = getattr(backend, name)
+
+        def noted(call: Any, *args: Any, own: Any = own, **more: Any) -> Any:
+            read.append(call.v.shape[3])
+            return own(call, *args, **more)
+
+        monkeypatch.setattr(backend, name, noted)
+    asked = Request(frozenset({"entropy"}), received={"act": Received()}, out=False)
+    settings: Any = dict(mask=Mask(q_start=40 - rows), request=asked, steer=steer)
+    for _ in range(2):  # a second step, which a plan would serve
+        got = attention(q, k, torch.randn(1, 2, 40, D), backend="triton", **settings)
+    want = attention(q, k, torch.zeros(1, 2, 40, D), backend="reference", **settings)
+    assert read == [16, 16] and got.out.shape == (1, HEADS, rows, 0)
+    torch.testing.assert_close(got.lse, want.lse.float(), atol=1e-4, rtol=1e-4)
+    for name, value in want.stats.items():
+        torch.testing.assert_close(got.stats[name], value.to(got.stats[name]), atol=1e-4, rtol=1e-3)

@@ -42,6 +42,8 @@ from .row_pass import row_pass, why_not_topk
 
 __all__ = ["DoesNotRun", "Route", "attention", "choose", "explain_route", "usable", "why_not"]
 
+#: Dimensions of V that are read where nobody wants the output: the fewest that tensor cores take.
+LEAST_VALUES = 16
 #: Up to so many query rows are a decode step: split over the keys, scores kept.
 DECODE_ROWS = 8
 
@@ -97,10 +99,11 @@ def _why_not_tensors(call: Call) -> str:
 
 
 def ready(call: Call) -> Call:
-    """The call with its edit on the device of its queries."""
+    """The call with its edit on the device of its queries, and of V only what is wanted."""
     if len(call.steers) > 1:
         raise ValueError("The kernels take edits that fuse into one; `why_not` says so.")
-    return replace(call, steers=tuple(one.to(call.q.device) for one in call.steers))
+    v = call.v if call.request.out else call.v[..., :LEAST_VALUES]
+    return replace(call, v=v, steers=tuple(one.to(call.q.device) for one in call.steers))
 
 
 def _decodes(call: Call) -> bool:
@@ -160,7 +163,8 @@ def attention(call: Call) -> Result:
     gain. Raises `DoesNotRun`, once a configuration, where a kernel does not compile for the device
     or does not fit it."""
     try:
-        return _attention(ready(call))
+        result = _attention(ready(call))
+        return result if call.request.out else replace(result, out=result.out[..., :0])
     except Exception as error:
         if not capable.does_not_run(error):
             raise

@@ -240,7 +240,9 @@ class Step:
     def learn(self, call: Call) -> None:
         """Keep a plan of a call of this step that went the long way through the kernels, if it is
         one that a plan serves."""
-        if self.key is None or why_not(call) or choose(call).kind != "decode":
+        if self.key is None or not call.request.out:  # which is a rare step
+            return
+        if why_not(call) or choose(call).kind != "decode":
             return
         brought = ready(call)
         given = self.steer is not None

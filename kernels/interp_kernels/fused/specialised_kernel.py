@@ -20,25 +20,23 @@ _BIG = tl.constexpr(2147483647)
 
 @triton.jit
 def _tile(  # noqa: PLR0913
-    start, acc, m, norm, e, best, q, k_desc, v_desc, rows, off, lk, scale,
-    BM: tl.constexpr, BN: tl.constexpr, CAUSAL: tl.constexpr, ENTROPY: tl.constexpr,
-    ARGMAX: tl.constexpr, INTERP: tl.constexpr, PRECISION: tl.constexpr,
+    start, acc, m, norm, e, best, q, k_desc, v_desc, last, scale,
+    BM: tl.constexpr, BN: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr,
+    INTERP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state after the keys start … start + BN."""
-    cols = start + tl.arange(0, BN)
+    at = tl.arange(0, BN)
     k = k_desc.load([start, 0])  # (BN, D)
     s = dot(q, tl.trans(k), tl.zeros([BM, BN], tl.float32), INTERP, PRECISION)  # (BM, BN)
-    ok = (cols < lk)[None, :]
-    if CAUSAL:
-        ok = ok & (rows[:, None] + off >= cols[None, :])
-    s = tl.where(ok, s, HIDDEN / scale)
+    # one comparison with a constant an element
+    s = tl.where(at[None, :] <= (last - start)[:, None], s, HIDDEN / scale)
     top = tl.max(s, 1)  # (BM,)
     new = tl.maximum(m, top * scale)
     t = s * scale - new[:, None]
     p = tl.exp2(t)
     alpha = tl.exp2(m - new)
     if ARGMAX:
-        column = tl.min(tl.where(s == top[:, None], cols[None, :], _BIG), 1)
+        column = start + tl.min(tl.where(s == top[:, None], at[None, :], _BIG), 1)
         best = tl.where(new > m, column, best)  # an earlier tile keeps equal ones
     if ENTROPY:
         e = (e + norm * (m - new)) * alpha + tl.sum(p * t, 1)
@@ -83,19 +81,21 @@ def specialised_kernel(  # noqa: PLR0913
     e = tl.zeros([BM], tl.float32)
     best = tl.full([BM], -1, tl.int32)
     hi = lk
+    last = tl.full([BM], 0, tl.int32) + (lk - 1)  # the last column that each row sees
     if CAUSAL:
         hi = tl.maximum(tl.minimum(lk, r0 + BM + off), 0)
+        last = tl.minimum(last, rows + off)
     if SPECIALISE:
         for start in tl.range(0, hi, BN, warp_specialize=True):
             acc, m, norm, e, best = _tile(
-                start, acc, m, norm, e, best, q, k_desc, v_desc, rows, off, lk, scale,
-                BM, BN, CAUSAL, ENTROPY, ARGMAX, INTERP, PRECISION,
+                start, acc, m, norm, e, best, q, k_desc, v_desc, last, scale,
+                BM, BN, ENTROPY, ARGMAX, INTERP, PRECISION,
             )  # fmt: skip
     else:
         for start in tl.range(0, hi, BN):
             acc, m, norm, e, best = _tile(
-                start, acc, m, norm, e, best, q, k_desc, v_desc, rows, off, lk, scale,
-                BM, BN, CAUSAL, ENTROPY, ARGMAX, INTERP, PRECISION,
+                start, acc, m, norm, e, best, q, k_desc, v_desc, last, scale,
+                BM, BN, ENTROPY, ARGMAX, INTERP, PRECISION,
             )  # fmt: skip
 
     empty = norm <= 0.0
