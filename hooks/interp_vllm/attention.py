@@ -16,7 +16,7 @@ from interp_kernels import Mask
 from interp_kernels.paged import RowChange, row_change
 from interp_vllm.errors import ServingError
 from interp_vllm.layout import Layout
-from interp_vllm.rows import joined, row_over
+from interp_vllm.rows import joined, own_pages, rows_over
 from interp_vllm.step import Part, Step
 
 #: how far the engine's own output may be from one computed anew from its cache, by dtype, of the
@@ -59,12 +59,21 @@ class LayerTap:
         Raises:
             ServingError: the first time, where the cache does not give that output.
         """
+        groups: dict[tuple[int, ...], list[Part]] = {}
+        acting: dict[tuple[int, ...], list[Any]] = {}
         for part in step.parts:
             edits = part.program.edits(self.site, part.position, part.generated)
-            if part.count == 1:
-                self._row(part, edits, query, cache, table, output)
-            elif edits:
-                self._rows(part, edits, query, cache, table, output)
+            if part.count > 1:
+                if edits:
+                    self._rows(part, edits, query, cache, table, output)
+            elif edits or part.record is not None:
+                key = tuple(map(id, edits))  # requests that ask the same share their edits
+                if any(getattr(edit, "rule", None) for edit in edits):
+                    key += (part.position,)  # these go by position
+                groups.setdefault(key, []).append(part)
+                acting[key] = edits
+        for key, parts in groups.items():
+            self._singles(parts, acting[key], query, cache, table, output)
         for patch in step.patches:
             if self.row not in patch.layers:
                 continue
@@ -73,41 +82,39 @@ class LayerTap:
             if patch.offset is not None:
                 rows.add_(patch.offset[self.row].to(rows))
 
-    def _blocks(self, part: Part, table: Tensor) -> tuple[Tensor, int]:
-        """(pages,) of the part's request as far as it is read, and how many tokens that is."""
-        length = part.position + part.count
-        return table[part.index, : -(-length // self.layout.size)], length
-
-    def _row(
+    def _singles(
         self,
-        part: Part,
+        parts: Sequence[Part],
         edits: Sequence[Any],
         query: Tensor,
         cache: Tensor,
         table: Tensor,
         output: Tensor,
     ) -> None:
-        """A single row: dense, and its statistics with it."""
-        if not edits and part.record is None:
-            return
-        blocks, length = self._blocks(part, table)
-        q, own = query[part.first], output[part.first]
-        row = row_over(self.layout, cache, blocks, length, self.scale, q)
+        """Single rows under the same edits: dense, and their statistics with them."""
+        places = [part.first for part in parts]
+        tables = table[[part.index for part in parts]]
+        lengths = [part.position + 1 for part in parts]
+        q, own = query[places], output[places]  # (rows, heads, d)
+        rows = rows_over(self.layout, cache, tables, lengths, self.scale, q)
         if not self.proved:
-            self._prove(own, row.output(q))
-        recorded = None if part.record is None else part.record[0].asked
-        if recorded is not None and (recorded.stage == "before" or not edits):
-            self._note(part, row.weights(q))
-            recorded = None
+            self._prove(own, rows.output(q))
+        before, after = [], []
+        for i, part in enumerate(parts):
+            if part.record is not None:
+                early = part.record[0].asked.stage == "before" or not edits
+                (before if early else after).append((i, part))
+        for i, part in before:
+            self._note(part, rows.weights(q)[i, :, : lengths[i]])
         if not edits:
             return
-        change, asked = self._change(part, edits, q), self._query(part, edits, q)
-        if asked is q and recorded is None:
-            output[part.first] = row.changed(q, own, change).to(output)
+        change, asked = self._change(parts[0], edits, q[0]), self._query(parts, edits, q)
+        if asked is q and not after:
+            output[places] = rows.changed(q, own, change).to(output)
             return
-        output[part.first] = row.output(asked, change).to(output)
-        if recorded is not None:
-            self._note(part, row.weights(asked, change))
+        output[places] = rows.output(asked, change).to(output)
+        for i, part in after:
+            self._note(part, rows.weights(asked, change)[i, :, : lengths[i]])
 
     def _note(self, part: Part, weights: Tensor) -> None:
         assert part.record is not None
@@ -124,14 +131,15 @@ class LayerTap:
         output: Tensor,
     ) -> None:
         """Several rows: through the kernels, as a model of transformers goes."""
-        blocks, length = self._blocks(part, table)
+        length = part.position + part.count
+        blocks = own_pages(table[part.index : part.index + 1], [length], self.layout.size)
         rows = slice(part.first, part.first + part.count)
         q = query[rows].transpose(0, 1)[None]  # (1, heads, queries, d)
         call = AttentionCall(
             self.site,
             q,
-            joined(self.layout.read_keys(cache, blocks), length),
-            joined(self.layout.read_values(cache, blocks, length), length),
+            joined(self.layout.read_keys(cache, blocks))[:, :, :length],
+            joined(self.layout.read_values(cache, blocks, [length]))[:, :, :length],
             Mask(q_start=part.position),
             self.scale,
         )
@@ -159,13 +167,16 @@ class LayerTap:
             site, q[None, :, None], none, none, Mask(q_start=part.position), self.scale
         )
 
-    def _query(self, part: Part, edits: Sequence[Any], q: Tensor) -> Tensor:
-        """The row's query (heads, d) as the edits leave it."""
+    def _query(self, parts: Sequence[Part], edits: Sequence[Any], q: Tensor) -> Tensor:
+        """The rows' queries (rows, heads, d) as the edits leave them."""
         if not any(getattr(edit, "mode", None) == "uniform" for edit in edits):
             return q
-        call = rewritten(self._call(part, q, part.position + 1), edits)
-        assert call.query is not None
-        return call.query[0, :, 0]
+        left = []
+        for part, row in zip(parts, q, strict=True):
+            call = rewritten(self._call(part, row, part.position + 1), edits)
+            assert call.query is not None
+            left.append(call.query[0, :, 0])
+        return torch.stack(left)
 
     def _change(self, part: Part, edits: Sequence[Any], q: Tensor) -> RowChange:
         """What the edits do to the row's logits. It is the same for all rows, but where an edit

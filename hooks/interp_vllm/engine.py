@@ -47,6 +47,7 @@ class Engine:
         self.rank, self.size = rank, size
         self.served: dict[str, tuple[Program, Record | None] | None] = {}
         self.finished: OrderedDict[str, Record] = OrderedDict()
+        self._programs: OrderedDict[str, tuple[Settings, Program]] = OrderedDict()
         self._scheduled: Mapping[str, int] | None = None
         self._step: Step | None = None
 
@@ -115,8 +116,7 @@ class Engine:
         asked = (getattr(params, "extra_args", None) or {}).get("interp")
         known = None
         if asked is not None:
-            settings = Settings.read(asked)
-            program = compiled(settings, self.model, self.rank, self.size)
+            settings, program = self._compiled(asked)
             record = None
             if settings.asked is not None:
                 heads = self.taps[0].site.n_heads
@@ -125,6 +125,17 @@ class Engine:
                 known = program, record
         self.served[request] = known
         return known
+
+    def _compiled(self, asked: str) -> tuple[Settings, Program]:
+        """What requests with these settings do, made once: those that ask the same share it, so
+        that their rows go together."""
+        if asked not in self._programs:
+            settings = Settings.read(asked)
+            self._programs[asked] = settings, compiled(settings, self.model, self.rank, self.size)
+            while len(self._programs) > KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(asked)
+        return self._programs[asked]
 
     def _finish(self, request: str) -> None:
         known = self.served.pop(request, None)

@@ -7,7 +7,7 @@ error. So numbers are written through the backend's own store into a few spare p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,16 +39,26 @@ class Layout:
     value_strides: tuple[int, int, int, int] | None
 
     def read_keys(self, cache: Tensor, blocks: Tensor) -> Tensor:
-        """Keys (pages, kv_heads, size, d) of the pages `blocks` (pages,), in their order."""
-        return _taken(cache, blocks, self.keys, self.key_strides)
+        """Keys (rows, pages, kv_heads, size, d) of each row's pages `blocks` (rows, pages), in
+        their order."""
+        return self._read(cache, blocks, self.keys, self.key_strides)
 
-    def read_values(self, cache: Tensor, blocks: Tensor, length: int) -> Tensor:
-        """Values (pages, kv_heads, size, d_v) of the pages `blocks`, of which the first `length`
-        tokens count. Behind them they are 0: what lies in a page that is not full may be anything,
-        and 0 · NaN is NaN."""
-        values = _taken(cache, blocks, self.values, self.value_strides)
-        values[length // self.size :, :, length % self.size :] = 0
+    def read_values(self, cache: Tensor, blocks: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Values (rows, pages, kv_heads, size, d_v) of each row's pages, of which the first tokens
+        count, as many as its length. Behind them they are 0: what lies in a page that is not full
+        may be anything, and 0 · NaN is NaN."""
+        values = self._read(cache, blocks, self.values, self.value_strides)
+        for row, length in zip(values, lengths, strict=True):
+            page, slot = divmod(length, self.size)
+            if page < len(row):
+                row[page, :, slot:] = 0
+                row[page + 1 :] = 0
         return values
+
+    def _read(
+        self, cache: Tensor, blocks: Tensor, places: Tensor, strides: tuple[int, ...] | None
+    ) -> Tensor:
+        return _taken(cache, blocks.flatten(), places, strides).unflatten(0, tuple(blocks.shape))
 
     def views(self, cache: Tensor) -> tuple[Tensor, Tensor] | None:
         """Keys and values of all pages (pages, kv_heads, size, d) where they lie; None where their
@@ -181,12 +191,12 @@ def _prove(layout: Layout, cache: Tensor, kv_heads: int, d: int, d_v: int, store
     slots = torch.randperm(tokens, generator=generator).to(device)
     pages = _spare(cache)
     store(key, value, pages, slots)
-    blocks = torch.tensor([1, 0], device=device)
-    read = layout.read_keys(pages, blocks), layout.read_values(pages, blocks, tokens)
+    blocks = torch.tensor([[1, 0]], device=device)
+    read = layout.read_keys(pages, blocks), layout.read_values(pages, blocks, [tokens])
     order = torch.argsort(slots)
     order = torch.cat([order[layout.size :], order[: layout.size]])  # pages 1, 0
     for got, given in zip(read, (key, value), strict=True):
-        flat = got.permute(0, 2, 1, 3).reshape(tokens, kv_heads, -1)
+        flat = got[0].permute(0, 2, 1, 3).reshape(tokens, kv_heads, -1)
         if not bool((flat == given[order]).all()):
             raise ServingError(
                 "The cache does not give back what was stored in it, read as it was learnt to be; "

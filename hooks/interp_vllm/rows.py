@@ -1,7 +1,8 @@
-"""One query row over a request's pages: its weights and its output, by PyTorch or by the kernel."""
+"""Single query rows over their requests' pages: weights and outputs, by PyTorch or the kernel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -15,61 +16,79 @@ from interp_vllm.layout import Layout
 DEVICES = ("cuda",)
 
 
-class Row(Protocol):
-    """A query row over its keys, under what an edit changes of its logits."""
+class Rows(Protocol):
+    """Query rows over their keys, under what an edit changes of their logits."""
 
     def weights(self, q: Tensor, change: RowChange | None = None) -> Tensor:
-        """(heads, length)."""
+        """(rows, heads, longest), 0 behind a row's length."""
 
     def output(self, q: Tensor, change: RowChange | None = None) -> Tensor:
-        """(heads, d_v)."""
+        """(rows, heads, d_v)."""
 
     def changed(self, q: Tensor, own: Tensor, change: RowChange) -> Tensor:
-        """The output under a change, where the engine's own output (heads, d_v) is of the same
-        query without."""
+        """The outputs under a change, where the engine's own outputs (rows, heads, d_v) are of the
+        same queries without."""
 
 
-def row_over(
-    layout: Layout, cache: Tensor, blocks: Tensor, length: int, scale: float, q: Tensor
-) -> Row:
+def rows_over(
+    layout: Layout,
+    cache: Tensor,
+    table: Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    q: Tensor,
+) -> Rows:
     """By the kernel where the device has one and the layout is even, else by PyTorch.
 
     Args:
         layout, cache: where keys and values lie.
-        blocks: (pages,) of the request, in their order.
-        length: tokens of them that the row sees.
+        table: (rows, pages) the pages of each row's request in their order, or more.
+        lengths: tokens that each row sees.
         scale: of the logits.
-        q: (heads, d) the row's query.
+        q: (rows, heads, d) the queries.
     """
+    blocks = own_pages(table, lengths, layout.size)
     views = layout.views(cache) if q.device.type in DEVICES and find_spec("triton") else None
     if views is not None:
         from interp_kernels.paged_decode import serves  # wants Triton
 
         if serves(q, *views):
-            return KernelRow(*views, blocks, length, scale)
-    return DenseRow(layout, cache, blocks, length, scale)
+            return KernelRows(*views, blocks, lengths, scale)
+    return DenseRows(layout, cache, blocks, lengths, scale)
 
 
-class DenseRow:
-    """By PyTorch, from a copy of the request's pages; what was once read or weighed is kept."""
+def own_pages(table: Tensor, lengths: Sequence[int], size: int) -> Tensor:
+    """(rows, pages of the longest): what a table holds behind a row's last page is not a page of
+    its request, and its first stands there instead."""
+    counts = [-(-length // size) for length in lengths]
+    blocks = table[:, : max(counts)]
+    if min(counts) == max(counts):
+        return blocks
+    places = torch.arange(max(counts), device=table.device)
+    there = places < torch.tensor(counts, device=table.device)[:, None]
+    return torch.where(there, blocks, blocks[:, :1])
+
+
+class DenseRows:
+    """By PyTorch, from a copy of the requests' pages; what was once weighed is kept."""
 
     def __init__(
-        self, layout: Layout, cache: Tensor, blocks: Tensor, length: int, scale: float
+        self, layout: Layout, cache: Tensor, blocks: Tensor, lengths: Sequence[int], scale: float
     ) -> None:
         self.layout, self.cache, self.blocks = layout, cache, blocks
-        self.length, self.scale = length, scale
+        self.lengths, self.scale = lengths, scale
         self.keys = layout.read_keys(cache, blocks)
         self._plain: tuple[Tensor, Tensor] | None = None
 
     def weights(self, q: Tensor, change: RowChange | None = None) -> Tensor:
         if change is not None:
-            return row_weights(q, self.keys, self.length, scale=self.scale, change=change)
+            return row_weights(q, self.keys, self.lengths, scale=self.scale, change=change)
         if self._plain is None or self._plain[0] is not q:
-            self._plain = q, row_weights(q, self.keys, self.length, scale=self.scale)
+            self._plain = q, row_weights(q, self.keys, self.lengths, scale=self.scale)
         return self._plain[1]
 
     def output(self, q: Tensor, change: RowChange | None = None) -> Tensor:
-        values = self.layout.read_values(self.cache, self.blocks, self.length)
+        values = self.layout.read_values(self.cache, self.blocks, self.lengths)
         return row_output(self.weights(q, change), values)
 
     def changed(self, q: Tensor, own: Tensor, change: RowChange) -> Tensor:
@@ -78,31 +97,32 @@ class DenseRow:
         return self.output(q, change)
 
     def _values(self, start: int, stop: int) -> Tensor:
-        """(kv_heads, stop − start, d_v)."""
+        """(rows, kv_heads, stop − start, d_v)."""
         first, size = start // self.layout.size, self.layout.size
-        pages = self.blocks[first : -(-stop // size)]
-        there = self.layout.read_values(self.cache, pages, stop - first * size)
-        return joined(there, stop - first * size)[0, :, start - first * size :]
+        pages = self.blocks[:, first : -(-stop // size)]
+        lengths = [max(0, min(n, stop) - first * size) for n in self.lengths]
+        there = joined(self.layout.read_values(self.cache, pages, lengths))
+        return there[:, :, start - first * size : stop - first * size]
 
 
-class KernelRow:
+class KernelRows:
     """By the decode kernel, which reads pages where they lie; the last answer is kept."""
 
     def __init__(
-        self, keys: Tensor, values: Tensor, blocks: Tensor, length: int, scale: float
+        self, keys: Tensor, values: Tensor, blocks: Tensor, lengths: Sequence[int], scale: float
     ) -> None:
         self.keys, self.values, self.blocks = keys, values, blocks
-        self.length, self.scale = length, scale
+        self.lengths, self.scale = lengths, scale
         self._asked: tuple[Tensor, RowChange | None] | None = None
         self._found: tuple[Tensor, Tensor] | None = None
 
     def _answer(self, q: Tensor, change: RowChange | None) -> tuple[Tensor, Tensor]:
-        """(output, weights)."""
-        from interp_kernels.paged_decode import paged_row
+        """(outputs, weights)."""
+        from interp_kernels.paged_decode import paged_rows
 
         if self._asked is None or self._asked[0] is not q or self._asked[1] is not change:
-            self._found = paged_row(
-                q, self.keys, self.values, self.blocks, self.length,
+            self._found = paged_rows(
+                q, self.keys, self.values, self.blocks, self.lengths,
                 scale=self.scale, change=change,
             )  # fmt: skip
             self._asked = q, change
@@ -119,7 +139,7 @@ class KernelRow:
         return self.output(q, change)
 
 
-def joined(pages: Tensor, length: int) -> Tensor:
-    """(1, kv_heads, length, d) of pages (pages, kv_heads, size, d)."""
-    count, kv_heads, size, d = pages.shape
-    return pages.transpose(0, 1).reshape(1, kv_heads, count * size, d)[:, :, :length]
+def joined(pages: Tensor) -> Tensor:
+    """(rows, kv_heads, tokens, d) of pages (rows, pages, kv_heads, size, d)."""
+    rows, count, kv_heads, size, d = pages.shape
+    return pages.transpose(1, 2).reshape(rows, kv_heads, count * size, d)

@@ -1,8 +1,8 @@
-"""Attention of one query row over a cache in pages, dense: O(keys), as every decode step is.
+"""Attention of single query rows over a cache in pages, dense: O(keys), as every decode step is.
 
 A serving engine keeps the keys and values of a sequence in pages of some 16 to 128 tokens that lie
-anywhere in memory. What is read here is one sequence's pages in their order, as views: no page is
-copied, turned or joined.
+anywhere in memory. What is read here is the pages of a row's sequence in their order, as views: no
+page is copied, turned or joined. Rows of several sequences under the same edits go together.
 """
 
 from __future__ import annotations
@@ -85,21 +85,26 @@ def row_change(steers: Sequence[Steer], heads: int) -> RowChange | None:
 
 
 def row_weights(
-    q: Tensor, keys: Tensor, length: int, *, scale: float, change: RowChange | None = None
+    q: Tensor,
+    keys: Tensor,
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    change: RowChange | None = None,
 ) -> Tensor:
-    """Weights (heads, length) of one query over the first `length` tokens of its pages.
+    """Weights (rows, heads, longest) of single queries, each over the first tokens of its pages.
 
         s = temper · scale · q·k + ln g        A = softmax(s)
 
-    A row all of whose keys are hidden has weights 0.
+    Behind a row's length, and in one all of whose keys are hidden, weights are 0.
 
     Args:
-        q: (heads, d); head h reads key-value head h // (heads // kv_heads).
-        keys: (pages, kv_heads, size, d) in any strides, token t at page t // size, slot t % size;
-            what stands behind `length` is not seen.
-        length: tokens seen, at most pages · size.
+        q: (rows, heads, d); head h reads key-value head h // (heads // kv_heads).
+        keys: (rows, pages, kv_heads, size, d) in any strides, token t of a row at page t // size,
+            slot t % size; what stands behind its length is not seen.
+        lengths: tokens that each row sees, at most pages · size.
         scale: of the logits.
-        change: what edits do to the logits.
+        change: what edits do to the logits of all of them.
 
     Returns:
         the weights in float32 (float64 where q is).
@@ -109,54 +114,63 @@ def row_weights(
 
     Example:
         >>> from interp_kernels.paged import row_weights
-        >>> row_weights(torch.ones(3, 8), torch.zeros(2, 1, 4, 8), 5, scale=1.0)[0]
-        tensor([0.2000, 0.2000, 0.2000, 0.2000, 0.2000])
+        >>> q, keys = torch.ones(2, 3, 8), torch.zeros(2, 2, 1, 4, 8)
+        >>> row_weights(q, keys, [5, 2], scale=1.0)[:, 0]
+        tensor([[0.2000, 0.2000, 0.2000, 0.2000, 0.2000],
+                [0.5000, 0.5000, 0.0000, 0.0000, 0.0000]])
     """
-    pages, kv_heads, size, d = keys.shape
-    heads = q.shape[0]
-    if q.shape[1] != d or heads % kv_heads or not 0 < length <= pages * size:
+    rows, pages, kv_heads, size, d = keys.shape
+    heads, longest = q.shape[1], max(lengths)
+    fits = len(lengths) == rows and min(lengths) > 0 and longest <= pages * size
+    if q.shape[0] != rows or q.shape[2] != d or heads % kv_heads or not fits:
         raise ValueError(
-            f"A query row {tuple(q.shape)} does not fit pages {tuple(keys.shape)} that hold "
-            f"{length} tokens."
+            f"Query rows {tuple(q.shape)} do not fit pages {tuple(keys.shape)} that hold "
+            f"{', '.join(map(str, lengths))} tokens."
         )
     dtype = compute_dtype(q)
-    rows = q.to(dtype).view(1, kv_heads, heads // kv_heads, d) * scale
-    s = torch.matmul(rows, keys.to(dtype).transpose(-1, -2))  # (pages, kv_heads, group, size)
-    s = s.permute(1, 2, 0, 3).reshape(heads, pages * size)[:, :length]
-    if change is None:
-        return torch.softmax(s, -1)
-    if change.temper is not None:
+    grouped = q.to(dtype).view(rows, 1, kv_heads, heads // kv_heads, d) * scale
+    s = torch.matmul(grouped, keys.to(dtype).transpose(-1, -2))  # (rows, pages, kv, group, size)
+    s = s.permute(0, 2, 3, 1, 4).reshape(rows, heads, pages * size)[..., :longest]
+    if change is not None and change.temper is not None:
         s = s * change.temper.to(s)
-    for start, stop, bias in change.spans:
-        s[:, start:stop] += bias.to(s)
+    for start, stop, bias in () if change is None else change.spans:
+        s[..., start:stop] += bias.to(s)
+    if min(lengths) < longest:
+        s = s.masked_fill(_behind(lengths, longest, s.device)[:, None], -torch.inf)
     a = torch.softmax(s, -1)
-    if change.hides:
+    if change is not None and change.hides:
         a = torch.where(torch.isfinite(s).any(-1, keepdim=True), a, 0.0)
     return a
 
 
+def _behind(lengths: Sequence[int], longest: int, device: torch.device) -> Tensor:
+    """(rows, longest) bool: the column stands behind the row's length."""
+    columns = torch.arange(longest, device=device)
+    return columns >= torch.tensor(list(lengths), device=device)[:, None]
+
+
 def row_output(weights: Tensor, values: Tensor) -> Tensor:
-    """(heads, d_v): weights (heads, length) times values (pages, kv_heads, size, d_v), which are
-    finite behind `length` too.
+    """(rows, heads, d_v): weights (rows, heads, longest) times values (rows, pages, kv_heads, size,
+    d_v), which are finite behind a row's length too.
 
     Example:
         >>> from interp_kernels.paged import row_output
-        >>> row_output(torch.tensor([[0.25, 0.25, 0.5]]), torch.ones(2, 1, 2, 3))
-        tensor([[1., 1., 1.]])
+        >>> row_output(torch.tensor([[[0.25, 0.25, 0.5]]]), torch.ones(1, 2, 1, 2, 3))
+        tensor([[[1., 1., 1.]]])
     """
-    pages, kv_heads, size, _ = values.shape
-    heads, length = weights.shape
-    if length < pages * size:
-        weights = torch.nn.functional.pad(weights, (0, pages * size - length))
-    parts = weights.view(kv_heads, heads // kv_heads, pages, size).permute(2, 0, 1, 3)
-    z = torch.matmul(parts, values.to(weights.dtype)).sum(0)  # (kv_heads, group, d_v)
-    return z.reshape(heads, -1)
+    rows, pages, kv_heads, size, _ = values.shape
+    heads, longest = weights.shape[1:]
+    if longest < pages * size:
+        weights = torch.nn.functional.pad(weights, (0, pages * size - longest))
+    parts = weights.view(rows, kv_heads, heads // kv_heads, pages, size).permute(0, 3, 1, 2, 4)
+    z = torch.matmul(parts, values.to(weights.dtype)).sum(1)  # (rows, kv_heads, group, d_v)
+    return z.reshape(rows, heads, -1)
 
 
 def reweighed(
     z: Tensor, weights: Tensor, change: RowChange, values: Callable[[int, int], Tensor]
 ) -> Tensor:
-    """The output (heads, d_v) of a row whose spans get g times their weight, from the output z
+    """The output (rows, heads, d_v) of rows whose spans get g times their weight, from the output z
     without: values are read on the spans alone.
 
         z' = (z + Σ_S (g_S − 1) Σ_{k in S} A_k v_k) / (1 + Σ_S (g_S − 1) Σ_{k in S} A_k)
@@ -165,27 +179,27 @@ def reweighed(
     says alone, in float32.
 
     Args:
-        z: (heads, d_v) in float32 or wider.
-        weights: (heads, length) of the same row.
+        z: (rows, heads, d_v) in float32 or wider.
+        weights: (rows, heads, longest) of the same rows.
         change: without a temper; spans that do not overlap.
-        values: (start, stop) → (kv_heads, stop − start, d_v).
+        values: (start, stop) → (rows, kv_heads, stop − start, d_v), finite.
 
     Example:
         >>> from interp_kernels.paged import RowChange, reweighed
         >>> twice = RowChange(spans=((0, 1, torch.tensor([[2.0]]).log()),))
-        >>> v, a = torch.tensor([[[4.0], [0.0]]]), torch.tensor([[0.5, 0.5]])
-        >>> reweighed(torch.tensor([[2.0]]), a, twice, lambda i, j: v[:, i:j])
-        tensor([[2.6667]])
+        >>> v, a = torch.tensor([[[[4.0], [0.0]]]]), torch.tensor([[[0.5, 0.5]]])
+        >>> reweighed(torch.tensor([[[2.0]]]), a, twice, lambda i, j: v[:, :, i:j])
+        tensor([[[2.6667]]])
     """
-    heads, length = weights.shape
-    more, total = torch.zeros_like(z), torch.ones_like(z[:, :1])
+    rows, heads, longest = weights.shape
+    total = 1.0
     for start, stop, bias in change.spans:
-        stop = min(stop, length)
+        stop = min(stop, longest)
         if start >= stop:
             continue
-        added = weights[:, start:stop] * torch.expm1(bias).to(weights)  # (heads, n)
+        added = weights[..., start:stop] * torch.expm1(bias).to(weights)  # (rows, heads, n)
         v = values(start, stop).to(added)
-        grouped = added.view(len(v), heads // len(v), -1)  # (kv_heads, group, n)
-        more += torch.matmul(grouped, v).reshape(heads, -1)
-        total += added.sum(-1, keepdim=True)
-    return (z + more) / total
+        grouped = added.view(rows, v.shape[1], heads // v.shape[1], -1)  # (rows, kv, group, n)
+        z = z + torch.matmul(grouped, v).reshape(rows, heads, -1)
+        total = total + added.sum(-1, keepdim=True)
+    return z / total

@@ -1,7 +1,9 @@
-"""Attention of one query row over a cache in pages, by the decode kernel: pages are read where they
-lie, none is copied."""
+"""Attention of single query rows over a cache in pages, by the decode kernel: pages are read where
+they lie, none is copied."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def serves(q: Tensor, keys: Tensor, values: Tensor) -> bool:
 
     Example:
         >>> from interp_kernels.paged_decode import serves
-        >>> serves(torch.ones(4, 32), torch.ones(9, 2, 16, 32), torch.ones(9, 2, 12, 32))
+        >>> serves(torch.ones(1, 4, 32), torch.ones(9, 2, 16, 32), torch.ones(9, 2, 12, 32))
         False
     """
     size = keys.shape[2]
@@ -32,58 +34,63 @@ def serves(q: Tensor, keys: Tensor, values: Tensor) -> bool:
         and size == values.shape[2]
         and {q.dtype, keys.dtype, values.dtype} <= set(DTYPES)
         and q.dtype == keys.dtype
-        and max(q.shape[1], values.shape[3]) <= MAX_DIM
+        and max(q.shape[2], values.shape[3]) <= MAX_DIM
     )
 
 
-def paged_row(
+def paged_rows(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
     blocks: Tensor,
-    length: int,
+    lengths: Sequence[int],
     *,
     scale: float,
     change: RowChange | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output (heads, d_v) and weights (heads, length) of one query over the first `length` tokens
-    of its pages.
+    """Output (rows, heads, d_v) and weights (rows, heads, longest) of single queries, each over the
+    first tokens of its pages.
 
         s = temper · scale · q·k + ln g        A = softmax(s)        z = A V
 
     The same as `paged.row_weights` and `paged.row_output`.
 
     Args:
-        q: (heads, d).
+        q: (rows, heads, d).
         keys, values: (pages, kv_heads, size, d) of the whole cache, in any strides.
-        blocks: (pages of the row,) int, in their order; what stands behind `length` is not seen.
-        length: tokens seen.
+        blocks: (rows, pages of the longest) int, each row's in their order; what stands behind its
+            length is not read.
+        lengths: tokens that each row sees.
         scale: of the logits.
-        change: what edits do to the logits.
+        change: what edits do to the logits of all of them.
 
     Returns:
-        the output in the values' dtype, the weights in float32.
+        the outputs in the values' dtype, the weights in float32.
 
     Raises:
         ValueError: what the kernel does not know (`serves`).
 
     Example:
-        >>> from interp_kernels.paged_decode import paged_row
+        >>> from interp_kernels.paged_decode import paged_rows
         >>> cache = torch.ones(9, 1, 16, 32)
-        >>> row = torch.ones(2, 32), cache, cache, torch.tensor([7, 3])
-        >>> out, weights = paged_row(*row, 20, scale=1.0)
-        >>> out.shape, weights.shape, round(float(weights[0, 0]), 4)
-        (torch.Size([2, 32]), torch.Size([2, 20]), 0.05)
+        >>> rows = torch.ones(1, 2, 32), cache, cache, torch.tensor([[7, 3]])
+        >>> out, weights = paged_rows(*rows, [20], scale=1.0)
+        >>> out.shape, weights.shape, round(float(weights[0, 0, 0]), 4)
+        (torch.Size([1, 2, 32]), torch.Size([1, 2, 20]), 0.05)
     """
-    heads, columns = q.shape[0], len(blocks) * keys.shape[2]
-    vis = Visibility(Mask(q_start=length - 1), 1, heads, 1, columns, q.device)
+    (rows, heads, _), longest = q.shape, max(lengths)
+    columns = blocks.shape[1] * keys.shape[2]
+    seen = torch.arange(columns, device=q.device) < torch.tensor(
+        list(lengths), device=q.device
+    ).unsqueeze(1)
+    vis = Visibility(Mask(causal=False, keys=seen), rows, heads, 1, columns, q.device)
     steers = () if change is None else (_steer(change, heads, columns, q.device),)
-    call = Call(q[None, :, None], keys, values, vis, scale, steers=steers)
-    found = decode(call, scores=True, pages=blocks[None].to(torch.int32))
+    call = Call(q[:, :, None], keys, values, vis, scale, steers=steers)
+    found = decode(call, scores=True, pages=blocks.to(torch.int32))
     assert found.scores is not None
-    scores, lse = found.scores[0, :, 0, :length], found.lse[0, :, 0, None]
-    weights = torch.exp(scores - lse).masked_fill_(lse == -torch.inf, 0.0)  # (heads, length)
-    return found.out[0, :, 0], weights
+    scores, lse = found.scores[:, :, 0, :longest], found.lse[:, :, 0, None]
+    weights = torch.exp(scores - lse).masked_fill_(lse == -torch.inf, 0.0)
+    return found.out[:, :, 0], weights
 
 
 def _steer(change: RowChange, heads: int, columns: int, device: torch.device) -> Steer:

@@ -40,8 +40,11 @@ def test_what_was_stored_is_read(
     value = torch.randn(length, kv_heads, d).to(dtype)
     slots = torch.tensor([order[t // page] * page + t % page for t in range(length)])
     attention.do_kv_cache_update(None, key, value, cache, slots)
-    blocks = torch.tensor(order)
-    keys, values = layout.read_keys(cache, blocks), layout.read_values(cache, blocks, length)
+    blocks = torch.tensor([order])
+    keys, values = (
+        layout.read_keys(cache, blocks)[0],
+        layout.read_values(cache, blocks, [length])[0],
+    )
     for got, given_ in ((keys, key), (values, value)):
         flat = got.transpose(0, 1).reshape(kv_heads, 3 * page, d)
         assert torch.equal(flat[:, :length], given_.transpose(0, 1))

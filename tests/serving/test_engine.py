@@ -109,29 +109,28 @@ def test_the_edits_of_these_tests_move_something(name: str) -> None:
     assert max(float(x.abs().max()) for x in far) > 0.1
 
 
-@pytest.mark.parametrize("kind", ["turned", "slots"])
-def test_rows_by_the_kernel(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: single rows read their pages, which hold NaN where nobody wrote, in the decode
     kernel."""
     from interp_vllm import rows
 
     model, page = ServedModel("stand-in", (0, 1, 2), 6, 3, 16), 16
-    edits = {name: EDITS[name] for name in ("uniform", "hidden", "listed", "growing")}
+    edits = {name: EDITS[name] for name in ("uniform", "hidden", "growing")}
     monkeypatch.setattr(rows, "DEVICES", ("cpu",))
     asked_rows = []
-    own = rows.KernelRow._answer
+    own = rows.KernelRows._answer
 
     def answered(self: Any, *args: Any) -> Any:
-        asked_rows.append(self.length)
+        asked_rows.extend(self.lengths)
         return own(self, *args)
 
-    monkeypatch.setattr(rows.KernelRow, "_answer", answered)
-    engine = FakeEngine(model, kind, page=page)
+    monkeypatch.setattr(rows.KernelRows, "_answer", answered)
+    engine = FakeEngine(model, "turned", page=page)
     for seed, (name, made) in enumerate(edits.items()):
         asked = asking(made)["interp"] if made else None
         engine.add(sequence(name, model, 3 + seed, 16 + seed % 7, asked, seed))
     finish(engine)
-    assert len(asked_rows) > 50 and max(asked_rows) > page
+    assert len(asked_rows) > 30 and max(asked_rows) > page
     for name, one in engine.requests.items():
         for row in range(3):
             wanted = by_definition(one, edits[name], row, model)
@@ -173,6 +172,32 @@ def test_any_schedule(
             )
 
 
+@pytest.mark.parametrize("name", ["uniform", "hidden", "flatter", "growing", "several"])
+def test_requests_that_ask_the_same_go_together(name: str, monkeypatch: Any) -> None:
+    """Of different lengths, at different places; each is as if alone, and a layer reads once."""
+    from interp_vllm import attention
+
+    calls: list[int] = []
+    own = attention.rows_over
+
+    def counted(layout: Any, cache: Any, table: Any, lengths: Any, *more: Any) -> Any:
+        calls.append(len(lengths))
+        return own(layout, cache, table, lengths, *more)
+
+    monkeypatch.setattr(attention, "rows_over", counted)
+    engine = FakeEngine(MODEL, "turned", 4)
+    for i, (prompt, total) in enumerate([(3, 15), (9, 15), (14, 21)]):
+        asked = asking(EDITS[name], {"names": ["entropy"], "stage": "after"})["interp"]
+        engine.add(sequence(f"{name}-{i}", MODEL, prompt, total, asked, i))
+    finish(engine)
+    for one in engine.requests.values():
+        for row in range(3):
+            got = heads_of(engine, one, row).double()
+            wanted = by_definition(one, EDITS[name], row)
+            torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-5)
+    assert max(calls) >= 3
+
+
 @pytest.mark.parametrize("name", [n for n in EDITS if n != "none"])
 def test_three_ranks_hold_a_third_of_the_heads_each(name: str) -> None:
     parts = []
@@ -190,15 +215,19 @@ def test_three_ranks_hold_a_third_of_the_heads_each(name: str) -> None:
 ALL = {"names": ["entropy", "first", "off_sink"], "groups": {"a": "1:4", "b": "2:40"}, "topk": 3}
 
 
-@pytest.fixture(params=["pytorch", "kernel"])
+@pytest.fixture(params=[4, 16])
 def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tokens a page; with 16, single rows go through the decode kernel, as on a GPU."""
-    if request.param == "kernel":
+    if request.param == 16:
         monkeypatch.setattr("interp_vllm.rows.DEVICES", ("cpu",))
-    return 16 if request.param == "kernel" else 4
+    return int(request.param)
 
 
-@pytest.mark.parametrize("name", ["none", "sharper", "gains", "several"])
+@pytest.mark.parametrize(
+    "name, page",
+    [("none", 4), ("sharper", 4), ("gains", 4), ("several", 4), ("sharper", 16)],
+    indirect=["page"],
+)
 def test_statistics_of_each_generated_token(name: str, page: int) -> None:
     engine = FakeEngine(MODEL, "turned", page)
     engine.add(sequence(name, MODEL, 6, 12, asking(EDITS[name], ALL)["interp"]))
