@@ -43,11 +43,15 @@ class Layout:
         their order."""
         return self._read(cache, blocks, self.keys, self.key_strides)
 
-    def read_values(self, cache: Tensor, blocks: Tensor, lengths: Sequence[int]) -> Tensor:
+    def read_values(
+        self, cache: Tensor, blocks: Tensor, lengths: Sequence[int] | None = None
+    ) -> Tensor:
         """Values (rows, pages, kv_heads, size, d_v) of each row's pages, of which the first tokens
         count, as many as its length. Behind them they are 0: what lies in a page that is not full
-        may be anything, and 0 · NaN is NaN."""
+        may be anything, and 0 · NaN is NaN. Without lengths they are as they lie."""
         values = self._read(cache, blocks, self.values, self.value_strides)
+        if lengths is None:
+            return values
         for row, length in zip(values, lengths, strict=True):
             page, slot = divmod(length, self.size)
             if page < len(row):

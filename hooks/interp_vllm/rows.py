@@ -100,7 +100,9 @@ class DenseRows:
         """(rows, kv_heads, stop − start, d_v)."""
         first, size = start // self.layout.size, self.layout.size
         pages = self.blocks[:, first : -(-stop // size)]
-        lengths = [max(0, min(n, stop) - first * size) for n in self.lengths]
+        lengths = None
+        if min(self.lengths) < stop:
+            lengths = [max(0, min(n, stop) - first * size) for n in self.lengths]
         there = joined(self.layout.read_values(self.cache, pages, lengths))
         return there[:, :, start - first * size : stop - first * size]
 
