@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from interp_kernels import Mask, Rule, Steer, attention, explain
-from interp_kernels.fused import vendor_states
+from interp_kernels.fused import vendor_flex, vendor_states
 from interp_kernels.fused.vendor_states import Vendor, cudnn_guard
 
 Tensor = torch.Tensor
@@ -225,3 +225,32 @@ def test_the_guard_on_cudnn(
     assert (word in why) if word else not why
     monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
     assert cudnn_guard(capability, version, cuda, heads)
+
+
+@pytest.mark.parametrize("lq, lk, causal", [(203, 203, True), (77, 333, False), (300, 150, False)])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_flex_attention_is_called_as_a_vendor(
+    lq: int, lk: int, causal: bool, kv_heads: int
+) -> None:
+    """What the call to FlashAttention 4 says, said to FlexAttention's own definition on a CPU."""
+    generator = torch.Generator().manual_seed(lq)
+    shapes = ((4, lq), (kv_heads, lk), (kv_heads, lk))
+    q, k, v = (torch.randn(1, h, n, 16, generator=generator) for h, n in shapes)
+    out, lse = vendor_flex.call(q, k, v, causal, 0.3)
+    keys, values = (x.double().repeat_interleave(4 // kv_heads, 1) for x in (k, v))
+    s = 0.3 * q.double() @ keys.transpose(-1, -2)
+    if causal:
+        s = s.masked_fill(torch.ones(lq, lk, dtype=torch.bool).triu(1), -torch.inf)
+    torch.testing.assert_close(lse.double(), s.logsumexp(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.double(), s.softmax(-1) @ values, atol=1e-5, rtol=1e-4)
+
+
+def test_flash_attention_4_is_for_long_texts_on_its_own_gpus() -> None:
+    assert vendor_flex.of_machine((9, 0), vendor_flex.LONG, True) == ""
+    assert vendor_flex.of_machine((10, 3), 131_072, True) == ""
+    assert "8.0" in vendor_flex.of_machine((8, 0), 131_072, True)
+    assert "12.0" in vendor_flex.of_machine((12, 0), 131_072, True)
+    assert "flash-attn-4" in vendor_flex.of_machine((9, 0), 131_072, False)
+    assert "compilation" in vendor_flex.of_machine((9, 0), 4096, True)
+    x = torch.zeros(1, 2, 8, 16)
+    assert "cpu" in vendor_flex.refuses(x, x, x, True)

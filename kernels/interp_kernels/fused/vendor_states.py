@@ -1,5 +1,5 @@
 """cuDNN's and FlashAttention's fused calls on CUDA, with the log-sum-exp that torch keeps
-private.
+private, and FlashAttention 4 where it is installed.
 
 The two align a causal mask differently where there are more keys than queries: cuDNN (as torch
 means it) at the top left, FlashAttention 2.1 and later at the bottom right. So a causal call is
@@ -22,6 +22,7 @@ from ..call import Call
 from ..masking import Visibility
 from ..request import Mask
 from ..streaming.spans import Flash
+from . import vendor_flex
 from .forward import forward
 
 #: Fewer keys are our own kernel's: the vendors' are tuned for long ones; and so are so few rows,
@@ -108,6 +109,7 @@ def cudnn_guard(
 #: Fastest first on Hopper: cuDNN is some 1.5 times faster than FlashAttention 2 there.
 VENDORS = (
     Vendor("cuDNN", _cudnn, _cudnn_refuses),
+    Vendor("FlashAttention 4", vendor_flex.call, vendor_flex.refuses),
     Vendor("FlashAttention", _flash, _flash_refuses),
 )
 
