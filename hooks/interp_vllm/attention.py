@@ -99,7 +99,8 @@ class LayerTap:
         rows = rows_over(self.layout, cache, tables, lengths, self.scale, q)
         if not self.proved:
             self._prove(own, rows.output(q))
-        before, after = [], []
+        before: list[tuple[int, Part]] = []
+        after: list[tuple[int, Part]] = []
         for i, part in enumerate(parts):
             if part.record is not None:
                 early = part.record[0].asked.stage == "before" or not edits

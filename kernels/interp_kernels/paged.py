@@ -192,7 +192,7 @@ def reweighed(
         tensor([[[2.6667]]])
     """
     rows, heads, longest = weights.shape
-    total = 1.0
+    total = torch.ones_like(z[..., :1])
     for start, stop, bias in change.spans:
         stop = min(stop, longest)
         if start >= stop:

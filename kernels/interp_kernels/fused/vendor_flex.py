@@ -71,7 +71,8 @@ def _attention(device: str) -> Callable[..., Any]:
     """`flex_attention`, compiled where it runs on a GPU."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention if device == "cpu" else torch.compile(flex_attention, fullgraph=True)
+    own: Any = flex_attention
+    return own if device == "cpu" else torch.compile(own, fullgraph=True)
 
 
 @lru_cache(maxsize=8)
