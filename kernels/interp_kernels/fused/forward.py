@@ -202,9 +202,8 @@ def _forward(*values: Any) -> list[Tensor]:
 
     def launch(config: Config) -> None:
         if config.specialised:
-            specialised.launch(
-                config, q, k, v, out, lse, stats, scale=x.scale, causal=x.causal, offset=x.offset
-            )
+            plain = specialised.Plain(q, k, v, x.scale, x.causal, x.offset)
+            specialised.launch(config, plain, out, lse, stats)
             return
         dirty = None if x.keep is None else _tiles_that_hide(x.keep, config.cols)
         groups = x.n_groups if "group_mass" in stats else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -39,20 +40,22 @@ def _described(x: Tensor) -> bool:
     return x.stride(3) == 1 and x.data_ptr() % 16 == 0 and all(s % per == 0 for s in x.stride()[:3])
 
 
-def launch(  # noqa: PLR0913
-    config: Config,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    stats: Mapping[str, Tensor],
-    *,
-    scale: float,
-    causal: bool,
-    offset: int,
-) -> None:
+@dataclass(frozen=True)
+class Plain:
+    """A call that it knows: causal, or all keys; `offset` is the column at which the first row
+    stands."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
+    causal: bool
+    offset: int
+
+
+def launch(config: Config, x: Plain, out: Tensor, lse: Tensor, stats: Mapping[str, Tensor]) -> None:
     """Writes the output, the log-sum-exp and the statistics of `NAMES` that are given."""
+    q, k, v = x.q, x.k, x.v
     batch, heads, lq, d = q.shape
     n_kv, lk = k.shape[1:3]
     triton.set_allocator(_scratch)
@@ -69,14 +72,14 @@ def launch(  # noqa: PLR0913
         *out.stride()[:3],
         lq,
         lk,
-        offset,
-        scale * LOG2E,
+        x.offset,
+        x.scale * LOG2E,
         n_kv,
         GROUP=heads // n_kv,
         BM=config.rows,
         BN=config.cols,
         D=d,
-        CAUSAL=causal,
+        CAUSAL=x.causal,
         ENTROPY="entropy" in stats,
         MAX="max" in stats,
         ARGMAX="argmax" in stats,
