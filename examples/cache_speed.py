@@ -2,9 +2,10 @@
 
     python examples/cache_speed.py [--contexts 1024 4096 8192] [--page docs/results.md]
 
-After a text of so many tokens (64 fewer, so that the steps fit) every cache is asked for the same next tokens, in turns, step by
-step, so that what else the machine does meets all alike. A step's ratio is its seconds over those
-of the whole cache in the same turn; the table has the median over steps and the middle half.
+After a text of so many tokens (64 fewer, so that the steps fit) every cache is asked for the same
+next tokens, in turns, step by step, so that what else the machine does meets all alike. A step's
+ratio is its seconds over those of the whole cache in the same turn; the table has the median over
+steps and the middle half.
 """
 
 from __future__ import annotations
