@@ -3,8 +3,8 @@ opt-in autotuning.
 
 The families are compute capabilities with shared memory and tensor cores of their own: 80 (A100),
 89 (Ada, and 8.6), 90 (Hopper), 100 (Blackwell with tcgen05), 120 (Blackwell without). Every row is
-the one with fewest instructions a logit among those that compile without a spill in a hot loop (one
-instruction in a hundred for arg-max beside other statistics), for all flags of its column
+the one with fewest instructions a logit among those that compile without a spill in a hot loop, for
+all flags of its column but arg-max beside other statistics on Hopper, which touches a few
 (`kernels/benchmarks/compiled.py` holds them to it); no GPU has timed them.
 
 `INTERP_AUTOTUNE=1` times every candidate once a process and shape and keeps the fastest; without it
