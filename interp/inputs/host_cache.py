@@ -68,11 +68,11 @@ def bytes_of_keys(model: Model, rows: int, tokens: int) -> int:
     from transformers.cache_utils import DynamicLayer
 
     text = model.module.config.get_text_config(decoder=True)
-    kept = [type(layer) is DynamicLayer for layer in DynamicCache(config=text).layers]
+    layers = DynamicCache(config=text).layers  # fewer where some share another's keys
+    kept = {i for i, layer in enumerate(layers) if type(layer) is DynamicLayer}
     size = next(model.module.parameters()).element_size()
-    each = sum(
-        site.n_kv_heads * site.d_head for site in model.sites if site.is_main and kept[site.layer]
-    )
+    sites = [site for site in model.sites if site.is_main and site.layer in kept]
+    each = sum(site.n_kv_heads * site.d_head for site in sites)
     return 2 * rows * tokens * each * size
 
 

@@ -106,6 +106,23 @@ def test_only_where_there_is_no_room(tapped: Any, moved: list[Any], monkeypatch:
         assert host_cache.host_cache(away, 2, LENGTH) is None
 
 
+def test_layers_that_share_keys_hold_none(tapped: Any, monkeypatch: Any) -> None:
+    """transformers gives such layers no place in the cache, which has fewer layers than the model."""
+    import transformers
+
+    model, _ = tapped("llama")
+    whole = host_cache.bytes_of_keys(model, 1, LENGTH)
+    own = transformers.DynamicCache
+
+    def shorter(**settings: Any) -> Any:
+        made = own(**settings)
+        del made.layers[1:]
+        return made
+
+    monkeypatch.setattr(transformers, "DynamicCache", shorter)
+    assert host_cache.bytes_of_keys(model, 1, LENGTH) == whole // model.n_layers
+
+
 def test_one_forward_keeps_its_keys(tapped: Any, moved: list[Any], monkeypatch: Any) -> None:
     model, _ = tapped("llama")
     monkeypatch.setattr(host_cache, "free", lambda _: 1)
