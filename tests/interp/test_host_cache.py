@@ -107,7 +107,7 @@ def test_only_where_there_is_no_room(tapped: Any, moved: list[Any], monkeypatch:
 
 
 def test_layers_that_share_keys_hold_none(tapped: Any, monkeypatch: Any) -> None:
-    """transformers gives such layers no place in the cache, which has fewer layers than the model."""
+    """transformers gives such layers no place in the cache."""
     import transformers
 
     model, _ = tapped("llama")
