@@ -418,17 +418,24 @@ def caches(model: Any, context: int = 1024, n: int = 16) -> None:
 class DrawnKeys(E.HierarchicalTopk):
     """As many keys as the search finds, drawn at random for each head and block of queries."""
 
-    def _search(self, call: Any, start: int, stop: int) -> torch.Tensor:
-        n = min(call.n_keys, call.mask.q_start + stop - call.mask.k_start)
-        batch, heads = call.query.shape[:2]
-        draw = torch.Generator().manual_seed(call.site.layer * 100_003 + call.mask.q_start + start)
-        order = torch.rand(batch, heads, n, generator=draw).argsort(-1)[..., : self.keep]
-        found = torch.zeros(batch, heads, call.n_keys, dtype=torch.bool)
-        return found.scatter(2, order, True)
+    def _found(self, call: Any, start: int, stop: int, rows: int) -> torch.Tensor:
+        found = []
+        for first in range(start, stop, rows):
+            n = min(call.n_keys, call.mask.q_start + first + rows - call.mask.k_start)
+            draw = torch.Generator().manual_seed(
+                call.site.layer * 100_003 + call.mask.q_start + first
+            )
+            order = torch.rand(*call.query.shape[:2], n, generator=draw).argsort(-1)
+            order = order[..., : self.keep]
+            found.append(torch.nn.functional.pad(order, (0, self.keep - order.shape[-1]), value=-1))
+        return torch.stack(found, 2)
 
 
 class DrawnShards(E.Sharded):
     """As many blocks as each kv head's own, drawn at random."""
+
+    def alone(self, call: Any) -> None:
+        return None
 
     def seen(self, call: Any) -> torch.Tensor:
         rows = call.mask.q_start + torch.arange(call.n_queries)[:, None]

@@ -63,6 +63,12 @@ class CallEdit(ABC):
         """The query rows (start, stop) that `steer` is for; None for all."""
         return None
 
+    def alone(self, call: AttentionCall) -> torch.Tensor | None:
+        """z (batch, heads, queries, d_head) by a way of its own, where no other edit acts on the
+        call and nobody asks for weights; None, as by default, for the common way. The same z up to
+        rounding."""
+        return None
+
     def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         """What another attention gives in place of softmax·v, (batch, queries, heads, d_head).
 
@@ -162,6 +168,9 @@ class BoundEdit(CallEdit, Generic[E]):
 
     def rows(self, call: AttentionCall) -> tuple[int, int] | None:
         return self.edit.rows(call)
+
+    def alone(self, call: AttentionCall) -> torch.Tensor | None:
+        return self.edit.alone(call)
 
     def attend(self, call: AttentionCall, z: torch.Tensor) -> torch.Tensor:
         return self.edit.attend(call, z)

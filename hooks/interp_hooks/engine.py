@@ -123,7 +123,9 @@ def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
     """
     observers, edits, backend = tap.observers, tap.edits, tap.backend
     if call.holder is not None:
-        return held(call, observers, edits, backend)
+        return held(call, tap)
+    if (quick := by_its_own_way(call, tap)) is not None:
+        return quick
     edited = rewritten(call, edits)
     steers = steers_of(
         edited, edits, lambda found, request: _attention(edited, lambda _: request, backend, found)
@@ -155,15 +157,36 @@ def begin(call: AttentionCall, tap: Tap, late: bool = False) -> Attended:
     return Attended(call, edited, z, answers + more, touching, steers if late else [])
 
 
-def held(
-    call: AttentionCall, observers: Sequence[Observer], edits: Sequence[CallEdit], backend: str
-) -> Attended:
+def asking(call: AttentionCall, observers: Sequence[Observer]) -> bool:
+    """Whether someone asks anything of the attention weights."""
+    return call.weights is not None or any(
+        o.question.request(call) or o.question.at(call.site).weights for o in observers
+    )
+
+
+def untold(call: AttentionCall, z: torch.Tensor, tap: Tap) -> Attended:
+    """What came of a call z (batch, heads, queries, d) of which nothing else is known."""
+    none = Result(z, z.new_empty(0))
+    edits = [edit for edit in tap.edits if edit.touches(call)]
+    return Attended(call, call, z.transpose(1, 2), [(o, none) for o in tap.observers], edits, [])
+
+
+def by_its_own_way(call: AttentionCall, tap: Tap) -> Attended | None:
+    """The attention of a call under one edit that has a way of its own, and of which nothing but z
+    is asked; None where that is not so."""
+    touching = [edit for edit in tap.edits if edit.touches(call)]
+    if len(touching) != 1 or asking(call, tap.observers):
+        return None
+    z = touching[0].alone(call)
+    return None if z is None else untold(call, z, tap)
+
+
+def held(call: AttentionCall, tap: Tap) -> Attended:
     """The attention of a call whose cache holds its keys head by head, of which nothing but z can
     be asked. Raises `TapError` for statistics and for edits."""
     assert call.holder is not None
-    asking = [o for o in observers if o.question.request(call) or o.question.at(call.site).weights]
-    touching = [edit for edit in edits if edit.touches(call)]
-    if asking or touching or call.weights is not None:
+    touching = [edit for edit in tap.edits if edit.touches(call)]
+    if touching or asking(call, tap.observers):
         what = "statistics of attention weights"
         if touching:
             edit = getattr(touching[0], "edit", touching[0])
@@ -172,9 +195,7 @@ def held(
             f"This cache holds keys head by head, and {what} would need all of them at "
             f"{call.site.place}; use an ordinary cache (the edit `gate` streams with one)."
         )
-    z = call.holder.attend(call, backend).transpose(1, 2)
-    none = Result(z, z.new_empty(0))
-    return Attended(call, call, z, [(o, none) for o in observers], [], [])
+    return untold(call, call.holder.attend(call, tap.backend), tap)
 
 
 def at_projection(attended: Attended, z: torch.Tensor) -> torch.Tensor:
@@ -241,6 +262,8 @@ def explain_call(call: AttentionCall, tap: Tap) -> str:
     edits, backend = tap.edits, tap.backend
     if not any(edit.touches(call) for edit in edits):
         return ""
+    if by_its_own_way(call, tap) is not None:
+        return "streaming: the keys that blocks of queries list, and no others"
     try:
         edited = rewritten(call, edits)
         steers = steers_of(

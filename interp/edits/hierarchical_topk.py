@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from interp.edits.checks import count
-from interp.edits.layout_edit import LayoutEdit, slots, starts
+from interp.edits.layout_edit import LayoutEdit, Listed, starts
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
+from interp_kernels import tree_search
+from interp_kernels.budget import ranges
 
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
+
+#: a slot before all others
+LOWEST = -(1 << 40)
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ class HierarchicalTopk(LayoutEdit):
         scope: "all", "prefill" or "decode".
 
     Misleads:
-        It computes all of attention and hides what the search would not have found: no time is
-        saved. A step of generation searches for its one query, a prompt for `block_q` together, so
-        that the two differ unless that is 1.
+        On a CPU it takes longer than plain attention up to some 16,000 tokens, and where weights
+        are asked for as long as a mask of everything. A step of generation searches for its one
+        query, a prompt for `block_q` together, so that the two differ unless that is 1.
 
     Raises:
         EditError: sizes below 1 (`sink` below 0); in use, a TransformerLens model, which shows no
@@ -72,61 +78,69 @@ class HierarchicalTopk(LayoutEdit):
                 raise EditError(f"{name} of {self.name} is too small: {getattr(self, name)}.")
 
     def seen(self, call: AttentionCall) -> torch.Tensor:
-        if call.query is None or call.key is None:
+        if call.query is None:
             raise EditError(
                 f"{self.name} needs queries and keys, and TransformerLens shows the weights; load "
                 "the HuggingFace model."
             )
-        rows, keys = slots(call)
-        near = (rows - keys < self.recent) | (
-            (keys >= starts(call)) & (keys < starts(call) + self.sink)
-        )
-        parts = []
-        for start in range(0, call.n_queries, self.block_q):
-            stop = min(start + self.block_q, call.n_queries)
-            found = self._search(call, start, stop)  # (batch, heads, keys)
-            parts.append(found[:, :, None] | near[..., start:stop, :])
-        return torch.cat(parts, 2)
+        shape = (*call.query.shape[:3], call.n_keys)
+        seen = torch.zeros(shape, dtype=torch.bool, device=call.query.device)
+        for start, stop, columns, shown in self.listed(call):
+            rows = seen[:, :, start:stop].unflatten(2, (columns.shape[2], -1))
+            at = columns.clamp(0, call.n_keys - 1)[:, :, :, None]
+            at = at.expand(shape[0], shape[1], -1, rows.shape[3], -1)
+            rows.scatter_reduce_(4, at, shown.expand(at.shape), "amax")
+        return seen
 
-    @torch.no_grad()
-    def _search(self, call: AttentionCall, start: int, stop: int) -> torch.Tensor:
-        """bool (batch, heads, keys): what the queries start:stop find among the keys before the
-        last of them."""
-        assert call.query is not None and call.key is not None
-        query, mask = call.query[:, :, start:stop].float(), call.mask
-        batch, heads = query.shape[:2]
-        # columns that the last of these queries may see
-        n = min(call.n_keys, mask.q_start + stop - mask.k_start)
-        # with a column after the last key, for places that hold none
-        found = torch.zeros(batch, heads, call.n_keys + 1, dtype=torch.bool, device=query.device)
-        k = -(-self.keep // self.block_k)
-        if n <= k * self.block_k:
-            found[..., :n] = True
-            return found[..., :-1]
-        group = heads // call.key.shape[1]
-        edges = torch.arange(k + 1, device=query.device) * n // k
-        low = edges[:-1].expand(batch, heads, -1)
-        high = edges[1:].expand(batch, heads, -1)
-        size = -(-n // k)  # of the largest range: as many rounds in all heads
-        while size > self.block_k:
-            size = -(-size // 2)
-            middle = (low + high + 1) // 2
-            low, high = torch.cat([low, middle], 2), torch.cat([middle, high], 2)
-            # (batch, heads, 2k): the middle key of each half; an empty half is none
-            at = ((low + high) // 2).clamp_max(n - 1)
-            own = at.view(batch, -1, group * at.shape[2])
-            wide = own[..., None].expand(-1, -1, -1, call.key.shape[3])
-            key = call.key.float().gather(2, wide).view(batch, heads, at.shape[2], -1)
-            score = torch.einsum("bhqd,bhkd->bhqk", query, key).amax(2)
-            if mask.keys is not None:
-                real = mask.keys.bool()[:, None].expand(-1, heads, -1).gather(2, at)
-                score = score.masked_fill(~real, -torch.inf)
-            score = score.masked_fill(low >= high, -torch.inf)
-            best = score.topk(k, 2).indices
-            low, high = low.gather(2, best), high.gather(2, best)
-        for offset in range(self.block_k):
-            found.scatter_(2, torch.where(low + offset < high, low + offset, call.n_keys), True)
-        return found[..., :-1]
+    def listed(self, call: AttentionCall, kv_heads: torch.Tensor | None = None) -> Iterator[Listed]:
+        query, size = call.query, self.block_q
+        assert query is not None
+        batch, heads, n_rows, d = query.shape
+        each = batch * heads * d * (2 * self.keep + self.recent + size)
+        whole = n_rows // size
+        runs = [(a * size, b * size, size) for a, b in ranges(whole, each, query.device)]
+        if n_rows > whole * size:
+            runs.append((whole * size, n_rows, n_rows - whole * size))
+        for start, stop, rows in runs:
+            yield self._with_near(call, start, stop, self._found(call, start, stop, rows))
+
+    def _found(self, call: AttentionCall, start: int, stop: int, rows: int) -> torch.Tensor:
+        """(batch, heads, blocks, n): columns that blocks of so many rows find, below 0 for none."""
+        query, key, mask = call.query, call.key, call.mask
+        assert query is not None and key is not None
+        # columns that the last query of each block may see
+        ends = [
+            max(0, min(call.n_keys, mask.q_start + last - mask.k_start))
+            for last in range(start + rows, stop + 1, rows)
+        ]
+        own = query[:, :, start:stop].unflatten(2, (-1, rows))
+        count = -(-self.keep // self.block_k)
+        low, high = tree_search(own, key, ends, count, self.block_k, mask.keys)
+        columns = low[..., None] + torch.arange(self.block_k, device=query.device)
+        return torch.where(columns < high[..., None], columns, -1).flatten(3)
+
+    def _with_near(self, call: AttentionCall, start: int, stop: int, found: torch.Tensor) -> Listed:
+        """The columns found, then the recent ones, then the first; each shown where those after it
+        do not show it already."""
+        device, mask, blocks = found.device, call.mask, found.shape[2]
+        # (blocks, rows, 1): where the rows stand
+        rows = (mask.q_start + torch.arange(start, stop, device=device)).view(blocks, -1, 1)
+        recent = torch.arange(1 - self.recent, rows.shape[1], device=device) + rows[:, 0]
+        first = starts(call)  # (batch or 1, 1, 1, 1)
+        sink = first + torch.arange(self.sink, device=device)
+        batch = max(len(first), len(found))
+        found = torch.where(found < 0, LOWEST, found + mask.k_start)
+        parts = [found, recent, sink]
+        slots = torch.cat([p.expand(batch, found.shape[1], blocks, -1) for p in parts], 3)
+        columns = slots - mask.k_start
+        away = rows - slots[:, :, :, None]  # (batch, heads, blocks, rows, m)
+        kind = torch.arange(slots.shape[3], device=device)
+        is_found = kind < found.shape[3]
+        is_recent = ~is_found & (kind < found.shape[3] + recent.shape[1])
+        of_sink = (slots >= first) & (slots < first + self.sink)
+        shown = torch.where(is_recent, away < self.recent, away >= self.recent) & (away >= 0)
+        there = (columns >= 0) & (columns < call.n_keys) & ~(is_found & of_sink)
+        return Listed(start, stop, columns, shown & there[:, :, :, None])
 
     def route(self, site: Site) -> str:
-        return f"hierarchical_topk: a mask of {self.keep} searched keys a block of queries"
+        return f"hierarchical_topk: {self.keep} searched keys a block of queries"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from interp.edits.checks import count
-from interp.edits.layout_edit import LayoutEdit, slots, starts
+from interp.edits.layout_edit import LayoutEdit, Listed, slots, starts
 from interp.errors import EditError
 from interp_hooks.edit import Scope
 from interp_hooks.heads import Head
@@ -16,6 +17,9 @@ from interp_hooks.heads import Head
 if TYPE_CHECKING:
     from interp_hooks.call import AttentionCall, Site
     from interp_hooks.protocol import Model
+
+#: query rows that list their keys together
+ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,36 @@ class Sharded(LayoutEdit):
         shard = torch.arange(site.n_heads, device=keys.device) * site.n_kv_heads // site.n_heads
         return in_shard(self, rows, keys, starts(call), shard)
 
+    def listed(self, call: AttentionCall, kv_heads: torch.Tensor) -> Iterator[Listed]:
+        mask, device = call.mask, call.value.device
+        first = starts(call)  # (batch or 1, 1, 1, 1)
+        residue = (kv_heads % self.stride)[:, None, None]  # (kv heads, 1, 1)
+        turn = self.block * self.stride  # tokens of which each kv head has a block
+        even = mask.starts is None and mask.keys is None and not mask.k_start
+        for start in range(0, call.n_queries, ROWS):
+            stop = min(start + ROWS, call.n_queries)
+            rows, last = (
+                torch.arange(start, stop, device=device) + mask.q_start,
+                mask.q_start + stop,
+            )
+            tokens = torch.arange(0, last, turn, device=device)[:, None]
+            tokens = (tokens + torch.arange(self.block, device=device)).flatten()
+            # (batch or 1, kv heads, 1, m): slots of the kv head's own blocks, then of recent tokens
+            own = first + tokens + residue * self.block
+            recent = torch.arange(mask.q_start + start + 1 - self.local, last, device=device)
+            slots = torch.cat([own, recent.expand(*own.shape[:3], -1)], 3)
+            # the blocks of whole turns that no row counts as recent are seen by all
+            whole = max(0, mask.q_start + start + 1 - self.local) // turn * self.block
+            seen = whole if even else 0
+            columns, unsure = slots - mask.k_start, slots[..., seen:]
+            away = rows[:, None] - unsure[:, :, :, None]  # (batch or 1, kv heads, 1, rows, n)
+            is_own = torch.arange(seen, slots.shape[3], device=device) < own.shape[3]
+            shown = torch.where(is_own, away >= self.local, away < self.local) & (away >= 0)
+            there = (unsure >= mask.k_start) & (unsure < mask.k_start + call.n_keys)
+            yield Listed(start, stop, columns, shown & there[:, :, :, None])
+
     def route(self, site: Site) -> str:
-        return f"sharded: a mask of {self.local} recent tokens and one block of {self.stride}"
+        return f"sharded: {self.local} recent tokens and one block of {self.stride}"
 
 
 def in_shard(

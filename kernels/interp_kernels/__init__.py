@@ -5,6 +5,8 @@ from .patterns import pattern_statistics, steer_pattern, visible
 from .request import Mask, Received, Request, Result
 from .softplus import softplus_attention
 from .steer import Rule, Steer
+from .streaming.listed_blocks import attend_listed
+from .streaming.tree_search import tree_search
 
 __all__ = [
     "BackendError",
@@ -14,11 +16,13 @@ __all__ = [
     "Result",
     "Rule",
     "Steer",
+    "attend_listed",
     "attention",
     "check_backend",
     "explain",
     "pattern_statistics",
     "steer_pattern",
     "softplus_attention",
+    "tree_search",
     "visible",
 ]

@@ -97,3 +97,73 @@ def test_their_json(tmp_path: Any) -> None:
     edits = [Sharded(stride=2, heads=["L1H0"]), HierarchicalTopk(keep=64, scope="prefill")]
     interp.edits.save(tmp_path / "e.json", edits)
     assert interp.edits.load(tmp_path / "e.json") == edits
+
+
+EDITS = {
+    "shards": lambda heads: Sharded(stride=2, local=5, block=3, heads=heads),
+    "search": lambda heads: HierarchicalTopk(6, 4, 2, 2, 5, heads=heads),
+}
+
+
+@pytest.mark.parametrize("heads", [None, [(0, 1), (1, 0), (1, 3)]])
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_oss", "qwen3"])
+@torch.no_grad()
+def test_lists_of_keys_are_the_mask(
+    tapped: Tapped, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, pads: bool, heads: Any
+) -> None:
+    """Where nobody asks for weights the keys are gathered; z is what the mask gives, and no mask
+    of all queries and keys is made."""
+    model, _ = tapped(name)
+    length, prompt = 75, 70
+    ids, real = tokens(length=length), left_padded(pads, length)
+    edit = EDITS[kind](heads)
+
+    def logits() -> list[torch.Tensor]:
+        found = [model.logits(ids, real)]
+        out = model(input_ids=ids[:, :prompt], attention_mask=real[:, :prompt], use_cache=True)
+        for i in range(prompt, length):
+            out = model(
+                input_ids=ids[:, i : i + 1],
+                attention_mask=real[:, : i + 1],
+                past_key_values=out.past_key_values,
+                use_cache=True,
+            )
+            found.append(out.logits)
+        return found
+
+    with model.edit(edit), model.observe("max", stage="after"):
+        wanted = logits()
+    plain = model.logits(ids, real)
+    calls = []
+
+    def counted(self: Any, call: Any) -> Any:
+        calls.append(call)
+        return whole(self, call)
+
+    whole = type(edit).seen
+    monkeypatch.setattr(type(edit), "seen", counted)
+    with model.edit(edit):
+        found = logits()
+    assert not calls
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
+    assert (found[0] - plain).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_their_way_is_told(pocket: Any) -> None:
+    with pocket.edit(HierarchicalTopk(keep=8, recent=2)):
+        assert "the keys that blocks of queries list" in str(pocket.explain())
+
+
+def test_gradients_take_the_mask(pocket: Any) -> None:
+    ids = torch.arange(20, 60)[None]
+    edit = Sharded(stride=2, local=5, block=3)
+    with torch.no_grad(), pocket.edit(edit):
+        wanted = pocket.logits(ids)
+    with pocket.edit(edit), torch.enable_grad():
+        found = pocket.module(input_ids=ids).logits
+        assert found.grad_fn is not None
+    torch.testing.assert_close(found.detach(), wanted, atol=2e-5, rtol=1e-4)

@@ -1,0 +1,112 @@
+"""Attention to lists of keys, and the search that makes them, against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from interp_kernels import attend_listed, tree_search
+
+
+def definition(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """softmax over the keys seen, in float64; 0 where none is."""
+    group = q.shape[1] // k.shape[1]
+    q, k, v = q.double(), k.double().repeat_interleave(group, 1), v.double()
+    logits = q @ k.mT * q.shape[3] ** -0.5
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(~seen, -math.inf)
+    if sinks is not None:
+        extra = sinks.double()[None, :, None, None].expand(*logits.shape[:3], 1)
+        logits = torch.cat([logits, extra], 3)
+    weights = logits.softmax(3).nan_to_num(0.0)[..., : k.shape[2]]
+    return weights @ v.repeat_interleave(group, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_attention_to_lists(data: st.DataObject) -> None:
+    draw = data.draw
+    batch, kv_heads, group = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 3)),
+    )
+    blocks, rows, n = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 9))
+    d, d_v, m = (
+        draw(st.sampled_from([4, 7])),
+        draw(st.sampled_from([4, 5])),
+        draw(st.integers(1, n)),
+    )
+    heads = kv_heads * group
+    listing = draw(st.sampled_from([heads, kv_heads]))
+    g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    q = torch.randn(batch, heads, blocks * rows, d, generator=g)
+    k, v = (torch.randn(batch, kv_heads, n, e, generator=g) for e in (d, d_v))
+    lists = draw(st.sampled_from([1, batch]))
+    order = torch.rand(lists, listing, blocks, n, generator=g).argsort(3)
+    columns = order[..., :m]
+    masked = draw(st.integers(0, m))
+    shown = torch.rand(batch, listing, blocks, rows, masked, generator=g) < 0.7
+    softcap = draw(st.sampled_from([None, 2.0]))
+    sinks = draw(st.sampled_from([None, torch.randn(heads, generator=g)]))
+    before = torch.ones(batch, listing, blocks, rows, m - masked, dtype=torch.bool)
+    every = torch.cat([before, shown], 4)
+    if m == masked:  # an index below 0 is none
+        gone = torch.rand(columns.shape, generator=g) < 0.2
+        columns = columns.masked_fill(gone, -1)
+        every = every & ~gone[:, :, :, None]
+        shown = every
+    seen = torch.zeros(batch, listing, blocks, rows, n, dtype=torch.bool)
+    at = columns.clamp_min(0)[:, :, :, None].expand(every.shape)
+    seen.scatter_reduce_(4, at, every, "amax")
+    seen = seen.flatten(2, 3).repeat_interleave(heads // listing, 1)
+    found = attend_listed(q, k, v, columns, shown, softcap=softcap, sinks=sinks)
+    torch.testing.assert_close(
+        found.double(), definition(q, k, v, seen, softcap, sinks), atol=2e-5, rtol=1e-4
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=4).map(sorted),
+    st.integers(1, 6), st.integers(1, 4), st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_the_search_by_its_definition(
+    ends: list[int], count: int, size: int, rows: int, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(2, 4, len(ends), rows, 3, generator=g)
+    k = torch.randn(2, 2, 60, 3, generator=g)
+    low, high = tree_search(q, k, ends, count, size)
+    for b in range(2):
+        for h in range(4):
+            for i, end in enumerate(ends):
+                key = k[b, h // 2]
+                ranges = [(j * end // count, (j + 1) * end // count) for j in range(count)]
+                widest = math.ceil(end / count)
+                while widest > size:
+                    widest = math.ceil(widest / 2)
+                    halves = [(a, (a + z + 1) // 2) for a, z in ranges]
+                    halves += [((a + z + 1) // 2, z) for a, z in ranges]
+                    scores = {
+                        (a, z): float((q[b, h, i] @ key[(a + z) // 2]).max())
+                        for a, z in halves
+                        if a < z
+                    }
+                    ranges = sorted(scores, key=lambda one: -scores[one])[:count]
+                wanted = {c for a, z in ranges for c in range(a, z)}
+                found = {
+                    c
+                    for a, z in zip(low[b, h, i].tolist(), high[b, h, i].tolist(), strict=True)
+                    for c in range(a, z)
+                }
+                assert found == wanted
+                if end <= count * size:
+                    assert found == set(range(end))
