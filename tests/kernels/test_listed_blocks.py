@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +111,17 @@ def test_the_search_by_its_definition(
                 assert found == wanted
                 if end <= count * size:
                     assert found == set(range(end))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    q, k = torch.zeros(1, 4, 6, 2), torch.zeros(1, 2, 3, 2)
+    shown = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match="3 heads"):
+        attend_listed(q, k, k, torch.zeros(1, 3, 2, 1, dtype=torch.int64), shown)
+    for blocks in (0, 4):
+        with pytest.raises(ValueError, match="evenly"):
+            attend_listed(q, k, k, torch.zeros(1, 2, blocks, 1, dtype=torch.int64), shown)
+    blocks = q.unflatten(2, (2, 3))
+    for ends, count, size in (([1], 1, 1), ([1, 2], 0, 1), ([1, 2], 1, 0)):
+        with pytest.raises(ValueError, match="an end a block"):
+            tree_search(blocks, k, ends, count, size)

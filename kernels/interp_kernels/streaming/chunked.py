@@ -407,8 +407,11 @@ class _BlockPass:
             prob = self.power(logit) * inverse[..., None]
             self.results.put_topk((index + at.c0).masked_fill_(gone, -1), prob, at)
         if "entropy" in names:
-            # ln(total) = lse − m; t is not needed any more, so the product goes into it.
-            product = row.t.mul_(row.p).sum(-1)
+            # ln(total) = lse − m; t is not needed any more, so a small product goes into it
+            if row.t.numel() > _SMALL:
+                product = torch.einsum("bhnk,bhnk->bhn", row.t, row.p)
+            else:
+                product = row.t.mul_(row.p).sum(-1)
             most = (log_total * share).masked_fill_(row.empty, 0.0)
             put("entropy", most - product * (inverse / self.unit), at)
         self._positions(row, (products, share, inverse), at)

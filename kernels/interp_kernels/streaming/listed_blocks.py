@@ -20,8 +20,7 @@ def attend_listed(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """softmax(q·k)·v over the keys that each block of query rows lists, (batch, heads, queries,
-    d_v).
+    """softmax(q·k)·v over the keys that blocks of query rows list, (batch, heads, queries, d_v).
 
     Keys and values are gathered once a block, some blocks at a time, so that queries · m products
     take the place of queries · keys. A row to which nothing is shown gives 0.
@@ -38,6 +37,9 @@ def attend_listed(
         softcap: logits become softcap·tanh(logits / softcap).
         sinks: (heads,) extra logits without a value.
 
+    Raises:
+        ValueError: lists for other numbers of heads, or blocks that do not share the rows out.
+
     Example:
         >>> q = k = torch.zeros(1, 1, 2, 4)
         >>> v = torch.tensor([[[[1.0], [3.0]]]])
@@ -47,6 +49,12 @@ def attend_listed(
     """
     batch, heads, lq, d = q.shape
     listing, blocks, m = columns.shape[1:]
+    if listing not in (heads, k.shape[1]):
+        raise ValueError(
+            f"columns are of {listing} heads; there are {heads} query and {k.shape[1]} kv heads."
+        )
+    if not blocks or lq % blocks:
+        raise ValueError(f"{blocks} blocks can't share {lq} query rows evenly.")
     rows = lq // blocks
     dtype = compute_dtype(q, k, v)
     group = heads // k.shape[1]

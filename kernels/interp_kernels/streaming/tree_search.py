@@ -36,12 +36,20 @@ def tree_search(
         size: keys of a range that is not halved any more.
         real: (batch, keys) bool: keys that may stand for a range.
 
+    Raises:
+        ValueError: other numbers of blocks, or sizes below 1.
+
     Example:
         >>> k = torch.tensor([0.0, 1, 2, 9, 4, 5, 6, 7]).view(1, 1, 8, 1)
         >>> low, high = tree_search(torch.ones(1, 1, 1, 1, 1), k, [8], count=2, size=1)
         >>> sorted(low.flatten().tolist())
         [3, 7]
     """
+    if len(ends) != q.shape[2] or count < 1 or size < 1:
+        raise ValueError(
+            f"{len(ends)} ends for {q.shape[2]} blocks, {count} ranges of {size} keys: there must "
+            "be an end a block, and a range and a key at least."
+        )
     found = []
     with torch.no_grad():
         for rounds, group in groupby(enumerate(ends), lambda one: _rounds(one[1], count, size)):
