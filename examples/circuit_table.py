@@ -8,7 +8,8 @@ best constant), and constructed models, whose circuits are known head by head an
 Every method runs beside itself on shuffled prompts and beside rankings that know nothing of the
 task. No prompt of a truth is seen by a method; settings are defaults and published presets; nothing
 was tuned here. What is finished is kept in STATE, so that a run that was interrupted goes on; rows
-that --out holds already stay, and are measured anew only where --methods names them.
+that --out holds already (a case, a method, a truth) stay, and are measured anew only where
+--methods names them.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ def cases(state: Path, only: list[str] | None = None, modes: Sequence[str] = MOD
 
 
 def folder_of(case: Case, label: str, state: Path) -> Path:
-    """Where a method's rows on a case are kept."""
-    return state / re.sub(r"[^a-z0-9]+", "-", f"{case.label} {label}".lower())
+    """Where a method's rows on a case, beside its truths, are kept."""
+    truths = " ".join(truth.name for truth in case.truths)
+    return state / re.sub(r"[^a-z0-9]+", "-", f"{case.label} {label} {truths}".lower())
 
 
 def measure(case: Case, label: str, row: Row, n: int, draws: int, state: Path) -> pd.DataFrame:
@@ -151,7 +153,7 @@ def curves(case: Case, method: Any, n: int) -> dict[str, float]:
 
 def naive(case: Case, n: int, state: Path) -> pd.DataFrame:
     """The rankings that know nothing of the task."""
-    folder = state / f"{case.label}-controls"
+    folder = folder_of(case, "controls", state)
     if not (folder / "bench.json").is_file():
         bench(case.model, case.task, {}, list(case.truths), n, truth_prompts=TRUTH_PROMPTS).save(
             folder
@@ -251,22 +253,34 @@ def main() -> None:
     state = Path(options.state)
     before = earlier(options, n=options.n, draws=options.draws)
     given = cases(state, options.cases, options.truths)
-    have = {(row["case"], row["method"]) for row in before.get("rows", [])}
+    have = {key_of(row) for row in before.get("rows", [])}
+
+    def lacking(case: Case, methods: Sequence[str]) -> Case:
+        """The case with those of its truths that some of the methods were not held to."""
+        truths = [
+            t for t in case.truths if any((case.label, m, t.name) not in have for m in methods)
+        ]
+        return replace(case, truths=tuple(truths))
+
     frames = [pd.DataFrame()]
     for case in given:
-        if not have >= {(case.label, name) for name in controls.names()}:
-            frames.append(naive(case, options.n, state))
+        if (some := lacking(case, controls.names())).truths:
+            frames.append(naive(some, options.n, state))
         for label, row in METHODS.items():
-            if options.methods is None and (case.label, label) in have:
+            if options.methods is not None and label not in options.methods:
                 continue
-            there = (folder_of(case, label, state) / "bench.json").is_file()
-            if (options.methods is None or label in options.methods) and (
-                there or not options.kept
-            ):
-                frames.append(measure(case, label, row, options.n, options.draws, state))
+            some = case if options.methods else lacking(case, [label])
+            there = (folder_of(some, label, state) / "bench.json").is_file()
+            if some.truths and (there or not options.kept):
+                frames.append(measure(some, label, row, options.n, options.draws, state))
     measured_here = {k: v for k, v in stamp().items() if k in ("machine", "date")}
     frame = pd.concat(frames, ignore_index=True).assign(**measured_here)
     publish_with(before, given, frame, options)
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What a row is of: case, method, truth."""
+    return row["case"], row["method"], row["truth"]
 
 
 def publish_with(
@@ -274,8 +288,8 @@ def publish_with(
 ) -> None:
     """Writes what was measured, beside the rows of before that it does not have."""
     rows = frame.replace({np.nan: None}).to_dict("records")
-    new = {(row["case"], row["method"]) for row in rows}
-    rows += [r for r in before.get("rows", []) if (r["case"], r["method"]) not in new]
+    new = {key_of(row) for row in rows}
+    rows += [row for row in before.get("rows", []) if key_of(row) not in new]
     methods = [*METHODS, *controls.names()]
     truths = before.get("truths", {})
     for case in given:
