@@ -29,8 +29,15 @@ PACKAGES = {
     "errors": ("interp.errors", "What goes wrong, by type."),
 }
 
-#: shown beside a package's public names: what its functions give
-GIVEN = {"interp": {"Model": "interp.model.Model", "Card": "interp.report.card.Card"}}
+#: shown beside a package's public names: what its functions give, and what these stand on
+GIVEN = {
+    "interp": {
+        "Model": "interp.model.Model",
+        "Card": "interp.report.card.Card",
+        "HeadTable": "interp.results.head_table.HeadTable",
+    },
+    "interp_hooks": {"ModelFacts": "interp_hooks.model_facts.ModelFacts"},
+}
 
 
 def navigation() -> list[str]:
