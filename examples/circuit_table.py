@@ -212,7 +212,8 @@ def render(result: dict[str, Any]) -> str:
     tasks = [c for c in result["cases"] if c in POCKET]
     built = [c for c in result["cases"] if c not in POCKET]
     parts: list[str] = []
-    for mode in result["truths"][tasks[0]] if tasks else ():
+    truths = [result["truths"][task] for task in tasks]
+    for mode in (m for m in (truths[0] if tasks else ()) if all(m in one for one in truths)):
         sizes = ", ".join(f"{t} {result['truths'][t][mode]}" for t in tasks)
         parts += [f"**pocket-llama, heads that matter by {mode}** ({sizes} of 32)", ""]
         parts += [*table(frame, mode, "heads", tasks), ""]
