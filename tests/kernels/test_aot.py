@@ -216,3 +216,16 @@ def test_every_launch_asks_for_fused_multiply_adds() -> None:
                 asked = {one.arg: ast.unparse(one.value) for one in node.keywords}
                 assert asked.get("enable_fp_fusion") == "True", (path.name, name)
     assert launches == 11
+
+
+def test_what_the_documentation_says_of_triton_3_6() -> None:
+    import compiled as module
+
+    found = json.loads((module.RESULTS.parent / "triton_3_6.json").read_text())
+    rows = found["families"]["90"]
+    assert found["triton"].startswith("3.6.") and not [r for r in rows.values() if "error" in r]
+    assert all(row["shared"] <= module.SHARED[90] for row in rows.values())
+    spilling = {name: row["hot_spills"] for name, row in rows.items() if row["hot_spills"]}
+    assert spilling == {"forward all dense bias d256": 2}
+    docs = (FOLDER.parents[1] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert f"all {len(rows)} kernels of sm_90 compile and fit" in docs
