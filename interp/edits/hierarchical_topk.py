@@ -47,6 +47,8 @@ class HierarchicalTopk(LayoutEdit):
         On a CPU it takes longer than plain attention up to some 16,000 tokens, and where weights
         are asked for as long as a mask of everything. A step of generation searches for its one
         query, a prompt for `block_q` together, so that the two differ unless that is 1.
+        Close calls of the search fall as rounding has them, so that logits by lists and by a mask
+        may be some hundredths apart in a deep model.
 
     Raises:
         EditError: sizes below 1 (`sink` below 0); in use, a TransformerLens model, which shows no
