@@ -53,11 +53,14 @@ class LayoutEdit(HeadEdit):
     def alone(self, call: AttentionCall) -> torch.Tensor | None:
         if not self._plain(call):
             return None
+        assert call.query is not None and call.key is not None
+        # lists are gathered from rows that lie side by side: a model's strided ones are copied once
+        call = replace(call, key=call.key.contiguous(), value=call.value.contiguous())
+        assert call.query is not None and call.key is not None
         site, device = call.site, call.value.device
         heads = self.heads_at(site)
         if len(heads) == site.n_heads:
             return self._of_lists(call, torch.arange(site.n_kv_heads, device=device))
-        assert call.query is not None and call.key is not None
         # the others attend to everything; those chosen stand by themselves
         request = Request(lse=False)
         z = attention(call.query, call.key, call.value, **call.settings, request=request).out

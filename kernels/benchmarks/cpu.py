@@ -200,6 +200,14 @@ def profiled(run: Callable[[], Any]) -> dict[str, float]:
     return sums
 
 
+def written(result: dict[str, Any], out: Path | None) -> None:
+    """Prints a result, and writes it where `out` says."""
+    text = json.dumps(result, indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")
+
+
 def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -212,11 +220,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    result = {"long": long_text, "profile": profile, "times": times}[args.what](args)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    written({"long": long_text, "profile": profile, "times": times}[args.what](args), args.out)
 
 
 if __name__ == "__main__":

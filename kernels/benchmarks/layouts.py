@@ -12,7 +12,6 @@ rounds as a ratio to plain attention of the same round, with the lowest and the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu import about
+from cpu import about, written
 
 from interp.edits import HierarchicalTopk, Sharded
 from interp_hooks.call import AttentionCall, Site
@@ -94,11 +93,7 @@ def main() -> None:
     load = round(os.getloadavg()[0], 1)
     shapes = [(n, n) for n in args.lengths] + [(n, 1) for n in args.lengths]
     rows = [measured(n, m, args.runs) for n, m in shapes]
-    result = dict(what="layouts", runs=args.runs, load_before=load, rows=rows, **about())
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    written(dict(what="layouts", runs=args.runs, load_before=load, rows=rows, **about()), args.out)
 
 
 if __name__ == "__main__":
