@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from shapes import Ledger
 
 from interp_kernels import Mask, Received, Request, attention
@@ -68,6 +71,27 @@ def test_windows_and_cached_prefixes_are_cut_into_chunks_that_fit(
         assert (c0, c1) == vis.span(r0, r1)
         assert block.heads * (r1 - r0) * (c1 - c0) <= sizes.budget
     assert len(found) <= 150
+
+
+@given(
+    st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 4)),
+    st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    st.tuples(st.integers(1, 3000), st.integers(1, 12), st.integers(0, 40), st.booleans()),
+)
+def test_any_sizes_cut_every_row_once(
+    heads: tuple[int, int, int], lengths: tuple[int, int], limits: tuple[int, int, int, bool]
+) -> None:
+    """However small the budget: a row a chunk, and more than the least only where they fit."""
+    (batch, kv_heads, group), (lq, lk), (budget, least, more, growing) = heads, lengths, limits
+    sizes = chunk_plan.Sizes(budget, least, least + more, growing)
+    vis = Visibility(Mask(), batch, kv_heads * group, lq, max(lq, lk), torch.device("meta"))
+    blocks, rows = chunk_plan.blocks_of(vis, kv_heads, sizes)
+    assert 1 <= rows <= lq
+    assert sum(block.heads for block in blocks) == batch * kv_heads * group
+    cut = list(islice(chunk_plan.chunks_of(vis, blocks[0].heads, rows, sizes), lq + 1))
+    assert [r for r0, r1, _, _ in cut for r in range(r0, r1)] == list(range(lq))
+    if not growing:
+        assert rows <= least or blocks[0].heads * rows * vis.lk <= budget
 
 
 def on_meta(length: int, request: Request, kv_heads: int = KV_HEADS) -> tuple[Ledger, int]:

@@ -91,8 +91,9 @@ def blocks_of(vis: Visibility, kv_heads: int, sizes: Sizes) -> tuple[list[Block]
         sizes.max_rows,
         lq,
     )
-    if sizes.min_rows < rows < lq:  # products like an even number of rows
-        rows -= rows % 8
+    even = rows - rows % 8  # products like it
+    if sizes.min_rows <= even and rows < lq:
+        rows = even
     blocks = [
         Block(b, min(b + nb, batch), n, min(n + nn, kv_heads), group)
         for b in range(0, batch, nb)
