@@ -173,9 +173,9 @@ def untold(call: AttentionCall, z: torch.Tensor, tap: Tap) -> Attended:
 
 def by_its_own_way(call: AttentionCall, tap: Tap) -> Attended | None:
     """The attention of a call under one edit that has a way of its own, and of which nothing but z
-    is asked; None where that is not so."""
+    is asked; None where that is not so, and where a backend was asked for by name."""
     touching = [edit for edit in tap.edits if edit.touches(call)]
-    if len(touching) != 1 or asking(call, tap.observers):
+    if len(touching) != 1 or tap.backend != "auto" or asking(call, tap.observers):
         return None
     z = touching[0].alone(call)
     return None if z is None else untold(call, z, tap)
@@ -262,9 +262,9 @@ def explain_call(call: AttentionCall, tap: Tap) -> str:
     edits, backend = tap.edits, tap.backend
     if not any(edit.touches(call) for edit in edits):
         return ""
-    if by_its_own_way(call, tap) is not None:
-        return "streaming: the keys that blocks of queries list, and no others"
     try:
+        if by_its_own_way(call, tap) is not None:
+            return "streaming: the keys that blocks of queries list, for the heads of the edit"
         edited = rewritten(call, edits)
         steers = steers_of(
             edited,

@@ -99,26 +99,29 @@ class Sharded(LayoutEdit):
         first = starts(call)  # (batch or 1, 1, 1, 1)
         residue = (kv_heads % self.stride)[:, None, None]  # (kv heads, 1, 1)
         turn = self.block * self.stride  # tokens of which each kv head has a block
+        local = min(self.local, mask.q_start + call.n_queries + 1)  # as good, and an int32
         even = mask.starts is None and mask.keys is None and not mask.k_start
         for start in range(0, call.n_queries, ROWS):
             stop = min(start + ROWS, call.n_queries)
-            rows, last = (
-                torch.arange(start, stop, device=device) + mask.q_start,
-                mask.q_start + stop,
-            )
-            tokens = torch.arange(0, last, turn, device=device)[:, None]
-            tokens = (tokens + torch.arange(self.block, device=device)).flatten()
+            near, last = mask.q_start + start + 1 - local, mask.q_start + stop
+            rows = torch.arange(start, stop, device=device) + mask.q_start
+            # tokens of kv head 0 that the last row does not count as recent; another's are later
+            far = max(0, last - local)
+            n = far // turn * self.block + min(self.block, far % turn)
+            i = torch.arange(n, device=device)
+            tokens = i // self.block * turn + i % self.block
             # (batch or 1, kv heads, 1, m): slots of the kv head's own blocks, then of recent tokens
             own = first + tokens + residue * self.block
-            recent = torch.arange(mask.q_start + start + 1 - self.local, last, device=device)
+            recent = torch.arange(max(near, mask.k_start), last, device=device)
             slots = torch.cat([own, recent.expand(*own.shape[:3], -1)], 3)
             # the blocks of whole turns that no row counts as recent are seen by all
-            whole = max(0, mask.q_start + start + 1 - self.local) // turn * self.block
+            whole = max(0, near) // turn * self.block
             seen = whole if even else 0
             columns, unsure = slots - mask.k_start, slots[..., seen:]
-            away = rows[:, None] - unsure[:, :, :, None]  # (batch or 1, kv heads, 1, rows, n)
+            # (batch or 1, kv heads, 1, rows, n)
+            away = rows.int()[:, None] - unsure.int()[:, :, :, None]
             is_own = torch.arange(seen, slots.shape[3], device=device) < own.shape[3]
-            shown = torch.where(is_own, away >= self.local, away < self.local) & (away >= 0)
+            shown = torch.where(is_own, away >= local, away < local) & (away >= 0)
             there = (unsure >= mask.k_start) & (unsure < mask.k_start + call.n_keys)
             yield Listed(start, stop, columns, shown & there[:, :, :, None])
 

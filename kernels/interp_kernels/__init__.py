@@ -5,11 +5,12 @@ from .patterns import pattern_statistics, steer_pattern, visible
 from .request import Mask, Received, Request, Result
 from .softplus import softplus_attention
 from .steer import Rule, Steer
-from .streaming.listed_blocks import attend_listed
+from .streaming.listed_blocks import KeyLists, attend_listed
 from .streaming.tree_search import tree_search
 
 __all__ = [
     "BackendError",
+    "KeyLists",
     "Mask",
     "Received",
     "Request",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,15 @@ import pytest
 import tiny
 import torch
 from prompts import left_padded, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import interp
-from interp.edits import HierarchicalTopk, Sharded
+from interp.edits import HierarchicalTopk, Sharded, layout_edit
+from interp.edits.layout_edit import LayoutEdit
 from interp.errors import EditError
 from interp_hooks import HookedModel
+from interp_hooks.call import AttentionCall, Site
+from interp_kernels import Mask, attention
 
 Tapped = Callable[[str], tuple[HookedModel, Any]]
 
@@ -99,12 +104,19 @@ def test_their_json(tmp_path: Any) -> None:
     assert interp.edits.load(tmp_path / "e.json") == edits
 
 
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short calls too are answered by lists."""
+    monkeypatch.setattr(layout_edit, "SHORT", 0)
+
+
 EDITS = {
     "shards": lambda heads: Sharded(stride=2, local=5, block=3, heads=heads),
     "search": lambda heads: HierarchicalTopk(6, 4, 2, 2, 5, heads=heads),
 }
 
 
+@pytest.mark.usefixtures("lists")
 @pytest.mark.parametrize("heads", [None, [(0, 1), (1, 0), (1, 3)]])
 @pytest.mark.parametrize("pads", [False, True])
 @pytest.mark.parametrize("kind", EDITS)
@@ -152,12 +164,148 @@ def test_lists_of_keys_are_the_mask(
     assert (found[0] - plain).abs().max() > 1e-3
 
 
+def call_of(queries: int, keys: int, mask: Mask | None = None) -> AttentionCall:
+    """A call of four query and two kv heads, of random tensors."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, n, 8, generator=draw)
+        for heads, n in ((4, queries), (2, keys), (2, keys))
+    )
+    site = Site("", 0, "self", "", 4, 2, 8)
+    return AttentionCall(site, q, k, v, mask or Mask(q_start=keys - queries), 8**-0.5)
+
+
+def by_mask(edit: Any, call: AttentionCall) -> torch.Tensor:
+    call = edit.before(call)
+    return attention(call.query, call.key, call.value, **call.settings).out
+
+
+@pytest.mark.usefixtures("lists")
+@pytest.mark.parametrize(
+    "edit",
+    [
+        Sharded(stride=2, local=10**12),
+        Sharded(stride=2, local=3, block=10**12),
+        Sharded(stride=10**6, local=3, block=10**6),
+        Sharded(stride=2, local=90, block=7),
+        HierarchicalTopk(keep=10**12),
+        HierarchicalTopk(keep=10**12, block_k=10**12),
+        HierarchicalTopk(keep=6, recent=10**12),
+        HierarchicalTopk(keep=6, recent=2, sink=10**12),
+        HierarchicalTopk(keep=6, block_q=10**12, recent=2),
+        HierarchicalTopk(keep=6, block_q=70, recent=2, sink=1),
+        HierarchicalTopk(keep=9, block_q=90, block_k=2, recent=130, sink=3),
+    ],
+)
+@pytest.mark.parametrize("queries", [1, 150])
+@torch.no_grad()
+def test_lists_are_no_longer_than_the_context(edit: Any, queries: int) -> None:
+    """However large the sizes are: no more columns than there are keys, but for those of 64 queries
+    that list together and those that are listed twice; and z is the mask's."""
+    call = call_of(queries, 150)
+    kv_heads = torch.arange(2)
+    each = list(edit.listed(call, kv_heads))
+    assert [r for part in each for r in range(part.start, part.stop)] == list(range(queries))
+    for part in each:
+        assert part.columns.shape[3] <= 3 * 150 + 64
+        assert (part.stop - part.start) // part.columns.shape[2] <= 64
+    found = edit.alone(call)
+    torch.testing.assert_close(found, by_mask(edit, call), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("lists")
+@pytest.mark.parametrize("kind", EDITS)
+@torch.no_grad()
+def test_what_a_mask_shows_of_later_tokens_stays(kind: str) -> None:
+    """An image or a prefix that sees itself whole: the layout hides none of its later tokens."""
+    shown = torch.ones(24, 24, dtype=torch.bool).tril()
+    shown[4:19, 4:19] = True
+    call = call_of(24, 24, Mask(causal=False, dense=shown))
+    edit = EDITS[kind](None)
+    later = torch.ones(24, 24, dtype=torch.bool).triu(1)
+    assert edit.seen(call)[..., later].all()
+    hidden = edit.before(call).mask.dense
+    assert (hidden & later).sum() == (shown & later).sum() * hidden.shape[0] * hidden.shape[1]
+    assert edit.alone(call) is None
+
+
+class Reductions(TorchDispatchMode):
+    """The dtypes into which values are scattered and reduced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "scatter_reduce" in func.name():
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_its_mask_can_be_made_on_a_gpu() -> None:
+    """PyTorch reduces no bools there."""
+    with Reductions() as seen:
+        EDITS["search"](None).seen(call_of(24, 24))
+    assert seen.dtypes == {torch.uint8}
+
+
+@pytest.mark.usefixtures("lists")
+@torch.no_grad()
+def test_a_backend_that_is_named_is_used(pocket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.arange(20, 60)[None]
+    edit = Sharded(stride=2, local=5, block=3)
+    with pocket.edit(edit):
+        wanted = pocket.logits(ids)
+    monkeypatch.setattr(pocket, "backend", "reference")
+    with monkeypatch.context() as patch, pocket.edit(edit):
+        patch.setattr(Sharded, "alone", None)
+        torch.testing.assert_close(pocket.logits(ids), wanted, atol=2e-5, rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class Nothing(Sharded):
+    """Another mask, the same lists."""
+
+    name = "nothing_seen"
+
+    def before(self, call: AttentionCall) -> AttentionCall:
+        return super().before(replace(call, value=call.value * 0))
+
+
+@dataclass(frozen=True)
+class FirstKey(LayoutEdit):
+    """A mask alone."""
+
+    heads: tuple[Any, ...] | None = None
+    scope: Any = "all"
+    name = "first_key"
+
+    def seen(self, call: AttentionCall) -> torch.Tensor:
+        return torch.arange(call.n_keys).expand(1, 1, call.n_queries, -1) == 0
+
+
+@pytest.mark.usefixtures("lists")
+@torch.no_grad()
+def test_layouts_of_ones_own() -> None:
+    """One that changes the mask alone, or has no lists, is asked for the mask."""
+    call = call_of(24, 24)
+    assert Nothing(stride=2).alone(call) is None
+    assert FirstKey().alone(call) is None
+    first = call.value[:, :, :1].repeat_interleave(2, 1).expand(-1, -1, 24, -1)
+    torch.testing.assert_close(by_mask(FirstKey(), call), first)
+
+
+@pytest.mark.usefixtures("lists")
 @torch.no_grad()
 def test_their_way_is_told(pocket: Any) -> None:
     with pocket.edit(HierarchicalTopk(keep=8, recent=2)):
         assert "the keys that blocks of queries list" in str(pocket.explain())
+        layout_edit.SHORT = 1024
+        assert "the keys that blocks of queries list" not in str(pocket.explain())
 
 
+@pytest.mark.usefixtures("lists")
 def test_gradients_take_the_mask(pocket: Any) -> None:
     ids = torch.arange(20, 60)[None]
     edit = Sharded(stride=2, local=5, block=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,29 @@ from ..budget import ranges
 from ..masking import FLOOR, INVISIBLE, compute_dtype
 
 
+class KeyLists(NamedTuple):
+    """The keys that blocks of query rows read; query heads in order share the lists evenly.
+
+    columns (batch or 1, lists, blocks, m): int key columns, in any order. shown: bool that
+    broadcasts to (batch, lists, blocks, rows, n): the row sees the column, of the last n ≤ m; it
+    sees all before these. Of a column that is listed twice one must be hidden; one outside the keys
+    is hidden by itself among the last n. kv_heads (lists,): the kv head that each list reads; by
+    default there is a list a kv head, or one a query head.
+
+    Example:
+        >>> KeyLists(torch.zeros(1, 1, 2, 3, dtype=torch.int64), torch.tensor(True)).kv_heads
+    """
+
+    columns: Tensor
+    shown: Tensor
+    kv_heads: Tensor | None = None
+
+
 def attend_listed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    columns: Tensor,
-    shown: Tensor,
+    lists: KeyLists,
     *,
     scale: float | None = None,
     softcap: float | None = None,
@@ -29,50 +48,43 @@ def attend_listed(
         q: queries (batch, heads, blocks · rows, d).
         k: keys (batch, kv_heads, keys, d).
         v: values (batch, kv_heads, keys, d_v).
-        columns: (batch or 1, heads or kv_heads, blocks, m) int key columns, in any order.
-        shown: bool that broadcasts to (batch, columns' heads, blocks, rows, n): the row sees the
-            column, of the last n ≤ m; it sees all before these. Of a column that is listed twice,
-            one must be hidden.
+        lists: the keys that each block reads.
         scale: of the logits; default d^−½.
         softcap: logits become softcap·tanh(logits / softcap).
         sinks: (heads,) extra logits without a value.
 
     Raises:
-        ValueError: lists for other numbers of heads, or blocks that do not share the rows out.
+        ValueError: lists for other numbers of heads, blocks that do not share the rows out, or a
+            gradient of q, k or v is wanted, which this does not have.
 
     Example:
         >>> q = k = torch.zeros(1, 1, 2, 4)
         >>> v = torch.tensor([[[[1.0], [3.0]]]])
         >>> columns = torch.tensor([[[[1], [0]]]])  # two blocks of a row each
-        >>> attend_listed(q, k, v, columns, torch.ones(1, 1, 2, 1, 1, dtype=torch.bool)).flatten()
+        >>> attend_listed(q, k, v, KeyLists(columns, torch.ones(1, 1, 2, 1, 1).bool())).flatten()
         tensor([3., 1.])
     """
     batch, heads, lq, d = q.shape
+    columns, shown = lists.columns, lists.shown
     listing, blocks, m = columns.shape[1:]
-    if listing not in (heads, k.shape[1]):
-        raise ValueError(
-            f"columns are of {listing} heads; there are {heads} query and {k.shape[1]} kv heads."
-        )
-    if not blocks or lq % blocks:
-        raise ValueError(f"{blocks} blocks can't share {lq} query rows evenly.")
-    rows = lq // blocks
-    dtype = compute_dtype(q, k, v)
-    group = heads // k.shape[1]
-    if listing == heads:
-        # a list a query head: each reads its kv head by itself
-        of = torch.arange(heads, device=q.device) // group
-    else:
-        of = torch.arange(listing, device=q.device)
+    of = _read(lists, heads, k.shape[1])
+    _check(q, k, v, lists)
+    out = v.new_zeros(batch, heads, lq, v.shape[3])
+    if not out.numel() or not m or not k.shape[2]:
+        return out
+    dtype, rows = compute_dtype(q, k, v), lq // blocks
     scale = d**-0.5 if scale is None else scale
     # query heads that share a list stand side by side as rows: keys are gathered once for all
     mine = heads // listing
-    grouped = q.view(batch, listing, mine, blocks, rows, d)
-    masked = shown.shape[-1]
-    hidden = ~shown.expand(*shown.shape[:2], blocks, rows, masked)
+    grouped = q.reshape(batch, listing, mine, blocks, rows, d)
+    parts = out.view(batch, listing, mine, blocks, rows, -1)
+    masked = shown.shape[-1] if shown.ndim else m
+    unsure = columns[..., m - masked :]
+    inside = ((unsure >= 0) & (unsure < k.shape[2]))[:, :, :, None]
+    hidden = ~(shown & inside).expand(-1, -1, -1, rows, -1)
     sink = None if sinks is None else sinks.to(dtype).view(1, listing, mine, 1, 1, 1)
-    out = v.new_empty(batch, listing, mine, blocks, rows, v.shape[3])
     for a, b in ranges(blocks, batch * listing * m * max(d, v.shape[3]), q.device):
-        at = columns[:, :, a:b].clamp(0, max(0, k.shape[2] - 1)).expand(batch, -1, -1, -1)
+        at = columns[:, :, a:b].clamp(0, k.shape[2] - 1).expand(batch, -1, -1, -1)
         keys, values = gathered(k, at, of, dtype), gathered(v, at, of, dtype)
         queries = grouped[:, :, :, a:b].transpose(2, 3).to(dtype) * scale
         # (batch · lists · blocks, query heads · rows, m)
@@ -90,14 +102,49 @@ def attend_listed(
             total = total + (sink.transpose(2, 3) - top).exp()
         z = torch.bmm(p.view(-1, mine * rows, m), values.flatten(0, 2))
         z = z.view(*p.shape[:-1], -1) / torch.where(total > 0, total, 1)
-        out[:, :, :, a:b] = z.transpose(2, 3).to(v.dtype)
-    return out.view(batch, heads, lq, -1)
+        parts[:, :, :, a:b] = z.transpose(2, 3).to(v.dtype)
+    return out
+
+
+def _read(lists: KeyLists, heads: int, kv_heads: int) -> Tensor:
+    """(lists,): the kv head that each list reads."""
+    listing, device = lists.columns.shape[1], lists.columns.device
+    if lists.kv_heads is not None:
+        fits = len(lists.kv_heads) == listing and heads % listing == 0
+    else:
+        fits = listing in (heads, kv_heads) and heads % kv_heads == 0
+    if not fits:
+        raise ValueError(
+            f"columns are of {listing} heads; there are {heads} query and {kv_heads} kv heads."
+        )
+    if lists.kv_heads is not None:
+        return lists.kv_heads
+    return torch.arange(listing, device=device) // (listing // kv_heads)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, lists: KeyLists) -> None:
+    blocks, lq = lists.columns.shape[2], q.shape[2]
+    if lq and (not blocks or lq % blocks):
+        raise ValueError(f"{blocks} blocks can't share {lq} query rows evenly.")
+    m, masked = lists.columns.shape[3], lists.shown.shape[-1:]
+    if any(n > m for n in masked):
+        raise ValueError(f"shown tells of {masked[0]} columns, and {m} are listed.")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise ValueError("attention to lists has no gradient of q, k or v; hide keys by a mask.")
 
 
 def gathered(x: Tensor, at: Tensor, of: Tensor, dtype: torch.dtype) -> Tensor:
     """(batch, lists, blocks, m, d): rows `at` (batch, lists, blocks, m) of the heads `of`; whole
     rows are copied, which gather would do element by element."""
-    batch, heads, n, d = x.shape
-    start = (torch.arange(batch, device=x.device)[:, None] * heads + of) * n
-    flat = (at + start[:, :, None, None]).flatten()
-    return x.reshape(-1, d).index_select(0, flat).to(dtype).view(*at.shape, d)
+    batch, _, n, d = x.shape
+    steps = x.stride()[:3]
+    if x.stride(3) != 1 or any(step % d for step in steps):
+        x = x.contiguous()
+        steps = x.stride()[:3]
+    # rows of d elements in memory, wherever they stand: a cache's or a projection's are not copied
+    by_batch, by_head, by_key = (step // d for step in steps)
+    last = (batch - 1) * by_batch + (x.shape[1] - 1) * by_head + (n - 1) * by_key
+    lines = x.as_strided((last + 1, d), (d, 1))
+    start = torch.arange(batch, device=x.device)[:, None] * by_batch + of * by_head
+    flat = (at * by_key + start[:, :, None, None]).flatten()
+    return lines.index_select(0, flat).to(dtype).view(*at.shape, d)

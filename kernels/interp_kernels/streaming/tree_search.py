@@ -19,6 +19,7 @@ def tree_search(
     count: int,
     size: int,
     real: Tensor | None = None,
+    kv_heads: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ranges of at most `size` keys that blocks of query rows find: their first columns, and
     those after their last, (batch, heads, blocks, count) each.
@@ -35,9 +36,10 @@ def tree_search(
         count: ranges that go on.
         size: keys of a range that is not halved any more.
         real: (batch, keys) bool: keys that may stand for a range.
+        kv_heads: (heads,) the kv head that each query head reads; default groups of equal size.
 
     Raises:
-        ValueError: other numbers of blocks, or sizes below 1.
+        ValueError: other numbers of blocks or heads, ends outside the keys, or sizes below 1.
 
     Example:
         >>> k = torch.tensor([0.0, 1, 2, 9, 4, 5, 6, 7]).view(1, 1, 8, 1)
@@ -50,12 +52,23 @@ def tree_search(
             f"{len(ends)} ends for {q.shape[2]} blocks, {count} ranges of {size} keys: there must "
             "be an end a block, and a range and a key at least."
         )
+    if any(not 0 <= end <= k.shape[2] for end in ends):
+        raise ValueError(f"a block ends among the {k.shape[2]} keys, not at {list(ends)}.")
+    heads = q.shape[1]
+    if kv_heads is None:
+        if heads % k.shape[1]:
+            raise ValueError(f"{k.shape[1]} kv heads can't be shared by {heads} query heads.")
+        kv_heads = torch.arange(heads, device=q.device) // (heads // k.shape[1])
     found = []
     with torch.no_grad():
         for rounds, group in groupby(enumerate(ends), lambda one: _rounds(one[1], count, size)):
             blocks = [block for block, _ in group]
             some = slice(blocks[0], blocks[-1] + 1)
-            found.append(_search(q[:, :, some], k, ends[some], (count, rounds), real))
+            plan = (count, rounds)
+            found.append(_search(q[:, :, some], k, ends[some], plan, real, kv_heads))
+    if not found:
+        none = torch.zeros(*q.shape[:3], count, dtype=torch.int64, device=q.device)
+        return none, none
     low, high = (torch.cat(part, 2) for part in zip(*found, strict=True))
     return low, high
 
@@ -68,13 +81,17 @@ def _rounds(end: int, count: int, size: int) -> int:
 
 
 def _search(
-    q: Tensor, k: Tensor, ends: Sequence[int], plan: tuple[int, int], real: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    ends: Sequence[int],
+    plan: tuple[int, int],
+    real: Tensor | None,
+    of: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The search of blocks that take as many rounds; plan: (ranges, rounds)."""
     batch, heads, _, rows, d = q.shape
     (count, rounds), dtype, device = plan, compute_dtype(q, k), q.device
     queries = q.reshape(-1, rows, d).to(dtype)
-    of = torch.arange(heads, device=device) // (heads // k.shape[1])
     end = torch.tensor(ends, device=device)[:, None]  # (blocks, 1)
     edges = torch.arange(count + 1, device=device) * end // count
     low = edges[:, :-1].expand(batch, heads, -1, -1)
