@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loose import forward, reference_attention
 
-from interp_kernels import Mask, Request
+from interp_kernels import Mask, Request, Steer, attention
 from interp_kernels.fused import configs, specialised
 from interp_kernels.fused import forward as forward_module
 
@@ -103,10 +103,68 @@ def test_the_table_does_not_take_it_unmeasured(monkeypatch: pytest.MonkeyPatch) 
 
     def tried(**more: Any) -> bool:
         x = forward_module._Arguments(**(settings | more))
-        return any(c.specialised for c in forward_module._candidates(x))
+        plain = forward_module._plain(x)
+        known = specialised.serves(x.q, x.k, x.v, x.names, not plain)
+        return any(c.specialised for c in forward_module._candidates(x, known))
 
     assert tried() and tried(names="entropy")
     assert not tried(window=9) and not tried(keep=torch.ones(1, 1, 40)) and not tried(sinks=q)
     assert not tried(names="group_mass")
     monkeypatch.setattr(configs, "capability", lambda _: (10, 0))
     assert not tried()
+
+
+def test_what_a_plain_call_won_is_no_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autotuning on a Hopper where the specialised kernel is the fastest: calls of the same shapes
+    that hide keys, change logits or have sinks go by another."""
+    import triton.testing
+
+    common = configs.Config(32, 32, 1, 1)
+
+    def bench(run: Any, **_: Any) -> float:
+        run()
+        return 0.5 if run.__defaults__[0].specialised else 1.0
+
+    monkeypatch.setenv("INTERP_AUTOTUNE", "1")
+    monkeypatch.setattr(configs, "INTERPRETED", False)
+    monkeypatch.setattr(configs, "capability", lambda _: (9, 0))
+    monkeypatch.setattr(configs, "forward", lambda *_: common)
+    monkeypatch.setattr(configs, "CANDIDATES", (common,))
+    monkeypatch.setattr(configs, "SPECIALISED", (SMALL,))
+    monkeypatch.setattr(configs, "_FASTEST", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(triton.testing, "do_bench", bench)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 64, 2, 64, generator=generator).bfloat16().transpose(1, 2) for _ in range(3)
+    )
+    padded = torch.arange(64)[None] >= 20
+    calls: list[dict[str, Any]] = [
+        {},
+        dict(mask=Mask(keys=padded)),
+        dict(steer=Steer(temper=torch.full((1, 2, 1), 3.0))),
+        dict(steer=Steer(bias=torch.randn(1, 2, 64, generator=generator))),
+        dict(sinks=torch.full((2,), 3.0)),
+    ]
+    for settings in calls:
+        settings |= dict(scale=0.3, request=Request(names=frozenset({"entropy"})))
+        got = attention(q, k, v, backend="triton", **settings)
+        want = reference_attention(q.double(), k.double(), v.double(), **settings)
+        torch.testing.assert_close(got.out.double(), want.out, atol=3e-2, rtol=3e-2)
+    assert [c.specialised for c in configs._FASTEST.values()].count(True) == 1
+
+
+def test_the_allocator_stays_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton.runtime._allocation as allocation
+
+    def mine(size: int, alignment: int, stream: int | None) -> Any:
+        raise AssertionError
+
+    before = allocation._allocator.get()
+    allocation._allocator.set(mine)
+    try:
+        q, k, v = tensors()
+        forward(q, k, v)
+        assert allocation._allocator.get() is mine
+    finally:
+        allocation._allocator.set(before)

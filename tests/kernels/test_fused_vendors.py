@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from interp_kernels import Mask, Rule, Steer, attention, explain
+from interp_kernels import Mask, Received, Request, Rule, Steer, attention, explain
 from interp_kernels.fused import vendor_flex, vendor_states
 from interp_kernels.fused.vendor_states import Vendor, cudnn_guard
 
@@ -254,3 +255,102 @@ def test_flash_attention_4_is_for_long_texts_on_its_own_gpus() -> None:
     assert "compilation" in vendor_flex.of_machine((9, 0), 4096, True)
     x = torch.zeros(1, 2, 8, 16)
     assert "cpu" in vendor_flex.refuses(x, x, x, True)
+
+
+@pytest.mark.parametrize(
+    "lq, lk", [(1, 1), (127, 128), (128, 128), (203, 203), (700, 300), (300, 700), (641, 642)]
+)
+def test_the_mask_of_flex_attention_is_made_by_blocks(lq: int, lk: int) -> None:
+    """PyTorch's own, which looks at every query and key."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    own = create_block_mask(lambda b, h, i, j: i >= j, None, None, lq, lk, device="cpu")
+    found = vendor_flex._causal(lq, lk, CPU)
+    assert (own.shape, own.BLOCK_SIZE) == (found.shape, found.BLOCK_SIZE)
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        counts = getattr(own, f"{kind}_num_blocks")
+        assert torch.equal(getattr(found, f"{kind}_num_blocks"), counts)
+        for row, n in enumerate(counts.flatten().tolist()):
+            each = (getattr(one, f"{kind}_indices")[0, 0, row, :n] for one in (own, found))
+            first, second = (sorted(one.tolist()) for one in each)
+            assert first == second
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            self.elements = max(self.elements, one.numel() if isinstance(one, Tensor) else 0)
+        return out
+
+
+def test_the_mask_of_a_long_text_is_small() -> None:
+    """A few numbers a block, where queries · keys are 268 million."""
+    with Largest() as largest:
+        vendor_flex._causal.__wrapped__(16_384, 16_384, CPU)
+    assert largest.elements <= 4 * 128 * 128
+
+
+def test_what_a_compiler_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's limit of graphs is no RuntimeError."""
+
+    class Limit(Exception):
+        pass
+
+    def raises(*_: Any, **__: Any) -> Any:
+        raise Limit("too many graphs")
+
+    monkeypatch.setattr(vendor_flex, "_attention", lambda _: raises)
+    q, k, v = tensors(16, 16)
+    with pytest.raises(RuntimeError, match="too many graphs"):
+        vendor_flex.call(q, k, v, True, 0.3)
+
+
+def test_a_vendor_that_gives_up_later_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is refused after all is our own kernel's; memory that is out is told."""
+    made = Emulated(False)
+    use(monkeypatch, made)
+    monkeypatch.setattr(vendor_states, "SHORT", 12)
+    monkeypatch.setattr(vendor_states, "FEW_ROWS", 4)
+    vendor_states._warn.cache_clear()
+    q, k, v = tensors(41, 41)
+    same(q, k, v)
+    assert made.called[-1] == (41, 41, True)
+
+    def fails(error: Exception) -> Any:
+        def fault(s: Tensor, causal: bool) -> Tensor:
+            raise error
+
+        return fault
+
+    made.fault = fails(RuntimeError("no plan found"))
+    with pytest.warns(UserWarning, match="no plan found"):
+        same(q, k, v)
+    made.fault = fails(torch.OutOfMemoryError("out"))
+    with pytest.raises(torch.OutOfMemoryError):
+        attention(q, k, v, backend="triton")
+
+
+@pytest.mark.parametrize("steer", [None, Steer(spans=((3, 9, 1),), rule=ACT)])
+def test_no_output_wanted_is_no_other_route(vendor: Emulated, steer: Steer | None) -> None:
+    q, k, v = tensors(64, 64, 32)
+    said = {
+        explain(
+            q, k, v, steer=steer, backend="triton",
+            request=Request(received={"x": Received()}, out=out),
+        )
+        for out in (True, False)
+    }  # fmt: skip
+    assert len(said) == 1 and "vendor 0" in said.pop()
+    whole, bare = (
+        attention(
+            q, k, v, steer=steer, backend="triton",
+            request=Request(received={"x": Received()}, out=out),
+        ).stats["received:x"]
+        for out in (True, False)
+    )  # fmt: skip
+    torch.testing.assert_close(whole, bare, atol=1e-4, rtol=1e-3)

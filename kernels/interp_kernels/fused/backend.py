@@ -99,11 +99,10 @@ def _why_not_tensors(call: Call) -> str:
 
 
 def ready(call: Call) -> Call:
-    """The call with its edit on the device of its queries, and of V only what is wanted."""
+    """The call with its edit on the device of its queries."""
     if len(call.steers) > 1:
         raise ValueError("The kernels take edits that fuse into one; `why_not` says so.")
-    v = call.v if call.request.out else call.v[..., :LEAST_VALUES]
-    return replace(call, v=v, steers=tuple(one.to(call.q.device) for one in call.steers))
+    return replace(call, steers=tuple(one.to(call.q.device) for one in call.steers))
 
 
 def _decodes(call: Call) -> bool:
@@ -173,6 +172,8 @@ def attention(call: Call) -> Result:
 
 def _attention(call: Call) -> Result:
     route, request, steer = choose(call), call.request, call.steer
+    if not request.out and route.kind not in ("vendor", "spans"):  # which take whole heads
+        call = replace(call, v=call.v[..., :LEAST_VALUES])
     if route.kind == "decode":
         topk, scores = asked_of_decode(call)
         with torch.no_grad():

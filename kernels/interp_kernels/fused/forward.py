@@ -179,10 +179,13 @@ def _work(x: _Arguments) -> int:
     return configs.DRESSED if _dressed(x) else configs.PLAIN
 
 
-def _candidates(x: _Arguments) -> tuple[Config, ...]:
-    """What autotuning tries."""
-    dressed = _dressed(x) or any(one is not None for one in (x.keep, x.real, x.sinks))
-    known = specialised.serves(x.q, x.k, x.v, x.names, dressed)
+def _plain(x: _Arguments) -> bool:
+    """Whether causality is all that is asked of the mask, and nothing of the logits."""
+    return not _dressed(x) and all(one is None for one in (x.keep, x.real, x.sinks))
+
+
+def _candidates(x: _Arguments, known: bool) -> tuple[Config, ...]:
+    """What autotuning tries; known: to the specialised kernel."""
     hopper = configs.family(x.q.device) == 90
     return configs.CANDIDATES + (configs.SPECIALISED if known and hopper else ())
 
@@ -202,6 +205,8 @@ def _forward(*values: Any) -> list[Tensor]:
 
     def launch(config: Config) -> None:
         if config.specialised:
+            if not _plain(x):
+                raise ValueError("The specialised kernel knows causality alone.")
             plain = specialised.Plain(q, k, v, x.scale, x.causal, x.offset)
             specialised.launch(config, plain, out, lse, stats)
             return
@@ -290,8 +295,10 @@ def _forward(*values: Any) -> list[Tensor]:
     with device_of(q):
         also = "biased" if dense_kind(x.dense) == 2 else "" if x.keep is None else "hidden"
         default = configs.forward(max(d, d_v), q.dtype, _work(x), q.device, also)
+        known = specialised.serves(q, k, v, x.names, not _plain(x))
         key = (
             "forward",
+            known,
             q.shape,
             k.shape,
             d_v,
@@ -303,7 +310,7 @@ def _forward(*values: Any) -> list[Tensor]:
             x.dense is None,
             q.device,
         )
-        launch(configs.tuned(key, default, _candidates(x), launch))
+        launch(configs.tuned(key, default, _candidates(x, known), launch))
     return made
 
 

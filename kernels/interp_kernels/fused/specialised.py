@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,13 @@ class Plain:
 
 def launch(config: Config, x: Plain, out: Tensor, lse: Tensor, stats: Mapping[str, Tensor]) -> None:
     """Writes the output, the log-sum-exp and the statistics of `NAMES` that are given."""
+    # Triton's allocator is the context's: what others set stays theirs
+    copy_context().run(_launch, config, x, out, lse, stats)
+
+
+def _launch(
+    config: Config, x: Plain, out: Tensor, lse: Tensor, stats: Mapping[str, Tensor]
+) -> None:
     q, k, v = x.q, x.k, x.v
     batch, heads, lq, d = q.shape
     n_kv, lk = k.shape[1:3]

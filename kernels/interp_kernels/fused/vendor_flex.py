@@ -15,6 +15,10 @@ from torch import Tensor
 
 #: The fewest queries that are worth a compilation.
 LONG = 16_384
+#: Graphs that PyTorch may keep of it.
+GRAPHS = 256
+#: Rows and columns of a block of its mask.
+BLOCK = 128
 #: Capabilities (major) that FlashAttention 4 is made for.
 MAJORS = (9, 10)
 
@@ -53,16 +57,24 @@ def call(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[T
 
     mask = _causal(q.shape[2], k.shape[2], q.device) if causal else None
     options: dict[str, Any] = dict(kernel_options={"BACKEND": "FLASH"}) if q.is_cuda else {}
-    out, aux = _attention(q.device.type)(
-        q,
-        k,
-        v,
-        block_mask=mask,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=AuxRequest(lse=True),
-        **options,
-    )
+    run = _attention(q.device.type)
+    try:
+        # each head dimension, grouping, scale and kind of lengths is a graph of its own
+        with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+            out, aux = run(
+                q,
+                k,
+                v,
+                block_mask=mask,
+                scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+                return_aux=AuxRequest(lse=True),
+                **options,
+            )
+    except RuntimeError:
+        raise
+    except Exception as error:  # the compiler's own kinds are no RuntimeErrors
+        raise RuntimeError(f"PyTorch can't compile FlexAttention for this call: {error}") from error
     return out, aux.lse
 
 
@@ -78,9 +90,29 @@ def _attention(device: str) -> Callable[..., Any]:
 @lru_cache(maxsize=8)
 def _causal(queries: int, keys: int, device: torch.device) -> Any:
     """Aligned at the top left, as PyTorch means it."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import BlockMask
 
-    return create_block_mask(_before, None, None, queries, keys, device=str(device))
+    # by blocks: `create_block_mask` would hold queries × keys
+    rows = torch.arange(-(-queries // BLOCK), device=device)[:, None]
+    columns = torch.arange(-(-keys // BLOCK), device=device)
+    seen = columns * BLOCK < ((rows + 1) * BLOCK).clamp_max(queries)
+    inside = ((rows + 1) * BLOCK <= queries) & ((columns + 1) * BLOCK <= keys)
+    full = (columns < rows) & inside
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~full),
+        *_listed(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=_before,
+        seq_lengths=(queries, keys),
+    )
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, 1, rows) how many blocks of keys each block of queries has, (1, 1, rows, columns) which,
+    those first."""
+    count = blocks.sum(1, dtype=torch.int32)
+    order = blocks.byte().argsort(dim=1, descending=True, stable=True).int()
+    return count[None, None], order[None, None]
 
 
 def _before(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

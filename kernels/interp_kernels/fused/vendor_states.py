@@ -11,6 +11,7 @@ first use. `VENDORS` may be replaced, by emulations on a CPU for instance.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -225,11 +226,29 @@ def flash(name: str, scale: float) -> Flash:
                 "align it differently."
             )
         if k.shape[2] < SHORT or q.shape[2] < FEW_ROWS:
-            mask, (batch, heads, lq, _) = Mask(causal=causal), q.shape
-            vis = Visibility(mask, batch, heads, lq, k.shape[2], q.device)
-            state = forward(Call(q, k, v, vis, scale))
-            return state.out, state.lse
-        out, lse = vendor.call(q, k, v, causal, scale)
+            return _by_our_own(q, k, v, causal, scale)
+        try:
+            out, lse = vendor.call(q, k, v, causal, scale)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _warn(vendor.name, str(error))
+            return _by_our_own(q, k, v, causal, scale)
         return out, lse.reshape(q.shape[:3])
 
     return call
+
+
+def _by_our_own(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    mask, (batch, heads, lq, _) = Mask(causal=causal), q.shape
+    vis = Visibility(mask, batch, heads, lq, k.shape[2], q.device)
+    state = forward(Call(q, k, v, vis, scale))
+    return state.out, state.lse
+
+
+@lru_cache
+def _warn(name: str, why: str) -> None:
+    """Once a process and reason."""
+    warnings.warn(f"{name} refused a call, which our own kernel answers: {why}", stacklevel=4)
