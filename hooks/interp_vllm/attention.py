@@ -16,7 +16,7 @@ from interp_kernels import Mask
 from interp_kernels.paged import RowChange, row_change
 from interp_vllm.errors import ServingError
 from interp_vllm.layout import Layout
-from interp_vllm.rows import joined, own_pages, rows_over
+from interp_vllm.rows import alike, joined, own_pages, rows_over
 from interp_vllm.step import Part, Step
 
 #: how far the engine's own output may be from one computed anew from its cache, by dtype, of the
@@ -72,8 +72,10 @@ class LayerTap:
                     key += (part.position,)  # these go by position
                 groups.setdefault(key, []).append(part)
                 acting[key] = edits
+        each = 2 * self.site.n_kv_heads * self.site.d_head + 4 * self.site.n_heads
         for key, parts in groups.items():
-            self._singles(parts, acting[key], query, cache, table, output)
+            for some in alike(parts, each):
+                self._singles(some, acting[key], query, cache, table, output)
         for patch in step.patches:
             if self.row not in patch.layers:
                 continue
@@ -113,9 +115,11 @@ class LayerTap:
         if asked is q and not after:
             output[places] = rows.changed(q, own, change).to(output)
             return
+        shown = rows.weights(asked, change) if after else None
         output[places] = rows.output(asked, change).to(output)
         for i, part in after:
-            self._note(part, rows.weights(asked, change)[i, :, : lengths[i]])
+            assert shown is not None
+            self._note(part, shown[i, :, : lengths[i]])
 
     def _note(self, part: Part, weights: Tensor) -> None:
         assert part.record is not None

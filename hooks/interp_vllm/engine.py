@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from interp_vllm.step import Run, Step
 
 #: finished requests whose statistics nobody has taken; older ones go
 KEPT = 256
+#: programs that wait for another request with the same settings
+RECENT = 16
 
 
 class Engine:
@@ -47,7 +50,8 @@ class Engine:
         self.rank, self.size = rank, size
         self.served: dict[str, tuple[Program, Record | None] | None] = {}
         self.finished: OrderedDict[str, Record] = OrderedDict()
-        self._programs: OrderedDict[str, tuple[Settings, Program]] = OrderedDict()
+        self._programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
+        self._recent: deque[Program] = deque(maxlen=RECENT)
         self._scheduled: Mapping[str, int] | None = None
         self._step: Step | None = None
 
@@ -116,26 +120,25 @@ class Engine:
         asked = (getattr(params, "extra_args", None) or {}).get("interp")
         known = None
         if asked is not None:
-            settings, program = self._compiled(asked)
+            program = self._compiled(asked)
             record = None
-            if settings.asked is not None:
+            if program.asked is not None:
                 heads = self.taps[0].site.n_heads
-                record = Record(settings.asked, len(self.taps), heads, state.num_prompt_tokens)
+                record = Record(program.asked, len(self.taps), heads, state.num_prompt_tokens)
             if program.changes or program.inside or record is not None:
                 known = program, record
         self.served[request] = known
         return known
 
-    def _compiled(self, asked: str) -> tuple[Settings, Program]:
+    def _compiled(self, asked: str) -> Program:
         """What requests with these settings do, made once: those that ask the same share it, so
-        that their rows go together."""
-        if asked not in self._programs:
-            settings = Settings.read(asked)
-            self._programs[asked] = settings, compiled(settings, self.model, self.rank, self.size)
-            while len(self._programs) > KEPT:
-                self._programs.popitem(last=False)
-        self._programs.move_to_end(asked)
-        return self._programs[asked]
+        that their rows go together. It is kept while one of them runs, and the last few after."""
+        program = self._programs.get(asked)
+        if program is None:
+            program = compiled(Settings.read(asked), self.model, self.rank, self.size)
+            self._programs[asked] = program
+            self._recent.append(program)
+        return program
 
     def _finish(self, request: str) -> None:
         known = self.served.pop(request, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -11,9 +11,14 @@ from torch import Tensor
 
 from interp_kernels.paged import RowChange, reweighed, row_output, row_weights
 from interp_vllm.layout import Layout
+from interp_vllm.step import Part
 
 #: where the kernel may be asked for
 DEVICES = ("cuda",)
+#: tokens up to which rows of any length are read together
+SHORT = 512
+#: numbers that are read together, at most
+TOGETHER = 1 << 26
 
 
 class Rows(Protocol):
@@ -55,6 +60,22 @@ def rows_over(
         if serves(q, *views):
             return KernelRows(*views, blocks, lengths, scale)
     return DenseRows(layout, cache, blocks, lengths, scale)
+
+
+def alike(parts: Sequence[Part], each: int) -> Iterator[list[Part]]:
+    """The parts, single rows, in groups that are read at once: none more than twice as long as
+    another, but for short ones, and together within a budget; `each` numbers are read a token."""
+    group: list[Part] = []
+    for part in sorted(parts, key=lambda part: -part.position):
+        if group:
+            longest = group[0].position + 1
+            short = longest > max(2 * (part.position + 1), SHORT)
+            if short or (len(group) + 1) * longest * each > TOGETHER:
+                yield group
+                group = []
+        group.append(part)
+    if group:
+        yield group
 
 
 def own_pages(table: Tensor, lengths: Sequence[int], size: int) -> Tensor:
@@ -116,26 +137,30 @@ class KernelRows:
         self.keys, self.values, self.blocks = keys, values, blocks
         self.lengths, self.scale = lengths, scale
         self._asked: tuple[Tensor, RowChange | None] | None = None
-        self._found: tuple[Tensor, Tensor] | None = None
+        self._found: tuple[Tensor, Tensor | None] | None = None
 
-    def _answer(self, q: Tensor, change: RowChange | None) -> tuple[Tensor, Tensor]:
-        """(outputs, weights)."""
+    def _answer(
+        self, q: Tensor, change: RowChange | None, weighed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(outputs, weights or None)."""
         from interp_kernels.paged_decode import paged_rows
 
-        if self._asked is None or self._asked[0] is not q or self._asked[1] is not change:
+        same = self._asked is not None and self._asked[0] is q and self._asked[1] is change
+        if self._found is None or not same or (weighed and self._found[1] is None):
             self._found = paged_rows(
                 q, self.keys, self.values, self.blocks, self.lengths,
-                scale=self.scale, change=change,
+                scale=self.scale, change=change, weighed=weighed,
             )  # fmt: skip
             self._asked = q, change
-        assert self._found is not None
         return self._found
 
     def weights(self, q: Tensor, change: RowChange | None = None) -> Tensor:
-        return self._answer(q, change)[1]
+        found = self._answer(q, change, True)[1]
+        assert found is not None
+        return found
 
     def output(self, q: Tensor, change: RowChange | None = None) -> Tensor:
-        return self._answer(q, change)[0]
+        return self._answer(q, change, False)[0]
 
     def changed(self, q: Tensor, own: Tensor, change: RowChange) -> Tensor:
         return self.output(q, change)

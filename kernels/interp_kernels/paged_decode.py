@@ -47,7 +47,8 @@ def paged_rows(
     *,
     scale: float,
     change: RowChange | None = None,
-) -> tuple[Tensor, Tensor]:
+    weighed: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Output (rows, heads, d_v) and weights (rows, heads, longest) of single queries, each over the
     first tokens of its pages.
 
@@ -63,9 +64,10 @@ def paged_rows(
         lengths: tokens that each row sees.
         scale: of the logits.
         change: what edits do to the logits of all of them.
+        weighed: whether the weights are wanted, a float32 a row, head and key of the longest.
 
     Returns:
-        the outputs in the values' dtype, the weights in float32.
+        the outputs in the values' dtype, the weights in float32 or None.
 
     Raises:
         ValueError: what the kernel does not know (`serves`).
@@ -86,7 +88,9 @@ def paged_rows(
     vis = Visibility(Mask(causal=False, keys=seen), rows, heads, 1, columns, q.device)
     steers = () if change is None else (_steer(change, heads, columns, q.device),)
     call = Call(q[:, :, None], keys, values, vis, scale, steers=steers)
-    found = decode(call, scores=True, pages=blocks.to(torch.int32))
+    found = decode(call, scores=weighed, pages=blocks.to(torch.int32))
+    if not weighed:
+        return found.out[:, :, 0], None
     assert found.scores is not None
     scores, lse = found.scores[:, :, 0, :longest], found.lse[:, :, 0, None]
     weights = torch.exp(scores - lse).masked_fill_(lse == -torch.inf, 0.0)

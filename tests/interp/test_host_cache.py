@@ -133,3 +133,51 @@ def test_one_forward_keeps_its_keys(tapped: Any, moved: list[Any], monkeypatch: 
         parts = prefill(Device(model), ids, chunk=16)
     assert moved
     torch.testing.assert_close(parts.logits, whole.logits, atol=2e-5, rtol=1e-4)
+
+
+def small(name: str) -> Any:
+    """A random model of which transformers' cache differs from a list of keys and values."""
+    import transformers as t
+
+    sizes: dict[str, Any] = dict(
+        hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=100, head_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    if name == "minimax":
+        config: Any = t.MiniMaxConfig(
+            **sizes, num_hidden_layers=4, num_local_experts=2, block_size=8
+        )
+        return t.MiniMaxForCausalLM(config)
+    config = t.FalconH1Config(
+        **sizes, num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=2, mamba_d_head=16,
+        mamba_d_state=8, mamba_n_groups=1,
+    )  # fmt: skip
+    return t.FalconH1ForCausalLM(config)
+
+
+@pytest.mark.parametrize("name", ["minimax", "falcon_h1"])
+@torch.no_grad()
+def test_models_with_caches_of_their_own_keep_them(
+    name: str, moved: list[Any], monkeypatch: Any
+) -> None:
+    """One insists on its own class, another's layers have a state beside their keys."""
+    from interp_hooks import hook
+
+    model = hook(small(name).eval(), name=name)
+    monkeypatch.setattr(host_cache, "free", lambda _: 1)
+    ids = torch.arange(3, 40)[None]
+    wanted = prefill(model, ids, chunk=16)
+    found = prefill(Device(model), ids, chunk=16)
+    assert not moved
+    torch.testing.assert_close(found.logits, wanted.logits)
+    # all layers that keep every token count: of 4, minimax has two
+    assert host_cache.bytes_of_keys(model, 1, 40) == 2 * 40 * (2 * 2 * 16) * 4
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu"])
+def test_other_devices_than_cudas_keep_them(kind: str, tapped: Any) -> None:
+    model, _ = tapped("llama")
+    away = Device(model)
+    away.device = torch.device(kind)
+    assert host_cache.host_cache(away, 2, LENGTH) is None

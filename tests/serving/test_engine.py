@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from interp_hooks.blocks import Tap
 from interp_hooks.call import AttentionCall
 from interp_hooks.engine import attend
 from interp_kernels import Mask
-from interp_vllm import ServingError, asking
+from interp_vllm import ServingError, asking, attention, rows
+from interp_vllm.program import Program
 from interp_vllm.served import ServedModel
 from interp_vllm.settings import Settings
+from interp_vllm.step import Part
 
 MODEL = ServedModel("stand-in", (0, 1, 2), 6, 3, 8)
 EDITS: dict[str, list[Any]] = {
@@ -112,8 +115,6 @@ def test_the_edits_of_these_tests_move_something(name: str) -> None:
 def test_rows_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: single rows read their pages, which hold NaN where nobody wrote, in the decode
     kernel."""
-    from interp_vllm import rows
-
     model, page = ServedModel("stand-in", (0, 1, 2), 6, 3, 16), 16
     edits = {name: EDITS[name] for name in ("uniform", "hidden", "growing")}
     monkeypatch.setattr(rows, "DEVICES", ("cpu",))
@@ -175,8 +176,6 @@ def test_any_schedule(
 @pytest.mark.parametrize("name", ["uniform", "hidden", "flatter", "growing", "several"])
 def test_requests_that_ask_the_same_go_together(name: str, monkeypatch: Any) -> None:
     """Of different lengths, at different places; each is as if alone, and a layer reads once."""
-    from interp_vllm import attention
-
     calls: list[int] = []
     own = attention.rows_over
 
@@ -352,3 +351,84 @@ def test_tables_that_disagree_are_refused() -> None:
 def test_the_same_settings_are_read_from_their_own_text() -> None:
     text = asking(EDITS["several"], ALL)["interp"]
     assert Settings.read(text).text() == text
+
+
+@given(
+    st.lists(st.integers(1, 40_000), min_size=1, max_size=40),
+    st.integers(1, 4000),
+)
+def test_rows_of_like_lengths_go_together(lengths: list[int], each: int) -> None:
+    """One row of a long request does not make all others as long: what is read is at most twice
+    what there is, but for short rows, and within the budget where one row is."""
+    parts = [Part(i, i, 1, length - 1, True, Program(), None) for i, length in enumerate(lengths)]
+    groups = list(rows.alike(parts, each))
+    assert sorted(part.index for group in groups for part in group) == list(range(len(parts)))
+    for group in groups:
+        own = [part.position + 1 for part in group]
+        assert max(own) <= max(2 * min(own), rows.SHORT)
+        assert len(group) == 1 or len(own) * max(own) * each <= rows.TOGETHER
+    assert len(list(rows.alike(parts[:1] * 30, 1))) == 1 or lengths[0] * 30 > rows.TOGETHER
+
+
+def test_a_long_request_beside_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of the short ones are read as far as these go, and each is as if alone."""
+    monkeypatch.setattr(rows, "SHORT", 8)
+    read = []
+    own = attention.rows_over
+
+    def noted(layout: Any, cache: Any, table: Any, lengths: Any, *more: Any) -> Any:
+        read.append(len(lengths) * max(lengths) / sum(lengths))
+        return own(layout, cache, table, lengths, *more)
+
+    monkeypatch.setattr(attention, "rows_over", noted)
+    engine = FakeEngine(MODEL, "turned", 4)
+    for i, (prompt, total) in enumerate([(70, 80), (4, 14), (5, 14), (6, 14)]):
+        asked = asking(EDITS["flatter"], {"names": ["entropy"], "stage": "after"})["interp"]
+        engine.add(sequence(f"r{i}", MODEL, prompt, total, asked, i))
+    finish(engine)
+    assert max(read) <= 2
+    for one in engine.requests.values():
+        for row in range(3):
+            got = heads_of(engine, one, row).double()
+            wanted = by_definition(one, EDITS["flatter"], row)
+            torch.testing.assert_close(got, wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_programs_of_finished_requests_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that ask the same share one; it is held as long as they run, and the last few
+    after."""
+    monkeypatch.setattr("interp_vllm.engine.RECENT", 2)
+    engine = FakeEngine(MODEL, "turned", 4)
+    made = engine.engine
+    for i in range(6):
+        edits = [every.ScaleHeads({"L0H1": 0.1 * i})]
+        engine.add(sequence(f"r{i}", MODEL, 3, 8, asking(edits)["interp"], i))
+        if i:  # beside another that asks the same
+            engine.add(sequence(f"again{i}", MODEL, 3, 8, asking(edits)["interp"], i))
+    finish(engine)
+    assert len(made._programs) == 6
+    made.begin({}, list(engine.requests))
+    gc.collect()
+    assert len(made._programs) == 2
+
+
+def test_weights_are_made_where_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel: a request without statistics keeps no score a key."""
+    model = ServedModel("stand-in", (0, 1, 2), 6, 3, 16)
+    monkeypatch.setattr(rows, "DEVICES", ("cpu",))
+    asked = []
+    own = rows.KernelRows._answer
+
+    def answered(self: Any, q: Any, change: Any, weighed: bool) -> Any:
+        found = own(self, q, change, weighed)
+        asked.append((weighed, found[1] is not None))
+        return found
+
+    monkeypatch.setattr(rows.KernelRows, "_answer", answered)
+    for statistics in (None, {"names": ["entropy"], "stage": "after"}):
+        asked.clear()
+        engine = FakeEngine(model, "turned", page=16)
+        given = asking(EDITS["uniform"], statistics)["interp"]
+        engine.add(sequence("r", model, 18, 22, given, 0))
+        finish(engine)
+        assert asked and any(made for _, made in asked) == (statistics is not None)
