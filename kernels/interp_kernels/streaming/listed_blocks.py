@@ -14,11 +14,16 @@ from ..masking import FLOOR, INVISIBLE, compute_dtype
 class KeyLists(NamedTuple):
     """The keys that blocks of query rows read; query heads in order share the lists evenly.
 
-    columns (batch or 1, lists, blocks, m): int key columns, in any order. shown: bool that
-    broadcasts to (batch, lists, blocks, rows, n): the row sees the column, of the last n ≤ m; it
-    sees all before these. Of a column that is listed twice one must be hidden; one outside the keys
-    is hidden by itself among the last n. kv_heads (lists,): the kv head that each list reads; by
-    default there is a list a kv head, or one a query head.
+    Args:
+        columns: (batch or 1, lists, blocks, m) int key columns, in any order.
+        shown: bool that broadcasts to (batch, lists, blocks, rows, n): the row sees the column, of
+            the last n ≤ m; it sees all before these. Of a column that is listed twice one must be
+            hidden; one outside the keys is hidden by itself among the last n.
+        kv_heads: (lists,) the kv head that each list reads; by default there is a list a kv head,
+            or one a query head.
+
+    Raises:
+        ValueError: from `attend_listed`, where they do not fit its tensors.
 
     Example:
         >>> KeyLists(torch.zeros(1, 1, 2, 3, dtype=torch.int64), torch.tensor(True)).kv_heads
