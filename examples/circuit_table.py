@@ -85,9 +85,8 @@ class Case:
 
 def truth_of(model: HookedModel, task: str, mode: str, state: Path) -> Truth:
     """pocket-llama's heads by one ablation: the bundled truth by mean, else measured and kept."""
-    if mode == "mean":
-        path = BUNDLED / model.name / f"{task}.json"
-    else:
+    path = BUNDLED / model.name / f"{task}.json"
+    if mode != "mean" or not path.is_file():
         path = state / "truths" / f"{task}-{mode}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
